@@ -1,0 +1,60 @@
+"""PEP 517 backend: setuptools, with the torch of the target environment where it can be seen.
+
+Under build isolation pip gives the build an environment of its own, yet ``sysconfig`` still names the
+environment that is installed into. A torch found there is built against and nothing is downloaded; where
+none is (an empty environment, uv, ``python -m build``) the build requires one. Either is safe: the libraries
+use the stable ABI and load in torch 2.10 and later.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import pathlib
+import sys
+import sysconfig
+
+from setuptools import build_meta
+from setuptools.build_meta import *  # noqa: F403
+
+TORCH = "torch>=2.10"
+
+
+def target_site_packages() -> str | None:
+    """The site-packages that hold a recent enough torch, or None."""
+    for name in ("purelib", "platlib"):
+        folder = sysconfig.get_path(name)
+        if importlib.machinery.PathFinder.find_spec("torch", [folder]) is None:
+            continue
+        version_file = pathlib.Path(folder, "torch", "version.py")
+        scope: dict[str, object] = {}
+        exec(version_file.read_text(), scope)  # a few assignments; importing torch here would take seconds
+        version = str(scope["__version__"]).split("+")[0].split(".")
+        if (int(version[0]), int(version[1])) >= (2, 10):
+            return folder
+    return None
+
+
+def _add_target() -> None:
+    folder = target_site_packages()
+    if folder is not None and folder not in sys.path:
+        sys.path.append(folder)  # last: the build's own requirements come first
+
+
+def get_requires_for_build_wheel(config_settings=None):
+    torch = [] if target_site_packages() else [TORCH]
+    return build_meta.get_requires_for_build_wheel(config_settings) + torch
+
+
+def get_requires_for_build_editable(config_settings=None):
+    torch = [] if target_site_packages() else [TORCH]
+    return build_meta.get_requires_for_build_editable(config_settings) + torch
+
+
+def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
+    _add_target()
+    return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
+
+
+def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
+    _add_target()
+    return build_meta.build_editable(wheel_directory, config_settings, metadata_directory)

@@ -1,0 +1,21 @@
+// What a library was built from, read by snnet_kernels.backend_info().
+#pragma once
+
+#include <torch/headeronly/version.h>
+
+#define SNNET_STRING_(x) #x
+#define SNNET_STRING(x) SNNET_STRING_(x)
+
+#if defined(__clang__)
+#define SNNET_COMPILER "clang " __clang_version__
+#elif defined(__GNUC__)
+#define SNNET_COMPILER "gcc " __VERSION__
+#else
+#define SNNET_COMPILER "another compiler"
+#endif
+
+#if defined(_WIN32)
+#define SNNET_EXPORT extern "C" __declspec(dllexport)
+#else
+#define SNNET_EXPORT extern "C" __attribute__((visibility("default")))
+#endif

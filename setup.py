@@ -1,0 +1,156 @@
+"""Build of the compiled parts. Everything else is declared in pyproject.toml.
+
+``snnet_kernels._C``       CPU kernels, LibTorch stable ABI
+``snnet_kernels._C_cuda``  CUDA kernels, LibTorch stable ABI, where an nvcc fits torch
+``snnet._rank_metrics``    CMC and mAP, pybind11
+
+Environment: ``SNNET_CUDA=auto|1|0`` (auto: build the CUDA library where it can be, warn where it fails;
+1: a failure is fatal; 0: never), ``TORCH_CUDA_ARCH_LIST``, ``MAX_JOBS``. A library that cannot be compiled is
+left out with a warning, and the plain PyTorch implementation serves in its place.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+
+def toolkit_of_nvcc() -> str | None:
+    """The CUDA toolkit of the nvcc on the PATH, asked of nvcc itself: what stands there may be a wrapper."""
+    if shutil.which("nvcc") is None:
+        return None
+    plan = subprocess.run(["nvcc", "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+    top = re.search(r"^#\$ TOP=(.*)$", plan.stderr, re.MULTILINE)
+    return os.path.realpath(top.group(1).strip()) if top else None
+
+
+if not {"CUDA_HOME", "CUDA_PATH"} & os.environ.keys() and (toolkit := toolkit_of_nvcc()) is not None:
+    os.environ["CUDA_HOME"] = toolkit  # read by torch at its import
+
+try:
+    import torch
+    from torch.utils import cpp_extension
+except ImportError:
+    torch = None
+
+# One build serves torch 2.10 and later; py_limited_api below makes it serve every CPython from 3.10.
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
+FLAGS = ["-O3", "-std=c++20", "-g0", "-fvisibility=hidden"]
+CUDA_MODE = os.environ.get("SNNET_CUDA", "auto")
+
+
+def sources(*patterns: str) -> list[str]:
+    return sorted(str(path) for pattern in patterns for path in Path().glob(pattern))
+
+
+def warn(message: str) -> None:
+    print(f"\nWARNING: {message}\n", file=sys.stderr)
+
+
+def nvcc_version() -> str | None:
+    """Version of the nvcc that torch would use, or None."""
+    if cpp_extension.CUDA_HOME is None:
+        return None
+    try:
+        output = subprocess.run(
+            [os.path.join(cpp_extension.CUDA_HOME, "bin", "nvcc"), "--version"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    match = re.search(r"release (\d+\.\d+)", output)
+    return match.group(1) if match else None
+
+
+def cuda_extension() -> Extension | None:
+    if CUDA_MODE == "0":
+        return None
+    nvcc = nvcc_version()
+    if torch.version.cuda is None:
+        reason = "this torch is built without CUDA"
+    elif nvcc is None:
+        reason = "no nvcc was found (set CUDA_HOME)"
+    elif nvcc.split(".")[0] != torch.version.cuda.split(".")[0]:
+        reason = f"nvcc {nvcc} does not fit torch's CUDA {torch.version.cuda}"
+    else:
+        reason = None
+    if reason is not None:
+        if CUDA_MODE == "1":
+            raise SystemExit(f"SNNET_CUDA=1, but {reason}")
+        return None
+    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    build = re.sub(r"[;\s]+", " ", f"CUDA {nvcc} for {architectures}")
+    return cpp_extension.CUDAExtension(
+        "snnet_kernels._C_cuda",
+        sources("csrc/cuda/*.cu", "csrc/cuda/*.cpp"),
+        py_limited_api=True,
+        extra_compile_args={
+            "cxx": [*FLAGS, TORCH_TARGET, "-DUSE_CUDA", f"-DSNNET_CUDA_BUILD={build}"],
+            "nvcc": ["-O3", "-std=c++20", "-DUSE_CUDA", TORCH_TARGET],
+        },
+        extra_link_args=["-s"],
+    )
+
+
+def extensions() -> list[Extension]:
+    found = []
+    if torch is None:
+        warn("torch cannot be imported here: the compiled kernels are left out")
+    else:
+        found.append(
+            cpp_extension.CppExtension(
+                "snnet_kernels._C",
+                sources("csrc/cpu/*.cpp"),
+                py_limited_api=True,
+                extra_compile_args={"cxx": [*FLAGS, TORCH_TARGET]},
+                extra_link_args=["-s"] if sys.platform == "linux" else [],
+            )
+        )
+        found.append(cuda_extension())
+    import pybind11
+
+    found.append(
+        Extension(
+            "snnet._rank_metrics",
+            sources("csrc/metrics/*.cpp"),
+            include_dirs=[pybind11.get_include()],
+            language="c++",
+            extra_compile_args=["-O3", "-std=c++17", "-g0", "-fvisibility=hidden"],
+            extra_link_args=["-pthread"],
+        )
+    )
+    return [extension for extension in found if extension is not None]
+
+
+class OptionalBuild(cpp_extension.BuildExtension if torch is not None else build_ext):
+    """Builds what can be built: a library that fails is left out with one warning, unless SNNET_CUDA=1."""
+
+    def build_extensions(self) -> None:
+        wanted, built = self.extensions, []
+        for extension in wanted:
+            self.extensions = [extension]
+            try:
+                super().build_extensions()
+                built.append(extension)
+            except Exception as error:  # whatever a missing or failing compiler raises
+                if CUDA_MODE == "1" and extension.name.endswith("_C_cuda"):
+                    raise
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                warn(
+                    f"{extension.name} could not be compiled ({reason}); it is left out and plain Python "
+                    "serves in its place. `pip install -v .` shows the compiler's output."
+                )
+        self.extensions = built
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": OptionalBuild})

@@ -1,0 +1,183 @@
+"""Argument checks of the public functions: one clear error that names the argument.
+
+Shapes, types and devices are checked here, always. Values (an index out of range, a momentum outside
+[0, 1]) are read only where that costs no synchronisation and where no graph is being traced: on the CPU, in
+eager mode. The implementations check them once more, so that a traced call is as safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_tensor(name: str, value: object, shape: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor {shape}, got {type(value).__name__}")
+    return value
+
+
+def check_matrix(name: str, value: object, rows: str = "n", columns: str = "d") -> Tensor:
+    tensor = check_tensor(name, value, f"[{rows}, {columns}]")
+    if tensor.dim() != 2:
+        raise ValueError(
+            f"{name} must have 2 dimensions [{rows}, {columns}], got shape {tuple(tensor.shape)}"
+        )
+    return tensor
+
+
+def check_memory(name: str, value: object) -> Tensor:
+    """The exemplar memory: contiguous float32 [n, d], a buffer and no parameter."""
+    memory = check_matrix(name, value)
+    check_storage(name, memory, torch.float32)
+    if memory.requires_grad:
+        raise ValueError(f"{name} must not require grad: no gradient is defined for it, pass {name}.detach()")
+    return memory
+
+
+def check_storage(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous, got strides {tuple(tensor.stride())}")
+
+
+def check_same_device(**tensors: Tensor | None) -> None:
+    given = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    first = next(iter(given))
+    for name, device in given.items():
+        if device != given[first]:
+            raise ValueError(f"{name} must be on the device of {first} ({given[first]}), got {device}")
+
+
+def check_features(name: str, value: object, feature_dim: int) -> Tensor:
+    """Live features: any floating type and any strides, taken to float32 [B, d]."""
+    features = check_matrix(name, value, "B", "d")
+    if not features.is_floating_point():
+        raise TypeError(f"{name} must be a floating point tensor, got {features.dtype}")
+    if features.shape[1] != feature_dim:
+        raise ValueError(f"{name} must have shape [B, {feature_dim}], got {tuple(features.shape)}")
+    return features.float()
+
+
+def check_index(name: str, value: object, num_instances: int, batch_size: int | None = None) -> Tensor:
+    """Dataset positions: int64 [B], 0 <= index < n."""
+    index = check_tensor(name, value, "[B]")
+    if index.dtype != torch.int64:
+        raise TypeError(f"{name} must be torch.int64, got {index.dtype}")
+    if index.dim() != 1:
+        raise ValueError(f"{name} must have 1 dimension [B], got shape {tuple(index.shape)}")
+    if batch_size is not None and index.shape[0] != batch_size:
+        raise ValueError(f"{name} must have {batch_size} entries, got {index.shape[0]}")
+    if not torch.compiler.is_compiling():
+        check_index_values(name, index, num_instances)
+    return index
+
+
+def check_index_values(name: str, index: Tensor, num_instances: int) -> None:
+    """Read the values of an index on the CPU (elsewhere a read would wait for the device)."""
+    if index.device.type != "cpu" or index.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(index))
+    if low < 0 or high >= num_instances:
+        wrong = low if low < 0 else high
+        raise ValueError(f"{name} must lie in [0, {num_instances}), got {wrong}")
+
+
+def check_rows(name: str, value: object, batch_size: int, num_instances: int) -> Tensor:
+    """Similarity rows: float [B, n], taken to float32."""
+    rows = check_matrix(name, value, "B", "n")
+    if not rows.is_floating_point():
+        raise TypeError(f"{name} must be a floating point tensor, got {rows.dtype}")
+    if tuple(rows.shape) != (batch_size, num_instances):
+        raise ValueError(f"{name} must have shape [{batch_size}, {num_instances}], got {tuple(rows.shape)}")
+    return rows.float()
+
+
+def check_cache(name: str, value: object, num_instances: int) -> Tensor:
+    cache = check_matrix(name, value, "n", "n")
+    if tuple(cache.shape) != (num_instances, num_instances):
+        raise ValueError(
+            f"{name} must have shape [{num_instances}, {num_instances}], got {tuple(cache.shape)}"
+        )
+    check_storage(name, cache, torch.float32)
+    return cache
+
+
+def check_labels(name: str, value: object, num_instances: int, batch_size: int | None = None) -> Tensor:
+    """Packed label bits: contiguous uint8 [B, label_bytes(n)]."""
+    labels = check_matrix(name, value, "B", "label_bytes(n)")
+    check_storage(name, labels, torch.uint8)
+    width = 16 * ((num_instances + 127) // 128)
+    if labels.shape[1] != width or batch_size not in (None, labels.shape[0]):
+        rows = "B" if batch_size is None else batch_size
+        raise ValueError(
+            f"{name} must have shape [{rows}, {width}] for {num_instances} instances, got {tuple(labels.shape)}"
+        )
+    return labels
+
+
+def check_weights(weights: Sequence[float]) -> list[float]:
+    """The weights of the label sets (Eq. 8): one to three numbers, none negative, not all zero."""
+    if isinstance(weights, Tensor) or not isinstance(weights, Sequence):
+        raise TypeError(f"weights must be a sequence of 1 to 3 numbers, got {type(weights).__name__}")
+    numbers = [float(weight) for weight in weights]
+    if not 1 <= len(numbers) <= 3:
+        raise ValueError(f"weights must be 1 to 3 numbers, got {len(numbers)}")
+    if not all(0.0 <= weight < float("inf") for weight in numbers) or sum(numbers) <= 0.0:
+        raise ValueError(f"weights must be finite, none negative and not all zero, got {numbers}")
+    return numbers
+
+
+def check_label_sets(
+    labels: Sequence[Tensor], weights: Sequence[float], batch_size: int, num_instances: int
+) -> tuple[list[Tensor], list[float]]:
+    numbers = check_weights(weights)
+    if isinstance(labels, Tensor) or not isinstance(labels, Sequence):
+        raise TypeError(f"labels must be a sequence of 1 to 3 label tensors, got {type(labels).__name__}")
+    if len(labels) != len(numbers):
+        raise ValueError(
+            f"labels and weights must have the same length, got {len(labels)} and {len(numbers)}"
+        )
+    checked = [
+        check_labels(f"labels[{k}]", value, num_instances, batch_size) for k, value in enumerate(labels)
+    ]
+    return checked, numbers
+
+
+def check_momentum(value: float | Tensor, device: torch.device) -> Tensor:
+    """The momentum as a float32 0-d tensor on the memory's device."""
+    if isinstance(value, Tensor):
+        if value.dim() != 0 or not value.is_floating_point():
+            raise ValueError(
+                f"momentum must be a number or a 0-d floating point tensor, got {value.dtype} {tuple(value.shape)}"
+            )
+        if not torch.compiler.is_compiling():
+            check_momentum_value(value)
+        return value.to(device=device, dtype=torch.float32)
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"momentum must lie in [0, 1], got {value}")
+    return torch.full((), value, dtype=torch.float32, device=device)
+
+
+def check_momentum_value(momentum: Tensor) -> None:
+    if momentum.device.type == "cpu" and not 0.0 <= float(momentum) <= 1.0:
+        raise ValueError(f"momentum must lie in [0, 1], got {float(momentum)}")
+
+
+def check_loss_options(kind: str, delta: float, hard_negative_ratio: float) -> None:
+    if kind not in ("mmcl", "l2"):
+        raise ValueError(f"kind must be 'mmcl' or 'l2', got {kind!r}")
+    if not 0.0 <= delta < float("inf"):
+        raise ValueError(f"delta must be finite and not negative, got {delta}")
+    if not 0.0 <= hard_negative_ratio <= 1.0:
+        raise ValueError(f"hard_negative_ratio must lie in [0, 1], got {hard_negative_ratio}")
+
+
+def check_prediction_options(threshold: float, min_rank: int) -> None:
+    if not -float("inf") < threshold < float("inf"):
+        raise ValueError(f"threshold must be finite, got {threshold}")
+    if isinstance(min_rank, bool) or not isinstance(min_rank, int) or min_rank < 0:
+        raise ValueError(f"min_rank must be an integer of at least 0, got {min_rank!r}")

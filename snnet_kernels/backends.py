@@ -1,0 +1,125 @@
+"""Which compiled libraries are loaded, and which of them serves each operation on this machine.
+
+``SNNET_BACKEND`` forces one for every operation: ``reference`` (plain PyTorch), ``cpu`` (the compiled CPU
+library), ``cuda`` (the compiled CUDA library) or ``triton``. A forced backend that is not there raises at
+import, one that does not serve an operation raises at its call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pathlib
+from dataclasses import dataclass
+
+import torch
+
+from .schemas import OPERATIONS
+
+BACKENDS = ("reference", "cpu", "cuda", "triton")
+_LIBRARIES = {"cpu": "_C", "cuda": "_C_cuda"}
+_DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+
+
+@dataclass(frozen=True)
+class LibraryInfo:
+    """One compiled library: whether it loaded, else why not, and what it was built from and for."""
+
+    name: str
+    loaded: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What :func:`backend_info` found; ``print`` it for a table.
+
+    ``operations`` maps each operation to the backend that serves it on ``cpu`` and ``cuda`` tensors.
+    """
+
+    forced: str | None
+    libraries: tuple[LibraryInfo, ...]
+    operations: dict[str, dict[str, str]]
+
+    def __str__(self) -> str:
+        lines = [f"snnet_kernels on torch {torch.__version__}"]
+        if self.forced:
+            lines.append(f"SNNET_BACKEND={self.forced}")
+        for library in self.libraries:
+            state = "loaded" if library.loaded else "not loaded"
+            lines.append(f"  {library.name:<8} {state}: {library.detail}")
+        lines.append(f"  {'operation':<28} {'cpu':<10} cuda")
+        for name, devices in self.operations.items():
+            lines.append(f"  {name:<28} {devices['cpu']:<10} {devices['cuda']}")
+        return "\n".join(lines)
+
+
+def _find_library(stem: str) -> pathlib.Path | None:
+    found = sorted(pathlib.Path(__file__).parent.glob(f"{stem}.*so"))
+    return found[0] if found else None
+
+
+def _load_library(stem: str) -> LibraryInfo:
+    path = _find_library(stem)
+    if path is None:
+        return LibraryInfo(stem, False, "not built (see the warnings of `pip install -v`)")
+    try:
+        torch.ops.load_library(str(path))
+        describe = ctypes.CDLL(str(path)).snnet_describe_build
+        describe.restype = ctypes.c_char_p
+        return LibraryInfo(stem, True, describe().decode())
+    except (OSError, AttributeError) as error:
+        return LibraryInfo(stem, False, f"{path.name} does not load: {error}")
+
+
+def _forced_backend() -> str | None:
+    name = os.environ.get("SNNET_BACKEND") or None
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"SNNET_BACKEND must be one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+def _load_all() -> tuple[LibraryInfo, ...]:
+    if FORCED == "reference":
+        return tuple(LibraryInfo(stem, False, "SNNET_BACKEND=reference") for stem in _LIBRARIES.values())
+    loaded = {"cpu": _load_library("_C")}
+    if torch.version.cuda is None:
+        loaded["cuda"] = LibraryInfo("_C_cuda", False, "this torch is built without CUDA")
+    else:
+        loaded["cuda"] = _load_library("_C_cuda")
+    if FORCED in loaded and not loaded[FORCED].loaded:
+        raise ImportError(f"SNNET_BACKEND={FORCED}, but {loaded[FORCED].name} is {loaded[FORCED].detail}")
+    if FORCED == "triton":
+        raise ImportError(
+            "SNNET_BACKEND=triton, but no operation has a Triton implementation in this version"
+        )
+    return tuple(loaded.values())
+
+
+FORCED = _forced_backend()
+_LOADED = _load_all()
+
+
+def serving_backend(operation: str, device_type: str) -> str:
+    """The backend that runs ``operation`` for tensors on ``device_type``."""
+    key = _DISPATCH_KEYS.get(device_type)
+    if key and torch._C._dispatch_has_kernel_for_dispatch_key(f"snnet::{operation}", key):
+        return device_type
+    return "reference"
+
+
+def require_forced_backend(operation: str, device_type: str) -> None:
+    """Raise where SNNET_BACKEND forces a backend that does not serve ``operation`` on ``device_type``."""
+    if FORCED is not None and serving_backend(operation, device_type) != FORCED:
+        raise NotImplementedError(
+            f"SNNET_BACKEND={FORCED} does not serve {operation} for {device_type} tensors; "
+            f"without it the {serving_backend(operation, device_type)} backend would"
+        )
+
+
+def backend_info() -> BackendInfo:
+    """The loaded libraries and, for each operation, the backend that serves it on CPU and CUDA tensors."""
+    operations = {
+        name: {device: serving_backend(name, device) for device in ("cpu", "cuda")} for name in OPERATIONS
+    }
+    return BackendInfo(FORCED, _LOADED, operations)

@@ -1,0 +1,141 @@
+"""The plain PyTorch reference as the default implementation of every operation, and the gradients.
+
+A compiled library adds implementations for its device beside these; where it has none, these serve.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._checks import check_index_values, check_momentum_value
+from .schemas import LIBRARY
+
+
+def _mplp(
+    memory: Tensor,
+    index: Tensor,
+    cache: Tensor | None,
+    query_rows: Tensor | None,
+    threshold: float,
+    min_rank: int,
+    strict: bool,
+) -> Tensor:
+    check_index_values("index", index, memory.shape[0])
+    return reference.mplp(
+        memory, index, threshold, min_rank, cache=cache, query_rows=query_rows, strict=strict
+    )
+
+
+def _nearest_neighbors(
+    memory: Tensor, index: Tensor, cache: Tensor | None, query_rows: Tensor | None, k: int
+) -> tuple[Tensor, Tensor]:
+    check_index_values("index", index, memory.shape[0])
+    return reference.nearest_neighbors(memory, index, k, cache=cache, query_rows=query_rows)
+
+
+def _write_labels(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: Tensor) -> None:
+    check_index_values("index", index, row_bits.shape[0])
+    reference.write_labels_(row_bits, column_bits, index, labels)
+
+
+def _update_memory(
+    memory: Tensor,
+    index: Tensor,
+    features: Tensor,
+    momentum: Tensor,
+    cache: Tensor | None,
+    similarity: Tensor | None,
+) -> None:
+    check_index_values("index", index, memory.shape[0])
+    check_momentum_value(momentum)
+    reference.update_memory_(memory, index, features, momentum, cache=cache, similarity=similarity)
+
+
+def _fused_mutual_label_loss(
+    features: Tensor,
+    memory: Tensor,
+    similarity: Tensor | None,
+    labels: list[Tensor],
+    weights: list[float],
+    kind: str,
+    delta: float,
+    hard_negative_ratio: float,
+) -> tuple[Tensor, Tensor]:
+    return reference.fused_mutual_label_loss(
+        features,
+        memory,
+        labels,
+        weights,
+        similarity=similarity,
+        kind=kind,
+        delta=delta,
+        hard_negative_ratio=hard_negative_ratio,
+    )
+
+
+_DEFAULTS = {
+    "pack_labels": reference.pack_labels,
+    "unpack_labels": reference.unpack_labels,
+    "write_labels_": _write_labels,
+    "memory_similarity": reference.memory_similarity,
+    "memory_similarity_backward": reference.memory_similarity_backward,
+    "build_similarity_cache": reference.build_similarity_cache,
+    "mplp": _mplp,
+    "nearest_neighbors": _nearest_neighbors,
+    "mutual_label_loss": reference.mutual_label_loss_with_grad,
+    "fused_mutual_label_loss": _fused_mutual_label_loss,
+    "update_memory_": _update_memory,
+}
+for _name, _implementation in _DEFAULTS.items():
+    LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
+
+
+def _save_memory(ctx: Any, inputs: tuple, output: Any) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _similarity_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (memory,) = ctx.saved_tensors
+    return torch.ops.snnet.memory_similarity_backward.default(grad.contiguous(), memory), None
+
+
+def _similarity_second_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (memory,) = ctx.saved_tensors
+    return torch.ops.snnet.memory_similarity.default(grad.contiguous(), memory), None
+
+
+def _save_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    """The forward pass has computed the gradient already: keep it."""
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1])
+    ctx.no_gradients = [
+        [None] * len(value) if isinstance(value, list) and isinstance(value[0], Tensor) else None
+        for value in inputs[1:]
+    ]
+
+
+def _loss_gradient(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Any, ...]:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "the mutual label loss can be differentiated once only (create_graph=True was asked)"
+        )
+    (grad,) = ctx.saved_tensors
+    return (grad * grad_loss, *ctx.no_gradients)
+
+
+torch.library.register_autograd(
+    "snnet::memory_similarity", _similarity_gradient, setup_context=_save_memory, lib=LIBRARY
+)
+torch.library.register_autograd(
+    "snnet::memory_similarity_backward", _similarity_second_gradient, setup_context=_save_memory, lib=LIBRARY
+)
+torch.library.register_autograd(
+    "snnet::mutual_label_loss", _loss_gradient, setup_context=_save_gradient, lib=LIBRARY
+)
+torch.library.register_autograd(
+    "snnet::fused_mutual_label_loss", _loss_gradient, setup_context=_save_gradient, lib=LIBRARY
+)

@@ -1,0 +1,253 @@
+"""The stateful parts: exemplar memory, pseudo label memory, loss.
+
+Their tensors are buffers: they follow ``.to(device)``, stay float32 and uint8 under ``.half()`` and
+``.bfloat16()``, and are saved by ``state_dict()``. What can be recomputed (the similarity cache, the
+transposed label bits) is not saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from .memory_size import free_memory
+
+CACHE_SHARE = 0.4  # of the free memory: what a similarity cache may take with cache="auto"
+
+
+class FixedTypeModule(nn.Module):
+    """A module whose buffers move between devices but keep their types."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedTypeModule:
+        def move(tensor: Tensor) -> Tensor:
+            probe = fn(tensor.new_empty(0))
+            return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
+
+        return super()._apply(move, recurse)
+
+
+class ExemplarMemory(FixedTypeModule):
+    """The most recent feature of every image, M [n, d], and optionally its similarities S = M Mᵀ [n, n].
+
+    Args:
+        num_instances: number of images n.
+        feature_dim: feature dimensions d.
+        cache: keep S, 4n² bytes, so that labels need no product: ``True``, ``False`` or ``"auto"``, which
+            keeps it where it takes at most 40 % of the memory that is free when it is first needed.
+
+    Buffers: ``features`` float32 [n, d], ``cache`` float32 [n, n] or None (built at first use, not saved).
+    """
+
+    features: Tensor
+    cache: Tensor | None
+
+    def __init__(
+        self,
+        num_instances: int,
+        feature_dim: int,
+        cache: bool | str = "auto",
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if num_instances < 1 or feature_dim < 1:
+            raise ValueError(
+                f"num_instances and feature_dim must be at least 1, got {num_instances} and {feature_dim}"
+            )
+        if cache not in (True, False, "auto"):
+            raise ValueError(f"cache must be True, False or 'auto', got {cache!r}")
+        self.num_instances = num_instances
+        self.feature_dim = feature_dim
+        self.cache_mode = cache
+        self.register_buffer("features", torch.zeros(num_instances, feature_dim, device=device))
+        self.register_buffer("cache", None, persistent=False)
+        self._cached_version: int | None = None
+
+    @property
+    def version(self) -> int:
+        """Counts the writes to ``features``; the same number means the same content."""
+        return self.features._version
+
+    def _wants_cache(self) -> bool:
+        if self.cache_mode != "auto":
+            return bool(self.cache_mode)
+        if self.cache is not None:
+            return True
+        return 4 * self.num_instances**2 <= CACHE_SHARE * free_memory(self.features.device)
+
+    def rebuild_cache_(self) -> None:
+        """Compute S afresh from ``features`` where a cache is kept; drops the rounding of earlier updates."""
+        if not self._wants_cache():
+            self.cache, self._cached_version = None, None
+            return
+        self.cache = ops.build_similarity_cache(self.features)
+        self._cached_version = self.version
+
+    def current_cache(self) -> Tensor | None:
+        """S [n, n] of the features as they are now, or None where no cache is kept."""
+        if torch.compiler.is_compiling():
+            return self.cache
+        if self._cached_version != self.version or self.cache is None:
+            if self._cached_version is None and not self._wants_cache():
+                return None
+            self.rebuild_cache_()
+        return self.cache
+
+    def initialize_(self, features: Tensor) -> None:
+        """Fill the memory with the L2-normalised ``features`` [n, d] of an extraction pass."""
+        expected = (self.num_instances, self.feature_dim)
+        if tuple(features.shape) != expected:
+            raise ValueError(f"features must have shape {list(expected)}, got {list(features.shape)}")
+        with torch.no_grad():
+            self.features.copy_(features)
+        self.rebuild_cache_()
+
+    def similarity(self, features: Tensor) -> Tensor:
+        """s = f Mᵀ [B, n] of ``features`` [B, d] (Eq. 1); see :func:`snnet_kernels.memory_similarity`."""
+        return ops.memory_similarity(features, self.features)
+
+    def predict_labels(
+        self,
+        index: Tensor,
+        threshold: float = 0.6,
+        min_rank: int = 10,
+        *,
+        query_rows: Tensor | None = None,
+        strict: bool = False,
+    ) -> Tensor:
+        """Packed pseudo labels uint8 [B, label_bytes(n)] of ``index`` [B]; see :func:`snnet_kernels.mplp`."""
+        return ops.mplp(
+            self.features,
+            index,
+            threshold,
+            min_rank,
+            cache=self.current_cache(),
+            query_rows=query_rows,
+            strict=strict,
+        )
+
+    def nearest(
+        self, index: Tensor, k: int = 1, *, query_rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The ``k`` nearest other images; see :func:`snnet_kernels.nearest_neighbors`."""
+        return ops.nearest_neighbors(
+            self.features, index, k, cache=self.current_cache(), query_rows=query_rows
+        )
+
+    def update_(
+        self, index: Tensor, features: Tensor, momentum: float | Tensor, *, similarity: Tensor | None = None
+    ) -> None:
+        """Momentum update of M and of the cache; see :func:`snnet_kernels.update_memory_`."""
+        cache = self.current_cache()
+        ops.update_memory_(self.features, index, features, momentum, cache=cache, similarity=similarity)
+        if cache is not None and not torch.compiler.is_compiling():
+            self._cached_version = self.version
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.cache, self._cached_version = None, None
+
+    def extra_repr(self) -> str:
+        return f"{self.num_instances}, {self.feature_dim}, cache={self.cache_mode!r}"
+
+
+class PseudoLabelMemory(FixedTypeModule):
+    """The most recent main label of every image, P [n, n] as bits, with its transpose; starts as identity.
+
+    A column P[:, i] (Eq. 4) is a contiguous row of the transpose. Takes 2 · n · label_bytes(n) bytes.
+
+    Buffers: ``row_bits`` and ``column_bits`` uint8 [n, label_bytes(n)] (only the first is saved).
+    """
+
+    row_bits: Tensor
+    column_bits: Tensor
+
+    def __init__(self, num_instances: int, *, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        if num_instances < 1:
+            raise ValueError(f"num_instances must be at least 1, got {num_instances}")
+        self.num_instances = num_instances
+        shape = (num_instances, ops.label_bytes(num_instances))
+        needed = 2 * shape[0] * shape[1]
+        free = free_memory(torch.empty(0, device=device).device)
+        if needed > free:
+            raise MemoryError(
+                f"num_instances={num_instances} needs {needed / 2**30:.1f} GiB for the pseudo label memory "
+                f"(two bit matrices), {free / 2**30:.1f} GiB are free"
+            )
+        self.register_buffer("row_bits", torch.zeros(shape, dtype=torch.uint8, device=device))
+        diagonal = torch.arange(num_instances, device=device)
+        bit = torch.bitwise_left_shift(torch.ones_like(diagonal), diagonal % 8).to(torch.uint8)
+        self.row_bits[diagonal, diagonal // 8] = bit
+        self.register_buffer("column_bits", self.row_bits.clone(), persistent=False)
+
+    def write_(self, index: Tensor, labels: Tensor) -> None:
+        """P[index] = labels (Eq. 3): ``index`` int64 [B], packed ``labels`` uint8 [B, label_bytes(n)].
+
+        Of a repeated index the last row counts.
+        """
+        ops.write_labels_(self.row_bits, self.column_bits, index, labels)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """P[index], packed, uint8 [B, label_bytes(n)]: the labels of images ``index`` [B] (Eq. 6)."""
+        return self.row_bits.index_select(0, index)
+
+    def columns(self, index: Tensor) -> Tensor:
+        """P[:, index]ᵀ, packed, uint8 [B, label_bytes(n)]: who has images ``index`` [B] as positive (Eq. 4)."""
+        return self.column_bits.index_select(0, index)
+
+    def to_dense(self) -> Tensor:
+        """P as bool [n, n], n² bytes."""
+        return ops.unpack_labels(self.row_bits, self.num_instances)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        n, block = self.num_instances, 1024
+        for start in range(0, n, block):  # a block of rows of P is a block of columns of its transpose
+            part = ops.unpack_labels(self.row_bits[start : start + block], n)
+            packed = ops.pack_labels(part.t())
+            self.column_bits[:, start // 8 : start // 8 + packed.shape[1]] = packed
+
+    def extra_repr(self) -> str:
+        return str(self.num_instances)
+
+
+class MutualLabelLoss(nn.Module):
+    """Joint loss of one to three label sets as a module; see :func:`snnet_kernels.mutual_label_loss`.
+
+    Args:
+        weights: λ of each label set: base, symmetric, neighbor (Eq. 8).
+        kind: ``"mmcl"`` or ``"l2"``.
+        delta: weight of the positives (``"mmcl"``).
+        hard_negative_ratio: share of the negatives that counts as hard (``"mmcl"``).
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[float] = (1.0, 0.8, 0.6),
+        *,
+        kind: str = "mmcl",
+        delta: float = 5.0,
+        hard_negative_ratio: float = 0.01,
+    ) -> None:
+        super().__init__()
+        ops.checks.check_loss_options(kind, delta, hard_negative_ratio)
+        ops.checks.check_weights(weights)
+        self.weights = tuple(float(weight) for weight in weights)
+        self.kind = kind
+        self.delta = delta
+        self.hard_negative_ratio = hard_negative_ratio
+
+    def forward(self, similarity: Tensor, labels: Sequence[Tensor]) -> Tensor:
+        """The loss [] of ``similarity`` [B, n] for as many packed label sets as there are weights."""
+        return ops.mutual_label_loss(similarity, labels, self.weights, **self.options())
+
+    def options(self) -> dict[str, Any]:
+        return {"kind": self.kind, "delta": self.delta, "hard_negative_ratio": self.hard_negative_ratio}
+
+    def extra_repr(self) -> str:
+        return f"weights={self.weights}, " + ", ".join(f"{k}={v!r}" for k, v in self.options().items())

@@ -1,0 +1,285 @@
+"""The functional face of the package: arguments checked, then one operation each.
+
+Every function works on CPU and CUDA tensors, under ``torch.compile(fullgraph=True)`` and in float32
+whatever autocast or the global TF32 flag say. B batch entries, n images, d feature dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _checks as checks
+from . import backends, defaults, reference  # noqa: F401  (defaults registers the implementations)
+
+_pack_labels = torch.ops.snnet.pack_labels.default
+_unpack_labels = torch.ops.snnet.unpack_labels.default
+_write_labels = torch.ops.snnet.write_labels_.default
+_memory_similarity = torch.ops.snnet.memory_similarity.default
+_build_similarity_cache = torch.ops.snnet.build_similarity_cache.default
+_mplp = torch.ops.snnet.mplp.default
+_nearest_neighbors = torch.ops.snnet.nearest_neighbors.default
+_mutual_label_loss = torch.ops.snnet.mutual_label_loss.default
+_fused_mutual_label_loss = torch.ops.snnet.fused_mutual_label_loss.default
+_update_memory = torch.ops.snnet.update_memory_.default
+
+
+def _serve(operation: str, tensor: Tensor) -> None:
+    if backends.FORCED is not None:
+        backends.require_forced_backend(operation, tensor.device.type)
+
+
+def label_bytes(n: int) -> int:
+    """Bytes of one packed label row of ``n`` columns: ``16 * ceil(n / 128)``."""
+    if isinstance(n, bool) or n < 0:
+        raise ValueError(f"n must be at least 0, got {n}")
+    return reference.label_bytes(n)
+
+
+def pack_labels(labels: Tensor) -> Tensor:
+    """Pack labels into bits: bool [B, n] to uint8 [B, label_bytes(n)].
+
+    Column j is bit ``j % 8`` of byte ``j // 8``; bits past n are 0. The first bytes equal
+    ``numpy.packbits(labels, axis=1, bitorder="little")``.
+    """
+    labels = checks.check_matrix("labels", labels, "B", "n")
+    if labels.dtype != torch.bool:
+        raise TypeError(f"labels must be torch.bool, got {labels.dtype}")
+    _serve("pack_labels", labels)
+    return _pack_labels(labels.contiguous())
+
+
+def unpack_labels(labels: Tensor, n: int) -> Tensor:
+    """Unpack label bits: uint8 [B, label_bytes(n)] to bool [B, n], the inverse of :func:`pack_labels`."""
+    label_bytes(n)
+    labels = checks.check_labels("labels", labels, n)
+    _serve("unpack_labels", labels)
+    return _unpack_labels(labels, n)
+
+
+def memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
+    """Similarity of live features to the exemplar memory (Eq. 1): s = f Mᵀ [B, n].
+
+    Equals ``features.float() @ memory.t()`` in true float32: under autocast or with TF32 switched on a plain
+    ``@`` would round the inputs. Differentiable in ``features``.
+
+    Args:
+        features: [B, d], any floating type and strides.
+        memory: float32 [n, d], contiguous.
+    """
+    memory = checks.check_memory("memory", memory)
+    features = checks.check_features("features", features, memory.shape[1])
+    checks.check_same_device(features=features, memory=memory)
+    _serve("memory_similarity", features)
+    return _memory_similarity(features, memory)
+
+
+def build_similarity_cache(memory: Tensor) -> Tensor:
+    """All similarities of the exemplar memory to itself: S = M Mᵀ, float32 [n, n], 4n² bytes.
+
+    Equals ``memory @ memory.t()`` in true float32. :func:`update_memory_` keeps it current without a product.
+    """
+    memory = checks.check_memory("memory", memory)
+    _serve("build_similarity_cache", memory)
+    return _build_similarity_cache(memory)
+
+
+def _check_inquiry(
+    memory: Tensor, index: Tensor, cache: Tensor | None, query_rows: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    memory = checks.check_memory("memory", memory)
+    n = memory.shape[0]
+    index = checks.check_index("index", index, n)
+    if cache is not None:
+        cache = checks.check_cache("cache", cache, n)
+    if query_rows is not None:
+        query_rows = checks.check_rows("query_rows", query_rows, index.shape[0], n).detach()
+    checks.check_same_device(memory=memory, index=index, cache=cache, query_rows=query_rows)
+    return memory, index, cache, query_rows
+
+
+def mplp(
+    memory: Tensor,
+    index: Tensor,
+    threshold: float = 0.6,
+    min_rank: int = 10,
+    *,
+    cache: Tensor | None = None,
+    query_rows: Tensor | None = None,
+    strict: bool = False,
+) -> Tensor:
+    """Memory-based positive label prediction: packed pseudo labels uint8 [B, label_bytes(n)].
+
+    With r = S[i] the similarities of image i = ``index[b]``: candidates are the columns with r > threshold,
+    by falling r, ties by lower index, c of them; the anchor a is the first of the whole row. Candidate p is
+    cycle consistent if at most ``k = max(c, min_rank)`` images are more similar to p than a is. Positives are
+    the candidates before the first inconsistent one, at least two of them if there are two, and i itself.
+
+    Equals sorting the similarity row of every candidate and looking where a stands, without a sort.
+
+    Args:
+        memory: float32 [n, d], contiguous.
+        index: int64 [B], positions in the memory.
+        threshold: similarity above which an image is a candidate (strictly; rounded to float32 first).
+        min_rank: the smallest rank that counts as consistent.
+        cache: S = M Mᵀ float32 [n, n], contiguous; without it the products are made as they are needed.
+        query_rows: [B, n] in place of S[index], for instance ``memory_similarity(features, memory)``.
+        strict: the reading of the MMCL paper: k = c, and exactly the candidates before the inconsistent one.
+    """
+    checks.check_prediction_options(threshold, min_rank)
+    memory, index, cache, query_rows = _check_inquiry(memory, index, cache, query_rows)
+    _serve("mplp", memory)
+    return _mplp(memory, index, cache, query_rows, float(threshold), min_rank, strict)
+
+
+def nearest_neighbors(
+    memory: Tensor,
+    index: Tensor,
+    k: int = 1,
+    *,
+    cache: Tensor | None = None,
+    query_rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The ``k`` most similar other images of each image: (index int64 [B, k], similarity [B, k]).
+
+    Falling similarity, ties by lower index, never the image itself. Where there are fewer than k others the
+    index is -1 and the similarity -inf. Equals ``S[index]`` with its own column at -inf, stably sorted.
+    Arguments as in :func:`mplp`.
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(f"k must be an integer of at least 1, got {k!r}")
+    memory, index, cache, query_rows = _check_inquiry(memory, index, cache, query_rows)
+    _serve("nearest_neighbors", memory)
+    return _nearest_neighbors(memory, index, cache, query_rows, k)
+
+
+def mutual_label_loss(
+    similarity: Tensor,
+    labels: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    kind: str = "mmcl",
+    delta: float = 5.0,
+    hard_negative_ratio: float = 0.01,
+) -> Tensor:
+    """Joint loss of one to three label sets (Eq. 8): ``Σ_k w_k L(s, y_k) / Σ_k w_k``, a mean over the batch.
+
+    ``kind="l2"`` is Eq. 2/5/7 as printed: ``((similarity - y) ** 2).sum(1).mean()`` for each label set.
+    ``kind="mmcl"`` is ``delta * mean((1 - s)²)`` over the positives plus ``mean((1 + s)²)`` over the
+    ``max(1, floor(hard_negative_ratio * negatives))`` negatives with the largest s (ties by lower index); a
+    term without entries is 0. Differentiable in ``similarity``, once. An empty batch gives 0.
+
+    Args:
+        similarity: [B, n], any floating type, taken to float32.
+        labels: one to three packed label tensors, uint8 [B, label_bytes(n)].
+        weights: as many numbers, none negative, not all 0.
+    """
+    checks.check_loss_options(kind, delta, hard_negative_ratio)
+    similarity = checks.check_matrix("similarity", similarity, "B", "n")
+    similarity = checks.check_rows("similarity", similarity, *similarity.shape)
+    labels, weights = checks.check_label_sets(labels, weights, *similarity.shape)
+    checks.check_same_device(similarity=similarity, **{f"labels[{k}]": y for k, y in enumerate(labels)})
+    _serve("mutual_label_loss", similarity)
+    return _mutual_label_loss(similarity, labels, weights, kind, delta, hard_negative_ratio)[0]
+
+
+def fused_mutual_label_loss(
+    features: Tensor,
+    memory: Tensor,
+    labels: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    similarity: Tensor | None = None,
+    kind: str = "mmcl",
+    delta: float = 5.0,
+    hard_negative_ratio: float = 0.01,
+) -> Tensor:
+    """The same value as ``mutual_label_loss(memory_similarity(features, memory), ...)``, from the features.
+
+    Differentiable in ``features``, once; what is kept for the backward pass is [B, d] and not [B, n].
+
+    Args:
+        features: [B, d], any floating type and strides.
+        memory: float32 [n, d], contiguous.
+        labels, weights, kind, delta, hard_negative_ratio: as in :func:`mutual_label_loss`.
+        similarity: ``memory_similarity(features, memory)`` [B, n] if it is at hand; no gradient flows into it.
+    """
+    checks.check_loss_options(kind, delta, hard_negative_ratio)
+    memory = checks.check_memory("memory", memory)
+    features = checks.check_features("features", features, memory.shape[1])
+    shape = features.shape[0], memory.shape[0]
+    labels, weights = checks.check_label_sets(labels, weights, *shape)
+    if similarity is not None:
+        similarity = checks.check_rows("similarity", similarity, *shape).detach()
+    checks.check_same_device(
+        features=features,
+        memory=memory,
+        similarity=similarity,
+        **{f"labels[{k}]": y for k, y in enumerate(labels)},
+    )
+    _serve("fused_mutual_label_loss", features)
+    return _fused_mutual_label_loss(
+        features, memory, similarity, labels, weights, kind, delta, hard_negative_ratio
+    )[0]
+
+
+def update_memory_(
+    memory: Tensor,
+    index: Tensor,
+    features: Tensor,
+    momentum: float | Tensor,
+    *,
+    cache: Tensor | None = None,
+    similarity: Tensor | None = None,
+) -> None:
+    """Momentum update of the exemplar memory, in place: ``M[index] = normalize(α M[index] + (1 − α) f)``.
+
+    Repeated indices are applied in batch order, one after the other; a zero vector stays zero. With ``cache``
+    its rows and columns are brought up to date too, without a product with the memory.
+
+    Args:
+        memory: float32 [n, d], contiguous, written.
+        index: int64 [B].
+        features: [B, d], any floating type and strides.
+        momentum: α in [0, 1], a number or a 0-d tensor (a number that changes recompiles a traced graph).
+        cache: S = M Mᵀ float32 [n, n] of the memory before the update, contiguous, written.
+        similarity: ``memory_similarity(features, memory)`` [B, n] before the update; computed if it is absent
+            and the cache needs it.
+    """
+    memory = checks.check_memory("memory", memory)
+    n = memory.shape[0]
+    features = checks.check_features("features", features, memory.shape[1]).detach()
+    index = checks.check_index("index", index, n, features.shape[0])
+    momentum = checks.check_momentum(momentum, memory.device)
+    if cache is not None:
+        cache = checks.check_cache("cache", cache, n)
+    if similarity is not None:
+        similarity = checks.check_rows("similarity", similarity, features.shape[0], n).detach()
+    checks.check_same_device(
+        memory=memory, index=index, features=features, cache=cache, similarity=similarity
+    )
+    _serve("update_memory_", memory)
+    _update_memory(memory, index, features, momentum, cache, similarity)
+
+
+def write_labels_(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: Tensor) -> None:
+    """Write rows of the pseudo label memory and of its transpose, in place: P[index] = labels (Eq. 3).
+
+    Of a repeated index the last row counts. :class:`snnet_kernels.PseudoLabelMemory` holds both matrices.
+
+    Args:
+        row_bits, column_bits: P and Pᵀ as bits, uint8 [n, label_bytes(n)], contiguous, written.
+        index: int64 [B].
+        labels: uint8 [B, label_bytes(n)].
+    """
+    row_bits = checks.check_matrix("row_bits", row_bits, "n", "label_bytes(n)")
+    n = row_bits.shape[0]
+    row_bits = checks.check_labels("row_bits", row_bits, n, n)
+    column_bits = checks.check_labels("column_bits", column_bits, n, n)
+    labels = checks.check_labels("labels", labels, n)
+    index = checks.check_index("index", index, n, labels.shape[0])
+    checks.check_same_device(row_bits=row_bits, column_bits=column_bits, index=index, labels=labels)
+    _serve("write_labels_", row_bits)
+    _write_labels(row_bits, column_bits, index, labels)

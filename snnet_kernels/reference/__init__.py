@@ -1,0 +1,35 @@
+"""Every operation in plain PyTorch: the oracle of the tests, the fallback, the baseline of the benchmarks.
+
+The functions take the arguments of :mod:`snnet_kernels` unchecked, in any floating type; :mod:`.loop` has
+the per-sample form.
+"""
+
+from . import loop
+from .labels import identity_labels, label_bytes, pack_labels, unpack_labels, write_labels_
+from .loss import fused_mutual_label_loss, mutual_label_loss, mutual_label_loss_with_grad
+from .memory import update_memory_
+from .mplp import mplp
+from .similarity import (
+    build_similarity_cache,
+    memory_similarity,
+    memory_similarity_backward,
+    nearest_neighbors,
+)
+
+__all__ = [
+    "build_similarity_cache",
+    "fused_mutual_label_loss",
+    "identity_labels",
+    "label_bytes",
+    "loop",
+    "memory_similarity",
+    "memory_similarity_backward",
+    "mplp",
+    "mutual_label_loss",
+    "mutual_label_loss_with_grad",
+    "nearest_neighbors",
+    "pack_labels",
+    "unpack_labels",
+    "update_memory_",
+    "write_labels_",
+]

@@ -1,0 +1,76 @@
+"""Labels as bits, and the pseudo label memory P with its transpose (Eq. 3, 4, 6)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def label_bytes(n: int) -> int:
+    """Bytes of one packed label row of n columns: whole 16-byte words."""
+    return 16 * ((n + 127) // 128)
+
+
+def _bit_values(device: torch.device) -> Tensor:
+    return torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
+
+
+def pack_labels(labels: Tensor) -> Tensor:
+    """bool [B, n] -> uint8 [B, label_bytes(n)]; column j is bit j % 8 of byte j // 8, the tail is 0."""
+    batch_size, n = labels.shape
+    padded = labels.new_zeros(batch_size, 8 * label_bytes(n), dtype=torch.uint8)
+    padded[:, :n] = labels
+    return (padded.view(batch_size, label_bytes(n), 8) * _bit_values(labels.device)).sum(2, dtype=torch.uint8)
+
+
+def unpack_labels(labels: Tensor, n: int) -> Tensor:
+    """uint8 [B, label_bytes(n)] -> bool [B, n], the inverse of :func:`pack_labels`."""
+    bits = (labels[:, :, None] & _bit_values(labels.device)) != 0
+    return bits.view(labels.shape[0], -1)[:, :n].contiguous()
+
+
+def label_entries(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(row, column) int64 [K] of the set bits, row by row; reads bytes and opens only those with a bit."""
+    row, byte = labels.nonzero(as_tuple=True)
+    entry, bit = (labels[row, byte, None] & _bit_values(labels.device)).nonzero(as_tuple=True)
+    return row[entry], 8 * byte[entry] + bit
+
+
+def labels_at(labels: Tensor, columns: Tensor) -> Tensor:
+    """bool [B, k]: the label bits at ``columns`` [B, k]."""
+    return (labels.gather(1, columns // 8) & _bit_values(labels.device)[columns % 8]) != 0
+
+
+def identity_labels(index: Tensor, n: int) -> Tensor:
+    """Packed one-hot rows at ``index`` [B]: uint8 [B, label_bytes(n)], the labels of the warm-up."""
+    labels = torch.zeros(index.shape[0], label_bytes(n), dtype=torch.uint8, device=index.device)
+    bits = _bit_values(index.device)[index % 8]
+    return labels.scatter_(1, (index // 8)[:, None], bits[:, None])
+
+
+def write_labels_(rows: Tensor, columns: Tensor, index: Tensor, labels: Tensor) -> None:
+    """P[index] <- labels (Eq. 3) in ``rows`` [n, label_bytes(n)] and in its transpose ``columns``.
+
+    Only the bits that change are touched in the transpose. Of a repeated index the last row counts.
+    """
+    n = rows.shape[0]
+    newest = last_occurrence(index, n)
+    index, labels = index[newest], labels[newest]
+    changed = unpack_labels(rows[index] ^ labels, n)
+    entry, column = changed.nonzero(as_tuple=True)
+    row = index[entry]
+    bit = _bit_values(rows.device)[row % 8]
+    became_set = (labels[entry, column // 8] >> (column % 8).to(torch.uint8)) & 1
+    # Each pair flips its own bit, so adding or subtracting the bit (modulo 256) is the same as XOR,
+    # and several flips in one byte add up.
+    step = torch.where(became_set.bool(), bit, -bit)
+    columns.view(-1).index_put_((column * columns.shape[1] + row // 8,), step, accumulate=True)
+    rows[index] = labels
+
+
+def last_occurrence(index: Tensor, n: int) -> Tensor:
+    """Positions in ``index`` [B] after which the same value does not come again."""
+    position = torch.arange(index.shape[0], device=index.device)
+    last = torch.full((n,), -1, dtype=torch.int64, device=index.device)
+    last.scatter_reduce_(0, index, position, reduce="amax")
+    return (last[index] == position).nonzero().flatten()
