@@ -15,7 +15,6 @@ from .ops import (
     pack_labels,
     unpack_labels,
     update_memory_,
-    write_labels_,
 )
 from .version import __version__
 
@@ -26,6 +25,7 @@ __all__ = [
     "MutualLabelLoss",
     "PseudoLabelMemory",
     "SNNetHead",
+    "__version__",
     "backend_info",
     "build_similarity_cache",
     "compat",
@@ -39,5 +39,4 @@ __all__ = [
     "reference",
     "unpack_labels",
     "update_memory_",
-    "write_labels_",
 ]

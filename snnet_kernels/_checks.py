@@ -62,8 +62,10 @@ def check_features(name: str, value: object, feature_dim: int) -> Tensor:
     return features.float()
 
 
-def check_index(name: str, value: object, num_instances: int, batch_size: int | None = None) -> Tensor:
-    """Dataset positions: int64 [B], 0 <= index < n."""
+def check_index(
+    name: str, value: object, num_instances: int, batch_size: int | None = None, lowest: int = 0
+) -> Tensor:
+    """Dataset positions: int64 [B], lowest <= index < n."""
     index = check_tensor(name, value, "[B]")
     if index.dtype != torch.int64:
         raise TypeError(f"{name} must be torch.int64, got {index.dtype}")
@@ -72,18 +74,18 @@ def check_index(name: str, value: object, num_instances: int, batch_size: int | 
     if batch_size is not None and index.shape[0] != batch_size:
         raise ValueError(f"{name} must have {batch_size} entries, got {index.shape[0]}")
     if not torch.compiler.is_compiling():
-        check_index_values(name, index, num_instances)
+        check_index_values(name, index, num_instances, lowest)
     return index
 
 
-def check_index_values(name: str, index: Tensor, num_instances: int) -> None:
+def check_index_values(name: str, index: Tensor, num_instances: int, lowest: int = 0) -> None:
     """Read the values of an index on the CPU (elsewhere a read would wait for the device)."""
     if index.device.type != "cpu" or index.numel() == 0:
         return
     low, high = (int(bound) for bound in torch.aminmax(index))
-    if low < 0 or high >= num_instances:
-        wrong = low if low < 0 else high
-        raise ValueError(f"{name} must lie in [0, {num_instances}), got {wrong}")
+    if low < lowest or high >= num_instances:
+        wrong = low if low < lowest else high
+        raise ValueError(f"{name} must lie in [{lowest}, {num_instances}), got {wrong}")
 
 
 def check_rows(name: str, value: object, batch_size: int, num_instances: int) -> Tensor:

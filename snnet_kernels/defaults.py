@@ -42,6 +42,11 @@ def _write_labels(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: 
     reference.write_labels_(row_bits, column_bits, index, labels)
 
 
+def _gather_labels(bits: Tensor, index: Tensor) -> Tensor:
+    check_index_values("index", index, bits.shape[0], lowest=-1)
+    return reference.gather_labels(bits, index)
+
+
 def _update_memory(
     memory: Tensor,
     index: Tensor,
@@ -81,6 +86,7 @@ _DEFAULTS = {
     "pack_labels": reference.pack_labels,
     "unpack_labels": reference.unpack_labels,
     "write_labels_": _write_labels,
+    "gather_labels": _gather_labels,
     "memory_similarity": reference.memory_similarity,
     "memory_similarity_backward": reference.memory_similarity_backward,
     "build_similarity_cache": reference.build_similarity_cache,

@@ -126,7 +126,9 @@ class SNNetHead(FixedTypeModule):
         )
         self._label_sets = label_sets
         if not torch.compiler.is_compiling():
-            self._last_forward = _Forward(features.detach(), features._version, self.memory.version, similarity)
+            self._last_forward = _Forward(
+                features.detach(), features._version, self.memory.version, similarity
+            )
         return loss
 
     def _inquire(self, index: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,9 +138,8 @@ class SNNetHead(FixedTypeModule):
             index, self.threshold, self.min_rank, query_rows=query_rows, strict=self.strict
         )
         neighbor = self.memory.nearest(index, query_rows=query_rows)[0].squeeze(1)
-        neighbor_labels = self.pseudo_labels.rows(neighbor.clamp_min(0))
-        neighbor_labels = neighbor_labels * (neighbor >= 0)[:, None]  # a single image has no neighbor
-        return labels, self.pseudo_labels.columns(index), neighbor_labels
+        # A single image has no neighbour (-1), and so an empty label.
+        return labels, self.pseudo_labels.columns(index), self.pseudo_labels.rows(neighbor)
 
     @torch.no_grad()
     def update_(self, index: Tensor, features: Tensor) -> None:

@@ -193,12 +193,12 @@ class PseudoLabelMemory(FixedTypeModule):
         ops.write_labels_(self.row_bits, self.column_bits, index, labels)
 
     def rows(self, index: Tensor) -> Tensor:
-        """P[index], packed, uint8 [B, label_bytes(n)]: the labels of images ``index`` [B] (Eq. 6)."""
-        return self.row_bits.index_select(0, index)
+        """P[index], packed, uint8 [B, label_bytes(n)]: the labels of images ``index`` [B] (Eq. 6), empty at -1."""
+        return ops.gather_labels(self.row_bits, index)
 
     def columns(self, index: Tensor) -> Tensor:
         """P[:, index]ᵀ, packed, uint8 [B, label_bytes(n)]: who has images ``index`` [B] as positive (Eq. 4)."""
-        return self.column_bits.index_select(0, index)
+        return ops.gather_labels(self.column_bits, index)
 
     def to_dense(self) -> Tensor:
         """P as bool [n, n], n² bytes."""

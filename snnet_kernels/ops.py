@@ -17,6 +17,7 @@ from . import backends, defaults, reference  # noqa: F401  (defaults registers t
 _pack_labels = torch.ops.snnet.pack_labels.default
 _unpack_labels = torch.ops.snnet.unpack_labels.default
 _write_labels = torch.ops.snnet.write_labels_.default
+_gather_labels = torch.ops.snnet.gather_labels.default
 _memory_similarity = torch.ops.snnet.memory_similarity.default
 _build_similarity_cache = torch.ops.snnet.build_similarity_cache.default
 _mplp = torch.ops.snnet.mplp.default
@@ -283,3 +284,21 @@ def write_labels_(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: 
     checks.check_same_device(row_bits=row_bits, column_bits=column_bits, index=index, labels=labels)
     _serve("write_labels_", row_bits)
     _write_labels(row_bits, column_bits, index, labels)
+
+
+def gather_labels(bits: Tensor, index: Tensor) -> Tensor:
+    """Rows of a label bit matrix: ``bits[index]``, uint8 [B, label_bytes(n)]; index -1 gives an empty label.
+
+    An operation of its own, because a plain gather of a matrix that :func:`write_labels_` changes later in the
+    same compiled graph may be moved behind the write.
+
+    Args:
+        bits: uint8 [n, label_bytes(n)], contiguous.
+        index: int64 [B], -1 <= index < n.
+    """
+    bits = checks.check_matrix("bits", bits, "n", "label_bytes(n)")
+    bits = checks.check_labels("bits", bits, bits.shape[0])
+    index = checks.check_index("index", index, bits.shape[0], lowest=-1)
+    checks.check_same_device(bits=bits, index=index)
+    _serve("gather_labels", bits)
+    return _gather_labels(bits, index)

@@ -49,6 +49,12 @@ def _write_labels(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: 
     return None
 
 
+# bits uint8 [n, L], index [B] -> uint8 [B, L]; index -1 gives an empty label
+@_operation("gather_labels(Tensor bits, Tensor index) -> Tensor")
+def _gather_labels(bits: Tensor, index: Tensor) -> Tensor:
+    return bits.new_empty(index.shape[0], bits.shape[1])
+
+
 # features [B, d], memory [n, d] -> s [B, n]
 @_operation("memory_similarity(Tensor features, Tensor memory) -> Tensor")
 def _memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
@@ -149,6 +155,7 @@ OPERATIONS = (
     "pack_labels",
     "unpack_labels",
     "write_labels_",
+    "gather_labels",
     "memory_similarity",
     "memory_similarity_backward",
     "build_similarity_cache",

@@ -11,7 +11,7 @@ def clustered_features(
 ) -> Tensor:
     """L2-normalised float32 features [n, d] in clusters of unequal size, with hubs between the clusters.
 
-    The distance to a cluster's centre varies from image to image, every eighth image lies between two
+    The distance to a cluster's centre varies from image to image, every fifth image lies between two
     clusters, and some clusters have neighbours: with the usual threshold 0.6 more than a fifth of the
     candidates fail the cycle check, so that plain thresholding gives other labels. ``spread`` is the typical
     length of the deviation from the centre, ``identities`` the number of clusters (default n / 17).
@@ -21,12 +21,14 @@ def clustered_features(
     centres = torch.nn.functional.normalize(torch.randn(identities, d, generator=generator), dim=1)
     kin = torch.randint(identities, (identities,), generator=generator)
     centres = torch.nn.functional.normalize(centres + 0.9 * centres[kin], dim=1)
-    share = torch.rand(identities, generator=generator).square() + 0.05  # few large clusters, many small
-    identity = torch.multinomial(share, n, replacement=True, generator=generator) if n else torch.zeros(0).long()
-    other = torch.randint(identities, (n,), generator=generator)
-    hub = torch.arange(n) % 8 == 7
-    base = torch.where(hub[:, None], centres[identity] + 0.8 * centres[other], centres[identity])
+    share = torch.rand(identities, generator=generator).pow(4) + 0.05  # few large clusters, many small
+    identity = (
+        torch.multinomial(share, n, replacement=True, generator=generator) if n else torch.zeros(0).long()
+    )
+    other = torch.multinomial(share, n, replacement=True, generator=generator) if n else identity
+    hub = torch.arange(n) % 5 == 4
+    base = torch.where(hub[:, None], centres[identity] + 0.9 * centres[other], centres[identity])
     base = torch.nn.functional.normalize(base, dim=1)
     noise = torch.nn.functional.normalize(torch.randn(n, d, generator=generator), dim=1)
-    length = spread * (0.4 + 1.2 * torch.rand(n, 1, generator=generator))
+    length = spread * (0.3 + 1.4 * torch.rand(n, 1, generator=generator))
     return torch.nn.functional.normalize(base + length * noise, dim=1)

@@ -5,10 +5,10 @@ the per-sample form.
 """
 
 from . import loop
-from .labels import identity_labels, label_bytes, pack_labels, unpack_labels, write_labels_
+from .label_prediction import mplp
+from .labels import gather_labels, identity_labels, label_bytes, pack_labels, unpack_labels, write_labels_
 from .loss import fused_mutual_label_loss, mutual_label_loss, mutual_label_loss_with_grad
 from .memory import update_memory_
-from .mplp import mplp
 from .similarity import (
     build_similarity_cache,
     memory_similarity,
@@ -19,6 +19,7 @@ from .similarity import (
 __all__ = [
     "build_similarity_cache",
     "fused_mutual_label_loss",
+    "gather_labels",
     "identity_labels",
     "label_bytes",
     "loop",

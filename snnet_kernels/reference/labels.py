@@ -26,7 +26,7 @@ def pack_labels(labels: Tensor) -> Tensor:
 def unpack_labels(labels: Tensor, n: int) -> Tensor:
     """uint8 [B, label_bytes(n)] -> bool [B, n], the inverse of :func:`pack_labels`."""
     bits = (labels[:, :, None] & _bit_values(labels.device)) != 0
-    return bits.view(labels.shape[0], -1)[:, :n].contiguous()
+    return bits.flatten(1)[:, :n].contiguous()
 
 
 def label_entries(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,6 +66,11 @@ def write_labels_(rows: Tensor, columns: Tensor, index: Tensor, labels: Tensor) 
     step = torch.where(became_set.bool(), bit, -bit)
     columns.view(-1).index_put_((column * columns.shape[1] + row // 8,), step, accumulate=True)
     rows[index] = labels
+
+
+def gather_labels(bits: Tensor, index: Tensor) -> Tensor:
+    """bits[index] [B, L] of ``bits`` [n, L]; an index of -1 gives an empty label."""
+    return bits[index.clamp_min(0)] * (index >= 0)[:, None]
 
 
 def last_occurrence(index: Tensor, n: int) -> Tensor:

@@ -45,8 +45,9 @@ def update_memory_(
         lengths = _blend_rows_(memory, position, features[entries], momentum)
         update_cache_(cache, memory, position, s[entries], gram[entries][:, entries], lengths, momentum)
         if len(rounds) > 1:  # the later entries meet the memory as it is now
-            met = momentum * s[:, position] + (1 - momentum) * gram[:, entries]
-            s[:, position] = met / lengths
+            s[:, position] = (momentum * s[:, position] + (1 - momentum) * gram[:, entries]) / lengths
+            grows = position[lengths <= momentum]
+            s[:, grows] = matmul(features, memory[grows].t())
 
 
 def occurrence_rounds(index: Tensor) -> list[Tensor]:

@@ -1,0 +1,32 @@
+"""Fixtures of the kernel tests."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from tests.paths import DATA
+
+GOLDEN_CASES = range(6)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """``torch.empty`` gives NaN and the largest integers: an element that is never written fails its test."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=GOLDEN_CASES, ids=lambda case: f"c{case}")
+def golden(request: pytest.FixtureRequest) -> dict[str, torch.Tensor]:
+    """One case of numbers made by running the MMCL authors' own code."""
+    prefix = f"c{request.param}_"
+    with np.load(DATA / "mmcl_reference.npz") as arrays:
+        return {
+            key[len(prefix) :]: torch.from_numpy(arrays[key])
+            for key in arrays.files
+            if key.startswith(prefix)
+        }

@@ -1,0 +1,83 @@
+"""Label bits and the pseudo label memory."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import snnet_kernels as sk
+from snnet_kernels import reference
+
+# Around the borders of a byte, of a 16-byte word and of a block of the transposition.
+SIZES = [1, 7, 8, 9, 127, 128, 129, 1000, 1025, 2050]
+
+
+@pytest.mark.parametrize(("n", "expected"), [(0, 0), (1, 16), (128, 16), (129, 32), (12936, 1632)])
+def test_label_bytes(n, expected):
+    assert sk.label_bytes(n) == expected
+
+
+@pytest.mark.parametrize("pack", [sk.pack_labels, reference.pack_labels], ids=["op", "reference"])
+@pytest.mark.parametrize("n", SIZES)
+def test_bits_are_numpys(n, pack):
+    flags = torch.rand(5, n, generator=torch.Generator().manual_seed(n)) < 0.3
+    packed = pack(flags)
+    assert packed.shape == (5, sk.label_bytes(n))
+    expected = np.packbits(flags.numpy(), axis=1, bitorder="little")
+    assert np.array_equal(packed[:, : expected.shape[1]].numpy(), expected)
+    assert not packed[:, expected.shape[1] :].any()  # the tail is 0
+    for unpack in (sk.unpack_labels, reference.unpack_labels):
+        assert torch.equal(unpack(packed, n), flags)
+
+
+def test_empty_batch():
+    assert sk.pack_labels(torch.zeros(0, 40, dtype=torch.bool)).shape == (0, 16)
+    assert sk.unpack_labels(torch.zeros(0, 16, dtype=torch.uint8), 40).shape == (0, 40)
+    assert sk.pack_labels(torch.zeros(3, 0, dtype=torch.bool)).shape == (3, 0)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_memory_starts_as_identity(n):
+    memory = sk.PseudoLabelMemory(n)
+    assert torch.equal(memory.to_dense(), torch.eye(n, dtype=torch.bool))
+    index = torch.arange(n)
+    assert torch.equal(memory.columns(index), memory.rows(index))
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 400), batch=st.integers(0, 30), seed=st.integers(0, 10**6), density=st.floats(0, 1))
+def test_writes_equal_a_dense_matrix(n, batch, seed, density):
+    generator = torch.Generator().manual_seed(seed)
+    memory, dense = sk.PseudoLabelMemory(n), torch.eye(n, dtype=torch.bool)
+    for _ in range(3):
+        index = torch.randint(n, (batch,), generator=generator)  # repeats: the last row counts
+        labels = torch.rand(batch, n, generator=generator) < density
+        memory.write_(index, sk.pack_labels(labels))
+        reference.loop.write_labels_(dense, index, sk.pack_labels(labels))
+    every = torch.arange(n)
+    assert torch.equal(memory.to_dense(), dense)
+    assert torch.equal(sk.unpack_labels(memory.columns(every), n), dense.t())
+
+
+def test_state_dict_restores_both_orientations():
+    n = 1100
+    memory = sk.PseudoLabelMemory(n)
+    index = torch.randperm(n)[:200]
+    memory.write_(index, sk.pack_labels(torch.rand(200, n) < 0.05))
+    state = memory.state_dict()
+    assert list(state) == ["row_bits"]
+    restored = sk.PseudoLabelMemory(n)
+    restored.load_state_dict(state)
+    assert torch.equal(restored.row_bits, memory.row_bits)
+    assert torch.equal(restored.column_bits, memory.column_bits)
+
+
+def test_memory_that_does_not_fit_is_refused():
+    with pytest.raises(MemoryError, match=r"num_instances=10000000 needs .* GiB"):
+        sk.PseudoLabelMemory(10_000_000)
+
+
+def test_size_is_two_bit_matrices():
+    memory = sk.PseudoLabelMemory(5000)
+    assert sum(buffer.numel() for buffer in memory.buffers()) == 2 * 5000 * sk.label_bytes(5000)

@@ -1,0 +1,222 @@
+"""ExemplarMemory, MutualLabelLoss and SNNetHead."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+import snnet_kernels as sk
+from snnet_kernels import reference
+from snnet_kernels.testing import clustered_features
+
+N, D, B = 240, 16, 12
+
+
+def make_head(seed: int = 0, **kwargs) -> sk.SNNetHead:
+    head = sk.SNNetHead(N, D, **kwargs)
+    head.initialize_(clustered_features(N, D, seed=seed))
+    head.momentum = 0.4
+    return head
+
+
+def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(N, generator=generator)[:B]
+    features = clustered_features(N, D)[index] + 0.1 * torch.randn(B, D, generator=generator)
+    return normalize(features, dim=1).requires_grad_(), index
+
+
+def one_step(head: sk.SNNetHead, seed: int) -> torch.Tensor:
+    features, index = batch(seed)
+    loss = head(features, index)
+    loss.backward()
+    head.update_(index, features.detach())
+    return loss.detach()
+
+
+@pytest.mark.parametrize("label_source", ["memory", "feature"])
+@pytest.mark.parametrize("cache", [True, False])
+def test_an_iteration_is_steps_one_to_six(label_source, cache):
+    """The head against the six steps of the method written out with the per-sample reference."""
+    head = make_head(cache=cache, label_source=label_source, threshold=0.5, min_rank=3)
+    memory, labels = head.memory.features.clone(), torch.eye(N, dtype=torch.bool)
+    for seed in range(5):
+        features, index = batch(seed)
+        s = features.detach() @ memory.t()
+        rows = s if label_source == "feature" else memory[index] @ memory.t()
+        y = reference.loop.mplp(memory, index, 0.5, 3, query_rows=rows)
+        e = reference.loop.nearest_neighbors(memory, index, query_rows=rows)[0][:, 0]
+        sets = [y, sk.pack_labels(labels[:, index].t().contiguous()), sk.pack_labels(labels[e])]
+        expected = reference.loop.mutual_label_loss(s, sets, [1.0, 0.8, 0.6])
+        reference.loop.write_labels_(labels, index, y)
+        reference.loop.update_memory_(memory, index, features.detach(), torch.tensor(0.4))
+        assert one_step(head, seed).item() == pytest.approx(expected.item(), rel=1e-5)
+        assert torch.equal(head.pseudo_labels.to_dense(), labels)
+        assert (head.memory.features - memory).abs().max() < 1e-6
+
+
+def test_gradient_flows_to_the_features_only():
+    head = make_head()
+    features, index = batch(0)
+    head(features, index).backward()
+    assert features.grad.norm() > 0.1
+    assert all(not buffer.requires_grad for buffer in head.buffers())
+    assert not list(head.parameters())
+
+
+def test_warmup_is_instance_discrimination():
+    head = make_head()
+    head.warmup = True
+    features, index = batch(0)
+    loss = head(features, index)
+    onehot = torch.zeros(B, N, dtype=torch.bool).scatter_(1, index[:, None], True)
+    similarity = features.detach() @ head.memory.features.t()
+    expected = sk.mutual_label_loss(similarity, [sk.pack_labels(onehot)], [1.0])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.equal(head.pseudo_labels.to_dense(), torch.eye(N, dtype=torch.bool))  # left alone
+    statistics = head.label_statistics()
+    assert statistics["positives"].item() == 1.0
+    assert torch.isnan(statistics["agreement_neighbor"])
+
+
+def test_eval_writes_nothing():
+    head = make_head().eval()
+    before = copy.deepcopy(head.state_dict())
+    features, index = batch(0)
+    assert head(features, index).item() > 0
+    head.update_(index, features.detach())
+    after = head.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_statistics_are_those_of_the_label_matrices():
+    head = make_head(threshold=0.5)
+    one_step(head, 0)
+    one_step(head, 1)
+    features, index = batch(0)
+    before = head.pseudo_labels.to_dense()
+    head(features, index)
+    y = head.pseudo_labels.to_dense()[index]
+    e = head.memory.nearest(index)[0][:, 0]
+    statistics = head.label_statistics()
+    for key, other in (("agreement_symmetric", before[:, index].t()), ("agreement_neighbor", before[e])):
+        expected = ((y & other).sum(1) / (y | other).sum(1)).mean()
+        assert statistics[key].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert statistics["positives"].item() == pytest.approx(y.sum(1).float().mean().item(), rel=1e-6)
+
+
+def reused(head: sk.SNNetHead, features: torch.Tensor) -> bool:
+    return head._similarity_of(features) is not None
+
+
+def test_a_stale_similarity_is_noticed():
+    head = make_head()
+    first, index = batch(0)
+    head(first, index)
+    assert reused(head, first.detach())
+    assert not reused(head, first.detach().clone())  # other features, even if equal
+    second, other_index = batch(1)
+    head(second, other_index)  # two forwards before one update: only the last is at hand
+    assert not reused(head, first.detach())
+    assert reused(head, second.detach())
+    head.update_(index, first.detach())
+    assert not reused(head, second.detach())  # M has changed
+    head(second, other_index)
+    with torch.no_grad():
+        head.memory.features[0].mul_(1.0)
+    assert not reused(head, second.detach())  # also when written from outside
+    head(second, other_index)
+    with torch.no_grad():
+        second.mul_(1.0)
+    assert not reused(head, second.detach())  # the features were overwritten in place
+
+
+def test_update_without_forward_and_accumulation_keep_the_cache_exact():
+    head = make_head(cache=True)
+    (first, a), (second, b) = batch(0), batch(1)
+    head.update_(a, first.detach())
+    for features, index in ((first, a), (second, b)):
+        head(features, index).backward()
+    for features, index in ((first, a), (second, b)):
+        head.update_(index, features.detach())
+    exact = head.memory.features.double() @ head.memory.features.double().t()
+    assert (head.memory.cache - exact).abs().max() < 1e-6
+
+
+def test_cache_follows_writes_from_outside():
+    head = make_head(cache=True)
+    with torch.no_grad():
+        head.memory.features.copy_(clustered_features(N, D, seed=7))
+    cache = head.memory.current_cache()
+    assert (cache - head.memory.features @ head.memory.features.t()).abs().max() < 1e-6
+
+
+def test_types_stay_under_half():
+    head = make_head(cache=True).half().bfloat16()
+    types = {name: buffer.dtype for name, buffer in head.named_buffers()}
+    assert types["memory.features"] == types["memory.cache"] == types["_momentum"] == torch.float32
+    assert types["pseudo_labels.row_bits"] == types["pseudo_labels.column_bits"] == torch.uint8
+    features, index = batch(0)
+    assert torch.isfinite(head(features.detach().bfloat16(), index))
+
+
+def test_a_restored_head_goes_on_alike():
+    head = make_head(cache=True)
+    for seed in range(4):
+        one_step(head, seed)
+    state = copy.deepcopy(head.state_dict())
+    assert set(state) == {"_momentum", "memory.features", "pseudo_labels.row_bits"}
+    restored = sk.SNNetHead(N, D, cache=True)
+    restored.load_state_dict(state)
+    head.memory.rebuild_cache_()  # as a trainer does at the start of an epoch
+    for seed in range(4, 8):
+        assert torch.equal(one_step(head, seed), one_step(restored, seed))
+    assert torch.equal(head.memory.features, restored.memory.features)
+    assert torch.equal(head.pseudo_labels.column_bits, restored.pseudo_labels.column_bits)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_fewer_images_than_anything(size):
+    head = sk.SNNetHead(size, 4)
+    head.initialize_(normalize(torch.ones(size, 4), dim=1))
+    features = normalize(torch.randn(size, 4), dim=1).requires_grad_()
+    loss = head(features, torch.arange(size))
+    loss.backward()
+    head.update_(torch.arange(size), features.detach())
+    assert torch.isfinite(loss) and torch.isfinite(features.grad).all()
+    assert torch.isfinite(head.memory.features).all()
+
+
+def test_cache_auto_depends_on_free_memory(monkeypatch):
+    for free, kept in ((10 * 4 * N * N, True), (2 * 4 * N * N, False)):
+        monkeypatch.setattr("snnet_kernels.modules.free_memory", lambda device, free=free: free)
+        memory = sk.ExemplarMemory(N, D)
+        memory.initialize_(clustered_features(N, D))
+        assert (memory.cache is not None) is kept
+
+
+def test_loss_module_equals_the_function():
+    similarity = torch.rand(3, 50) * 2 - 1
+    labels = [sk.pack_labels(torch.rand(3, 50) < 0.1) for _ in range(2)]
+    module = sk.MutualLabelLoss((1.0, 0.5), kind="l2")
+    assert torch.equal(
+        module(similarity, labels), sk.mutual_label_loss(similarity, labels, [1.0, 0.5], kind="l2")
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weights": (0, 0, 0)}, "not all zero"),
+        ({"weights": (1, -1, 1)}, "none negative"),
+        ({"weights": (1, 1)}, "weights must be 3"),
+        ({"label_source": "both"}, "label_source must be"),
+        ({"loss_kind": "l1"}, "kind must be"),
+        ({"cache": "maybe"}, "cache must be"),
+        ({"min_rank": -1}, "min_rank must be"),
+    ],
+)
+def test_bad_settings_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sk.SNNetHead(N, D, **arguments)

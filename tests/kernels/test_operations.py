@@ -1,0 +1,192 @@
+"""Registration, tracing and argument checks of every operation."""
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch.nn.functional import normalize
+
+import snnet_kernels as sk
+from snnet_kernels import ops, reference
+from snnet_kernels.schemas import OPERATIONS
+from snnet_kernels.testing import clustered_features
+
+N, D, B = 90, 12, 5
+
+
+def arguments() -> dict[str, tuple]:
+    memory = clustered_features(N, D)
+    index = torch.tensor([3, 80, 3, 41, 0])
+    features = clustered_features(B, D, seed=1)
+    labels = sk.pack_labels(torch.rand(B, N, generator=torch.Generator().manual_seed(0)) < 0.1)
+    similarity = features @ memory.t()
+    cache = memory @ memory.t()
+    bits = sk.PseudoLabelMemory(N)
+    loss = ([labels, labels.flip(0).contiguous()], [1.0, 0.5], "mmcl", 5.0, 0.05)
+    differentiable = features.clone().requires_grad_()
+    return {
+        "pack_labels": (torch.rand(B, N) < 0.3,),
+        "unpack_labels": (labels, N),
+        "write_labels_": (bits.row_bits, bits.column_bits, index, labels),
+        "gather_labels": (bits.row_bits, torch.tensor([5, -1, 89])),
+        "memory_similarity": (differentiable, memory),
+        "memory_similarity_backward": (similarity.clone().requires_grad_(), memory),
+        "build_similarity_cache": (memory,),
+        "mplp": (memory, index, cache, None, 0.6, 10, False),
+        "nearest_neighbors": (memory, index, None, similarity, 3),
+        "mutual_label_loss": (similarity.clone().requires_grad_(), *loss),
+        "fused_mutual_label_loss": (differentiable, memory, None, *loss),
+        "update_memory_": (memory, index, features, torch.tensor(0.3), cache, None),
+    }
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_opcheck(name):
+    result = torch.library.opcheck(getattr(torch.ops.snnet, name).default, arguments()[name])
+    assert set(result.values()) == {"SUCCESS"}
+
+
+def test_first_derivatives_of_the_similarity():
+    features, memory = clustered_features(4, 6, seed=1).requires_grad_(), clustered_features(9, 6)
+    weights = torch.rand(4, 9)
+    (gradient,) = torch.autograd.grad((sk.memory_similarity(features, memory) * weights).sum(), features)
+    assert (gradient - weights @ memory).abs().max() < 1e-6
+
+
+def iteration(features, memory, cache, index, row_bits, column_bits, momentum):
+    similarity = sk.memory_similarity(features, memory)
+    labels = sk.mplp(memory, index, cache=cache)
+    neighbor, _ = sk.nearest_neighbors(memory, index, cache=cache)
+    sets = [labels, ops.gather_labels(column_bits, index), ops.gather_labels(row_bits, neighbor[:, 0])]
+    ops.write_labels_(row_bits, column_bits, index, labels)
+    loss = sk.mutual_label_loss(similarity, sets, [1.0, 0.8, 0.6])
+    fused = sk.fused_mutual_label_loss(features, memory, sets, [1.0, 0.8, 0.6], similarity=similarity)
+    return loss + fused, labels
+
+
+def update(features, memory, cache, index, momentum):
+    sk.update_memory_(memory, index, features, momentum, cache=cache)
+
+
+def test_compiled_iteration_equals_eager_and_does_not_recompile():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+    compiled = torch.compile(iteration, backend=counter, fullgraph=True)
+    compiled_update = torch.compile(update, backend=counter, fullgraph=True)
+    states = []
+    for forward, write in ((iteration, update), (compiled, compiled_update)):
+        memory = clustered_features(N, D)
+        cache, bits = sk.build_similarity_cache(memory), sk.PseudoLabelMemory(N)
+        for step in range(4):
+            index = torch.arange(step * 7, step * 7 + B)
+            features = clustered_features(B, D, seed=step).requires_grad_()
+            loss, labels = forward(features, memory, cache, index, bits.row_bits, bits.column_bits, None)
+            loss.backward()
+            write(features.detach(), memory, cache, index, torch.tensor(0.1 * step))
+        states.append((loss.detach(), labels, features.grad, memory, cache, bits.row_bits, bits.column_bits))
+    assert counter.frame_count == 2  # one graph each, whatever the step
+    for eager, traced in zip(*states, strict=True):
+        assert torch.equal(eager, traced)
+
+
+def test_forms_of_input():
+    """Strided and bf16 features are taken to float32."""
+    memory = clustered_features(N, D)
+    wide = clustered_features(B, 2 * D, seed=3)
+    strided = wide[:, ::2]
+    assert torch.equal(
+        sk.memory_similarity(strided, memory), sk.memory_similarity(strided.contiguous(), memory)
+    )
+    low = normalize(strided, dim=1).bfloat16()
+    assert torch.equal(sk.memory_similarity(low, memory), low.float() @ memory.t())
+
+
+MEMORY, INDEX = clustered_features(N, D), torch.tensor([1, 2])
+LABELS = torch.zeros(2, 16, dtype=torch.uint8)
+SIMILARITY, FEATURES = torch.zeros(2, N), torch.zeros(2, D)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: sk.mplp(MEMORY.double(), INDEX),
+            TypeError,
+            "memory must be torch.float32, got torch.float64",
+        ),
+        (lambda: sk.mplp(MEMORY.t(), INDEX), ValueError, "memory must be contiguous"),
+        (lambda: sk.mplp(MEMORY[0], INDEX), ValueError, r"memory must have 2 dimensions \[n, d\]"),
+        (lambda: sk.mplp(MEMORY, [1, 2]), TypeError, r"index must be a tensor \[B\], got list"),
+        (lambda: sk.mplp(MEMORY, INDEX.int()), TypeError, "index must be torch.int64"),
+        (lambda: sk.mplp(MEMORY, INDEX + 90), ValueError, r"index must lie in \[0, 90\), got 92"),
+        (lambda: sk.mplp(MEMORY, INDEX - 3), ValueError, r"index must lie in \[0, 90\), got -2"),
+        (lambda: sk.mplp(MEMORY, INDEX, cache=MEMORY), ValueError, r"cache must have shape \[90, 90\]"),
+        (
+            lambda: sk.mplp(MEMORY, INDEX, query_rows=FEATURES),
+            ValueError,
+            r"query_rows must have shape \[2, 90\]",
+        ),
+        (lambda: sk.mplp(MEMORY, INDEX, float("nan")), ValueError, "threshold must be finite"),
+        (lambda: sk.mplp(MEMORY, INDEX, 0.6, 1.5), ValueError, "min_rank must be an integer"),
+        (lambda: sk.nearest_neighbors(MEMORY, INDEX, 0), ValueError, "k must be an integer of at least 1"),
+        (lambda: sk.memory_similarity(MEMORY.int(), MEMORY), TypeError, "features must be a floating point"),
+        (lambda: sk.memory_similarity(SIMILARITY, MEMORY), ValueError, r"features must have shape \[B, 12\]"),
+        (
+            lambda: sk.memory_similarity(FEATURES, MEMORY.clone().requires_grad_()),
+            ValueError,
+            "memory must not require grad",
+        ),
+        (lambda: sk.mutual_label_loss(SIMILARITY, LABELS, [1.0]), TypeError, "labels must be a sequence"),
+        (
+            lambda: sk.mutual_label_loss(SIMILARITY, [LABELS], [1.0, 2.0]),
+            ValueError,
+            "the same length, got 1 and 2",
+        ),
+        (lambda: sk.mutual_label_loss(SIMILARITY, [LABELS], [0.0]), ValueError, "not all zero"),
+        (lambda: sk.mutual_label_loss(SIMILARITY, [LABELS], [-1.0]), ValueError, "none negative"),
+        (lambda: sk.mutual_label_loss(SIMILARITY, [LABELS[:, :8]], [1.0]), ValueError, r"labels\[0\] must"),
+        (lambda: sk.mutual_label_loss(SIMILARITY, [LABELS], [1.0], kind="l1"), ValueError, "kind must be"),
+        (
+            lambda: sk.mutual_label_loss(SIMILARITY, [LABELS], [1.0], hard_negative_ratio=2.0),
+            ValueError,
+            "hard_negative_ratio must lie",
+        ),
+        (
+            lambda: sk.update_memory_(MEMORY, INDEX, MEMORY, 0.5),
+            ValueError,
+            "index must have 90 entries, got 2",
+        ),
+        (lambda: sk.update_memory_(MEMORY, INDEX, FEATURES, "a"), TypeError, "not supported|must be"),
+        (
+            lambda: sk.PseudoLabelMemory(N).rows(INDEX - 4),
+            ValueError,
+            r"index must lie in \[-1, 90\), got -3",
+        ),
+        (lambda: sk.pack_labels(LABELS), TypeError, "labels must be torch.bool"),
+        (lambda: sk.unpack_labels(LABELS, 300), ValueError, r"labels must have shape \[B, 48\]"),
+        (lambda: sk.label_bytes(-1), ValueError, "n must be at least 0"),
+    ],
+)
+def test_bad_arguments_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_traced_calls_check_values_too():
+    compiled = torch.compile(
+        lambda memory, index: sk.mplp(memory, index), fullgraph=True, backend="aot_eager"
+    )
+    with pytest.raises(ValueError, match=r"index must lie in \[0, 90\), got 92"):
+        compiled(MEMORY, INDEX + 90)
+
+
+def test_writing_what_autograd_still_needs_is_noticed():
+    memory = MEMORY.clone()
+    features = FEATURES.clone().requires_grad_()
+    loss = sk.memory_similarity(features, memory).sum()
+    sk.update_memory_(memory, INDEX, normalize(FEATURES + 1, dim=1), 0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_reference_is_checked_nowhere_and_equal():
+    assert torch.equal(reference.mplp(MEMORY, INDEX), sk.mplp(MEMORY, INDEX))
