@@ -1,0 +1,26 @@
+"""The one kind of error that is the user's to mend, and how a command reports it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user gave cannot be used: a flag, a folder, a file.
+
+    The message is one line that names it, says what came and what is needed. Commands print it as
+    ``error: ...`` and exit with status 2; a program that calls the functions catches it like any exception.
+    """
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run the ``main`` of a command; a :class:`UserError` becomes one line on stderr and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
