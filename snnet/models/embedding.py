@@ -1,0 +1,116 @@
+"""The model that is trained: a backbone, a BatchNorm1d neck and an L2 norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snnet.errors import UserError
+from snnet.models.osnet import OSNET_ARCHITECTURES, OSNet
+from snnet.models.resnet import RESNET_ARCHITECTURES, ResNet
+from snnet.models.weights import load_weights
+
+ARCHITECTURES: tuple[str, ...] = RESNET_ARCHITECTURES + OSNET_ARCHITECTURES
+EMBEDDINGS: tuple[str, ...] = ("pool", "fc")
+
+
+class ReIDModel(nn.Module):
+    """Images to L2-normalised features: backbone, neck (BatchNorm1d), L2 norm.
+
+    ``embedding="pool"``: the neck is a BatchNorm1d of its own on the pooled feature. ``embedding="fc"``
+    (OSNet only): the network's own Linear follows the pooling, and its own BatchNorm1d is the neck; the ReLU
+    that it has after them is left out.
+
+    Everything from the pooled feature on runs in float32, under autocast too.
+
+    Attributes: ``feature_dim`` (d), ``pretrained`` (whether weights were loaded into the backbone).
+    """
+
+    def __init__(self, arch: str, embedding: str = "pool") -> None:
+        super().__init__()
+        if arch not in ARCHITECTURES:
+            raise UserError(f"unknown arch {arch!r}: needed is one of {', '.join(ARCHITECTURES)}")
+        if embedding not in EMBEDDINGS:
+            raise UserError(f"unknown embedding {embedding!r}: needed is one of {', '.join(EMBEDDINGS)}")
+        if embedding == "fc" and arch not in OSNET_ARCHITECTURES:
+            raise UserError(
+                f"embedding 'fc' is the Linear layer that OSNet has of its own; {arch} has none: use 'pool'"
+            )
+        self.arch = arch
+        self.embedding = embedding
+        self.pretrained = False
+        self.neck_pretrained = False
+        self.backbone = _build_backbone(arch, embedding)
+        if embedding == "pool":
+            self.neck = nn.BatchNorm1d(self.backbone.pooled_dim)
+        neck = self.neck if embedding == "pool" else self.backbone.fc[1]
+        self.feature_dim: int = neck.num_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Training feature [B, d] in float32, rows of norm 1, of images [B, 3, H, W] (32 x 16 or larger)."""
+        return self._feature(images, after_neck=True)
+
+    def retrieve(self, images: Tensor, after_neck: bool = False) -> Tensor:
+        """Retrieval feature [B, d] in float32, rows of norm 1, of images [B, 3, H, W].
+
+        It is taken before the neck (the pooled feature, or the Linear's output) or after it. The model's
+        mode is left alone: call ``eval()`` first for features that do not depend on the batch.
+        """
+        return self._feature(images, after_neck)
+
+    def _feature(self, images: Tensor, after_neck: bool) -> Tensor:
+        _check_images(images)
+        pooled = self.backbone(images)
+        with torch.autocast(pooled.device.type, enabled=False):
+            if self.embedding == "pool":
+                feature, neck = pooled, self.neck
+            else:
+                feature, neck = self.backbone.fc[0](pooled), self.backbone.fc[1]
+            return F.normalize(neck(feature) if after_neck else feature, dim=1)
+
+    def parameter_groups(self, lr: float, backbone_lr_mult: float) -> list[dict]:
+        """Optimiser groups: what was loaded from weights at ``lr * backbone_lr_mult``, the rest at ``lr``.
+
+        The groups and their order depend on ``arch`` and ``embedding`` alone, so the state of an optimiser
+        fits a model built without the weights that the first one started from.
+        """
+
+        def group(name: str, module: nn.Module, loaded: bool) -> dict:
+            rate = lr * backbone_lr_mult if loaded else lr
+            return {"name": name, "params": list(module.parameters()), "lr": rate}
+
+        groups = [group("backbone", self.backbone, self.pretrained)]
+        if self.embedding == "pool":
+            groups.append(group("neck", self.neck, self.neck_pretrained))
+        return groups
+
+
+def build_model(arch: str, *, embedding: str = "pool", weights: str | None = None) -> ReIDModel:
+    """Build the model ``arch``, from random weights or from ``weights``.
+
+    ``weights`` is "imagenet" (ResNets, through torchvision) or the path of a file of torchvision, torchreid
+    or this package; a classifier in it is left out. Raises :class:`UserError` for an unknown name and for
+    weights that cannot be had, read or fitted.
+    """
+    model = ReIDModel(arch, embedding)
+    if weights is not None:
+        loaded = load_weights(model, weights)
+        model.pretrained = True
+        model.neck_pretrained = any(name.startswith("neck.") for name in loaded)
+    return model
+
+
+# Any: OSNet or ResNet, of which only OSNet has an fc.
+def _build_backbone(arch: str, embedding: str) -> Any:
+    return OSNet(arch, fc=embedding == "fc") if arch in OSNET_ARCHITECTURES else ResNet(arch)
+
+
+def _check_images(images: Tensor) -> None:
+    if images.dim() != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be [B, 3, height, width], got {tuple(images.shape)}")
+    height, width = images.shape[2:]
+    if min(height, width) < 16 or max(height, width) < 32:
+        raise UserError(f"images of {height}x{width} are too small for the network: 32x16 is the least")

@@ -1,0 +1,182 @@
+"""Reading weights into a model: ImageNet through torchvision, or a file. No file can run code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor
+
+from snnet.errors import UserError
+
+if TYPE_CHECKING:
+    from snnet.models.embedding import ReIDModel
+
+_CONTAINER_KEYS = ("state_dict", "model")
+_BACKBONE = "backbone."
+_LISTED_KEYS = 10
+
+
+class _Discarded:
+    """Stands in for the numpy objects in a checkpoint (scores beside the weights), whose data is dropped.
+
+    torchreid's files hold numpy scalars. With this class in numpy's place no code of numpy's runs on the
+    file's bytes: its dtypes can be crafted to read memory that is not theirs.
+    """
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+_STAND_INS: list[Any] = [
+    (_Discarded, name)
+    for name in (
+        "numpy.dtype",
+        "numpy.ndarray",
+        "numpy.core.multiarray.scalar",
+        "numpy.core.multiarray._reconstruct",
+        "numpy._core.multiarray.scalar",
+        "numpy._core.multiarray._reconstruct",
+    )
+]
+
+
+def load_weights(model: ReIDModel, weights: str) -> tuple[str, ...]:
+    """Copy ``weights`` into a :class:`ReIDModel`; return the names of the parameters and buffers copied.
+
+    All of the backbone must be in the file, and nothing that the model has no place for; only a classifier
+    (``classifier.*``; ``fc.*`` too where the embedding is "pool") is left out, and the neck stays as it is
+    where the file has none. Raises :class:`UserError` with the model unchanged.
+    """
+    state = _imagenet_state(model.arch) if weights == "imagenet" else read_state_dict(weights)
+    own = any(name.startswith(_BACKBONE) for name in state)
+    prefix = "" if own else _BACKBONE
+    ignored = (f"{_BACKBONE}classifier.", *((f"{_BACKBONE}fc.",) if model.embedding == "pool" else ()))
+    state = {prefix + name: value for name, value in state.items()}
+    state = {name: value for name, value in state.items() if not name.startswith(ignored)}
+    _check_fit(model, state, weights, prefix)
+    model.load_state_dict(state, strict=False)
+    return tuple(state)
+
+
+def read_state_dict(path: str) -> dict[str, Tensor]:
+    """Tensors by name from a ``.safetensors`` file or one that ``torch.save`` wrote.
+
+    A container with the tensors under "state_dict" or "model" is opened, and the prefix "module." that
+    data-parallel training leaves is taken off. Raises :class:`UserError` naming the file.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"weights: {path} is no file; needed is 'imagenet' or the path of a weights file")
+    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    return _named_tensors(content, path)
+
+
+def _named_tensors(content: Any, source: str) -> dict[str, Tensor]:
+    for key in _CONTAINER_KEYS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"weights: {source} holds no weights by name, but a {type(content).__name__}")
+    state = {str(name).removeprefix("module."): value for name, value in content.items()}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"weights: {name!r} in {source} is no tensor but a {type(value).__name__}")
+        if value.layout != torch.strided or value.is_meta or value.is_quantized:
+            raise UserError(f"weights: {name!r} in {source} is no plain dense tensor")
+        if not torch.isfinite(value).all():
+            raise UserError(f"weights: {name!r} in {source} has values that are not finite")
+    return state
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(file)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(
+            f"weights: {file} is damaged or no safetensors file ({_first_line(error)})"
+        ) from error
+
+
+def _read_torch(file: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(_STAND_INS):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    # A damaged file can fail anywhere in the reader, with nearly any exception.
+    except Exception as error:
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if name:
+            raise UserError(
+                f"weights: {file} can be read only by running code ({name[1]}), which is refused; "
+                "save its state_dict alone and give that"
+            ) from error
+        raise UserError(f"weights: {file} is damaged or no PyTorch file ({_first_line(error)})") from error
+
+
+def _imagenet_state(arch: str) -> dict[str, Tensor]:
+    """torchvision's first ImageNet weights (V1): what published re-identification figures start from."""
+    if not arch.startswith("resnet"):
+        raise UserError(
+            f"weights: 'imagenet' is torchvision's, which has no {arch}; "
+            "give the path of torchreid's published file"
+        )
+    entry = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
+    try:
+        content = entry.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
+    # No network, no space, a proxy's page in the file's place, a damaged file in the cache: all end here.
+    except Exception as error:
+        raise UserError(
+            f"weights: ImageNet weights of {arch} could not be had ({_first_line(error)}); "
+            f"download {entry.url} where that is possible and give the file's path"
+        ) from error
+    return _named_tensors(content, f"the ImageNet weights of {arch}")
+
+
+def _check_fit(model: ReIDModel, state: dict[str, Tensor], weights: str, prefix: str) -> None:
+    """Raise unless ``state`` has the model's keys and shapes; keys are shown as the file has them."""
+    wanted = model.state_dict()
+    has_neck = any(name.startswith("neck.") for name in state)
+    missing = [
+        name
+        for name in wanted
+        if name not in state
+        # Absent in weights from old or other software; training does not use it.
+        and not name.endswith(".num_batches_tracked")
+        and (has_neck or not name.startswith("neck."))
+    ]
+    unexpected = [name for name in state if name not in wanted]
+    reshaped = [
+        f"{name.removeprefix(prefix)} {tuple(state[name].shape)} for {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in state and state[name].shape != wanted[name].shape
+    ]
+    faults = [
+        f"{len(names)} {kind}: {_listing([name.removeprefix(prefix) for name in names])}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        if names
+    ]
+    if faults:
+        raise UserError(
+            f"weights: keys of {weights} do not fit {model.arch} with embedding {model.embedding!r}; "
+            + "; ".join(faults)
+        )
+
+
+def _listing(names: list[str]) -> str:
+    more = len(names) - _LISTED_KEYS
+    return ", ".join(names[:_LISTED_KEYS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _first_line(error: Exception) -> str:
+    # Where torch says what stopped it, that; its first line then is advice on how to allow code.
+    lines = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+    return ": ".join([type(error).__name__, *lines.strip().splitlines()[:1]])
