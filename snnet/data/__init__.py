@@ -1,0 +1,18 @@
+"""Data sets of pedestrian crops, and batches of them."""
+
+from snnet.data.datasets import DATASETS, ImageSet, ReIDDataset, build_dataset
+from snnet.data.decoding import DecodedImages, decode_images
+from snnet.data.loading import BatchLoader, TrainingLoader, extraction_loader, training_loader
+
+__all__ = [
+    "DATASETS",
+    "BatchLoader",
+    "DecodedImages",
+    "ImageSet",
+    "ReIDDataset",
+    "TrainingLoader",
+    "build_dataset",
+    "decode_images",
+    "extraction_loader",
+    "training_loader",
+]

@@ -1,0 +1,71 @@
+"""The data sets by name."""
+
+from __future__ import annotations
+
+import os
+
+from snnet.data.files import NamePattern
+from snnet.data.image_set import ImageSet, ReIDDataset
+from snnet.data.readers import CUSTOM_SPLITS, MARKET_PATTERN, read_folder, read_msmt17, read_named_splits
+from snnet.data.synthetic import generate
+from snnet.errors import UserError
+
+__all__ = ["DATASETS", "ImageSet", "ReIDDataset", "build_dataset"]
+
+DATASETS = ("synthetic", "market1501", "dukemtmc", "msmt17", "cuhk03", "folder", "custom")
+
+FOLDER_NAMES = {
+    "market1501": ("Market-1501-v15.09.15", "Market-1501"),
+    "dukemtmc": ("DukeMTMC-reID", "DukeMTMC"),
+    "msmt17": ("MSMT17_V1", "MSMT17_V2", "MSMT17"),
+    "cuhk03": ("detected", "labeled", "CUHK03-NP", "CUHK03"),
+}
+
+
+def build_dataset(
+    name: str, data_dir: str | None, *, name_pattern: str | None = None, camstyle: bool = False
+) -> ReIDDataset:
+    """Find and read a data set. Files are listed in the order of their paths; none is opened.
+
+    Args:
+        name: one of :data:`DATASETS`.
+
+            - ``market1501``, ``dukemtmc``: ``bounding_box_train``, ``query``, ``bounding_box_test`` with
+              names like ``0002_c1s1_000451_03.jpg``.
+            - ``cuhk03``: the 767/700 split in the same layout, under ``detected`` or ``labeled``; where both
+              are below ``data_dir``, ``detected`` is read.
+            - ``msmt17``: both public releases; see :func:`snnet.data.readers.read_msmt17`.
+            - ``folder``: any tree of crops without identities. No evaluation.
+            - ``custom``: folders ``train``, ``query``, ``gallery`` and a ``name_pattern``.
+            - ``synthetic``: drawn on first use.
+        data_dir: the folder of the data set, or one above it under which it has its usual name; for
+            ``synthetic`` where to draw it (None: a cache folder of the user's).
+        name_pattern: for ``custom`` a regular expression searched in each file's path below its split's
+            folder, with groups ``pid`` and ``cam`` (default: Market-1501's). Where the matches are not all
+            integers they are numbered. Without ``cam``, cameras are unknown. For ``folder`` it may have a
+            group ``cam``.
+        camstyle: also read the CamStyle images from ``bounding_box_train_camstyle``.
+
+    Raises:
+        UserError: the data are not there, or not in the layout that ``name`` stands for.
+    """
+    if name not in DATASETS:
+        raise UserError(f"unknown dataset {name!r}; there are {', '.join(DATASETS)}")
+    if name_pattern is not None and name not in ("custom", "folder"):
+        raise UserError(f"a name pattern is for the datasets custom and folder, not for {name}")
+    if camstyle and name == "folder":
+        raise UserError("CamStyle needs a dataset with cameras and a training folder, not the dataset folder")
+    if name == "synthetic":
+        return read_named_splits(name, str(generate(data_dir)), camstyle=camstyle)
+    if data_dir is None:
+        raise UserError(f"dataset {name} needs a data folder (--data-dir)")
+    data_dir = os.path.expanduser(data_dir)
+    if name == "msmt17":
+        return read_msmt17(name, data_dir, FOLDER_NAMES[name], camstyle=camstyle)
+    if name == "folder":
+        pattern = None if name_pattern is None else NamePattern(name_pattern, pid_required=False)
+        return read_folder(name, data_dir, pattern)
+    if name == "custom":
+        pattern = NamePattern(MARKET_PATTERN if name_pattern is None else name_pattern)
+        return read_named_splits(name, data_dir, splits=CUSTOM_SPLITS, pattern=pattern, camstyle=camstyle)
+    return read_named_splits(name, data_dir, FOLDER_NAMES[name], camstyle=camstyle)

@@ -1,0 +1,221 @@
+"""Every image of a split decoded once: checked for damage, and held in memory where it fits."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from snnet.data.image_set import ImageSet
+from snnet.errors import UserError
+
+# cache="auto" holds a split's pixels if they take at most this share of the memory that is available.
+MEMORY_SHARE = 1 / 4
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedImages:
+    """The readable images of a split at their native sizes.
+
+    Attributes:
+        images: the files, without those left out.
+        skipped: the unreadable files that were left out.
+        sizes: int64 [n, 2], height and width in pixels.
+        pixels: uint8, all images end to end, each [height, width, 3]; None where they are read from disk at
+            each access. One tensor, so that worker processes share it.
+        starts: int64 [n], where in ``pixels`` each image begins.
+    """
+
+    images: ImageSet
+    skipped: tuple[str, ...]
+    sizes: np.ndarray
+    pixels: Tensor | None
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, index: int) -> Tensor:
+        """The image of one index, uint8 [3, height, width] RGB; not to be written to.
+
+        Raises:
+            UserError: it is read from disk, and can no longer be.
+        """
+        if self.pixels is None:
+            return load_image(self.images.paths[index])
+        height, width = self.sizes[index].tolist()
+        start = int(self.starts[index])
+        return self.pixels[start : start + height * width * 3].view(height, width, 3).permute(2, 0, 1)
+
+
+def decode_images(
+    images: ImageSet, *, skip_bad: bool = False, cache: Literal["auto"] | bool = "auto", progress: bool = True
+) -> DecodedImages:
+    """Open and fully decode every image once, on all cores.
+
+    Args:
+        images: the split.
+        skip_bad: leave unreadable images out, with a warning that counts them, instead of raising.
+        cache: hold the pixels in memory, or not, or ("auto") if a quarter of what is available has room.
+        progress: show a progress bar if stderr is a terminal.
+
+    Raises:
+        UserError: an image cannot be read or is truncated (the first is named), or none is left.
+    """
+    with ThreadPoolExecutor() as pool:
+        # The headers give the sizes, so that all pixels can be decoded into one tensor of the right length.
+        sizes = list(_map(pool, _attempt(_read_size), images.paths))
+        _raise_unless(skip_bad, sizes)
+        lengths = np.array([0 if isinstance(size, UserError) else 3 * math.prod(size) for size in sizes])
+        starts = np.cumsum(lengths) - lengths
+        pixels = _allocate(int(lengths.sum()), cache)
+
+        def decode(index: int) -> None:
+            size = sizes[index]
+            if isinstance(size, UserError):
+                raise size
+            decoded = _decode(images.paths[index])
+            if decoded.shape[:2] != size:
+                raise UserError(f"cannot read image {images.paths[index]!r}: its header gives another size")
+            if pixels is not None:
+                pixels[starts[index] : starts[index] + lengths[index]] = torch.from_numpy(decoded.reshape(-1))
+
+        failures: list[UserError | None] = []
+        results = _map(pool, _attempt(decode), range(len(images)))
+        bar = tqdm(results, "decoding", len(images), unit="image", disable=None if progress else True)
+        for failure in bar:
+            _raise_unless(skip_bad, [failure])
+            failures.append(failure)
+    return _without_failures(images, failures, sizes, pixels, starts)
+
+
+def _without_failures(
+    images: ImageSet,
+    failures: Sequence[UserError | None],
+    sizes: Sequence[tuple[int, int] | UserError],
+    pixels: Tensor | None,
+    starts: np.ndarray,
+) -> DecodedImages:
+    keep = np.array([failure is None for failure in failures], dtype=bool)
+    skipped = tuple(path for path, kept in zip(images.paths, keep, strict=True) if not kept)
+    if skipped:
+        reasons = [failure for failure in failures if failure is not None]
+        if not keep.any():
+            raise UserError(f"none of the {len(images)} images can be read; the first: {reasons[0]}")
+        message = f"left out {len(skipped)} of {len(images)} images; the first: {reasons[0]}"
+        warnings.warn(message, stacklevel=3)
+    kept_sizes = np.array([size for size, kept in zip(sizes, keep, strict=True) if kept], dtype=np.int64)
+    return DecodedImages(images.select(keep), skipped, kept_sizes.reshape(-1, 2), pixels, starts[keep])
+
+
+def load_image(path: str) -> Tensor:
+    """One image file, uint8 [3, height, width] RGB; raises :class:`UserError` naming it if it is damaged."""
+    return torch.from_numpy(_decode(path)).permute(2, 0, 1)
+
+
+def _decode(path: str) -> np.ndarray:
+    with _open(path) as image:
+        return _naming(path, lambda: np.array(image.convert("RGB")))
+
+
+def _read_size(path: str) -> tuple[int, int]:
+    with _open(path) as image:
+        return image.height, image.width
+
+
+def _open(path: str) -> Image.Image:
+    return _naming(path, lambda: Image.open(path))
+
+
+def _naming(path: str, read: Callable[[], Result]) -> Result:
+    """``read()``, its failures turned into a :class:`UserError` that names the file and the reason."""
+    try:
+        return read()
+    except MemoryError:
+        raise
+    # Decoders meet damage with many kinds of exception: OSError, SyntaxError, struct.error, zlib.error ...
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+        elif os.path.exists(path) and os.path.getsize(path) == 0:
+            reason = "the file is empty"
+        elif isinstance(error, UnidentifiedImageError):
+            reason = "not an image, or its header is damaged"
+        else:
+            reason = str(error) or type(error).__name__
+        raise UserError(f"cannot read image {path!r}: {reason}") from error
+
+
+def _attempt(function: Callable[[Item], Result]) -> Callable[[Item], Result | UserError]:
+    """``function`` returning the :class:`UserError` that it would raise."""
+
+    def attempt(item: Item) -> Result | UserError:
+        try:
+            return function(item)
+        except UserError as error:
+            return error.with_traceback(None)
+
+    return attempt
+
+
+def _raise_unless(skip_bad: bool, results: Sequence[object]) -> None:
+    """Raise the first of ``results`` that is an error, unless bad images are to be skipped."""
+    for result in results:
+        if isinstance(result, UserError) and not skip_bad:
+            raise UserError(f"{result} (repair or remove it, or skip such files with --skip-bad-images)")
+
+
+def _map(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Sequence[Item]
+) -> Iterator[Result]:
+    """``pool.map`` in order, a few hundred items at a time, so that an error stops it soon."""
+    for start in range(0, len(items), 512):
+        yield from pool.map(function, items[start : start + 512])
+
+
+def _allocate(size: int, cache: Literal["auto"] | bool) -> Tensor | None:
+    """A uint8 tensor of ``size`` bytes, or None where the pixels are not to be held."""
+    if cache is False or (cache == "auto" and size > MEMORY_SHARE * available_memory()):
+        return None
+    return torch.empty(size, dtype=torch.uint8)
+
+
+def available_memory() -> int:
+    """Bytes that this process can take without swapping: the machine's, or its container's if less."""
+    available = _container_memory()
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        # No such file outside Linux: half of what is built in, where the system tells.
+        known = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if known else 4 << 30
+    return min(machine, available)
+
+
+def _container_memory() -> int:
+    """Bytes left under the limit of the control group (version 2), its file cache counting as free."""
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+            limit = int(file.read())
+        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as file:
+            used = int(file.read())
+        with open("/sys/fs/cgroup/memory.stat", encoding="ascii") as lines:
+            cached = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    except (OSError, ValueError, StopIteration):
+        return sys.maxsize
+    return max(0, limit - used + cached)

@@ -1,0 +1,218 @@
+"""Batches for training and extraction, the same whatever the number of worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from snnet.data.decoding import DecodedImages, decode_images, load_image
+from snnet.data.transforms import UNIFORMS, augment, draw_augmentation, prepare
+from snnet.errors import UserError
+
+__all__ = [
+    "BatchLoader",
+    "DecodedImages",
+    "TrainingLoader",
+    "decode_images",
+    "extraction_loader",
+    "training_loader",
+]
+
+# The first word of every random stream's key, so that no two kinds of stream share one.
+PERMUTATION, AUGMENTATION = 1, 2
+
+
+class BatchLoader:
+    """Iterates over (images, index): float32 [B, 3, height, width], normalised, and int64 [B] positions."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self._loader:
+            # A worker hands an error back instead of raising it, which would wrap its message in a traceback.
+            if isinstance(batch, UserError):
+                raise UserError(str(batch))
+            images, index = batch
+            yield images, index
+
+
+class TrainingLoader(BatchLoader):
+    """The batches of one epoch; :meth:`set_epoch` chooses which."""
+
+    def __init__(self, loader: DataLoader[Any], permutation: _EpochPermutation) -> None:
+        super().__init__(loader)
+        self._permutation = permutation
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch, counted from 0, whose batches the next iteration yields."""
+        self._permutation.epoch = epoch
+
+
+def training_loader(
+    decoded: DecodedImages,
+    *,
+    height: int,
+    width: int,
+    batch_size: int,
+    workers: int,
+    seed: int,
+    camstyle: bool = False,
+    pin_memory: bool = False,
+) -> TrainingLoader:
+    """Shuffled, augmented batches, the last incomplete one dropped.
+
+    The order depends on (seed, epoch) alone and an image's augmentation on (seed, epoch, index) alone: the
+    batches are the same for any number of workers, and a resumed run sees those of an unbroken one. The
+    process' own random states are neither read nor changed.
+
+    Args:
+        decoded: the training images.
+        height, width: the network's input, in pixels.
+        batch_size: images a batch.
+        workers: processes that prepare batches, kept from epoch to epoch; 0: this process does.
+        seed: any number >= 0.
+        camstyle: swap each image for one of its CamStyle files (where it has any), chosen at random; their
+            files are read when they are used.
+        pin_memory: put the batches in page-locked memory, for copying to a GPU.
+
+    Raises:
+        UserError: there are fewer images than one batch holds, the seed is negative, or ``camstyle`` is asked
+            of images without styles; while iterating, an image that can no longer be read.
+    """
+    if len(decoded) < batch_size:
+        raise UserError(f"{len(decoded)} training images are fewer than one batch of {batch_size}")
+    if seed < 0:
+        raise UserError(f"seed must be >= 0, not {seed}")
+    if camstyle and decoded.images.styles is None:
+        raise UserError("CamStyle is on, but the training images were read without their styles")
+    permutation = _EpochPermutation(len(decoded), batch_size, seed)
+    batches = _TrainingBatches(decoded, height, width, seed, camstyle)
+    return TrainingLoader(_data_loader(batches, permutation, workers, pin_memory), permutation)
+
+
+def extraction_loader(
+    decoded: DecodedImages,
+    *,
+    height: int,
+    width: int,
+    batch_size: int,
+    workers: int,
+    pin_memory: bool = False,
+) -> BatchLoader:
+    """All images in order, resized and normalised; the last batch may be smaller. No randomness.
+
+    Raises:
+        UserError: while iterating, an image that can no longer be read.
+    """
+    batches = _ExtractionBatches(decoded, height, width)
+    positions = np.arange(len(decoded))
+    in_order = [positions[start : start + batch_size] for start in range(0, len(decoded), batch_size)]
+    return BatchLoader(_data_loader(batches, in_order, workers, pin_memory))
+
+
+def _data_loader(batches: Dataset[Any], sampler: Any, workers: int, pin_memory: bool) -> DataLoader[Any]:
+    return DataLoader(
+        batches,
+        batch_size=None,  # an item of the dataset is a whole batch
+        sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+        # DataLoader draws a seed for its workers from the global random state unless it has its own.
+        generator=torch.Generator(),
+    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread, as worker processes have: how work is split between threads can change the last bit.
+
+    The operations are small, too, so that waking threads up for them takes longer than it saves.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _EpochPermutation(Sampler[tuple[int, np.ndarray]]):
+    """Yields (epoch, index int64 [batch_size]) for each whole batch of the epoch's permutation."""
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.count = count
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        order = np.random.default_rng([PERMUTATION, self.seed, self.epoch]).permutation(self.count)
+        for batch in range(len(self)):
+            yield self.epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
+class _TrainingBatches(Dataset[Any]):
+    """Batches by (epoch, index int64 [B])."""
+
+    def __init__(self, decoded: DecodedImages, height: int, width: int, seed: int, camstyle: bool) -> None:
+        self.decoded = decoded
+        self.height = height
+        self.width = width
+        self.seed = seed
+        self.styles = decoded.images.styles if camstyle else None
+
+    def __getitem__(self, key: tuple[int, np.ndarray]) -> tuple[Tensor, Tensor] | UserError:
+        epoch, index = key
+        uniforms = np.stack(
+            [
+                np.random.default_rng([AUGMENTATION, self.seed, epoch, i]).random(1 + UNIFORMS)
+                for i in index.tolist()
+            ]
+        )
+        try:
+            images = [self._image(*pair) for pair in zip(index.tolist(), uniforms[:, 0], strict=True)]
+        except UserError as error:
+            return error
+        sizes = np.array([image.shape[1:] for image in images])
+        augmentation = draw_augmentation(uniforms[:, 1:], sizes, self.height, self.width)
+        with _one_thread():
+            batch = augment(images, augmentation, self.height, self.width)
+        return batch, torch.from_numpy(index)
+
+    def _image(self, index: int, choice: float) -> Tensor:
+        """The image, or with CamStyle that of its styles which ``choice`` in [0, 1) picks."""
+        styles = self.styles[index] if self.styles is not None else ()
+        return load_image(styles[int(choice * len(styles))]) if styles else self.decoded.image(index)
+
+
+class _ExtractionBatches(Dataset[Any]):
+    """Batches by index int64 [B]."""
+
+    def __init__(self, decoded: DecodedImages, height: int, width: int) -> None:
+        self.decoded = decoded
+        self.height = height
+        self.width = width
+
+    def __getitem__(self, index: np.ndarray) -> tuple[Tensor, Tensor] | UserError:
+        try:
+            images = [self.decoded.image(i) for i in index.tolist()]
+        except UserError as error:
+            return error
+        with _one_thread():
+            batch = prepare(images, self.height, self.width)
+        return batch, torch.from_numpy(index)

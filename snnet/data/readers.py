@@ -1,0 +1,161 @@
+"""One reader a layout: from a folder on disk to the splits of a data set."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from snnet.data.files import (
+    NamePattern,
+    check_folder,
+    find_entry,
+    find_root,
+    list_images,
+    strip_extensions,
+    to_numbers,
+)
+from snnet.data.image_set import ImageSet, ReIDDataset
+from snnet.errors import UserError
+
+MARKET_PATTERN = r"(?P<pid>-?\d+)_c(?P<cam>\d+)"
+MARKET_SPLITS = (("bounding_box_train",), ("query",), ("bounding_box_test",))
+CUSTOM_SPLITS = (
+    ("train", "bounding_box_train", "image_train"),
+    ("query", "image_query"),
+    ("gallery", "bounding_box_test", "image_test"),
+)
+MSMT17_SPLITS = (
+    ("train", "mask_train_v2"),
+    ("test", "mask_test_v2"),
+    ("list_train.txt",),
+    ("list_val.txt",),
+    ("list_query.txt",),
+    ("list_gallery.txt",),
+)
+CAMSTYLE_FOLDER = "bounding_box_train_camstyle"
+MSMT17_LINE = re.compile(r"(?P<file>(?:.*/)?[^_/]+_[^_/]+_(?P<cam>\d+)_[^/]*)\s+(?P<pid>\d+)")
+STYLE_PATTERN = re.compile(r"(?P<stem>.+)_fake_(?:(?P<source>\d+)to)?(?P<target>\d+)")
+
+
+def read_named_splits(
+    name: str,
+    data_dir: str,
+    folder_names: Sequence[str] = (),
+    *,
+    splits: Sequence[Sequence[str]] = MARKET_SPLITS,
+    pattern: NamePattern | None = None,
+    camstyle: bool = False,
+) -> ReIDDataset:
+    """Three folders whose file names carry identity and camera: Market-1501 and all that copied its layout.
+
+    Training images of pid -1 are left out; those of the gallery stay, for the evaluation to drop.
+    """
+    pattern = pattern or NamePattern(MARKET_PATTERN)
+    root = find_root(name, data_dir, folder_names, splits)
+    folders = [path for names in splits if (path := find_entry(root, names)) is not None]
+    files = [list_images(name, folder) for folder in folders]
+    values = [pattern.parse(name, folder, split) for folder, split in zip(folders, files, strict=True)]
+    pids = to_numbers([value["pid"] for value in values])
+    cams = to_numbers([value["cam"] for value in values]) if "cam" in values[0] else [None] * 3
+    train, query, gallery = (
+        ImageSet(_join(folder, split), split_pids, split_cams)
+        for folder, split, split_pids, split_cams in zip(folders, files, pids, cams, strict=True)
+    )
+    if camstyle:
+        train = _with_styles(name, train, root, files[0])
+    train = train.select(pids[0] >= 0)
+    if len(train) == 0:
+        raise UserError(f"dataset {name}: every image in {folders[0]!r} has pid -1: none is left to train on")
+    return ReIDDataset(name, train, query, gallery)
+
+
+def read_msmt17(
+    name: str, data_dir: str, folder_names: Sequence[str], *, camstyle: bool = False
+) -> ReIDDataset:
+    """MSMT17 of either release: ``train``/``test`` (V1) or ``mask_train_v2``/``mask_test_v2`` (V2) and lists.
+
+    The training split is list_train and list_val together (32,621 images), as unsupervised methods count it.
+    """
+    root = find_root(name, data_dir, folder_names, MSMT17_SPLITS)
+    entries = [path for names in MSMT17_SPLITS if (path := find_entry(root, names)) is not None]
+    train_folder, test_folder, list_train, list_val, list_query, list_gallery = entries
+    train_files = _read_list(name, list_train) + _read_list(name, list_val)
+    train = _listed_images(train_folder, train_files)
+    query = _listed_images(test_folder, _read_list(name, list_query))
+    gallery = _listed_images(test_folder, _read_list(name, list_gallery))
+    if camstyle:
+        train = _with_styles(name, train, root, sorted(file for file, _, _ in train_files))
+    return ReIDDataset(name, train, query, gallery)
+
+
+def read_folder(name: str, data_dir: str, pattern: NamePattern | None = None) -> ReIDDataset:
+    """Any tree of crops: no identities, no evaluation; cameras if a pattern finds them in the names."""
+    check_folder(name, data_dir)
+    files = list_images(name, data_dir)
+    cams = None if pattern is None else to_numbers([pattern.parse(name, data_dir, files)["cam"]])[0]
+    return ReIDDataset(name, ImageSet(_join(data_dir, files), None, cams), None, None)
+
+
+def _join(folder: str, files: Sequence[str]) -> tuple[str, ...]:
+    return tuple(os.path.join(folder, file) for file in files)
+
+
+def _read_list(name: str, path: str) -> list[tuple[str, int, int]]:
+    """The lines of an MSMT17 list as (file, pid, camera); the camera is the file name's third field."""
+    entries = []
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            match = MSMT17_LINE.fullmatch(line.strip())
+            if match is None:
+                raise UserError(
+                    f"dataset {name}: line {number} of {path!r} is {line.strip()!r}, "
+                    "not a file name with the camera as its third field, a space and an identity"
+                )
+            entries.append((match["file"], int(match["pid"]), int(match["cam"])))
+    if not entries:
+        raise UserError(f"dataset {name}: the list {path!r} is empty")
+    return entries
+
+
+def _listed_images(folder: str, entries: list[tuple[str, int, int]]) -> ImageSet:
+    files, pids, cams = zip(*sorted(entries), strict=True)
+    return ImageSet(_join(folder, files), np.array(pids, np.int64), np.array(cams, np.int64))
+
+
+def _with_styles(name: str, train: ImageSet, root: str, files: Sequence[str]) -> ImageSet:
+    """``train`` with the CamStyle files of each image; ``files`` are its paths relative to its folder.
+
+    A style is ``<stem>_fake_<from>to<to>``, or ``<stem>_fake_<to>`` as published for MSMT17, under the same
+    subfolder as its image. One that leads to the image's own camera is no other view, and is left out.
+    """
+    folder = find_entry(root, (CAMSTYLE_FOLDER,))
+    if folder is None:
+        raise UserError(f"dataset {name}: CamStyle needs the folder {CAMSTYLE_FOLDER!r} in {root!r}")
+    if train.cams is None:
+        raise UserError(f"dataset {name}: CamStyle needs a name pattern with a group (?P<cam>...)")
+    styles: dict[str, list[tuple[int | None, int, str]]] = defaultdict(list)
+    for file in list_images(name, folder):
+        match = STYLE_PATTERN.fullmatch(strip_extensions(file))
+        if match is None:
+            path = os.path.join(folder, file)
+            raise UserError(f"dataset {name}: the name of {path!r} is not <stem>_fake_<from>to<to>")
+        source = None if match["source"] is None else int(match["source"])
+        style = source, int(match["target"]), os.path.join(folder, file)
+        styles[strip_extensions(match["stem"])].append(style)
+    chosen = tuple(
+        tuple(
+            path
+            for source, target, path in styles[strip_extensions(file)]
+            if target != (int(cam) if source is None else source)
+        )
+        for file, cam in zip(files, train.cams, strict=True)
+    )
+    if not any(chosen):
+        raise UserError(f"dataset {name}: no file in {folder!r} belongs to an image of the training split")
+    return ImageSet(train.paths, train.pids, train.cams, chosen)

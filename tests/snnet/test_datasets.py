@@ -1,0 +1,328 @@
+"""Readers against little trees of files: nothing is decoded here, so the files are empty."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from snnet.data import DATASETS, ImageSet, build_dataset, datasets
+from snnet.errors import UserError
+
+MARKET_FILES = {
+    "bounding_box_train": [
+        "0007_c3s2_000001_01.jpg",
+        "0002_c1s1_000451_03.jpg",
+        "0002_c2s1_000001_00.jpg.jpg",
+    ],
+    "query": ["0001_c1s1_001051_00.jpg", "0003_c5s1_000001_00.JPG"],
+    "bounding_box_test": [
+        "-1_c1s1_000401_03.jpg",
+        "0000_c2s1_000001_01.jpeg",
+        "0001_c2s1_000001_02.png",
+        "0003_c6s1_000001_01.BMP",
+    ],
+}
+MSMT17_LISTS = {
+    "list_train.txt": ["0001/0001_000_14_0302morning_0006_0.jpg 1", "0000/0000_001_02_0303noon_0006_1.jpg 0"],
+    "list_val.txt": ["0000/0000_000_01_0303morning_0015_0.jpg 0"],
+    "list_query.txt": ["0005/0005_000_07_0303morning_0020_0.jpg 5"],
+    "list_gallery.txt": ["0005/0005_001_15_0113noon_0021_1.jpg 5", "0004/0004_000_03_0113noon_0022_1.jpg 4"],
+}
+
+
+def write_files(root: Path, files: dict[str, list[str]]) -> Path:
+    for folder, names in files.items():
+        for name in names:
+            (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / folder / name).touch()
+    return root
+
+
+def write_msmt17(root: Path, train: str, test: str) -> Path:
+    for folder in (train, test):
+        (root / folder).mkdir(parents=True)
+    for name, lines in MSMT17_LISTS.items():
+        (root / name).write_text("".join(line + "\n" for line in lines))
+    return root
+
+
+def names(split: ImageSet | None) -> list[str]:
+    assert split is not None
+    return [Path(path).name for path in split.paths]
+
+
+def test_market1501_reads_ids_cameras_and_double_extensions_in_path_order(tmp_path: Path) -> None:
+    data = build_dataset("market1501", str(write_files(tmp_path, MARKET_FILES)))
+    assert names(data.train) == sorted(MARKET_FILES["bounding_box_train"])
+    assert data.train.pids.tolist() == [2, 2, 7] and data.train.pids.dtype == np.int64
+    assert data.train.cams.tolist() == [1, 2, 3] and data.train.cams.dtype == np.int64
+    assert data.query.pids.tolist() == [1, 3] and data.query.cams.tolist() == [1, 5]
+    assert data.gallery.pids.tolist() == [-1, 0, 1, 3] and data.gallery.cams.tolist() == [1, 2, 2, 6]
+    assert data.train.styles is None
+    assert data.summary().splitlines() == [
+        "data set market1501",
+        "  train   3 images, 2 identities, 3 cameras",
+        "  query   2 images, 2 identities, 2 cameras",
+        "  gallery 4 images, 3 identities, 3 cameras, 1 of them junk (pid -1)",
+    ]
+
+
+def test_junk_is_left_out_of_training_only(tmp_path: Path) -> None:
+    write_files(tmp_path, MARKET_FILES)
+    (tmp_path / "bounding_box_train" / "-1_c1s1_000001_00.jpg").touch()
+    data = build_dataset("market1501", str(tmp_path))
+    assert len(data.train) == 3 and data.train.pids.min() == 2
+    assert len(data.gallery) == 4 and data.gallery.pids.min() == -1
+
+
+def test_training_folder_of_junk_only_is_an_error(tmp_path: Path) -> None:
+    write_files(tmp_path, {**MARKET_FILES, "bounding_box_train": ["-1_c1s1_000001_00.jpg"]})
+    with pytest.raises(UserError, match="none is left to train on"):
+        build_dataset("market1501", str(tmp_path))
+
+
+def test_other_files_are_no_images(tmp_path: Path) -> None:
+    write_files(tmp_path, MARKET_FILES)
+    for name in ("Thumbs.db", "readme.txt", "._0002_c1s1_000451_03.jpg"):
+        (tmp_path / "bounding_box_train" / name).touch()
+    assert len(build_dataset("market1501", str(tmp_path)).train) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "below"),
+    [
+        ("market1501", "Market-1501-v15.09.15"),
+        ("market1501", "market1501"),
+        ("market1501", "market1501/Market-1501-v15.09.15"),
+        ("dukemtmc", "dukemtmc-reid/DukeMTMC-reID"),
+        ("cuhk03", "cuhk03-np/labeled"),
+    ],
+)
+def test_usual_folder_names_are_found_below_the_data_folder(tmp_path: Path, name: str, below: str) -> None:
+    write_files(tmp_path / below, MARKET_FILES)
+    data = build_dataset(name, str(tmp_path))
+    assert data.name == name
+    assert data.train.paths[0] == str(tmp_path / below / "bounding_box_train" / "0002_c1s1_000451_03.jpg")
+
+
+def test_cuhk03_prefers_detected_unless_told(tmp_path: Path) -> None:
+    for kind, count in (("detected", 2), ("labeled", 3)):
+        train = [f"000{i}_c1_{i}.png" for i in range(1, count + 1)]
+        write_files(
+            tmp_path / kind, {"bounding_box_train": train, "query": train, "bounding_box_test": train}
+        )
+    assert len(build_dataset("cuhk03", str(tmp_path)).train) == 2
+    labeled = build_dataset("cuhk03", str(tmp_path / "labeled"))
+    assert labeled.train.pids.tolist() == [1, 2, 3] and labeled.train.cams.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("below", "train", "test"),
+    [("MSMT17_V1", "train", "test"), ("MSMT17_V2", "mask_train_v2", "mask_test_v2"), ("", "train", "test")],
+)
+def test_msmt17_reads_both_releases(tmp_path: Path, below: str, train: str, test: str) -> None:
+    root = write_msmt17(tmp_path / below, train, test)
+    data = build_dataset("msmt17", str(tmp_path))
+    assert data.train.paths == (
+        str(root / train / "0000/0000_000_01_0303morning_0015_0.jpg"),
+        str(root / train / "0000/0000_001_02_0303noon_0006_1.jpg"),
+        str(root / train / "0001/0001_000_14_0302morning_0006_0.jpg"),
+    )
+    assert data.train.pids.tolist() == [0, 0, 1] and data.train.cams.tolist() == [1, 2, 14]
+    assert data.query.pids.tolist() == [5] and data.query.cams.tolist() == [7]
+    assert data.gallery.paths[1] == str(root / test / "0005/0005_001_15_0113noon_0021_1.jpg")
+    assert data.gallery.pids.tolist() == [4, 5] and data.gallery.cams.tolist() == [3, 15]
+
+
+def test_msmt17_names_a_bad_line_and_an_empty_list(tmp_path: Path) -> None:
+    write_msmt17(tmp_path, "train", "test")
+    (tmp_path / "list_query.txt").write_text("0005/0005_000_07_0303morning_0020_0.jpg 5\nnonsense 3\n")
+    with pytest.raises(UserError, match=r"line 2 of .*list_query.txt.* is 'nonsense 3'"):
+        build_dataset("msmt17", str(tmp_path))
+    (tmp_path / "list_query.txt").write_text("\n")
+    with pytest.raises(UserError, match=r"list_query\.txt' is empty"):
+        build_dataset("msmt17", str(tmp_path))
+
+
+def test_folder_needs_no_ids(tmp_path: Path) -> None:
+    write_files(tmp_path, {"b": ["x.png"], "a/deep": ["y.jpg", "notes.txt"], ".": ["z.jpeg"]})
+    data = build_dataset("folder", str(tmp_path))
+    assert [Path(path).relative_to(tmp_path).as_posix() for path in data.train.paths] == [
+        "a/deep/y.jpg",
+        "b/x.png",
+        "z.jpeg",
+    ]
+    assert data.train.pids is None and data.train.cams is None and data.query is None and data.gallery is None
+    assert data.summary() == "data set folder\n  train   3 images"
+
+
+def test_folder_takes_cameras_from_a_pattern(tmp_path: Path) -> None:
+    write_files(tmp_path, {"cam4": ["x.png", "y.png"], "cam9": ["x.png"]})
+    data = build_dataset("folder", str(tmp_path), name_pattern=r"cam(?P<cam>\d)/")
+    assert data.train.cams.tolist() == [4, 4, 9] and data.train.pids is None
+    with pytest.raises(UserError, match=r"needs a group \(\?P<cam>"):
+        build_dataset("folder", str(tmp_path), name_pattern="cam4")
+
+
+def test_folder_follows_a_link_that_leads_back_only_once(tmp_path: Path) -> None:
+    write_files(tmp_path / "data", {"a": ["x.png"]})
+    write_files(tmp_path / "elsewhere", {"b": ["y.png"]})
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "a" / "loop").symlink_to(tmp_path / "data")
+    assert names(build_dataset("folder", str(tmp_path / "data")).train) == ["x.png", "y.png"]
+
+
+def test_custom_numbers_named_identities_alike_in_all_splits(tmp_path: Path) -> None:
+    write_files(
+        tmp_path,
+        {
+            "train/rex": ["cam1_0.jpg"],
+            "train/ace": ["cam2_0.jpg"],
+            "query/zoe": ["cam1_0.jpg"],
+            "gallery/zoe": ["cam2_0.jpg"],
+            "gallery/bob": ["cam2_0.jpg"],
+        },
+    )
+    data = build_dataset("custom", str(tmp_path), name_pattern=r"(?P<pid>\w+)/cam(?P<cam>\d)_")
+    assert data.train.pids.tolist() == [0, 2] and data.train.cams.tolist() == [2, 1]
+    assert data.query.pids.tolist() == [3] and data.gallery.pids.tolist() == [1, 3]
+
+
+def test_custom_reads_vehicle_folders_with_the_usual_names(tmp_path: Path) -> None:
+    vehicles = {
+        "image_train": ["0001_c001_00016450_0.jpg"],
+        "image_query": ["0002_c002_00030600_0.jpg"],
+        "image_test": ["0002_c003_00084280_0.jpg"],
+    }
+    data = build_dataset("custom", str(write_files(tmp_path, vehicles)))
+    assert [data.train.pids[0], data.query.pids[0], data.gallery.pids[0]] == [1, 2, 2]
+    assert [data.train.cams[0], data.query.cams[0], data.gallery.cams[0]] == [1, 2, 3]
+
+
+def test_without_cameras_no_match_is_ignored(tmp_path: Path) -> None:
+    write_files(tmp_path, {"train": ["1_a.jpg"], "query": ["2_a.jpg"], "gallery": ["2_b.jpg", "3_a.jpg"]})
+    data = build_dataset("custom", str(tmp_path), name_pattern=r"(?P<pid>\d+)_")
+    assert data.query.cams is None
+    query_cams, gallery_cams = data.evaluation_cams()
+    assert query_cams.tolist() == [0] and gallery_cams.tolist() == [1, 1]
+
+
+def test_evaluation_cams_are_the_cameras_where_known(tmp_path: Path) -> None:
+    data = build_dataset("market1501", str(write_files(tmp_path, MARKET_FILES)))
+    assert [cams.tolist() for cams in data.evaluation_cams()] == [[1, 5], [1, 2, 2, 6]]
+
+
+def test_camstyle_gives_each_image_its_other_cameras(tmp_path: Path) -> None:
+    write_files(tmp_path, MARKET_FILES)
+    styles = [
+        "0002_c1s1_000451_03_fake_1to1.jpg",
+        "0002_c1s1_000451_03_fake_1to2.jpg",
+        "0002_c1s1_000451_03_fake_1to3.jpg",
+        "0002_c2s1_000001_00.jpg_fake_2to1.jpg",
+        "0009_c2s1_000001_00_fake_2to1.jpg",
+    ]
+    folder = tmp_path / "bounding_box_train_camstyle"
+    write_files(tmp_path, {folder.name: styles})
+    train = build_dataset("market1501", str(tmp_path), camstyle=True).train
+    assert train.styles == (
+        (str(folder / styles[1]), str(folder / styles[2])),
+        (str(folder / styles[3]),),
+        (),
+    )
+    assert train.summary() == "3 images, 2 identities, 3 cameras, 3 CamStyle files"
+    assert train.select(np.array([False, True, True])).styles == ((str(folder / styles[3]),), ())
+    assert build_dataset("market1501", str(tmp_path)).train.styles is None
+
+
+def test_camstyle_of_msmt17_names_the_target_only(tmp_path: Path) -> None:
+    write_msmt17(tmp_path, "train", "test")
+    stem = "0000/0000_000_01_0303morning_0015_0"
+    write_files(tmp_path, {"bounding_box_train_camstyle": [f"{stem}_fake_{cam}.jpg" for cam in (1, 2, 15)]})
+    train = build_dataset("msmt17", str(tmp_path), camstyle=True).train
+    assert [Path(path).stem[-2:] for path in train.styles[0]] == ["15", "_2"]
+    assert train.styles[1:] == ((), ())
+
+
+def test_camstyle_errors(tmp_path: Path) -> None:
+    write_files(tmp_path, MARKET_FILES)
+    with pytest.raises(UserError, match="bounding_box_train_camstyle"):
+        build_dataset("market1501", str(tmp_path), camstyle=True)
+    style = tmp_path / "bounding_box_train_camstyle" / "0009_c2s1_000001_00_fake_2to1.jpg"
+    write_files(tmp_path, {style.parent.name: [style.name]})
+    with pytest.raises(UserError, match="belongs to an image of the training split"):
+        build_dataset("market1501", str(tmp_path), camstyle=True)
+    style.with_name("0002_c1s1_000451_03.jpg").touch()
+    with pytest.raises(UserError, match=r"0002_c1s1_000451_03\.jpg' is not <stem>_fake_"):
+        build_dataset("market1501", str(tmp_path), camstyle=True)
+    with pytest.raises(UserError, match="not the dataset folder"):
+        build_dataset("folder", str(tmp_path), camstyle=True)
+
+
+def test_a_name_that_does_not_match_is_named(tmp_path: Path) -> None:
+    write_files(tmp_path, MARKET_FILES)
+    (tmp_path / "query" / "holiday.jpg").touch()
+    with pytest.raises(UserError, match=r"query/holiday\.jpg' does not match"):
+        build_dataset("market1501", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "message"),
+    [
+        ("market1501", {}, "looked for bounding_box_train, query, bounding_box_test in .*Market-1501"),
+        ("market1501", {"query": ["0001_c1.jpg"]}, "lacks bounding_box_train, bounding_box_test"),
+        ("msmt17", {"train": ["x.jpg"]}, "lacks test or mask_test_v2, list_train.txt"),
+        ("custom", {"x": []}, "looked for train or bounding_box_train or image_train, query or"),
+        ("folder", {"x": ["a.txt"]}, "holds no image"),
+    ],
+)
+def test_a_wrong_layout_says_which_folders_were_looked_for(
+    tmp_path: Path, name: str, files: dict[str, list[str]], message: str
+) -> None:
+    write_files(tmp_path, files)
+    with pytest.raises(UserError, match=message):
+        build_dataset(name, str(tmp_path))
+
+
+def test_an_empty_split_is_named(tmp_path: Path) -> None:
+    write_files(tmp_path, {key: value for key, value in MARKET_FILES.items() if key != "query"})
+    (tmp_path / "query").mkdir()
+    with pytest.raises(UserError, match="query' holds no image"):
+        build_dataset("market1501", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "synthetic"])
+def test_a_missing_data_folder_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="nowhere' does not exist"):
+        build_dataset(name, str(tmp_path / "nowhere"))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file' is a file"):
+        build_dataset(name, str(tmp_path / "file"))
+    with pytest.raises(UserError, match="--data-dir"):
+        build_dataset(name, None)
+
+
+def test_unknown_names_and_patterns_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown dataset 'viper'; there are synthetic, market1501"):
+        build_dataset("viper", str(tmp_path))
+    with pytest.raises(UserError, match="not for market1501"):
+        build_dataset("market1501", str(tmp_path), name_pattern="(?P<pid>x)")
+    with pytest.raises(UserError, match="not a regular expression"):
+        build_dataset("custom", str(tmp_path), name_pattern="(?P<pid>")
+    with pytest.raises(UserError, match=r"needs a group \(\?P<pid>"):
+        build_dataset("custom", str(tmp_path), name_pattern=r"(\d+)_c(\d+)")
+
+
+def test_synthetic_is_drawn_where_told_and_read_as_market1501(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "generate", lambda root: write_files(Path(root) / "drawn", MARKET_FILES))
+    data = build_dataset("synthetic", str(tmp_path))
+    assert data.name == "synthetic" and data.train.pids.tolist() == [2, 2, 7]
+    assert data.train.paths[0].startswith(str(tmp_path / "drawn"))
+
+
+def test_image_set_checks_its_lengths() -> None:
+    with pytest.raises(ValueError, match="pids has 1 entries for 2 paths"):
+        ImageSet(("a", "b"), np.array([1]), None)

@@ -1,0 +1,292 @@
+"""Decoding with damaged files, and loaders whose batches depend on nothing but (seed, epoch, index)."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from snnet.data import DecodedImages, ImageSet, decode_images, decoding, extraction_loader, training_loader
+from snnet.data.transforms import prepare
+from snnet.errors import UserError
+
+SIZES = [(24, 12), (20, 10), (32, 9), (24, 12), (16, 16), (24, 11), (28, 14)]
+
+
+def pixels(index: int, size: tuple[int, int]) -> np.ndarray:
+    return np.random.default_rng(index).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ImageSet:
+    """Seven lossless images of several sizes."""
+    paths = []
+    for index, size in enumerate(SIZES):
+        paths.append(str(tmp_path / f"{index}.png"))
+        Image.fromarray(pixels(index, size)).save(paths[-1])
+    return ImageSet(tuple(paths), np.arange(7) // 2, np.arange(7) % 3)
+
+
+@pytest.fixture
+def decoded(images: ImageSet) -> DecodedImages:
+    return decode_images(images, progress=False)
+
+
+def load(decoded: DecodedImages, epoch: int = 0, **changes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    arguments = {"height": 24, "width": 12, "batch_size": 3, "workers": 0, "seed": 4, **changes}
+    loader = training_loader(decoded, **arguments)
+    loader.set_epoch(epoch)
+    return list(loader)
+
+
+def equal(one: list[tuple[torch.Tensor, torch.Tensor]], two: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+    return len(one) == len(two) and all(
+        torch.equal(a, b) for x, y in zip(one, two, strict=True) for a, b in zip(x, y, strict=True)
+    )
+
+
+@pytest.mark.parametrize("cache", ["auto", True, False])
+def test_decoded_images_are_the_files_pixels(images: ImageSet, cache: bool) -> None:
+    decoded = decode_images(images, cache=cache, progress=False)
+    assert len(decoded) == 7 and decoded.skipped == () and decoded.images.paths == images.paths
+    assert decoded.sizes.tolist() == [list(size) for size in SIZES]
+    assert (decoded.pixels is None) == (cache is False)
+    for index, size in enumerate(SIZES):
+        assert np.array_equal(decoded.image(index).permute(1, 2, 0).numpy(), pixels(index, size))
+
+
+def test_auto_cache_keeps_to_its_share_of_memory(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    total = sum(height * width * 3 for height, width in SIZES)
+    monkeypatch.setattr(decoding, "available_memory", lambda: 4 * total)
+    assert decode_images(images, progress=False).pixels.numel() == total
+    monkeypatch.setattr(decoding, "available_memory", lambda: 4 * total - 1)
+    assert decode_images(images, progress=False).pixels is None
+    assert decode_images(images, cache=True, progress=False).pixels.numel() == total
+
+
+def test_available_memory_is_less_than_what_is_built_in() -> None:
+    assert 2**20 < decoding.available_memory() < 2**50
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    Image.new("RGB", (8, 16), (255, 255, 255)).convert(mode).save(path)
+    image = decode_images(ImageSet((str(path),), None, None), progress=False).image(0)
+    assert image.shape == (3, 16, 8) and image.dtype == torch.uint8 and (image >= 254).all()
+
+
+def damage(images: ImageSet, tmp_path: Path) -> ImageSet:
+    """Replace three of the seven: a truncated JPEG, an empty file, text."""
+    rng = np.random.default_rng(0)
+    truncated = tmp_path / "truncated.jpg"
+    Image.fromarray(rng.integers(0, 256, (64, 32, 3), dtype=np.uint8)).save(truncated)
+    truncated.write_bytes(truncated.read_bytes()[:1500])
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.png").write_text("not an image")
+    paths = list(images.paths)
+    paths[1], paths[4], paths[5] = str(truncated), str(tmp_path / "empty.jpg"), str(tmp_path / "text.png")
+    return ImageSet(tuple(paths), images.pids, images.cams)
+
+
+@pytest.mark.parametrize(
+    ("position", "message"),
+    [
+        (1, r"truncated\.jpg': image file is truncated"),
+        (4, r"empty\.jpg': the file is empty"),
+        (5, r"text\.png': not an image"),
+    ],
+)
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_damaged_image_is_named(
+    images: ImageSet, tmp_path: Path, position: int, message: str, cache: bool
+) -> None:
+    damaged = damage(images, tmp_path).select(np.array([0, position, 6]))
+    with pytest.raises(UserError, match=message) as raised:
+        decode_images(damaged, cache=cache, progress=False)
+    assert "--skip-bad-images" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_missing_file_is_named(images: ImageSet) -> None:
+    Path(images.paths[2]).unlink()
+    with pytest.raises(UserError, match=r"2\.png': No such file"):
+        decode_images(images, progress=False)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_damaged_images_are_skipped_with_a_count(images: ImageSet, tmp_path: Path, cache: bool) -> None:
+    damaged = damage(images, tmp_path)
+    with pytest.warns(UserWarning, match="left out 3 of 7 images; the first: .*truncated.jpg"):
+        decoded = decode_images(damaged, skip_bad=True, cache=cache, progress=False)
+    kept = [0, 2, 3, 6]
+    assert decoded.skipped == tuple(damaged.paths[i] for i in (1, 4, 5))
+    assert decoded.images.paths == tuple(images.paths[i] for i in kept)
+    assert decoded.images.pids.tolist() == [0, 1, 1, 3] and decoded.images.cams.tolist() == [0, 2, 0, 0]
+    for position, index in enumerate(kept):
+        expected = pixels(index, SIZES[index])
+        assert np.array_equal(decoded.image(position).permute(1, 2, 0).numpy(), expected)
+
+
+def test_nothing_readable_is_an_error(images: ImageSet, tmp_path: Path) -> None:
+    damaged = damage(images, tmp_path).select(np.array([1, 4, 5]))
+    with pytest.raises(UserError, match="none of the 3 images can be read"):
+        decode_images(damaged, skip_bad=True, progress=False)
+
+
+def test_sound_images_warn_of_nothing(images: ImageSet) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(decode_images(images, skip_bad=True, progress=False)) == 7
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_extraction_keeps_order_and_drops_nothing(decoded: DecodedImages, workers: int) -> None:
+    loader = extraction_loader(decoded, height=24, width=12, batch_size=3, workers=workers)
+    batches = list(loader)
+    assert len(loader) == 3 and [len(index) for _, index in batches] == [3, 3, 1]
+    assert torch.cat([index for _, index in batches]).tolist() == list(range(7))
+    expected = prepare([decoded.image(i) for i in range(7)], 24, 12)
+    assert torch.equal(torch.cat([images for images, _ in batches]), expected)
+
+
+def test_training_visits_each_image_at_most_once_an_epoch(decoded: DecodedImages) -> None:
+    batches = load(decoded)
+    seen = torch.cat([index for _, index in batches])
+    assert [len(index) for _, index in batches] == [3, 3] and seen.dtype == torch.int64
+    assert len(set(seen.tolist())) == 6 and seen.min() >= 0 and seen.max() <= 6
+    orders = {tuple(torch.cat([index for _, index in load(decoded, epoch)]).tolist()) for epoch in range(8)}
+    assert len(orders) == 8
+    assert {index for order in orders for index in order} == set(range(7))
+
+
+def test_batches_depend_on_seed_and_epoch_only(decoded: DecodedImages) -> None:
+    expected = load(decoded, epoch=3)
+    assert equal(expected, load(decoded, epoch=3))
+    assert equal(expected, load(decoded, epoch=3, workers=2))
+    assert not equal(expected, load(decoded, epoch=4))
+    assert not equal(expected, load(decoded, epoch=3, seed=5))
+
+
+def test_an_image_is_augmented_alike_wherever_it_lands_in_a_batch(decoded: DecodedImages) -> None:
+    def by_index(batch_size: int) -> dict[int, torch.Tensor]:
+        batches = load(decoded, batch_size=batch_size)
+        images, index = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        return dict(zip(index.tolist(), images, strict=True))
+
+    small, whole = by_index(2), by_index(7)
+    assert len(small) == 6 and len(whole) == 7
+    for index, image in small.items():
+        torch.testing.assert_close(image, whole[index], rtol=0, atol=1e-5)
+
+
+def test_augmentation_differs_between_images_and_epochs(images: ImageSet) -> None:
+    decoded = decode_images(images.select(np.array([0, 0])), progress=False)
+    one, two = (load(decoded, epoch, batch_size=2)[0][0] for epoch in (0, 1))
+    assert (one[0] - one[1]).abs().mean() > 0.1
+    assert min((one[i] - two[j]).abs().mean() for i in (0, 1) for j in (0, 1)) > 0.1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_serves_all_epochs(decoded: DecodedImages, workers: int) -> None:
+    loader = training_loader(decoded, height=24, width=12, batch_size=3, workers=workers, seed=4)
+    for epoch in (2, 0, 0, 1):
+        loader.set_epoch(epoch)
+        assert len(loader) == 2 and equal(list(loader), load(decoded, epoch))
+
+
+def test_an_epoch_after_a_broken_one_is_whole(decoded: DecodedImages) -> None:
+    loader = training_loader(decoded, height=24, width=12, batch_size=3, workers=2, seed=4)
+    next(iter(loader))
+    loader.set_epoch(1)
+    assert equal(list(loader), load(decoded, 1))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_global_random_states_are_left_alone(decoded: DecodedImages, workers: int) -> None:
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+    threads = torch.get_num_threads()
+    load(decoded, workers=workers)
+    list(extraction_loader(decoded, height=24, width=12, batch_size=3, workers=workers))
+    drawn = torch.rand(1).item(), np.random.rand(), random.random()
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+    assert drawn == (torch.rand(1).item(), np.random.rand(), random.random())
+    assert torch.get_num_threads() == threads
+
+
+def test_global_random_states_do_not_change_the_batches(decoded: DecodedImages) -> None:
+    torch.manual_seed(1)
+    one = load(decoded)
+    torch.manual_seed(2)
+    np.random.seed(2)
+    random.seed(2)
+    assert equal(one, load(decoded))
+
+
+def test_fewer_images_than_a_batch_is_an_error(decoded: DecodedImages) -> None:
+    with pytest.raises(UserError, match="7 training images are fewer than one batch of 8"):
+        load(decoded, batch_size=8)
+    assert len(load(decoded, batch_size=7)) == 1
+
+
+def test_a_negative_seed_is_an_error(decoded: DecodedImages) -> None:
+    with pytest.raises(UserError, match="seed must be >= 0, not -1"):
+        load(decoded, seed=-1)
+
+
+@pytest.fixture
+def styled(images: ImageSet, tmp_path: Path) -> DecodedImages:
+    """Black images; all but the last have two styles, a pure red and a pure green one."""
+    styles = []
+    for index, path in enumerate(images.paths):
+        Image.new("RGB", (12, 24)).save(path)
+        for name, colour in (("red", (255, 0, 0)), ("green", (0, 255, 0))):
+            Image.new("RGB", (12, 24), colour).save(tmp_path / f"{index}_{name}.png")
+        styles.append(tuple(str(tmp_path / f"{index}_{name}.png") for name in ("red", "green")))
+    styles[6] = ()
+    return decode_images(ImageSet(images.paths, images.pids, images.cams, tuple(styles)), progress=False)
+
+
+def test_camstyle_swaps_an_image_for_one_of_its_styles(styled: DecodedImages) -> None:
+    reds, swaps = 0, 0
+    for epoch in range(30):
+        loader = training_loader(styled, height=24, width=12, batch_size=7, workers=0, seed=0, camstyle=True)
+        loader.set_epoch(epoch)
+        ((batch, index),) = loader
+        for image, i in zip(batch, index.tolist(), strict=True):
+            red, green, blue = image.amax(dim=(1, 2))
+            if i == 6:
+                assert blue <= 0 and red <= 0 and green <= 0
+            else:
+                assert (red > 0) != (green > 0) and blue <= 0
+                reds, swaps = reds + int(red > 0), swaps + 1
+    assert swaps == 180 and 65 < reds < 115
+
+
+def test_camstyle_off_leaves_the_styles_alone(styled: DecodedImages) -> None:
+    assert load(styled)[0][0].max() <= 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_style_file_is_named_on_one_line(styled: DecodedImages, workers: int) -> None:
+    for path in styled.images.styles[3]:
+        Path(path).write_bytes(b"")
+    loader = training_loader(
+        styled, height=24, width=12, batch_size=7, workers=workers, seed=0, camstyle=True
+    )
+    with pytest.raises(UserError, match=r"3_(red|green)\.png': the file is empty") as raised:
+        list(loader)
+    assert "\n" not in str(raised.value)
+
+
+def test_camstyle_without_styles_is_an_error(decoded: DecodedImages) -> None:
+    with pytest.raises(UserError, match="read without their styles"):
+        training_loader(decoded, height=24, width=12, batch_size=2, workers=0, seed=0, camstyle=True)
