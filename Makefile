@@ -1,0 +1,47 @@
+# make train   install into .venv and train on the built-in set
+# make test    install into .venv and run the test suite
+# make bench   benchmarks against plain PyTorch and the usual per-sample form
+# make lint    format, lint and type checks
+# make clean   remove what was built (keeps .venv and runs)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(shell find csrc -type f)
+
+# The build sees the same versions as the environment, under build isolation too.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: train test bench lint clean
+.DELETE_ON_ERROR:
+
+train: $(VENV)/.installed
+	$(BIN)/python -m snnet.train $(ARGS)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+lint: $(VENV)/.lint-tools
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# torch comes first, so that the build finds it here and does not fetch a second one. The install is editable:
+# what runs is this checkout, and compiled libraries lie beside their sources.
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt $(NATIVE)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch torchvision
+	$(BIN)/pip install --quiet --editable '.[test,bench]'
+	touch $@
+
+$(VENV)/.lint-tools: $(VENV)/.installed
+	$(BIN)/pip install --quiet ruff mypy types-PyYAML types-tqdm
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info snnet/*.so snnet_kernels/*.so
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
