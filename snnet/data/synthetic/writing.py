@@ -1,0 +1,156 @@
+"""Writes the set to disk, once, in the Market-1501 layout."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import uuid
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from snnet.data.synthetic.image import draw_image
+from snnet.data.synthetic.plan import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER, Shot, plan_shots
+from snnet.errors import UserError
+
+VERSION = 1  # of the drawing: it rises whenever the same seed would give other pixels
+MANIFEST = "manifest.json"
+_CHUNK = 48  # images a worker draws before it reports
+_MAX_PROCESSES = 8
+
+Digests = dict[str, str]  # "folder/name" of an image to the SHA-256 of its pixels
+
+
+def generate(root: str | os.PathLike[str] | None = None, *, seed: int = 0) -> Path:
+    """Draw the built-in set of ``seed`` and return its folder; a finished one is used as it is.
+
+    The folder is ``root/synthetic-v1-seed{seed}`` with ``bounding_box_train``, ``query`` and
+    ``bounding_box_test`` (PNG, 128 x 64 pixels, height x width) and a ``manifest.json``: name, version, seed,
+    number of images in each folder and a SHA-256 over all pixels. ``root`` is by default ``$SNNET_CACHE``, else
+    ``~/.cache/snnet``. The set appears whole or not at all: it is drawn in a folder beside its own and renamed.
+    Where two processes draw it at once, both end with the one that was finished first.
+
+    Raises:
+        UserError: ``seed`` is no whole number ≥ 0, ``root`` cannot be written, or the folder is there without
+            being a finished set.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UserError(f"seed of the synthetic set: got {seed!r}, need a whole number >= 0")
+    parent = Path(root or os.environ.get("SNNET_CACHE") or Path("~/.cache/snnet")).expanduser()
+    target = parent / f"synthetic-v{VERSION}-seed{seed}"
+    if not target.exists():
+        try:
+            _draw_beside(target, seed)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the synthetic set into {parent}: {error.strerror or error}"
+            ) from error
+    _check_finished(target)
+    return target
+
+
+def _draw_beside(target: Path, seed: int) -> None:
+    """Draw the set in a hidden sibling of ``target`` and rename it; whatever happens, the sibling is gone then."""
+    draft = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    try:
+        _draw_set(draft, seed)
+        try:
+            os.replace(draft, target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster; its set has the same pixels
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _draw_set(folder: Path, seed: int) -> None:
+    shots = plan_shots(seed)
+    counts = {}
+    for name in (TRAIN_FOLDER, QUERY_FOLDER, GALLERY_FOLDER):
+        (folder / name).mkdir(parents=True)
+        counts[name] = sum(shot.folder == name for shot in shots)
+    chunks = [shots[start : start + _CHUNK] for start in range(0, len(shots), _CHUNK)]
+    digests: Digests = {}
+    with tqdm(total=len(shots), desc="drawing the synthetic set", unit="image", disable=None) as progress:
+        for drawn in _draw_chunks(folder, seed, chunks):
+            digests.update(drawn)
+            progress.update(len(drawn))
+    total = hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode())
+    manifest = {
+        "name": "synthetic",
+        "version": VERSION,
+        "seed": seed,
+        "images": counts,
+        "sha256": total.hexdigest(),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _draw_chunks(folder: Path, seed: int, chunks: list[list[Shot]]) -> Iterator[Digests]:
+    """Draw the chunks in as many processes as there are processors, in any order."""
+    processes = min(_processors(), _MAX_PROCESSES, len(chunks))
+    if processes < 2:
+        for chunk in chunks:
+            yield _draw_chunk(folder, seed, chunk)
+        return
+    # Forked workers need no `if __name__ == "__main__"` in the calling script. They use numpy and pillow only, no
+    # lock of the parent's other threads, which is what Python's warning about forking is for.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+        pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), initializer=_follow_parent)
+        pending = [pool.submit(_draw_chunk, folder, seed, chunk) for chunk in chunks]
+    try:
+        for done in as_completed(pending):
+            yield done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _draw_chunk(folder: Path, seed: int, shots: list[Shot]) -> Digests:
+    digests = {}
+    for shot in shots:
+        pixels = draw_image(seed, shot)
+        name = f"{shot.folder}/{shot.file_name}"
+        Image.fromarray(pixels).save(folder / name, compress_level=1)
+        digests[name] = hashlib.sha256(pixels.tobytes()).hexdigest()
+    return digests
+
+
+def _processors() -> int:
+    """Processors to draw on; 1 where forking is not safe or, in a daemon, not allowed."""
+    if not sys.platform.startswith("linux") or multiprocessing.current_process().daemon:
+        return 1
+    return len(os.sched_getaffinity(0))
+
+
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the parent (workers would print tracebacks), and die with it where it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of Linux: a pool's idle workers would wait for ever
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def _check_finished(folder: Path) -> None:
+    """Raise unless ``folder`` holds a manifest and as many images as it says."""
+    try:
+        counts = json.loads((folder / MANIFEST).read_text())["images"]
+        found = {name: len(list((folder / name).glob("*.png"))) for name in counts}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{folder} is no finished synthetic set: delete it, and the set is drawn again"
+        ) from None
+    for name, count in counts.items():
+        if found[name] != count:
+            raise UserError(
+                f"{folder / name} holds {found[name]} images, need {count}: delete {folder}, and the set is drawn again"
+            )
