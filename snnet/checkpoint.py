@@ -1,0 +1,161 @@
+"""Files that are whole or absent, and the checkpoints of a run.
+
+A checkpoint holds tensors and plain values only and is read with ``weights_only=True``: opening one runs no
+code.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from snnet.errors import UserError
+
+CHECKPOINT_FILE = "checkpoint.pt"
+FORMAT = "snnet-checkpoint"
+VERSION = 1
+_CONTENTS = {
+    "model": dict, "optimizer": dict, "head": dict, "config": dict, "rng": dict, "before": dict,
+    "metrics": list, "images": int, "torch": str,
+}  # fmt: skip
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Replace ``path`` by what ``write`` puts into the file it is handed, or leave it untouched.
+
+    The bytes go to a temporary file in the same folder, reach the disk, and are then renamed: whoever reads
+    ``path`` (also after a power cut) sees the old content or the new. Raises
+    :class:`~snnet.errors.UserError` where the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """:func:`write_atomically` for text."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def save_checkpoint(path: Path, **contents: Any) -> None:
+    """Write a checkpoint; ``contents`` are the entries that :func:`load_checkpoint` returns."""
+    if contents.keys() != _CONTENTS.keys():
+        raise TypeError(f"a checkpoint holds {sorted(_CONTENTS)}, got {sorted(contents)}")
+    state = {"format": FORMAT, "version": VERSION, **contents}
+
+    def write(file: IO[bytes]) -> None:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's zip writer reports a full disk in its own words
+            raise OSError(f"the file could not be completed ({str(error).splitlines()[0]})") from error
+
+    write_atomically(path, write)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Returns ``model``, ``optimizer`` and ``head`` (state dicts), ``config`` (flat values), ``rng``, ``before``
+    (metrics before training, empty where nothing can be evaluated), ``metrics`` (one dict for each epoch
+    done), ``images`` (fingerprint of the training images) and ``torch`` (its version). Raises
+    :class:`~snnet.errors.UserError` for anything that is not a whole checkpoint of this format.
+    """
+    if path.is_dir():
+        path = path / CHECKPOINT_FILE
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}")
+    try:
+        file = open(path, "rb")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        with file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a foreign file's pickle; the error below says what matters
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused: it is not a checkpoint of tensors and plain values only"
+        ) from error
+    except Exception as error:  # what damaged zip or pickle data raises is not a documented set
+        raise UserError(f"{path} is damaged or not a checkpoint ({type(error).__name__})") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(
+            f"{path} is not a training checkpoint of this package (its weights alone can go to --weights)"
+        )
+    if state.get("version") != VERSION:
+        raise UserError(f"{path} has checkpoint version {state.get('version')}; this package reads {VERSION}")
+    for name, kind in _CONTENTS.items():
+        if not isinstance(state.get(name), kind):
+            raise UserError(f"{path} is not a whole checkpoint: '{name}' is missing or of the wrong type")
+    return state
+
+
+def load_state(module: nn.Module, state: dict[str, Any], path: Path, what: str) -> None:
+    """``module.load_state_dict(state)``; a mismatch of keys or shapes is one line that names some of them."""
+    own = module.state_dict()
+    problems = [f"{key} is missing" for key in own.keys() - state.keys()]
+    problems += [f"{key} is unknown" for key in state.keys() - own.keys()]
+    problems += [
+        f"{key} has shape {_shape(state[key])}, needed {_shape(own[key])}"
+        for key in own.keys() & state.keys()
+        if _shape(state[key]) != _shape(own[key])
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{path} does not fit this {what}: {'; '.join(sorted(problems)[:3])}{more}")
+    module.load_state_dict(state)
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every global random generator, as tensors and plain values."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
+        "python": random.getstate(),
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Undo of :func:`rng_state`; CUDA generators are set where there are as many devices as there were."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(state["python"])
+
+
+def image_fingerprint(paths: Sequence[str]) -> int:
+    """A checksum of the files' names in order: row i of the memory belongs to image i of this very list."""
+    return zlib.crc32("\n".join(os.path.basename(path) for path in paths).encode())
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None

@@ -1,0 +1,227 @@
+"""The one configuration type: what every flag is called, means, defaults to and may be.
+
+A field of a group below is a command-line flag (``data_dir`` is ``--data-dir``) and a key of a YAML preset.
+Its help text and its range stand beside it. The defaults are the paper's full recipe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_type_hints
+
+from snnet.errors import UserError
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field with its help text and, for a number, the range it must lie in."""
+    bounds = {">=": at_least, ">": above, "<=": at_most, "<": below}
+    bounds = {sign: bound for sign, bound in bounds.items() if bound is not None}
+    return field(default=default, metadata={"help": help, "bounds": bounds})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they reach the network."""
+
+    dataset: Literal["synthetic", "market1501", "dukemtmc", "msmt17", "cuhk03", "folder", "custom"] = option(
+        "synthetic",
+        "dataset layout; synthetic is drawn on first use, folder is any tree of crops without identities, "
+        "custom a train/query/gallery tree read with --name-pattern",
+    )
+    data_dir: str | None = option(
+        None, "folder of the dataset (synthetic: where to keep it, else a cache folder)"
+    )
+    name_pattern: str | None = option(
+        None,
+        "custom, folder: regular expression with named groups pid and cam (folder: cam alone), searched in each "
+        "file's path below the folder of its split",
+    )
+    camstyle: bool = option(
+        False, "swap a training image for one of its CamStyle images in other cameras' styles"
+    )
+    skip_bad_images: bool = option(
+        False, "leave out images that cannot be read, with a count, instead of stopping"
+    )
+    height: int = option(256, "height in pixels of the network's input", at_least=16)
+    width: int = option(128, "width in pixels of the network's input", at_least=16)
+    batch_size: int = option(128, "images a step (the paper: 128 with ResNet-50, 64 with OSNet)", at_least=2)
+    image_cache: Literal["auto", "on", "off"] = option(
+        "auto", "keep decoded images in memory; auto: where they fit"
+    )
+    workers: int = option(4, "processes that load images; 0: the main process", at_least=0)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network."""
+
+    arch: str = option(
+        "resnet50", "resnet18/34/50/101/152, osnet_x1_0/x0_75/x0_5/x0_25 or osnet_ain_x1_0/..."
+    )
+    weights: str | None = option(
+        "imagenet", "imagenet (ResNets), a file of torchvision, torchreid or this package, or none"
+    )
+    embedding: Literal["pool", "fc"] = option(
+        "pool", "feature: the pooled one, or OSNet's own fully connected layer"
+    )
+    retrieval_feature: Literal["before", "after"] = option(
+        "before", "rank with the feature before or after the batch normalisation neck"
+    )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The optimiser and its schedule."""
+
+    epochs: int = option(60, "passes over the training images", at_least=1)
+    lr: float = option(0.1, "learning rate of layers that were not loaded", above=0)
+    backbone_lr_mult: float = option(0.1, "factor on --lr for layers loaded from --weights", at_least=0)
+    lr_step_epoch: int = option(30, "divide the learning rate by 10 from this epoch on; 0: never", at_least=0)
+    momentum: float = option(0.9, "Nesterov momentum of SGD", at_least=0, below=1)
+    weight_decay: float = option(5e-4, "weight decay of SGD", at_least=0)
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """The pseudo labels and the loss."""
+
+    lambda_base: float = option(1.0, "weight of the main label's loss", at_least=0)
+    lambda_sym: float = option(0.8, "weight of the symmetric label's loss (S)", at_least=0)
+    lambda_nh: float = option(0.6, "weight of the nearest neighbour's label's loss (N)", at_least=0)
+    threshold: float = option(
+        0.6, "cosine similarity above which an image is a candidate", at_least=-1, at_most=1
+    )
+    min_rank: int = option(10, "smallest rank that a candidate's cycle check allows", at_least=0)
+    loss_kind: Literal["mmcl", "l2"] = option(
+        "mmcl", "mmcl: with hard negatives; l2: the paper's printed equations"
+    )
+    delta: float = option(5.0, "mmcl: weight of the positive term", at_least=0)
+    hard_negative_ratio: float = option(
+        0.01, "mmcl: share of the negatives that counts as hard", at_least=0, at_most=1
+    )
+    label_source: Literal["memory", "feature"] = option(
+        "memory", "predict labels from the memory's own similarity rows or from the live feature's"
+    )
+    label_start_epoch: int = option(
+        5, "first epoch (from 0) with predicted labels; before it each image is its own class", at_least=0
+    )
+    cache: Literal["auto", "on", "off"] = option(
+        "auto", "keep the similarity matrix of the memory (4 n*n bytes); auto: where it fits"
+    )
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """What is measured and written."""
+
+    output_dir: str | None = option(None, "folder of the run; default runs/<dataset>-<arch>-<time>")
+    eval_every: int = option(0, "epochs between evaluations; 0: only before and after training", at_least=0)
+    average_precision: Literal["step", "trapezoid"] = option(
+        "step", "definition of mAP: step (usual today) or trapezoid (official Market-1501 code)"
+    )
+    checkpoint_every: int = option(
+        1, "epochs between checkpoints (the last epoch always has one)", at_least=1
+    )
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How it runs on this machine."""
+
+    device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: cuda where there is one")
+    seed: int = option(0, "seed of everything random", at_least=0, below=2**32)
+    deterministic: bool = option(False, "only algorithms that give the same bits every time (slower on CUDA)")
+    amp: bool = option(False, "run the network in bfloat16; features, similarities and memory stay float32")
+    channels_last: bool = option(False, "channels-last memory layout of the network")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on, in groups."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of the configuration, as the command line and YAML see it."""
+
+    name: str
+    group: str
+    type: Any
+    default: Any
+    help: str
+    bounds: dict[str, float]
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+GROUPS: dict[str, type] = get_type_hints(Config)
+OPTIONS: dict[str, Option] = {
+    f.name: Option(
+        f.name, group, get_type_hints(cls)[f.name], f.default, f.metadata["help"], f.metadata["bounds"]
+    )
+    for group, cls in GROUPS.items()
+    for f in dataclasses.fields(cls)
+}
+
+
+def cache_mode(word: str) -> Literal["auto"] | bool:
+    """The flag value auto, on or off as the functions that keep something take it."""
+    return "auto" if word == "auto" else word == "on"
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every field by its flat name, in the order of the groups."""
+    return {name: getattr(getattr(config, option.group), name) for name, option in OPTIONS.items()}
+
+
+def config_from(values: dict[str, Any]) -> Config:
+    """The configuration with these values (flat names, already of the right type) and defaults for the rest.
+
+    Raises :class:`~snnet.errors.UserError` naming the flag where a value is out of range.
+    """
+    groups: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+    for name, value in values.items():
+        groups[OPTIONS[name].group][name] = value
+    config = Config(**{group: cls(**groups[group]) for group, cls in GROUPS.items()})
+    _check_ranges(config)
+    return config
+
+
+_MEETS = {
+    ">=": lambda value, bound: value >= bound,
+    ">": lambda value, bound: value > bound,
+    "<=": lambda value, bound: value <= bound,
+    "<": lambda value, bound: value < bound,
+}
+
+
+def _check_ranges(config: Config) -> None:
+    for name, value in flatten(config).items():
+        option = OPTIONS[name]
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{option.flag} must be a finite number, got {value}")
+        if not all(_MEETS[sign](value, bound) for sign, bound in option.bounds.items()):
+            needed = " and ".join(f"{sign} {bound}" for sign, bound in option.bounds.items())
+            raise UserError(f"{option.flag} must be {needed}, got {value}")
+    method = config.method
+    if method.lambda_base == method.lambda_sym == method.lambda_nh == 0:
+        raise UserError("--lambda-base, --lambda-sym and --lambda-nh are all 0: at least one must be above 0")

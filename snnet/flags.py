@@ -1,0 +1,284 @@
+"""Command lines and YAML presets into a :class:`~snnet.config.Config`. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+import yaml
+
+from snnet.config import GROUPS, OPTIONS, Config, Option, config_from, flatten
+from snnet.errors import UserError, run_command
+
+PRESETS = Path(__file__).parent / "configs"
+CONFIG_FILE = "config.yaml"  # the resolved configuration in the folder of a run
+RESUME_MAY_CHANGE = ("device", "workers", "data_dir")  # what may differ between the parts of a resumed run
+
+TRAINING_ONLY = ("camstyle", "output_dir", "eval_every", "checkpoint_every", "seed", "deterministic")
+EVALUATE_OPTIONS = tuple(
+    name for name, o in OPTIONS.items() if o.group not in ("training", "method") and name not in TRAINING_ONLY
+)
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """A parsed ``snnet.train`` command line."""
+
+    config: Config
+    resume: Path | None  # the folder of the run to continue
+    preset: str | None  # the preset or YAML file in use
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """A parsed ``snnet.evaluate`` command line; ``given`` holds the flags that were on it, by flat name."""
+
+    checkpoint: Path | None
+    json: bool
+    preset: str | None
+    given: dict[str, Any]
+
+
+def answer_early(parse: Callable[[list[str]], object]) -> None:
+    """Let ``parse`` answer --help and a mistyped flag before the command's file goes on to import torch."""
+
+    def main() -> None:
+        parse(sys.argv[1:])
+
+    run_command(main)
+
+
+def parse_train_command(arguments: list[str]) -> TrainCommand:
+    """Flags win over the preset, wherever they stand; a resumed run keeps the configuration it began with."""
+    parser = _Parser(
+        "snnet.train",
+        "Train SNNet without labels. Without --config, the dataset 'synthetic' uses the preset 'synthetic', "
+        "sized for a small CPU; every other dataset uses the defaults shown, the paper's full recipe.",
+    )
+    parser.add_argument(
+        "--config", metavar="NAME|FILE.yaml", help=f"preset: {', '.join(preset_names())}; or a file"
+    )
+    parser.add_argument(
+        "--resume", metavar="DIR", type=Path, help="continue the run in this folder, as it was set"
+    )
+    parser.add_options(OPTIONS)
+    given = parser.parse(arguments)
+    preset, resume = given.pop("config", None), given.pop("resume", None)
+    if resume is not None:
+        if preset is not None:
+            raise UserError("--config cannot be given with --resume: the run keeps its own configuration")
+        return TrainCommand(_resumed_config(resume, given), resume, None)
+    preset = preset or _default_preset(given)
+    return TrainCommand(resolve(preset, given), None, preset)
+
+
+def parse_evaluate_command(arguments: list[str]) -> EvaluateCommand:
+    """Checked as far as that goes without opening the checkpoint."""
+    parser = _Parser(
+        "snnet.evaluate",
+        "Rank the gallery for every query and report CMC and mAP, for a checkpoint or for --arch and --weights. "
+        "What is not given comes from the checkpoint; without one, from --config or the defaults shown.",
+    )
+    parser.add_argument(
+        "--checkpoint", metavar="FILE|DIR", type=Path, help="a checkpoint, or the folder of a run"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument(
+        "--config", metavar="NAME|FILE.yaml", help=f"preset: {', '.join(preset_names())}; or a file"
+    )
+    parser.add_options(EVALUATE_OPTIONS)
+    given = parser.parse(arguments)
+    checkpoint, preset = given.pop("checkpoint", None), given.pop("config", None)
+    as_json = given.pop("json", False)
+    if checkpoint is not None and preset is not None:
+        raise UserError("--config cannot be given with --checkpoint, which has its own configuration")
+    if checkpoint is None and "arch" not in given and preset is None:
+        raise UserError("nothing to evaluate: give --checkpoint, or --arch and --weights")
+    config_from(given)
+    return EvaluateCommand(checkpoint, as_json, preset or _default_preset(given), given)
+
+
+def resolve(preset: str | None, given: dict[str, Any]) -> Config:
+    """Defaults, then the preset (a packaged name or a YAML file), then the given flags."""
+    return config_from({**(load_yaml(_preset_path(preset)) if preset else {}), **given})
+
+
+def preset_names() -> list[str]:
+    """The packaged presets."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A flat mapping of flag names to values, each key and type checked.
+
+    Raises :class:`~snnet.errors.UserError` naming the file and the key.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold lines 'flag_name: value', got a {type(values).__name__}")
+    return checked_values(values, str(path))
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as a preset, all but ``output_dir``: the file lies in that folder, which may move."""
+    values = flatten(config)
+    lines = []
+    for group in GROUPS:
+        lines.append(f"# {group}\n")
+        members = {n: v for n, v in values.items() if OPTIONS[n].group == group and n != "output_dir"}
+        lines.append(yaml.safe_dump(members, sort_keys=False, allow_unicode=True))
+    return "".join(lines)
+
+
+def checked_values(values: dict[Any, Any], source: str) -> dict[str, Any]:
+    """The mapping, each key known and each value of its option's type; ``source`` is named in errors."""
+    for key in values:
+        if key not in OPTIONS:
+            raise UserError(f"{source}: unknown key '{key}'{_suggestion(str(key), OPTIONS)}")
+    return {key: _checked(OPTIONS[key], value, source) for key, value in values.items()}
+
+
+def _preset_path(preset: str) -> Path:
+    if preset in preset_names():
+        return PRESETS / f"{preset}.yaml"
+    if preset.endswith((".yaml", ".yml")):
+        return Path(preset)
+    names = preset_names()
+    raise UserError(
+        f"unknown preset '{preset}'{_suggestion(preset, names)}; presets: {', '.join(names)}; or a .yaml file"
+    )
+
+
+def _default_preset(given: dict[str, Any]) -> str | None:
+    return "synthetic" if given.get("dataset", OPTIONS["dataset"].default) == "synthetic" else None
+
+
+def _resumed_config(run: Path, given: dict[str, Any]) -> Config:
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"--resume {run}: no run there ({CONFIG_FILE} is missing)")
+    values = load_yaml(path)
+    if "output_dir" in given and Path(given["output_dir"]).resolve() != run.resolve():
+        raise UserError(f"--output-dir cannot be given with --resume: the run continues in {run}")
+    for name, value in given.items():
+        if name not in (*RESUME_MAY_CHANGE, "output_dir") and value != values.get(
+            name, OPTIONS[name].default
+        ):
+            was = values.get(name, OPTIONS[name].default)
+            raise UserError(f"{OPTIONS[name].flag} {value} contradicts the run in {run}, which has {was}")
+    return config_from({**values, **given, "output_dir": str(run)})
+
+
+class _Parser(argparse.ArgumentParser):
+    """Flags from :data:`snnet.config.OPTIONS`; whatever is wrong is one line."""
+
+    def __init__(self, module: str, description: str) -> None:
+        prog = f"python -m {module}"
+        super().__init__(
+            prog, f"{prog} [flags]", description, allow_abbrev=False, argument_default=argparse.SUPPRESS
+        )
+
+    def add_options(self, names: Collection[str]) -> None:
+        preset = load_yaml(PRESETS / "synthetic.yaml")
+        for group, cls in GROUPS.items():
+            options = [option for name, option in OPTIONS.items() if name in names and option.group == group]
+            section = self.add_argument_group(group, (cls.__doc__ or "").strip()) if options else self
+            for option in options:
+                defaults = f"default {_shown(option.default)}"
+                if preset.get(option.name, option.default) != option.default:
+                    defaults += f"; preset synthetic: {_shown(preset[option.name])}"
+                text = f"{option.help} ({defaults})".replace("%", "%%")
+                if option.type is bool:
+                    section.add_argument(option.flag, action=argparse.BooleanOptionalAction, help=text)
+                else:
+                    section.add_argument(
+                        option.flag, type=_reader(option), metavar=_metavar(option), help=text
+                    )
+
+    def parse(self, arguments: list[str]) -> dict[str, Any]:
+        """What was given, by flat name."""
+        given, unknown = self.parse_known_args(arguments)
+        if unknown:
+            word = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
+            kind = "unknown flag" if word.startswith("-") else "unexpected argument"
+            raise UserError(
+                f"{kind} '{word}'{_suggestion(word, self._option_string_actions)} (--help lists the flags)"
+            )
+        return vars(given)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument "))
+
+
+def _reader(option: Option) -> Any:
+    """A function that reads a flag's text, whose errors argparse puts behind the flag's name."""
+
+    def read(text: str) -> Any:
+        value: Any = text
+        if option.type == (str | None) and text.lower() == "none":
+            value = None
+        elif option.type is int:
+            with contextlib.suppress(ValueError):
+                value = int(text)
+        try:
+            return _checked(option, value, "")
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def _checked(option: Option, value: Any, source: str) -> Any:
+    """``value`` as the option's type, in the ways YAML and the command line write it."""
+    where = f"{source}: {option.name}: " if source else ""
+    if get_origin(option.type) is Literal:
+        choices = get_args(option.type)
+        if isinstance(value, bool):  # YAML's words on and off
+            value = "on" if value else "off"
+        if value not in choices:
+            hint = _suggestion(str(value), choices)
+            raise UserError(f"{where}must be one of {', '.join(choices)}, got '{value}'{hint}")
+        return value
+    if option.type is float and not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ValueError):
+            return float(value)  # from an integer, and from 1e-3, which YAML takes for text
+    if option.type == (str | None):
+        fits, needed = value is None or isinstance(value, str), "text or null"
+    else:
+        fits, needed = type(value) is option.type, _WANTED[option.type]
+    if not fits:
+        raise UserError(f"{where}must be {needed}, got '{value}'")
+    return value
+
+
+_WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _suggestion(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, [str(k) for k in known], n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _metavar(option: Option) -> str:
+    if get_origin(option.type) is Literal:
+        return "|".join(get_args(option.type))
+    return {int: "INT", float: "NUMBER"}.get(option.type, "TEXT")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value is None else str(value)

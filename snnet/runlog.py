@@ -1,0 +1,98 @@
+"""What a run leaves to read: ``metrics.jsonl``, TensorBoard events, ``results.json``, terminal lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from snnet.checkpoint import write_text
+from snnet.evaluation import RankMetrics
+
+METRICS_FILE = "metrics.jsonl"
+RESULTS_FILE = "results.json"
+RANKS = ("rank1", "rank5", "rank10", "mAP", "mINP")
+
+
+def rank_record(metrics: RankMetrics) -> dict[str, Any]:
+    """The numbers of ``metrics`` that are written down; qualities are fractions from 0 to 1."""
+    return {
+        **{name: float(getattr(metrics, name)) for name in RANKS},
+        "queries": metrics.num_queries,
+        "queries_without_match": metrics.num_without_match,
+        "average_precision": metrics.average_precision,
+    }
+
+
+def rank_table(rows: dict[str, dict[str, Any]]) -> str:
+    """Named :func:`rank_record` results as lines of percentages."""
+    lines = [f"{'':<10}" + "".join(f"{name:>9}" for name in RANKS)]
+    lines += [f"{name:<10}" + "".join(f"{100 * row[r]:>9.2f}" for r in RANKS) for name, row in rows.items()]
+    last = list(rows.values())[-1]
+    note = f"{last['queries']} queries, mAP by {last['average_precision']}"
+    if last["queries_without_match"]:
+        note += f"; {last['queries_without_match']} more have no match in the gallery and do not count"
+    return "\n".join([*lines, f"({note}; in percent)"])
+
+
+def epoch_line(record: dict[str, Any]) -> str:
+    """One epoch's metrics as one line."""
+    parts = [f"epoch {record['epoch']:>3}", f"loss {record['loss']:.4f}"]
+    parts.append(f"positives {record['positives']:.2f}")
+    if "agreement_symmetric" in record:
+        parts.append(f"agreement S {record['agreement_symmetric']:.3f} N {record['agreement_neighbor']:.3f}")
+    labels = [
+        f"{key} {record['label_' + key]:.3f}" for key in ("precision", "recall") if "label_" + key in record
+    ]
+    if labels:
+        parts.append("labels " + " ".join(labels))
+    if "mAP" in record:
+        parts.append(f"rank-1 {100 * record['rank1']:.1f} mAP {100 * record['mAP']:.1f}")
+    return " | ".join([*parts, f"{record['seconds']:.1f} s"])
+
+
+class RunLog:
+    """The metrics of a run's epochs on disk; files are replaced as a whole, so none is ever half-written.
+
+    Args:
+        folder: the folder of the run.
+        records: one dict for each epoch done, to which the trainer appends. At the start what the files have
+            past them is dropped: a killed run may have written epochs that its checkpoint does not know.
+    """
+
+    def __init__(self, folder: Path, records: list[dict[str, Any]]) -> None:
+        self.folder = folder
+        self.records = records
+        self._write_metrics()
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=len(records))
+
+    def write_epoch(self) -> None:
+        """Publish the last of ``records``."""
+        self._write_metrics()
+        record = self.records[-1]
+        for name, value in record.items():
+            if name != "epoch":
+                self._events.add_scalar(_tag(name), value, record["epoch"])
+        self._events.flush()
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Publish the outcome of the run and close the log."""
+        write_text(self.folder / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+        self.close()
+
+    def close(self) -> None:
+        self._events.close()
+
+    def _write_metrics(self) -> None:
+        lines = [json.dumps(record) + "\n" for record in self.records]
+        write_text(self.folder / METRICS_FILE, "".join(lines))
+
+
+def _tag(name: str) -> str:
+    """TensorBoard shows the names before the slash as sections."""
+    section = {"label": "labels", "agreement": "labels", "positives": "labels", "seconds": "time"}
+    if name in RANKS:
+        return f"retrieval/{name}"
+    return f"{section.get(name.split('_')[0], 'training')}/{name}"

@@ -1,0 +1,86 @@
+"""What a run sets on this machine: the device, number formats, the seeds, determinism."""
+
+from __future__ import annotations
+
+import os
+import random
+import warnings
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from snnet.config import RuntimeConfig
+from snnet.errors import UserError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the network runs, and in which number format and memory layout."""
+
+    device: torch.device
+    amp: bool
+    channels_last: bool
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    @property
+    def pin_memory(self) -> bool:
+        """Whether batches should lie in page-locked memory, from which a GPU copies without waiting."""
+        return self.device.type == "cuda"
+
+    def model(self, model: nn.Module) -> None:
+        """Move a network there, in place."""
+        model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+
+    def images(self, images: Tensor) -> Tensor:
+        """A batch of images [B, 3, H, W] there."""
+        return images.to(self.device, non_blocking=True, memory_format=self.memory_format)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The network's number format: bfloat16 products with ``amp``, else float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises :class:`~snnet.errors.UserError` for one that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got '{name}'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
+        )
+    return device
+
+
+def show_warnings_as_lines() -> None:
+    """Print a warning as one line, without the source line that caused it."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+
+
+def prepare(config: RuntimeConfig) -> Placement:
+    """Seed every global generator, set determinism for this process, and choose the device."""
+    device = choose_device(config.device)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it before cuBLAS starts
+    torch.use_deterministic_algorithms(config.deterministic)
+    torch.backends.cudnn.benchmark = not config.deterministic  # the input size never changes
+    random.seed(config.seed)
+    np.random.seed(config.seed)
+    torch.manual_seed(config.seed)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return Placement(device, config.amp, config.channels_last)

@@ -1,0 +1,351 @@
+"""``python -m snnet.train``: train SNNet without labels. ``--help`` explains every flag."""
+
+from __future__ import annotations
+
+import sys
+
+from snnet.errors import UserError, run_command
+from snnet.flags import CONFIG_FILE, RESUME_MAY_CHANGE, answer_early, parse_train_command, to_yaml
+
+if __name__ == "__main__":
+    answer_early(parse_train_command)
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import snnet_kernels
+from snnet.checkpoint import (
+    CHECKPOINT_FILE,
+    image_fingerprint,
+    load_checkpoint,
+    load_state,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+    write_text,
+)
+from snnet.config import Config, cache_mode, flatten
+from snnet.data import DecodedImages, TrainingLoader, build_dataset, training_loader
+from snnet.features import RetrievalSet, decode, decode_retrieval_set, evaluate_retrieval, extract_features
+from snnet.label_quality import label_quality
+from snnet.models import ReIDModel, build_model
+from snnet.runlog import RANKS, RunLog, epoch_line, rank_record, rank_table
+from snnet.runtime import Placement, prepare, show_warnings_as_lines
+from snnet_kernels import SNNetHead
+
+QUIET = not sys.stderr.isatty()  # no progress bars into a file
+STEPS_BETWEEN_CHECKS = 50  # on CUDA, where looking at the loss makes the host wait for the device
+
+
+def main() -> None:
+    show_warnings_as_lines()
+    command = parse_train_command(sys.argv[1:])
+    if command.preset:
+        print(f"preset {command.preset}; flags win over it")
+    train(command.config, resume=command.resume)
+
+
+def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
+    """Train as ``config`` says, from the beginning or from the checkpoint in the folder ``resume``.
+
+    Returns what is written to ``results.json``. Raises :class:`~snnet.errors.UserError` for data, weights or
+    a checkpoint that cannot be used, and where the loss stops being finite.
+    """
+    folder = _run_folder(config, resume)
+    checkpoint = _checkpoint_to_resume(config, folder) if resume else None
+    placement = prepare(config.runtime)
+    print(snnet_kernels.backend_info())
+    # A resumed run has its weights in the checkpoint: the file that they began with is not needed again.
+    weights = config.model.weights if checkpoint is None else None
+    model = build_model(config.model.arch, embedding=config.model.embedding, weights=weights)
+    data = load_data(config, placement)
+    learner = build_learner(config, model, data, placement)
+
+    def ranks() -> dict[str, Any]:
+        if data.retrieval is None:
+            return {}
+        return rank_record(evaluate_retrieval(learner.model, data.retrieval, config, placement))
+
+    if checkpoint is not None:
+        learner.load(checkpoint, folder / CHECKPOINT_FILE)
+        before, records = checkpoint["before"], checkpoint["metrics"]
+    else:
+        before, records = ranks(), []
+        learner.head.initialize_(extract_features(learner.model, data.images, config, placement, "train"))
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / CONFIG_FILE, to_yaml(config))
+    log = RunLog(folder, records)
+    epochs = config.training.epochs
+    print(f"{folder}: {len(records)} of {epochs} epochs done, on {placement.device}", flush=True)
+    for epoch in range(len(records), epochs):
+        started = time.perf_counter()
+        measured = train_epoch(learner, data.loader, config, placement, epoch)
+        if data.images.images.pids is not None and not learner.head.warmup:
+            measured |= label_quality(learner.head.pseudo_labels, data.images.images.pids)
+        last = epoch + 1 == epochs
+        if last or (config.output.eval_every and (epoch + 1) % config.output.eval_every == 0):
+            measured |= {name: value for name, value in ranks().items() if name in RANKS}
+        records.append({"epoch": epoch, **measured, "seconds": time.perf_counter() - started})
+        if last or (epoch + 1) % config.output.checkpoint_every == 0:
+            learner.save(folder / CHECKPOINT_FILE, config=flatten(config), before=before, metrics=records)
+        log.write_epoch()
+        print(epoch_line(records[-1]), flush=True)
+
+    results = _results(config, before, records)
+    log.write_results(results)
+    if before:
+        print(rank_table({"before": results["before"], "after": results["after"]}))
+    return results
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The decoded images of a run."""
+
+    images: DecodedImages
+    loader: TrainingLoader
+    retrieval: RetrievalSet | None  # None: nothing to evaluate on
+
+
+def load_data(config: Config, placement: Placement) -> Data:
+    """Find and decode all images before anything is written or trained."""
+    data = config.data
+    dataset = build_dataset(
+        data.dataset, data.data_dir, name_pattern=data.name_pattern, camstyle=data.camstyle
+    )
+    print(dataset.summary())
+    images = decode(dataset.train, config)
+    loader = training_loader(
+        images,
+        height=data.height,
+        width=data.width,
+        batch_size=data.batch_size,
+        workers=data.workers,
+        seed=config.runtime.seed,
+        camstyle=data.camstyle,
+        pin_memory=placement.pin_memory,
+    )
+    return Data(images, loader, decode_retrieval_set(dataset, config))
+
+
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """Everything that training changes, which is what a checkpoint holds."""
+
+    model: ReIDModel
+    head: SNNetHead
+    optimizer: torch.optim.Optimizer
+    fingerprint: int  # of the training images, whose order the rows of M and P follow
+
+    def save(self, path: Path, *, config: dict[str, Any], before: dict[str, Any], metrics: list[Any]) -> None:
+        """Write a checkpoint, with the random state of this moment."""
+        save_checkpoint(
+            path,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            head=self.head.state_dict(),
+            rng=rng_state(),
+            config=config,
+            before=before,
+            metrics=metrics,
+            images=self.fingerprint,
+            torch=str(torch.__version__),
+        )
+
+    def load(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """Continue from what :meth:`save` wrote to ``path``, random state included."""
+        load_state(self.model, checkpoint["model"], path, "network")
+        load_state(self.head, checkpoint["head"], path, "exemplar and label memory")
+        if checkpoint["images"] != self.fingerprint:
+            raise UserError(f"{path} was written for other training images than those that were found")
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        set_rng_state(checkpoint["rng"])
+
+
+def build_learner(config: Config, model: ReIDModel, data: Data, placement: Placement) -> Learner:
+    """Put the network in its place and give it memories and an optimiser."""
+    method, training = config.method, config.training
+    placement.model(model)
+    try:
+        head = SNNetHead(
+            num_instances=len(data.images),
+            feature_dim=model.feature_dim,
+            threshold=method.threshold,
+            min_rank=method.min_rank,
+            weights=(method.lambda_base, method.lambda_sym, method.lambda_nh),
+            loss_kind=method.loss_kind,
+            delta=method.delta,
+            hard_negative_ratio=method.hard_negative_ratio,
+            label_source=method.label_source,
+            cache=cache_mode(method.cache),
+            device=placement.device,
+        )
+    except MemoryError as error:
+        raise UserError(f"{len(data.images)} training images: {error}") from error
+    optimizer = torch.optim.SGD(
+        model.parameter_groups(training.lr, training.backbone_lr_mult),
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        nesterov=training.momentum > 0,
+    )
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return Learner(model, head, optimizer, image_fingerprint(data.images.images.paths))
+
+
+def set_schedule(learner: Learner, config: Config, epoch: int) -> dict[str, float]:
+    """Set learning rates, α of the memory and the warm-up for an epoch: functions of the epoch alone."""
+    training = config.training
+    factor = 0.1 if training.lr_step_epoch and epoch >= training.lr_step_epoch else 1.0
+    for group in learner.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    momentum = 0.5 * epoch / training.epochs
+    learner.head.momentum = momentum
+    learner.head.warmup = epoch < config.method.label_start_epoch
+    return {"lr": training.lr * factor, "memory_momentum": momentum}
+
+
+def train_epoch(
+    learner: Learner, loader: TrainingLoader, config: Config, placement: Placement, epoch: int
+) -> dict[str, float]:
+    """One pass over the training images; returns its mean loss and label statistics, and where the time went.
+
+    Raises :class:`~snnet.errors.UserError` naming epoch and step where the loss stops being finite.
+    """
+    model, head, optimizer = learner.model, learner.head, learner.optimizer
+    rates = set_schedule(learner, config, epoch)
+    model.train()
+    head.train()
+    head.memory.rebuild_cache_()  # drops rounding, and lets a resumed run equal an unbroken one
+    loader.set_epoch(epoch)
+    totals: dict[str, Tensor] = {}
+    watch = LossWatch(epoch, len(loader), placement.device)
+    laps = Laps()
+    for step, (images, index) in enumerate(tqdm(loader, f"epoch {epoch}", leave=False, disable=QUIET)):
+        images, index = placement.images(images), index.to(placement.device, non_blocking=True)
+        laps.end("data")
+        with placement.autocast():
+            features = model(images)
+        laps.end("forward")
+        loss = head(features, index)
+        watch.check(loss.detach(), step)
+        laps.end("labels")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        laps.end("backward")
+        head.update_(index, features.detach())
+        for name, value in {"loss": loss.detach(), **head.label_statistics()}.items():
+            totals[name] = totals.get(name, torch.zeros_like(value)) + value
+        laps.end("update")
+    _check_weights(model, epoch)
+    means = {name: float(total) / len(loader) for name, total in totals.items()}
+    means = {
+        name: mean for name, mean in means.items() if math.isfinite(mean)
+    }  # agreements: none in the warm-up
+    seconds = laps.seconds if placement.device.type == "cpu" else {"data": laps.seconds["data"]}
+    return means | rates | {f"seconds_{name}": value for name, value in seconds.items()}
+
+
+class LossWatch:
+    """Stops training where the loss is not a finite number.
+
+    The first bad step is kept on the device. It is looked at every step on the CPU, but only now and then on
+    CUDA, where looking makes the host wait; always before the epoch ends, so that no checkpoint holds it.
+    """
+
+    def __init__(self, epoch: int, steps: int, device: torch.device) -> None:
+        self.epoch = epoch
+        self.steps = steps
+        self.interval = 1 if device.type == "cpu" else STEPS_BETWEEN_CHECKS
+        self.bad_step = torch.full((), -1, device=device)
+
+    def check(self, loss: Tensor, step: int) -> None:
+        bad = ~torch.isfinite(loss) & (self.bad_step < 0)
+        self.bad_step = torch.where(bad, step, self.bad_step)
+        if (step + 1) % self.interval == 0 or step + 1 == self.steps:
+            found = int(self.bad_step)
+            if found >= 0:
+                _diverged(f"the loss is not finite at step {found} of epoch {self.epoch}")
+
+
+class Laps:
+    """Seconds spent in each part of a step, as the host sees them."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def end(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+def _check_weights(model: ReIDModel, epoch: int) -> None:
+    """The last update of an epoch is seen by no loss; it must not reach a checkpoint either."""
+    bad = [~torch.isfinite(value).all() for value in model.state_dict().values()]
+    if torch.stack(bad).any():
+        _diverged(f"weights are not finite after epoch {epoch}")
+
+
+def _diverged(what: str) -> NoReturn:
+    raise UserError(f"{what}: training stopped, the last checkpoint is intact (a lower --lr may help)")
+
+
+def _run_folder(config: Config, resume: Path | None) -> Path:
+    if resume is not None:
+        return resume
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = Path(config.output.output_dir or f"runs/{config.data.dataset}-{config.model.arch}-{stamp}")
+    if (folder / CHECKPOINT_FILE).exists():
+        raise UserError(
+            f"{folder} has the checkpoint of a run: continue it with --resume {folder}, or choose another"
+        )
+    ancestor = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+        raise UserError(f"--output-dir {folder}: {ancestor} is not a folder that can be written to")
+    return folder
+
+
+def _checkpoint_to_resume(config: Config, folder: Path) -> dict[str, Any] | None:
+    """The checkpoint of the run in ``folder``; None where the run was stopped before its first one."""
+    if not (folder / CHECKPOINT_FILE).exists():
+        print(f"{folder} has no checkpoint yet: starting at epoch 0")
+        return None
+    checkpoint = load_checkpoint(folder)
+    for name, value in flatten(config).items():
+        was = checkpoint["config"].get(name)
+        if name not in (*RESUME_MAY_CHANGE, "output_dir") and value != was:
+            raise UserError(
+                f"{folder / CONFIG_FILE} has {name} {value}, but the checkpoint was written with {was}"
+            )
+    return checkpoint
+
+
+def _results(config: Config, before: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
+    last = records[-1]
+    results: dict[str, Any] = {
+        "dataset": config.data.dataset,
+        "arch": config.model.arch,
+        "epochs": len(records),
+        "seed": config.runtime.seed,
+        "loss": last["loss"],
+        "seconds": sum(record["seconds"] for record in records),
+    }
+    if before:
+        results |= {"before": before, "after": before | {name: last[name] for name in RANKS}}
+    return results
+
+
+if __name__ == "__main__":
+    run_command(main)

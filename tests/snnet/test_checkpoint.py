@@ -1,0 +1,161 @@
+"""Checkpoints: whole or absent, unable to run code, and refused in one line where they do not fit."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from snnet.checkpoint import (
+    image_fingerprint,
+    load_checkpoint,
+    load_state,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+    write_atomically,
+)
+from snnet.errors import UserError
+
+
+def contents(value: float = 1.0) -> dict[str, Any]:
+    return {
+        "model": {"weight": torch.full((2, 3), value)},
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1, "name": "backbone"}]},
+        "head": {"memory.features": torch.eye(3)},
+        "config": {"lr": 0.1, "weights": None},
+        "rng": rng_state(),
+        "before": {"mAP": 0.25},
+        "metrics": [{"epoch": 0, "loss": value}],
+        "images": 7,
+        "torch": "2.14",
+    }
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, **contents(2.0))
+    for where in (path, tmp_path):
+        state = load_checkpoint(where)
+        assert torch.equal(state["model"]["weight"], torch.full((2, 3), 2.0))
+        assert state["metrics"] == [{"epoch": 0, "loss": 2.0}]
+        assert state["config"] == {"lr": 0.1, "weights": None}
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, **contents(1.0))
+
+    def fail(file: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"cannot write .*checkpoint.pt: No space left on device"):
+        write_atomically(path, fail)
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+    assert load_checkpoint(path)["model"]["weight"].sum() == 6.0
+
+
+def test_a_leftover_of_a_killed_write_is_neither_read_nor_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt.tmp").write_bytes(b"half")
+    save_checkpoint(tmp_path / "checkpoint.pt", **contents(3.0))
+    assert load_checkpoint(tmp_path)["model"]["weight"].sum() == 18.0
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write .*gone.*: No such file or directory"):
+        save_checkpoint(tmp_path / "gone" / "checkpoint.pt", **contents())
+
+
+def test_an_incomplete_set_of_contents_is_not_written(tmp_path: Path) -> None:
+    partial = contents()
+    del partial["rng"]
+    with pytest.raises(TypeError, match="a checkpoint holds"):
+        save_checkpoint(tmp_path / "checkpoint.pt", **partial)
+    assert os.listdir(tmp_path) == []
+
+
+class Malicious:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("writer", ["pickle", "torch"])
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, writer: str) -> None:
+    path, target = tmp_path / "checkpoint.pt", tmp_path / "owned"
+    state = {"format": "snnet-checkpoint", "version": 1, **contents(), "rng": Malicious(target)}
+    if writer == "torch":
+        torch.save(state, path)
+    else:
+        path.write_bytes(pickle.dumps(state))
+    assert "is refused" in refusal(path)
+    assert not target.exists()
+
+
+def test_files_that_are_no_checkpoint_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    assert refusal(path).startswith("no checkpoint at")
+    save_checkpoint(path, **contents())
+    whole = path.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 20):
+        path.write_bytes(whole[:size])
+        assert "damaged" in refusal(path) or "refused" in refusal(path)
+    path.write_text("epoch,loss\n")
+    assert "not a checkpoint" in refusal(path)
+    torch.save({"weight": torch.zeros(2)}, path)
+    assert "is not a training checkpoint of this package" in refusal(path)
+    torch.save({"format": "snnet-checkpoint", "version": 99}, path)
+    assert refusal(path).endswith("has checkpoint version 99; this package reads 1")
+    torch.save({"format": "snnet-checkpoint", "version": 1, **contents(), "metrics": None}, path)
+    assert "'metrics' is missing or of the wrong type" in refusal(path)
+
+
+def test_a_state_of_another_shape_names_the_keys() -> None:
+    module = nn.Linear(3, 2)
+    state = {"weight": torch.zeros(4, 3), "extra": torch.zeros(1)}
+    with pytest.raises(UserError) as caught:
+        load_state(module, state, Path("run/checkpoint.pt"), "model")
+    assert str(caught.value) == (
+        "run/checkpoint.pt does not fit this model: bias is missing; extra is unknown; "
+        "weight has shape (4, 3), needed (2, 3)"
+    )
+    load_state(module, {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}, Path("x"), "model")
+    assert module(torch.ones(1, 3)).tolist() == [[3.0, 3.0]]
+
+
+def test_random_states_return_to_where_they_were(tmp_path: Path) -> None:
+    def draw() -> tuple[float, float, float, float]:
+        return torch.rand(()).item(), np.random.rand(), np.random.randn(), random.random()
+
+    np.random.randn()  # leaves the generator with half a pair of normal numbers
+    save_checkpoint(tmp_path / "checkpoint.pt", **contents())
+    first = draw()
+    assert draw() != first
+    set_rng_state(load_checkpoint(tmp_path)["rng"])
+    assert draw() == first
+
+
+def test_fingerprint_follows_names_and_order_but_not_the_folder() -> None:
+    one = image_fingerprint(["/a/x.jpg", "/a/y.jpg"])
+    assert one == image_fingerprint(["/elsewhere/x.jpg", "/elsewhere/y.jpg"])
+    assert one != image_fingerprint(["/a/y.jpg", "/a/x.jpg"])
+    assert one != image_fingerprint(["/a/x.jpg"])

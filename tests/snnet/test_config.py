@@ -1,0 +1,198 @@
+"""Flags, presets, and the one-line messages for what is wrong with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from snnet import flags
+from snnet.config import OPTIONS, Config, config_from, flatten
+from snnet.errors import UserError
+from snnet.flags import load_yaml, parse_evaluate_command, parse_train_command, to_yaml
+
+
+def parse(line: str) -> Config:
+    return parse_train_command(line.split()).config
+
+
+def complaint(line: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse(line)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_defaults_are_the_papers_recipe() -> None:
+    config = parse("--dataset market1501 --data-dir somewhere")
+    training, method = config.training, config.method
+    assert (training.lr, training.backbone_lr_mult, training.momentum, training.weight_decay) == (
+        0.1,
+        0.1,
+        0.9,
+        5e-4,
+    )
+    assert (training.epochs, training.lr_step_epoch, config.data.batch_size) == (60, 30, 128)
+    assert (config.data.height, config.data.width, config.model.arch) == (256, 128, "resnet50")
+    assert (method.lambda_base, method.lambda_sym, method.lambda_nh) == (1.0, 0.8, 0.6)
+    assert (method.threshold, method.min_rank, method.label_start_epoch) == (0.6, 10, 5)
+    assert (method.loss_kind, method.delta, method.hard_negative_ratio) == ("mmcl", 5.0, 0.01)
+    assert (method.label_source, config.model.embedding, config.output.average_precision) == (
+        "memory",
+        "pool",
+        "step",
+    )
+
+
+def test_synthetic_dataset_brings_its_preset_and_others_do_not() -> None:
+    preset = load_yaml(flags.PRESETS / "synthetic.yaml")
+    assert preset["dataset"] == "synthetic" and preset["weights"] is None
+    command = parse_train_command([])
+    assert command.preset == "synthetic"
+    assert {name: flatten(command.config)[name] for name in preset} == preset
+    assert parse_train_command(["--dataset", "folder"]).preset is None
+    assert parse("--arch resnet18").data.height == preset["height"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["--config paper_osnet --lr 0.5 --epochs 7", "--lr 0.5 --epochs=7 --config paper_osnet",
+     "--lr 0.5 --config paper_osnet --epochs 7"],
+)  # fmt: skip
+def test_flags_win_over_the_preset_wherever_they_stand(line: str) -> None:
+    config = parse(line)
+    assert (config.training.lr, config.training.epochs) == (0.5, 7)
+    assert (config.model.arch, config.data.batch_size, config.data.camstyle) == ("osnet_x1_0", 64, True)
+
+
+@pytest.mark.parametrize("name", flags.preset_names())
+def test_every_packaged_preset_loads(name: str) -> None:
+    config = parse(f"--config {name}")
+    for key, value in yaml.safe_load((flags.PRESETS / f"{name}.yaml").read_text()).items():
+        assert flatten(config)[key] == value
+
+
+def test_every_kind_of_value_is_read(tmp_path: Path) -> None:
+    config = parse(
+        "--weights none --no-camstyle --amp --threshold -0.5 --lr 1e-3 --cache on --seed 3 --data-dir d"
+    )
+    assert (config.model.weights, config.data.camstyle, config.runtime.amp) == (None, False, True)
+    assert (config.method.threshold, config.training.lr, config.method.cache) == (-0.5, 0.001, "on")
+    assert (config.runtime.seed, config.data.data_dir) == (3, "d")
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("weights: null\nlr: 1e-3\ndelta: 5\ncache: off\namp: true\nepochs: 2\n")
+    config = parse(f"--config {preset}")
+    assert (config.model.weights, config.training.lr, config.method.delta) == (None, 0.001, 5.0)
+    assert isinstance(config.method.delta, float)
+    assert (config.method.cache, config.runtime.amp, config.training.epochs) == ("off", True, 2)
+
+
+def test_written_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = parse("--config paper_resnet50 --lambda-nh 0 --seed 9 --output-dir elsewhere --weights none")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    again = parse(f"--config {tmp_path / 'config.yaml'}")
+    assert again == dataclasses.replace(config, output=dataclasses.replace(config.output, output_dir=None))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--epoch 3", "unknown flag '--epoch'; did you mean '--epochs'? (--help lists the flags)"),
+        ("--data_dir=x", "unknown flag '--data_dir'; did you mean '--data-dir'? (--help lists the flags)"),
+        ("--zzz", "unknown flag '--zzz' (--help lists the flags)"),
+        ("--lr 0.1 stray", "unexpected argument 'stray' (--help lists the flags)"),
+        ("--epochs many", "--epochs: must be a whole number, got 'many'"),
+        ("--lr fast", "--lr: must be a number, got 'fast'"),
+        ("--epochs", "--epochs: expected one argument"),
+        ("--loss-kind mmlc", "--loss-kind: must be one of mmcl, l2, got 'mmlc'; did you mean 'mmcl'?"),
+        ("--config paper_rensnet50", "unknown preset 'paper_rensnet50'; did you mean 'paper_resnet50'?"),
+        ("--config no/such.yaml", "cannot read no/such.yaml: No such file or directory"),
+        ("--lr -1", "--lr must be > 0, got -1.0"),
+        ("--lr nan", "--lr must be a finite number, got nan"),
+        ("--epochs 0", "--epochs must be >= 1, got 0"),
+        ("--threshold 1.5", "--threshold must be >= -1 and <= 1, got 1.5"),
+        ("--height 8", "--height must be >= 16, got 8"),
+        ("--batch-size 1", "--batch-size must be >= 2, got 1"),
+        ("--lambda-sym -0.1", "--lambda-sym must be >= 0, got -0.1"),
+        (
+            "--lambda-base 0 --lambda-sym 0 --lambda-nh 0",
+            "--lambda-base, --lambda-sym and --lambda-nh are all 0",
+        ),
+        ("--resume nowhere", "--resume nowhere: no run there (config.yaml is missing)"),
+        ("--resume nowhere --config synthetic", "--config cannot be given with --resume"),
+    ],
+)
+def test_bad_command_lines_are_one_clear_line(line: str, message: str) -> None:
+    assert complaint(line).startswith(message)
+
+
+def test_unknown_preset_lists_those_there_are() -> None:
+    assert "presets: market1501_osnet_x0_25_128x64, paper_osnet, paper_resnet50, synthetic" in complaint(
+        "--config x"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochss: 3", ": unknown key 'epochss'; did you mean 'epochs'?"),
+        ("batch-size: 3", ": unknown key 'batch-size'; did you mean 'batch_size'?"),
+        ("epochs: 3.5", ": epochs: must be a whole number, got '3.5'"),
+        ("epochs: true", ": epochs: must be a whole number, got 'True'"),
+        ("amp: 1", ": amp: must be true or false, got '1'"),
+        ("data_dir: 7", ": data_dir: must be text or null, got '7'"),
+        ("lr: [1]", ": lr: must be a number, got '[1]'"),
+        ("- epochs", " must hold lines 'flag_name: value', got a list"),
+        ("epochs: [", " is not YAML: "),
+    ],
+)
+def test_bad_presets_name_the_file_and_the_key(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "preset.yaml"
+    path.write_text(text + "\n")
+    assert complaint(f"--config {path}").startswith(f"{path}{message}")
+
+
+def test_a_resumed_run_keeps_its_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(parse("--dataset market1501 --lr 0.25 --workers 3")))
+    config = parse(f"--resume {tmp_path} --workers 0 --device cpu --data-dir moved --lr 0.25")
+    assert (config.training.lr, config.data.workers, config.runtime.device) == (0.25, 0, "cpu")
+    assert (config.data.data_dir, config.output.output_dir) == ("moved", str(tmp_path))
+    assert complaint(f"--resume {tmp_path} --lr 0.5") == (
+        f"--lr 0.5 contradicts the run in {tmp_path}, which has 0.25"
+    )
+    assert complaint(f"--resume {tmp_path} --output-dir o").startswith(
+        "--output-dir cannot be given with --resume"
+    )
+
+
+def test_evaluate_command_needs_something_to_evaluate() -> None:
+    with pytest.raises(UserError, match="nothing to evaluate: give --checkpoint, or --arch and --weights"):
+        parse_evaluate_command(["--dataset", "market1501"])
+    with pytest.raises(UserError, match="unknown flag '--lr'"):
+        parse_evaluate_command(["--checkpoint", "x", "--lr", "1"])
+    command = parse_evaluate_command(["--checkpoint", "run", "--json", "--batch-size", "8"])
+    assert (command.checkpoint, command.json, command.given) == (Path("run"), True, {"batch_size": 8})
+
+
+def test_help_names_every_flag_once_with_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_train_command(["--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, option in OPTIONS.items():
+        assert option.flag in text, name
+        assert len(option.help) > 10
+    assert "--lr NUMBER" in text and "default 0.1;" in text and "(default 0.6)" in text
+
+
+def test_choices_are_those_of_the_parts() -> None:
+    from snnet.data import DATASETS
+    from snnet.evaluation import AVERAGE_PRECISIONS
+    from snnet.models import ARCHITECTURES
+
+    assert get_args(OPTIONS["dataset"].type) == DATASETS
+    assert get_args(OPTIONS["average_precision"].type) == AVERAGE_PRECISIONS
+    assert {config_from({}).model.arch, "osnet_x0_25"} <= set(ARCHITECTURES)

@@ -1,0 +1,98 @@
+"""``snnet.evaluate`` on checkpoints and on weights from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from snnet import evaluate as command
+from snnet.checkpoint import load_checkpoint, save_checkpoint
+from snnet.config import config_from
+from snnet.errors import UserError
+from snnet.evaluate import evaluate
+from snnet.flags import parse_evaluate_command
+from snnet.train import train
+
+
+@pytest.fixture(scope="module")
+def run(
+    tiny_options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return folder, train(config_from({**tiny_options, "epochs": 1, "output_dir": str(folder)}))
+
+
+def measure(*words: object) -> dict[str, Any]:
+    return evaluate(parse_evaluate_command([str(word) for word in words]))
+
+
+RANKS = ("rank1", "rank5", "rank10", "mAP", "mINP", "queries", "queries_without_match", "average_precision")
+
+
+def test_a_checkpoint_gives_the_trainers_numbers(run: tuple[Path, dict[str, Any]]) -> None:
+    folder, results = run
+    for path in (folder, folder / "checkpoint.pt"):
+        found = measure("--checkpoint", path, "--device", "cpu")
+        assert {name: found[name] for name in RANKS} == {name: results["after"][name] for name in RANKS}
+        assert (found["dataset"], found["arch"], found["weights"]) == ("market1501", "osnet_x0_25", None)
+
+
+def test_json_is_all_that_stdout_gets(
+    run: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate", "--checkpoint", str(run[0]), "--json", "--device", "cpu"])
+    command.main()
+    assert json.loads(capsys.readouterr().out)["mAP"] == run[1]["after"]["mAP"]
+    monkeypatch.setattr("sys.argv", ["evaluate", "--checkpoint", str(run[0]), "--device", "cpu"])
+    command.main()
+    table = capsys.readouterr().out
+    assert f"{100 * run[1]['after']['mAP']:.2f}" in table and "16 queries, mAP by step" in table
+
+
+def test_weights_from_elsewhere_are_evaluated_without_a_checkpoint(
+    run: tuple[Path, dict[str, Any]], tiny_market: Path, tmp_path: Path
+) -> None:
+    folder, results = run
+    weights = tmp_path / "weights.pt"
+    torch.save(load_checkpoint(folder)["model"], weights)
+    size = ("--height", 32, "--width", 16, "--device", "cpu", "--workers", 0)
+    data = ("--dataset", "market1501", "--data-dir", tiny_market)
+    found = measure("--arch", "osnet_x0_25", "--weights", weights, *data, *size)
+    assert found["mAP"] == pytest.approx(results["after"]["mAP"], abs=1e-12)
+    assert (found["weights"], found["checkpoint"]) == (str(weights), None)
+
+
+def test_flags_choose_feature_and_definition(run: tuple[Path, dict[str, Any]]) -> None:
+    step = measure("--checkpoint", run[0], "--device", "cpu")
+    trapezoid = measure("--checkpoint", run[0], "--device", "cpu", "--average-precision", "trapezoid")
+    after = measure("--checkpoint", run[0], "--device", "cpu", "--retrieval-feature", "after")
+    assert trapezoid["average_precision"] == "trapezoid"
+    assert trapezoid["rank1"] == step["rank1"] and trapezoid["mAP"] != step["mAP"]
+    assert after["mAP"] != step["mAP"]
+
+
+def test_another_network_another_file_and_no_gallery_are_refused(
+    run: tuple[Path, dict[str, Any]], tiny_market: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"--arch resnet18 contradicts .* which has osnet_x0_25"):
+        measure("--checkpoint", run[0], "--arch", "resnet18")
+    with pytest.raises(UserError, match="dataset folder has no query and gallery"):
+        measure("--checkpoint", run[0], "--dataset", "folder", "--data-dir", tiny_market)
+    with pytest.raises(UserError, match="not a checkpoint"):
+        measure("--checkpoint", run[0] / "metrics.jsonl")
+    state = {key: value for key, value in load_checkpoint(run[0]).items() if key not in ("format", "version")}
+    state["model"] = {name: value[:1] if value.dim() else value for name, value in state["model"].items()}
+    save_checkpoint(tmp_path / "checkpoint.pt", **state)
+    with pytest.raises(
+        UserError, match=r"does not fit this network: backbone.+ has shape \(1,\), .* and \d+ more"
+    ):
+        measure("--checkpoint", tmp_path)
+
+
+def test_another_dataset_does_not_look_into_the_first_ones_folder(run: tuple[Path, dict[str, Any]]) -> None:
+    with pytest.raises(UserError, match="dataset dukemtmc needs a data folder"):
+        measure("--checkpoint", run[0], "--dataset", "dukemtmc")

@@ -1,0 +1,112 @@
+"""Extraction in order and retrieval in parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from snnet import features as module
+from snnet.config import Config, config_from
+from snnet.data import build_dataset
+from snnet.errors import UserError
+from snnet.features import RetrievalSet, decode_retrieval_set, evaluate_retrieval, extract_features
+from snnet.models import ReIDModel, build_model
+from snnet.runtime import Placement
+
+CPU = Placement(torch.device("cpu"), amp=False, channels_last=False)
+
+
+@pytest.fixture(scope="module")
+def config(tiny_options: dict[str, Any]) -> Config:
+    return config_from(tiny_options)
+
+
+@pytest.fixture(scope="module")
+def retrieval(config: Config) -> RetrievalSet:
+    found = decode_retrieval_set(build_dataset("market1501", config.data.data_dir), config)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def model() -> ReIDModel:
+    torch.manual_seed(0)
+    return build_model("osnet_x0_25")
+
+
+def test_features_are_in_order_of_norm_one_and_of_the_kind_asked_for(
+    model: ReIDModel, retrieval: RetrievalSet, config: Config
+) -> None:
+    from snnet.data import extraction_loader
+
+    ((images, index),) = list(
+        extraction_loader(retrieval.query, height=32, width=16, batch_size=16, workers=0)
+    )
+    assert index.tolist() == list(range(16))
+    model.eval()
+    with torch.no_grad():
+        wanted = {"train": model(images), "before": model.retrieve(images)}
+        wanted["after"] = model.retrieve(images, after_neck=True)
+    model.train()
+    for kind, want in wanted.items():
+        # 16 images in batches of 5: nothing dropped, nothing moved.
+        found = extract_features(model, retrieval.query, config_with(config, batch_size=5), CPU, kind)  # type: ignore[arg-type]
+        assert torch.allclose(found, want, atol=1e-5)
+        assert torch.allclose(found.norm(dim=1), torch.ones(16), atol=1e-5)
+    assert model.training
+
+
+def config_with(config: Config, **values: Any) -> Config:
+    from snnet.config import flatten
+
+    return config_from({**flatten(config), **values})
+
+
+def test_bfloat16_and_channels_last_change_features_little(
+    model: ReIDModel, retrieval: RetrievalSet, config: Config
+) -> None:
+    exact = extract_features(model, retrieval.query, config, CPU, "before")
+    placement = Placement(torch.device("cpu"), amp=True, channels_last=True)
+    rough = extract_features(model, retrieval.query, config, placement, "before")
+    assert rough.dtype == torch.float32
+    assert 0.99 < (exact * rough).sum(1).min() < 1.0
+
+
+def test_map_equals_a_direct_count(model: ReIDModel, retrieval: RetrievalSet, config: Config) -> None:
+    query = extract_features(model, retrieval.query, config, CPU, "before").numpy()
+    gallery = extract_features(model, retrieval.gallery, config, CPU, "before").numpy()
+    precisions, firsts = [], []
+    for i in range(len(query)):
+        same = retrieval.gallery_pids == retrieval.query_pids[i]
+        counts = ~(same & (retrieval.gallery_cams == retrieval.query_cams[i]))
+        order = np.argsort(-(gallery[counts] @ query[i]), kind="stable")
+        hits = same[counts][order]
+        ranks = np.flatnonzero(hits) + 1
+        precisions.append(np.mean(np.arange(1, len(ranks) + 1) / ranks))
+        firsts.append(hits[0])
+    found = evaluate_retrieval(model, retrieval, config, CPU)
+    assert found.mAP == pytest.approx(np.mean(precisions), abs=1e-12)
+    assert found.rank1 == pytest.approx(np.mean(firsts), abs=1e-12)
+    assert found.num_queries == 16
+
+
+def test_ranking_in_parts_gives_the_same_metrics(
+    model: ReIDModel, retrieval: RetrievalSet, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = evaluate_retrieval(model, retrieval, config, CPU)
+    monkeypatch.setattr(module, "PAIRS_AT_A_TIME", 5 * len(retrieval.gallery))  # 16 queries: parts of 4
+    parts = evaluate_retrieval(model, retrieval, config, CPU)
+    assert parts.num_queries == whole.num_queries == 16
+    np.testing.assert_allclose(parts.cmc, whole.cmc, atol=1e-12)
+    assert (parts.mAP, parts.mINP) == pytest.approx((whole.mAP, whole.mINP), abs=1e-12)
+
+
+def test_features_that_are_not_finite_are_counted(retrieval: RetrievalSet, config: Config) -> None:
+    broken = build_model("osnet_x0_25")
+    with torch.no_grad():
+        next(broken.parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match="the features of 16 of 16 images are not finite"):
+        extract_features(broken, retrieval.query, config, CPU, "before")

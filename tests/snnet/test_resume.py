@@ -1,0 +1,192 @@
+"""A run that is killed and resumed ends where one that was left alone does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from snnet import train as trainer
+from snnet.checkpoint import load_checkpoint, save_checkpoint
+from snnet.config import Config, config_from
+from snnet.errors import UserError
+from snnet.flags import parse_train_command
+from snnet.train import train
+from tests.snnet.tiny_run import command_line, environment
+
+# Kill this process, as `kill -9` does, at the n-th of a kind of call.
+KILL_AT = """
+import os, signal, sys
+def kill_at(count, owner, name):
+    original, calls = getattr(owner, name), [0]
+    def replacement(*arguments, **named):
+        calls[0] += 1
+        if calls[0] == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **named)
+    setattr(owner, name, replacement)
+"""
+# Step 1 of epoch 2: the run has 3 steps an epoch.
+IN_AN_EPOCH = "from snnet.train import main, SNNetHead; kill_at(8, SNNetHead, 'update_'); main()"
+# With the third checkpoint (of epoch 2) in its temporary file, before it is made durable and renamed.
+IN_A_WRITE = """
+import torch
+from snnet.train import main
+save, calls = torch.save, [0]
+def half(state, file):
+    calls[0] += 1
+    save(state, file)
+    if calls[0] == 3:
+        file.truncate(file.tell() // 2)
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+torch.save = half
+main()
+"""
+
+
+def start(code: str, options: dict[str, Any]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", KILL_AT + code, *command_line(options)],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def outcome(folder: Path) -> tuple[Any, ...]:
+    """Everything a run ends with but its times."""
+    checkpoint = load_checkpoint(folder)
+    untimed = [
+        {name: value for name, value in json.loads(line).items() if not name.startswith("seconds")}
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
+    results = json.loads((folder / "results.json").read_text())
+    del results["seconds"]
+    return untimed, results, checkpoint["model"], checkpoint["head"], checkpoint["optimizer"]["state"]
+
+
+def assert_same(one: Any, two: Any) -> None:
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_same(one[key], two[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == two
+
+
+@pytest.fixture(scope="module")
+def options(tiny_options: dict[str, Any]) -> dict[str, Any]:
+    return {**tiny_options, "epochs": 4, "lr_step_epoch": 3, "eval_every": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was left alone."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(config_from({**options, "output_dir": str(folder)}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs killed in an epoch and in the write of a checkpoint, at the same time to save some."""
+    folders = {name: tmp_path_factory.mktemp("killed") for name in ("epoch", "write")}
+    processes = [
+        start(code, {**options, "output_dir": str(folders[name])})
+        for name, code in (("epoch", IN_AN_EPOCH), ("write", IN_A_WRITE))
+    ]
+    for process in processes:
+        assert process.wait(timeout=120) == -signal.SIGKILL
+    return folders
+
+
+@pytest.mark.parametrize("moment", ["epoch", "write"])
+def test_a_killed_run_ends_as_one_left_alone(moment: str, killed: dict[str, Path], whole: Path) -> None:
+    folder = killed[moment]
+    assert [record["epoch"] for record in load_checkpoint(folder)["metrics"]] == [0, 1]
+    assert (folder / "checkpoint.pt.tmp").exists() == (moment == "write")
+    assert not (folder / "results.json").exists()
+    command = parse_train_command(["--resume", str(folder), "--workers", "1"])
+    train(command.config, resume=command.resume)
+    assert_same(outcome(folder), outcome(whole))
+    assert not (folder / "checkpoint.pt.tmp").exists()
+
+
+def test_tensorboard_shows_each_epoch_once_after_a_resume(killed: dict[str, Path], whole: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(killed["write"] / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("training/loss")] == [0, 1, 2, 3]
+
+
+def test_resuming_a_finished_run_changes_nothing(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "moved"
+    shutil.copytree(whole, folder)
+    (folder / "results.json").unlink()
+    command = parse_train_command(["--resume", str(folder)])
+    train(command.config, resume=command.resume)
+    assert_same(outcome(folder), outcome(whole))
+
+
+@pytest.mark.parametrize(("every", "stop_at", "saved"), [(3, 2, 0), (2, 3, 2)])
+def test_epochs_past_the_checkpoint_are_done_again(
+    options: dict[str, Any], whole: Path, tmp_path: Path, every: int, stop_at: int, saved: int
+) -> None:
+    """Checkpoints are rare, and the run dies between two, or before the first."""
+    schedule = trainer.set_schedule
+
+    def stopping(learner: trainer.Learner, config: Config, epoch: int) -> dict[str, float]:
+        if epoch == stop_at:
+            raise KeyboardInterrupt
+        return schedule(learner, config, epoch)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer, "set_schedule", stopping)
+        train(config_from({**options, "checkpoint_every": every, "output_dir": str(tmp_path)}))
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == stop_at
+    assert (tmp_path / "checkpoint.pt").exists() == (saved > 0)
+    if saved:
+        assert len(load_checkpoint(tmp_path)["metrics"]) == saved
+    train(parse_train_command(["--resume", str(tmp_path)]).config, resume=tmp_path)
+    assert_same(outcome(tmp_path), outcome(whole))
+
+
+def test_a_run_that_does_not_fit_its_checkpoint_is_refused(
+    whole: Path, tiny_market: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("delta: 5.0", "delta: 4.0"))
+    with pytest.raises(
+        UserError, match=r"config.yaml has delta 4.0, but the checkpoint was written with 5.0"
+    ):
+        train(parse_train_command(["--resume", str(folder)]).config, resume=folder)
+    (folder / "config.yaml").write_text(text)
+
+    data = tmp_path / "data"
+    shutil.copytree(tiny_market, data)
+    first = data / "bounding_box_train" / "0001_c1s1_000000_00.png"
+    first.rename(first.with_name("0001_c1s1_000009_00.png"))
+    config = parse_train_command(["--resume", str(folder), "--data-dir", str(data)]).config
+    with pytest.raises(UserError, match="was written for other training images"):
+        train(config, resume=folder)
+
+    state = {key: value for key, value in load_checkpoint(whole).items() if key not in ("format", "version")}
+    state["head"] = {name: value[:40] for name, value in state["head"].items() if value.dim()}
+    save_checkpoint(folder / "checkpoint.pt", **state)
+    with pytest.raises(UserError, match="does not fit this exemplar and label memory"):
+        train(parse_train_command(["--resume", str(folder)]).config, resume=folder)
