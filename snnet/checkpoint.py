@@ -90,13 +90,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
     try:
-        file = open(path, "rb")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        with file, warnings.catch_warnings():
+        with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a foreign file's pickle; the error below says what matters
             state = torch.load(file, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is refused: it is not a checkpoint of tensors and plain values only"
