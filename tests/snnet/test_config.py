@@ -185,7 +185,7 @@ def test_help_names_every_flag_once_with_its_help(capsys: pytest.CaptureFixture[
     for name, option in OPTIONS.items():
         assert option.flag in text, name
         assert len(option.help) > 10
-    assert "--lr NUMBER" in text and "default 0.1;" in text and "(default 0.6)" in text
+    assert "--lr NUMBER" in text and "default 0.1" in text and "default 0.6" in text
 
 
 def test_choices_are_those_of_the_parts() -> None:
