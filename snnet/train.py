@@ -225,7 +225,8 @@ def train_epoch(
     rates = set_schedule(learner, config, epoch)
     model.train()
     head.train()
-    head.memory.rebuild_cache_()  # drops rounding, and lets a resumed run equal an unbroken one
+    if not head.warmup:
+        head.memory.rebuild_cache_()  # drops rounding, and lets a resumed run equal an unbroken one
     loader.set_epoch(epoch)
     totals: dict[str, Tensor] = {}
     watch = LossWatch(epoch, len(loader), placement.device)

@@ -99,7 +99,7 @@ class SNNetHead(FixedTypeModule):
         self._momentum.fill_(value)
 
     def initialize_(self, features: Tensor) -> None:
-        """Fill M with the L2-normalised ``features`` [n, d] of all images, and build S."""
+        """Fill M with the L2-normalised ``features`` [n, d] of all images; S is built when it is first needed."""
         self.memory.initialize_(features)
 
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
@@ -146,11 +146,15 @@ class SNNetHead(FixedTypeModule):
         """Step 6: blend ``features`` [B, d] into M[index] with ``momentum``, and bring S up to date.
 
         The similarity of the last forward pass is used again if these are its features and M has not
-        been written since; otherwise it is computed. Does nothing in ``eval()``.
+        been written since; otherwise it is computed. In the warm-up, which reads no labels from S, S is left
+        to be built when it is first needed. Does nothing in ``eval()``.
         """
         if not self.training:
             return
-        self.memory.update_(index, features, self._momentum, similarity=self._similarity_of(features))
+        if self.warmup:
+            ops.update_memory_(self.memory.features, index, features, self._momentum)
+        else:
+            self.memory.update_(index, features, self._momentum, similarity=self._similarity_of(features))
         self._last_forward = None
 
     def _similarity_of(self, features: Tensor) -> Tensor | None:

@@ -98,13 +98,15 @@ class ExemplarMemory(FixedTypeModule):
         return self.cache
 
     def initialize_(self, features: Tensor) -> None:
-        """Fill the memory with the L2-normalised ``features`` [n, d] of an extraction pass."""
+        """Fill the memory with the L2-normalised ``features`` [n, d] of an extraction pass.
+
+        The cache is built when labels are first asked for, or by :meth:`rebuild_cache_`.
+        """
         expected = (self.num_instances, self.feature_dim)
         if tuple(features.shape) != expected:
             raise ValueError(f"features must have shape {list(expected)}, got {list(features.shape)}")
         with torch.no_grad():
             self.features.copy_(features)
-        self.rebuild_cache_()
 
     def similarity(self, features: Tensor) -> Tensor:
         """s = f Mᵀ [B, n] of ``features`` [B, d] (Eq. 1); see :func:`snnet_kernels.memory_similarity`."""

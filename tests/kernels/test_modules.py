@@ -80,6 +80,18 @@ def test_warmup_is_instance_discrimination():
     assert torch.isnan(statistics["agreement_neighbor"])
 
 
+def test_cache_is_left_alone_in_the_warmup_and_right_after_it():
+    head = make_head(cache=True)
+    head.warmup = True
+    stale = head.memory.current_cache().clone()
+    one_step(head, 0)
+    assert torch.equal(head.memory.cache, stale)
+    head.warmup = False
+    one_step(head, 1)
+    exact = head.memory.features.double() @ head.memory.features.double().t()
+    assert (head.memory.cache - exact).abs().max() < 1e-6
+
+
 def test_eval_writes_nothing():
     head = make_head().eval()
     before = copy.deepcopy(head.state_dict())
@@ -153,7 +165,9 @@ def test_cache_follows_writes_from_outside():
 
 
 def test_types_stay_under_half():
-    head = make_head(cache=True).half().bfloat16()
+    head = make_head(cache=True)
+    head.memory.rebuild_cache_()
+    head = head.half().bfloat16()
     types = {name: buffer.dtype for name, buffer in head.named_buffers()}
     assert types["memory.features"] == types["memory.cache"] == types["_momentum"] == torch.float32
     assert types["pseudo_labels.row_bits"] == types["pseudo_labels.column_bits"] == torch.uint8
@@ -193,6 +207,7 @@ def test_cache_auto_depends_on_free_memory(monkeypatch):
         monkeypatch.setattr("snnet_kernels.modules.free_memory", lambda device, free=free: free)
         memory = sk.ExemplarMemory(N, D)
         memory.initialize_(clustered_features(N, D))
+        assert (memory.current_cache() is not None) is kept
         assert (memory.cache is not None) is kept
 
 
