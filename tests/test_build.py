@@ -1,0 +1,64 @@
+"""The build: which torch it takes, and what stays when nothing can be compiled."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    pytest.importorskip("setuptools")
+    monkeypatch.syspath_prepend(str(ROOT / "build_backend"))
+    import snnet_build
+
+    return snnet_build
+
+
+def fake_torch(folder: pathlib.Path, version: str) -> None:
+    (folder / "torch").mkdir(parents=True)
+    (folder / "torch" / "__init__.py").touch()
+    (folder / "torch" / "version.py").write_text(f"from typing import Optional\n__version__ = '{version}'\n")
+
+
+@pytest.mark.parametrize(("version", "taken"), [("2.10.0", True), ("2.14.1+cu130", True), ("2.9.1", False)])
+def test_torch_of_the_target_environment_is_taken_if_recent(backend, monkeypatch, tmp_path, version, taken):
+    fake_torch(tmp_path, version)
+    monkeypatch.setattr(backend.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert backend.target_site_packages() == (str(tmp_path) if taken else None)
+    required = [entry for entry in backend.get_requires_for_build_wheel() if entry.startswith("torch")]
+    assert required == ([] if taken else ["torch>=2.10"])
+
+
+def test_torch_is_required_where_none_is(backend, monkeypatch, tmp_path):
+    monkeypatch.setattr(backend.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert "torch>=2.10" in backend.get_requires_for_build_editable()
+
+
+def test_failing_compiler_leaves_pure_python_and_says_so(tmp_path):
+    pytest.importorskip("setuptools")
+    source = tmp_path / "source"
+    shutil.copytree(
+        ROOT, source, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "build", "*.so", "tests")
+    )
+    environment = {**os.environ, "CC": "false", "CXX": "false", "SNNET_CUDA": "0"}
+    command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(tmp_path / "out")]
+    result = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    for name in ("snnet_kernels._C", "snnet._rank_metrics"):
+        assert result.stderr.count(f"WARNING: {name} could not be compiled") == 1
+    assert not list(tmp_path.glob("out/**/*.so"))
+
+
+def test_forced_cuda_is_fatal_where_it_cannot_be_built(tmp_path):
+    pytest.importorskip("setuptools")
+    environment = {**os.environ, "CUDA_HOME": str(tmp_path), "SNNET_CUDA": "1"}
+    command = [sys.executable, "setup.py", "--version"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode != 0
+    assert "SNNET_CUDA=1, but" in result.stderr
