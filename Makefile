@@ -7,10 +7,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := $(shell find csrc -type f)
+NATIVE := $(shell find csrc build_backend -type f)
 
 # The build sees the same versions as the environment, under build isolation too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: train test bench lint clean

@@ -45,6 +45,8 @@ TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 FLAGS = ["-O3", "-std=c++20", "-g0", "-fvisibility=hidden"]
 CUDA_MODE = os.environ.get("SNNET_CUDA", "auto")
+if CUDA_MODE not in ("auto", "1", "0"):
+    raise SystemExit(f"SNNET_CUDA must be auto, 1 or 0, got {CUDA_MODE!r}")
 
 
 def sources(*patterns: str) -> list[str]:
@@ -105,6 +107,8 @@ def cuda_extension() -> Extension | None:
 def extensions() -> list[Extension]:
     found = []
     if torch is None:
+        if CUDA_MODE == "1":
+            raise SystemExit("SNNET_CUDA=1, but torch cannot be imported here")
         warn("torch cannot be imported here: the compiled kernels are left out")
     else:
         found.append(
@@ -136,8 +140,8 @@ class OptionalBuild(cpp_extension.BuildExtension if torch is not None else build
     """Builds what can be built: a library that fails is left out with one warning, unless SNNET_CUDA=1."""
 
     def build_extensions(self) -> None:
-        wanted, built = self.extensions, []
-        for extension in wanted:
+        built, failed = [], []
+        for extension in list(self.extensions):
             self.extensions = [extension]
             try:
                 super().build_extensions()
@@ -146,11 +150,13 @@ class OptionalBuild(cpp_extension.BuildExtension if torch is not None else build
                 if CUDA_MODE == "1" and extension.name.endswith("_C_cuda"):
                     raise
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-                warn(
-                    f"{extension.name} could not be compiled ({reason}); it is left out and plain Python "
-                    "serves in its place. `pip install -v .` shows the compiler's output."
-                )
+                failed.append(f"{extension.name} ({reason})")
         self.extensions = built
+        if failed:
+            warn(
+                f"could not be compiled: {'; '.join(failed)}. Left out; plain Python serves in their place. "
+                "`pip install -v .` shows the compiler's output."
+            )
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": OptionalBuild})

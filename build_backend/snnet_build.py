@@ -41,13 +41,25 @@ def _add_target() -> None:
 
 
 def get_requires_for_build_wheel(config_settings=None):
+    _add_target()
     torch = [] if target_site_packages() else [TORCH]
     return build_meta.get_requires_for_build_wheel(config_settings) + torch
 
 
 def get_requires_for_build_editable(config_settings=None):
+    _add_target()
     torch = [] if target_site_packages() else [TORCH]
     return build_meta.get_requires_for_build_editable(config_settings) + torch
+
+
+def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
+    _add_target()
+    return build_meta.prepare_metadata_for_build_wheel(metadata_directory, config_settings)
+
+
+def prepare_metadata_for_build_editable(metadata_directory, config_settings=None):
+    _add_target()
+    return build_meta.prepare_metadata_for_build_editable(metadata_directory, config_settings)
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):

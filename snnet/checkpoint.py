@@ -151,8 +151,12 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def image_fingerprint(paths: Sequence[str]) -> int:
-    """A checksum of the files' names in order: row i of the memory belongs to image i of this very list."""
-    return zlib.crc32("\n".join(os.path.basename(path) for path in paths).encode())
+    """A checksum of the files' names in order: row i of the memory belongs to image i of this very list.
+
+    Names count from the folder that holds them all, so that the data may move.
+    """
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    return zlib.crc32("\n".join(os.path.relpath(path, folder) for path in paths).encode())
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

@@ -42,10 +42,11 @@ def evaluate(command: EvaluateCommand) -> dict[str, Any]:
 
     Raises :class:`~snnet.errors.UserError` for a checkpoint, weights or data that cannot be used.
     """
-    config, model = _model(command)
+    config, checkpoint = _configuration(command)
     placement = prepare(config.runtime)
-    placement.model(model)
     data = config.data
+    model = _model(command, config, checkpoint)
+    placement.model(model)
     dataset = build_dataset(data.dataset, data.data_dir, name_pattern=data.name_pattern)
     retrieval = decode_retrieval_set(dataset, config)
     if retrieval is None:
@@ -60,14 +61,23 @@ def evaluate(command: EvaluateCommand) -> dict[str, Any]:
     }
 
 
-def _model(command: EvaluateCommand) -> tuple[Config, ReIDModel]:
+def _model(command: EvaluateCommand, config: Config, checkpoint: dict[str, Any] | None) -> ReIDModel:
+    arch = config.model
+    if command.checkpoint is None or checkpoint is None:
+        return build_model(arch.arch, embedding=arch.embedding, weights=arch.weights)
+    model = build_model(arch.arch, embedding=arch.embedding)
+    load_state(model, checkpoint["model"], command.checkpoint, "network")
+    return model
+
+
+def _configuration(command: EvaluateCommand) -> tuple[Config, dict[str, Any] | None]:
+    """What to evaluate, and the checkpoint where it comes from one."""
     if command.checkpoint is None:
-        config = resolve(command.preset, command.given)
-        return config, build_model(
-            config.model.arch, embedding=config.model.embedding, weights=config.model.weights
-        )
+        return resolve(command.preset, command.given), None
     checkpoint = load_checkpoint(command.checkpoint)
     trained = checked_values(checkpoint["config"], str(command.checkpoint))
+    if not {"arch", "embedding"} <= trained.keys():
+        raise UserError(f"{command.checkpoint} is not a whole checkpoint: its configuration is missing")
     for name in BELONG_TO_CHECKPOINT:
         if name in command.given and command.given[name] != trained.get(name):
             given, was = command.given[name], trained.get(name)
@@ -76,10 +86,7 @@ def _model(command: EvaluateCommand) -> tuple[Config, ReIDModel]:
         trained |= {"data_dir": None, "name_pattern": None}  # these were the other dataset's
     # How the run was executed is its own affair; what follows from its machine does not carry over.
     machine = {"device": "auto", "deterministic": False}
-    config = config_from({**trained, **machine, **command.given})
-    model = build_model(config.model.arch, embedding=config.model.embedding)
-    load_state(model, checkpoint["model"], command.checkpoint, "network")
-    return config, model
+    return config_from({**trained, **machine, **command.given}), checkpoint
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ PRESETS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.yaml"  # the resolved configuration in the folder of a run
 RESUME_MAY_CHANGE = ("device", "workers", "data_dir")  # what may differ between the parts of a resumed run
 
-TRAINING_ONLY = ("camstyle", "output_dir", "eval_every", "checkpoint_every", "seed", "deterministic")
+TRAINING_ONLY = ("camstyle", "output_dir", "eval_every", "checkpoint_every", "deterministic")
 EVALUATE_OPTIONS = tuple(
     name for name, o in OPTIONS.items() if o.group not in ("training", "method") and name not in TRAINING_ONLY
 )
@@ -106,7 +106,17 @@ def parse_evaluate_command(arguments: list[str]) -> EvaluateCommand:
 
 def resolve(preset: str | None, given: dict[str, Any]) -> Config:
     """Defaults, then the preset (a packaged name or a YAML file), then the given flags."""
-    return config_from({**(load_yaml(_preset_path(preset)) if preset else {}), **given})
+    values = {**(load_yaml(_preset_path(preset)) if preset else {}), **given}
+    return config_from({**values, **_absolute(values)})
+
+
+def _absolute(values: dict[str, Any]) -> dict[str, str]:
+    """Files and folders by their whole path: a run may be resumed or evaluated from another folder."""
+    return {
+        name: str(Path(value).expanduser().absolute())
+        for name in ("data_dir", "weights")
+        if (value := values.get(name)) is not None and not (name == "weights" and value == "imagenet")
+    }
 
 
 def preset_names() -> list[str]:
@@ -155,7 +165,7 @@ def _preset_path(preset: str) -> Path:
     if preset in preset_names():
         return PRESETS / f"{preset}.yaml"
     if preset.endswith((".yaml", ".yml")):
-        return Path(preset)
+        return Path(preset).expanduser()
     names = preset_names()
     raise UserError(
         f"unknown preset '{preset}'{_suggestion(preset, names)}; presets: {', '.join(names)}; or a .yaml file"
@@ -173,6 +183,7 @@ def _resumed_config(run: Path, given: dict[str, Any]) -> Config:
     values = load_yaml(path)
     if "output_dir" in given and Path(given["output_dir"]).resolve() != run.resolve():
         raise UserError(f"--output-dir cannot be given with --resume: the run continues in {run}")
+    given = {**given, **_absolute(given)}
     for name, value in given.items():
         if name not in (*RESUME_MAY_CHANGE, "output_dir") and value != values.get(
             name, OPTIONS[name].default
@@ -228,9 +239,7 @@ def _reader(option: Option) -> Any:
 
     def read(text: str) -> Any:
         value: Any = text
-        if option.type == (str | None) and text.lower() == "none":
-            value = None
-        elif option.type is int:
+        if option.type is int:
             with contextlib.suppress(ValueError):
                 value = int(text)
         try:
@@ -256,6 +265,7 @@ def _checked(option: Option, value: Any, source: str) -> Any:
         with contextlib.suppress(TypeError, ValueError):
             return float(value)  # from an integer, and from 1e-3, which YAML takes for text
     if option.type == (str | None):
+        value = None if isinstance(value, str) and value.lower() == "none" else value
         fits, needed = value is None or isinstance(value, str), "text or null"
     else:
         fits, needed = type(value) is option.type, _WANTED[option.type]

@@ -66,12 +66,16 @@ class RunLog:
         self.folder = folder
         self.records = records
         self._write_metrics()
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=len(records))
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=max(len(records) - 1, 0))
+        if records:  # a run killed behind its checkpoint may not have published it
+            self._write_events(records[-1])
 
     def write_epoch(self) -> None:
         """Publish the last of ``records``."""
         self._write_metrics()
-        record = self.records[-1]
+        self._write_events(self.records[-1])
+
+    def _write_events(self, record: dict[str, Any]) -> None:
         for name, value in record.items():
             if name != "epoch":
                 self._events.add_scalar(_tag(name), value, record["epoch"])

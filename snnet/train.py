@@ -10,6 +10,7 @@ from snnet.flags import CONFIG_FILE, RESUME_MAY_CHANGE, answer_early, parse_trai
 if __name__ == "__main__":
     answer_early(parse_train_command)
 
+import dataclasses
 import math
 import os
 import time
@@ -33,7 +34,7 @@ from snnet.checkpoint import (
     write_text,
 )
 from snnet.config import Config, cache_mode, flatten
-from snnet.data import DecodedImages, TrainingLoader, build_dataset, training_loader
+from snnet.data import DecodedImages, ReIDDataset, TrainingLoader, build_dataset, training_loader
 from snnet.features import RetrievalSet, decode, decode_retrieval_set, evaluate_retrieval, extract_features
 from snnet.label_quality import label_quality
 from snnet.models import ReIDModel, build_model
@@ -63,11 +64,13 @@ def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
     checkpoint = _checkpoint_to_resume(config, folder) if resume else None
     placement = prepare(config.runtime)
     print(snnet_kernels.backend_info())
+    dataset = find_dataset(config)
     # A resumed run has its weights in the checkpoint: the file that they began with is not needed again.
     weights = config.model.weights if checkpoint is None else None
     model = build_model(config.model.arch, embedding=config.model.embedding, weights=weights)
-    data = load_data(config, placement)
+    data = load_data(dataset, config, placement)
     learner = build_learner(config, model, data, placement)
+    config = with_cache_decided(config, learner.head)
 
     def ranks() -> dict[str, Any]:
         if data.retrieval is None:
@@ -116,13 +119,19 @@ class Data:
     retrieval: RetrievalSet | None  # None: nothing to evaluate on
 
 
-def load_data(config: Config, placement: Placement) -> Data:
-    """Find and decode all images before anything is written or trained."""
+def find_dataset(config: Config) -> ReIDDataset:
+    """The files of the dataset, by their names."""
     data = config.data
     dataset = build_dataset(
         data.dataset, data.data_dir, name_pattern=data.name_pattern, camstyle=data.camstyle
     )
     print(dataset.summary())
+    return dataset
+
+
+def load_data(dataset: ReIDDataset, config: Config, placement: Placement) -> Data:
+    """Decode all images before anything is written or trained."""
+    data = config.data
     images = decode(dataset.train, config)
     loader = training_loader(
         images,
@@ -167,8 +176,11 @@ class Learner:
         load_state(self.head, checkpoint["head"], path, "exemplar and label memory")
         if checkpoint["images"] != self.fingerprint:
             raise UserError(f"{path} was written for other training images than those that were found")
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        set_rng_state(checkpoint["rng"])
+        try:
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            set_rng_state(checkpoint["rng"])
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path} is not a whole checkpoint: {type(error).__name__} {error}") from error
 
 
 def build_learner(config: Config, model: ReIDModel, data: Data, placement: Placement) -> Learner:
@@ -200,6 +212,12 @@ def build_learner(config: Config, model: ReIDModel, data: Data, placement: Place
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return Learner(model, head, optimizer, image_fingerprint(data.images.images.paths))
+
+
+def with_cache_decided(config: Config, head: SNNetHead) -> Config:
+    """``--cache auto`` as what it came to, so that a resumed run does the same arithmetic."""
+    method = dataclasses.replace(config.method, cache="on" if head.memory.keeps_cache else "off")
+    return dataclasses.replace(config, method=method)
 
 
 def set_schedule(learner: Learner, config: Config, epoch: int) -> dict[str, float]:
@@ -300,7 +318,9 @@ def _check_weights(model: ReIDModel, epoch: int) -> None:
 
 
 def _diverged(what: str) -> NoReturn:
-    raise UserError(f"{what}: training stopped, the last checkpoint is intact (a lower --lr may help)")
+    raise UserError(
+        f"{what}: training stopped; a checkpoint written before is intact (a lower --lr may help)"
+    )
 
 
 def _run_folder(config: Config, resume: Path | None) -> Path:
@@ -308,6 +328,7 @@ def _run_folder(config: Config, resume: Path | None) -> Path:
         return resume
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = Path(config.output.output_dir or f"runs/{config.data.dataset}-{config.model.arch}-{stamp}")
+    folder = folder.expanduser()
     if (folder / CHECKPOINT_FILE).exists():
         raise UserError(
             f"{folder} has the checkpoint of a run: continue it with --resume {folder}, or choose another"
@@ -324,6 +345,8 @@ def _checkpoint_to_resume(config: Config, folder: Path) -> dict[str, Any] | None
         print(f"{folder} has no checkpoint yet: starting at epoch 0")
         return None
     checkpoint = load_checkpoint(folder)
+    if not all(isinstance(record, dict) for record in checkpoint["metrics"]):
+        raise UserError(f"{folder / CHECKPOINT_FILE} is not a whole checkpoint: its metrics are damaged")
     for name, value in flatten(config).items():
         was = checkpoint["config"].get(name)
         if name not in (*RESUME_MAY_CHANGE, "output_dir") and value != was:

@@ -7,10 +7,13 @@ eager mode. The implementations check them once more, so that a traced call is a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+DEBUG = os.environ.get("SNNET_DEBUG") == "1"
 
 
 def check_tensor(name: str, value: object, shape: str) -> Tensor:
@@ -79,8 +82,16 @@ def check_index(
 
 
 def check_index_values(name: str, index: Tensor, num_instances: int, lowest: int = 0) -> None:
-    """Read the values of an index on the CPU (elsewhere a read would wait for the device)."""
-    if index.device.type != "cpu" or index.numel() == 0:
+    """Read the values of an index on the CPU; elsewhere, where a read would wait for the device, only assert.
+
+    With ``SNNET_DEBUG=1`` the assertion runs on the device and stops the program at its next synchronisation.
+    """
+    if index.device.type != "cpu":
+        if DEBUG:
+            inside = ((index >= lowest) & (index < num_instances)).all()
+            torch._assert_async(inside, f"{name} must lie in [{lowest}, {num_instances})")
+        return
+    if index.numel() == 0:
         return
     low, high = (int(bound) for bound in torch.aminmax(index))
     if low < lowest or high >= num_instances:
@@ -125,6 +136,8 @@ def check_weights(weights: Sequence[float]) -> list[float]:
     """The weights of the label sets (Eq. 8): one to three numbers, none negative, not all zero."""
     if isinstance(weights, Tensor) or not isinstance(weights, Sequence):
         raise TypeError(f"weights must be a sequence of 1 to 3 numbers, got {type(weights).__name__}")
+    if not all(isinstance(weight, (int, float)) for weight in weights):
+        raise TypeError(f"weights must be numbers, got {[type(weight).__name__ for weight in weights]}")
     numbers = [float(weight) for weight in weights]
     if not 1 <= len(numbers) <= 3:
         raise ValueError(f"weights must be 1 to 3 numbers, got {len(numbers)}")
@@ -159,6 +172,8 @@ def check_momentum(value: float | Tensor, device: torch.device) -> Tensor:
         if not torch.compiler.is_compiling():
             check_momentum_value(value)
         return value.to(device=device, dtype=torch.float32)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"momentum must be a number or a 0-d tensor, got {type(value).__name__}")
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"momentum must lie in [0, 1], got {value}")
     return torch.full((), value, dtype=torch.float32, device=device)
@@ -179,6 +194,8 @@ def check_loss_options(kind: str, delta: float, hard_negative_ratio: float) -> N
 
 
 def check_prediction_options(threshold: float, min_rank: int) -> None:
+    if not isinstance(threshold, (int, float)):
+        raise TypeError(f"threshold must be a number, got {type(threshold).__name__}")
     if not -float("inf") < threshold < float("inf"):
         raise ValueError(f"threshold must be finite, got {threshold}")
     if isinstance(min_rank, bool) or not isinstance(min_rank, int) or min_rank < 0:

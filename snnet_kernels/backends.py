@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pathlib
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +63,7 @@ def _find_library(stem: str) -> pathlib.Path | None:
 def _load_library(stem: str) -> LibraryInfo:
     path = _find_library(stem)
     if path is None:
-        return LibraryInfo(stem, False, "not built (see the warnings of `pip install -v`)")
+        return LibraryInfo(stem, False, "not built (`pip install -v .` shows why)")
     try:
         torch.ops.load_library(str(path))
         describe = ctypes.CDLL(str(path)).snnet_describe_build
@@ -98,6 +99,11 @@ def _load_all() -> tuple[LibraryInfo, ...]:
 
 FORCED = _forced_backend()
 _LOADED = _load_all()
+if FORCED is None and not _LOADED[0].loaded:
+    warnings.warn(
+        f"snnet_kernels: the compiled library {_LOADED[0].name} is {_LOADED[0].detail}; plain PyTorch serves",
+        stacklevel=2,
+    )
 
 
 def serving_backend(operation: str, device_type: str) -> str:

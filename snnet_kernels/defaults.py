@@ -60,28 +60,6 @@ def _update_memory(
     reference.update_memory_(memory, index, features, momentum, cache=cache, similarity=similarity)
 
 
-def _fused_mutual_label_loss(
-    features: Tensor,
-    memory: Tensor,
-    similarity: Tensor | None,
-    labels: list[Tensor],
-    weights: list[float],
-    kind: str,
-    delta: float,
-    hard_negative_ratio: float,
-) -> tuple[Tensor, Tensor]:
-    return reference.fused_mutual_label_loss(
-        features,
-        memory,
-        labels,
-        weights,
-        similarity=similarity,
-        kind=kind,
-        delta=delta,
-        hard_negative_ratio=hard_negative_ratio,
-    )
-
-
 _DEFAULTS = {
     "pack_labels": reference.pack_labels,
     "unpack_labels": reference.unpack_labels,
@@ -93,7 +71,7 @@ _DEFAULTS = {
     "mplp": _mplp,
     "nearest_neighbors": _nearest_neighbors,
     "mutual_label_loss": reference.mutual_label_loss_with_grad,
-    "fused_mutual_label_loss": _fused_mutual_label_loss,
+    "fused_mutual_label_loss": reference.fused_mutual_label_loss_with_grad,
     "update_memory_": _update_memory,
 }
 for _name, _implementation in _DEFAULTS.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -87,6 +87,11 @@ class SNNetHead(FixedTypeModule):
         self._last_forward: _Forward | None = None
         self._label_sets: tuple[Tensor, ...] = ()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SNNetHead:
+        self._last_forward = None  # its similarity stays where it was
+        super()._apply(fn, recurse)
+        return self
+
     @property
     def momentum(self) -> Tensor:
         """α of the memory update, a 0-d float32 tensor; assign a number in [0, 1]."""
@@ -108,6 +113,7 @@ class SNNetHead(FixedTypeModule):
         Predicts the main labels, inquires the symmetric and the neighbor labels from P as it was before,
         then, in training, writes the main labels to P (Eq. 1-8).
         """
+        checks.check_features("features", features, self.feature_dim)
         index = checks.check_index("index", index, self.num_instances, features.shape[0])
         similarity = self.memory.similarity(features.detach())
         if self.warmup:
@@ -125,10 +131,8 @@ class SNNetHead(FixedTypeModule):
             **self.loss.options(),
         )
         self._label_sets = label_sets
-        if not torch.compiler.is_compiling():
-            self._last_forward = _Forward(
-                features.detach(), features._version, self.memory.version, similarity
-            )
+        if self.training and not torch.compiler.is_compiling():
+            self._remember(features.detach(), similarity)
         return loss
 
     def _inquire(self, index: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,20 +150,27 @@ class SNNetHead(FixedTypeModule):
         """Step 6: blend ``features`` [B, d] into M[index] with ``momentum``, and bring S up to date.
 
         The similarity of the last forward pass is used again if these are its features and M has not
-        been written since; otherwise it is computed. In the warm-up, which reads no labels from S, S is left
-        to be built when it is first needed. Does nothing in ``eval()``.
+        been written since; otherwise it is computed. In the warm-up, which reads no labels from S, S is dropped,
+        to be built when it is next needed. Does nothing in ``eval()``.
         """
         if not self.training:
             return
         if self.warmup:
+            self.memory.drop_cache_()
             ops.update_memory_(self.memory.features, index, features, self._momentum)
         else:
             self.memory.update_(index, features, self._momentum, similarity=self._similarity_of(features))
         self._last_forward = None
 
+    def _remember(self, features: Tensor, similarity: Tensor) -> None:
+        if features.is_inference():  # such tensors do not count their writes
+            self._last_forward = None
+        else:
+            self._last_forward = _Forward(features, features._version, self.memory.version, similarity)
+
     def _similarity_of(self, features: Tensor) -> Tensor | None:
         last = self._last_forward
-        if torch.compiler.is_compiling() or last is None:
+        if torch.compiler.is_compiling() or last is None or features.is_inference():
             return None
         same = (
             features.data_ptr() == last.features.data_ptr()

@@ -1,21 +1,42 @@
-"""How much memory a device has left, for buffers whose size grows with n²."""
+"""How much memory a device has left, for buffers that may be large."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on ``device``; for the CPU what the system counts as available."""
+    """Bytes that can still be allocated on ``device``."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    return _available_memory()
+
+
+def _available_memory() -> int:
+    """Bytes that this process can take without swapping: the machine's, or its container's if less."""
+    available = _container_memory()
     try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        # No such file outside Linux: half of what is built in, where the system tells.
+        known = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if known else 4 << 30
+    return min(machine, available)
+
+
+def _container_memory() -> int:
+    """Bytes left under the limit of the control group (version 2), its file cache counting as free."""
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+            limit = int(file.read())
+        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as file:
+            used = int(file.read())
+        with open("/sys/fs/cgroup/memory.stat", encoding="ascii") as lines:
+            cached = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    except (OSError, ValueError, StopIteration):
+        return sys.maxsize
+    return max(0, limit - used + cached)

@@ -66,34 +66,41 @@ class ExemplarMemory(FixedTypeModule):
         self.register_buffer("features", torch.zeros(num_instances, feature_dim, device=device))
         self.register_buffer("cache", None, persistent=False)
         self._cached_version: int | None = None
+        self._keeps_cache: bool | None = None if cache == "auto" else bool(cache)
 
     @property
     def version(self) -> int:
         """Counts the writes to ``features``; the same number means the same content."""
         return self.features._version
 
-    def _wants_cache(self) -> bool:
-        if self.cache_mode != "auto":
-            return bool(self.cache_mode)
-        if self.cache is not None:
-            return True
-        return 4 * self.num_instances**2 <= CACHE_SHARE * free_memory(self.features.device)
+    @property
+    def keeps_cache(self) -> bool:
+        """Whether S is kept; with ``cache="auto"`` decided when it is first asked, and then for good."""
+        if self._keeps_cache is None:
+            needed = 4 * self.num_instances**2
+            self._keeps_cache = needed <= CACHE_SHARE * free_memory(self.features.device)
+        return self._keeps_cache
+
+    def drop_cache_(self) -> None:
+        """Free S; it is built again when labels are next asked for."""
+        self.cache, self._cached_version = None, None
 
     def rebuild_cache_(self) -> None:
         """Compute S afresh from ``features`` where a cache is kept; drops the rounding of earlier updates."""
-        if not self._wants_cache():
-            self.cache, self._cached_version = None, None
-            return
-        self.cache = ops.build_similarity_cache(self.features)
-        self._cached_version = self.version
+        self.drop_cache_()  # first: there is room for one
+        if self.keeps_cache:
+            self.cache = ops.build_similarity_cache(self.features)
+            self._cached_version = self.version
 
     def current_cache(self) -> Tensor | None:
-        """S [n, n] of the features as they are now, or None where no cache is kept."""
+        """S [n, n] of the features as they are now, or None where no cache is kept.
+
+        A traced call takes the cache that is there, or none: build it before, and do not write ``features``
+        other than by the methods of this class.
+        """
         if torch.compiler.is_compiling():
             return self.cache
-        if self._cached_version != self.version or self.cache is None:
-            if self._cached_version is None and not self._wants_cache():
-                return None
+        if self.keeps_cache and (self.cache is None or self._cached_version != self.version):
             self.rebuild_cache_()
         return self.cache
 
@@ -102,11 +109,13 @@ class ExemplarMemory(FixedTypeModule):
 
         The cache is built when labels are first asked for, or by :meth:`rebuild_cache_`.
         """
+        features = ops.checks.check_matrix("features", features)
         expected = (self.num_instances, self.feature_dim)
         if tuple(features.shape) != expected:
             raise ValueError(f"features must have shape {list(expected)}, got {list(features.shape)}")
         with torch.no_grad():
             self.features.copy_(features)
+        self.drop_cache_()
 
     def similarity(self, features: Tensor) -> Tensor:
         """s = f Mᵀ [B, n] of ``features`` [B, d] (Eq. 1); see :func:`snnet_kernels.memory_similarity`."""
@@ -149,9 +158,14 @@ class ExemplarMemory(FixedTypeModule):
         if cache is not None and not torch.compiler.is_compiling():
             self._cached_version = self.version
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExemplarMemory:
+        self.drop_cache_()  # a moved buffer counts its writes from 0 again
+        super()._apply(fn, recurse)
+        return self
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.cache, self._cached_version = None, None
+        self.drop_cache_()
 
     def extra_repr(self) -> str:
         return f"{self.num_instances}, {self.feature_dim}, cache={self.cache_mode!r}"

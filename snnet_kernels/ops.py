@@ -34,7 +34,9 @@ def _serve(operation: str, tensor: Tensor) -> None:
 
 def label_bytes(n: int) -> int:
     """Bytes of one packed label row of ``n`` columns: ``16 * ceil(n / 128)``."""
-    if isinstance(n, bool) or n < 0:
+    if not isinstance(n, (int, torch.SymInt)) or isinstance(n, bool):
+        raise TypeError(f"n must be an integer, got {type(n).__name__}")
+    if n < 0:
         raise ValueError(f"n must be at least 0, got {n}")
     return reference.label_bytes(n)
 
@@ -132,7 +134,7 @@ def mplp(
     checks.check_prediction_options(threshold, min_rank)
     memory, index, cache, query_rows = _check_inquiry(memory, index, cache, query_rows)
     _serve("mplp", memory)
-    return _mplp(memory, index, cache, query_rows, float(threshold), min_rank, strict)
+    return _mplp(memory, index, cache, query_rows, float(threshold), min_rank, bool(strict))
 
 
 def nearest_neighbors(

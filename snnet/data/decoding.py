@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from snnet.data.image_set import ImageSet
 from snnet.errors import UserError
+from snnet_kernels.memory_size import free_memory
 
 # cache="auto" holds a split's pixels if they take at most this share of the memory that is available.
 MEMORY_SHARE = 1 / 4
@@ -77,6 +78,7 @@ def decode_images(
         UserError: an image cannot be read or is truncated (the first is named), or none is left.
     """
     with ThreadPoolExecutor() as pool:
+        images = _readable_styles(pool, images, skip_bad)
         # The headers give the sizes, so that all pixels can be decoded into one tensor of the right length.
         sizes = list(_map(pool, _attempt(_read_size), images.paths))
         _raise_unless(skip_bad, sizes)
@@ -101,6 +103,24 @@ def decode_images(
             _raise_unless(skip_bad, [failure])
             failures.append(failure)
     return _without_failures(images, failures, sizes, pixels, starts)
+
+
+def _readable_styles(pool: ThreadPoolExecutor, images: ImageSet, skip_bad: bool) -> ImageSet:
+    """The images with those of their CamStyle files that can be decoded; they are read again when used."""
+    if images.styles is None:
+        return images
+    files = [file for styles in images.styles for file in styles]
+    bad: dict[str, UserError] = {}
+    for file, failure in zip(files, _map(pool, _attempt(_decode), files), strict=True):
+        _raise_unless(skip_bad, [failure])
+        if isinstance(failure, UserError):
+            bad[file] = failure
+    if not bad:
+        return images
+    first = next(iter(bad.values()))
+    warnings.warn(f"left out {len(bad)} of {len(files)} CamStyle images; the first: {first}", stacklevel=3)
+    kept = tuple(tuple(file for file in styles if file not in bad) for styles in images.styles)
+    return dataclasses.replace(images, styles=kept)
 
 
 def _without_failures(
@@ -189,33 +209,6 @@ def _map(
 
 def _allocate(size: int, cache: Literal["auto"] | bool) -> Tensor | None:
     """A uint8 tensor of ``size`` bytes, or None where the pixels are not to be held."""
-    if cache is False or (cache == "auto" and size > MEMORY_SHARE * available_memory()):
+    if cache is False or (cache == "auto" and size > MEMORY_SHARE * free_memory(torch.device("cpu"))):
         return None
     return torch.empty(size, dtype=torch.uint8)
-
-
-def available_memory() -> int:
-    """Bytes that this process can take without swapping: the machine's, or its container's if less."""
-    available = _container_memory()
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        # No such file outside Linux: half of what is built in, where the system tells.
-        known = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
-        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if known else 4 << 30
-    return min(machine, available)
-
-
-def _container_memory() -> int:
-    """Bytes left under the limit of the control group (version 2), its file cache counting as free."""
-    try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
-            limit = int(file.read())
-        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as file:
-            used = int(file.read())
-        with open("/sys/fs/cgroup/memory.stat", encoding="ascii") as lines:
-            cached = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-    except (OSError, ValueError, StopIteration):
-        return sys.maxsize
-    return max(0, limit - used + cached)

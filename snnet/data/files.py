@@ -49,9 +49,16 @@ def find_root(name: str, data_dir: str, folder_names: Sequence[str], splits: Seq
     raise UserError(f"dataset {name}: looked for {_listing(splits)} in {data_dir!r}{below}: none is there")
 
 
+def _entries(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder!r}: {error.strerror}") from error
+
+
 def find_entry(folder: str, names: Sequence[str]) -> str | None:
     """The path of the first of ``names`` that lies in ``folder``, whatever its case; None without one."""
-    present = {entry.lower(): entry for entry in sorted(os.listdir(folder), reverse=True)}
+    present = {entry.lower(): entry for entry in sorted(_entries(folder), reverse=True)}
     for name in names:
         if name.lower() in present:
             return os.path.join(folder, present[name.lower()])
@@ -66,7 +73,7 @@ def _candidates(data_dir: str, folder_names: Sequence[str]) -> Iterator[str]:
         folder, depth = waiting.popleft()
         yield folder
         if depth < 2:
-            named = [entry for entry in sorted(os.listdir(folder)) if _plain(entry) in order]
+            named = [entry for entry in sorted(_entries(folder)) if _plain(entry) in order]
             for entry in sorted(named, key=lambda entry: order[_plain(entry)]):
                 if os.path.isdir(path := os.path.join(folder, entry)):
                     waiting.append((path, depth + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -129,6 +130,8 @@ def _data_loader(batches: Dataset[Any], sampler: Any, workers: int, pin_memory: 
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
+        # A forked worker shares the decoded pixels; any other start would copy gigabytes to it.
+        multiprocessing_context="fork" if workers > 0 and sys.platform == "linux" else None,
         # DataLoader draws a seed for its workers from the global random state unless it has its own.
         generator=torch.Generator(),
     )

@@ -107,17 +107,21 @@ def _join(folder: str, files: Sequence[str]) -> tuple[str, ...]:
 def _read_list(name: str, path: str) -> list[tuple[str, int, int]]:
     """The lines of an MSMT17 list as (file, pid, camera); the camera is the file name's third field."""
     entries = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            match = MSMT17_LINE.fullmatch(line.strip())
-            if match is None:
-                raise UserError(
-                    f"dataset {name}: line {number} of {path!r} is {line.strip()!r}, "
-                    "not a file name with the camera as its third field, a space and an identity"
-                )
-            entries.append((match["file"], int(match["pid"]), int(match["cam"])))
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.readlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"dataset {name}: cannot read the list {path!r}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        match = MSMT17_LINE.fullmatch(line.strip())
+        if match is None:
+            raise UserError(
+                f"dataset {name}: line {number} of {path!r} is {line.strip()!r}, "
+                "not a file name with the camera as its third field, a space and an identity"
+            )
+        entries.append((match["file"], int(match["pid"]), int(match["cam"])))
     if not entries:
         raise UserError(f"dataset {name}: the list {path!r} is empty")
     return entries

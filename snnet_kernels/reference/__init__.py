@@ -7,7 +7,12 @@ the per-sample form.
 from . import loop
 from .label_prediction import mplp
 from .labels import gather_labels, identity_labels, label_bytes, pack_labels, unpack_labels, write_labels_
-from .loss import fused_mutual_label_loss, mutual_label_loss, mutual_label_loss_with_grad
+from .loss import (
+    fused_mutual_label_loss,
+    fused_mutual_label_loss_with_grad,
+    mutual_label_loss,
+    mutual_label_loss_with_grad,
+)
 from .memory import update_memory_
 from .similarity import (
     build_similarity_cache,
@@ -19,6 +24,7 @@ from .similarity import (
 __all__ = [
     "build_similarity_cache",
     "fused_mutual_label_loss",
+    "fused_mutual_label_loss_with_grad",
     "gather_labels",
     "identity_labels",
     "label_bytes",

@@ -27,8 +27,8 @@ def select_candidates(
     count of the batch. The first column is the row's anchor also where nothing passes the threshold;
     entries past a row's count stand for nothing.
     """
-    # In float32 0.6 is a little more than 0.6: the comparison is made in the type of the rows.
-    bar = torch.tensor(threshold, dtype=torch.float32).to(rows.dtype).to(rows.device)
+    # In float32 0.6 is a little more than 0.6: rounded first, it is the same bar for rows of any type.
+    bar = torch.tensor(threshold, dtype=torch.float32).item()
     counts = (rows > bar).sum(1)
     width = max(int(counts.max()), 1) if counts.numel() else 1
     similarity, columns = ordered_topk(rows, width)

@@ -12,7 +12,7 @@ def label_bytes(n: int) -> int:
 
 
 def _bit_values(device: torch.device) -> Tensor:
-    return torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=device)
+    return 1 << torch.arange(8, dtype=torch.uint8, device=device)
 
 
 def pack_labels(labels: Tensor) -> Tensor:

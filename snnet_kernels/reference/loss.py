@@ -80,6 +80,27 @@ def fused_mutual_label_loss(
     kind: str = "mmcl",
     delta: float = 5.0,
     hard_negative_ratio: float = 0.01,
+) -> Tensor:
+    """The loss of ``features`` [B, d], in plain differentiable PyTorch; a ``similarity`` at hand saves nothing."""
+    return mutual_label_loss(
+        features @ memory.t(),
+        labels,
+        weights,
+        kind=kind,
+        delta=delta,
+        hard_negative_ratio=hard_negative_ratio,
+    )
+
+
+def fused_mutual_label_loss_with_grad(
+    features: Tensor,
+    memory: Tensor,
+    similarity: Tensor | None,
+    labels: Sequence[Tensor],
+    weights: Sequence[float],
+    kind: str,
+    delta: float,
+    hard_negative_ratio: float,
 ) -> tuple[Tensor, Tensor]:
     """The loss from ``features`` [B, d] and ∂L/∂f [B, d]; ``similarity`` is f Mᵀ where it is at hand."""
     s = memory_similarity(features, memory) if similarity is None else similarity

@@ -80,12 +80,12 @@ def test_warmup_is_instance_discrimination():
     assert torch.isnan(statistics["agreement_neighbor"])
 
 
-def test_cache_is_left_alone_in_the_warmup_and_right_after_it():
+def test_cache_is_dropped_in_the_warmup_and_right_after_it():
     head = make_head(cache=True)
     head.warmup = True
-    stale = head.memory.current_cache().clone()
+    head.memory.rebuild_cache_()
     one_step(head, 0)
-    assert torch.equal(head.memory.cache, stale)
+    assert head.memory.cache is None  # labels are one-hot: nobody reads it
     head.warmup = False
     one_step(head, 1)
     exact = head.memory.features.double() @ head.memory.features.double().t()
@@ -166,8 +166,8 @@ def test_cache_follows_writes_from_outside():
 
 def test_types_stay_under_half():
     head = make_head(cache=True)
-    head.memory.rebuild_cache_()
     head = head.half().bfloat16()
+    head.memory.rebuild_cache_()
     types = {name: buffer.dtype for name, buffer in head.named_buffers()}
     assert types["memory.features"] == types["memory.cache"] == types["_momentum"] == torch.float32
     assert types["pseudo_labels.row_bits"] == types["pseudo_labels.column_bits"] == torch.uint8
@@ -235,3 +235,53 @@ def test_loss_module_equals_the_function():
 def test_bad_settings_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         sk.SNNetHead(N, D, **arguments)
+
+
+def test_moving_the_module_drops_the_cache():
+    """A moved buffer counts its writes from 0 again: the old count must not vouch for the old cache."""
+    head = make_head(cache=True)
+    one_step(head, 0)
+    head._apply(torch.clone)  # what .to("cuda") does
+    head.initialize_(clustered_features(N, D, seed=7))
+    cache = head.memory.current_cache()
+    assert (cache - head.memory.features @ head.memory.features.t()).abs().max() < 1e-6
+
+
+def test_compiled_forward_sees_a_new_memory():
+    torch._dynamo.reset()
+    head = make_head(cache=True)
+    features, index = batch(0)
+    head.memory.rebuild_cache_()
+    compiled = torch.compile(head.eval(), backend="aot_eager")
+    compiled(features, index)
+    head.initialize_(clustered_features(N, D, seed=7))
+    traced = compiled(features, index)
+    assert traced.item() == pytest.approx(head(features, index).item(), rel=1e-6)
+
+
+def test_inference_mode():
+    head = make_head()
+    features, index = batch(0)
+    expected = head(features, index).item()
+    with torch.inference_mode():
+        live = features * 1.0
+        for mode in (head.eval(), head.train()):
+            head.pseudo_labels.write_(torch.arange(N), sk.PseudoLabelMemory(N).row_bits)
+            assert mode(live, index).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_auto_decides_once(monkeypatch):
+    memory = sk.ExemplarMemory(N, D)
+    monkeypatch.setattr("snnet_kernels.modules.free_memory", lambda device: 0)
+    memory.initialize_(clustered_features(N, D))
+    assert memory.current_cache() is None
+    monkeypatch.setattr("snnet_kernels.modules.free_memory", lambda device: 2**40)
+    assert memory.current_cache() is None and not memory.keeps_cache
+
+
+def test_wrong_features_are_named():
+    head = make_head()
+    with pytest.raises(ValueError, match=r"features must have shape \[B, 16\]"):
+        head(torch.zeros(3, 5), torch.arange(3))
+    with pytest.raises(TypeError, match="features must be a tensor"):
+        head.initialize_([[1.0]])

@@ -155,7 +155,10 @@ SIMILARITY, FEATURES = torch.zeros(2, N), torch.zeros(2, D)
             ValueError,
             "index must have 90 entries, got 2",
         ),
-        (lambda: sk.update_memory_(MEMORY, INDEX, FEATURES, "a"), TypeError, "not supported|must be"),
+        (lambda: sk.update_memory_(MEMORY, INDEX, FEATURES, "a"), TypeError, "momentum must be a number"),
+        (lambda: sk.mutual_label_loss(SIMILARITY, [LABELS], ["a"]), TypeError, "weights must be numbers"),
+        (lambda: sk.mplp(MEMORY, INDEX, "a"), TypeError, "threshold must be a number"),
+        (lambda: sk.unpack_labels(LABELS, 2.0), TypeError, "n must be an integer"),
         (
             lambda: sk.PseudoLabelMemory(N).rows(INDEX - 4),
             ValueError,

@@ -159,3 +159,10 @@ def test_fingerprint_follows_names_and_order_but_not_the_folder() -> None:
     assert one == image_fingerprint(["/elsewhere/x.jpg", "/elsewhere/y.jpg"])
     assert one != image_fingerprint(["/a/y.jpg", "/a/x.jpg"])
     assert one != image_fingerprint(["/a/x.jpg"])
+
+
+def test_fingerprint_follows_the_files_and_not_where_they_lie() -> None:
+    here = image_fingerprint(["/a/id1/0.jpg", "/a/id2/0.jpg"])
+    assert here == image_fingerprint(["/b/c/id1/0.jpg", "/b/c/id2/0.jpg"])
+    assert here != image_fingerprint(["/a/id7/0.jpg", "/a/id9/0.jpg"])
+    assert here != image_fingerprint(["/a/id2/0.jpg", "/a/id1/0.jpg"])

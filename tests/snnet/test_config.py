@@ -77,11 +77,11 @@ def test_every_packaged_preset_loads(name: str) -> None:
 
 def test_every_kind_of_value_is_read(tmp_path: Path) -> None:
     config = parse(
-        "--weights none --no-camstyle --amp --threshold -0.5 --lr 1e-3 --cache on --seed 3 --data-dir d"
+        "--weights none --no-camstyle --amp --threshold -0.5 --lr 1e-3 --cache on --seed 3 --data-dir /d"
     )
     assert (config.model.weights, config.data.camstyle, config.runtime.amp) == (None, False, True)
     assert (config.method.threshold, config.training.lr, config.method.cache) == (-0.5, 0.001, "on")
-    assert (config.runtime.seed, config.data.data_dir) == (3, "d")
+    assert (config.runtime.seed, config.data.data_dir) == (3, "/d")
     preset = tmp_path / "mine.yaml"
     preset.write_text("weights: null\nlr: 1e-3\ndelta: 5\ncache: off\namp: true\nepochs: 2\n")
     config = parse(f"--config {preset}")
@@ -157,9 +157,9 @@ def test_bad_presets_name_the_file_and_the_key(tmp_path: Path, text: str, messag
 
 def test_a_resumed_run_keeps_its_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(to_yaml(parse("--dataset market1501 --lr 0.25 --workers 3")))
-    config = parse(f"--resume {tmp_path} --workers 0 --device cpu --data-dir moved --lr 0.25")
+    config = parse(f"--resume {tmp_path} --workers 0 --device cpu --data-dir /moved --lr 0.25")
     assert (config.training.lr, config.data.workers, config.runtime.device) == (0.25, 0, "cpu")
-    assert (config.data.data_dir, config.output.output_dir) == ("moved", str(tmp_path))
+    assert (config.data.data_dir, config.output.output_dir) == ("/moved", str(tmp_path))
     assert complaint(f"--resume {tmp_path} --lr 0.5") == (
         f"--lr 0.5 contradicts the run in {tmp_path}, which has 0.25"
     )
@@ -196,3 +196,12 @@ def test_choices_are_those_of_the_parts() -> None:
     assert get_args(OPTIONS["dataset"].type) == DATASETS
     assert get_args(OPTIONS["average_precision"].type) == AVERAGE_PRECISIONS
     assert {config_from({}).model.arch, "osnet_x0_25"} <= set(ARCHITECTURES)
+
+
+def test_files_are_kept_by_their_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text("dataset: folder\ndata_dir: crops\nweights: None\n")
+    config = parse_train_command(["--config", "a.yaml"]).config
+    assert (config.data.data_dir, config.model.weights) == (str(tmp_path / "crops"), None)
+    config = parse_train_command(["--dataset", "folder", "--data-dir", "~/x", "--weights", "imagenet"]).config
+    assert config.data.data_dir == str(Path.home() / "x") and config.model.weights == "imagenet"

@@ -96,3 +96,29 @@ def test_another_network_another_file_and_no_gallery_are_refused(
 def test_another_dataset_does_not_look_into_the_first_ones_folder(run: tuple[Path, dict[str, Any]]) -> None:
     with pytest.raises(UserError, match="dataset dukemtmc needs a data folder"):
         measure("--checkpoint", run[0], "--dataset", "dukemtmc")
+
+
+def test_random_weights_are_those_of_the_seed(tiny_market: Path) -> None:
+    options = (
+        "--dataset",
+        "market1501",
+        "--data-dir",
+        tiny_market,
+        "--arch",
+        "osnet_x0_25",
+        "--weights",
+        "none",
+    )
+    size = ("--height", 32, "--width", 16, "--workers", 0, "--device", "cpu")
+    first, second, other = (measure(*options, *size, "--seed", seed)["mAP"] for seed in (3, 3, 4))
+    assert first == second != other
+
+
+def test_a_checkpoint_without_its_configuration_is_refused(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    whole = load_checkpoint(run[0])
+    contents = {name: value for name, value in whole.items() if name not in ("format", "version", "config")}
+    save_checkpoint(tmp_path / "bare.pt", **contents, config={})
+    with pytest.raises(UserError, match=r"bare.pt is not a whole checkpoint: its configuration is missing"):
+        measure("--checkpoint", tmp_path / "bare.pt")

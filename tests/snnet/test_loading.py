@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import warnings
 from pathlib import Path
@@ -62,15 +63,15 @@ def test_decoded_images_are_the_files_pixels(images: ImageSet, cache: bool) -> N
 
 def test_auto_cache_keeps_to_its_share_of_memory(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     total = sum(height * width * 3 for height, width in SIZES)
-    monkeypatch.setattr(decoding, "available_memory", lambda: 4 * total)
+    monkeypatch.setattr(decoding, "free_memory", lambda device: 4 * total)
     assert decode_images(images, progress=False).pixels.numel() == total
-    monkeypatch.setattr(decoding, "available_memory", lambda: 4 * total - 1)
+    monkeypatch.setattr(decoding, "free_memory", lambda device: 4 * total - 1)
     assert decode_images(images, progress=False).pixels is None
     assert decode_images(images, cache=True, progress=False).pixels.numel() == total
 
 
-def test_available_memory_is_less_than_what_is_built_in() -> None:
-    assert 2**20 < decoding.available_memory() < 2**50
+def test_free_memory_is_less_than_what_is_built_in() -> None:
+    assert 2**20 < decoding.free_memory(torch.device("cpu")) < 2**50
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
@@ -290,3 +291,15 @@ def test_a_damaged_style_file_is_named_on_one_line(styled: DecodedImages, worker
 def test_camstyle_without_styles_is_an_error(decoded: DecodedImages) -> None:
     with pytest.raises(UserError, match="read without their styles"):
         training_loader(decoded, height=24, width=12, batch_size=2, workers=0, seed=0, camstyle=True)
+
+
+def test_damaged_styles_are_found_before_training(styled: DecodedImages) -> None:
+    images = styled.images
+    bad = images.styles[0][0]
+    with open(bad, "wb") as file:
+        file.write(b"not an image")
+    with pytest.raises(UserError, match=os.path.basename(bad)):
+        decode_images(images, progress=False)
+    with pytest.warns(UserWarning, match="left out 1 of 12 CamStyle images"):
+        kept = decode_images(images, skip_bad=True, progress=False).images
+    assert kept.styles[0] == images.styles[0][1:] and kept.styles[1:] == images.styles[1:]
