@@ -32,6 +32,15 @@ SNNET_INLINE int32_t column_of_key(uint64_t key) {
   return static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(key));
 }
 
+// The similarity of a key (+0 for -0, some NaN for NaN).
+SNNET_INLINE float value_of_key(uint64_t key) {
+  uint32_t bits = static_cast<uint32_t>(key >> 32);
+  bits = bits & 0x80000000u ? bits & 0x7fffffffu : ~bits;
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 SNNET_INLINE bool comes_before(const Entry& a, const Entry& b) {
   return selection_key(a.value, a.column) > selection_key(b.value, b.column);
 }

@@ -10,7 +10,7 @@ namespace {
 
 // labels: bool [B, n] -> uint8 [B, label_bytes(n)]
 Tensor pack_labels(const Tensor& labels) {
-  STD_TORCH_CHECK(labels.dim() == 2 && labels.scalar_type() == ScalarType::Bool, "labels must be bool [B, n]");
+  SNNET_CHECK(labels.dim() == 2 && labels.scalar_type() == ScalarType::Bool, "labels must be bool [B, n]");
   const Tensor flags = torch::stable::contiguous(labels);
   const int64_t batch_size = flags.size(0), n = flags.size(1), width = label_bytes(n);
   Tensor packed = torch::stable::new_empty(flags, {batch_size, width}, ScalarType::Byte);
@@ -32,7 +32,7 @@ Tensor pack_labels(const Tensor& labels) {
 
 // labels: uint8 [B, label_bytes(n)] -> bool [B, n]
 Tensor unpack_labels(const Tensor& labels, int64_t n) {
-  STD_TORCH_CHECK(n >= 0 && labels.dim() == 2 && labels.scalar_type() == ScalarType::Byte &&
+  SNNET_CHECK(n >= 0 && labels.dim() == 2 && labels.scalar_type() == ScalarType::Byte &&
                       labels.size(1) == label_bytes(n),
                   "labels must be uint8 [B, label_bytes(n)]");
   const Tensor packed = torch::stable::contiguous(labels);

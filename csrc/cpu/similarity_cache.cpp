@@ -188,10 +188,10 @@ void update_rounds(const Update& u) {
 }
 
 float checked_momentum(const Tensor& momentum) {
-  STD_TORCH_CHECK(momentum.is_cpu() && momentum.scalar_type() == ScalarType::Float && momentum.dim() == 0,
+  SNNET_CHECK(momentum.is_cpu() && momentum.scalar_type() == ScalarType::Float && momentum.dim() == 0,
                   "momentum must be a 0-d float32 tensor on the cpu");
   const float alpha = *momentum.const_data_ptr<float>();
-  STD_TORCH_CHECK(alpha >= 0.0f && alpha <= 1.0f, "momentum must lie in [0, 1], got ", alpha);
+  SNNET_CHECK(alpha >= 0.0f && alpha <= 1.0f, "momentum must lie in [0, 1], got ", alpha);
   return alpha;
 }
 

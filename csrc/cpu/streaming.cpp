@@ -1,0 +1,390 @@
+// Label prediction and nearest neighbours without a cache.
+//
+// The columns go by in tiles: candidates, their ranks and the neighbours are taken from a tile's products and
+// the products are dropped. Scratch memory: the tiles below, and per sample of a chunk its candidates (8 bytes
+// each) and its neighbourhood.
+#include "streaming.h"
+
+#include <cmath>
+#include <limits>
+#include <unordered_map>
+
+#include "products.h"
+#include "selection.h"
+
+namespace snnet {
+namespace {
+
+constexpr int64_t kSamplesAtOnce = 64;
+constexpr int64_t kTileFloats = int64_t{4} << 20;  // of the memory, in one product
+constexpr int64_t kRowsAtOnce = 512;               // candidate rows in one product
+constexpr int64_t kProductFloats = int64_t{2} << 20;
+constexpr int64_t kNeighborhood = 768;  // most similar images of an anchor that are looked at first
+constexpr int64_t kCandidatesAtOnce = 16;
+constexpr double kUnitTolerance = 2e-5;  // of a squared length
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+int64_t tile_columns(int64_t n, int64_t d, int64_t rows) {
+  const int64_t most = std::min(kTileFloats / std::max<int64_t>(d, 1), kProductFloats / std::max<int64_t>(rows, 1));
+  return std::clamp<int64_t>(most, 1, std::max<int64_t>(n, 1));
+}
+
+// The most similar images of an anchor: complete for similarities above the floor.
+struct Neighborhood {
+  std::vector<Entry> entries;
+  float floor = -kInfinity;
+
+  void cut() {
+    if (static_cast<int64_t>(entries.size()) <= kNeighborhood) return;
+    std::nth_element(entries.begin(), entries.begin() + kNeighborhood, entries.end(), comes_first);
+    floor = std::max(floor, entries[kNeighborhood].value);  // the largest of those that go
+    entries.resize(kNeighborhood);
+  }
+
+  void finish() {
+    cut();
+    std::sort(entries.begin(), entries.end(), comes_first);
+  }
+
+  static bool comes_first(const Entry& a, const Entry& b) { return comes_before(a, b); }
+};
+
+struct Sample {
+  std::vector<Entry> candidates;
+  Neighborhood neighborhood;  // of the anchor
+  int64_t first_inconsistent = 0;
+  bool has_neighborhood = false;
+
+  int64_t count() const { return static_cast<int64_t>(candidates.size()); }
+  int64_t anchor() const { return candidates[0].column; }
+};
+
+// One candidate whose rank is not known yet.
+struct Pair {
+  int64_t sample;
+  int64_t position;
+  int64_t row;  // of its column among the distinct rows
+  int64_t above;
+};
+
+class Prediction {
+ public:
+  Prediction(const Inquiry& inquiry, const PredictionOptions& options, int64_t begin, int64_t end)
+      : memory_(inquiry.memory), values_(const_floats(memory_)), n_(memory_.size(0)), d_(memory_.size(1)),
+        options_(options), index_(inquiry.index + begin), samples_(end - begin) {
+    if (inquiry.query_rows != nullptr) {
+      collect_given(inquiry.query_rows + begin * n_);
+    } else {
+      std::vector<int64_t> positions(index_, index_ + samples_.size());
+      scan(positions, true);
+    }
+    order_candidates();
+  }
+
+  // all_short: no row of the memory is longer than 1
+  void walk(bool all_short) {
+    find_neighborhoods();
+    std::vector<std::vector<Pair>> undecided(samples_.size());
+    const int64_t size = static_cast<int64_t>(samples_.size());
+    torch::stable::parallel_for(0, size, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t s = begin; s < end; ++s) look_near(s, all_short, undecided[s]);
+    });
+    std::vector<Pair> pairs;
+    for (const auto& own : undecided) pairs.insert(pairs.end(), own.begin(), own.end());
+    std::stable_sort(pairs.begin(), pairs.end(),
+                     [](const Pair& a, const Pair& b) { return a.position < b.position; });
+    for (std::size_t done = 0; done < pairs.size();) done = count_ranks(pairs, done);
+  }
+
+  void decide(uint8_t* labels) const {
+    const int64_t width = label_bytes(n_);
+    for (std::size_t s = 0; s < samples_.size(); ++s) {
+      const Sample& sample = samples_[s];
+      decide_labels(sample.candidates.data(), sample.count(), sample.first_inconsistent, index_[s],
+                    options_.strict, labels + s * width);
+    }
+  }
+
+ private:
+  int64_t rank_of(const Sample& sample) const {
+    return largest_consistent_rank(sample.count(), options_.min_rank, options_.strict);
+  }
+
+  bool walks(const Sample& sample) const {
+    return needs_walk(sample.count(), options_.strict) && rank_of(sample) < n_ - 1;
+  }
+
+  void collect_given(const float* rows) {
+    const int64_t size = static_cast<int64_t>(samples_.size());
+    torch::stable::parallel_for(0, size, grain(n_), [&](int64_t begin, int64_t end) {
+      std::vector<Entry> found(n_);
+      for (int64_t s = begin; s < end; ++s) {
+        const int64_t count =
+            vector_kernels().collect_above(rows + s * n_, n_, options_.threshold, 0, found.data());
+        samples_[s].candidates.assign(found.begin(), found.begin() + count);
+      }
+    });
+  }
+
+  // Products of the rows at positions [samples] with the whole memory: candidates where asked, neighbourhoods.
+  void scan(const std::vector<int64_t>& positions, bool candidates) {
+    const Tensor queries = rows_at(memory_, positions);
+    const int64_t size = static_cast<int64_t>(positions.size()), step = tile_columns(n_, d_, size);
+    for (int64_t first = 0; first < n_; first += step) {
+      const int64_t columns = std::min(step, n_ - first);
+      Tensor all = memory_;
+      const Tensor products = inner_products(queries, torch::stable::narrow(all, 0, first, columns));
+      const float* rows = const_floats(products);
+      torch::stable::parallel_for(0, size, grain(columns), [&](int64_t begin, int64_t end) {
+        std::vector<Entry> found(columns);
+        for (int64_t s = begin; s < end; ++s) {
+          const float* row = rows + s * columns;
+          if (candidates) append(row, columns, options_.threshold, first, found, samples_[s].candidates);
+          Neighborhood& near = samples_[s].neighborhood;
+          append(row, columns, near.floor, first, found, near.entries);
+          near.cut();
+        }
+      });
+    }
+    for (Sample& sample : samples_) {
+      sample.neighborhood.finish();
+      sample.has_neighborhood = true;
+    }
+  }
+
+  static void append(const float* row, int64_t columns, float bar, int64_t first, std::vector<Entry>& found,
+                     std::vector<Entry>& to) {
+    const int64_t count =
+        vector_kernels().collect_above(row, columns, bar, static_cast<int32_t>(first), found.data());
+    to.insert(to.end(), found.begin(), found.begin() + count);
+  }
+
+  void order_candidates() {
+    for (std::size_t s = 0; s < samples_.size(); ++s) {
+      Sample& sample = samples_[s];
+      std::sort(sample.candidates.begin(), sample.candidates.end(), Neighborhood::comes_first);
+      sample.first_inconsistent = sample.count();
+      // What scan() found is the neighbourhood of the image itself.
+      if (sample.count() > 0 && sample.anchor() != index_[s]) sample.has_neighborhood = false;
+    }
+  }
+
+  // Neighbourhoods of anchors that are not the sample itself.
+  void find_neighborhoods() {
+    std::vector<int64_t> missing, anchors;
+    for (std::size_t s = 0; s < samples_.size(); ++s) {
+      if (!walks(samples_[s]) || samples_[s].has_neighborhood) continue;
+      missing.push_back(static_cast<int64_t>(s));
+      anchors.push_back(samples_[s].anchor());
+    }
+    if (missing.empty()) return;
+    std::vector<Sample> all(missing.size());
+    all.swap(samples_);
+    scan(anchors, false);
+    all.swap(samples_);
+    for (std::size_t m = 0; m < missing.size(); ++m) {
+      all_to(missing[m]).neighborhood = std::move(all[m].neighborhood);
+      all_to(missing[m]).has_neighborhood = true;
+    }
+  }
+
+  Sample& all_to(int64_t s) { return samples_[s]; }
+
+  // Ranks within the anchor's neighbourhood: often enough to show that a candidate is inconsistent, and all
+  // there is to count where nothing outside can be more similar to the candidate than the anchor is.
+  void look_near(int64_t s, bool all_short, std::vector<Pair>& undecided) {
+    Sample& sample = samples_[s];
+    if (!walks(sample)) return;
+    const VectorKernels& kernels = vector_kernels();
+    const int64_t rank = rank_of(sample);
+    const float* anchor = values_ + sample.anchor() * d_;
+    const bool exact = all_short && kernels.dot(anchor, anchor, d_) >= 1 - kUnitTolerance;
+    for (int64_t first = 0; first < sample.count(); first += kCandidatesAtOnce) {
+      const int64_t size = std::min(kCandidatesAtOnce, sample.count() - first);
+      const float* rows[kCandidatesAtOnce];
+      float bars[kCandidatesAtOnce], products[kCandidatesAtOnce], needed = kInfinity;
+      int64_t above[kCandidatesAtOnce] = {};
+      for (int64_t j = 0; j < size; ++j) {
+        rows[j] = values_ + static_cast<int64_t>(sample.candidates[first + j].column) * d_;
+      }
+      kernels.dots(rows, size, anchor, d_, bars);
+      for (int64_t j = 0; j < size; ++j) {
+        needed = std::min(needed, exact ? lowest_counted_similarity(bars[j]) : -kInfinity);
+      }
+      for (const Entry& entry : sample.neighborhood.entries) {
+        if (entry.value <= needed) break;
+        if (entry.column == sample.anchor()) continue;
+        kernels.dots(rows, size, values_ + static_cast<int64_t>(entry.column) * d_, d_, products);
+        for (int64_t j = 0; j < size; ++j) above[j] += products[j] > bars[j];
+      }
+      for (int64_t j = 0; j < size; ++j) {
+        if (above[j] > rank) {
+          sample.first_inconsistent = first + j;
+          return;
+        }
+        const bool complete = exact && lowest_counted_similarity(bars[j]) >= sample.neighborhood.floor;
+        if (!complete) undecided.push_back({s, first + j, 0, 0});
+      }
+    }
+  }
+
+  bool walking(const Pair& pair) const { return pair.position < samples_[pair.sample].first_inconsistent; }
+
+  // Ranks over all columns for pairs[begin, ...) on as many candidate rows as fit; returns where it stopped.
+  std::size_t count_ranks(const std::vector<Pair>& pairs, std::size_t begin) {
+    std::vector<Pair> active;
+    std::vector<int64_t> rows, anchors;
+    std::unordered_map<int64_t, int64_t> row_at, anchor_at;
+    std::size_t end = begin;
+    for (; end < pairs.size(); ++end) {
+      Pair pair = pairs[end];
+      if (!walking(pair)) continue;
+      const Sample& sample = samples_[pair.sample];
+      const auto [place, is_new] =
+          row_at.try_emplace(sample.candidates[pair.position].column, static_cast<int64_t>(rows.size()));
+      if (is_new && static_cast<int64_t>(rows.size()) == kRowsAtOnce) break;
+      if (is_new) rows.push_back(place->first);
+      if (anchor_at.try_emplace(sample.anchor(), static_cast<int64_t>(anchors.size())).second) {
+        anchors.push_back(sample.anchor());
+      }
+      pair.row = place->second;
+      active.push_back(pair);
+    }
+    if (!active.empty()) count_tiles(active, rows, anchors, anchor_at);
+    return end;
+  }
+
+  void count_tiles(std::vector<Pair>& active, std::vector<int64_t>& rows, const std::vector<int64_t>& anchors,
+                   const std::unordered_map<int64_t, int64_t>& anchor_at) {
+    Tensor candidates = rows_at(memory_, rows);
+    const Tensor bar_products = inner_products(candidates, rows_at(memory_, anchors));
+    std::vector<float> bars;  // of the pairs as they are now
+    const int64_t num_anchors = static_cast<int64_t>(anchors.size());
+    for (const Pair& pair : active) {
+      bars.push_back(const_floats(bar_products)[pair.row * num_anchors +
+                                                anchor_at.at(samples_[pair.sample].anchor())]);
+    }
+    const int64_t step = tile_columns(n_, d_, static_cast<int64_t>(rows.size()));
+    for (int64_t first = 0; first < n_ && !active.empty(); first += step) {
+      const int64_t columns = std::min(step, n_ - first);
+      Tensor all = memory_;
+      const Tensor products = inner_products(candidates, torch::stable::narrow(all, 0, first, columns));
+      count_tile(active, bars, const_floats(products), first, columns);
+      drop_finished(active, bars);
+      shrink(active, rows, candidates);
+    }
+  }
+
+  void count_tile(std::vector<Pair>& active, const std::vector<float>& bars, const float* products, int64_t first,
+                  int64_t columns) {
+    const int64_t size = static_cast<int64_t>(active.size());
+    torch::stable::parallel_for(0, size, grain(columns), [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) {
+        const Sample& sample = samples_[active[p].sample];
+        const float* row = products + active[p].row * columns;
+        const int64_t place = sample.anchor() - first;
+        const bool own = place >= 0 && place < columns && row[place] > bars[p];  // the anchor never counts
+        const int64_t limit = rank_of(sample) - active[p].above + own;
+        active[p].above += vector_kernels().count_above(row, columns, bars[p], limit) - own;
+      }
+    });
+    for (const Pair& pair : active) {
+      Sample& sample = samples_[pair.sample];
+      if (pair.above > rank_of(sample)) {
+        sample.first_inconsistent = std::min(sample.first_inconsistent, pair.position);
+      }
+    }
+  }
+
+  void drop_finished(std::vector<Pair>& active, std::vector<float>& bars) const {
+    std::size_t kept = 0;
+    for (std::size_t p = 0; p < active.size(); ++p) {
+      if (!walking(active[p])) continue;
+      bars[kept] = bars[p];
+      active[kept++] = active[p];
+    }
+    active.resize(kept);
+    bars.resize(kept);
+  }
+
+  // Leaves rows that no pair needs any more out of the coming products, where these are many.
+  void shrink(std::vector<Pair>& active, std::vector<int64_t>& rows, Tensor& candidates) const {
+    std::vector<int64_t> place(rows.size(), -1), kept;
+    for (const Pair& pair : active) {
+      if (place[pair.row] >= 0) continue;
+      place[pair.row] = static_cast<int64_t>(kept.size());
+      kept.push_back(rows[pair.row]);
+    }
+    if (kept.empty() || 8 * kept.size() > 7 * rows.size()) return;
+    for (Pair& pair : active) pair.row = place[pair.row];
+    rows = kept;
+    candidates = rows_at(memory_, rows);
+  }
+
+  Tensor memory_;
+  const float* values_;
+  int64_t n_, d_;
+  PredictionOptions options_;
+  const int64_t* index_;
+  std::vector<Sample> samples_;
+};
+
+bool no_row_longer_than_one(const Tensor& memory) {
+  const int64_t n = memory.size(0), d = memory.size(1);
+  std::vector<uint8_t> longer(n);
+  torch::stable::parallel_for(0, n, grain(d), [&](int64_t begin, int64_t end) {
+    for (int64_t l = begin; l < end; ++l) {
+      const float* row = const_floats(memory) + l * d;
+      longer[l] = !(vector_kernels().dot(row, row, d) <= 1 + kUnitTolerance);  // true for NaN
+    }
+  });
+  return std::find(longer.begin(), longer.end(), 1) == longer.end();
+}
+
+}  // namespace
+
+void predict_streaming(const Inquiry& inquiry, const PredictionOptions& options, uint8_t* labels) {
+  if (inquiry.batch_size == 0) return;
+  const bool all_short = no_row_longer_than_one(inquiry.memory);
+  const int64_t width = label_bytes(inquiry.memory.size(0));
+  for (int64_t begin = 0; begin < inquiry.batch_size; begin += kSamplesAtOnce) {
+    Prediction prediction(inquiry, options, begin, std::min(begin + kSamplesAtOnce, inquiry.batch_size));
+    prediction.walk(all_short);
+    prediction.decide(labels + begin * width);
+  }
+}
+
+void nearest_streaming(const Inquiry& inquiry, int64_t k, int64_t* neighbors, float* similarity) {
+  const int64_t n = inquiry.memory.size(0), d = inquiry.memory.size(1);
+  for (int64_t from = 0; from < inquiry.batch_size; from += kSamplesAtOnce) {
+    const int64_t size = std::min(kSamplesAtOnce, inquiry.batch_size - from);
+    const int64_t* index = inquiry.index + from;
+    const Tensor queries = rows_at(inquiry.memory, std::vector<int64_t>(index, index + size));
+    std::vector<std::vector<uint64_t>> nearest(size);
+    const int64_t step = tile_columns(n, d, size);
+    for (int64_t first = 0; first < n; first += step) {
+      const int64_t columns = std::min(step, n - first);
+      Tensor all = inquiry.memory;
+      const Tensor products = inner_products(queries, torch::stable::narrow(all, 0, first, columns));
+      torch::stable::parallel_for(0, size, grain(columns), [&](int64_t begin, int64_t end) {
+        SelectionScratch scratch;
+        for (int64_t b = begin; b < end; ++b) {
+          for (uint64_t key : select_largest(const_floats(products) + b * columns, columns, k + 1, scratch)) {
+            const int32_t column = static_cast<int32_t>(first + column_of_key(key));
+            if (column != index[b]) nearest[b].push_back(selection_key(value_of_key(key), column));
+          }
+          keep_largest(nearest[b], k);
+        }
+      });
+    }
+    for (int64_t b = 0; b < size; ++b) {
+      for (std::size_t j = 0; j < nearest[b].size(); ++j) {
+        neighbors[(from + b) * k + static_cast<int64_t>(j)] = column_of_key(nearest[b][j]);
+        similarity[(from + b) * k + static_cast<int64_t>(j)] = value_of_key(nearest[b][j]);
+      }
+    }
+  }
+}
+
+}  // namespace snnet
