@@ -21,6 +21,8 @@ constexpr int64_t kRowsAtOnce = 512;               // candidate rows in one prod
 constexpr int64_t kProductFloats = int64_t{2} << 20;
 constexpr int64_t kNeighborhood = 768;  // most similar images of an anchor that are looked at first
 constexpr int64_t kCandidatesAtOnce = 16;
+constexpr int64_t kShortestSplit = 64;  // dimensions from which on a product of half of them is worth a look
+constexpr int64_t kFewColumns = 16;     // up to one in so many columns are looked at one by one
 constexpr double kUnitTolerance = 2e-5;  // of a squared length
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -64,15 +66,25 @@ struct Sample {
 struct Pair {
   int64_t sample;
   int64_t position;
-  int64_t row;  // of its column among the distinct rows
+  float bar;      // S[p, a]
+  int64_t row;    // of its column among the distinct rows
   int64_t above;
+};
+
+// What is known of the lengths of the memory's rows.
+struct RowLengths {
+  int64_t head;             // dimensions of a row's first part
+  std::vector<float> rest;  // length of the other part, a little too long
+  bool all_short;           // none is longer than 1
+  float slack;              // above the difference of two roundings of a product
 };
 
 class Prediction {
  public:
-  Prediction(const Inquiry& inquiry, const PredictionOptions& options, int64_t begin, int64_t end)
+  Prediction(const Inquiry& inquiry, const PredictionOptions& options, const RowLengths& lengths, int64_t begin,
+             int64_t end)
       : memory_(inquiry.memory), values_(const_floats(memory_)), n_(memory_.size(0)), d_(memory_.size(1)),
-        options_(options), index_(inquiry.index + begin), samples_(end - begin) {
+        options_(options), lengths_(lengths), index_(inquiry.index + begin), samples_(end - begin) {
     if (inquiry.query_rows != nullptr) {
       collect_given(inquiry.query_rows + begin * n_);
     } else {
@@ -82,13 +94,12 @@ class Prediction {
     order_candidates();
   }
 
-  // all_short: no row of the memory is longer than 1
-  void walk(bool all_short) {
+  void walk() {
     find_neighborhoods();
     std::vector<std::vector<Pair>> undecided(samples_.size());
     const int64_t size = static_cast<int64_t>(samples_.size());
     torch::stable::parallel_for(0, size, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t s = begin; s < end; ++s) look_near(s, all_short, undecided[s]);
+      for (int64_t s = begin; s < end; ++s) look_near(s, undecided[s]);
     });
     std::vector<Pair> pairs;
     for (const auto& own : undecided) pairs.insert(pairs.end(), own.begin(), own.end());
@@ -193,13 +204,13 @@ class Prediction {
 
   // Ranks within the anchor's neighbourhood: often enough to show that a candidate is inconsistent, and all
   // there is to count where nothing outside can be more similar to the candidate than the anchor is.
-  void look_near(int64_t s, bool all_short, std::vector<Pair>& undecided) {
+  void look_near(int64_t s, std::vector<Pair>& undecided) {
     Sample& sample = samples_[s];
     if (!walks(sample)) return;
     const VectorKernels& kernels = vector_kernels();
     const int64_t rank = rank_of(sample);
     const float* anchor = values_ + sample.anchor() * d_;
-    const bool exact = all_short && kernels.dot(anchor, anchor, d_) >= 1 - kUnitTolerance;
+    const bool exact = lengths_.all_short && kernels.dot(anchor, anchor, d_) >= 1 - kUnitTolerance;
     for (int64_t first = 0; first < sample.count(); first += kCandidatesAtOnce) {
       const int64_t size = std::min(kCandidatesAtOnce, sample.count() - first);
       const float* rows[kCandidatesAtOnce];
@@ -224,7 +235,7 @@ class Prediction {
           return;
         }
         const bool complete = exact && lowest_counted_similarity(bars[j]) >= sample.neighborhood.floor;
-        if (!complete) undecided.push_back({s, first + j, 0, 0});
+        if (!complete) undecided.push_back({s, first + j, bars[j], 0, 0});
       }
     }
   }
@@ -234,59 +245,71 @@ class Prediction {
   // Ranks over all columns for pairs[begin, ...) on as many candidate rows as fit; returns where it stopped.
   std::size_t count_ranks(const std::vector<Pair>& pairs, std::size_t begin) {
     std::vector<Pair> active;
-    std::vector<int64_t> rows, anchors;
-    std::unordered_map<int64_t, int64_t> row_at, anchor_at;
+    std::vector<int64_t> rows;
+    std::unordered_map<int64_t, int64_t> row_at;
     std::size_t end = begin;
     for (; end < pairs.size(); ++end) {
       Pair pair = pairs[end];
       if (!walking(pair)) continue;
-      const Sample& sample = samples_[pair.sample];
-      const auto [place, is_new] =
-          row_at.try_emplace(sample.candidates[pair.position].column, static_cast<int64_t>(rows.size()));
+      const int64_t candidate = samples_[pair.sample].candidates[pair.position].column;
+      const auto [place, is_new] = row_at.try_emplace(candidate, static_cast<int64_t>(rows.size()));
       if (is_new && static_cast<int64_t>(rows.size()) == kRowsAtOnce) break;
-      if (is_new) rows.push_back(place->first);
-      if (anchor_at.try_emplace(sample.anchor(), static_cast<int64_t>(anchors.size())).second) {
-        anchors.push_back(sample.anchor());
-      }
+      if (is_new) rows.push_back(candidate);
       pair.row = place->second;
       active.push_back(pair);
     }
-    if (!active.empty()) count_tiles(active, rows, anchors, anchor_at);
+    if (!active.empty()) count_tiles(active, rows);
     return end;
   }
 
-  void count_tiles(std::vector<Pair>& active, std::vector<int64_t>& rows, const std::vector<int64_t>& anchors,
-                   const std::unordered_map<int64_t, int64_t>& anchor_at) {
+  // Products of the first dimensions bound the whole: S[p,l] <= head + |rest of p| |rest of l|. Far columns are
+  // left out by that, which saves the products of the other dimensions; where many columns are near, the whole
+  // products are made. Either way they only sort columns out: what decides is the dot product of the rows, made
+  // in the same order for the bar and for what is held against it, so that equal rows never count.
+  void count_tiles(std::vector<Pair>& active, std::vector<int64_t>& rows) {
     Tensor candidates = rows_at(memory_, rows);
-    const Tensor bar_products = inner_products(candidates, rows_at(memory_, anchors));
-    std::vector<float> bars;  // of the pairs as they are now
-    const int64_t num_anchors = static_cast<int64_t>(anchors.size());
-    for (const Pair& pair : active) {
-      bars.push_back(const_floats(bar_products)[pair.row * num_anchors +
-                                                anchor_at.at(samples_[pair.sample].anchor())]);
-    }
+    bool by_heads = lengths_.head < d_;
     const int64_t step = tile_columns(n_, d_, static_cast<int64_t>(rows.size()));
     for (int64_t first = 0; first < n_ && !active.empty(); first += step) {
       const int64_t columns = std::min(step, n_ - first);
       Tensor all = memory_;
-      const Tensor products = inner_products(candidates, torch::stable::narrow(all, 0, first, columns));
-      count_tile(active, bars, const_floats(products), first, columns);
-      drop_finished(active, bars);
+      const Tensor tile = torch::stable::narrow(all, 0, first, columns);
+      std::vector<uint8_t> counted(active.size(), 0);
+      if (by_heads) {
+        Tensor tile_view = tile;
+        const Tensor heads = inner_products(torch::stable::narrow(candidates, 1, 0, lengths_.head),
+                                            torch::stable::narrow(tile_view, 1, 0, lengths_.head));
+        count_tile(active, const_floats(heads), first, columns, true, counted);
+      }
+      const auto left = std::count(counted.begin(), counted.end(), 0);
+      if (left > 0) count_tile(active, const_floats(inner_products(candidates, tile)), first, columns, false, counted);
+      by_heads = by_heads && 4 * left < static_cast<int64_t>(active.size());
+      drop_finished(active);
       shrink(active, rows, candidates);
     }
   }
 
-  void count_tile(std::vector<Pair>& active, const std::vector<float>& bars, const float* products, int64_t first,
-                  int64_t columns) {
+  // Counts a tile for the pairs that are not marked as counted, and marks them; by heads those with few columns left.
+  void count_tile(std::vector<Pair>& active, const float* products, int64_t first, int64_t columns, bool by_heads,
+                  std::vector<uint8_t>& counted) {
     const int64_t size = static_cast<int64_t>(active.size());
     torch::stable::parallel_for(0, size, grain(columns), [&](int64_t begin, int64_t end) {
+      const VectorKernels& kernels = vector_kernels();
+      std::vector<Entry> found(columns);
       for (int64_t p = begin; p < end; ++p) {
-        const Sample& sample = samples_[active[p].sample];
-        const float* row = products + active[p].row * columns;
-        const int64_t place = sample.anchor() - first;
-        const bool own = place >= 0 && place < columns && row[place] > bars[p];  // the anchor never counts
-        const int64_t limit = rank_of(sample) - active[p].above + own;
-        active[p].above += vector_kernels().count_above(row, columns, bars[p], limit) - own;
+        if (counted[p]) continue;
+        Pair& pair = active[p];
+        const float* row = products + pair.row * columns;
+        const int64_t candidate = samples_[pair.sample].candidates[pair.position].column;
+        const auto column = static_cast<int32_t>(first);
+        const float low = pair.bar - lengths_.slack;
+        const int64_t size_found =
+            by_heads ? kernels.collect_reaching(row, lengths_.rest.data() + first, lengths_.rest[candidate], columns,
+                                                low, column, found.data())
+                     : kernels.collect_above(row, columns, low, column, found.data());
+        if (by_heads && size_found > columns / kFewColumns) continue;
+        counted[p] = 1;
+        count_entries(pair, candidate, found.data(), size_found, by_heads ? kInfinity : pair.bar + lengths_.slack);
       }
     });
     for (const Pair& pair : active) {
@@ -297,15 +320,33 @@ class Prediction {
     }
   }
 
-  void drop_finished(std::vector<Pair>& active, std::vector<float>& bars) const {
-    std::size_t kept = 0;
-    for (std::size_t p = 0; p < active.size(); ++p) {
-      if (!walking(active[p])) continue;
-      bars[kept] = bars[p];
-      active[kept++] = active[p];
+  // Adds the columns among `entries` whose product is above the bar; a value above `sure` needs no second look.
+  void count_entries(Pair& pair, int64_t candidate, const Entry* entries, int64_t size, float sure) const {
+    const Sample& sample = samples_[pair.sample];
+    const int64_t rank = rank_of(sample);
+    const float* rows[kCandidatesAtOnce];
+    float products[kCandidatesAtOnce];
+    int64_t waiting = 0;
+    const auto look = [&] {
+      vector_kernels().dots(rows, waiting, values_ + candidate * d_, d_, products);
+      for (int64_t i = 0; i < waiting; ++i) pair.above += products[i] > pair.bar;
+      waiting = 0;
+    };
+    for (int64_t e = 0; e < size && pair.above <= rank; ++e) {
+      if (entries[e].column == sample.anchor()) continue;
+      if (entries[e].value > sure) {
+        ++pair.above;
+        continue;
+      }
+      rows[waiting++] = values_ + static_cast<int64_t>(entries[e].column) * d_;
+      if (waiting == kCandidatesAtOnce) look();
     }
-    active.resize(kept);
-    bars.resize(kept);
+    if (pair.above <= rank) look();
+  }
+
+  void drop_finished(std::vector<Pair>& active) const {
+    active.erase(std::remove_if(active.begin(), active.end(), [&](const Pair& pair) { return !walking(pair); }),
+                 active.end());
   }
 
   // Leaves rows that no pair needs any more out of the coming products, where these are many.
@@ -326,31 +367,40 @@ class Prediction {
   const float* values_;
   int64_t n_, d_;
   PredictionOptions options_;
+  const RowLengths& lengths_;
   const int64_t* index_;
   std::vector<Sample> samples_;
 };
 
-bool no_row_longer_than_one(const Tensor& memory) {
+RowLengths measure_rows(const Tensor& memory) {
   const int64_t n = memory.size(0), d = memory.size(1);
-  std::vector<uint8_t> longer(n);
+  RowLengths lengths{d >= kShortestSplit ? d / 2 : d, std::vector<float>(n), false, 0};
+  std::vector<double> whole(n);
   torch::stable::parallel_for(0, n, grain(d), [&](int64_t begin, int64_t end) {
     for (int64_t l = begin; l < end; ++l) {
       const float* row = const_floats(memory) + l * d;
-      longer[l] = !(vector_kernels().dot(row, row, d) <= 1 + kUnitTolerance);  // true for NaN
+      const float* other = row + lengths.head;
+      const double rest = vector_kernels().dot(other, other, d - lengths.head);
+      whole[l] = vector_kernels().dot(row, row, lengths.head) + rest;
+      lengths.rest[l] = static_cast<float>(std::sqrt(rest) * (1 + 1e-6));
     }
   });
-  return std::find(longer.begin(), longer.end(), 1) == longer.end();
+  const double longest = n > 0 ? *std::max_element(whole.begin(), whole.end()) : 0;
+  lengths.all_short = longest <= 1 + kUnitTolerance;
+  // Of one rounding each term's share is at most d epsilon / 2.
+  lengths.slack = static_cast<float>(2 * static_cast<double>(d + 8) * std::numeric_limits<float>::epsilon() * longest);
+  return lengths;
 }
 
 }  // namespace
 
 void predict_streaming(const Inquiry& inquiry, const PredictionOptions& options, uint8_t* labels) {
   if (inquiry.batch_size == 0) return;
-  const bool all_short = no_row_longer_than_one(inquiry.memory);
+  const RowLengths lengths = measure_rows(inquiry.memory);
   const int64_t width = label_bytes(inquiry.memory.size(0));
   for (int64_t begin = 0; begin < inquiry.batch_size; begin += kSamplesAtOnce) {
-    Prediction prediction(inquiry, options, begin, std::min(begin + kSamplesAtOnce, inquiry.batch_size));
-    prediction.walk(all_short);
+    Prediction prediction(inquiry, options, lengths, begin, std::min(begin + kSamplesAtOnce, inquiry.batch_size));
+    prediction.walk();
     prediction.decide(labels + begin * width);
   }
 }

@@ -15,6 +15,9 @@ struct VectorKernels {
   int64_t (*collect_above)(const float* row, int64_t n, float bar, int32_t first_column, Entry* out);
   // The same with value >= bar.
   int64_t (*collect_from)(const float* row, int64_t n, float bar, int32_t first_column, Entry* out);
+  // The same with value + scale * rest[l] > bar.
+  int64_t (*collect_reaching)(const float* row, const float* rest, float scale, int64_t n, float bar,
+                              int32_t first_column, Entry* out);
   // #{l : row[l] > bar}, or some number above limit as soon as it is known to be.
   int64_t (*count_above)(const float* row, int64_t n, float bar, int64_t limit);
   // The first largest entry of row[0, n); value -inf and column -1 if there is none above -inf.

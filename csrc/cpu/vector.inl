@@ -37,6 +37,21 @@ int64_t collect_from(const float* row, int64_t n, float bar, int32_t first_colum
   return collect<true>(row, n, bar, first_column, out);
 }
 
+int64_t collect_reaching(const float* row, const float* rest, float scale, int64_t n, float bar,
+                         int32_t first_column, Entry* out) {
+  int64_t found = 0;
+  for (int64_t l = 0; l < n; l += kBlock) {
+    const int64_t end = n - l < kBlock ? n : l + kBlock;
+    int any = 0;
+    for (int64_t i = l; i < end; ++i) any |= row[i] + scale * rest[i] > bar;
+    for (int64_t i = l; any && i < end; ++i) {
+      out[found] = {row[i], static_cast<int32_t>(first_column + i)};
+      found += row[i] + scale * rest[i] > bar;
+    }
+  }
+  return found;
+}
+
 int64_t count_above(const float* row, int64_t n, float bar, int64_t limit) {
   constexpr int64_t kStep = 512;  // a check of the limit a step
   int64_t count = 0, l = 0;
@@ -161,6 +176,6 @@ double squares(float* __restrict out, const float* __restrict row, float scale, 
 #define SNNET_TABLE(name) SNNET_TABLE_(name)
 extern const VectorKernels SNNET_TABLE(SNNET_ISA);
 const VectorKernels SNNET_TABLE(SNNET_ISA) = {
-    collect_above, collect_from, count_above, largest, group_maxima,       dot,
-    dots,          add_scaled,   blend,       divide,  blend_similarities, squares,
+    collect_above, collect_from, collect_reaching, count_above, largest, group_maxima,       dot,
+    dots,          add_scaled,   blend,            divide,      blend_similarities, squares,
 };
