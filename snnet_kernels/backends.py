@@ -21,6 +21,9 @@ BACKENDS = ("reference", "cpu", "cuda", "triton")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 _LIBRARIES = {"cpu": "_C", "cuda": "_C_cuda"}
 _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+_DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
+# Single matrix products: every backend leaves them to torch.
+PLAIN_PRODUCTS = ("memory_similarity", "memory_similarity_backward", "build_similarity_cache")
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,8 @@ def serving_backend(operation: str, device_type: str) -> str:
 
 def require_forced_backend(operation: str, device_type: str) -> None:
     """Raise where SNNET_BACKEND forces a backend that does not serve ``operation`` on ``device_type``."""
+    if operation in PLAIN_PRODUCTS and FORCED is not None and device_type == _DEVICES.get(FORCED):
+        return
     if FORCED is not None and serving_backend(operation, device_type) != FORCED:
         raise NotImplementedError(
             f"SNNET_BACKEND={FORCED} does not serve {operation} for {device_type} tensors; "
