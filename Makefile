@@ -1,5 +1,6 @@
 # make train   install into .venv and train on the built-in set
 # make test    install into .venv and run the test suite
+# make test-sanitize   the kernel tests on a CPU library built with AddressSanitizer and UBSan (gcc)
 # make bench   benchmarks against plain PyTorch and the usual per-sample form
 # make lint    format, lint and type checks
 # make clean   remove what was built (keeps .venv and runs)
@@ -14,7 +15,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test bench lint clean
+.PHONY: train test test-sanitize bench lint clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.installed
@@ -22,6 +23,16 @@ train: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)
+
+# A build of its own, beside the installed one; its packages come first because pytest starts in its folder.
+# Leaks are not looked for: Python and torch keep memory until the process ends.
+SANITIZED := build/sanitize
+test-sanitize: $(VENV)/.installed
+	SNNET_CUDA=0 SNNET_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-temp $(SANITIZED)/temp \
+	  --build-lib $(SANITIZED)/lib
+	cd $(SANITIZED)/lib && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(CURDIR)/$(BIN)/python -m pytest \
+	  --import-mode=append -p no:cacheprovider $(CURDIR)/tests/kernels $(ARGS)
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

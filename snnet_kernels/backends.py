@@ -2,7 +2,8 @@
 
 ``SNNET_BACKEND`` forces one for every operation: ``reference`` (plain PyTorch), ``cpu`` (the compiled CPU
 library), ``cuda`` (the compiled CUDA library) or ``triton``. A forced backend that is not there raises at
-import, one that does not serve an operation raises at its call.
+import, one that does not serve an operation raises at its call. ``SNNET_CPU_ISA`` forces the instruction set of
+the CPU library: ``baseline``, ``avx2`` or ``avx512``; without it the widest of this processor is used.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ import torch
 from .schemas import OPERATIONS
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 _LIBRARIES = {"cpu": "_C", "cuda": "_C_cuda"}
 _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+_DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
+# Single matrix products: every backend leaves them to torch.
+PLAIN_PRODUCTS = ("memory_similarity", "memory_similarity_backward", "build_similarity_cache")
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,30 @@ def _find_library(stem: str) -> pathlib.Path | None:
     return found[0] if found else None
 
 
+def _cpu_library() -> ctypes.CDLL:
+    path = _find_library("_C")
+    if path is None:
+        raise OSError("the compiled CPU library is not built")
+    return ctypes.CDLL(str(path))
+
+
+def instruction_set() -> str:
+    """The instruction set that the compiled CPU library uses; every one gives the same results."""
+    function = _cpu_library().snnet_instruction_set
+    function.restype = ctypes.c_char_p
+    return function().decode()
+
+
+def select_instruction_set(name: str) -> str:
+    """Make the compiled CPU library use another instruction set, as ``SNNET_CPU_ISA`` does at import."""
+    function = _cpu_library().snnet_select_instruction_set
+    function.restype = ctypes.c_bool
+    if not function(name.encode()):
+        known = ", ".join(INSTRUCTION_SETS)
+        raise ValueError(f"SNNET_CPU_ISA must be one of {known} that this processor has, got {name!r}")
+    return name
+
+
 def _load_library(stem: str) -> LibraryInfo:
     path = _find_library(stem)
     if path is None:
@@ -68,7 +97,11 @@ def _load_library(stem: str) -> LibraryInfo:
         torch.ops.load_library(str(path))
         describe = ctypes.CDLL(str(path)).snnet_describe_build
         describe.restype = ctypes.c_char_p
-        return LibraryInfo(stem, True, describe().decode())
+        detail = describe().decode()
+        if stem == "_C":
+            forced = os.environ.get("SNNET_CPU_ISA")
+            detail += f", {select_instruction_set(forced) if forced else instruction_set()}"
+        return LibraryInfo(stem, True, detail)
     except (OSError, AttributeError) as error:
         return LibraryInfo(stem, False, f"{path.name} does not load: {error}")
 
@@ -116,6 +149,8 @@ def serving_backend(operation: str, device_type: str) -> str:
 
 def require_forced_backend(operation: str, device_type: str) -> None:
     """Raise where SNNET_BACKEND forces a backend that does not serve ``operation`` on ``device_type``."""
+    if operation in PLAIN_PRODUCTS and FORCED is not None and device_type == _DEVICES.get(FORCED):
+        return
     if FORCED is not None and serving_backend(operation, device_type) != FORCED:
         raise NotImplementedError(
             f"SNNET_BACKEND={FORCED} does not serve {operation} for {device_type} tensors; "

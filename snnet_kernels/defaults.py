@@ -5,6 +5,7 @@ A compiled library adds implementations for its device beside these; where it ha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -76,6 +77,28 @@ _DEFAULTS = {
 }
 for _name, _implementation in _DEFAULTS.items():
     LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
+
+
+def _count_writes(operation: torch._ops.OpOverload, written: tuple[int, ...]) -> Callable[..., None]:
+    """In front of every implementation: a compiled one writes memory that autograd does not see being written."""
+
+    def count_and_run(keyset: torch._C.DispatchKeySet, *args: Any) -> None:
+        for position in written:
+            if args[position] is not None:
+                torch.autograd.graph.increment_version(args[position])
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            operation.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)
+
+    return count_and_run
+
+
+for _name, _written in {"write_labels_": (0, 1), "update_memory_": (0, 4)}.items():
+    LIBRARY.impl(
+        _name,
+        _count_writes(getattr(torch.ops.snnet, _name).default, _written),
+        "ADInplaceOrView",
+        with_keyset=True,
+    )
 
 
 def _save_memory(ctx: Any, inputs: tuple, output: Any) -> None:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #if defined(__CUDACC__)
 #define SNNET_HOST_DEVICE __host__ __device__
@@ -9,12 +10,21 @@
 #define SNNET_HOST_DEVICE
 #endif
 
+// Always inlined: a copy of its own, compiled for one instruction set, could be linked into code for another.
+#if defined(__CUDACC__)
+#define SNNET_INLINE __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define SNNET_INLINE inline __attribute__((always_inline))
+#else
+#define SNNET_INLINE inline
+#endif
+
 namespace snnet {
 
-SNNET_HOST_DEVICE inline int64_t label_bytes(int64_t n) { return 16 * ((n + 127) / 128); }
+SNNET_INLINE int64_t label_bytes(int64_t n) { return 16 * ((n + 127) / 128); }
 
 // Byte `byte` of the packed form of one row of n flags.
-SNNET_HOST_DEVICE inline uint8_t pack_byte(const bool* flags, int64_t n, int64_t byte) {
+SNNET_INLINE uint8_t pack_byte(const bool* flags, int64_t n, int64_t byte) {
   const int64_t first = 8 * byte;
   const int64_t count = first >= n ? 0 : (n - first < 8 ? n - first : 8);
   unsigned packed = 0;
@@ -22,8 +32,46 @@ SNNET_HOST_DEVICE inline uint8_t pack_byte(const bool* flags, int64_t n, int64_t
   return static_cast<uint8_t>(packed);
 }
 
-SNNET_HOST_DEVICE inline bool bit_at(const uint8_t* row, int64_t column) {
-  return (row[column / 8] >> (column % 8)) & 1;
+SNNET_INLINE bool bit_at(const uint8_t* row, int64_t column) { return (row[column / 8] >> (column % 8)) & 1; }
+
+SNNET_INLINE void set_bit(uint8_t* row, int64_t column) {
+  row[column / 8] = static_cast<uint8_t>(row[column / 8] | (1u << (column % 8)));
+}
+
+SNNET_INLINE void flip_bit(uint8_t* row, int64_t column) {
+  row[column / 8] = static_cast<uint8_t>(row[column / 8] ^ (1u << (column % 8)));
+}
+
+// 64 columns of a row as an integer whose bit i is column 64 * word + i, on any byte order.
+SNNET_INLINE uint64_t label_word(const uint8_t* row, int64_t word) {
+  uint64_t bits;
+  memcpy(&bits, row + 8 * word, sizeof bits);
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+  bits = __builtin_bswap64(bits);
+#endif
+  return bits;
+}
+
+// The columns of word `word` that exist: a mask for label_word, so that bits past n are never followed.
+SNNET_INLINE uint64_t columns_of_word(int64_t word, int64_t n) {
+  const int64_t left = n - 64 * word;
+  return left <= 0 ? 0 : left >= 64 ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
+}
+
+SNNET_INLINE int lowest_bit(uint64_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __ffsll(static_cast<long long>(bits)) - 1;
+#else
+  return __builtin_ctzll(bits);
+#endif
+}
+
+SNNET_INLINE int count_bits(uint64_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __popcll(bits);
+#else
+  return __builtin_popcountll(bits);
+#endif
 }
 
 }  // namespace snnet

@@ -66,6 +66,18 @@ def test_operation_outside_a_forced_backend_raises(monkeypatch):
         sk.pack_labels(torch.zeros(1, 5, dtype=torch.bool))
 
 
+@pytest.mark.skipif(backends.serving_backend("mplp", "cpu") != "cpu", reason="the CPU library is not loaded")
+def test_a_forced_cpu_backend_serves_an_iteration():
+    code = (
+        "import torch, snnet_kernels as sk; f = torch.eye(6)[:, :4] + 0.1; "
+        "head = sk.SNNetHead(6, 4); head.initialize_(torch.nn.functional.normalize(f)); "
+        "x = torch.nn.functional.normalize(f[:2]).requires_grad_(); i = torch.arange(2); "
+        "loss = head(x, i); loss.backward(); head.update_(i, x.detach()); print(bool(loss > 0))"
+    )
+    result = run(code, SNNET_BACKEND="cpu")
+    assert result.stdout.strip() == "True", result.stderr
+
+
 def test_command_prints_the_table():
     result = subprocess.run(
         [sys.executable, "-m", "snnet_kernels"], capture_output=True, text=True, timeout=120

@@ -1,0 +1,227 @@
+// The momentum update of the exemplar memory and, by the recurrence, of the cached similarity matrix.
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "../common/recurrence.h"
+#include "checks.h"
+#include "products.h"
+#include "vector.h"
+
+namespace snnet {
+namespace {
+
+constexpr int64_t kTile = 64;  // columns of the cache that are transposed at once
+
+// Everything an update reads and writes; n images, d dimensions, B entries.
+struct Update {
+  Tensor memory_tensor;
+  float* memory;            // [n, d]
+  float* cache;             // [n, n] or null
+  const int64_t* index;     // [B]
+  const float* features;    // [B, d]
+  const float* similarity;  // [B, n]
+  const float* gram;        // [B, B]
+  int64_t n, d, batch_size;
+  float alpha, beta;
+};
+
+using Round = std::vector<int64_t>;  // batch entries of distinct index
+
+// Batch entries split so that no index comes twice in a part, earlier entries in earlier parts.
+std::vector<Round> occurrence_rounds(const int64_t* index, int64_t batch_size) {
+  std::vector<Round> rounds;
+  std::unordered_map<int64_t, std::size_t> seen;
+  for (int64_t b = 0; b < batch_size; ++b) {
+    const std::size_t turn = seen[index[b]]++;
+    if (turn == rounds.size()) rounds.emplace_back();
+    rounds[turn].push_back(b);
+  }
+  return rounds;
+}
+
+// Blends and renormalises the memory rows of a round; their lengths before the division.
+std::vector<float> blend_rows(const Update& u, const Round& round) {
+  const int64_t count = static_cast<int64_t>(round.size()), d = u.d;
+  std::vector<float> lengths(round.size());
+  std::vector<float> blended(round.size() * d);  // features may be rows of the memory: read all, then write
+  const VectorKernels& kernels = vector_kernels();
+  torch::stable::parallel_for(0, count, grain(3 * d), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      float* out = blended.data() + r * d;
+      kernels.blend(out, u.memory + u.index[round[r]] * d, u.features + round[r] * d, u.alpha, u.beta, d);
+      const float length = static_cast<float>(std::sqrt(kernels.dot(out, out, d)));
+      lengths[r] = length < kSmallestLength ? kSmallestLength : length;
+      kernels.divide(out, lengths[r], d);
+    }
+  });
+  for (int64_t r = 0; r < count; ++r) std::copy_n(blended.data() + r * d, d, u.memory + u.index[round[r]] * d);
+  return lengths;
+}
+
+// S' inside the batch [b, b] of a round, symmetric; read from the rows before they are blended.
+std::vector<float> batch_block(const Update& u, const Round& round, const float* const* similarity,
+                               const std::vector<float>& lengths) {
+  const int64_t count = static_cast<int64_t>(round.size());
+  std::vector<float> block(count * count);
+  torch::stable::parallel_for(0, count, grain(4 * count), [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      for (int64_t c = 0; c <= b; ++c) {
+        const int64_t i = u.index[round[b]], j = u.index[round[c]];
+        block[b * count + c] =
+            blended_pair(u.cache[i * u.n + j], similarity[b][j] + similarity[c][i],
+                         u.gram[round[b] * u.batch_size + round[c]], u.alpha, u.beta, lengths[b], lengths[c]);
+      }
+    }
+  });
+  return block;
+}
+
+// Columns [begin, end) of the new rows, written to the columns of the rows' transpose: S'[l, i] = S'[i, l].
+void write_columns(const Update& u, const std::vector<int64_t>& rising, int64_t begin, int64_t end) {
+  const int64_t count = static_cast<int64_t>(rising.size());
+  std::vector<float> tile(kTile * count);
+  auto own = std::lower_bound(rising.begin(), rising.end(), begin);
+  for (int64_t first = begin; first < end; first += kTile) {
+    const int64_t last = std::min(first + kTile, end);
+    for (int64_t r = 0; r < count; ++r) {
+      const float* row = u.cache + rising[r] * u.n;
+      for (int64_t l = first; l < last; ++l) tile[(l - first) * count + r] = row[l];
+    }
+    for (int64_t l = first; l < last; ++l) {
+      if (own != rising.end() && *own == l) {  // a row of the round: complete already
+        ++own;
+        continue;
+      }
+      float* row = u.cache + l * u.n;
+      for (int64_t r = 0; r < count; ++r) row[rising[r]] = tile[(l - first) * count + r];
+    }
+  }
+}
+
+// Rows of the cache by products with the updated memory, for the entries whose old error would grow.
+void recompute_rows(const Update& u, const Round& round, const std::vector<int64_t>& grows,
+                    std::vector<float>& block) {
+  const int64_t count = static_cast<int64_t>(round.size());
+  std::vector<int64_t> positions;
+  for (int64_t b : grows) positions.push_back(u.index[round[b]]);
+  const Tensor fresh = inner_products(rows_at(u.memory_tensor, positions), u.memory_tensor);
+  for (std::size_t g = 0; g < grows.size(); ++g) {
+    const float* row = const_floats(fresh) + static_cast<int64_t>(g) * u.n;
+    std::copy_n(row, u.n, u.cache + positions[g] * u.n);
+    for (int64_t c = 0; c < count; ++c) {
+      const int64_t b = std::max(grows[g], c), low = std::min(grows[g], c);
+      block[b * count + low] = row[u.index[round[c]]];
+    }
+  }
+}
+
+// similarity[r]: s of the round's entry r with the memory as it was before this round.
+void update_cache(const Update& u, const Round& round, const float* const* similarity,
+                  const std::vector<float>& lengths) {
+  const int64_t count = static_cast<int64_t>(round.size()), n = u.n;
+  std::vector<float> block = batch_block(u, round, similarity, lengths);
+  const VectorKernels& kernels = vector_kernels();
+  constexpr int64_t kPart = 4096;
+  const int64_t parts = (n + kPart - 1) / kPart;
+  torch::stable::parallel_for(0, count * parts, grain(kPart), [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t r = task / parts, first = task % parts * kPart;
+      kernels.blend_similarities(u.cache + u.index[round[r]] * n + first, similarity[r] + first, u.alpha, u.beta,
+                                 lengths[r], std::min(kPart, n - first));
+    }
+  });
+  std::vector<int64_t> grows;
+  for (int64_t r = 0; r < count; ++r) {
+    if (error_grows(lengths[r], u.alpha)) grows.push_back(r);
+  }
+  if (!grows.empty()) recompute_rows(u, round, grows, block);
+  std::vector<int64_t> rising(round.size());
+  for (int64_t b = 0; b < count; ++b) {
+    rising[b] = u.index[round[b]];
+    for (int64_t c = 0; c < count; ++c) {
+      u.cache[rising[b] * n + u.index[round[c]]] = block[std::max(b, c) * count + std::min(b, c)];
+    }
+  }
+  std::sort(rising.begin(), rising.end());
+  torch::stable::parallel_for(0, n, std::max(kTile, grain(8 * count)),
+                              [&](int64_t begin, int64_t end) { write_columns(u, rising, begin, end); });
+}
+
+// s of the later entries meets the memory as it is after a round.
+void correct_later(const Update& u, const Round& round, const std::vector<float>& lengths,
+                   const std::vector<float*>& later) {
+  for (int64_t e = 0; e < u.batch_size; ++e) {
+    if (later[e] == nullptr) continue;
+    for (std::size_t r = 0; r < round.size(); ++r) {
+      const int64_t i = u.index[round[r]];
+      later[e][i] = error_grows(lengths[r], u.alpha)
+                        ? static_cast<float>(vector_kernels().dot(u.features + e * u.d, u.memory + i * u.d, u.d))
+                        : blended_similarity(later[e][i], u.gram[e * u.batch_size + round[r]], u.alpha, u.beta,
+                                             lengths[r]);
+    }
+  }
+}
+
+void update_rounds(const Update& u) {
+  const std::vector<Round> rounds = occurrence_rounds(u.index, u.batch_size);
+  std::vector<float*> later(u.batch_size, nullptr);  // own copies of s, of the entries of later rounds
+  std::vector<std::vector<float>> copies;
+  for (std::size_t turn = 1; u.cache != nullptr && turn < rounds.size(); ++turn) {
+    for (int64_t e : rounds[turn]) {
+      copies.emplace_back(u.similarity + e * u.n, u.similarity + (e + 1) * u.n);
+      later[e] = copies.back().data();
+    }
+  }
+  for (std::size_t turn = 0; turn < rounds.size(); ++turn) {
+    const Round& round = rounds[turn];
+    const std::vector<float> lengths = blend_rows(u, round);
+    if (u.cache == nullptr) continue;
+    std::vector<const float*> similarity;
+    for (int64_t b : round) similarity.push_back(turn == 0 ? u.similarity + b * u.n : later[b]);
+    update_cache(u, round, similarity.data(), lengths);
+    for (int64_t b : round) later[b] = nullptr;
+    correct_later(u, round, lengths, later);
+  }
+}
+
+float checked_momentum(const Tensor& momentum) {
+  SNNET_CHECK(momentum.is_cpu() && momentum.scalar_type() == ScalarType::Float && momentum.dim() == 0,
+                  "momentum must be a 0-d float32 tensor on the cpu");
+  const float alpha = *momentum.const_data_ptr<float>();
+  SNNET_CHECK(alpha >= 0.0f && alpha <= 1.0f, "momentum must lie in [0, 1], got ", alpha);
+  return alpha;
+}
+
+// M[index] <- normalize(alpha M[index] + (1 - alpha) f), and the cache.
+void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum,
+                    const std::optional<Tensor>& cache, const std::optional<Tensor>& similarity) {
+  const int64_t n = rows_of(memory, "memory"), d = memory.size(1);
+  check_storage(memory, "memory", ScalarType::Float, n, d);
+  const Tensor positions = checked_index(index, n);
+  const int64_t batch_size = positions.size(0);
+  check_matrix(features, "features", ScalarType::Float, batch_size, d);
+  const float alpha = checked_momentum(momentum);
+  if (cache) check_storage(*cache, "cache", ScalarType::Float, n, n);
+  if (similarity) check_matrix(*similarity, "similarity", ScalarType::Float, batch_size, n);
+  if (batch_size == 0) return;
+  const Tensor live = torch::stable::contiguous(features);
+  Update update{memory, floats(memory), nullptr, positions.const_data_ptr<int64_t>(), const_floats(live),
+                nullptr, nullptr,       n,       d,  batch_size,                      alpha, 1.0f - alpha};
+  Tensor s, gram;
+  if (cache) {
+    s = similarity ? torch::stable::contiguous(*similarity) : inner_products(live, memory);
+    gram = inner_products(live, live);
+    update.cache = floats(*cache);
+    update.similarity = const_floats(s);
+    update.gram = const_floats(gram);
+  }
+  update_rounds(update);
+}
+
+}  // namespace
+}  // namespace snnet
+
+STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) { m.impl("update_memory_", TORCH_BOX(&snnet::update_memory_)); }

@@ -1,0 +1,48 @@
+// Loops over rows of floats, compiled once for each instruction set and chosen at run time.
+//
+// The same operations in the same order everywhere (fixed lanes, no contraction to fused multiply-add): results
+// do not depend on the instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/select.h"
+
+namespace snnet {
+
+struct VectorKernels {
+  // The entries of row[0, n) with value > bar, columns counted from first_column; out has room for n. The count.
+  int64_t (*collect_above)(const float* row, int64_t n, float bar, int32_t first_column, Entry* out);
+  // The same with value >= bar.
+  int64_t (*collect_from)(const float* row, int64_t n, float bar, int32_t first_column, Entry* out);
+  // The same with value + scale * rest[l] > bar.
+  int64_t (*collect_reaching)(const float* row, const float* rest, float scale, int64_t n, float bar,
+                              int32_t first_column, Entry* out);
+  // #{l : row[l] > bar}, or some number above limit as soon as it is known to be.
+  int64_t (*count_above)(const float* row, int64_t n, float bar, int64_t limit);
+  // The first largest entry of row[0, n); value -inf and column -1 if there is none above -inf.
+  Entry (*largest)(const float* row, int64_t n);
+  // maxima[g] = max of row[l] over l % groups == g (at least -inf); groups is a multiple of 16. True if a NaN.
+  bool (*group_maxima)(const float* row, int64_t n, int64_t groups, float* maxima);
+  double (*dot)(const float* a, const float* b, int64_t n);
+  // out[i] = rows[i] . x for i < count
+  void (*dots)(const float* const* rows, int64_t count, const float* x, int64_t n, float* out);
+  // out += weight * x
+  void (*add_scaled)(float* out, const float* x, float weight, int64_t n);
+  // out = alpha * before + beta * live
+  void (*blend)(float* out, const float* before, const float* live, float alpha, float beta, int64_t n);
+  // out /= length
+  void (*divide)(float* out, float length, int64_t n);
+  // row = (alpha * row + beta * live) / length
+  void (*blend_similarities)(float* row, const float* live, float alpha, float beta, float length, int64_t n);
+  // out = scale * row (out may be null); the sum of row[l]²
+  double (*squares)(float* out, const float* row, float scale, int64_t n);
+};
+
+// The instruction set in use; chosen at first use: the widest this processor has.
+const VectorKernels& vector_kernels();
+const char* instruction_set();
+// False where the name is unknown or the processor does not have it.
+bool select_instruction_set(const char* name);
+
+}  // namespace snnet

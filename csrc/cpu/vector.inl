@@ -1,0 +1,181 @@
+// The loops of vector.h, written so that a compiler vectorises them; included once for each instruction set.
+// Nothing here may call an inline function that is not always inlined, see SNNET_INLINE.
+
+namespace {
+
+constexpr int64_t kBlock = 64;  // floats looked at before a branch
+constexpr int kLanes = 16;      // partial sums of a reduction
+
+template <bool inclusive>
+SNNET_INLINE bool passes(float value, float bar) {
+  return inclusive ? value >= bar : value > bar;
+}
+
+template <bool inclusive>
+SNNET_INLINE int64_t collect(const float* row, int64_t n, float bar, int32_t first_column, Entry* out) {
+  int64_t found = 0, l = 0;
+  for (; l + kBlock <= n; l += kBlock) {
+    int any = 0;
+    for (int64_t i = 0; i < kBlock; ++i) any |= passes<inclusive>(row[l + i], bar);
+    if (!any) continue;
+    for (int64_t i = l; i < l + kBlock; ++i) {
+      out[found] = {row[i], static_cast<int32_t>(first_column + i)};
+      found += passes<inclusive>(row[i], bar);
+    }
+  }
+  for (; l < n; ++l) {
+    if (passes<inclusive>(row[l], bar)) out[found++] = {row[l], static_cast<int32_t>(first_column + l)};
+  }
+  return found;
+}
+
+int64_t collect_above(const float* row, int64_t n, float bar, int32_t first_column, Entry* out) {
+  return collect<false>(row, n, bar, first_column, out);
+}
+
+int64_t collect_from(const float* row, int64_t n, float bar, int32_t first_column, Entry* out) {
+  return collect<true>(row, n, bar, first_column, out);
+}
+
+int64_t collect_reaching(const float* row, const float* rest, float scale, int64_t n, float bar,
+                         int32_t first_column, Entry* out) {
+  int64_t found = 0;
+  for (int64_t l = 0; l < n; l += kBlock) {
+    const int64_t end = n - l < kBlock ? n : l + kBlock;
+    int any = 0;
+    for (int64_t i = l; i < end; ++i) any |= row[i] + scale * rest[i] > bar;
+    for (int64_t i = l; any && i < end; ++i) {
+      out[found] = {row[i], static_cast<int32_t>(first_column + i)};
+      found += row[i] + scale * rest[i] > bar;
+    }
+  }
+  return found;
+}
+
+int64_t count_above(const float* row, int64_t n, float bar, int64_t limit) {
+  constexpr int64_t kStep = 512;  // a check of the limit a step
+  int64_t count = 0, l = 0;
+  for (; l + kStep <= n; l += kStep) {
+    int32_t above = 0;
+    for (int64_t i = 0; i < kStep; ++i) above += row[l + i] > bar;
+    count += above;
+    if (count > limit) return count;
+  }
+  for (; l < n; ++l) count += row[l] > bar;
+  return count;
+}
+
+Entry largest(const float* row, int64_t n) {
+  constexpr int64_t kStep = 256;
+  float best = -__builtin_inff();
+  int64_t where = -1, size = 0;
+  for (int64_t l = 0; l < n; l += kStep) {
+    const int64_t step = n - l < kStep ? n - l : kStep;
+    float lanes[kLanes];
+    for (int i = 0; i < kLanes; ++i) lanes[i] = -__builtin_inff();
+    int64_t k = 0;
+    for (; k + kLanes <= step; k += kLanes) {
+      for (int i = 0; i < kLanes; ++i) lanes[i] = row[l + k + i] > lanes[i] ? row[l + k + i] : lanes[i];
+    }
+    for (; k < step; ++k) lanes[0] = row[l + k] > lanes[0] ? row[l + k] : lanes[0];
+    float top = lanes[0];
+    for (int i = 1; i < kLanes; ++i) top = lanes[i] > top ? lanes[i] : top;
+    if (top > best) {
+      best = top;
+      where = l;
+      size = step;
+    }
+  }
+  if (where < 0) return {best, -1};
+  int64_t column = where;
+  while (column < where + size - 1 && row[column] != best) ++column;
+  return {best, static_cast<int32_t>(column)};
+}
+
+bool group_maxima(const float* row, int64_t n, int64_t groups, float* maxima) {
+  for (int64_t g = 0; g < groups; ++g) maxima[g] = -__builtin_inff();
+  int nan = 0;
+  int64_t l = 0;
+  for (; l + groups <= n; l += groups) {
+    const float* part = row + l;
+    for (int64_t g = 0; g < groups; ++g) {
+      nan |= part[g] != part[g];
+      maxima[g] = part[g] > maxima[g] ? part[g] : maxima[g];
+    }
+  }
+  for (int64_t g = 0; l + g < n; ++g) {
+    nan |= row[l + g] != row[l + g];
+    maxima[g] = row[l + g] > maxima[g] ? row[l + g] : maxima[g];
+  }
+  return nan != 0;
+}
+
+double dot(const float* a, const float* b, int64_t n) {
+  double lanes[8] = {};
+  int64_t l = 0;
+  for (; l + 8 <= n; l += 8) {
+    for (int i = 0; i < 8; ++i) lanes[i] += static_cast<double>(a[l + i]) * static_cast<double>(b[l + i]);
+  }
+  double sum = 0;
+  for (int i = 0; i < 8; ++i) sum += lanes[i];
+  for (; l < n; ++l) sum += static_cast<double>(a[l]) * static_cast<double>(b[l]);
+  return sum;
+}
+
+template <int kRows>
+SNNET_INLINE void dot_rows(const float* const* rows, const float* x, int64_t n, float* out) {
+  float lanes[kRows][kLanes] = {};
+  int64_t l = 0;
+  for (; l + kLanes <= n; l += kLanes) {
+    for (int r = 0; r < kRows; ++r) {
+      for (int i = 0; i < kLanes; ++i) lanes[r][i] += rows[r][l + i] * x[l + i];
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    float sum = 0;
+    for (int i = 0; i < kLanes; ++i) sum += lanes[r][i];
+    for (int64_t k = l; k < n; ++k) sum += rows[r][k] * x[k];
+    out[r] = sum;
+  }
+}
+
+void dots(const float* const* rows, int64_t count, const float* x, int64_t n, float* out) {
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) dot_rows<4>(rows + i, x, n, out + i);
+  for (; i < count; ++i) dot_rows<1>(rows + i, x, n, out + i);
+}
+
+void add_scaled(float* __restrict out, const float* __restrict x, float weight, int64_t n) {
+  for (int64_t l = 0; l < n; ++l) out[l] += weight * x[l];
+}
+
+void blend(float* __restrict out, const float* __restrict before, const float* __restrict live, float alpha,
+           float beta, int64_t n) {
+  for (int64_t l = 0; l < n; ++l) out[l] = blended(before[l], live[l], alpha, beta);
+}
+
+void divide(float* out, float length, int64_t n) {
+  for (int64_t l = 0; l < n; ++l) out[l] /= length;
+}
+
+void blend_similarities(float* __restrict row, const float* __restrict live, float alpha, float beta,
+                        float length, int64_t n) {
+  for (int64_t l = 0; l < n; ++l) row[l] = blended_similarity(row[l], live[l], alpha, beta, length);
+}
+
+double squares(float* __restrict out, const float* __restrict row, float scale, int64_t n) {
+  if (out != nullptr) {
+    for (int64_t l = 0; l < n; ++l) out[l] = scale * row[l];
+  }
+  return dot(row, row, n);
+}
+
+}  // namespace
+
+#define SNNET_TABLE_(name) name##_kernels
+#define SNNET_TABLE(name) SNNET_TABLE_(name)
+extern const VectorKernels SNNET_TABLE(SNNET_ISA);
+const VectorKernels SNNET_TABLE(SNNET_ISA) = {
+    collect_above, collect_from, collect_reaching, count_above, largest, group_maxima,       dot,
+    dots,          add_scaled,   blend,            divide,      blend_similarities, squares,
+};

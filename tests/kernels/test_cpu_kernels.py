@@ -1,0 +1,484 @@
+"""The compiled CPU library against the reference: labels and indices to the bit, the rest to float32 rounding."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import normalize
+
+import snnet_kernels as sk
+from snnet_kernels import backends, ops, reference
+from snnet_kernels.memory_size import free_memory
+from snnet_kernels.testing import clustered_features
+
+pytestmark = pytest.mark.skipif(
+    backends.serving_backend("mplp", "cpu") != "cpu", reason="the compiled CPU library is not loaded"
+)
+OPS = torch.ops.snnet
+KINDS = ["clustered", "exact", "same", "zero rows", "duplicates", "unnormalised"]
+# Around a 64-float block, a 512-float step, a 128-bit label word, and sizes with every kind of rest.
+sizes = st.one_of(
+    st.integers(1, 40),
+    st.sampled_from([63, 64, 65, 127, 128, 129, 511, 513, 1000, 1999]),
+    st.integers(41, 700),
+)
+
+
+def exact_rows(n: int, d: int, seed: int) -> torch.Tensor:
+    """Small integers times a power of two: every product is exact in float32, with many ties."""
+    return torch.randint(-3, 4, (n, d), generator=torch.Generator().manual_seed(seed)).float() / 4
+
+
+def memory_of(kind: str, n: int, d: int, seed: int) -> torch.Tensor:
+    memory = (clustered_features if kind == "clustered" else exact_rows)(n, d, seed=seed)
+    if kind == "same":
+        memory = memory[:1].expand(n, d).contiguous()
+    elif kind == "zero rows":
+        memory[::2] = 0
+    elif kind == "duplicates":
+        memory = memory[torch.arange(n) // 3].contiguous()
+    return memory
+
+
+def indices(n: int, batch: int, seed: int) -> torch.Tensor:
+    return torch.randint(n, (batch,), generator=torch.Generator().manual_seed(seed))
+
+
+def assert_tail_is_zero(labels: torch.Tensor, n: int) -> None:
+    everything = reference.unpack_labels(labels, 8 * labels.shape[1])
+    assert int(everything[:, n:].sum()) == 0
+
+
+def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((ours.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30))
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    n=sizes,
+    batch=st.integers(0, 24),
+    seed=st.integers(0, 10**6),
+    # -2: every image is a candidate; 50: none; 0.5625 and 0.0625 are hit exactly by products of exact rows
+    threshold=st.sampled_from([-50.0, 0.0, 0.0625, 0.5625, 0.6, 50.0]),
+    min_rank=st.sampled_from([0, 3, 10, 5000]),
+    strict=st.booleans(),
+    kind=st.sampled_from(KINDS),
+    rows=st.booleans(),
+)
+def test_labels_and_neighbors_over_a_cache(n, batch, seed, threshold, min_rank, strict, kind, rows):
+    memory, index = memory_of(kind, n, 6, seed), indices(n, batch, seed)
+    given_rows = exact_rows(batch, 6, seed + 1) @ memory.t() if rows else None
+    arguments = {"cache": memory @ memory.t(), "query_rows": given_rows}
+    labels = sk.mplp(memory, index, threshold, min_rank, strict=strict, **arguments)
+    expected = reference.mplp(memory, index, threshold, min_rank, strict=strict, **arguments)
+    assert torch.equal(labels, expected)
+    assert_tail_is_zero(labels, n)
+    for k in (1, 2, 7, n + 2):
+        neighbors, similarity = sk.nearest_neighbors(memory, index, k, **arguments)
+        expected_neighbors, expected_similarity = reference.nearest_neighbors(memory, index, k, **arguments)
+        assert torch.equal(neighbors, expected_neighbors)
+        assert torch.equal(similarity, expected_similarity)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=sizes,
+    batch=st.integers(0, 80),
+    seed=st.integers(0, 10**6),
+    threshold=st.sampled_from([-50.0, 0.0, 0.0625, 0.5625, 50.0]),
+    strict=st.booleans(),
+    kind=st.sampled_from(KINDS[1:]),
+    rows=st.booleans(),
+)
+def test_streaming_equals_the_reference_where_products_are_exact(
+    n, batch, seed, threshold, strict, kind, rows
+):
+    memory, index = memory_of(kind, n, 6, seed), indices(n, batch, seed)
+    given_rows = exact_rows(batch, 6, seed + 1) @ memory.t() if rows else None
+    labels = sk.mplp(memory, index, threshold, strict=strict, query_rows=given_rows)
+    expected = reference.mplp(
+        memory, index, threshold, strict=strict, query_rows=given_rows, cache=memory @ memory.t()
+    )
+    assert torch.equal(labels, expected)
+    neighbors, similarity = sk.nearest_neighbors(memory, index, 5)
+    expected_neighbors, expected_similarity = reference.nearest_neighbors(memory, index, 5)
+    assert torch.equal(neighbors, expected_neighbors)
+    assert torch.equal(similarity, expected_similarity)
+
+
+def decisive_samples(memory: torch.Tensor, index: torch.Tensor, margin: float) -> torch.Tensor:
+    """bool [B]: every comparison of the label prediction has at least ``margin`` between its sides in float64."""
+    exact = memory.double() @ memory.double().t()
+    bar = float(torch.tensor(0.6))
+    decisive = []
+    for i in index.tolist():
+        gaps = [(exact[i] - bar).abs().min()]
+        candidates = (exact[i] > bar).nonzero().flatten()
+        values = exact[i, candidates].sort().values
+        gaps += [values.diff().abs().min()] if len(values) > 1 else []
+        anchor = candidates[exact[i, candidates].argmax()]
+        for p in candidates.tolist():
+            difference = (exact[p] - exact[p, anchor]).abs()
+            difference[anchor] = torch.inf
+            gaps.append(difference.min())
+        decisive.append(float(min(gaps)) > margin)
+    return torch.tensor(decisive)
+
+
+@pytest.mark.parametrize(("n", "d"), [(1500, 48), (2000, 200)])
+@pytest.mark.parametrize("source", ["memory", "feature"])
+def test_streaming_labels_of_clustered_features(n, d, source):
+    memory, index = clustered_features(n, d), torch.arange(0, n, 17)
+    cache = memory.double() @ memory.double().t()
+    decisive = decisive_samples(memory, index, 2e-6)
+    assert decisive.float().mean() > 0.5
+    rows = (memory[index] @ memory.t()) if source == "feature" else None
+    labels = sk.unpack_labels(sk.mplp(memory, index, query_rows=rows), n)
+    expected = sk.unpack_labels(reference.mplp(memory.double(), index, cache=cache), n)
+    assert torch.equal(labels[decisive], expected[decisive])
+    candidates = cache[index] > 0.6
+    assert 1 - (expected & candidates).sum() / candidates.sum() > 0.2  # the cycle check decides something
+
+
+def test_streaming_counts_what_a_neighborhood_leaves_out():
+    """Anchors with more near images than are looked at first, at similarities where the prune leaves nothing out."""
+    generator = torch.Generator().manual_seed(0)
+    centre = normalize(torch.randn(1, 64, generator=generator), dim=1)
+    memory = normalize(centre + 0.11 * torch.randn(1800, 64, generator=generator), dim=1)
+    index = torch.arange(0, 1800, 60)
+    cache = memory @ memory.t()
+    for threshold in (0.6, 0.65):
+        labels = sk.unpack_labels(sk.mplp(memory, index, threshold), 1800)
+        expected = sk.unpack_labels(reference.mplp(memory, index, threshold, cache=cache), 1800)
+        assert expected.sum(1).float().mean() > 30
+        assert (labels != expected).any(1).sum() <= 1  # a candidate within rounding of a bar
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=sizes,
+    batch=st.integers(0, 40),
+    seed=st.integers(0, 10**6),
+    momentum=st.sampled_from([0.0, 0.3, 0.5, 0.97, 1.0]),
+    given_similarity=st.booleans(),
+    opposite=st.booleans(),
+    repeats=st.booleans(),
+)
+def test_memory_and_cache_follow_the_reference(n, batch, seed, momentum, given_similarity, opposite, repeats):
+    memory = clustered_features(n, 8, seed=seed)
+    memory[::7] = 0
+    index = indices(min(n, 3) if repeats else n, batch, seed)
+    features = clustered_features(batch, 8, seed=seed + 1)
+    if opposite:
+        features[::2] = -memory[index][::2]
+    cache = memory @ memory.t()
+    similarity = features @ memory.t() if given_similarity else None
+    expected, expected_cache = memory.clone(), cache.clone()
+    sk.update_memory_(memory, index, features, momentum, cache=cache, similarity=similarity)
+    alpha = torch.tensor(momentum)
+    reference.update_memory_(expected, index, features, alpha, cache=expected_cache, similarity=similarity)
+    assert (memory - expected).abs().max() < 1e-6
+    exact = memory.double() @ memory.double().t()
+    allowed = (expected_cache - expected.double() @ expected.double().t()).abs().max()
+    assert (cache - exact).abs().max() <= allowed + 2e-6
+    assert torch.equal(cache[index], cache[:, index].t())
+
+
+def test_memory_alone():
+    memory, index = clustered_features(300, 33), torch.tensor([4, 7, 4, 299, 0, 4])
+    features = clustered_features(6, 33, seed=1)
+    expected = memory.clone()
+    reference.loop.update_memory_(expected, index, features, torch.tensor(0.4))
+    sk.update_memory_(memory, index, features, 0.4)
+    assert (memory - expected).abs().max() < 3e-7
+
+
+def test_features_may_be_rows_of_the_memory():
+    memory = clustered_features(50, 8)
+    expected, index = memory.clone(), torch.tensor([1, 2, 3])
+    reference.update_memory_(expected, index, expected[2:5].clone(), torch.tensor(0.5))
+    sk.update_memory_(memory, index, memory[2:5], 0.5)
+    assert (memory - expected).abs().max() < 2e-7
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=sizes,
+    batch=st.integers(0, 40),
+    seed=st.integers(0, 10**6),
+    density=st.sampled_from([0.0, 0.02, 0.5, 1.0]),
+)
+def test_label_memory_follows_the_reference(n, batch, seed, density):
+    generator = torch.Generator().manual_seed(seed)
+    memory = sk.PseudoLabelMemory(n)
+    rows, columns = memory.row_bits.clone(), memory.column_bits.clone()
+    for step in range(2):
+        index = indices(n, batch, seed + step)
+        labels = reference.pack_labels(torch.rand(batch, n, generator=generator) < density)
+        memory.write_(index, labels)
+        reference.write_labels_(rows, columns, index, labels)
+    assert torch.equal(memory.row_bits, rows) and torch.equal(memory.column_bits, columns)
+    index = torch.randint(-1, n, (batch,), generator=generator)
+    assert torch.equal(memory.rows(index), reference.gather_labels(rows, index))
+    flags = torch.rand(batch, n, generator=generator) < density
+    packed = sk.pack_labels(flags)
+    assert torch.equal(packed, reference.pack_labels(flags))
+    assert torch.equal(sk.unpack_labels(packed, n), flags)
+
+
+def test_bits_past_the_last_column_are_never_followed():
+    memory = sk.PseudoLabelMemory(130)
+    memory.write_(torch.tensor([3]), torch.full((1, 32), 255, dtype=torch.uint8))
+    assert memory.to_dense()[3].all() and int(memory.to_dense().sum()) == 129 + 130
+    assert_tail_is_zero(memory.row_bits, 130)
+    assert_tail_is_zero(memory.column_bits, 130)
+    similarity = torch.rand(1, 130) - 0.5
+    full = torch.full((1, 32), 255, dtype=torch.uint8)
+    value, grad = OPS.mutual_label_loss.default(similarity, [full], [1.0], "mmcl", 5.0, 0.01)
+    assert value.item() == pytest.approx((5 * (1 - similarity).square().mean()).item(), rel=1e-5)
+    assert grad.shape == (1, 130)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    n=sizes,
+    batch=st.integers(0, 9),
+    seed=st.integers(0, 10**6),
+    sets=st.integers(1, 3),
+    density=st.sampled_from([0.0, 0.01, 0.5, 1.0]),
+    kind=st.sampled_from(["mmcl", "l2"]),
+    ratio=st.sampled_from([0.0, 0.01, 0.2, 1.0]),
+    tied=st.booleans(),
+)
+def test_loss_follows_the_reference(n, batch, seed, sets, density, kind, ratio, tied):
+    generator = torch.Generator().manual_seed(seed)
+    memory = exact_rows(n, 5, seed) if tied else clustered_features(n, 5, seed=seed)
+    features = exact_rows(batch, 5, seed + 1) if tied else clustered_features(batch, 5, seed=seed + 1)
+    labels = [reference.pack_labels(torch.rand(batch, n, generator=generator) < density) for _ in range(sets)]
+    weights = [1.0, 0.0, 0.6][:sets]
+    similarity = features @ memory.t()
+    exact, exact_grad = reference.mutual_label_loss_with_grad(
+        similarity.double(), labels, weights, kind, 5.0, ratio
+    )
+    loss, grad = OPS.mutual_label_loss.default(similarity, labels, weights, kind, 5.0, ratio)
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-5, abs=1e-6)
+    assert (grad - exact_grad).abs().max() <= 1e-6 * (1 + exact_grad.abs().max()) if grad.numel() else True
+    assert torch.equal(grad != 0, exact_grad.float() != 0) or kind == "l2"  # ties: the same entries
+    fused_exact = exact_grad @ memory.double()
+    for given_similarity in (similarity, None):
+        fused, fused_grad = OPS.fused_mutual_label_loss.default(
+            features, memory, given_similarity, labels, weights, kind, 5.0, ratio
+        )
+        assert fused.item() == pytest.approx(exact.item(), rel=1e-5, abs=1e-6)
+        scale = 1 + (similarity.abs() @ memory.abs()).max() if batch else 1
+        assert fused_grad.numel() == 0 or (fused_grad - fused_exact).abs().max() <= 2e-6 * scale
+
+
+def test_a_nan_similarity_gives_a_nan_loss():
+    """A diverged network must not look healthy."""
+    similarity = torch.rand(2, 400)
+    similarity[1, 77] = torch.nan
+    labels = reference.identity_labels(torch.tensor([3, 4]), 400)
+    for kind in ("mmcl", "l2"):
+        assert torch.isnan(OPS.mutual_label_loss.default(similarity, [labels], [1.0], kind, 5.0, 0.01)[0])
+
+
+def everything(d: int = 40, n: int = 1500, batch: int = 70) -> list[torch.Tensor]:
+    """A result of every operation that computes something of its own."""
+    memory = clustered_features(n, d)
+    index = indices(n, batch, 3)
+    features = normalize(memory[index] + 0.1 * clustered_features(batch, d, seed=5), dim=1)
+    cache = memory @ memory.t()
+    similarity = features @ memory.t()
+    labels = sk.mplp(memory, index, cache=cache)
+    results = [labels, sk.mplp(memory, index, query_rows=similarity, cache=cache, strict=True)]
+    results += sk.nearest_neighbors(memory, index, 1, cache=cache)
+    results += sk.nearest_neighbors(memory, index, 9, cache=cache)
+    sets = [labels, labels.roll(1, 0), labels.roll(2, 0)]
+    for kind in ("mmcl", "l2"):
+        results += OPS.mutual_label_loss.default(similarity, sets, [1.0, 0.8, 0.6], kind, 5.0, 0.01)
+    results += OPS.fused_mutual_label_loss.default(
+        features, memory, similarity, sets, [1.0, 0.8, 0.6], "mmcl", 5.0, 0.01
+    )
+    bits = sk.PseudoLabelMemory(n)
+    bits.write_(index, labels)
+    results += [bits.row_bits, bits.column_bits, bits.columns(index), bits.to_dense()]
+    sk.update_memory_(memory, index, features, 0.3, cache=cache, similarity=similarity)
+    return [*results, memory, cache]
+
+
+def streaming_results() -> list[torch.Tensor]:
+    memory, index = exact_rows(900, 8, 0), indices(900, 90, 1)
+    return [sk.mplp(memory, index, 0.5), *sk.nearest_neighbors(memory, index, 6)]
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    threads, instruction_set = torch.get_num_threads(), backends.instruction_set()
+    yield
+    torch.set_num_threads(threads)
+    backends.select_instruction_set(instruction_set)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(restored):
+    by_threads = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        by_threads.append(everything() + streaming_results())
+    gram = len(by_threads[0]) - 5  # the memory and the cache stand before the three streaming results
+    for other in by_threads[1:]:
+        for k, (first, result) in enumerate(zip(by_threads[0], other, strict=True)):
+            if k == gram + 1:  # the cache has a product of torch's in it, which may split its sums by thread
+                assert (first - result).abs().max() < 1e-6
+            else:
+                assert torch.equal(first, result), k
+
+
+def test_results_do_not_depend_on_the_instruction_set(restored):
+    torch.set_num_threads(1)
+    results = {}
+    for name in backends.INSTRUCTION_SETS:
+        try:
+            backends.select_instruction_set(name)
+        except ValueError:
+            continue  # not on this processor
+        assert backends.instruction_set() == name
+        results[name] = everything() + streaming_results()
+    for result in results.values():
+        assert all(torch.equal(a, b) for a, b in zip(results["baseline"], result, strict=True))
+
+
+def test_an_instruction_set_can_be_forced():
+    code = "from snnet_kernels import backend_info; print(backend_info())"
+    for name, status in (("baseline", 0), ("sse9", 1)):
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "SNNET_CPU_ISA": name},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert result.returncode == status
+        assert (", baseline" in result.stdout) if status == 0 else ("SNNET_CPU_ISA must be" in result.stderr)
+
+
+def test_autocast_and_reduced_precision_do_not_reach_the_products():
+    memory, index = clustered_features(400, 32), torch.arange(0, 400, 9)
+    features = clustered_features(len(index), 32, seed=2)
+    labels = reference.identity_labels(index, 400)
+
+    def run() -> list[torch.Tensor]:
+        own = memory.clone()
+        cache = memory @ memory.t() if not torch.is_autocast_enabled("cpu") else plain_cache.clone()
+        sk.update_memory_(own, index, features, 0.5, cache=cache)
+        loss = OPS.fused_mutual_label_loss.default(features, memory, None, [labels], [1.0], "l2", 5.0, 0.01)
+        return [own, cache, *loss, sk.mplp(memory, index), *sk.nearest_neighbors(memory, index, 3)]
+
+    plain_cache = memory @ memory.t()
+    expected = run()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+N = 60
+MEMORY, INDEX = clustered_features(N, 8), torch.tensor([1, 2])
+FEATURES, CACHE = clustered_features(2, 8, seed=1), MEMORY @ MEMORY.t()
+LABELS, BITS = torch.zeros(2, 16, dtype=torch.uint8), torch.zeros(N, 16, dtype=torch.uint8)
+ROWS, MOMENTUM = torch.zeros(2, N), torch.tensor(0.5)
+LOSS = ([LABELS], [1.0], "mmcl", 5.0, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments", "message"),
+    [
+        ("mplp", (MEMORY, INDEX + 59, CACHE, None, 0.6, 10, False), r"index must lie in \[0, 60\), got 61"),
+        ("mplp", (MEMORY, INDEX - 2, None, None, 0.6, 10, False), r"index must lie in \[0, 60\), got -1"),
+        ("mplp", (MEMORY, INDEX.int(), CACHE, None, 0.6, 10, False), "index must be torch.int64"),
+        ("mplp", (MEMORY, INDEX[None], CACHE, None, 0.6, 10, False), "index must have 1 dimension"),
+        ("mplp", (MEMORY.double(), INDEX, CACHE, None, 0.6, 10, False), "memory has the wrong type"),
+        ("mplp", (MEMORY.t(), INDEX, None, None, 0.6, 10, False), "memory must be contiguous"),
+        ("mplp", (MEMORY, INDEX, CACHE[:50], None, 0.6, 10, False), r"cache must have shape \[60, 60\]"),
+        ("mplp", (MEMORY, INDEX, CACHE[:, :50], None, 0.6, 10, False), r"cache must have shape \[60, 60\]"),
+        ("mplp", (MEMORY, INDEX, CACHE, ROWS[:1], 0.6, 10, False), r"query_rows must have shape \[2, 60\]"),
+        ("mplp", (MEMORY, INDEX, CACHE, None, 0.6, -1, False), "min_rank must be at least 0"),
+        ("nearest_neighbors", (MEMORY, INDEX + 59, CACHE, None, 1), "index must lie in"),
+        ("nearest_neighbors", (MEMORY, INDEX, CACHE, None, 0), "k must be at least 1"),
+        ("update_memory_", (MEMORY, INDEX + 59, FEATURES, MOMENTUM, CACHE, None), "index must lie in"),
+        ("update_memory_", (MEMORY, INDEX, FEATURES[:1], MOMENTUM, CACHE, None), "features must have shape"),
+        ("update_memory_", (MEMORY, INDEX, FEATURES, MOMENTUM + 1, CACHE, None), "momentum must lie in"),
+        ("update_memory_", (MEMORY, INDEX, FEATURES, MOMENTUM, CACHE.t()[1:], None), "cache must have shape"),
+        (
+            "update_memory_",
+            (MEMORY, INDEX, FEATURES, MOMENTUM, CACHE, ROWS.half()),
+            "similarity has the wrong",
+        ),
+        ("write_labels_", (BITS, BITS[1:], INDEX, LABELS), "column_bits must have shape"),
+        ("write_labels_", (BITS, BITS.clone(), INDEX + 59, LABELS), "index must lie in"),
+        ("write_labels_", (BITS, BITS.clone(), INDEX, LABELS[:1]), "labels must have shape"),
+        ("gather_labels", (BITS, INDEX - 3), r"index must lie in \[-1, 60\), got -2"),
+        ("pack_labels", (LABELS,), "labels must be bool"),
+        ("unpack_labels", (LABELS, 300), "labels must be uint8"),
+        ("mutual_label_loss", (ROWS[:, :50], [LABELS[:1]], *LOSS[1:]), "labels must have shape"),
+        ("mutual_label_loss", (ROWS, [LABELS], [1.0, 2.0], *LOSS[2:]), "the same length"),
+        ("mutual_label_loss", (ROWS, [LABELS], [0.0], *LOSS[2:]), "not all be zero"),
+        ("mutual_label_loss", (ROWS, *LOSS[:2], "l1", 5.0, 0.01), "kind must be"),
+        ("fused_mutual_label_loss", (FEATURES, MEMORY, ROWS[:, :9], *LOSS), "similarity must have shape"),
+        (
+            "fused_mutual_label_loss",
+            (FEATURES, MEMORY, None, [LABELS], [1.0], "l2", 5.0, 3.0),
+            "ratio must lie",
+        ),
+    ],
+)
+def test_direct_calls_are_checked(operation, arguments, message):
+    """Past the Python checks: nothing outside a tensor is ever read or written."""
+    with pytest.raises(ValueError, match=message):
+        getattr(OPS, operation).default(*arguments)
+
+
+def test_offsets_past_two_to_the_thirty_first():
+    """The last rows of label matrices whose entries, and of a memory whose bytes, int32 does not count."""
+    n = 140_000  # 2 n label_bytes(n) = 4.9 GB
+    if free_memory(torch.device("cpu")) < 3 * 2 * n * sk.label_bytes(n):
+        pytest.skip("needs 15 GB of free memory")
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    rows = torch.zeros(n, sk.label_bytes(n), dtype=torch.uint8)
+    columns = torch.zeros(n, sk.label_bytes(n), dtype=torch.uint8)
+    index = torch.tensor([n - 1, 2, n - 2])
+    flags = torch.zeros(3, n, dtype=torch.bool)
+    flags[:, [0, n - 1]] = True
+    ops.write_labels_(rows, columns, index, sk.pack_labels(flags))
+    assert torch.equal(sk.unpack_labels(ops.gather_labels(rows, index), n), flags)
+    found = sk.unpack_labels(ops.gather_labels(columns, torch.tensor([n - 1, 0, 1])), n)
+    assert found[0].nonzero().flatten().tolist() == [2, n - 2, n - 1]
+    assert torch.equal(found[0], found[1]) and int(found[2].sum()) == 0
+
+
+def test_cache_offsets_past_two_to_the_thirty_first():
+    n = 50_000  # a cache of 10 GB, of which only the pages that are used come to be
+    if free_memory(torch.device("cpu")) < 12e9:
+        pytest.skip("needs 12 GB of free memory")
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    cache, memory = torch.empty(n, n), torch.zeros(n, 2)
+    index = torch.tensor([n - 1, n - 3])
+    memory[n - 1], memory[n - 3], memory[7] = torch.tensor([1.0, 0.0]), torch.tensor([0.6, 0.8]), 0.5
+    touched = torch.tensor([7, n - 3, n - 1])
+    for row in touched.tolist():
+        torch.mv(memory, memory[row], out=cache[row])
+    sk.update_memory_(memory, index, torch.tensor([[0.0, 1.0], [0.0, 1.0]]), 0.5, cache=cache)
+    exact = memory.double() @ memory[touched].double().t()
+    assert (cache[touched].double() - exact.t()).abs().max() < 1e-6
+    assert (cache[7, index].double() - exact[index, 0]).abs().max() < 1e-6
+    labels = sk.unpack_labels(sk.mplp(memory, index, cache=cache), n)
+    assert labels[0].nonzero().flatten().tolist() == [7, n - 3, n - 1]
+    assert sk.nearest_neighbors(memory, index, cache=cache)[0][:, 0].tolist() == [n - 3, n - 1]
