@@ -133,6 +133,7 @@ FORCED = _forced_backend()
 _LOADED = _load_all()
 
 
+@torch.compiler.assume_constant_result  # a traced graph asks once
 def serving_backend(operation: str, device_type: str) -> str:
     """The backend that runs ``operation`` for tensors on ``device_type``."""
     key = _DISPATCH_KEYS.get(device_type)
