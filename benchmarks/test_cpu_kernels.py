@@ -10,9 +10,11 @@ some of the batch and scaled. "Bare" is the fastest way to write the product of 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -314,3 +316,50 @@ def test_column_inquiry(case, benchmark):
             "bool matrix P[:, index]": lambda index, features: dense[:, index],
         },
     )
+
+
+def test_growth_of_streaming_labels(benchmark):
+    """n 12,936 to 100,000 with clusters of the same sizes: the time a row and image of the memory."""
+    cost = {}
+    for n in (12936, 32621, 100_000):
+        memory = clustered_features(n, 256, identities=round(n * IDENTITIES / N))
+        generator, taken = torch.Generator().manual_seed(0), []
+        for _ in range(8):
+            index = torch.randperm(n, generator=generator)[:B]
+            start = time.perf_counter()
+            sk.mplp(memory, index)
+            taken.append(time.perf_counter() - start)
+        cost[n] = statistics.median(taken[1:])
+    benchmark.pedantic(lambda: sk.mplp(memory, index), rounds=1)
+    print(f"\n{benchmark.name}, {torch.get_num_threads()} threads")
+    for n, seconds in cost.items():
+        linear = seconds / n / (cost[12936] / 12936)
+        benchmark.extra_info[str(n)] = linear
+        print(f"  n {n:>7} {1e3 * seconds:9.2f} ms   x {linear:.2f} of linear growth")
+
+
+def resident_bytes(field: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field))
+
+
+def peak_of_streaming(d: int) -> int:
+    memory = clustered_features(N, d, identities=IDENTITIES)
+    index = torch.randperm(N, generator=torch.Generator().manual_seed(0))[:B]
+    sk.mplp(memory[:200].clone(), index % 200)  # what torch keeps for its products is there before
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from the present size
+    before = resident_bytes("VmRSS")
+    sk.mplp(memory, index)
+    return resident_bytes("VmHWM") - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc")
+@pytest.mark.parametrize("d", [2048, 512])
+def test_scratch_of_streaming_labels(d, monkeypatch, benchmark):
+    # In a process of its own that gives freed memory back: else what is taken could be what was left over.
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "0")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        peak = benchmark.pedantic(lambda: pool.apply(peak_of_streaming, (d,)), rounds=1)
+    print(f"\n{benchmark.name}: {peak / 1e6:.1f} MB beside the memory")
+    assert 0 < peak <= 64e6

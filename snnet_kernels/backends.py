@@ -139,6 +139,7 @@ if FORCED is None and not _LOADED[0].loaded:
     )
 
 
+@torch.compiler.assume_constant_result  # a traced graph asks once
 def serving_backend(operation: str, device_type: str) -> str:
     """The backend that runs ``operation`` for tensors on ``device_type``."""
     key = _DISPATCH_KEYS.get(device_type)

@@ -84,7 +84,7 @@ def _count_writes(operation: torch._ops.OpOverload, written: tuple[int, ...]) ->
 
     def count_and_run(keyset: torch._C.DispatchKeySet, *args: Any) -> None:
         for position in written:
-            if args[position] is not None:
+            if args[position] is not None and not args[position].is_inference():
                 torch.autograd.graph.increment_version(args[position])
         with torch._C._AutoDispatchBelowADInplaceOrView():
             operation.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)

@@ -40,7 +40,8 @@ inline int64_t first_inconsistent_candidate(const float* cache, int64_t n, const
 inline void predict_row(const float* row, const float* cache, int64_t n, int64_t own,
                         const PredictionOptions& options, std::vector<Entry>& entries, uint8_t* labels) {
   const int64_t count = vector_kernels().collect_above(row, n, options.threshold, 0, entries.data());
-  std::sort(entries.begin(), entries.begin() + count, [](const Entry& a, const Entry& b) { return comes_before(a, b); });
+  std::sort(entries.begin(), entries.begin() + count,
+            [](const Entry& a, const Entry& b) { return comes_before(a, b); });
   const int64_t first = first_inconsistent_candidate(cache, n, entries.data(), count, options);
   decide_labels(entries.data(), count, first, own, options.strict, labels);
 }

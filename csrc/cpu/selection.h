@@ -36,7 +36,7 @@ inline const std::vector<uint64_t>& select_largest(const float* row, int64_t n, 
   scratch.keys.clear();
   if (k == 0) return scratch.keys;
   int64_t groups = kFewestGroups;
-  while (groups < 4 * k) groups *= 2;
+  while (groups < 3 * k) groups *= 2;
   if (2 * groups <= n) {
     scratch.maxima.resize(groups);
     if (!vector_kernels().group_maxima(row, n, groups, scratch.maxima.data())) {

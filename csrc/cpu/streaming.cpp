@@ -1,8 +1,4 @@
-// Label prediction and nearest neighbours without a cache.
-//
-// The columns go by in tiles: candidates, their ranks and the neighbours are taken from a tile's products and
-// the products are dropped. Scratch memory: the tiles below, and per sample of a chunk its candidates (8 bytes
-// each) and its neighbourhood.
+// Label prediction without a cache: candidates and their ranks from tiles of products.
 #include "streaming.h"
 
 #include <cmath>
@@ -15,10 +11,7 @@
 namespace snnet {
 namespace {
 
-constexpr int64_t kSamplesAtOnce = 64;
-constexpr int64_t kTileFloats = int64_t{4} << 20;  // of the memory, in one product
 constexpr int64_t kRowsAtOnce = 512;               // candidate rows in one product
-constexpr int64_t kProductFloats = int64_t{2} << 20;
 constexpr int64_t kNeighborhood = 256;  // most similar images of an anchor that are looked at first
 constexpr int64_t kCandidatesAtOnce = 16;
 constexpr int64_t kShortestSplit = 64;  // dimensions from which on a product of half of them is worth a look
@@ -26,11 +19,6 @@ constexpr int64_t kFewColumns = 16;     // up to one in so many columns are look
 constexpr double kUnitTolerance = 2e-5;  // of a squared length
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-int64_t tile_columns(int64_t n, int64_t d, int64_t rows) {
-  const int64_t most = std::min(kTileFloats / std::max<int64_t>(d, 1), kProductFloats / std::max<int64_t>(rows, 1));
-  return std::clamp<int64_t>(most, 1, std::max<int64_t>(n, 1));
-}
 
 // The most similar images of an anchor: complete for similarities above the floor.
 struct Neighborhood {
@@ -289,7 +277,8 @@ class Prediction {
     }
   }
 
-  // Counts a tile for the pairs that are not marked as counted, and marks them; by heads those with few columns left.
+  // Counts a tile for the pairs that are not marked as counted, and marks them; by heads only those with few
+  // columns left.
   void count_tile(std::vector<Pair>& active, const float* products, int64_t first, int64_t columns, bool by_heads,
                   std::vector<uint8_t>& counted) {
     const int64_t size = static_cast<int64_t>(active.size());
@@ -388,7 +377,8 @@ RowLengths measure_rows(const Tensor& memory) {
   const double longest = n > 0 ? *std::max_element(whole.begin(), whole.end()) : 0;
   lengths.all_short = longest <= 1 + kUnitTolerance;
   // Of one rounding each term's share is at most d epsilon / 2.
-  lengths.slack = static_cast<float>(2 * static_cast<double>(d + 8) * std::numeric_limits<float>::epsilon() * longest);
+  lengths.slack =
+      static_cast<float>(2 * static_cast<double>(d + 8) * std::numeric_limits<float>::epsilon() * longest);
   return lengths;
 }
 
@@ -402,38 +392,6 @@ void predict_streaming(const Inquiry& inquiry, const PredictionOptions& options,
     Prediction prediction(inquiry, options, lengths, begin, std::min(begin + kSamplesAtOnce, inquiry.batch_size));
     prediction.walk();
     prediction.decide(labels + begin * width);
-  }
-}
-
-void nearest_streaming(const Inquiry& inquiry, int64_t k, int64_t* neighbors, float* similarity) {
-  const int64_t n = inquiry.memory.size(0), d = inquiry.memory.size(1);
-  for (int64_t from = 0; from < inquiry.batch_size; from += kSamplesAtOnce) {
-    const int64_t size = std::min(kSamplesAtOnce, inquiry.batch_size - from);
-    const int64_t* index = inquiry.index + from;
-    const Tensor queries = rows_at(inquiry.memory, std::vector<int64_t>(index, index + size));
-    std::vector<std::vector<uint64_t>> nearest(size);
-    const int64_t step = tile_columns(n, d, size);
-    for (int64_t first = 0; first < n; first += step) {
-      const int64_t columns = std::min(step, n - first);
-      Tensor all = inquiry.memory;
-      const Tensor products = inner_products(queries, torch::stable::narrow(all, 0, first, columns));
-      torch::stable::parallel_for(0, size, grain(columns), [&](int64_t begin, int64_t end) {
-        SelectionScratch scratch;
-        for (int64_t b = begin; b < end; ++b) {
-          for (uint64_t key : select_largest(const_floats(products) + b * columns, columns, k + 1, scratch)) {
-            const int32_t column = static_cast<int32_t>(first + column_of_key(key));
-            if (column != index[b]) nearest[b].push_back(selection_key(value_of_key(key), column));
-          }
-          keep_largest(nearest[b], k);
-        }
-      });
-    }
-    for (int64_t b = 0; b < size; ++b) {
-      for (std::size_t j = 0; j < nearest[b].size(); ++j) {
-        neighbors[(from + b) * k + static_cast<int64_t>(j)] = column_of_key(nearest[b][j]);
-        similarity[(from + b) * k + static_cast<int64_t>(j)] = value_of_key(nearest[b][j]);
-      }
-    }
   }
 }
 

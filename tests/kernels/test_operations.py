@@ -191,5 +191,18 @@ def test_writing_what_autograd_still_needs_is_noticed():
         loss.backward()
 
 
+def test_every_write_is_counted_once():
+    """A version counter that stands still would let a stale similarity pass for a current one."""
+    memory, bits = MEMORY.clone(), sk.PseudoLabelMemory(N)
+    cache = sk.build_similarity_cache(memory)
+    written = (memory, cache, bits.row_bits, bits.column_bits)
+    before = [tensor._version for tensor in written]
+    sk.update_memory_(memory, INDEX, FEATURES, 0.5, cache=cache)
+    bits.write_(INDEX, LABELS)
+    assert [tensor._version for tensor in written] == [version + 1 for version in before]
+    with torch.inference_mode():
+        sk.update_memory_(MEMORY.clone(), INDEX, FEATURES, 0.5)  # such tensors have no counter
+
+
 def test_reference_is_checked_nowhere_and_equal():
     assert torch.equal(reference.mplp(MEMORY, INDEX), sk.mplp(MEMORY, INDEX))
