@@ -72,7 +72,7 @@ inline const float* const_floats(const Tensor& tensor) { return tensor.const_dat
 
 // How many items of about `cost` elementary steps make a task worth a thread.
 inline int64_t grain(int64_t cost) {
-  constexpr int64_t kWorthAThread = 1 << 15;
+  constexpr int64_t kWorthAThread = 1 << 17;
   return cost >= kWorthAThread ? 1 : (kWorthAThread + cost) / (cost + 1);
 }
 
