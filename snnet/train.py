@@ -82,6 +82,11 @@ def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
         before, records = checkpoint["before"], checkpoint["metrics"]
     else:
         before, records = ranks(), []
+        if before:
+            print(
+                f"before training: rank-1 {100 * before['rank1']:.1f} mAP {100 * before['mAP']:.1f}",
+                flush=True,
+            )
         learner.head.initialize_(extract_features(learner.model, data.images, config, placement, "train"))
 
     folder.mkdir(parents=True, exist_ok=True)
