@@ -213,8 +213,8 @@ class _ReferenceLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, features, memory, similarity, labels):
-        loss, grad = reference.fused_mutual_label_loss(
-            features, memory, labels, WEIGHTS, similarity=similarity
+        loss, grad = reference.fused_mutual_label_loss_with_grad(
+            features, memory, similarity, labels, WEIGHTS, "mmcl", 5.0, 0.01
         )
         ctx.save_for_backward(grad)
         return loss
