@@ -12,7 +12,7 @@
 
 #include "../common/bits.h"
 
-// Raises ValueError in Python, as the checks there do.
+// Raises ValueError in Python, as the checks there do; from torch 2.15 on the boundary makes it a RuntimeError.
 #define SNNET_CHECK(condition, ...) \
   if (!(condition)) snnet::raise(__VA_ARGS__)
 

@@ -68,7 +68,8 @@ LOSS = ([LABELS], [1.0], "mmcl", 5.0, 0.01)
 )
 def test_direct_calls_are_checked(operation, arguments, message):
     """Past the Python checks: nothing outside a tensor is ever read or written."""
-    with pytest.raises(ValueError, match=message):
+    # Up to torch 2.14 an exception of the library keeps its kind, from 2.15 on it is a RuntimeError.
+    with pytest.raises((ValueError, RuntimeError), match=message):
         getattr(OPS, operation).default(*arguments)
 
 
