@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .reference.labels import label_bytes
+
 DEBUG = os.environ.get("SNNET_DEBUG") == "1"
 
 
@@ -123,7 +125,7 @@ def check_labels(name: str, value: object, num_instances: int, batch_size: int |
     """Packed label bits: contiguous uint8 [B, label_bytes(n)]."""
     labels = check_matrix(name, value, "B", "label_bytes(n)")
     check_storage(name, labels, torch.uint8)
-    width = 16 * ((num_instances + 127) // 128)
+    width = label_bytes(num_instances)
     if labels.shape[1] != width or batch_size not in (None, labels.shape[0]):
         rows = "B" if batch_size is None else batch_size
         raise ValueError(

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .reference.labels import label_bytes
+
 LIBRARY = torch.library.Library("snnet", "DEF")
 
 
@@ -27,14 +29,10 @@ def _operation(schema: str) -> Callable[[Callable], Callable]:
     return register
 
 
-def _label_bytes(n: int) -> int:
-    return 16 * ((n + 127) // 128)
-
-
 # labels: bool [B, n] -> uint8 [B, L]
 @_operation("pack_labels(Tensor labels) -> Tensor")
 def _pack_labels(labels: Tensor) -> Tensor:
-    return labels.new_empty(labels.shape[0], _label_bytes(labels.shape[1]), dtype=torch.uint8)
+    return labels.new_empty(labels.shape[0], label_bytes(labels.shape[1]), dtype=torch.uint8)
 
 
 # labels: uint8 [B, L] -> bool [B, n]
@@ -87,7 +85,7 @@ def _mplp(
     min_rank: int,
     strict: bool,
 ) -> Tensor:
-    return memory.new_empty(index.shape[0], _label_bytes(memory.shape[0]), dtype=torch.uint8)
+    return memory.new_empty(index.shape[0], label_bytes(memory.shape[0]), dtype=torch.uint8)
 
 
 # the same -> index int64 [B, k], similarity [B, k]

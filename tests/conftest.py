@@ -1,7 +1,15 @@
 """Settings of the whole suite."""
 
+import os
+
+import hypothesis
 import pytest
 import torch
+
+# A check that decides over a change tries the same examples every time; a developer's run looks for new ones.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,18 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from snnet.data.decoding import DecodedImages, decode_images, load_image
+from snnet.data.decoding import DecodedImages, load_image
 from snnet.data.transforms import UNIFORMS, augment, draw_augmentation, prepare
 from snnet.errors import UserError
-
-__all__ = [
-    "BatchLoader",
-    "DecodedImages",
-    "TrainingLoader",
-    "decode_images",
-    "extraction_loader",
-    "training_loader",
-]
 
 # The first word of every random stream's key, so that no two kinds of stream share one.
 PERMUTATION, AUGMENTATION = 1, 2

@@ -264,15 +264,19 @@ def test_loss_follows_the_reference(n, batch, seed, sets, density, kind, ratio, 
     loss, grad = OPS.mutual_label_loss.default(similarity, labels, weights, kind, 5.0, ratio)
     assert loss.item() == pytest.approx(exact.item(), rel=1e-5, abs=1e-6)
     assert (grad - exact_grad).abs().max() <= 1e-6 * (1 + exact_grad.abs().max()) if grad.numel() else True
-    assert torch.equal(grad != 0, exact_grad.float() != 0) or kind == "l2"  # ties: the same entries
+    # Ties: the same entries; a positive of one set that is a hard negative of another may cancel to nothing.
+    same_entries = ((grad != 0) == (exact_grad != 0)) | (exact_grad.abs() < 1e-6)
+    assert same_entries.all() or kind == "l2"
     fused_exact = exact_grad @ memory.double()
+    # No further from the truth than a plain float32 product, but for the rounding of what is summed.
+    plain_error = (exact_grad.float() @ memory - fused_exact).abs()
+    allowed = (plain_error.max() if batch else 0.0) + 1e-6 * (1 + exact_grad.abs() @ memory.double().abs())
     for given_similarity in (similarity, None):
         fused, fused_grad = OPS.fused_mutual_label_loss.default(
             features, memory, given_similarity, labels, weights, kind, 5.0, ratio
         )
         assert fused.item() == pytest.approx(exact.item(), rel=1e-5, abs=1e-6)
-        scale = 1 + (similarity.abs() @ memory.abs()).max() if batch else 1
-        assert fused_grad.numel() == 0 or (fused_grad - fused_exact).abs().max() <= 2e-6 * scale
+        assert ((fused_grad - fused_exact).abs() <= allowed).all()
 
 
 def test_a_nan_similarity_gives_a_nan_loss():
