@@ -25,6 +25,8 @@ _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
 # Single matrix products: every backend leaves them to torch.
 PLAIN_PRODUCTS = ("memory_similarity", "memory_similarity_backward", "build_similarity_cache")
+# Where no backend fuses them, these are made of other operations: the first of them names who serves.
+COMPOSED = {"mine_labels_": "mplp"}
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def serving_backend(operation: str, device_type: str) -> str:
     key = _DISPATCH_KEYS.get(device_type)
     if key and torch._C._dispatch_has_kernel_for_dispatch_key(f"snnet::{operation}", key):
         return device_type
-    return "reference"
+    return serving_backend(COMPOSED[operation], device_type) if operation in COMPOSED else "reference"
 
 
 def require_forced_backend(operation: str, device_type: str) -> None:
