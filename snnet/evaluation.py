@@ -93,8 +93,8 @@ def rank_metrics(
     """
     if average_precision not in AVERAGE_PRECISIONS:
         raise UserError(f"average_precision must be one of {AVERAGE_PRECISIONS}, got {average_precision!r}")
-    max_rank = _positive(max_rank, "max_rank")
-    threads = _default_threads() if threads is None else _positive(threads, "threads")
+    max_rank = positive(max_rank, "max_rank")
+    threads = default_threads() if threads is None else positive(threads, "threads")
     matrix = _similarity_matrix(similarity)
     queries, gallery = matrix.shape
     query_ids = _numbers(query_pids, "query_pids", queries, "query")
@@ -286,13 +286,14 @@ def _as_array(values: Any, name: str) -> np.ndarray:
         raise UserError(f"{name} cannot be read as a numpy array: {error}") from error
 
 
-def _positive(value: int, name: str) -> int:
+def positive(value: int, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise UserError(f"{name} must be an integer of at least 1, got {value!r}")
     return int(value)
 
 
-def _default_threads() -> int:
+def default_threads() -> int:
+    """The CPUs this process may use, up to 16."""
     try:
         available = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
