@@ -87,11 +87,3 @@ def test_command_prints_the_table():
     assert result.returncode == 0
     assert result.stdout.splitlines()[0].startswith("snnet_kernels on torch ")
     assert len(result.stdout.splitlines()) == 4 + len(OPERATIONS)
-
-
-@pytest.mark.gpu
-def test_label_bits_on_a_gpu():
-    flags = torch.rand(33, 1003, generator=torch.Generator().manual_seed(0)) < 0.4
-    packed = sk.pack_labels(flags.cuda())
-    assert torch.equal(packed.cpu(), reference.pack_labels(flags))
-    assert torch.equal(sk.unpack_labels(packed, 1003).cpu(), flags)
