@@ -24,17 +24,16 @@ for the usual dense form.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from snnet import reranking_numpy
 from snnet.errors import UserError
 from snnet.evaluation import default_threads, positive
+from snnet.progress import progress
 from snnet_kernels import memory_similarity
 
 try:
@@ -96,7 +95,7 @@ def _compare(
     similarity = np.empty((queries, n - queries), np.float32)
     found = _steps.NearestRows(n, count)
     first = 0
-    with tqdm(total=n, desc="re-ranking", leave=False, disable=not sys.stderr.isatty()) as bar:
+    with progress(None, "re-ranking", total=n, unit="image") as bar:
         while first < n:
             # The upper triangle alone: the further down, the more rows fit into a block.
             rows = min(max(1, BLOCK_ENTRIES // (n - first)), n - first)
