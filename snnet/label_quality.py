@@ -25,14 +25,14 @@ def label_quality(labels: PseudoLabelMemory, pids: np.ndarray) -> dict[str, floa
     n = len(pids)
     device = labels.row_bits.device
     identities = torch.as_tensor(pids, device=device)
-    predicted = correct = torch.zeros((), dtype=torch.int64, device=device)
+    predicted, correct = 0, torch.zeros((), dtype=torch.int64, device=device)
     for start in range(0, n, ROWS_AT_A_TIME):
         index = torch.arange(start, min(start + ROWS_AT_A_TIME, n), device=device)
-        found = _others(labels.rows(index), index, n)
-        predicted = predicted + found.sum()
-        correct = correct + (found & (identities[index, None] == identities)).sum()
+        row, column = _others(labels.rows(index), index, n).nonzero(as_tuple=True)  # few of the n² pairs are set
+        predicted += len(row)
+        correct = correct + torch.count_nonzero(identities[index[row]] == identities[column])
     _, sizes = np.unique(pids, return_counts=True)
-    counts = {"label_precision": int(predicted), "label_recall": int((sizes * (sizes - 1)).sum())}
+    counts = {"label_precision": predicted, "label_recall": int((sizes * (sizes - 1)).sum())}
     return {name: int(correct) / count for name, count in counts.items() if count}
 
 
