@@ -1,0 +1,93 @@
+"""The command lines of the tools around a run: extract, label, search, export. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snnet.config import OPTIONS, config_from
+from snnet.errors import UserError
+from snnet.flags import EVALUATE_OPTIONS, CommandParser, default_preset, preset_names
+
+SPLITS = ("train", "query", "gallery", "all")
+
+_MODEL = tuple(name for name, option in OPTIONS.items() if option.group == "model")
+_INPUT = ("height", "width")
+_IMAGES = (*_INPUT, "skip_bad_images", "batch_size", "image_cache", "workers")
+_MACHINE = ("device", "seed", "amp", "channels_last")
+_NO_NETWORK = "no network to use: give --checkpoint, or --arch and --weights"
+
+
+@dataclass(frozen=True)
+class NetworkChoice:
+    """Where the network comes from; ``given`` holds the flags that were on the command line, by flat name."""
+
+    checkpoint: Path | None
+    preset: str | None
+    given: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExtractCommand:
+    """A parsed ``snnet.extract`` command line."""
+
+    network: NetworkChoice
+    split: str
+    output: Path
+    quiet: bool
+
+
+def parse_extract_command(arguments: list[str]) -> ExtractCommand:
+    """Checked as far as that goes without opening the checkpoint."""
+    parser = CommandParser(
+        "snnet.extract",
+        "Write the retrieval features of a data set's images, or of any folder of crops (--dataset folder), "
+        "to one file: rows of length 1, with the images' names, and identities and cameras where they are "
+        "known. What is not given comes from the checkpoint.",
+    )
+    _add_network(parser)
+    parser.add_argument("--output", metavar="FILE", type=Path, help="what to write: .npz or .safetensors")
+    parser.add_argument(
+        "--split", choices=SPLITS, help="the images to take (default all; a folder of crops has only train)"
+    )
+    parser.add_options([name for name in EVALUATE_OPTIONS if name != "average_precision"])
+    given = parser.parse(arguments)
+    own = _pop(given, output=None, split="all", quiet=False)
+    network = _network_choice(given)
+    preset = network.preset or default_preset(network.given)
+    if own["output"] is None:
+        raise UserError("nothing to write to: give --output FILE.npz or FILE.safetensors")
+    return ExtractCommand(NetworkChoice(network.checkpoint, preset, network.given), **own)
+
+
+def _add_network(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--checkpoint", metavar="FILE|DIR", type=Path, help="a checkpoint, or the folder of a run"
+    )
+    parser.add_argument(
+        "--config", metavar="NAME|FILE.yaml", help=f"preset: {', '.join(preset_names())}; or a file"
+    )
+
+
+def _network_choice(given: dict[str, Any]) -> NetworkChoice:
+    """Take the network's flags out of ``given``, which then holds options alone."""
+    checkpoint, preset = given.pop("checkpoint", None), given.pop("config", None)
+    if checkpoint is not None and preset is not None:
+        raise UserError("--config cannot be given with --checkpoint, which has its own configuration")
+    if checkpoint is None and "arch" not in given and preset is None:
+        raise UserError(_NO_NETWORK)
+    config_from(given)
+    return NetworkChoice(checkpoint, preset, given)
+
+
+def _pop(given: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """Take a command's own flags out of ``given``."""
+    return {name: given.pop(name, default) for name, default in defaults.items()}
+
+
+def _whole_number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got '{text}'")
+    return int(text)
