@@ -65,7 +65,7 @@ def save_features(path: Path, content: FeatureSet) -> None:
     another ending, or where the file cannot be written.
     """
     check_suffix(path)
-    arrays = {"features": content.features.astype(np.float32, copy=False)}
+    arrays: dict[str, Any] = {"features": content.features.astype(np.float32, copy=False)}
     arrays |= {
         name: np.asarray(values, np.int64)
         for name in _NUMBERS
@@ -75,7 +75,9 @@ def save_features(path: Path, content: FeatureSet) -> None:
 
     def write(file: IO[bytes]) -> None:
         if path.suffix == ".npz":
-            texts_as_arrays = {name: np.array(values, dtype=np.str_) for name, values in texts.items()}
+            texts_as_arrays: dict[str, Any] = {
+                name: np.array(values, dtype=np.str_) for name, values in texts.items()
+            }
             np.savez(file, **arrays, **texts_as_arrays, metadata=np.array(json.dumps(content.metadata)))
         else:
             header = {name: json.dumps(values) for name, values in texts.items()}
@@ -102,9 +104,11 @@ def load_features(path: Path, key: str | None = None) -> FeatureSet:
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         raise UserError(f"{path}: {len(bad)} of {len(features)} features are not finite, first row {bad[0]}")
-    known = {name: _numbers(arrays[name], name, path) for name in _NUMBERS if name in arrays}
+    known: dict[str, Any] = {name: _numbers(arrays[name], name, path) for name in _NUMBERS if name in arrays}
     values = {name: _from_json(text) for name, text in texts.items()}
-    lists = {name: tuple(map(str, values[name])) for name in _TEXT if isinstance(values.get(name), list)}
+    lists: dict[str, Any] = {
+        name: tuple(map(str, values[name])) for name in _TEXT if isinstance(values.get(name), list)
+    }
     metadata = values.get("metadata")
     try:
         return FeatureSet(features, **lists, **known, metadata=metadata if isinstance(metadata, dict) else {})

@@ -62,6 +62,55 @@ def parse_extract_command(arguments: list[str]) -> ExtractCommand:
     return ExtractCommand(NetworkChoice(network.checkpoint, preset, network.given), **own)
 
 
+@dataclass(frozen=True)
+class LabelCommand:
+    """A parsed ``snnet.label`` command line; ``options`` holds the flags of the method and the device."""
+
+    features: Path
+    key: str | None
+    output: Path
+    strict: bool
+    options: dict[str, Any]
+    quiet: bool
+
+
+def parse_label_command(arguments: list[str]) -> LabelCommand:
+    """Checked as far as that goes without opening the file."""
+    parser = CommandParser(
+        "snnet.label",
+        "Predict pseudo labels from any file of features, one row an image: y (MPLP), y_sym (who has the image "
+        "as positive) and y_nh (the labels of its nearest neighbour), as sparse matrices (CSR) in a .npz file. "
+        "Rows of other lengths than 1 are normalised.",
+        usage="FEATURES --output FILE.npz [flags]",
+    )
+    parser.add_argument(
+        "features",
+        metavar="FEATURES",
+        type=Path,
+        nargs="?",
+        default=None,  # argparse would take its word for "absent" as a path
+        help="a .npz, .npy or .safetensors file",
+    )
+    parser.add_argument("--output", metavar="FILE.npz", type=Path, help="what to write")
+    parser.add_argument(
+        "--key", metavar="NAME", help="the array to take from a file that has several (default: features)"
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="the MMCL paper's reading of the cycle check: --min-rank is ignored, no least number of positives",
+    )
+    parser.add_options(("threshold", "min_rank", "cache", "device"), preset=False)
+    given = parser.parse(arguments)
+    own = _pop(given, features=None, key=None, output=None, strict=False, quiet=False)
+    if own["features"] is None:
+        raise UserError("nothing to label: give a file of features (snnet.extract writes one)")
+    if own["output"] is None:
+        raise UserError("nothing to write to: give --output FILE.npz")
+    config_from(given)
+    return LabelCommand(**own, options=given)
+
+
 def _add_network(parser: CommandParser) -> None:
     parser.add_argument(
         "--checkpoint", metavar="FILE|DIR", type=Path, help="a checkpoint, or the folder of a run"
