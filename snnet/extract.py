@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from snnet.checkpoint import check_output
 from snnet.data import ImageSet, ReIDDataset, build_dataset
-from snnet.feature_files import FeatureSet, check_suffix, save_features
-from snnet.features import decode, extract_features
+from snnet.feature_files import SUFFIXES, FeatureSet, save_features
+from snnet.features import decode
 from snnet.progress import say, set_quiet
 from snnet.runtime import show_warnings_as_lines
 from snnet.trained import TrainedModel, load_trained_model
@@ -39,7 +40,7 @@ def extract(command: ExtractCommand) -> FeatureSet:
     Raises :class:`~snnet.errors.UserError` for a checkpoint, weights, data or an output file that cannot be
     used; whatever goes wrong, no half-written file is left.
     """
-    check_suffix(command.output)  # before the work, not after it
+    check_output(command.output, SUFFIXES)
     network = command.network
     trained = load_trained_model(network.checkpoint, network.preset, network.given)
     data = trained.config.data
@@ -66,11 +67,8 @@ def _chosen(dataset: ReIDDataset, split: str) -> dict[str, ImageSet]:
 
 
 def _split_features(trained: TrainedModel, images: ImageSet, split: str, folder: str) -> FeatureSet:
-    config = trained.config
-    decoded = decode(images, config)
-    features = extract_features(
-        trained.model, decoded, config, trained.placement, config.model.retrieval_feature
-    )
+    decoded = decode(images, trained.config)
+    features = trained.features(decoded)
     kept = decoded.images
     names = tuple(os.path.relpath(path, folder).replace(os.sep, "/") for path in kept.paths)
     return FeatureSet(features.cpu().numpy(), names, kept.pids, kept.cams, (split,) * len(kept))

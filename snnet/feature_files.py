@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from snnet.checkpoint import write_atomically
+from snnet.checkpoint import check_output, write_atomically
 from snnet.errors import UserError
 
 SUFFIXES = (".npz", ".safetensors")
@@ -49,14 +49,6 @@ class FeatureSet:
                 raise ValueError(f"{name} has {len(values)} entries for {len(self.features)} features")
 
 
-def check_suffix(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> None:
-    """Raises :class:`~snnet.errors.UserError` unless ``path`` can be written in one of these formats."""
-    if path.suffix not in suffixes:
-        raise UserError(f"--output {path}: the name must end in {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise UserError(f"--output {path}: there is no folder {path.parent}")
-
-
 def save_features(path: Path, content: FeatureSet) -> None:
     """Write ``content`` to a ``.npz`` or ``.safetensors`` file.
 
@@ -64,7 +56,7 @@ def save_features(path: Path, content: FeatureSet) -> None:
     ``.safetensors`` file text is JSON in the header's metadata. Raises :class:`~snnet.errors.UserError` for
     another ending, or where the file cannot be written.
     """
-    check_suffix(path)
+    check_output(path, SUFFIXES)
     arrays: dict[str, Any] = {"features": content.features.astype(np.float32, copy=False)}
     arrays |= {
         name: np.asarray(values, np.int64)

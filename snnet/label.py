@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 import snnet_kernels
+from snnet.checkpoint import check_output
 from snnet.config import cache_mode, config_from
-from snnet.feature_files import FeatureSet, check_suffix, load_features
+from snnet.feature_files import FeatureSet, load_features
 from snnet.progress import say, set_quiet
 from snnet.runtime import choose_device, show_warnings_as_lines
 from snnet.sparse_labels import LABEL_SETS, SparseLabels, SparseMatrix, predict_sparse_labels, save_labels
@@ -43,7 +44,7 @@ def label(command: LabelCommand) -> tuple[SparseLabels, np.ndarray | None]:
 
     Raises :class:`~snnet.errors.UserError` for a file that cannot be used; no half-written one is left.
     """
-    check_suffix(command.output, (".npz",))
+    check_output(command.output, (".npz",))
     config = config_from(command.options)
     device, method = choose_device(config.runtime.device), config.method
     say(str(snnet_kernels.backend_info()))

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snnet.checkpoint import write_atomically
+from snnet.checkpoint import check_output, write_atomically
 from snnet.errors import UserError
-from snnet.feature_files import check_suffix
 from snnet.progress import progress
 from snnet_kernels import ExemplarMemory, unpack_labels
 from snnet_kernels.memory_size import free_memory
@@ -139,7 +138,7 @@ def save_labels(path: Path, labels: SparseLabels) -> None:
     Arrays: for each of ``y``, ``y_sym`` and ``y_nh`` an ``_indptr`` int64 [n + 1] and ``_indices`` int32;
     ``neighbors`` int64 [n]; ``names`` where they are known; ``metadata`` as JSON text. None needs pickle.
     """
-    check_suffix(path, (".npz",))
+    check_output(path, (".npz",))
     arrays: dict[str, Any] = {}
     for name in LABEL_SETS:
         matrix = getattr(labels, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,63 @@ def parse_label_command(arguments: list[str]) -> LabelCommand:
         raise UserError("nothing to write to: give --output FILE.npz")
     config_from(given)
     return LabelCommand(**own, options=given)
+
+
+@dataclass(frozen=True)
+class SearchCommand:
+    """A parsed ``snnet.search`` command line."""
+
+    network: NetworkChoice
+    gallery: Path
+    query: Path
+    top_k: int
+    picture: Path | None
+    feature_cache: Path | None  # the folder
+    json: bool
+    quiet: bool
+
+
+def parse_search_command(arguments: list[str]) -> SearchCommand:
+    """Checked as far as that goes without opening the checkpoint or an image."""
+    parser = CommandParser(
+        "snnet.search",
+        "Find the crops of a gallery that are most like a query, by the cosine of their features: a table, and "
+        "one picture. No identities are needed. A gallery's features are kept on disk; images that were added or "
+        "changed are noticed by their content.",
+        usage="--gallery DIR --query IMAGE|DIR --checkpoint FILE|DIR [flags]",
+    )
+    parser.add_argument("--gallery", metavar="DIR", type=Path, help="any tree of crops to search in")
+    parser.add_argument(
+        "--query", metavar="IMAGE|DIR", type=Path, help="a crop to search for, or a tree of them"
+    )
+    parser.add_argument(
+        "--top-k", metavar="INT", type=_whole_number, help="matches to show for each query (default 10)"
+    )
+    parser.add_argument(
+        "--picture", metavar="FILE.png", type=Path, help="the picture to write, or none (default matches.png)"
+    )
+    parser.add_argument(
+        "--feature-cache",
+        metavar="DIR",
+        type=Path,
+        help="folder to keep galleries' features in, or none (default $SNNET_CACHE, else ~/.cache/snnet); its "
+        "files, features-*.npz, can be deleted at any time",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    _add_network(parser)
+    parser.add_options((*_MODEL, *_IMAGES, *_MACHINE), preset=False)
+    given = parser.parse(arguments)
+    cache = Path(os.environ.get("SNNET_CACHE") or "~/.cache/snnet")
+    own = _pop(
+        given, gallery=None, query=None, top_k=10, picture=Path("matches.png"), feature_cache=cache,
+        json=False, quiet=False,
+    )  # fmt: skip
+    if own["gallery"] is None or own["query"] is None:
+        raise UserError("nothing to search: give --gallery DIR and --query IMAGE or DIR")
+    own |= {name: own[name].expanduser() for name in ("gallery", "query")}
+    for name in ("picture", "feature_cache"):
+        own[name] = None if str(own[name]) == "none" else own[name].expanduser()
+    return SearchCommand(_network_choice(given), **own)
 
 
 def _add_network(parser: CommandParser) -> None:

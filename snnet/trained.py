@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from snnet.checkpoint import load_checkpoint, load_state
 from snnet.config import Config, config_from
+from snnet.data import DecodedImages
 from snnet.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from snnet.errors import UserError
+from snnet.features import extract_features
 from snnet.flags import checked_values, resolve
 from snnet.models import ReIDModel, build_model
 from snnet.runtime import Placement, prepare
@@ -25,6 +31,20 @@ class TrainedModel:
     model: ReIDModel
     config: Config
     placement: Placement
+
+    def fingerprint(self) -> str:
+        """Changes wherever its features may: SHA-256 of the weights, the preprocessing and the number format."""
+        digest = hashlib.sha256(json.dumps(self.description(), sort_keys=True).encode())
+        digest.update(f"{self.placement.device.type} {self.placement.amp}".encode())
+        for name, value in self.model.state_dict().items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def features(self, images: DecodedImages) -> Tensor:
+        """Retrieval features [n, d] of images in order, float32 on the network's device, rows of norm 1."""
+        kind = self.config.model.retrieval_feature
+        return extract_features(self.model, images, self.config, self.placement, kind)
 
     def description(self) -> dict[str, Any]:
         """What its features depend on besides the weights: values that JSON can hold."""
