@@ -169,6 +169,34 @@ def parse_search_command(arguments: list[str]) -> SearchCommand:
     return SearchCommand(_network_choice(given), **own)
 
 
+@dataclass(frozen=True)
+class ExportCommand:
+    """A parsed ``snnet.export`` command line."""
+
+    network: NetworkChoice
+    output: Path
+    quiet: bool
+
+
+def parse_export_command(arguments: list[str]) -> ExportCommand:
+    """Checked as far as that goes without opening the checkpoint."""
+    parser = CommandParser(
+        "snnet.export",
+        "Write a network for use elsewhere: .onnx is the retrieval feature of prepared images, for any batch "
+        "size, checked against PyTorch by onnxruntime before it is written (needs the extra 'onnx'); "
+        ".safetensors is the weights alone, which --weights reads.",
+        usage="--checkpoint FILE|DIR --output FILE [flags]",
+    )
+    parser.add_argument("--output", metavar="FILE", type=Path, help="what to write: .onnx or .safetensors")
+    _add_network(parser)
+    parser.add_options((*_MODEL, *_INPUT, "seed"), preset=False)
+    given = parser.parse(arguments)
+    own = _pop(given, output=None, quiet=False)
+    if own["output"] is None:
+        raise UserError("nothing to write to: give --output FILE.onnx or FILE.safetensors")
+    return ExportCommand(_network_choice(given), **own)
+
+
 def _add_network(parser: CommandParser) -> None:
     parser.add_argument(
         "--checkpoint", metavar="FILE|DIR", type=Path, help="a checkpoint, or the folder of a run"
