@@ -57,6 +57,17 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def check_output(path: Path, suffixes: Sequence[str], flag: str = "--output") -> None:
+    """Raise :class:`~snnet.errors.UserError` unless ``path`` ends in one of these and has a folder to lie in.
+
+    For a command to call before its work, not after it.
+    """
+    if path.suffix not in suffixes:
+        raise UserError(f"{flag} {path}: the name must end in {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise UserError(f"{flag} {path}: there is no folder {path.parent}")
+
+
 def write_text(path: Path, text: str) -> None:
     """:func:`write_atomically` for text."""
     write_atomically(path, lambda file: file.write(text.encode()))

@@ -72,7 +72,7 @@ def extract_features(
         height=data.height,
         width=data.width,
         batch_size=data.batch_size,
-        workers=data.workers,
+        workers=data.workers if len(decoded) > data.batch_size else 0,  # starting them takes longer
         pin_memory=placement.pin_memory,
     )
     features = torch.empty(len(decoded), model.feature_dim, device=placement.device)

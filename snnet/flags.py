@@ -198,10 +198,10 @@ def _resumed_config(run: Path, given: dict[str, Any]) -> Config:
 class CommandParser(argparse.ArgumentParser):
     """Flags from :data:`snnet.config.OPTIONS`; whatever is wrong is one line."""
 
-    def __init__(self, module: str, description: str) -> None:
+    def __init__(self, module: str, description: str, usage: str = "[flags]") -> None:
         prog = f"python -m {module}"
         super().__init__(
-            prog, f"{prog} [flags]", description, allow_abbrev=False, argument_default=argparse.SUPPRESS
+            prog, f"{prog} {usage}", description, allow_abbrev=False, argument_default=argparse.SUPPRESS
         )
         self.add_argument(
             "--quiet",
@@ -209,15 +209,16 @@ class CommandParser(argparse.ArgumentParser):
             help="no progress bars and no lines about what is being done: results, warnings and errors only",
         )
 
-    def add_options(self, names: Collection[str]) -> None:
-        preset = load_yaml(PRESETS / "synthetic.yaml")
+    def add_options(self, names: Collection[str], *, preset: bool = True) -> None:
+        """Add flags of the configuration; ``preset``: whether the data set may choose the preset synthetic."""
+        synthetic = load_yaml(PRESETS / "synthetic.yaml") if preset else {}
         for group, cls in GROUPS.items():
             options = [option for name, option in OPTIONS.items() if name in names and option.group == group]
             section = self.add_argument_group(group, (cls.__doc__ or "").strip()) if options else self
             for option in options:
                 defaults = f"default {_shown(option.default)}"
-                if preset.get(option.name, option.default) != option.default:
-                    defaults += f"; preset synthetic: {_shown(preset[option.name])}"
+                if synthetic.get(option.name, option.default) != option.default:
+                    defaults += f"; preset synthetic: {_shown(synthetic[option.name])}"
                 text = f"{option.help} ({defaults})".replace("%", "%%")
                 if option.type is bool:
                     section.add_argument(option.flag, action=argparse.BooleanOptionalAction, help=text)

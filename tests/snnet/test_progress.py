@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,6 @@ from tests.snnet.tiny_run import command_line
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-@pytest.fixture(autouse=True)
-def loud() -> Iterator[None]:
-    set_quiet(False)
-    yield
-    set_quiet(False)
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> str:
