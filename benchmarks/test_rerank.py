@@ -50,7 +50,6 @@ def dense_rerank(query, gallery, k1=20, k2=6, original_weight=0.3):
         gaussian = np.exp(-distance[image, members])
         weights[image, members] = gaussian / gaussian.sum()
     weights = np.stack([weights[order[image, :k2]].mean(axis=0) for image in range(n)])
-    del order
     having = [np.where(weights[:, column] != 0)[0] for column in range(n)]
     jaccard = np.empty((len(query), n), np.float32)
     for image in range(len(query)):

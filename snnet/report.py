@@ -15,7 +15,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from snnet.checkpoint import image_fingerprint, load_checkpoint, write_atomically, write_text
+from snnet.checkpoint import image_fingerprint, load_checkpoint, write_bytes, write_text
 from snnet.data import ReIDDataset, build_dataset
 from snnet.features import decode, decode_retrieval_set, retrieval_features
 from snnet.progress import say, set_quiet
@@ -160,7 +160,7 @@ def _write(contents: Contents, folder: Path) -> None:
     for name in PICTURES:
         path = folder / f"{name}.png"
         if name in drawn:
-            write_atomically(path, lambda file, picture=drawn[name]: file.write(picture))
+            write_bytes(path, drawn[name])
         else:
             path.unlink(missing_ok=True)
     write_text(folder / PAGE_FILE, page(contents))

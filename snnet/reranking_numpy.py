@@ -6,6 +6,8 @@ i has the columns ``starts[i]`` to ``starts[i + 1]``, rising.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 SparseRows = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -104,9 +106,7 @@ class JaccardIndex:
         starts, columns, values = code
         split = starts[queries]
         images = len(starts) - 1
-        self._queries = [
-            (columns[a:b], values[a:b]) for a, b in zip(starts[:queries], starts[1:], strict=False)
-        ]
+        self._queries = [(columns[a:b], values[a:b]) for a, b in pairwise(starts[: queries + 1])]
         self._gallery = images - queries
         order = np.argsort(columns[split:], kind="stable")
         self._rows = np.repeat(np.arange(self._gallery), np.diff(starts[queries:]))[order]

@@ -82,10 +82,7 @@ def show_warnings_as_lines() -> None:
 def environment(placement: Placement) -> dict[str, Any]:
     """The machine and the versions that a run's figures depend on, for the record."""
     device = placement.device
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     operations = backend_info().operations
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class Laps:
         if self._on_cuda:
             torch.cuda.synchronize()
         found: dict[str, float] = {}
-        for (_, begin), (name, end) in zip(self._ends, self._ends[1:], strict=False):
+        for (_, begin), (name, end) in pairwise(self._ends):
             lap = begin.elapsed_time(end) / 1000 if self._on_cuda else end - begin
             found[name] = found.get(name, 0.0) + lap
         return found

@@ -219,9 +219,7 @@ def parse_report_command(arguments: list[str]) -> ReportCommand:
         "that still goes on can be reported too.",
         usage="RUN [flags]",
     )
-    parser.add_argument(
-        "run", metavar="RUN", type=Path, nargs="?", default=None, help="the folder of a run"
-    )
+    parser.add_argument("run", metavar="RUN", type=Path, nargs="?", default=None, help="the folder of a run")
     parser.add_argument(
         "--output", metavar="DIR", type=Path, help="folder to write to (default: report, in that of the run)"
     )

@@ -303,7 +303,7 @@ def measure_epoch(
 ) -> dict[str, float]:
     """What is looked at after an epoch: the label memory, and the ranks where they are due."""
     started = time.perf_counter()
-    measured = {}
+    measured: dict[str, float] = {}
     if not learner.head.warmup:
         measured |= label_symmetry(learner.head.pseudo_labels)
         if data.images.images.pids is not None:

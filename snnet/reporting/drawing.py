@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
+from itertools import pairwise
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -192,7 +193,7 @@ def _dashes(points: Sequence[Point], lengths: Sequence[float]) -> list[list[Poin
         return [list(points)]
     parts: list[list[Point]] = [[points[0]]]
     place, left = 0, lengths[0]
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(points):
         distance = ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5
         done = 0.0
         while distance - done > left:

@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from importlib.resources import files
 
 from snnet.config import GROUPS, OPTIONS, flatten
 from snnet.reporting.chart import Chart, draw, epochs
-from snnet.reporting.drawing import DARK, LIGHT, to_svg
+from snnet.reporting.drawing import to_svg
+from snnet.reporting.elements import duration, note, percent, style, table
 from snnet.reporting.pictures import Lists, caption, data_uri, describe, place, role
 from snnet.reporting.ranked import RankedList, Retrieval, Shown
 from snnet.reporting.run import Run
@@ -57,29 +57,20 @@ def page(contents: Contents) -> str:
     title = escape(contents.run.folder.resolve().name)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; "
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{title}: training run</title><style>{_style()}</style></head>'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{title}: training run</title><style>{style()}</style></head>"
         f'<body><header><p class="muted">Training run</p><h1>{title}</h1>{_summary(contents.run)}'
         f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>'
-        f"<main>{body}</main>{_footer()}</body></html>\n"
+        f"<main>{body}</main>{_footer(contents)}</body></html>\n"
     )
 
 
-def _style() -> str:
-    def variables(colors: dict[str, str]) -> str:
-        return "".join(f"--{name}:{color};" for name, color in colors.items())
-
-    # Paper is white, whatever the screen is.
-    return (
-        f":root{{{variables(LIGHT)}}}"
-        f"@media screen and (prefers-color-scheme: dark){{:root{{{variables(DARK)}}}}}\n"
-        + files("snnet.reporting").joinpath("page.css").read_text(encoding="utf-8")
-    )
-
-
-def _footer() -> str:
+def _footer(contents: Contents) -> str:
+    if contents.ranked is None and contents.labels is None:
+        return ""
     return (
         "<footer><p>The images may show real people: handle this page as the data set's licence and the law "
         "demand.</p></footer>"
@@ -98,18 +89,18 @@ def _summary(run: Run) -> str:
     latest = run.after or _latest_ranks(run)
     for name in ("rank1", "mAP"):
         if latest:
-            before = f"{_percent(run.before[name])} before training" if run.before else ""
-            figures.append((RANK_NAMES[name], _percent(latest[name]), before))
+            before = f"{percent(run.before[name])} before training" if run.before else ""
+            figures.append((RANK_NAMES[name], percent(latest[name]), before))
     for name, words in (("label_precision", "label precision"), ("label_recall", "label recall")):
         value = run.last(name)
         if value is not None:
-            figures.append((words, _percent(value), "of the last epoch"))
+            figures.append((words, percent(value), "of the last epoch"))
     if run.records:
         total = sum(record["seconds"] for record in run.records)
         figures.append(("training time", duration(total), f"{total / done:.1f} s an epoch"))
     tiles = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{value}<small>{escape(note)}</small></dd></div>"
-        for name, value, note in figures
+        f"<div><dt>{escape(name)}</dt><dd>{value}<small>{escape(remark)}</small></dd></div>"
+        for name, value, remark in figures
     )
     return f'<p class="muted">{escape(line)}</p><dl class="figures">{tiles}</dl>'
 
@@ -125,15 +116,17 @@ def _results(contents: Contents) -> str:
     if run.reranked:
         rows.append(["the last, re-ranked (k-reciprocal)", *_ranks(run.reranked)])
     if not rows:
-        return _note("Nothing was evaluated: " + _why_no_ranks(run))
+        return note("Nothing was evaluated: " + _why_no_ranks(run))
     known = run.after or run.before
     about = "Percent."
     if known:
         about = f"Percent; {known['queries']:,} queries, mAP by the {known['average_precision']} definition."
         if known["queries_without_match"]:
-            about += f" {known['queries_without_match']:,} more have no match in the gallery and do not count."
-    table = _table(about, ["", *RANK_NAMES.values()], rows)
-    return f'<div class="beside">{table}{_cameras(contents.retrieval)}</div>'
+            about += (
+                f" {known['queries_without_match']:,} more have no match in the gallery and do not count."
+            )
+    ranks = table(about, ["", *RANK_NAMES.values()], rows)
+    return f'<div class="beside">{ranks}{_cameras(contents.retrieval)}</div>'
 
 
 def _why_no_ranks(run: Run) -> str:
@@ -146,17 +139,17 @@ def _cameras(retrieval: Retrieval | None) -> str:
     if retrieval is None or len(retrieval.cameras) < 2:
         return ""
     rows = [
-        [f"camera {camera}", f"{queries:,}", _percent(rank1, ""), _percent(precision, "")]
+        [f"camera {camera}", f"{queries:,}", percent(rank1, ""), percent(precision, "")]
         for camera, queries, rank1, precision in retrieval.cameras
     ]
     about = "The checkpoint by the camera of the query; rank-1 and mAP in percent."
-    return _table(about, ["", "queries", "rank-1", "mAP"], rows)
+    return table(about, ["", "queries", "rank-1", "mAP"], rows)
 
 
 def _training(contents: Contents) -> str:
     if not contents.run.records:
-        return _note("No epoch is done yet.")
-    return _charts(contents, "training") or _note("One epoch is done: curves begin with the second.")
+        return note("No epoch is done yet.")
+    return _charts(contents, "training") or note("One epoch is done: curves begin with the second.")
 
 
 def _charts(contents: Contents, section: str) -> str:
@@ -169,7 +162,7 @@ def _chart(chart: Chart) -> str:
     return (
         f'<figure id="{chart.name}"><h3>{escape(chart.title)}</h3>{to_svg(draw(chart), chart.name)}'
         f"<figcaption>{escape(chart.about)}</figcaption><details><summary>Numbers</summary>"
-        f"{_table(chart.title, head, rows)}</details></figure>"
+        f"{table(chart.title, head, rows)}</details></figure>"
     )
 
 
@@ -200,7 +193,7 @@ def _labels(contents: Contents) -> str:
 
 
 def _missing(contents: Contents, name: str) -> str:
-    return _note(contents.missing[name]) if name in contents.missing else ""
+    return note(contents.missing[name]) if name in contents.missing else ""
 
 
 def _lists(lists: Lists) -> str:
@@ -212,7 +205,7 @@ def _list(lists: Lists, row: RankedList) -> str:
     where = place(lists.firsts, row.image)
     words = [f"{lists.first_word} {row.image + 1:,}", where]
     if row.average_precision is not None:
-        words.append(f"average precision {_percent(row.average_precision)}")
+        words.append(f"average precision {percent(row.average_precision)}")
     if row.first_match is not None:
         words.append(f"first right image at rank {row.first_match.rank:,}")
     title = " · ".join(filter(None, words))
@@ -254,8 +247,8 @@ def _time(contents: Contents) -> str:
         f"Labels, loss and memory update are {100 * own / total:.1f} % of the training steps. Data: waiting for a "
         "batch; backbone: forward, backward and optimiser; update: exemplar memory and similarity cache."
     )
-    table = _table("The training steps of all epochs.", ["", "s", "s an epoch", "% of them"], rows)
-    return f'<p>{about}</p><div class="beside">{_charts(contents, "time")}{table}</div>'
+    shares = table("The training steps of all epochs.", ["", "s", "s an epoch", "% of them"], rows)
+    return f'<p>{about}</p><div class="beside">{_charts(contents, "time")}{shares}</div>'
 
 
 def _configuration(run: Run) -> str:
@@ -272,10 +265,14 @@ def _configuration(run: Run) -> str:
 
 def _options(about: str, names: Sequence[str], values: dict[str, object]) -> str:
     rows = [
-        [f"<code>{OPTIONS[name].flag}</code>", f"<code>{escape(_shown(values[name]))}</code>", escape(OPTIONS[name].help)]
+        [
+            f"<code>{OPTIONS[name].flag}</code>",
+            f"<code>{escape(_shown(values[name]))}</code>",
+            escape(OPTIONS[name].help),
+        ]
         for name in names
     ]
-    return _table(about, ["option", "value", "meaning"], rows, html=True)
+    return table(about, ["option", "value", "meaning"], rows, html=True)
 
 
 def _shown(value: object) -> str:
@@ -286,7 +283,7 @@ def _shown(value: object) -> str:
 
 def _environment(run: Run) -> str:
     if not run.starts:
-        return _note("It was not recorded (environment.json is missing).")
+        return note("It was not recorded (environment.json is missing).")
     text = []
     for start in run.starts:
         known = {name: value for name, value in start.items() if isinstance(value, (str, int, float))}
@@ -299,53 +296,9 @@ def _environment(run: Run) -> str:
                 [f"served by {backend}", ", ".join(name for name, one in backends.items() if one == backend)]
                 for backend in dict.fromkeys(backends.values())
             ]
-        text.append(_table(f"Where the epochs from {first} on were trained.", ["", "value"], rows))
+        text.append(table(f"Where the epochs from {first} on were trained.", ["", "value"], rows))
     return "".join(text)
 
 
-def _table(about: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, html: bool = False) -> str:
-    """A table whose first column names the rows; columns of numbers stand to the right."""
-    numbers = [
-        all(_is_number(row[column]) for row in rows) and any(row[column] for row in rows)
-        for column in range(len(head))
-    ]
-    kinds = [' class="number"' if number and place else "" for place, number in enumerate(numbers)]
-    cells = "".join(
-        f'<th scope="col"{kind}>{escape(name)}</th>' if name else f"<td{kind}></td>"
-        for name, kind in zip(head, kinds, strict=True)
-    )
-    lines = []
-    for row in rows:
-        first, *others = row if html else map(escape, row)
-        values = "".join(f"<td{kind}>{value}</td>" for value, kind in zip(others, kinds[1:], strict=True))
-        lines.append(f'<tr><th scope="row">{first}</th>{values}</tr>')
-    return (
-        f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(about)}"><table>'
-        f"<caption>{escape(about)}</caption><thead><tr>{cells}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def _is_number(text: str) -> bool:
-    return not text or text.replace(",", "").replace(".", "", 1).lstrip("-").isdigit()
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'
-
-
 def _ranks(record: dict[str, float]) -> list[str]:
-    return [_percent(record[name], "") for name in RANKS]
-
-
-def _percent(fraction: float, unit: str = " %") -> str:
-    return f"{100 * fraction:.1f}{unit}"
-
-
-def duration(seconds: float) -> str:
-    """A time in its largest two units."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+    return [percent(record[name], "") for name in RANKS]

@@ -124,7 +124,11 @@ def _place(
 
 
 def _paste(
-    picture: Image.Image, draw: ImageDraw.ImageDraw, image: Image.Image, at: tuple[int, int], shown: Shown | None
+    picture: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    image: Image.Image,
+    at: tuple[int, int],
+    shown: Shown | None,
 ) -> None:
     left, top = at
     right, bottom = left + CROP_WIDTH + 2 * FRAME - 1, top + CROP_HEIGHT + 2 * FRAME - 1

@@ -73,7 +73,7 @@ def load_run(folder: Path) -> Run:
 def _read_records(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    records = []
+    records: list[dict[str, Any]] = []
     for number, line in enumerate(_read(path).splitlines(), start=1):
         try:
             record = json.loads(line)

@@ -186,7 +186,13 @@ def test_junk_of_the_gallery_is_nobodys_neighbour():
 def test_train_and_evaluate_report_it_beside_the_plain_ranking(
     tiny_options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = {**tiny_options, "epochs": 2, "eval_every": 1, "rerank": True, "output_dir": str(tmp_path / "run")}
+    options = {
+        **tiny_options,
+        "epochs": 2,
+        "eval_every": 1,
+        "rerank": True,
+        "output_dir": str(tmp_path / "run"),
+    }
     results = train(config_from(options))
     assert results["reranked"]["mAP"] != results["after"]["mAP"]
     assert results["reranked"]["queries"] == results["after"]["queries"] == 16
@@ -197,6 +203,8 @@ def test_train_and_evaluate_report_it_beside_the_plain_ranking(
     assert last["reranked_mAP"] == results["reranked"]["mAP"]
 
     checkpoint = ["--checkpoint", str(tmp_path / "run"), "--device", "cpu"]
-    found = evaluate(parse_evaluate_command(checkpoint))  # re-ranking is part of the checkpoint's configuration
+    found = evaluate(
+        parse_evaluate_command(checkpoint)
+    )  # re-ranking is part of the checkpoint's configuration
     assert found["reranked"] == results["reranked"]
     assert "reranked" not in evaluate(parse_evaluate_command([*checkpoint, "--no-rerank"]))
