@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../common/bits.h"
+#include "device.cuh"
 
 namespace snnet {
 
