@@ -132,11 +132,13 @@ def emulation() -> Emulation:
     return load(build(*cuda_sources()), "snnet_cuda")
 
 
-def mutant(file: str, edit: Callable[[str], str], *flags: str, folder: pathlib.Path) -> Emulation:
+def mutant(
+    file: str, edit: Callable[[str], str], *flags: str, folder: pathlib.Path, source: str | None = None
+) -> Emulation:
     """One source of csrc/cuda after ``edit``, alone in a namespace of its own; ``folder`` is the test's.
 
-    ``file`` is a ``.cu`` or a ``.cuh``; in the second case the source of the same stem is compiled. ``edit`` gets the
-    text of ``file`` and must change it, unless ``flags`` are given.
+    ``file`` is a ``.cu`` or a ``.cuh``; in the second case ``source`` is compiled, or the one of the same stem.
+    ``edit`` gets the text of ``file`` and must change it, unless ``flags`` are given.
     """
     csrc = folder / "csrc"
     shutil.copytree(SOURCES, csrc, dirs_exist_ok=True)
@@ -144,7 +146,7 @@ def mutant(file: str, edit: Callable[[str], str], *flags: str, folder: pathlib.P
     before = path.read_text()
     path.write_text(edit(before))
     assert flags or path.read_text() != before, f"the edit of {file} changed nothing"
-    source = path.with_suffix(".cu")
+    compiled = path.with_name(source) if source else path.with_suffix(".cu")
     # A path of its own names the object, so the hash is of the text.
     namespace = f"snnet_cuda_{_digest(file, path.read_text(), *flags)}"
     library = torch.library.Library(namespace, "DEF")
@@ -152,7 +154,7 @@ def mutant(file: str, edit: Callable[[str], str], *flags: str, folder: pathlib.P
         library.define(schema)
     _KEPT.append(library)
     headers = cuda_sources(csrc)[1]
-    return load(build([source], headers, f"-Dsnnet_cuda={namespace}", *flags), namespace)
+    return load(build([compiled], headers, f"-Dsnnet_cuda={namespace}", *flags), namespace)
 
 
 def without_barrier(text: str, which: int) -> str:
