@@ -137,6 +137,7 @@ __device__ void update_row(const MemoryUpdate& u, int32_t entry, const Turn& tur
   const bool publishes = u.cache != nullptr && threadIdx.x == 0;
   bool afresh = turn.same > kMostOccurrences;
   int32_t last = entry;
+#pragma unroll 1
   for (int32_t b = entry, left = turn.same; left > 0; ++b) {
     if (u.index[b] != column) continue;
     const float length = blend_row(row, u.features + b * u.d, staged, u.d, alpha, beta, shared.parts);
@@ -147,6 +148,7 @@ __device__ void update_row(const MemoryUpdate& u, int32_t entry, const Turn& tur
   }
   if (!publishes) return;
   float kept = 1.0f;
+#pragma unroll 1
   for (int32_t b = last; b >= entry; --b) {
     if (u.index[b] != column) continue;
     u.factors[b].weight = beta / u.factors[b].length * kept;
@@ -187,13 +189,16 @@ __device__ float pair_similarity(const MemoryUpdate& u, int32_t place_i, const R
                         of_j.length);
   }
   float with_i = 0.0f, with_j = 0.0f, among = 0.0f;
+#pragma unroll 1
   for (int32_t t = 0; t < of_j.occurrences; ++t) {
     const int64_t c = u.order[place_j + t].entry;
     with_i += u.factors[c].weight * u.similarity[c * u.n + i];
   }
+#pragma unroll 1
   for (int32_t t = 0; t < of_i.occurrences; ++t) {
     const int64_t b = u.order[place_i + t].entry;
     float live = 0.0f;
+#pragma unroll 1
     for (int32_t v = 0; v < of_j.occurrences; ++v) {
       const int64_t c = u.order[place_j + v].entry;
       live += u.factors[c].weight * u.gram[b * u.batch_size + c];
@@ -248,18 +253,6 @@ __device__ void tile_products(const MemoryUpdate& u, int64_t first_column, Updat
   }
 }
 
-// S'[i,l] for l outside the batch; before and live are S[i,l] and s[b,l] of the first entry b of i at `place`.
-__device__ __forceinline__ float row_similarity(const MemoryUpdate& u, int32_t place, const RowFactors& of_row,
-                                                int64_t column, float before, float live, float alpha) {
-  if (of_row.occurrences == 1) return blended_similarity(before, live, alpha, 1.0f - alpha, of_row.length);
-  float value = of_row.kept * before + of_row.weight * live;
-  for (int32_t t = 1; t < of_row.occurrences; ++t) {
-    const int64_t b = u.order[place + t].entry;
-    value += u.factors[b].weight * u.similarity[b * u.n + column];
-  }
-  return value;
-}
-
 // S[i,l] and s[b,l] of the thread's cells of a tile; 0 where there is none.
 __device__ __forceinline__ void load_cells(const MemoryUpdate& u, const UpdateShared& shared, int64_t first_column,
                                            int64_t end_column, float (&before)[kRowsOfThread][kColumnsOfThread],
@@ -274,6 +267,31 @@ __device__ __forceinline__ void load_cells(const MemoryUpdate& u, const UpdateSh
       const bool used = row.entry >= 0 && column < end_column;
       before[r][c] = used ? u.cache[row.column * u.n + column] : 0.0f;
       live[r][c] = used ? u.similarity[row.entry * u.n + column] : 0.0f;
+    }
+  }
+}
+
+// before <- S'[i,l] for l outside the batch, for the thread's cells in the row at `place` of the order.
+__device__ __forceinline__ void move_row(const MemoryUpdate& u, int32_t place, const RowFactors& of_row,
+                                         int64_t first_column, int64_t end_column, float alpha,
+                                         float (&before)[kColumnsOfThread], const float (&live)[kColumnsOfThread]) {
+  if (of_row.occurrences == 1) {
+#pragma unroll
+    for (int c = 0; c < kColumnsOfThread; ++c) {
+      before[c] = blended_similarity(before[c], live[c], alpha, 1.0f - alpha, of_row.length);
+    }
+    return;
+  }
+#pragma unroll
+  for (int c = 0; c < kColumnsOfThread; ++c) before[c] = of_row.kept * before[c] + of_row.weight * live[c];
+#pragma unroll 1
+  for (int32_t t = 1; t < of_row.occurrences; ++t) {
+    const int64_t b = u.order[place + t].entry;
+    const float weight = u.factors[b].weight;
+#pragma unroll
+    for (int c = 0; c < kColumnsOfThread; ++c) {
+      const int64_t column = first_column + threadIdx.x % kWarp + kWarp * c;
+      if (column < end_column) before[c] += weight * u.similarity[b * u.n + column];
     }
   }
 }
@@ -294,6 +312,7 @@ __device__ void update_tile(const MemoryUpdate& u, int64_t tile, UpdateShared& s
   }
   // Its barriers let every thread see what was just written.
   const int32_t first_member = first_place(u, first_column), end_member = first_place(u, end_column);
+#pragma unroll 1
   for (int32_t m = first_member + static_cast<int32_t>(threadIdx.x); m < end_member; m += kUpdateThreads) {
     shared.is_member[u.order[m].column - first_column] = true;
   }
@@ -308,6 +327,7 @@ __device__ void update_tile(const MemoryUpdate& u, int64_t tile, UpdateShared& s
     shared.factors[threadIdx.x] = u.factors[shared.rows[threadIdx.x].entry];
     afresh = shared.factors[threadIdx.x].occurrences == 0;
   }
+#pragma unroll 1
   for (int32_t m = first_member + static_cast<int32_t>(threadIdx.x); m < end_member; m += kUpdateThreads) {
     if (is_first_of_index(u, m)) afresh = afresh || u.factors[u.order[m].entry].occurrences == 0;
   }
@@ -321,19 +341,23 @@ __device__ void update_tile(const MemoryUpdate& u, int64_t tile, UpdateShared& s
   for (int r = 0; r < kRowsOfThread; ++r) {
     const int row = warp + kUpdateWarps * r;
     const PlacedEntry own = shared.rows[row];
+    if (own.entry < 0) continue;
+    const bool moved = shared.factors[row].occurrences != 0;
+    if (moved) {
+      move_row(u, place + row, shared.factors[row], first_column, end_column, alpha, before[r], live[r]);
+    }
 #pragma unroll
     for (int c = 0; c < kColumnsOfThread; ++c) {
       const int at = lane + kWarp * c;
       const int64_t column = first_column + at;
-      if (own.entry < 0 || column >= end_column || shared.is_member[at]) continue;
+      if (column >= end_column || shared.is_member[at]) continue;
       float& value = shared.tile[row * kTilePitch + at];
-      if (shared.factors[row].occurrences != 0) {
-        value = row_similarity(u, place + row, shared.factors[row], column, before[r][c], live[r][c], alpha);
-      }
+      if (moved) value = before[r][c];
       u.cache[own.column * u.n + column] = value;
     }
   }
   __syncthreads();
+#pragma unroll 1
   for (int32_t e = threadIdx.x; e < kTileRows * (end_member - first_member); e += kUpdateThreads) {
     const int row = e % kTileRows;
     const int32_t member = first_member + e / kTileRows;
