@@ -24,18 +24,29 @@ struct LossRow {
   }
 };
 
-// The labels of one row: bit column % 32 of word column / 32.
+// The labels of one row [n]: bit column % 32 of word column / 32.
 struct RowLabels {
   const uint32_t* words[kMostSets];
   int sets;
+  int64_t n;
 
+  // Bits past the last column are 0 here.
+  __device__ __forceinline__ uint32_t word(int set, int64_t at) const {
+    const int64_t left = n - 32 * at;
+    return set < sets && left > 0 ? __ldg(words[set] + at) & (left < 32 ? (1u << left) - 1 : ~0u) : 0;
+  }
+  // The columns of a word that are positive in some set.
+  __device__ __forceinline__ uint32_t any(int64_t at) const {
+    uint32_t columns = 0;
+#pragma unroll
+    for (int k = 0; k < kMostSets; ++k) columns |= word(k, at);
+    return columns;
+  }
   // The sets in which the column is positive, as a mask.
   __device__ __forceinline__ unsigned positive_in(int64_t column) const {
     unsigned mask = 0;
 #pragma unroll
-    for (int k = 0; k < kMostSets; ++k) {
-      if (k < sets) mask |= (__ldg(words[k] + column / 32) >> (column % 32) & 1u) << k;
-    }
+    for (int k = 0; k < kMostSets; ++k) mask |= (word(k, column / 32) >> (column % 32) & 1u) << k;
     return mask;
   }
 };
@@ -54,49 +65,66 @@ struct Thresholds {
 };
 
 struct SelectionShared {
-  int32_t histogram[kMostSets + 1][kBins];  // the last: of columns that are positive in no set
+  int32_t histogram[kMostSets + 1][kBins];  // the last: for every set, while their prefixes are alike
   int32_t warp_totals[kMostSets][kLossWarps];
   Thresholds thresholds;
   uint64_t smallest[kMostSets];
 };
 
-// Counts the digit at `shift` of the keys whose higher digits are a set's prefix.
-__device__ void count_digits(const LossRow& row, const RowLabels& labels, int64_t n, int shift, int bits,
-                             const Thresholds& known, bool alike, SelectionShared& shared) {
+// The digit of a key at `shift`, and the open sets whose prefix the key has.
+struct KeyDigit {
+  unsigned digit, sets;
+};
+
+__device__ __forceinline__ KeyDigit digit_of(uint64_t key, int shift, int bits, const Thresholds& known) {
   const int above = shift + bits;
-  const unsigned mask = (1u << bits) - 1;
+  KeyDigit found{static_cast<unsigned>(key >> shift) & ((1u << bits) - 1), 0};
+#pragma unroll
+  for (int k = 0; k < kMostSets; ++k) {
+    const bool shares = known.open[k] && (above == 64 || key >> (above % 64) == known.prefix[k]);
+    found.sets |= shares ? 1u << k : 0u;
+  }
+  return found;
+}
+
+// Counts the digit at `shift` of the keys whose higher digits are a set's prefix: first of all columns, then a set's
+// few positives are taken off.
+__device__ void count_digits(const LossRow& row, const RowLabels& labels, int shift, int bits, const Thresholds& known,
+                             bool alike, SelectionShared& shared) {
   for (int bin = threadIdx.x; bin < (kMostSets + 1) * kBins; bin += kLossThreads) (&shared.histogram[0][0])[bin] = 0;
   __syncthreads();
   constexpr int kInFlight = 4;  // columns of a thread whose loads are on their way at once
-  for (int64_t first = threadIdx.x; first < n; first += kInFlight * kLossThreads) {
-    uint64_t key[kInFlight];
-    unsigned sharing[kInFlight], positive[kInFlight];  // the open sets whose prefix the key has; its labels
+  for (int64_t first = threadIdx.x; first < labels.n; first += kInFlight * kLossThreads) {
+    uint32_t high[kInFlight];
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
       const int64_t column = first + i * kLossThreads;
-      key[i] = column < n ? full_key(row.high_key(column), column) : 0;
-      sharing[i] = 0;
-#pragma unroll
-      for (int k = 0; k < kMostSets; ++k) {
-        const bool shares = known.open[k] && (above == 64 || key[i] >> (above % 64) == known.prefix[k]);
-        sharing[i] |= column < n && shares ? 1u << k : 0u;
-      }
+      high[i] = column < labels.n ? row.high_key(column) : 0;
     }
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
-      positive[i] = sharing[i] != 0 ? labels.positive_in(first + i * kLossThreads) : 0;
-    }
-#pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      if (sharing[i] == 0) continue;
-      const unsigned digit = static_cast<unsigned>(key[i] >> shift) & mask;
-      if (alike && positive[i] == 0) {  // most columns
-        atomicAdd(&shared.histogram[kMostSets][digit], 1);
+      const int64_t column = first + i * kLossThreads;
+      const KeyDigit own = digit_of(full_key(high[i], column), shift, bits, known);
+      if (column >= labels.n || own.sets == 0) continue;
+      if (alike) {
+        atomicAdd(&shared.histogram[kMostSets][own.digit], 1);
         continue;
       }
 #pragma unroll
       for (int k = 0; k < kMostSets; ++k) {
-        if ((sharing[i] & ~positive[i]) >> k & 1u) atomicAdd(&shared.histogram[k][digit], 1);
+        if (own.sets >> k & 1u) atomicAdd(&shared.histogram[k][own.digit], 1);
+      }
+    }
+  }
+  for (int64_t word = threadIdx.x; word < (labels.n + 31) / 32; word += kLossThreads) {
+    for (uint32_t left = labels.any(word); left != 0; left &= left - 1) {
+      const int64_t column = 32 * word + lowest_bit(left);
+      const KeyDigit own = digit_of(full_key(row.high_key(column), column), shift, bits, known);
+      if (own.sets == 0) continue;
+      const unsigned positive = labels.positive_in(column);
+#pragma unroll
+      for (int k = 0; k < kMostSets; ++k) {
+        if ((own.sets & positive) >> k & 1u) atomicAdd(&shared.histogram[k][own.digit], -1);
       }
     }
   }
@@ -140,7 +168,7 @@ __device__ void choose_digits(int shift, int bits, const Thresholds& known, bool
 
 // For each set the smallest key of its `wanted` largest negatives, to shared.smallest; wanted is at most the number
 // of negatives, and 0 gives a key that none has.
-__device__ void select_hard_negatives(const LossRow& row, const RowLabels& labels, int64_t n,
+__device__ void select_hard_negatives(const LossRow& row, const RowLabels& labels,
                                       const int32_t (&wanted)[kMostSets], SelectionShared& shared) {
   if (threadIdx.x == 0) {
     for (int k = 0; k < kMostSets; ++k) {
@@ -165,7 +193,7 @@ __device__ void select_hard_negatives(const LossRow& row, const RowLabels& label
     if (!open) break;
     const int bits = above < kDigitBits ? above : kDigitBits;
     above -= bits;
-    count_digits(row, labels, n, above, bits, known, alike, shared);
+    count_digits(row, labels, above, bits, known, alike, shared);
     choose_digits(above, bits, known, alike, shared);
   }
 }

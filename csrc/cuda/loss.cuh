@@ -32,15 +32,10 @@ struct LossShared {
 __device__ __forceinline__ RowLabels labels_of_row(const LabelLoss& loss, int64_t b) {
   RowLabels labels{};
   labels.sets = loss.sets;
+  labels.n = loss.n;
 #pragma unroll
   for (int k = 0; k < kMostSets; ++k) labels.words[k] = k < loss.sets ? loss.labels[k] + b * loss.words : nullptr;
   return labels;
-}
-
-// The columns of 32 * word that exist.
-__device__ __forceinline__ uint32_t columns_of_half_word(int64_t word, int64_t n) {
-  const int64_t left = n - 32 * word;
-  return left >= 32 ? ~0u : left <= 0 ? 0u : (1u << left) - 1;
 }
 
 __device__ void weigh_row(const LabelLoss& loss, const RowLabels& labels, LossShared& shared) {
@@ -48,9 +43,7 @@ __device__ void weigh_row(const LabelLoss& loss, const RowLabels& labels, LossSh
   int32_t own[kMostSets] = {};
   for (int64_t word = threadIdx.x; word < (loss.n + 31) / 32; word += kLossThreads) {
 #pragma unroll
-    for (int k = 0; k < kMostSets; ++k) {
-      if (k < loss.sets) own[k] += __popc(__ldg(labels.words[k] + word) & columns_of_half_word(word, loss.n));
-    }
+    for (int k = 0; k < kMostSets; ++k) own[k] += __popc(labels.word(k, word));
   }
 #pragma unroll
   for (int k = 0; k < kMostSets; ++k) {
@@ -99,35 +92,30 @@ __device__ __forceinline__ bool column_loss(const LossShared& shared, uint64_t k
 // Calls visit(column, used, value, slope) for columns 32 * [first, last) + lane of a row, all lanes of a warp
 // together; past the last column nothing is used.
 template <class Visit>
-__device__ __forceinline__ void visit_columns(const LossRow& row, const RowLabels& labels, int64_t n,
-                                              const LossShared& shared, int64_t first, int64_t last,
-                                              const Visit& visit) {
-  constexpr int kInFlight = 4;
+__device__ __forceinline__ void visit_columns(const LossRow& row, const RowLabels& labels, const LossShared& shared,
+                                              int64_t first, int64_t last, const Visit& visit) {
+  const int lane = threadIdx.x % kWarp;
   uint32_t lowest = ~0u;  // below it nothing is a hard negative
 #pragma unroll
   for (int k = 0; k < kMostSets; ++k) {
     const auto high = static_cast<uint32_t>(shared.selection.smallest[k] >> 32);
     lowest = high < lowest ? high : lowest;
   }
-  for (int64_t word = first; word < last; word += kInFlight) {
-    const int64_t column = 32 * word + threadIdx.x % kWarp;
-    uint32_t high[kInFlight];
-    unsigned positive[kInFlight];
-#pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      const bool exists = word + i < last && column + 32 * i < n;
-      high[i] = exists ? row.high_key(column + 32 * i) : 0;
-      positive[i] = exists ? labels.positive_in(column + 32 * i) : 0;
-    }
-#pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-      if (word + i >= last) break;
+  for (int64_t start = first; start < last; start += kWarp) {
+    const uint32_t positives_of_lane = start + lane < last ? labels.any(start + lane) : 0;
+    const int words = static_cast<int>(last - start < kWarp ? last - start : kWarp);
+    for (int word = 0; word < words; ++word) {
+      const uint32_t positives = __shfl_sync(kAllLanes, positives_of_lane, word);
+      const int64_t column = 32 * (start + word) + lane;
+      const bool exists = column < labels.n, is_positive = positives >> lane & 1u;
+      const uint32_t high = exists ? row.high_key(column) : 0;
       double value = 0;
       float slope = 0;
-      const bool worth = column + 32 * i < n && (positive[i] != 0 || high[i] >= lowest);
-      const bool used =
-          worth && column_loss(shared, full_key(high[i], column + 32 * i), positive[i], value, slope);
-      visit(column + 32 * i, used, value, slope);
+      bool used = exists && (is_positive || high >= lowest);
+      if (used) {  // few
+        used = column_loss(shared, full_key(high, column), is_positive ? labels.positive_in(column) : 0, value, slope);
+      }
+      visit(column, used, value, slope);
     }
   }
 }
@@ -136,29 +124,28 @@ __device__ __forceinline__ void visit_columns(const LossRow& row, const RowLabel
 __device__ void hard_negative_row(const LabelLoss& loss, int64_t b, const LossRow& row, LossShared& shared,
                                   double* row_loss, float* grad, Entry* entries, int32_t* entry_count) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t n = loss.n;
   const RowLabels labels = labels_of_row(loss, b);
   weigh_row(loss, labels, shared);
-  select_hard_negatives(row, labels, n, shared.weights.wanted, shared.selection);
+  select_hard_negatives(row, labels, shared.weights.wanted, shared.selection);
   // Each warp has a range of columns to itself, so that entries can be put in their order.
-  const int64_t words = (n + 31) / 32, words_of_warp = (words + kLossWarps - 1) / kLossWarps;
+  const int64_t words = (loss.n + 31) / 32, words_of_warp = (words + kLossWarps - 1) / kLossWarps;
   const int64_t first = warp * words_of_warp;
   const int64_t last = first + words_of_warp < words ? first + words_of_warp : words;
   double total = 0;
   if (entries == nullptr) {
-    visit_columns(row, labels, n, shared, first, last, [&](int64_t column, bool, double value, float slope) {
+    visit_columns(row, labels, shared, first, last, [&](int64_t column, bool, double value, float slope) {
       total += value;
-      if (column < n) grad[column] = slope;
+      if (column < labels.n) grad[column] = slope;
     });
   } else {
     int32_t own = 0;
-    visit_columns(row, labels, n, shared, first, last, [&](int64_t, bool used, double, float) { own += used; });
+    visit_columns(row, labels, shared, first, last, [&](int64_t, bool used, double, float) { own += used; });
     own = warp_sum(own);
     if (lane == 0) shared.entries[warp] = own;
     __syncthreads();
     int32_t place = warp_sum(lane < warp ? shared.entries[lane] : 0);
     if (warp == kLossWarps - 1 && lane == 0) *entry_count = place + own;
-    visit_columns(row, labels, n, shared, first, last, [&](int64_t column, bool used, double value, float slope) {
+    visit_columns(row, labels, shared, first, last, [&](int64_t column, bool used, double value, float slope) {
       total += value;
       const unsigned all = __ballot_sync(kAllLanes, used);
       if (used) entries[place + __popc(all & ((1u << lane) - 1))] = {slope, static_cast<int32_t>(column)};
@@ -172,7 +159,7 @@ __device__ void hard_negative_row(const LabelLoss& loss, int64_t b, const LossRo
 // kind "mmcl", one block a row; `staged`: the row's keys fit in shared memory. grad [B, n] or entries [B, n] is null.
 // Bound by latency: some four passes over a row in shared memory; s is read and the gradient written once.
 template <bool staged>
-__global__ void __launch_bounds__(kLossThreads)
+__global__ void __launch_bounds__(kLossThreads, 1)
     hard_negative_loss_kernel(LabelLoss loss, double* row_losses, float* grad, Entry* entries, int32_t* entry_counts) {
   LossShared& shared = *dynamic_shared<LossShared>();
   auto* keys = reinterpret_cast<uint32_t*>(&shared + 1);
@@ -207,30 +194,32 @@ constexpr int kSquareColumns = 4096;  // of a block
 __global__ void __launch_bounds__(kSquareThreads) square_loss_kernel(LabelLoss loss, int64_t blocks_of_row,
                                                                      double* parts_of_loss, float* grad) {
   __shared__ double parts[kSquareThreads / kWarp];
+  __shared__ uint32_t positives[kSquareColumns / 32];  // in some set
   const int64_t b = blockIdx.x / blocks_of_row, first = blockIdx.x % blocks_of_row * kSquareColumns;
   const int64_t end = first + kSquareColumns < loss.n ? first + kSquareColumns : loss.n;
   const float* row = loss.similarity + b * loss.n;
   const RowLabels labels = labels_of_row(loss, b);
   const float scale = static_cast<float>(2.0 / static_cast<double>(loss.batch_size));
   double total = 0;
+  if (threadIdx.x < kSquareColumns / 32) positives[threadIdx.x] = labels.any(first / 32 + threadIdx.x);
+  __syncthreads();
   constexpr int kInFlight = 8;
   for (int64_t start = first + threadIdx.x; start < end; start += kInFlight * kSquareThreads) {
     float similarity[kInFlight];
-    unsigned positive[kInFlight];
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
       const int64_t column = start + i * kSquareThreads;
       similarity[i] = column < end ? __ldg(row + column) : 0.0f;
-      positive[i] = column < end ? labels.positive_in(column) : 0;
     }
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
       const int64_t column = start + i * kSquareThreads;
       if (column >= end) break;
       double mean = 0;
-      if (positive[i] != 0) {
+      if (positives[(column - first) / 32] >> (column % 32) & 1u) {
+        const unsigned positive = labels.positive_in(column);
 #pragma unroll
-        for (int k = 0; k < kMostSets; ++k) mean += positive[i] >> k & 1u ? loss.weights[k] : 0.0;
+        for (int k = 0; k < kMostSets; ++k) mean += positive >> k & 1u ? loss.weights[k] : 0.0;
         total += mean * (1 - 2 * static_cast<double>(similarity[i]));
       }
       total += static_cast<double>(similarity[i]) * static_cast<double>(similarity[i]);

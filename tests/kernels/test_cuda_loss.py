@@ -199,7 +199,9 @@ def test_a_memory_row_without_weight_is_not_read(operations):
     memory[0] = torch.nan
     labels = reference.identity_labels(torch.tensor([7]), 100)
     grad = operations.sparse_label_loss(similarity, memory, [labels], [1.0], 5.0, 0.05)[1]
-    exact_grad = reference.mutual_label_loss_with_grad(similarity.double(), [labels], [1.0], "mmcl", 5.0, 0.05)[1]
+    exact_grad = reference.mutual_label_loss_with_grad(
+        similarity.double(), [labels], [1.0], "mmcl", 5.0, 0.05
+    )[1]
     assert exact_grad[0, 0] == 0
     assert (grad - exact_grad[:, 1:] @ memory[1:].double()).abs().max() < 1e-5
 
