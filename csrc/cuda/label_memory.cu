@@ -1,5 +1,6 @@
-// Labels as bits: checks and launches.
+// Labels as bits and the pseudo label memory: checks and launches.
 #include "label_memory.cuh"
+
 #include "launch.cuh"
 
 namespace snnet {
@@ -33,10 +34,41 @@ Tensor unpack_labels(const Tensor& labels, int64_t n) {
   return flags;
 }
 
+// bits[index]; an index of -1 gives an empty label.
+Tensor gather_labels(const Tensor& bits, const Tensor& index) {
+  const Call call(bits);
+  const int64_t n = rows_of(bits, "bits"), width = label_bytes(n);
+  call.check_words(bits, "bits", n);
+  const Tensor positions = call.checked_index(index);
+  const int64_t batch_size = positions.size(0), vectors = width / 16, total = batch_size * vectors;
+  Tensor gathered = torch::stable::new_empty(bits, {batch_size, width}, ScalarType::Byte);
+  launch(gather_labels_kernel, blocks_for(total, kThreads), kThreads, 0, call.stream(), words<const uint4>(bits),
+         positions.const_data_ptr<int64_t>(), words<uint4>(gathered), n, vectors, total);
+  return gathered;
+}
+
+// P[index] <- labels; of a repeated index the last counts.
+void write_labels_(const Tensor& row_bits, const Tensor& column_bits, const Tensor& index, const Tensor& labels) {
+  const Call call(row_bits);
+  const int64_t n = rows_of(row_bits, "row_bits"), width = label_bytes(n);
+  call.check_words(row_bits, "row_bits", n);
+  call.check_words(column_bits, "column_bits", n);
+  const Tensor positions = call.checked_index(index);
+  const int64_t batch_size = positions.size(0);
+  call.check_matrix(labels, "labels", ScalarType::Byte, batch_size, width);
+  Tensor given = torch::stable::contiguous(labels);
+  if (!is_aligned(given.const_data_ptr())) given = torch::stable::clone(given);
+  const LabelMemory memory{words<unsigned>(row_bits), words<unsigned>(column_bits), n, width / 4};
+  launch(write_labels_kernel, blocks_for(batch_size, 1), kThreads, 0, call.stream(), memory,
+         positions.const_data_ptr<int64_t>(), words<const unsigned>(given), batch_size);
+}
+
 }  // namespace
 }  // namespace snnet
 
 STABLE_TORCH_LIBRARY_IMPL(snnet_cuda, SNNET_DEVICE_KEY, m) {
   m.impl("pack_labels", TORCH_BOX(&snnet::pack_labels));
   m.impl("unpack_labels", TORCH_BOX(&snnet::unpack_labels));
+  m.impl("gather_labels", TORCH_BOX(&snnet::gather_labels));
+  m.impl("write_labels_", TORCH_BOX(&snnet::write_labels_));
 }

@@ -10,6 +10,9 @@
 
 #include <cstdint>
 #include <limits>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
 #include <utility>
 
 #include "../common/bits.h"
@@ -35,6 +38,18 @@ using torch::stable::Tensor;
   throw std::runtime_error(std::string("CUDA error: ") + error + " in " + call);
 }
 
+inline bool is_aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
+
+// The storage of label bits as words: `const` words are only read.
+template <class Word>
+Word* words(const Tensor& bits) {
+  if constexpr (std::is_const_v<Word>) {
+    return static_cast<Word*>(bits.const_data_ptr());
+  } else {
+    return static_cast<Word*>(bits.mutable_data_ptr());
+  }
+}
+
 // One call of an operation: the device of its first tensor, current while this lives, and the stream to launch on.
 class Call {
  public:
@@ -48,6 +63,7 @@ class Call {
   }
 #endif
 
+  const Tensor& first() const { return first_; }
   cudaStream_t stream() const { return stream_; }
 
   void check_device(const Tensor& tensor, const char* name) const {
@@ -67,6 +83,12 @@ class Call {
   void check_storage(const Tensor& tensor, const char* name, ScalarType type, int64_t rows, int64_t columns) const {
     check_matrix(tensor, name, type, rows, columns);
     SNNET_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+  }
+
+  // Label bits [n, label_bytes(n)] that are read or written as words.
+  void check_words(const Tensor& bits, const char* name, int64_t n) const {
+    check_storage(bits, name, ScalarType::Byte, n, label_bytes(n));
+    SNNET_CHECK(is_aligned(bits.const_data_ptr()), name, " must begin at a multiple of 16 bytes");
   }
 
   // index [B], contiguous. Its values are not read here: that would wait for the device.
@@ -90,11 +112,6 @@ inline int64_t rows_of(const Tensor& tensor, const char* name) {
   // Columns are kept as int32; the matrix they belong to has 2^62 entries then.
   SNNET_CHECK(tensor.size(0) < std::numeric_limits<int32_t>::max(), name, " has too many rows");
   return tensor.size(0);
-}
-
-// A matrix whose address and row length keep every row 16-byte aligned.
-inline bool has_aligned_rows(const void* address, int64_t row_bytes) {
-  return reinterpret_cast<uintptr_t>(address) % 16 == 0 && row_bytes % 16 == 0;
 }
 
 // Blocks of `threads` for `total` items.
