@@ -48,8 +48,8 @@ CheckedLoss check_loss(const Call& call, const Tensor& similarity, const std::ve
     call.check_matrix(labels[k], "labels", ScalarType::Byte, batch_size, label_bytes(n));
     if (weights[k] == 0) continue;
     Tensor own = torch::stable::contiguous(labels[k]);
-    if (!has_aligned_rows(own.const_data_ptr(), label_bytes(n))) own = torch::stable::clone(own);
-    loss.labels[loss.sets] = reinterpret_cast<const uint32_t*>(own.const_data_ptr<uint8_t>());
+    if (!is_aligned(own.const_data_ptr())) own = torch::stable::clone(own);
+    loss.labels[loss.sets] = words<const uint32_t>(own);
     loss.weights[loss.sets++] = weights[k] / sum;
     checked.held.push_back(own);
   }
@@ -120,11 +120,11 @@ std::tuple<Tensor, Tensor> sparse_label_loss(const Tensor& similarity, const Ten
   int32_t* counts = entry_counts.mutable_data_ptr<int32_t>();
   launch_hard_negatives(call, loss, losses, nullptr, slopes, counts);
   const float* rows = memory.const_data_ptr<float>();
-  const bool aligned = has_aligned_rows(rows, d * static_cast<int64_t>(sizeof(float)));
+  const bool aligned = is_aligned(rows) && d % 4 == 0;
   const int64_t dimensions = kWarp * (aligned ? 4 : 1);  // of a block
   launch(aligned ? sparse_product_kernel<4> : sparse_product_kernel<1>,
-         blocks_for((d + dimensions - 1) / dimensions * batch_size, 1), kProductThreads, 0, call.stream(), slopes, counts,
-         rows, n, d, batch_size, grad.mutable_data_ptr<float>(), losses, value.mutable_data_ptr<float>());
+         blocks_for((d + dimensions - 1) / dimensions * batch_size, 1), kProductThreads, 0, call.stream(), slopes,
+         counts, rows, n, d, batch_size, grad.mutable_data_ptr<float>(), losses, value.mutable_data_ptr<float>());
   return {value, grad};
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "hard_negatives.cuh"
+#include "rows.cuh"
 
 namespace snnet {
 
@@ -160,26 +161,18 @@ __device__ void hard_negative_row(const LabelLoss& loss, int64_t b, const LossRo
 // Bound by latency: some four passes over a row in shared memory; s is read and the gradient written once.
 template <bool staged>
 __global__ void __launch_bounds__(kLossThreads, 1)
-    hard_negative_loss_kernel(LabelLoss loss, double* row_losses, float* grad, Entry* entries, int32_t* entry_counts) {
+    hard_negative_loss_kernel(LabelLoss loss, double* row_losses, float* grad, Entry* entries,
+                              int32_t* entry_counts) {
   LossShared& shared = *dynamic_shared<LossShared>();
   auto* keys = reinterpret_cast<uint32_t*>(&shared + 1);
   const int64_t b = blockIdx.x, n = loss.n;
   const LossRow row{loss.similarity + b * n, keys, staged};
   if (staged) {
-    constexpr int kInFlight = 8;
-    for (int64_t first = threadIdx.x; first < n; first += kInFlight * kLossThreads) {
-      float value[kInFlight];
-#pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        const int64_t column = first + i * kLossThreads;
-        value[i] = column < n ? __ldg(row.values + column) : 0.0f;
-      }
-#pragma unroll
-      for (int i = 0; i < kInFlight; ++i) {
-        const int64_t column = first + i * kLossThreads;
-        if (column < n) keys[column] = ordered_bits(value[i]);
-      }
-    }
+    constexpr int kInFlight = 4;
+    const VectorRow vectors(row.values, static_cast<int>(n));
+    visit_row<kLossThreads, kInFlight>(vectors, [&](const auto& values, int column) {
+      for (float value : values) keys[column++] = ordered_bits(value);
+    });
   }
   hard_negative_row(loss, b, row, shared, row_losses + b, grad == nullptr ? nullptr : grad + b * n,
                     entries == nullptr ? nullptr : entries + b * n,
@@ -240,7 +233,8 @@ __device__ void sum_loss(const double* parts_of_loss, int64_t count, float* loss
   if (threadIdx.x == 0) *loss = static_cast<float>(total);
 }
 
-__global__ void __launch_bounds__(kSumThreads) sum_loss_kernel(const double* parts_of_loss, int64_t count, float* loss) {
+__global__ void __launch_bounds__(kSumThreads)
+    sum_loss_kernel(const double* parts_of_loss, int64_t count, float* loss) {
   __shared__ double parts[kSumThreads / kWarp];
   sum_loss(parts_of_loss, count, loss, parts);
 }

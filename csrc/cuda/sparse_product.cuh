@@ -29,7 +29,7 @@ struct Floats<4> {
   }
 };
 
-// out [B, d] = gradient [B, n] memory [n, d] from entries [B, n], of which row b has entry_counts[b], by rising column.
+// out [B, d] = gradient [B, n] memory [n, d] from entries [B, n], row b having entry_counts[b] by rising column.
 // One block for 32 * width dimensions of a row, its warps share out the entries. Bound by the reads of the entries'
 // rows: blocks that run together look at the same dimensions of neighbouring rows, so that most come from the L2.
 // The first block also adds up the loss.

@@ -264,10 +264,13 @@ def test_wrong_arguments_are_named(update, change, message):
 
 def test_a_missing_barrier_is_noticed(update, tmp_path):
     """Without the barrier before the columns, a warp writes what the others have not yet computed."""
-    text = (emulator.SOURCES / "cuda" / "memory_update.cuh").read_text()
+    text = (emulator.SOURCES / "cuda" / "cache_tile.cuh").read_text()
     last = text.count("__syncthreads();", 0, text.index("// The columns, 32 sectors")) - 1
     broken = emulator.mutant(
-        "memory_update.cuh", lambda text: emulator.without_barrier(text, last), folder=tmp_path
+        "cache_tile.cuh",
+        lambda text: emulator.without_barrier(text, last),
+        folder=tmp_path,
+        source="memory_update.cu",
     )
     memory, index = clustered_features(200, 8), distinct(200, 40)
     features = clustered_features(40, 8, seed=1)
