@@ -12,6 +12,7 @@ namespace snnet {
 namespace {
 
 constexpr int kMostSets = 3;
+constexpr int64_t kEntriesAtOnce = int64_t{1} << 20;  // of similarity, and slopes that are kept
 
 // The loss of similarity [B, n]; weights of the label sets sum to 1, sets of weight 0 are left out.
 struct Loss {
@@ -196,19 +197,38 @@ Loss check_loss(int64_t batch_size, int64_t n, const std::vector<Tensor>& labels
   return loss;
 }
 
-// The loss of the batch and the slopes of each row; kind "l2" also writes 2 s / B to grad [B, n] if not null.
-double reduce_rows(const Loss& loss, float* grad, Slopes& slopes) {
-  std::vector<double> rows(loss.batch_size);
-  torch::stable::parallel_for(0, loss.batch_size, grain(4 * loss.n), [&](int64_t begin, int64_t end) {
+// The losses of rows [from, to) and their slopes; kind "l2" also writes 2 s / B to grad [B, n] if not null.
+double reduce_rows(const Loss& loss, int64_t from, int64_t to, float* grad, Slopes& slopes) {
+  std::vector<double> rows(to - from);
+  torch::stable::parallel_for(from, to, grain(4 * loss.n), [&](int64_t begin, int64_t end) {
     RowScratch scratch;
     for (int64_t b = begin; b < end; ++b) {
       float* own = grad == nullptr ? nullptr : grad + b * loss.n;
-      rows[b] = loss.hard_negatives ? hard_negative_row(loss, b, scratch, slopes[b])
-                                    : square_row(loss, b, own, scratch, slopes[b]);
+      rows[b - from] = loss.hard_negatives ? hard_negative_row(loss, b, scratch, slopes[b])
+                                           : square_row(loss, b, own, scratch, slopes[b]);
     }
   });
   double total = 0;
   for (double row : rows) total += row;
+  return total;
+}
+
+// Calls use(slopes) with the slopes of some rows at a time, those of the others empty; the loss of the batch.
+template <class Use>
+double reduce_batch(const Loss& loss, float* grad, const Use& use) {
+  const int64_t step = std::max<int64_t>(1, kEntriesAtOnce / loss.n);
+  Slopes slopes(loss.batch_size);
+  double total = 0;
+  int64_t kept = 0;
+  for (int64_t from = 0; from < loss.batch_size; from += step) {
+    const int64_t to = std::min(from + step, loss.batch_size);
+    total += reduce_rows(loss, from, to, grad, slopes);
+    for (int64_t b = from; b < to; ++b) kept += static_cast<int64_t>(slopes[b].size());
+    if (kept <= kEntriesAtOnce && to < loss.batch_size) continue;
+    use(slopes);
+    slopes = Slopes(loss.batch_size);
+    kept = 0;
+  }
   return total;
 }
 
@@ -225,11 +245,11 @@ std::tuple<Tensor, Tensor> mutual_label_loss(const Tensor& similarity, const std
   Tensor value = torch::stable::new_zeros(similarity, {});
   Tensor grad = torch::stable::new_zeros(similarity, {batch_size, n});
   if (batch_size > 0 && n > 0) {
-    Slopes slopes(batch_size);
-    *floats(value) = static_cast<float>(reduce_rows(loss, floats(grad), slopes));
-    for (int64_t b = 0; b < batch_size; ++b) {
-      for (const Entry& entry : slopes[b]) floats(grad)[b * n + entry.column] += entry.value;
-    }
+    *floats(value) = static_cast<float>(reduce_batch(loss, floats(grad), [&](const Slopes& slopes) {
+      for (int64_t b = 0; b < batch_size; ++b) {
+        for (const Entry& entry : slopes[b]) floats(grad)[b * n + entry.column] += entry.value;
+      }
+    }));
   }
   return {value, grad};
 }
@@ -257,13 +277,13 @@ std::tuple<Tensor, Tensor> fused_mutual_label_loss(const Tensor& features, const
     s = similarity ? torch::stable::contiguous(*similarity) : inner_products(features, memory);
     loss.similarity = const_floats(s);
   }
-  Slopes slopes(batch_size);
-  *floats(value) = static_cast<float>(reduce_rows(loss, nullptr, slopes));
   if (!loss.hard_negatives) {
     vector_kernels().add_scaled(floats(grad), const_floats(weighted_rows(s, memory)),
                                 static_cast<float>(2.0 / static_cast<double>(batch_size)), batch_size * d);
   }
-  add_sparse_product(by_columns(slopes, n), memory, batch_size, floats(grad));
+  *floats(value) = static_cast<float>(reduce_batch(loss, nullptr, [&](const Slopes& slopes) {
+    add_sparse_product(by_columns(slopes, n), memory, batch_size, floats(grad));
+  }));
   return {value, grad};
 }
 
