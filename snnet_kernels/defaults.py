@@ -48,6 +48,28 @@ def _gather_labels(bits: Tensor, index: Tensor) -> Tensor:
     return reference.gather_labels(bits, index)
 
 
+def mine_labels_(
+    memory: Tensor,
+    index: Tensor,
+    cache: Tensor | None,
+    query_rows: Tensor | None,
+    row_bits: Tensor,
+    column_bits: Tensor,
+    threshold: float,
+    min_rank: int,
+    strict: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Steps 2 to 4 of an iteration from one operation each, on whichever backend serves them."""
+    operations = torch.ops.snnet
+    labels = operations.mplp.default(memory, index, cache, query_rows, threshold, min_rank, strict)
+    neighbor, _ = operations.nearest_neighbors.default(memory, index, cache, query_rows, 1)
+    symmetric_labels = operations.gather_labels.default(column_bits, index)
+    # A single image has no neighbour (-1), and so an empty label.
+    neighbor_labels = operations.gather_labels.default(row_bits, neighbor.flatten())
+    operations.write_labels_.default(row_bits, column_bits, index, labels)
+    return labels, symmetric_labels, neighbor_labels
+
+
 def _update_memory(
     memory: Tensor,
     index: Tensor,
@@ -71,6 +93,7 @@ _DEFAULTS = {
     "build_similarity_cache": reference.build_similarity_cache,
     "mplp": _mplp,
     "nearest_neighbors": _nearest_neighbors,
+    "mine_labels_": mine_labels_,
     "mutual_label_loss": reference.mutual_label_loss_with_grad,
     "fused_mutual_label_loss": reference.fused_mutual_label_loss_with_grad,
     "update_memory_": _update_memory,
@@ -79,20 +102,20 @@ for _name, _implementation in _DEFAULTS.items():
     LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
 
 
-def _count_writes(operation: torch._ops.OpOverload, written: tuple[int, ...]) -> Callable[..., None]:
+def _count_writes(operation: torch._ops.OpOverload, written: tuple[int, ...]) -> Callable[..., Any]:
     """In front of every implementation: a compiled one writes memory that autograd does not see being written."""
 
-    def count_and_run(keyset: torch._C.DispatchKeySet, *args: Any) -> None:
+    def count_and_run(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
         for position in written:
             if args[position] is not None and not args[position].is_inference():
                 torch.autograd.graph.increment_version(args[position])
         with torch._C._AutoDispatchBelowADInplaceOrView():
-            operation.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)
+            return operation.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)
 
     return count_and_run
 
 
-for _name, _written in {"write_labels_": (0, 1), "update_memory_": (0, 4)}.items():
+for _name, _written in {"write_labels_": (0, 1), "mine_labels_": (4, 5), "update_memory_": (0, 4)}.items():
     LIBRARY.impl(
         _name,
         _count_writes(getattr(torch.ops.snnet, _name).default, _written),

@@ -19,7 +19,7 @@ class _Forward(NamedTuple):
     features: Tensor
     features_version: int
     memory_version: int
-    similarity: Tensor
+    similarity: Tensor | None
 
 
 class SNNetHead(FixedTypeModule):
@@ -115,13 +115,11 @@ class SNNetHead(FixedTypeModule):
         """
         checks.check_features("features", features, self.feature_dim)
         index = checks.check_index("index", index, self.num_instances, features.shape[0])
-        similarity = self.memory.similarity(features.detach())
+        similarity = self.memory.similarity(features.detach()) if self._uses_similarity() else None
         if self.warmup:
             label_sets: tuple[Tensor, ...] = (reference.identity_labels(index, self.num_instances),)
         else:
-            label_sets = self._inquire(index, similarity)
-            if self.training:
-                self.pseudo_labels.write_(index, label_sets[0])
+            label_sets = self._mine(index, similarity) if self.training else self._inquire(index, similarity)
         loss = ops.fused_mutual_label_loss(
             features,
             self.memory.features,
@@ -135,7 +133,21 @@ class SNNetHead(FixedTypeModule):
             self._remember(features.detach(), similarity)
         return loss
 
-    def _inquire(self, index: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _mine(self, index: Tensor, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What :meth:`_inquire` returns, with the main labels then written to P."""
+        return ops.mine_labels_(
+            self.memory.features,
+            index,
+            self.pseudo_labels.row_bits,
+            self.pseudo_labels.column_bits,
+            self.threshold,
+            self.min_rank,
+            cache=self.memory.current_cache(),
+            query_rows=similarity if self.label_source == "feature" else None,
+            strict=self.strict,
+        )
+
+    def _inquire(self, index: Tensor, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The main, symmetric and neighbor labels, packed."""
         query_rows = similarity if self.label_source == "feature" else None
         labels = self.memory.predict_labels(
@@ -162,7 +174,14 @@ class SNNetHead(FixedTypeModule):
             self.memory.update_(index, features, self._momentum, similarity=self._similarity_of(features))
         self._last_forward = None
 
-    def _remember(self, features: Tensor, similarity: Tensor) -> None:
+    def _uses_similarity(self) -> bool:
+        """Whether s is worth its B x n floats: the cache update reads it again, or labels are made of it.
+
+        Without a cache the loss streams over the memory and s would be read once.
+        """
+        return self.memory.keeps_cache or self.label_source == "feature"
+
+    def _remember(self, features: Tensor, similarity: Tensor | None) -> None:
         if features.is_inference():  # such tensors do not count their writes
             self._last_forward = None
         else:

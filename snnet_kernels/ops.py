@@ -22,6 +22,7 @@ _memory_similarity = torch.ops.snnet.memory_similarity.default
 _build_similarity_cache = torch.ops.snnet.build_similarity_cache.default
 _mplp = torch.ops.snnet.mplp.default
 _nearest_neighbors = torch.ops.snnet.nearest_neighbors.default
+_mine_labels = torch.ops.snnet.mine_labels_.default
 _mutual_label_loss = torch.ops.snnet.mutual_label_loss.default
 _fused_mutual_label_loss = torch.ops.snnet.fused_mutual_label_loss.default
 _update_memory = torch.ops.snnet.update_memory_.default
@@ -304,3 +305,37 @@ def gather_labels(bits: Tensor, index: Tensor) -> Tensor:
     checks.check_same_device(bits=bits, index=index)
     _serve("gather_labels", bits)
     return _gather_labels(bits, index)
+
+
+def mine_labels_(
+    memory: Tensor,
+    index: Tensor,
+    row_bits: Tensor,
+    column_bits: Tensor,
+    threshold: float = 0.6,
+    min_rank: int = 10,
+    *,
+    cache: Tensor | None = None,
+    query_rows: Tensor | None = None,
+    strict: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The three label sets of a batch, and the main one written to the pseudo label memory (steps 2 to 4).
+
+    Returns packed (y, y_sym, y_nh), uint8 [B, label_bytes(n)] each. Equals :func:`mplp`, then
+    :func:`gather_labels` of ``column_bits`` at ``index`` (Eq. 4) and of ``row_bits`` at the nearest other image
+    (Eq. 6), then :func:`write_labels_` (Eq. 3): the inquiries see P as it was before.
+
+    Args:
+        memory, index, threshold, min_rank, cache, query_rows, strict: as in :func:`mplp`.
+        row_bits, column_bits: P and Pᵀ as bits, uint8 [n, label_bytes(n)], contiguous, written.
+    """
+    checks.check_prediction_options(threshold, min_rank)
+    memory, index, cache, query_rows = _check_inquiry(memory, index, cache, query_rows)
+    n = memory.shape[0]
+    row_bits = checks.check_labels("row_bits", row_bits, n, n)
+    column_bits = checks.check_labels("column_bits", column_bits, n, n)
+    checks.check_same_device(memory=memory, row_bits=row_bits, column_bits=column_bits)
+    _serve("mine_labels_", memory)
+    return _mine_labels(
+        memory, index, cache, query_rows, row_bits, column_bits, float(threshold), min_rank, bool(strict)
+    )

@@ -99,6 +99,27 @@ def _nearest_neighbors(
     return index.new_empty(index.shape[0], k), memory.new_empty(index.shape[0], k)
 
 
+# memory, index, cache and query_rows as for mplp; row_bits, column_bits uint8 [n, L] are P and its transpose
+# -> main, symmetric and neighbor labels, uint8 [B, L] each
+@_operation(
+    "mine_labels_(Tensor memory, Tensor index, Tensor? cache, Tensor? query_rows, Tensor(a!) row_bits, "
+    "Tensor(b!) column_bits, float threshold, int min_rank, bool strict) -> (Tensor, Tensor, Tensor)"
+)
+def _mine_labels(
+    memory: Tensor,
+    index: Tensor,
+    cache: Tensor | None,
+    query_rows: Tensor | None,
+    row_bits: Tensor,
+    column_bits: Tensor,
+    threshold: float,
+    min_rank: int,
+    strict: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = index.shape[0], row_bits.shape[1]
+    return row_bits.new_empty(shape), row_bits.new_empty(shape), row_bits.new_empty(shape)
+
+
 # similarity [B, n], labels uint8 [B, L] each -> loss [], ∂L/∂s [B, n]
 @_operation(
     "mutual_label_loss(Tensor similarity, Tensor[] labels, float[] weights, str kind, float delta, "
@@ -159,6 +180,7 @@ OPERATIONS = (
     "build_similarity_cache",
     "mplp",
     "nearest_neighbors",
+    "mine_labels_",
     "mutual_label_loss",
     "fused_mutual_label_loss",
     "update_memory_",

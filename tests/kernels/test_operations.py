@@ -33,6 +33,7 @@ def arguments() -> dict[str, tuple]:
         "build_similarity_cache": (memory,),
         "mplp": (memory, index, cache, None, 0.6, 10, False),
         "nearest_neighbors": (memory, index, None, similarity, 3),
+        "mine_labels_": (memory, index, cache, None, bits.row_bits, bits.column_bits, 0.6, 10, False),
         "mutual_label_loss": (similarity.clone().requires_grad_(), *loss),
         "fused_mutual_label_loss": (differentiable, memory, None, *loss),
         "update_memory_": (memory, index, features, torch.tensor(0.3), cache, None),
@@ -58,6 +59,8 @@ def iteration(features, memory, cache, index, row_bits, column_bits, momentum):
     neighbor, _ = sk.nearest_neighbors(memory, index, cache=cache)
     sets = [labels, ops.gather_labels(column_bits, index), ops.gather_labels(row_bits, neighbor[:, 0])]
     ops.write_labels_(row_bits, column_bits, index, labels)
+    mined = ops.mine_labels_(memory, index, row_bits, column_bits, cache=cache)
+    sets[1] = mined[1] | sets[1]
     loss = sk.mutual_label_loss(similarity, sets, [1.0, 0.8, 0.6])
     fused = sk.fused_mutual_label_loss(features, memory, sets, [1.0, 0.8, 0.6], similarity=similarity)
     return loss + fused, labels
