@@ -20,7 +20,7 @@ struct VectorKernels {
                               int32_t first_column, Entry* out);
   // #{l : row[l] > bar}, or some number above limit as soon as it is known to be.
   int64_t (*count_above)(const float* row, int64_t n, float bar, int64_t limit);
-  // The first largest entry of row[0, n); value -inf and column -1 if there is none above -inf.
+  // The first largest entry of row[0, n), NaN above everything; value -inf and column -1 if none is above -inf.
   Entry (*largest)(const float* row, int64_t n);
   // maxima[g] = max of row[l] over l % groups == g (at least -inf); groups is a multiple of 16. True if a NaN.
   bool (*group_maxima)(const float* row, int64_t n, int64_t groups, float* maxima);

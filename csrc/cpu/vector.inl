@@ -86,15 +86,22 @@ Entry largest(const float* row, int64_t n) {
   constexpr int64_t kStep = 256;
   float best = -__builtin_inff();
   int64_t where = -1, size = 0;
+  int nan = 0;
   for (int64_t l = 0; l < n; l += kStep) {
     const int64_t step = n - l < kStep ? n - l : kStep;
     float lanes[kLanes];
     for (int i = 0; i < kLanes; ++i) lanes[i] = -__builtin_inff();
     int64_t k = 0;
     for (; k + kLanes <= step; k += kLanes) {
-      for (int i = 0; i < kLanes; ++i) lanes[i] = row[l + k + i] > lanes[i] ? row[l + k + i] : lanes[i];
+      for (int i = 0; i < kLanes; ++i) {
+        nan |= row[l + k + i] != row[l + k + i];
+        lanes[i] = row[l + k + i] > lanes[i] ? row[l + k + i] : lanes[i];
+      }
     }
-    for (; k < step; ++k) lanes[0] = row[l + k] > lanes[0] ? row[l + k] : lanes[0];
+    for (; k < step; ++k) {
+      nan |= row[l + k] != row[l + k];
+      lanes[0] = row[l + k] > lanes[0] ? row[l + k] : lanes[0];
+    }
     float top = lanes[0];
     for (int i = 1; i < kLanes; ++i) top = lanes[i] > top ? lanes[i] : top;
     if (top > best) {
@@ -102,6 +109,11 @@ Entry largest(const float* row, int64_t n) {
       where = l;
       size = step;
     }
+  }
+  if (nan) {
+    int64_t column = 0;
+    while (row[column] == row[column]) ++column;
+    return {row[column], static_cast<int32_t>(column)};
   }
   if (where < 0) return {best, -1};
   int64_t column = where;
