@@ -3,6 +3,7 @@
 # make test-sanitize   the kernel tests on a CPU library built with AddressSanitizer and UBSan (gcc)
 # make bench   benchmarks against plain PyTorch and the usual per-sample form
 # make lint    format, lint and type checks
+# make docs    write docs/api.md from the docstrings
 # make clean   remove what was built (keeps .venv and runs)
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test test-sanitize bench lint clean
+.PHONY: train test test-sanitize bench lint docs clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.installed
@@ -41,6 +42,9 @@ lint: $(VENV)/.lint-tools
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs:
+	$(PYTHON) scripts/api_reference.py
 
 # torch comes first, so that the build finds it here and does not fetch a second one. The install is editable:
 # what runs is this checkout, and compiled libraries lie beside their sources.
