@@ -180,8 +180,11 @@ class Case:
         if "labels" in before:
             self.label_memory.write_(self._touched, before["labels"])
 
+    @cached_property
     def walked_images(self) -> int:
         """Distinct images of the first batch's main labels whose rank has to be counted in full: they passed."""
-        labels = sk.unpack_labels(self.batches[0].labels[0], self.shape.n)
+        index = self.batches[0].index
+        cache = self.cache if self.cache_fits else None
+        labels = sk.unpack_labels(sk.mplp(self.memory, index, THRESHOLD, MIN_RANK, cache=cache), self.shape.n)
         passed = labels[labels.sum(1) > 2]  # up to two positives stand without a check
         return int(passed.any(0).sum())

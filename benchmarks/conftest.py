@@ -36,6 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "operation(operation, shapes, leave_out): what a benchmark measures")
+    config.addinivalue_line("filterwarnings", "ignore:Dynamo does not know how to trace")
     if not hasattr(config.option, "floors_only"):
         raise pytest.UsageError("name the folder of the benchmarks: pytest benchmarks --benchmark-only")
     threads = config.option.threads or default_threads()

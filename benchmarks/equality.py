@@ -93,26 +93,19 @@ def same_neighbors(case: Case, batch: Batch, got: Any, k: int) -> None:
 
 def rounding_decides(memory: Tensor, image: int) -> bool:
     """Whether some comparison in the label prediction of ``image`` has sides within MARGIN in float64."""
-    n = memory.shape[0]
-
-    def row_of(position: int) -> Tensor:
-        return torch.mv(memory.double(), memory[position].double())
-
-    row = row_of(image)
+    exact = memory.double()
+    row = torch.mv(exact, exact[image])
     values, order = row.sort(descending=True)
     candidates = int((row > THRESHOLD).sum())
     around = values[: candidates + 1]
     if (row - THRESHOLD).abs().min() <= MARGIN or (around[:-1] - around[1:] <= MARGIN).any():
         return True
-    rank = max(candidates, MIN_RANK)
-    others = torch.arange(n, device=memory.device) != order[0]
-    for candidate in order[:candidates].tolist():
-        ranked = row_of(candidate)
-        bar = ranked[order[0]]
-        above = [int((ranked[others] > bar + slack).sum()) for slack in (MARGIN, -MARGIN)]
-        if above[0] <= rank < above[1]:
-            return True
-    return False
+    anchor, rank = order[0], max(candidates, MIN_RANK)
+    ranked = exact[order[:candidates]] @ exact.t()
+    bars = ranked[:, anchor, None].clone()
+    ranked[:, anchor] = -torch.inf
+    surely, perhaps = ((ranked > bars + slack).sum(1) for slack in (MARGIN, -MARGIN))
+    return bool(((surely <= rank) & (perhaps > rank)).any())
 
 
 def same_update(case: Case, batch: Batch, memory: Tensor, cache: Tensor | None = None) -> None:

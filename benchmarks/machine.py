@@ -47,7 +47,7 @@ def describe(device: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "device": device,
         "cpu": _cpu_name(),
-        "cores": len(_cores()),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(_memory_bytes() / 2**30),
         "system": f"{platform.system()} {platform.machine()}",

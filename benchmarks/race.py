@@ -116,18 +116,23 @@ class Race:
 
     def _take_turns(self, lanes: list[Lane]) -> None:
         rounds: dict[int, int] = {}
-        for lane in lanes:  # the second call: compiled code has met another batch, and the first was no measure
-            batch = self._part(lane, self.case.batches[1])
-            start = time.perf_counter()
-            lane.run(batch)
-            lane.run(batch)
-            seconds = (time.perf_counter() - start) / 2
+        for lane in lanes:
+            # The first call was no measure, and compiled code has met one batch only.
+            seconds = self._host_seconds(lane, 1)
+            if seconds < 1:
+                seconds = self._host_seconds(lane, 2)
             wanted = round(self.effort.seconds / max(seconds, 1e-9))
             rounds[id(lane)] = min(self.effort.rounds, max(LEAST_ROUNDS, wanted))
         for turn in range(max(rounds.values(), default=0)):
             for lane in lanes:
                 if turn < rounds[id(lane)]:
                     self._time(lane, self._part(lane, self.case.batches[turn % len(self.case.batches)]))
+
+    def _host_seconds(self, lane: Lane, which: int) -> float:
+        batch = self._part(lane, self.case.batches[which % len(self.case.batches)])
+        start = time.perf_counter()
+        lane.run(batch)
+        return time.perf_counter() - start
 
     def _time(self, lane: Lane, batch: Batch) -> None:
         scale, run = self._scale(lane), lane.run

@@ -33,7 +33,7 @@ class Shape:
 
     @property
     def name(self) -> str:
-        return f"{self.size}-d{self.d}-b{self.batch}"
+        return f"{self.size}-d{self.d}-b{self.batch}" if self.d else self.size
 
     @property
     def cache_bytes(self) -> int:

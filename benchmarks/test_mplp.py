@@ -27,12 +27,12 @@ def gate(case: Case, batch: Batch, labels: Any) -> None:
 
 def work(case: Case) -> Work:
     """The rows of the batch and of every candidate that was found consistent, which needs all of its row."""
-    rows = case.shape.batch + case.walked_images()
+    rows = case.shape.batch + case.walked_images
     return Work(4.0 * rows * case.shape.n)
 
 
 mplp = Operation(
-    "mplp", "label prediction over the cache", gate, inputs=("cache", "labels"), uses_features=False, work=work
+    "mplp", "label prediction over the cache", gate, inputs=("cache",), uses_features=False, work=work
 )
 
 
