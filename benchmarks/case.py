@@ -26,7 +26,7 @@ from .shapes import SIZES, Shape
 THRESHOLD, MIN_RANK, MOMENTUM = 0.6, 10, 0.3
 WEIGHTS = (1.0, 0.8, 0.6)
 IDENTITIES_OF_MARKET = 751
-INPUTS = ("cache", "label_memory", "similarity", "labels", "dense_labels")
+INPUTS = ("cache", "cache_where_it_fits", "label_memory", "similarity", "labels", "dense_labels")
 MOST_OF_FREE_MEMORY = 0.7
 
 
@@ -131,6 +131,10 @@ class Case:
             if name in ("cache", "label_memory"):
                 getattr(self, name)
                 continue
+            if name == "cache_where_it_fits":
+                if self.cache_fits:
+                    self.prepare("cache")
+                continue
             for batch in self.batches:
                 if getattr(batch, name) is None:
                     setattr(batch, name, getattr(self, f"_make_{name}")(batch))
@@ -174,6 +178,8 @@ class Case:
         self.memory[self._touched] = before["memory"]
         if "scratch_memory" in self.__dict__:
             self.scratch_memory[self._touched] = before["memory"]
+        if "cache" in self.__dict__ and "cache" not in before:
+            raise AssertionError("the cache was made after save(): it cannot be put back")
         if "cache" in before:
             self.cache[self._touched] = before["cache"]
             self.cache[:, self._touched] = before["cache"].t()

@@ -63,7 +63,7 @@ label_step = Operation(
     "label-step",
     "labels, nearest neighbour, memory and cache update",
     gate,
-    inputs=("similarity",),
+    inputs=("cache_where_it_fits", "similarity"),
     writes=True,
     work=work,
 )
