@@ -65,7 +65,9 @@ class Rates:
         precision, products = _PRODUCTS[precision]
         if precision not in self._found:
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            left, right = (torch.randn(self._side, self._side, device=self.device).to(dtype) for _ in range(2))
+            left, right = (
+                torch.randn(self._side, self._side, device=self.device).to(dtype) for _ in range(2)
+            )
             flags = torch.backends.cuda.matmul
             before, flags.fp32_precision = flags.fp32_precision, "tf32" if precision == "tf32" else "ieee"
             try:

@@ -17,7 +17,9 @@ from .results import Run, read_run
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="which floors (default: cpu)")
+    parser.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda"), help="which floors (default: cpu)"
+    )
     parser.add_argument("--json", type=Path, help="check the results in this file in place of a run")
     known, others = parser.parse_known_args()  # the others go to pytest
     if known.json:
@@ -38,9 +40,7 @@ def main() -> int:
 
 def judge(run: Run, device: str) -> list[Verdict]:
     """What ``run`` says of every floor of ``device``."""
-    return [
-        verdict for floor in read_floors() if floor.device == device for verdict in verdicts(floor, run)
-    ]
+    return [verdict for floor in read_floors() if floor.device == device for verdict in verdicts(floor, run)]
 
 
 def line(verdict: Verdict) -> str:

@@ -49,7 +49,7 @@ class CudaClock:
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def cold(self, call: Call) -> float:
-        torch.sum(self._sweep, out=self._sum)
+        torch.sum(self._sweep, 0, out=self._sum)
         return self.warm(call)
 
     def warm(self, call: Call) -> float:
@@ -61,7 +61,7 @@ class CudaClock:
         return self._start.elapsed_time(self._end) / 1e3
 
     def host(self, call: Call) -> float:
-        torch.sum(self._sweep, out=self._sum)
+        torch.sum(self._sweep, 0, out=self._sum)
         torch.cuda.synchronize()
         start = time.perf_counter()
         call()

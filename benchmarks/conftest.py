@@ -12,8 +12,9 @@ from .machine import default_threads, describe, pin_threads
 from .shapes import Shape, shapes
 
 if TYPE_CHECKING:  # they load torch, which is to happen after the threads are pinned
+    from .operation import Measured
     from .race import Race
-    from .stable import Stable
+    from .workbench import Workbench
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,12 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seconds", type=float, default=0.6, help="measured time of a contender (default: 0.6)")
     group.addoption("--no-memory", action="store_true", help="do not measure peak memory")
     group.addoption(
-        "--floors-only", action="store_true", help="only what floors.yaml has a ratio of, without torch.compile"
+        "--floors-only",
+        action="store_true",
+        help="only what floors.yaml has a ratio of, without torch.compile",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "operation(operation, shapes, leave_out): what a benchmark measures")
     config.addinivalue_line("filterwarnings", "ignore:Dynamo does not know how to trace")
     if not hasattr(config.option, "floors_only"):
         raise pytest.UsageError("name the folder of the benchmarks: pytest benchmarks --benchmark-only")
@@ -55,10 +57,10 @@ def _words(text: str | None) -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    marker = metafunc.definition.get_closest_marker("operation")
-    if marker is None:
+    measured = getattr(metafunc.function, "measured", None)
+    if measured is None:
         return
-    operation, own_shapes, leave_out = marker.args
+    operation, own_shapes = measured.operation, measured.shapes
     option = metafunc.config.option
     sizes = _words(option.size)
     try:
@@ -74,7 +76,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pytest.param(shape, name, id=f"{shape.name}-{name}")
         for shape in asked
         for name in operation.names(option.device)
-        if name not in leave_out
+        if name not in measured.leave_out
     ]
     metafunc.parametrize(("shape", "contender"), chosen)
 
@@ -98,10 +100,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_in(item: pytest.Item, keep: set[tuple[str, str]]) -> bool:
-    marker = item.get_closest_marker("operation")
-    if marker is None or marker.args[1] is not None:
+    measured = _measured_by(item)
+    if measured is None or _shape_of(item).is_growth:
         return False
-    return (marker.args[0].name, item.callspec.params["contender"]) in keep
+    return (measured.operation.name, item.callspec.params["contender"]) in keep
+
+
+def _measured_by(item: pytest.Item) -> Measured | None:
+    return getattr(getattr(item, "function", None), "measured", None)
 
 
 def _shape_of(item: pytest.Item) -> Shape | None:
@@ -109,30 +115,30 @@ def _shape_of(item: pytest.Item) -> Shape | None:
     return callspec.params.get("shape") if callspec else None
 
 
-_STABLE = pytest.StashKey["Stable"]()
+_WORKBENCH = pytest.StashKey["Workbench"]()
 
 
 @pytest.fixture(scope="session")
-def stable(request: pytest.FixtureRequest) -> Iterator[Stable]:
-    from .stable import Stable
+def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
+    from .workbench import Workbench
 
     option = request.config.option
-    request.config.stash[_STABLE] = stable = Stable(
+    request.config.stash[_WORKBENCH] = workbench = Workbench(
         option.device, option.rounds, option.seconds, memory=not option.no_memory, quick=option.size == "tiny"
     )
-    yield stable
+    yield workbench
 
 
 @pytest.fixture
-def race(request: pytest.FixtureRequest, stable: Stable, shape: Shape) -> Race:
+def race(request: pytest.FixtureRequest, workbench: Workbench, shape: Shape) -> Race:
     """The race of this test's operation and shape, of all contenders that were selected."""
-    operation = request.node.get_closest_marker("operation").args[0]
+    operation = _measured_by(request.node).operation
     names = [
         item.callspec.params["contender"]
         for item in request.session.items
-        if _shape_of(item) == shape and item.get_closest_marker("operation").args[0] is operation
+        if _shape_of(item) == shape and _measured_by(item).operation is operation
     ]
-    return stable.race(operation, shape, names)
+    return workbench.race(operation, shape, names)
 
 
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
@@ -142,5 +148,5 @@ def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, A
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     from .results import slim
 
-    stable = config.stash.get(_STABLE, None)
-    slim(output_json, stable.rates.found() if stable else {})
+    workbench = config.stash.get(_WORKBENCH, None)
+    slim(output_json, workbench.rates.found() if workbench else {})

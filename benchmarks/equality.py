@@ -115,7 +115,9 @@ def same_update(case: Case, batch: Batch, memory: Tensor, cache: Tensor | None =
     """
     index = batch.index
     got = memory.clone()
-    got_rows, got_columns = (None, None) if cache is None else (cache[index], cache[:, index].t().contiguous())
+    got_rows, got_columns = (
+        (None, None) if cache is None else (cache[index], cache[:, index].t().contiguous())
+    )
     case.restore_()
     expected = case.memory.clone()
     reference.update_memory_(expected, index, batch.features, case.momentum)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .results import Result, Run
+from .shapes import is_growth
 
 OPERATION = "label-step"
 
@@ -43,11 +44,7 @@ def fitted_exponent(points: Iterable[tuple[float, float]]) -> float | None:
 
 def curves(run: Run) -> list[Curve]:
     """The growth of every contender of the label step."""
-    grown = [
-        result
-        for result in run.results
-        if result.operation == OPERATION and result.shape.startswith("n") and result.shape[1:2].isdigit()
-    ]
+    grown = [result for result in run.results if result.operation == OPERATION and is_growth(result.shape)]
     names = dict.fromkeys(result.contender for result in grown)
     return [
         Curve(name, tuple(sorted((r for r in grown if r.contender == name), key=lambda result: result.n)))

@@ -61,7 +61,9 @@ class Operation:
     make_case: Callable[..., Any] = Case  # (shape, device)
     contenders: dict[str, Contender] = field(default_factory=dict)
 
-    def contender(self, name: str, **options: Any) -> Callable[[Callable[[Case], Run]], Callable[[Case], Run]]:
+    def contender(
+        self, name: str, **options: Any
+    ) -> Callable[[Callable[[Case], Run]], Callable[[Case], Run]]:
         """Decorator of a function ``case -> callable(batch)``; options are the fields of :class:`Contender`."""
 
         def register(build: Callable[[Case], Run]) -> Callable[[Case], Run]:
@@ -92,24 +94,38 @@ class Operation:
         def register(build: Callable[[Case], Run]) -> Callable[[Case], Run]:
             for precision in precisions:
                 only = {**options, "devices": ("cuda",), "precision": precision}
-                self.contender(f"{name}-{precision}", **only)(lambda case, of=precision: _in_precision(of, build(case)))
+                self.contender(f"{name}-{precision}", **only)(
+                    lambda case, of=precision: _in_precision(of, build(case))
+                )
             return build
 
         return register
 
     def benchmark(
-        self, shapes: list[Shape] | None = None, leave_out: tuple[str, ...] = ()
+        self, shapes: Callable[..., list[Shape]] | None = None, leave_out: tuple[str, ...] = ()
     ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-        """Decorator of a test function with the arguments ``race``, ``contender`` and ``benchmark``."""
+        """Decorator of a test function with the arguments ``race``, ``contender`` and ``benchmark``.
+
+        ``shapes(device, sizes)`` are its own in place of those of the command line.
+        """
 
         def mark(test: Callable[..., None]) -> Callable[..., None]:
-            timed = pytest.mark.benchmark(timer=REPLAY)(test)
-            return pytest.mark.operation(self, shapes, leave_out)(timed)
+            test.measured = Measured(self, shapes, leave_out)
+            return pytest.mark.benchmark(timer=REPLAY)(test)
 
         return mark
 
     def names(self, device: str) -> Iterator[str]:
         return (name for name, contender in self.contenders.items() if device in contender.devices)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a test function measures: set by :meth:`Operation.benchmark`, read when tests are collected."""
+
+    operation: Operation
+    shapes: Callable[..., list[Shape]] | None
+    leave_out: tuple[str, ...]
 
 
 def check_available(contender: Contender) -> None:

@@ -49,7 +49,9 @@ class Lane:
 class Race:
     """All ``names`` of ``operation`` on ``case``; everything happens in the constructor."""
 
-    def __init__(self, operation: Operation, case: Case, names: list[str], effort: Effort, rates: Rates) -> None:
+    def __init__(
+        self, operation: Operation, case: Case, names: list[str], effort: Effort, rates: Rates
+    ) -> None:
         self.operation, self.case, self.effort, self.rates = operation, case, effort, rates
         self.clock = clock_of(case.device)
         self.lanes = {name: Lane(operation.contenders[name]) for name in names}
@@ -170,5 +172,3 @@ class Race:
         if self.effort.memory and self._scale(lane) == 1:
             batch = self.case.batches[0]
             lane.extra["peak_bytes"] = peak_bytes(lambda: lane.run(batch), device)
-
-

@@ -58,7 +58,9 @@ class Run:
         return list(dict.fromkeys(result.shape for result in self.results if result.operation == operation))
 
     def contenders(self, operation: str) -> list[str]:
-        return list(dict.fromkeys(result.contender for result in self.results if result.operation == operation))
+        return list(
+            dict.fromkeys(result.contender for result in self.results if result.operation == operation)
+        )
 
     def best(self, operation: str, contenders: Iterable[str], shape: str) -> Result | None:
         """The fastest of ``contenders`` that were measured."""

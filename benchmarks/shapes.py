@@ -36,8 +36,18 @@ class Shape:
         return f"{self.size}-d{self.d}-b{self.batch}" if self.d else self.size
 
     @property
+    def is_growth(self) -> bool:
+        """Whether it is one of :func:`growth_shapes`."""
+        return is_growth(self.name)
+
+    @property
     def cache_bytes(self) -> int:
         return 4 * self.n * self.n
+
+
+def is_growth(name: str) -> bool:
+    """Whether a shape of this name is one of :func:`growth_shapes`."""
+    return name[:1] == "n" and name[1:2].isdigit()
 
 
 def shapes(device: str, sizes: Iterable[str] | None = None, dims: Iterable[int] | None = None) -> list[Shape]:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 import snnet_kernels as sk
-from snnet_kernels import reference
 
 from .bounds import Work, product
-from .case import MIN_RANK, MOMENTUM, THRESHOLD, WEIGHTS, Batch, Case
+from .case import Batch, Case
 from .clock import clock_of
 from .equality import close, same_update
+from .heads import expected_loss, fill, head_of
 from .label_step import cache_bytes
 from .label_step import work as work_of_the_labels
 from .operation import Operation, Run, matmul_precision
@@ -36,7 +36,9 @@ def gate(case: Case, batch: Batch, answer: Answer) -> None:
     loss, gradient = loss.clone(), gradient.clone()  # a CUDA graph's are buffers
     same_update(case, batch, memory, cache)
     expected = expected_loss(case, batch, case.cache)
-    if abs(loss - expected[0]) > 1e-5 * abs(expected[0]):  # rounding may decide a label: made by products, too?
+    if abs(loss - expected[0]) > 1e-5 * abs(
+        expected[0]
+    ):  # rounding may decide a label: made by products, too?
         expected = expected_loss(case, batch, None)
     close("loss", loss, expected[0], absolute=0, relative=1e-5)
     close("gradient", gradient, expected[1], absolute=0, relative=1e-5)
@@ -45,19 +47,6 @@ def gate(case: Case, batch: Batch, answer: Answer) -> None:
 def loose_gate(case: Case, batch: Batch, answer: Answer) -> None:
     """For products in tf32: the loss within their rounding; memory and cache are not compared."""
     close("loss", answer[0], expected_loss(case, batch, case.cache)[0], absolute=0, relative=1e-2)
-
-
-def expected_loss(case: Case, batch: Batch, cache: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The reference's loss of ``batch`` and its gradient, labels predicted over ``cache`` or by products."""
-    neighbor = reference.nearest_neighbors(case.memory, batch.index, cache=case.cache)[0][:, 0]
-    sets = [
-        reference.mplp(case.memory, batch.index, THRESHOLD, MIN_RANK, cache=cache),
-        case.label_memory.columns(batch.index),
-        case.label_memory.rows(neighbor),
-    ]
-    return reference.fused_mutual_label_loss_with_grad(
-        batch.features, case.memory, None, sets, list(WEIGHTS), "mmcl", 5.0, 0.01
-    )
 
 
 def work(case: Case) -> Work:
@@ -72,25 +61,6 @@ iteration = Operation(
     writes=True,
     work=work,
 )
-
-
-def head_of(case: Case, *, cache: bool) -> sk.SNNetHead:
-    """A head of its own with the content of the case."""
-    head = sk.SNNetHead(case.shape.n, case.shape.d, cache=cache, weights=WEIGHTS, device=case.device)
-    head.momentum = MOMENTUM
-    fill(head, case)
-    return head
-
-
-def fill(head: sk.SNNetHead, case: Case) -> None:
-    """Give ``head`` the content of the case, in place."""
-    head.memory.features.copy_(case.memory)
-    head.pseudo_labels.row_bits.copy_(case.label_memory.row_bits)
-    head.pseudo_labels.column_bits.copy_(case.label_memory.column_bits)
-    if head.memory.keeps_cache:  # a copy of S in place of the product that would make it
-        head.memory.cache = case.cache.clone() if head.memory.cache is None else head.memory.cache
-        head.memory.cache.copy_(case.cache)
-        head.memory._cached_version = head.memory.version
 
 
 def answered(head: sk.SNNetHead, loss: Tensor, gradient: Tensor) -> Answer:

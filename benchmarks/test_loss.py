@@ -129,7 +129,11 @@ def add_contenders(measured: Operation, kind: str, at_hand: bool) -> None:
     @measured.contender("loop", samples=LOOP_SAMPLES)
     def loop(case: Case) -> Run:
         def loss(f: Tensor, batch: Batch) -> Tensor:
-            s = f @ case.memory.t() if not at_hand else GivenSimilarity.apply(f, case.memory, batch.similarity)
+            s = (
+                f @ case.memory.t()
+                if not at_hand
+                else GivenSimilarity.apply(f, case.memory, batch.similarity)
+            )
             return reference.loop.mutual_label_loss(s, batch.labels, WEIGHTS, kind=kind)
 
         return lambda batch: loss_and_gradient(lambda f: loss(f, batch), batch.features)

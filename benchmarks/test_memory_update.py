@@ -60,7 +60,9 @@ def vectorised(case: Case) -> Run:
 @alone.contender("compile")
 def compiled_vectorised(case: Case) -> Run:
     static(case.memory)
-    update = compiled(lambda index, features: blend_(case.memory, index, features, case.momentum), case.device)
+    update = compiled(
+        lambda index, features: blend_(case.memory, index, features, case.momentum), case.device
+    )
 
     def run(batch: Batch) -> Tensor:
         update(batch.index, batch.features)

@@ -145,9 +145,7 @@ def by_faiss(case: Case) -> Run:
 @streaming.contender("numpy", devices=("cpu",))
 def argpartition_streaming(case: Case) -> Run:
     memory = case.memory.numpy()
-    return lambda batch: argpartition_others(
-        memory[batch.index.numpy()] @ memory.T, batch.index.numpy(), K
-    )
+    return lambda batch: argpartition_others(memory[batch.index.numpy()] @ memory.T, batch.index.numpy(), K)
 
 
 @streaming.contender("loop", samples=LOOP_SAMPLES)

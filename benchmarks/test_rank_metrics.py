@@ -149,7 +149,9 @@ def gate(case: GalleryCase, batch: Queries, form: Any) -> None:
         )
         counts = (got.num_queries, got.num_without_match)
         if not apart <= 1e-12 or counts != (expected.num_queries, expected.num_without_match):
-            raise Unequal(f"{definition}: metrics off by {apart:.3g}, {counts} queries with and without a match")
+            raise Unequal(
+                f"{definition}: metrics off by {apart:.3g}, {counts} queries with and without a match"
+            )
         if not 0.2 < got.mAP < 0.95:
             raise Unequal(f"mAP {got.mAP:.2f}: these inputs are too easy or too hard")
 

@@ -36,7 +36,9 @@ def ours(case: Case) -> Run:
 
 
 @similarity.ours_in_precision(
-    "tf32x3", "tf32", gate=lambda case, batch, s: close("s", s, batch.features @ case.memory.t(), absolute=1e-3)
+    "tf32x3",
+    "tf32",
+    gate=lambda case, batch, s: close("s", s, batch.features @ case.memory.t(), absolute=1e-3),
 )
 def ours_rounded(case: Case) -> Run:
     return ours(case)

@@ -39,9 +39,7 @@ def work(case: Case) -> Work:
     return Work(queries.bytes, queries.operations, queries.products + candidates.products)
 
 
-streaming = Operation(
-    "streaming-mplp", "label prediction without a cache", gate, work=work
-)
+streaming = Operation("streaming-mplp", "label prediction without a cache", gate, work=work)
 
 
 @streaming.ours_in_precision("tf32x3", "bf16")

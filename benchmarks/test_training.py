@@ -18,10 +18,10 @@ from snnet.models import ReIDModel, build_model
 
 from .case import Batch, Case
 from .equality import close
+from .heads import expected_loss, head_of
 from .operation import Operation, Run
 from .peers.iteration import DenseIteration, LoopIteration
 from .shapes import SIZES, Shape
-from .test_iteration import expected_loss, head_of
 
 MIXED_IN = 0.05
 Answer = tuple[Tensor, Tensor]  # features [B, d] and loss

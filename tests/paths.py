@@ -1,5 +1,6 @@
-"""Where the tests' data lie."""
+"""Where the repository and the tests' data lie."""
 
 import pathlib
 
 DATA = pathlib.Path(__file__).parent / "data"
+ROOT = pathlib.Path(__file__).parent.parent

@@ -22,7 +22,6 @@ from .loss import dense_mmcl
 from .memory import blend_, blend_with_cache_
 from .storage import dense_copy
 
-
 Update = Callable[[Tensor], None]
 
 

@@ -28,19 +28,20 @@ def main() -> int:
         metavar="JSON",
         help="first keep these files of pytest --benchmark-json as the results of their machine",
     )
-    parser.add_argument("--machine", help="folder below benchmarks/results (default: named after the hardware)")
+    parser.add_argument(
+        "--machine", help="folder below benchmarks/results (default: named after the hardware)"
+    )
     arguments = parser.parse_args()
     try:
         for path in arguments.add:
             print(f"kept as {keep(path, arguments.machine).relative_to(ROOT)}")
         runs = committed_runs()
+        if not runs:
+            raise ValueError(f"there are no results in {FOLDER.relative_to(ROOT)}: add some with --add")
+        drawn = {name: figures.draw(run, IMAGES, name) for name, run in runs.items()}
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    if not runs:
-        print(f"there are no results in {FOLDER.relative_to(ROOT)}: add some with --add", file=sys.stderr)
-        return 1
-    drawn = {name: figures.draw(run, IMAGES, name) for name, run in runs.items()}
     (DOCS / "benchmarks.md").write_text(page(runs, drawn, DOCS))
     write_head(ROOT / "README.md", runs)
     print(f"docs/benchmarks.md: {', '.join(runs)}")

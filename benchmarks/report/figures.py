@@ -50,8 +50,10 @@ def _figure(
     *,
     exponents: bool,
 ) -> None:
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        raise ValueError("the figures need matplotlib: pip install '.[bench]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -64,7 +66,11 @@ def _figure(
         if exponents and curve.exponent is not None:
             text += f"  (n^{curve.exponent:.2f})"
         axes.plot(
-            *zip(*points, strict=True), marker="o", label=text, color=COLOURS.get(curve.contender), linewidth=2
+            *zip(*points, strict=True),
+            marker="o",
+            label=text,
+            color=COLOURS.get(curve.contender),
+            linewidth=2,
         )
     axes.set(xscale="log", yscale="log", xlabel="n, images in the memory", ylabel=label)
     axes.grid(which="both", color="#dddddd", linewidth=0.6)

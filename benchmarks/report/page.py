@@ -22,36 +22,37 @@ make bench-check                                              # the stated ratio
 ```
 
 **Inputs** are the same for all contenders of an operation: clustered features like those of a re-identification
-network in training (`snnet_kernels.testing.clustered_features`: unequal clusters, hubs between them, 10 to 17 candidates
-above the threshold an image, of which at least a fifth fail the cycle check), so that thresholding alone gives wrong labels.
-`market` has 12,936 images, `duke` 16,522, `msmt17` 32,621, `large` 100,000, `million` 1,000,000; d and the batch size stand
-in each column's name.
+network in training (`snnet_kernels.testing.clustered_features`: unequal clusters, hubs between them, 10 to 17
+candidates above the threshold an image, of which at least a fifth fail the cycle check), so that thresholding
+alone gives wrong labels. `market` has 12,936 images, `duke` 16,522, `msmt17` 32,621, `large` 100,000, `million`
+1,000,000; d and the batch size stand in each column's name.
 
-**Equality first.** Before a contender is timed its answer is compared with the reference: labels, neighbours and bits
-exactly (where products of another shape round differently, float64 has to show that rounding decides), loss, gradient, memory
-and cache within float32 rounding. A contender that fails is an error, not a row.
+**Equality first.** Before a contender is timed its answer is compared with the reference: labels, neighbours
+and bits exactly (where products of another shape round differently, float64 has to show that rounding decides),
+loss, gradient, memory and cache within float32 rounding. A contender that fails is an error, not a row.
 
-**Timing.** The contenders of an operation run in turns, each round on the next batch, with the same number of threads on
-the same cores; figures are medians. Before each call the last-level cache is swept (cold); in brackets the same
-call again at once (warm). On a GPU times are between two events on the stream, after a synchronisation. The loop over
-samples runs on a part of the batch on a CPU, and its time is scaled.
+**Timing.** The contenders of an operation run in turns, each round on the next batch, with the same number of
+threads on the same cores; figures are medians. Before each call the last-level cache is swept (cold); in
+brackets the same call again at once (warm). On a GPU times are between two events on the stream, after a
+synchronisation. The loop over samples runs on a part of the batch on a CPU, and its time is scaled.
 
-**Contenders** are what one would write instead: the loop over samples of the code bases of this field; vectorised PyTorch
-that counts ranks instead of sorting, without and with our similarity cache; `torch.compile` of each, also of a form with
-static shapes written for it (on a GPU with max-autotune); faiss, numpy, scipy where they apply.
+**Contenders** are what one would write instead: the loop over samples of the code bases of this field;
+vectorised PyTorch that counts ranks instead of sorting, without and with our similarity cache; `torch.compile`
+of each, also of a form with static shapes written for it (on a GPU with max-autotune); faiss, numpy, scipy
+where they apply.
 
-**The hardware floor** is the larger of the least bytes over this machine's measured copy bandwidth and the least operations
-of matrix products over its measured matmul rate: no implementation can be below it, or over 1 × in its row.
-**Peak MB** is the memory of one call beyond what was there before, its results included; **kept MB** what the form keeps
-between calls beside the exemplar memory.
+**The hardware floor** is the larger of the least bytes over this machine's measured copy bandwidth and the
+least operations of matrix products over its measured matmul rate: no implementation can be below it, or over 1
+× in its row. **Peak MB** is the memory of one call beyond what was there before, its results included; **kept
+MB** what the form keeps between calls beside the exemplar memory.
 """
 
 ABOUT_INSTRUCTIONS = """\
 ## Instructions of the CPU kernels
 
-Instructions executed inside the compiled library by one call at a small size, one thread, counted by callgrind (which has
-no AVX-512): a measure that noise does not move. `python -m benchmarks.instructions` counts again and fails where an
-operation takes 2 % more than stated here; a different compiler shifts all of them.
+Instructions executed inside the compiled library by one call at a small size, one thread, counted by callgrind
+(which has no AVX-512): a measure that noise does not move. `python -m benchmarks.instructions` counts again and
+fails where an operation takes 2 % more than stated here; a different compiler shifts all of them.
 """
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..floors import Floor, read_floors, verdicts
 from ..growth import curves
 from ..results import Result, Run
+from ..shapes import is_growth
 from . import words
 
 INSTRUCTIONS = Path(__file__).parent.parent / "instructions.json"
@@ -76,7 +77,7 @@ def _by_dims(floor: Floor, run: Run) -> tuple[str, str]:
 
 def operation(run: Run, name: str) -> str:
     """All contenders of an operation: time over ours, on a GPU the time too; the hardware floor in its row."""
-    shapes = [shape for shape in run.shapes(name) if not _is_growth(shape)]
+    shapes = [shape for shape in run.shapes(name) if not is_growth(shape)]
     gpu = run.machine["device"] == "cuda"
     reference = {shape: run.find(name, "snnet", shape) for shape in shapes}
     rows = []
@@ -97,10 +98,6 @@ def operation(run: Run, name: str) -> str:
     if any(floors):
         rows.append(["hardware floor", *floors, "", ""])
     return table(("form", *shapes, "peak MB", "kept MB"), rows)
-
-
-def _is_growth(shape: str) -> bool:
-    return shape[1:2].isdigit()
 
 
 def _cell(result: Result | None, ours: Result | None, gpu: bool) -> str:

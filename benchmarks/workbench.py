@@ -11,7 +11,7 @@ from .race import Effort, Race
 from .shapes import Shape
 
 
-class Stable:
+class Workbench:
     """Keeps the inputs of one shape at a time."""
 
     def __init__(self, device: str, rounds: int, seconds: float, *, memory: bool, quick: bool) -> None:
