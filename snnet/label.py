@@ -19,7 +19,7 @@ import torch
 
 import snnet_kernels
 from snnet.checkpoint import check_output
-from snnet.config import cache_mode, config_from
+from snnet.config import config_from
 from snnet.feature_files import FeatureSet, load_features
 from snnet.progress import say, set_quiet
 from snnet.runtime import choose_device, show_warnings_as_lines
@@ -54,9 +54,7 @@ def label(command: LabelCommand) -> tuple[SparseLabels, np.ndarray | None]:
         "min_rank": method.min_rank,
         "strict": command.strict,
     }
-    labels = predict_sparse_labels(
-        torch.from_numpy(_of_length_one(content)).to(device), **options, cache=cache_mode(method.cache)
-    )
+    labels = predict_sparse_labels(torch.from_numpy(_of_length_one(content)).to(device), **options)
     metadata = {"made_by": f"snnet {__version__}", **options}
     labels = dataclasses.replace(labels, names=content.names, metadata=metadata)
     save_labels(command.output, labels)

@@ -1,9 +1,13 @@
 """Pseudo labels of a whole set of features as sparse matrices, for trainers of any kind.
 
-The features take the place of the exemplar memory M, and one pass of MPLP over all images fills the pseudo
-label memory P. The inquiries then see P complete: ``y`` is P itself, ``y_sym`` its transpose (Eq. 4), and row
-i of ``y_nh`` is P's row of image i's nearest other image (Eq. 6). (In training they see P as earlier steps left it;
-on features that no longer change, the two agree after one epoch.)
+The features take the place of the exemplar memory M, and MPLP of all images fills the pseudo label memory P. The
+inquiries then see P complete: ``y`` is P itself, ``y_sym`` its transpose (Eq. 4), and row i of ``y_nh`` is P's row
+of image i's nearest other image (Eq. 6). (In training they see P as earlier steps left it; on features that no
+longer change, the two agree after one epoch.)
+
+For all images at once MPLP needs each similarity once, and the matrix at no time: whatever is more similar to a
+candidate p than the anchor is, lies above the threshold where the anchor does, so the anchor's rank in the whole row
+of p is its rank among p's own candidates. Candidates are collected tile by tile; the rest is sparse.
 """
 
 from __future__ import annotations
@@ -20,14 +24,12 @@ from torch import Tensor
 from snnet.checkpoint import check_output, write_atomically
 from snnet.errors import UserError
 from snnet.progress import progress
-from snnet_kernels import ExemplarMemory, unpack_labels
+from snnet_kernels import memory_similarity, mplp, nearest_neighbors, unpack_labels
 from snnet_kernels.memory_size import free_memory
 
 LABEL_SETS = ("y", "y_sym", "y_nh")
-# Entries of the dense labels that a batch unpacks, one byte each.
-DENSE_ENTRIES = 1 << 24
-# What one positive takes at the most at one time, while rows are transposed or gathered.
-BYTES_PER_POSITIVE = 32
+TILE_ENTRIES = 1 << 24  # similarities that are held at a time
+BYTES_PER_ENTRY = 96  # what a candidate or a positive takes at the most at one time, temporaries included
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,41 +97,130 @@ def predict_sparse_labels(
     threshold: float = 0.6,
     min_rank: int = 10,
     strict: bool = False,
-    cache: bool | str = "auto",
 ) -> SparseLabels:
-    """Pseudo labels of all images by one pass of MPLP.
+    """Pseudo labels of all images: :func:`snnet_kernels.mplp` and its inquiries for a complete P.
+
+    Takes one product of the features with themselves, 64 MB for a tile of it, and some tens of bytes a candidate.
 
     Args:
-        features: float32 [n, d], rows of length 1, on the device that is to do the work.
+        features: float32 [n, d], rows of length 1, on the device that is to do the products.
         threshold, min_rank, strict: see :func:`snnet_kernels.mplp`.
-        cache: keep the similarity matrix (4n² bytes): ``True``, ``False`` (products are made as they are
-            needed) or ``"auto"``, where it fits.
 
     Raises:
-        UserError: there are so many positives that the label sets do not fit into memory.
+        UserError: there are so many candidates that they do not fit into memory.
     """
-    n, d = features.shape
-    memory = ExemplarMemory(n, d, cache, device=features.device)
-    memory.initialize_(features)
-    step = max(1, min(1024, DENSE_ENTRIES // n))
-    counts, columns, neighbors = [], [], []
-    positives = 0
-    with progress(None, "labelling", total=n, unit="image") as bar:
+    candidates, neighbors = _collect_candidates(features, threshold)
+    y, doubtful = _decide(candidates, min_rank, strict)
+    if len(doubtful):
+        rows = _predict_rows(features, doubtful, threshold, min_rank, strict)
+        y = _with_rows(y, dict(zip(doubtful.tolist(), rows, strict=True)))
+    _check_room(int(y.counts()[neighbors].sum()), "the nearest neighbours' labels")
+    return SparseLabels(y, y.transpose(), y.gather(neighbors), neighbors)
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """Entries above the threshold in each row of S, by falling similarity, ties by lower column."""
+
+    indptr: np.ndarray  # int64 [n + 1]
+    columns: np.ndarray  # int32 [candidates]
+    similarity: np.ndarray  # float32 [candidates]
+
+
+def _collect_candidates(features: Tensor, threshold: float) -> tuple[_Candidates, np.ndarray]:
+    """The candidates of all images, and the nearest other image of each, int64 [n]."""
+    n = len(features)
+    bar = np.float32(threshold)  # in float32 0.6 is a little more than 0.6
+    step = max(1, TILE_ENTRIES // n)
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    neighbors, found = [], 0
+    with progress(None, "labelling", total=n, unit="image") as bar_shown:
         for start in range(0, n, step):
             index = torch.arange(start, min(start + step, n), device=features.device)
-            packed = memory.predict_labels(index, threshold, min_rank, strict=strict)
-            row, column = unpack_labels(packed, n).nonzero(as_tuple=True)
-            counts.append(row.bincount(minlength=len(index)).cpu().numpy())
-            columns.append(column.to(torch.int32).cpu().numpy())
-            neighbors.append(memory.nearest(index)[0].squeeze(1).cpu().numpy())
-            positives += len(row)
-            _check_room(positives, f"the first {start + len(index):,} of {n:,} images")
-            bar.update(len(index))
-    memory.drop_cache_()
-    y = SparseMatrix(_starts(np.concatenate(counts)), np.concatenate(columns))
-    nearest = np.concatenate(neighbors)
-    _check_room(int(y.counts()[nearest].sum()), "the nearest neighbours")
-    return SparseLabels(y, y.transpose(), y.gather(nearest), nearest)
+            tile = memory_similarity(features[start : start + step], features)
+            neighbors.append(nearest_neighbors(features, index, query_rows=tile)[0].squeeze(1).cpu().numpy())
+            row, column = (tile > float(bar)).nonzero(as_tuple=True)
+            similarity = tile[row, column].cpu().numpy()
+            columns, counts = column.cpu().numpy(), row.bincount(minlength=len(index)).cpu().numpy()
+            order = np.lexsort((columns, -similarity, row.cpu().numpy()))
+            parts.append((counts, columns[order].astype(np.int32), similarity[order]))
+            found += len(order)
+            _check_room(found, f"the first {start + len(index):,} of {n:,} images")
+            bar_shown.update(len(index))
+    counts, columns, similarity = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return _Candidates(_starts(counts), columns, similarity), np.concatenate(neighbors)
+
+
+def _decide(candidates: _Candidates, min_rank: int, strict: bool) -> tuple[SparseMatrix, np.ndarray]:
+    """The labels of all images; and the images whose anchor is no candidate of one of their candidates.
+
+    Those are not decided: their anchor is another image than they themselves, or rounding put a similarity above the
+    threshold in one row and not in the other.
+    """
+    indptr, columns = candidates.indptr, candidates.columns.astype(np.int64)
+    counts, n = np.diff(indptr), len(indptr) - 1
+    row = np.repeat(np.arange(n), counts)
+    position = np.arange(len(row)) - indptr[row]
+    # Entries of row p by column, so that an anchor is found in it.
+    by_column = np.lexsort((columns, row))
+    keys = row[by_column] * n + columns[by_column]
+    ranks = _entries_above(candidates, row)[by_column]
+    anchors = (
+        columns[np.minimum(indptr[:-1], max(len(columns) - 1, 0))] if len(columns) else np.zeros(n, np.int64)
+    )
+    wanted = columns * n + anchors[row]
+    place = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
+    known = keys[place] == wanted
+    most = counts if strict else np.maximum(counts, min_rank)
+    first = counts.copy()  # position of the first inconsistent candidate
+    bad = known & (ranks[place] > most[row])
+    np.minimum.at(first, row[bad], position[bad])
+    positives = np.minimum(first if strict else np.maximum(first, 2), counts)
+    chosen = position < positives[row]
+    needs_walk = counts > (0 if strict else 2)
+    doubtful = np.unique(row[~known & needs_walk[row] & (position < first[row])])
+    own = np.arange(n)
+    return _from_pairs(
+        np.concatenate([row[chosen], own]), np.concatenate([columns[chosen], own]), n
+    ), doubtful
+
+
+def _entries_above(candidates: _Candidates, row: np.ndarray) -> np.ndarray:
+    """For each candidate how many of its row have a larger similarity, int64."""
+    similarity, entry = candidates.similarity, np.arange(len(row))
+    new = np.ones(len(row), dtype=bool)  # the first entry of its row with its similarity
+    new[1:] = (row[1:] != row[:-1]) | (similarity[1:] != similarity[:-1])
+    return np.maximum.accumulate(np.where(new, entry, 0)) - candidates.indptr[row]
+
+
+def _predict_rows(
+    features: Tensor, index: np.ndarray, threshold: float, min_rank: int, strict: bool
+) -> list[np.ndarray]:
+    """The positives of a few images by the operation itself."""
+    found = []
+    for part in torch.from_numpy(index).to(features.device).split(max(1, TILE_ENTRIES // len(features))):
+        labels = unpack_labels(mplp(features, part, threshold, min_rank, strict=strict), len(features))
+        found += [row.nonzero().flatten().cpu().numpy() for row in labels]
+    return found
+
+
+def _with_rows(matrix: SparseMatrix, rows: dict[int, np.ndarray]) -> SparseMatrix:
+    """``matrix`` with other rows in some places."""
+    n = len(matrix)
+    row = np.repeat(np.arange(n), matrix.counts())
+    kept = ~np.isin(row, list(rows))
+    pairs = [(np.full(len(columns), i), columns) for i, columns in rows.items()]
+    return _from_pairs(
+        np.concatenate([row[kept], *(i for i, _ in pairs)]),
+        np.concatenate([matrix.indices[kept], *(columns for _, columns in pairs)]),
+        n,
+    )
+
+
+def _from_pairs(rows: np.ndarray, columns: np.ndarray, n: int) -> SparseMatrix:
+    """The matrix with ones at (row, column), any of which may come twice."""
+    keys = np.unique(rows * n + columns)
+    return SparseMatrix(_starts(np.bincount(keys // n, minlength=n)), (keys % n).astype(np.int32))
 
 
 def save_labels(path: Path, labels: SparseLabels) -> None:
@@ -172,10 +263,10 @@ def _starts(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
-def _check_room(positives: int, of_what: str) -> None:
-    needed, free = BYTES_PER_POSITIVE * positives, free_memory(torch.device("cpu"))
+def _check_room(entries: int, of_what: str) -> None:
+    needed, free = BYTES_PER_ENTRY * entries, free_memory(torch.device("cpu"))
     if needed > free:
         raise UserError(
-            f"{of_what} have {positives:,} positives, which take {needed / 2**30:.1f} GiB of {free / 2**30:.1f} "
-            "that are free: the features hardly tell images apart, or --threshold is too low"
+            f"{of_what} have {entries:,} pairs above the threshold, which take {needed / 2**30:.1f} GiB of the "
+            f"{free / 2**30:.1f} that are free: the features hardly tell images apart, or --threshold is too low"
         )

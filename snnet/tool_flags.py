@@ -101,7 +101,7 @@ def parse_label_command(arguments: list[str]) -> LabelCommand:
         action="store_true",
         help="the MMCL paper's reading of the cycle check: --min-rank is ignored, no least number of positives",
     )
-    parser.add_options(("threshold", "min_rank", "cache", "device"), preset=False)
+    parser.add_options(("threshold", "min_rank", "device"), preset=False)
     given = parser.parse(arguments)
     own = _pop(given, features=None, key=None, output=None, strict=False, quiet=False)
     if own["features"] is None:

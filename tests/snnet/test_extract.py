@@ -152,9 +152,11 @@ def test_files_that_cannot_be_features_are_named(tmp_path: Path) -> None:
 
 def test_what_cannot_be_done_is_said_before_the_work(run: Path, tmp_path: Path) -> None:
     checkpoint = ("--checkpoint", run, "--device", "cpu")
+    (tmp_path / "d.npz").mkdir()
     for words, message in (
         ((*checkpoint, "--output", tmp_path / "f.txt"), r"f.txt: the name must end in .npz or .safetensors"),
         ((*checkpoint, "--output", tmp_path / "gone" / "f.npz"), "there is no folder"),
+        ((*checkpoint, "--output", tmp_path / "d.npz"), r"d.npz: is a folder"),
         (checkpoint, "nothing to write to: give --output"),
         (("--output", "f.npz"), "no network to use: give --checkpoint, or --arch and --weights"),
         ((*checkpoint, "--output", "f.npz", "--split", "test"), "--split: invalid choice: 'test'"),

@@ -34,10 +34,15 @@ def dense(matrix: SparseMatrix) -> np.ndarray:
     return found
 
 
+def similarities(features: torch.Tensor) -> torch.Tensor:
+    """S as it is computed, tile by tile: a product of another shape may round differently."""
+    step = max(1, module.TILE_ENTRIES // len(features))
+    return torch.cat([sk.memory_similarity(part, features) for part in features.split(step)])
+
+
 def reference_labels(features: torch.Tensor, **options: object) -> np.ndarray:
     """P after a full pass, by the reference over the same similarities."""
-    index = torch.arange(len(features))
-    cache = sk.build_similarity_cache(features)
+    index, cache = torch.arange(len(features)), similarities(features)
     packed = sk.reference.mplp(features, index, cache=cache, **options)  # type: ignore[arg-type]
     return sk.reference.unpack_labels(packed, len(features)).numpy()
 
@@ -47,22 +52,62 @@ def features() -> torch.Tensor:
     return clustered_features(N, D)
 
 
-@pytest.mark.parametrize("options", [{}, {"threshold": 0.7, "min_rank": 2}, {"strict": True}])
-def test_all_three_label_sets_equal_the_references(
-    features: torch.Tensor, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "DENSE_ENTRIES", 7 * N)  # 43 batches, the last of 6
-    found = predict_sparse_labels(features, cache=True, **options)  # type: ignore[arg-type]
+OPTIONS: list[dict[str, object]] = [
+    {}, {"threshold": 0.7, "min_rank": 2}, {"strict": True}, {"threshold": 0.2, "min_rank": 0},
+]  # fmt: skip
+
+
+def check_against_reference(features: torch.Tensor, options: dict[str, object]) -> np.ndarray:
+    found = predict_sparse_labels(features, **options)  # type: ignore[arg-type]
     p = reference_labels(features, **options)
-    similarity = sk.build_similarity_cache(features).fill_diagonal_(-torch.inf).numpy()
-    neighbor = similarity.argmax(axis=1)
+    neighbor = similarities(features).fill_diagonal_(-torch.inf).numpy().argmax(axis=1)
     np.testing.assert_array_equal(dense(found.y), p)
     np.testing.assert_array_equal(dense(found.y_sym), p.T)
     np.testing.assert_array_equal(found.neighbors, neighbor)
     np.testing.assert_array_equal(dense(found.y_nh), p[neighbor])
+    return p
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("rows", [1, 7, N])
+def test_all_three_label_sets_equal_the_references(
+    features: torch.Tensor, options: dict[str, object], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TILE_ENTRIES", rows * N)  # 7: 43 tiles, the last of 6 rows
+    p = check_against_reference(features, options)
     # The three differ, and plain thresholding gives something else again.
-    assert (p != p.T).any() and (p != p[neighbor]).any()
-    assert (p != (sk.build_similarity_cache(features).numpy() > options.get("threshold", 0.6))).any()
+    assert (p != p.T).any() and (p != (similarities(features).numpy() > options.get("threshold", 0.6))).any()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_ties_and_duplicates_everywhere(options: dict[str, object]) -> None:
+    # Sums of 16 terms of ±1/16 are exact in any order: similarities are 17 numbers, the threshold none of them.
+    generator = torch.Generator().manual_seed(1)
+    signs = torch.randint(0, 2, (40, 16), generator=generator).float() * 2 - 1
+    flipped = signs[torch.randint(0, 40, (N,), generator=generator)]
+    flip = torch.rand(N, 16, generator=generator) < 0.08
+    features = torch.where(flip, -flipped, flipped) / 4
+    assert len(features.unique(dim=0)) < N  # duplicates, whose anchor is the first of them
+    check_against_reference(features, options)
+
+
+def test_rows_whose_anchor_is_no_candidate_are_left_to_the_operation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Row 1 is longer: it is more similar to row 0 than row 0 is to itself, and not above the threshold for row 2.
+    angles = torch.tensor([0.0, 0.0447, -0.9265, -0.92, -0.91])
+    features = torch.stack([angles.cos(), angles.sin()], dim=1)
+    features[1] *= 1.0011
+    asked: list[list[int]] = []
+    operation = module.mplp
+
+    def watched(memory: torch.Tensor, index: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
+        asked.append(index.tolist())
+        return operation(memory, index, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "mplp", watched)
+    check_against_reference(features, {})
+    assert asked == [[0]]
 
 
 def test_labels_are_those_of_a_head_after_an_epoch_on_features_that_do_not_change(
@@ -83,14 +128,6 @@ def test_labels_are_those_of_a_head_after_an_epoch_on_features_that_do_not_chang
         (found.y, p.rows(index)), (found.y_sym, p.columns(index)), (found.y_nh, p.rows(neighbor)),
     ):  # fmt: skip
         np.testing.assert_array_equal(dense(matrix), sk.unpack_labels(packed, N).numpy())
-
-
-def test_without_a_similarity_cache_the_labels_are_those_of_the_streaming_operation(
-    features: torch.Tensor,
-) -> None:
-    found = predict_sparse_labels(features, cache=False)
-    packed = sk.mplp(features, torch.arange(N))
-    np.testing.assert_array_equal(dense(found.y), sk.unpack_labels(packed, N).numpy())
 
 
 @pytest.mark.parametrize("n", [1, 2, 9])
@@ -125,10 +162,10 @@ def test_features_of_others_are_normalised_and_ours_left_to_the_bit(
 ) -> None:
     np.save(tmp_path / "ours.npy", features.numpy())
     np.save(tmp_path / "theirs.npy", 3.0 * features.double().numpy())
-    exact, _ = labelled(tmp_path / "ours.npy", "--output", tmp_path / "a.npz", "--cache", "on")
+    exact, _ = labelled(tmp_path / "ours.npy", "--output", tmp_path / "a.npz")
     assert "normalised" not in capsys.readouterr().out
     np.testing.assert_array_equal(dense(exact.y), reference_labels(features))
-    scaled, _ = labelled(tmp_path / "theirs.npy", "--output", tmp_path / "b.npz", "--cache", "on")
+    scaled, _ = labelled(tmp_path / "theirs.npy", "--output", tmp_path / "b.npz")
     assert "300 of 300 features are not of length 1: all are normalised" in capsys.readouterr().out
     tripled = (3.0 * features.double()).float().numpy()
     again = torch.from_numpy(tripled / np.linalg.norm(tripled, axis=1, keepdims=True))
@@ -154,9 +191,9 @@ def test_the_table_counts_pairs_against_identities(tmp_path: Path) -> None:
 def test_labels_that_do_not_fit_are_refused_as_soon_as_that_is_known(
     features: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "free_memory", lambda device: 32 * 3000)
-    with pytest.raises(UserError, match=r"of 300 images have .* positives, .* --threshold is too low"):
-        predict_sparse_labels(features, cache=False, threshold=-1.0)
+    monkeypatch.setattr(module, "free_memory", lambda device: 3000 * module.BYTES_PER_ENTRY)
+    with pytest.raises(UserError, match=r"of 300 images have .* pairs .* --threshold is too low"):
+        predict_sparse_labels(features, threshold=-1.0)
 
 
 def test_what_cannot_be_labelled_is_named(features: torch.Tensor, tmp_path: Path) -> None:
