@@ -1,45 +1,94 @@
-"""k-reciprocal re-ranking at the size of Market-1501 without its junk, beside the usual dense numpy form.
+"""k-reciprocal re-ranking at the size of Market-1501's test split, beside the usual form with dense matrices.
 
-``pytest benchmarks/test_rerank.py -s``. Both start from the features. The dense form takes 9 GB and about a minute;
-it is first checked that both give the same distances.
+Both start from features. The dense form takes about a minute a call and 9 GB.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import time
-from pathlib import Path
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
-from snnet import reranking
+from snnet import reranking, reranking_numpy
 from snnet.reranking import rerank
 from snnet_kernels.memory_size import free_memory
 
-QUERIES, GALLERY, IDENTITIES = 3368, 15913, 750
-DISTRACTORS = 2798
-DENSE_BYTES = 10e9
-# The result is 214 MB and a block of the product 64 MB, twice where the next is made.
-PEAK_BYTES = 214e6 + 300e6
+from .case import Unavailable
+from .equality import Unequal
+from .operation import Operation
+from .shapes import Shape
 
-pytestmark = pytest.mark.skipif(reranking._native is None, reason="snnet._rank_metrics is not built")
+IDENTITIES = {"market-gallery": 750, "tiny-gallery": 20}
+DENSE_MATRICES = 6  # of float32 [N, N] at the peak: distances, their order as int64 and int32, weights twice
+PART = 2000  # images on which a form is tried before its time counts
 
 
-def dense_rerank(query, gallery, k1=20, k2=6, original_weight=0.3):
-    """As it is commonly written: matrices of all pairs, every row sorted, a Python loop over the images."""
-    features = np.concatenate([query, gallery])
-    distance = 2 - 2 * (features @ features.T)
+def rerank_shapes(device: str, sizes: Iterable[str]) -> list[Shape]:
+    """Without the gallery's junk, which is nobody's neighbour."""
+    if device != "cpu":
+        return []
+    if list(sizes) == ["tiny"]:
+        return [Shape("tiny-gallery", 400, 64, 60)]
+    return [Shape("market-gallery", 15_913, 512, 3_368)]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Unit rows; the queries are the batch."""
+
+    query: np.ndarray
+    gallery: np.ndarray
+
+    @property
+    def size(self) -> int:
+        return len(self.query)
+
+    def every(self, step: int) -> Features:
+        return Features(self.query[::step].copy(), self.gallery[::step].copy())
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.from_numpy(getattr(self, field.name)) for field in dataclasses.fields(self))
+
+
+class RerankCase:
+    """Clusters, one an identity, so near to one another that neighbours are of several; a sixth are strays."""
+
+    def __init__(self, shape: Shape, device: torch.device) -> None:
+        self.shape, self.device = shape, device
+        rng = np.random.default_rng(0)
+        centers = rng.standard_normal((IDENTITIES[shape.size] + 1, shape.d), dtype=np.float32)
+        centers[0] = 0
+
+        def features(pids: np.ndarray) -> np.ndarray:
+            drawn = centers[pids] + 2.5 * rng.standard_normal((len(pids), shape.d), dtype=np.float32)
+            return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+        query = rng.integers(1, len(centers), shape.batch)
+        gallery = rng.integers(1, len(centers), shape.n)
+        gallery[: shape.n // 6] = 0
+        self.batches = [Features(features(query), features(gallery))] * 2
+
+    def prepare(self, *inputs: str) -> None:
+        """All inputs are there."""
+
+
+def dense_rerank(features: Features, k1: int = 20, k2: int = 6, weight: float = 0.3) -> np.ndarray:
+    """As it is commonly written: matrices of all pairs, every row sorted, Python loops over the images."""
+    everything = np.concatenate([features.query, features.gallery])
+    distance = 2 - 2 * (everything @ everything.T)
     distance /= distance.max(axis=1, keepdims=True)
     order = np.argsort(distance, axis=1).astype(np.int32)
-    n, half = len(features), int(np.around(k1 / 2))
+    n, queries, half = len(everything), features.size, int(np.around(k1 / 2))
 
-    def reciprocal(image, k):
+    def reciprocal(image: int, k: int) -> np.ndarray:
         forward = order[image, : k + 1]
         return forward[np.where(order[forward, : k + 1] == image)[0]]
 
-    weights = np.zeros_like(distance)
+    code = np.zeros_like(distance)
     for image in range(n):
         own = members = reciprocal(image, k1)
         for other in own:
@@ -48,78 +97,75 @@ def dense_rerank(query, gallery, k1=20, k2=6, original_weight=0.3):
                 members = np.append(members, others)
         members = np.unique(members)
         gaussian = np.exp(-distance[image, members])
-        weights[image, members] = gaussian / gaussian.sum()
-    weights = np.stack([weights[order[image, :k2]].mean(axis=0) for image in range(n)])
-    having = [np.where(weights[:, column] != 0)[0] for column in range(n)]
-    jaccard = np.empty((len(query), n), np.float32)
-    for image in range(len(query)):
+        code[image, members] = gaussian / gaussian.sum()
+    averaged = np.zeros_like(code)
+    for image in range(n):
+        averaged[image] = code[order[image, :k2]].mean(axis=0)
+    having = [np.where(averaged[:, column] != 0)[0] for column in range(n)]
+    jaccard = np.zeros((queries, n), np.float32)
+    for image in range(queries):
         overlap = np.zeros(n, np.float32)
-        for column in np.where(weights[image] != 0)[0]:
+        for column in np.where(averaged[image] != 0)[0]:
             rows = having[column]
-            overlap[rows] += np.minimum(weights[image, column], weights[rows, column])
+            overlap[rows] += np.minimum(averaged[image, column], averaged[rows, column])
         jaccard[image] = 1 - overlap / (2 - overlap)
-    final = (1 - original_weight) * jaccard + original_weight * distance[: len(query)]
-    return final[:, len(query) :]
+    return ((1 - weight) * jaccard + weight * distance[:queries])[:, queries:]
 
 
-def market_features(dim):
-    """Unit rows in clusters, one an identity, near enough to one another that neighbours are of several."""
-    rng = np.random.default_rng(0)
-    centers = rng.standard_normal((IDENTITIES, dim), dtype=np.float32)
+def gate(case: RerankCase, batch: Features, form: Any) -> None:
+    """``form`` is what was called: it is tried on a part of the images.
 
-    def features(of_identities, distractors=0):
-        noise = rng.standard_normal((of_identities + distractors, dim), dtype=np.float32)
-        drawn = 2.5 * noise
-        drawn[:of_identities] += centers[rng.integers(0, IDENTITIES, of_identities)]
-        return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
-
-    return features(QUERIES), features(GALLERY - DISTRACTORS, DISTRACTORS)
-
-
-@pytest.mark.parametrize("dim", [512, 2048])
-def test_market_size(dim, benchmark):
-    query, gallery = (torch.from_numpy(part) for part in market_features(dim))
-    few = rerank(query[:200], gallery[:2000])
-    np.testing.assert_allclose(few, dense_rerank(query[:200].numpy(), gallery[:2000].numpy()), atol=1e-6)
-    benchmark.pedantic(rerank, args=(query, gallery), rounds=3, warmup_rounds=1)
-
-
-@pytest.mark.skipif(free_memory(torch.device("cpu")) < DENSE_BYTES, reason="the dense form needs 10 GB")
-def test_a_tenth_of_the_time_of_the_dense_form():
-    query, gallery = market_features(512)
-    start = time.perf_counter()
-    expected = dense_rerank(query, gallery)
-    dense = time.perf_counter() - start
-    tensors = torch.from_numpy(query), torch.from_numpy(gallery)
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        got = rerank(*tensors)
-        seconds.append(time.perf_counter() - start)
-    # Two products round differently: where that swaps two neighbours of an image, its distances move.
+    A form of products rounds as it likes: where that swaps two neighbours of an image, its distances move.
+    """
+    part = batch.every(max(1, (case.shape.n + case.shape.batch) // PART))
+    got, expected = form(part), dense_rerank(part)
     moved = float((np.abs(got - expected) > 1e-5).mean())
-    print(f"\nrerank {min(seconds):.2f} s, dense numpy {dense:.1f} s: {dense / min(seconds):.0f} times")
-    print(f"distances that differ by more than 1e-5: {100 * moved:.4f} %")
-    assert moved < 1e-3
-    assert min(seconds) <= dense / 10
+    if not moved <= 1e-3:
+        raise Unequal(f"distances: {100 * moved:.3g} % of them differ by more than 1e-5")
 
 
-def resident_bytes(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field))
+reranking_operation = Operation(
+    "rerank", "k-reciprocal re-ranking of a gallery", gate, uses_features=False, make_case=RerankCase
+)
 
 
-def peak_beyond_input() -> int:
-    query, gallery = (torch.from_numpy(part) for part in market_features(512))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from the present size
-    before = resident_bytes("VmRSS")
-    rerank(query, gallery)
-    return resident_bytes("VmHWM") - before
+def answering(form: Any) -> Any:
+    """Calls ``form``, and hands it to the gate."""
+
+    def run(batch: Features) -> Any:
+        form(batch)
+        return form
+
+    return run
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc")
-def test_peak_memory():
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        extra = pool.apply(peak_beyond_input)
-    print(f"\npeak beyond the input: {extra / 1e6:.0f} MB")
-    assert 0 < extra <= PEAK_BYTES
+@reranking_operation.contender("snnet", devices=("cpu",))
+def compiled(case: RerankCase) -> Any:
+    if reranking._native is None:
+        raise Unavailable("snnet._rank_metrics is not built")
+    return answering(lambda batch: rerank(*batch.tensors()))
+
+
+@reranking_operation.contender("numpy", devices=("cpu",))
+def by_numpy(case: RerankCase) -> Any:
+    def form(batch: Features) -> np.ndarray:
+        steps, reranking._steps = reranking._steps, reranking_numpy
+        try:
+            return rerank(*batch.tensors())
+        finally:
+            reranking._steps = steps
+
+    return answering(form)
+
+
+@reranking_operation.contender("dense", devices=("cpu",))
+def by_dense_matrices(case: RerankCase) -> Any:
+    needed = DENSE_MATRICES * 4 * (case.shape.n + case.shape.batch) ** 2
+    if needed > free_memory(case.device):
+        raise Unavailable(f"the dense form takes {needed / 1e9:.0f} GB")
+    return answering(dense_rerank)
+
+
+@reranking_operation.benchmark(shapes=rerank_shapes)
+def test_rerank(race, contender, benchmark):
+    race.report(contender, benchmark)
