@@ -58,7 +58,10 @@ def rerank(
     original_weight: float = ORIGINAL_WEIGHT,
     threads: int | None = None,
 ) -> np.ndarray:
-    """Distances float32 [q, g] after k-reciprocal re-ranking, smaller is nearer; defined in the module's text.
+    """Distances float32 [q, g] after k-reciprocal re-ranking (Zhong et al., CVPR 2017), smaller is nearer.
+
+    Exact, and without a matrix of all pairs: beyond the result it takes tens of MB for Market-1501. The module's
+    text defines what is computed, step by step; so does ``docs/method.md``.
 
     Args:
         query, gallery: the features of the images.

@@ -97,7 +97,7 @@ def test_every_floor_names_what_is_measured():
     }
     measured = {operation.name: operation for operation in operations}
     known_shapes = {"market-d2048-b64", "market-d512-b64", "market-gallery", "market-d2048-b128"}
-    known_shapes |= {"msmt17-d2048-b128", "million-d512-b1024"}
+    known_shapes |= {"msmt17-d2048-b128", "million-d512-b1024", "market-gallery-d512-b3368"}
     floors = read_floors()
     assert len(floors) >= 20
     for floor in floors:
