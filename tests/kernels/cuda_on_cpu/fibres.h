@@ -1,9 +1,10 @@
 // CUDA threads as fibres: one block after another, a fibre a thread, switched where threads wait for each other.
 //
-// A fibre runs until it waits (barrier, warp operation, some atomics) or ends; who runs next is drawn at random. A
-// missing barrier therefore lets a thread run far ahead of the others, into shared memory that they have not
-// written and that holds garbage. What a GPU leaves undefined is reported: a barrier or a warp operation that some
-// thread never reaches, an index past a shared array, an access that is not aligned.
+// A fibre runs until it waits (barrier, warp operation, some atomics) or ends. In some blocks who runs next is drawn
+// at random, in others one warp runs as far ahead of the rest as it can. A missing barrier therefore lets threads
+// read what others have not written yet, and shared memory holds garbage at first. What a GPU leaves undefined is
+// reported: a barrier or a warp operation that some thread never reaches, an index past a shared array, an access
+// that is not aligned.
 #pragma once
 
 #include <link.h>
@@ -74,7 +75,9 @@ inline const char* name_of(Operation operation) {
 struct Place {
   const char* file;
   int line;
-  bool operator==(const Place& other) const { return line == other.line && std::strcmp(file, other.file) == 0; }
+  bool operator==(const Place& other) const {
+    return line == other.line && (file == other.file || std::strcmp(file, other.file) == 0);
+  }
 };
 
 struct Fibre {
@@ -113,12 +116,18 @@ inline unsigned draw_below(std::size_t bound) {
   return static_cast<unsigned>((draw() >> 32) * bound >> 32);
 }
 
+struct Warp {
+  unsigned waiting = 0, ended = 0;  // lanes
+};
+
 struct Block {
   void (*run_thread)(const void*) = nullptr;
   const void* arguments = nullptr;
   unsigned threads = 0;
   std::vector<Fibre*> fibres;   // made when first needed, kept
-  std::vector<unsigned> ready;  // threads that can go on, in no order
+  std::vector<unsigned> ready;  // threads that can go on
+  bool warp_first = false;      // the last that became ready goes on, else any
+  Warp warps[kMostThreads / 32];
   unsigned current = 0;
   unsigned ended = 0, arrived = 0;
   Place barrier;
@@ -140,6 +149,10 @@ inline std::string describe(const Place& place) {
 }
 
 inline std::string describe(unsigned thread) { return "thread " + std::to_string(thread); }
+
+inline std::string describe(const Fibre& in_warp) {
+  return std::string(name_of(in_warp.operation)) + " (" + describe(in_warp.place) + ")";
+}
 
 // Ends the launch with an error; the fibres of the block are abandoned where they are.
 [[noreturn, gnu::noinline]] inline void fail(const std::string& message) {
@@ -182,11 +195,11 @@ inline void begin_fibre(Fibre& fibre, unsigned thread) {
       if (fibre.state == Fibre::State::ended) continue;
       const bool barrier = fibre.state == Fibre::State::at_barrier;
       waiting += std::string(listed++ ? ", " : "") + describe(t) + " at " +
-                 (barrier ? "__syncthreads" : name_of(fibre.operation)) + " (" + describe(fibre.place) + ")";
+                 (barrier ? "__syncthreads (" + describe(fibre.place) + ")" : describe(fibre));
     }
     fail("threads wait for each other for ever: " + waiting);
   }
-  const unsigned pick = draw_below(block.ready.size());
+  const std::size_t pick = block.warp_first ? block.ready.size() - 1 : draw_below(block.ready.size());
   const unsigned next = block.ready[pick];
   block.ready[pick] = block.ready.back();
   block.ready.pop_back();
@@ -213,9 +226,28 @@ inline void make_ready(unsigned thread) {
   block.ready.push_back(thread);
 }
 
+// All threads of the block: warps in a random order, and lanes from a random one on.
+inline void make_all_ready() {
+  unsigned order[kMostThreads / 32];
+  const unsigned warps = (block.threads + 31) / 32;
+  for (unsigned w = 0; w < warps; ++w) {
+    const unsigned place = draw_below(w + 1);
+    order[w] = order[place];
+    order[place] = w;
+  }
+  for (unsigned w = 0; w < warps; ++w) {
+    const unsigned turn = draw_below(32);
+    for (unsigned i = 0; i < 32; ++i) {
+      const unsigned thread = 32 * order[w] + (i + turn) % 32;
+      if (thread < block.threads) make_ready(thread);
+    }
+  }
+}
+
 // Lets others go first: how a spinning thread waits.
 inline void idle() {
   if (++block.idle_waits > kMostIdleWaits) fail(describe(block.current) + " waits for something that never comes");
+  block.warp_first = false;
   make_ready(block.current);
   reschedule(self().context);
 }
@@ -223,7 +255,8 @@ inline void idle() {
 // Now and then a thread is overtaken at an atomic operation.
 inline void maybe_overtaken() {
   if (block.threads == 0 || draw() >> 61 != 0) return;
-  make_ready(block.current);
+  self().state = Fibre::State::ready;
+  block.ready.insert(block.ready.begin(), block.current);
   reschedule(self().context);
 }
 
@@ -235,11 +268,12 @@ inline void end_thread() {
          describe(block.barrier) + ")");
   }
   const unsigned first = block.current & ~31u, lane = block.current & 31u;
-  for (unsigned t = first; t < first + 32 && t < block.threads; ++t) {
+  Warp& warp = block.warps[first / 32];
+  warp.ended |= 1u << lane;
+  for (unsigned t = first; warp.waiting != 0 && t < first + 32 && t < block.threads; ++t) {
     const Fibre& fibre = *block.fibres[t];
     if (fibre.state == Fibre::State::in_warp && (fibre.mask >> lane & 1) != 0) {
-      fail(describe(block.current) + " left the kernel while " + describe(t) + " waits for it at " +
-           name_of(fibre.operation) + " (" + describe(fibre.place) + ")");
+      fail(describe(block.current) + " left the kernel while " + describe(t) + " waits for it at " + describe(fibre));
     }
   }
 }
@@ -276,7 +310,7 @@ inline int64_t barrier(int kind, int64_t value, Place place) {
   block.barrier_result = block.barrier_sum;
   block.arrived = 0;
   block.idle_waits = 0;
-  for (unsigned t = 0; t < block.threads; ++t) make_ready(t);
+  make_all_ready();
   reschedule(self().context);
   return block.barrier_result;
 }
@@ -313,8 +347,8 @@ inline void resolve(unsigned first, unsigned mask, Operation operation) {
       case Operation::syncwarp: break;
       case Operation::shuffle: case Operation::shuffle_up: case Operation::shuffle_down: case Operation::shuffle_xor:
         if ((mask >> fibre.source & 1) == 0) {
-          fail(describe(first + lane) + " reads lane " + std::to_string(fibre.source) + ", which is not in the mask, at " +
-               name_of(operation) + " (" + describe(fibre.place) + ")");
+          fail(describe(first + lane) + " reads lane " + std::to_string(fibre.source) +
+               ", which is not in the mask, at " + describe(fibre));
         }
         fibre.result = block.fibres[first + fibre.source]->value;
         break;
@@ -334,29 +368,31 @@ inline void resolve(unsigned first, unsigned mask, Operation operation) {
 // One warp operation of the lanes in `mask`; source is the lane that a shuffle reads.
 inline uint64_t warp_operation(Operation operation, unsigned mask, uint64_t value, int source, Place place) {
   const unsigned first = block.current & ~31u, lane = block.current & 31u;
-  const std::string where = std::string(" at ") + name_of(operation) + " (";
-  if ((mask >> lane & 1) == 0) fail(describe(block.current) + " is not in its own mask" + where + describe(place) + ")");
+  Warp& warp = block.warps[first / 32];
   Fibre& own = self();
   own.operation = operation;
   own.mask = mask;
   own.value = value;
   own.source = source;
   own.place = place;
-  bool complete = true;
-  for (unsigned other = 0; other < 32; ++other) {
+  if ((mask >> lane & 1) == 0 || (mask & warp.ended) != 0) {
+    fail((mask & warp.ended) != 0 ? "the mask of " + describe(block.current) +
+                                        " names a lane that has left the kernel or does not exist, at " + describe(own)
+                                  : describe(block.current) + " is not in its own mask at " + describe(own));
+  }
+  bool complete = ((warp.waiting | 1u << lane) & mask) == mask;
+  for (unsigned other = 0; complete && other < 32; ++other) {
     if ((mask >> other & 1) == 0 || other == lane) continue;
-    if (first + other >= block.threads || block.fibres[first + other]->state == Fibre::State::ended) {
-      fail("the mask of " + describe(block.current) + " names lane " + std::to_string(other) +
-           ", which has left the kernel," + where + describe(place) + ")");
-    }
     const Fibre& fibre = *block.fibres[first + other];
-    complete &= fibre.state == Fibre::State::in_warp && fibre.operation == operation && fibre.mask == mask;
+    complete = fibre.operation == operation && fibre.mask == mask;
   }
   if (!complete) {
+    warp.waiting |= 1u << lane;
     wait(Fibre::State::in_warp);
     return own.result;
   }
   resolve(first, mask, operation);
+  warp.waiting &= ~mask;
   for (unsigned other = 0; other < 32; ++other) {
     if ((mask >> other & 1) != 0) make_ready(first + other);
   }
@@ -417,10 +453,15 @@ inline bool canary_is_whole(std::size_t dynamic_bytes) {
   block.ready.clear();
   block.ended = block.arrived = 0;
   block.idle_waits = 0;
+  for (unsigned w = 0; 32 * w < block.threads; ++w) {
+    const unsigned lanes = block.threads - 32 * w;
+    block.warps[w] = {0, lanes >= 32 ? 0u : ~0u << lanes};  // lanes that do not exist count as ended
+  }
   for (unsigned t = 0; t < block.threads; ++t) {
     block.fibres[t]->position = {t % blockDim.x, t / blockDim.x % blockDim.y, t / (blockDim.x * blockDim.y)};
-    make_ready(t);
   }
+  block.warp_first = draw_below(2) == 0;
+  make_all_ready();
   if (_setjmp(block.host) == 0) {
     jmp_buf unused;
     reschedule(unused);
