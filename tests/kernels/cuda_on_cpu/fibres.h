@@ -7,19 +7,14 @@
 // that is not aligned.
 #pragma once
 
-#include <link.h>
 #include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
 
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <map>
-#include <mutex>
-#include <stdexcept>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -313,195 +308,6 @@ inline int64_t barrier(int kind, int64_t value, Place place) {
   make_all_ready();
   reschedule(self().context);
   return block.barrier_result;
-}
-
-// What each lane of `mask` gets, all of them having arrived.
-inline void resolve(unsigned first, unsigned mask, Operation operation) {
-  uint64_t combined = 0;
-  bool begun = false;
-  for (unsigned lane = 0; lane < 32; ++lane) {
-    if ((mask >> lane & 1) == 0) continue;
-    const uint64_t value = block.fibres[first + lane]->value;
-    const auto low = static_cast<uint32_t>(value), so_far = static_cast<uint32_t>(combined);
-    switch (operation) {
-      case Operation::ballot: case Operation::any: case Operation::all:
-        combined |= static_cast<uint64_t>(value != 0) << lane; break;
-      case Operation::reduce_add: combined = static_cast<uint32_t>(so_far + low); break;
-      case Operation::reduce_min: combined = begun && so_far < low ? so_far : low; break;
-      case Operation::reduce_max: combined = begun && so_far > low ? so_far : low; break;
-      case Operation::reduce_min_signed:
-        combined = begun && static_cast<int32_t>(so_far) < static_cast<int32_t>(low) ? so_far : low; break;
-      case Operation::reduce_max_signed:
-        combined = begun && static_cast<int32_t>(so_far) > static_cast<int32_t>(low) ? so_far : low; break;
-      case Operation::reduce_and: combined = begun ? so_far & low : low; break;
-      case Operation::reduce_or: combined = so_far | low; break;
-      case Operation::reduce_xor: combined = so_far ^ low; break;
-      default: break;
-    }
-    begun = true;
-  }
-  for (unsigned lane = 0; lane < 32; ++lane) {
-    if ((mask >> lane & 1) == 0) continue;
-    Fibre& fibre = *block.fibres[first + lane];
-    switch (operation) {
-      case Operation::syncwarp: break;
-      case Operation::shuffle: case Operation::shuffle_up: case Operation::shuffle_down: case Operation::shuffle_xor:
-        if ((mask >> fibre.source & 1) == 0) {
-          fail(describe(first + lane) + " reads lane " + std::to_string(fibre.source) +
-               ", which is not in the mask, at " + describe(fibre));
-        }
-        fibre.result = block.fibres[first + fibre.source]->value;
-        break;
-      case Operation::match_any: case Operation::match_all:
-        fibre.result = 0;
-        for (unsigned other = 0; other < 32; ++other) {
-          if ((mask >> other & 1) != 0 && block.fibres[first + other]->value == fibre.value) {
-            fibre.result |= uint64_t{1} << other;
-          }
-        }
-        break;
-      default: fibre.result = combined; break;
-    }
-  }
-}
-
-// One warp operation of the lanes in `mask`; source is the lane that a shuffle reads.
-inline uint64_t warp_operation(Operation operation, unsigned mask, uint64_t value, int source, Place place) {
-  const unsigned first = block.current & ~31u, lane = block.current & 31u;
-  Warp& warp = block.warps[first / 32];
-  Fibre& own = self();
-  own.operation = operation;
-  own.mask = mask;
-  own.value = value;
-  own.source = source;
-  own.place = place;
-  if ((mask >> lane & 1) == 0 || (mask & warp.ended) != 0) {
-    fail((mask & warp.ended) != 0 ? "the mask of " + describe(block.current) +
-                                        " names a lane that has left the kernel or does not exist, at " + describe(own)
-                                  : describe(block.current) + " is not in its own mask at " + describe(own));
-  }
-  bool complete = ((warp.waiting | 1u << lane) & mask) == mask;
-  for (unsigned other = 0; complete && other < 32; ++other) {
-    if ((mask >> other & 1) == 0 || other == lane) continue;
-    const Fibre& fibre = *block.fibres[first + other];
-    complete = fibre.operation == operation && fibre.mask == mask;
-  }
-  if (!complete) {
-    warp.waiting |= 1u << lane;
-    wait(Fibre::State::in_warp);
-    return own.result;
-  }
-  resolve(first, mask, operation);
-  warp.waiting &= ~mask;
-  for (unsigned other = 0; other < 32; ++other) {
-    if ((mask >> other & 1) != 0) make_ready(first + other);
-  }
-  block.idle_waits = 0;
-  reschedule(own.context);
-  return own.result;
-}
-
-// The library's thread-local memory: [begin, end).
-struct Range {
-  unsigned char *begin = nullptr, *end = nullptr;
-};
-
-inline Range thread_local_memory() {
-  Range range;
-  dl_iterate_phdr(
-      [](dl_phdr_info* info, std::size_t, void* found) {
-        auto* data = static_cast<unsigned char*>(info->dlpi_tls_data);
-        for (int h = 0; data != nullptr && h < info->dlpi_phnum; ++h) {
-          unsigned char* end = data + info->dlpi_phdr[h].p_memsz;
-          auto* dynamic = reinterpret_cast<unsigned char*>(snnet::shared_words);
-          if (info->dlpi_phdr[h].p_type == PT_TLS && dynamic >= data && dynamic < end) {
-            *static_cast<Range*>(found) = {data, end};
-            return 1;
-          }
-        }
-        return 0;
-      },
-      &range);
-  return range;
-}
-
-constexpr unsigned char kCanaryByte = 0xc3;
-
-inline void fill_shared(const Range& memory, std::size_t dynamic_bytes) {
-  constexpr unsigned char kGarbage[] = {0xff, 0xa5, 0x7f};  // NaN or -1, a large negative, a large positive
-  const unsigned char garbage = kGarbage[draw_below(3)];
-  auto* dynamic = reinterpret_cast<unsigned char*>(snnet::shared_words);
-  unsigned char* dynamic_end = dynamic + sizeof snnet::shared_words;
-  if (memory.begin != nullptr) {
-    std::memset(memory.begin, garbage, dynamic - memory.begin);
-    std::memset(dynamic_end, garbage, memory.end - dynamic_end);
-  }
-  std::memset(dynamic, garbage, dynamic_bytes);
-  std::memset(dynamic + dynamic_bytes, kCanaryByte, kCanary);
-}
-
-inline bool canary_is_whole(std::size_t dynamic_bytes) {
-  const auto* canary = reinterpret_cast<unsigned char*>(snnet::shared_words) + dynamic_bytes;
-  for (std::size_t i = 0; i < kCanary; ++i) {
-    if (canary[i] != kCanaryByte) return false;
-  }
-  return true;
-}
-
-// Runs one block; an error is left in block.error.
-[[gnu::noinline]] inline void run_block(std::size_t dynamic_bytes) {
-  block.ready.clear();
-  block.ended = block.arrived = 0;
-  block.idle_waits = 0;
-  for (unsigned w = 0; 32 * w < block.threads; ++w) {
-    const unsigned lanes = block.threads - 32 * w;
-    block.warps[w] = {0, lanes >= 32 ? 0u : ~0u << lanes};  // lanes that do not exist count as ended
-  }
-  for (unsigned t = 0; t < block.threads; ++t) {
-    block.fibres[t]->position = {t % blockDim.x, t / blockDim.x % blockDim.y, t / (blockDim.x * blockDim.y)};
-  }
-  block.warp_first = draw_below(2) == 0;
-  make_all_ready();
-  if (_setjmp(block.host) == 0) {
-    jmp_buf unused;
-    reschedule(unused);
-  }
-  if (block.error.empty() && !canary_is_whole(dynamic_bytes)) {
-    block.error = "a write past the end of the dynamic shared memory";
-  }
-}
-
-inline void run_grid(dim3 grid, dim3 threads, std::size_t dynamic_bytes, void (*run_thread)(const void*),
-                     const void* arguments) {
-  static std::mutex one_launch_at_a_time;
-  const std::lock_guard<std::mutex> lock(one_launch_at_a_time);
-  ++settings.launches;
-  block.threads = threads.x * threads.y * threads.z;
-  block.run_thread = run_thread;
-  block.arguments = arguments;
-  while (block.fibres.size() < block.threads) block.fibres.push_back(new Fibre());
-  gridDim = grid;
-  blockDim = threads;
-  snnet::shared_words[0] = {};  // makes the TLS block exist
-  const Range memory = thread_local_memory();
-  std::vector<int64_t> order(static_cast<std::size_t>(grid.x) * grid.y * grid.z);
-  for (std::size_t b = 0; b < order.size(); ++b) {
-    const unsigned place = draw_below(b + 1);
-    order[b] = order[place];
-    order[place] = static_cast<int64_t>(b);
-  }
-  block.error.clear();
-  for (std::size_t b = 0; b < order.size() && block.error.empty(); ++b) {
-    blockIdx = {static_cast<unsigned>(order[b] % grid.x), static_cast<unsigned>(order[b] / grid.x % grid.y),
-                static_cast<unsigned>(order[b] / grid.x / grid.y)};
-    fill_shared(memory, dynamic_bytes);
-    run_block(dynamic_bytes);
-  }
-  block.threads = 0;
-  if (!block.error.empty()) {
-    for (Fibre* fibre : block.fibres) fibre->begun = false;
-    throw std::runtime_error(block.error);
-  }
 }
 
 }  // namespace cuda_on_cpu
