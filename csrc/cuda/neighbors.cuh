@@ -51,7 +51,6 @@ __device__ __forceinline__ Key smallest_wanted_key(const VectorRow& row, int own
     prefix = *chosen;
     left = parts[kNeighborThreads / kWarp];
     if (parts[kNeighborThreads / kWarp + 1] == left) break;
-    __syncthreads();
   }
   return prefix << shift;
 }
@@ -106,7 +105,6 @@ __global__ void __launch_bounds__(kNeighborThreads)
         row, [&](const auto& values, int column) { other.look(values, column); });
     const Key nearest = block_largest<kNeighborThreads>(other.key, parts);
     if (thread == 0) keys[0] = nearest;
-    __syncthreads();
   } else if (wanted > 1) {
     const Key lowest =
         wanted == batch.n - 1 ? 0 : smallest_wanted_key(row, own, wanted, histogram, sums, parts);
