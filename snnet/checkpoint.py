@@ -73,7 +73,12 @@ def check_output(path: Path, suffixes: Sequence[str], flag: str = "--output") ->
 
 def write_text(path: Path, text: str) -> None:
     """:func:`write_atomically` for text."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """:func:`write_atomically` for the content of a whole file."""
+    write_atomically(path, lambda file: file.write(content))
 
 
 def save_checkpoint(path: Path, **contents: Any) -> None:

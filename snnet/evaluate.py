@@ -15,7 +15,7 @@ import json
 from typing import Any
 
 from snnet.data import build_dataset
-from snnet.features import decode_retrieval_set, evaluate_retrieval
+from snnet.features import decode_retrieval_set, rank_gallery, rerank_gallery, retrieval_features
 from snnet.progress import say, set_quiet
 from snnet.runlog import rank_record, rank_table
 from snnet.runtime import show_warnings_as_lines
@@ -32,12 +32,14 @@ def main() -> None:
     if command.json:
         print(json.dumps(result))
     else:
-        print(rank_table({result["arch"]: result}))
+        again = {"re-ranked": result["reranked"]} if "reranked" in result else {}
+        print(rank_table({result["arch"]: result, **again}))
 
 
 def evaluate(command: EvaluateCommand) -> dict[str, Any]:
     """Rank the gallery for every query; returns :func:`snnet.runlog.rank_record` and what was evaluated.
 
+    With ``--rerank`` the same after k-reciprocal re-ranking is under ``reranked``.
     Raises :class:`~snnet.errors.UserError` for a checkpoint, weights or data that cannot be used.
     """
     trained = load_trained_model(command.checkpoint, command.preset, command.given)
@@ -47,13 +49,18 @@ def evaluate(command: EvaluateCommand) -> dict[str, Any]:
     if retrieval is None:
         raise UserError(f"dataset {data.dataset} has no query and gallery: there is nothing to evaluate on")
     say(dataset.summary())
-    return {
+    features = retrieval_features(trained.model, retrieval, config, trained.placement)
+    definition = config.output.average_precision
+    result = {
         "dataset": data.dataset,
         "arch": config.model.arch,
         "checkpoint": str(command.checkpoint) if command.checkpoint else None,
         "weights": None if command.checkpoint else config.model.weights,
-        **rank_record(evaluate_retrieval(trained.model, retrieval, config, trained.placement)),
+        **rank_record(rank_gallery(*features, retrieval, definition)),
     }
+    if config.output.rerank:
+        result["reranked"] = rank_record(rerank_gallery(*features, retrieval, definition))
+    return result
 
 
 if __name__ == "__main__":

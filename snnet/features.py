@@ -16,6 +16,7 @@ from snnet.errors import UserError
 from snnet.evaluation import RankMetrics, rank_metrics
 from snnet.models import ReIDModel
 from snnet.progress import progress
+from snnet.reranking import rerank
 from snnet.runtime import Placement
 from snnet_kernels import memory_similarity
 
@@ -95,9 +96,26 @@ def evaluate_retrieval(
     model: ReIDModel, retrieval: RetrievalSet, config: Config, placement: Placement
 ) -> RankMetrics:
     """CMC and mAP of ranking the gallery for every query by cosine similarity, in float32."""
+    features = retrieval_features(model, retrieval, config, placement)
+    return rank_gallery(*features, retrieval, config.output.average_precision)
+
+
+def retrieval_features(
+    model: ReIDModel, retrieval: RetrievalSet, config: Config, placement: Placement
+) -> tuple[Tensor, Tensor]:
+    """The retrieval features of the queries [q, d] and the gallery [g, d]; see :func:`extract_features`."""
     kind = config.model.retrieval_feature
-    query = extract_features(model, retrieval.query, config, placement, kind)  # [q, d]
-    gallery = extract_features(model, retrieval.gallery, config, placement, kind)  # [g, d]
+    query = extract_features(model, retrieval.query, config, placement, kind)
+    return query, extract_features(model, retrieval.gallery, config, placement, kind)
+
+
+def rank_gallery(
+    query: Tensor,  # [q, d]
+    gallery: Tensor,  # [g, d]
+    retrieval: RetrievalSet,
+    average_precision: Literal["step", "trapezoid"],
+) -> RankMetrics:
+    """CMC and mAP of features by cosine similarity, in float32."""
     parts = -(-len(query) * len(gallery) // PAIRS_AT_A_TIME)
     results = []
     for part in range(parts):
@@ -111,10 +129,32 @@ def evaluate_retrieval(
                 retrieval.gallery_pids,
                 retrieval.query_cams[rows],
                 retrieval.gallery_cams,
-                average_precision=config.output.average_precision,
+                average_precision=average_precision,
             )
         )
     return _combined(results)
+
+
+def rerank_gallery(
+    query: Tensor,  # [q, d]
+    gallery: Tensor,  # [g, d]
+    retrieval: RetrievalSet,
+    average_precision: Literal["step", "trapezoid"],
+) -> RankMetrics:
+    """CMC and mAP after k-reciprocal re-ranking (:mod:`snnet.reranking`).
+
+    Gallery images of pid -1, which no ranking has, are nobody's neighbours here either.
+    """
+    ranked = np.flatnonzero(retrieval.gallery_pids != -1)
+    distance = rerank(query, gallery[torch.from_numpy(ranked)])
+    return rank_metrics(
+        np.negative(distance, out=distance),
+        retrieval.query_pids,
+        retrieval.gallery_pids[ranked],
+        retrieval.query_cams,
+        retrieval.gallery_cams[ranked],
+        average_precision=average_precision,
+    )
 
 
 def _combined(results: list[RankMetrics]) -> RankMetrics:

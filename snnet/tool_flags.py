@@ -1,4 +1,4 @@
-"""The command lines of the tools around a run: extract, label, search, export. Nothing here imports torch."""
+"""The command lines of the tools around a run: extract, label, search, export, report. Imports no torch."""
 
 from __future__ import annotations
 
@@ -196,6 +196,52 @@ def parse_export_command(arguments: list[str]) -> ExportCommand:
     if own["output"] is None:
         raise UserError("nothing to write to: give --output FILE.onnx or FILE.safetensors")
     return ExportCommand(_network_choice(given), **own)
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """A parsed ``snnet.report`` command line; ``options`` holds the flags of data and machine."""
+
+    run: Path
+    output: Path  # the folder
+    lists: int
+    top_k: int
+    images: bool
+    options: dict[str, Any]
+    quiet: bool
+
+
+def parse_report_command(arguments: list[str]) -> ReportCommand:
+    """Checked as far as that goes without opening the run."""
+    parser = CommandParser(
+        "snnet.report",
+        "Write what a run has measured as one HTML page that needs nothing else, and its pictures as PNG: curves, "
+        "evaluation, ranked lists, the hardest failures, pseudo labels, time, configuration and environment. A run "
+        "that still goes on can be reported too.",
+        usage="RUN [flags]",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, nargs="?", default=None, help="the folder of a run")
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, help="folder to write to (default: report, in that of the run)"
+    )
+    parser.add_argument(
+        "--lists", metavar="INT", type=_whole_number, help="ranked lists of each kind (default 8)"
+    )
+    parser.add_argument("--top-k", metavar="INT", type=_whole_number, help="images of a list (default 10)")
+    parser.add_argument(
+        "--no-images",
+        action="store_true",
+        help="leave out all that shows images of the data set; neither it nor the checkpoint is then read",
+    )
+    parser.add_options(("data_dir", "batch_size", "image_cache", "workers", "device"), preset=False)
+    given = parser.parse(arguments)
+    own = _pop(given, run=None, output=None, lists=8, top_k=10, no_images=False, quiet=False)
+    if own["run"] is None:
+        raise UserError("nothing to report: give the folder of a run")
+    config_from(given)
+    images = not own.pop("no_images")
+    own["output"] = own["output"] or own["run"] / "report"
+    return ReportCommand(**own, images=images, options=given)
 
 
 def _add_network(parser: CommandParser) -> None:
