@@ -1,8 +1,10 @@
 # make train   install into .venv and train on the built-in set
 # make test    install into .venv and run the test suite
 # make test-sanitize   the kernel tests on a CPU library built with AddressSanitizer and UBSan (gcc)
-# make bench   benchmarks against plain PyTorch and the usual per-sample form
+# make bench   benchmarks against what one would write instead, into build/benchmarks.json
+# make bench-check     the stated ratios of benchmarks/floors.yaml, in a short run that fails where one does not hold
 # make lint    format, lint and type checks
+# make docs    write docs/api.md from the docstrings
 # make clean   remove what was built (keeps .venv and runs)
 
 PYTHON ?= python3
@@ -15,7 +17,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test test-sanitize bench lint clean
+.PHONY: train test test-sanitize bench bench-check lint docs clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.installed
@@ -35,12 +37,19 @@ test-sanitize: $(VENV)/.installed
 	  --import-mode=append -p no:cacheprovider $(CURDIR)/tests/kernels $(ARGS)
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+	mkdir -p build
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=build/benchmarks.json $(ARGS)
+
+bench-check: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.check $(ARGS)
 
 lint: $(VENV)/.lint-tools
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs:
+	$(PYTHON) scripts/api_reference.py
 
 # torch comes first, so that the build finds it here and does not fetch a second one. The install is editable:
 # what runs is this checkout, and compiled libraries lie beside their sources.

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from snnet.config import Config, cache_mode
 from snnet.data import DecodedImages, ImageSet, ReIDDataset, decode_images, extraction_loader
 from snnet.errors import UserError
 from snnet.evaluation import RankMetrics, rank_metrics
 from snnet.models import ReIDModel
+from snnet.progress import progress
 from snnet.runtime import Placement
 from snnet_kernels import memory_similarity
 
@@ -72,14 +71,14 @@ def extract_features(
         height=data.height,
         width=data.width,
         batch_size=data.batch_size,
-        workers=data.workers,
+        workers=data.workers if len(decoded) > data.batch_size else 0,  # starting them takes longer
         pin_memory=placement.pin_memory,
     )
     features = torch.empty(len(decoded), model.feature_dim, device=placement.device)
     was_training = model.training
     model.eval()
     with torch.inference_mode(), placement.autocast():
-        for images, index in tqdm(loader, "extracting", leave=False, disable=not sys.stderr.isatty()):
+        for images, index in progress(loader, "extracting"):
             batch = placement.images(images)
             found = model(batch) if kind == "train" else model.retrieve(batch, after_neck=kind == "after")
             features[int(index[0]) : int(index[0]) + len(index)] = found

@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import snnet_kernels
 from snnet.checkpoint import (
@@ -38,19 +37,20 @@ from snnet.data import DecodedImages, ReIDDataset, TrainingLoader, build_dataset
 from snnet.features import RetrievalSet, decode, decode_retrieval_set, evaluate_retrieval, extract_features
 from snnet.label_quality import label_quality
 from snnet.models import ReIDModel, build_model
+from snnet.progress import progress, say, set_quiet
 from snnet.runlog import RANKS, RunLog, epoch_line, rank_record, rank_table
 from snnet.runtime import Placement, prepare, show_warnings_as_lines
 from snnet_kernels import SNNetHead
 
-QUIET = not sys.stderr.isatty()  # no progress bars into a file
 STEPS_BETWEEN_CHECKS = 50  # on CUDA, where looking at the loss makes the host wait for the device
 
 
 def main() -> None:
     show_warnings_as_lines()
     command = parse_train_command(sys.argv[1:])
+    set_quiet(command.quiet)
     if command.preset:
-        print(f"preset {command.preset}; flags win over it")
+        say(f"preset {command.preset}; flags win over it")
     train(command.config, resume=command.resume)
 
 
@@ -63,7 +63,7 @@ def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
     folder = _run_folder(config, resume)
     checkpoint = _checkpoint_to_resume(config, folder) if resume else None
     placement = prepare(config.runtime)
-    print(snnet_kernels.backend_info())
+    say(str(snnet_kernels.backend_info()))
     dataset = find_dataset(config)
     # A resumed run has its weights in the checkpoint: the file that they began with is not needed again.
     weights = config.model.weights if checkpoint is None else None
@@ -83,17 +83,14 @@ def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
     else:
         before, records = ranks(), []
         if before:
-            print(
-                f"before training: rank-1 {100 * before['rank1']:.1f} mAP {100 * before['mAP']:.1f}",
-                flush=True,
-            )
+            say(f"before training: rank-1 {100 * before['rank1']:.1f} mAP {100 * before['mAP']:.1f}")
         learner.head.initialize_(extract_features(learner.model, data.images, config, placement, "train"))
 
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / CONFIG_FILE, to_yaml(config))
     log = RunLog(folder, records)
     epochs = config.training.epochs
-    print(f"{folder}: {len(records)} of {epochs} epochs done, on {placement.device}", flush=True)
+    say(f"{folder}: {len(records)} of {epochs} epochs done, on {placement.device}")
     for epoch in range(len(records), epochs):
         started = time.perf_counter()
         measured = train_epoch(learner, data.loader, config, placement, epoch)
@@ -106,7 +103,7 @@ def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
         if last or (epoch + 1) % config.output.checkpoint_every == 0:
             learner.save(folder / CHECKPOINT_FILE, config=flatten(config), before=before, metrics=records)
         log.write_epoch()
-        print(epoch_line(records[-1]), flush=True)
+        say(epoch_line(records[-1]))
 
     results = _results(config, before, records)
     log.write_results(results)
@@ -130,7 +127,7 @@ def find_dataset(config: Config) -> ReIDDataset:
     dataset = build_dataset(
         data.dataset, data.data_dir, name_pattern=data.name_pattern, camstyle=data.camstyle
     )
-    print(dataset.summary())
+    say(dataset.summary())
     return dataset
 
 
@@ -254,7 +251,7 @@ def train_epoch(
     totals: dict[str, Tensor] = {}
     watch = LossWatch(epoch, len(loader), placement.device)
     laps = Laps()
-    for step, (images, index) in enumerate(tqdm(loader, f"epoch {epoch}", leave=False, disable=QUIET)):
+    for step, (images, index) in enumerate(progress(loader, f"epoch {epoch}")):
         images, index = placement.images(images), index.to(placement.device, non_blocking=True)
         laps.end("data")
         with placement.autocast():
@@ -347,7 +344,7 @@ def _run_folder(config: Config, resume: Path | None) -> Path:
 def _checkpoint_to_resume(config: Config, folder: Path) -> dict[str, Any] | None:
     """The checkpoint of the run in ``folder``; None where the run was stopped before its first one."""
     if not (folder / CHECKPOINT_FILE).exists():
-        print(f"{folder} has no checkpoint yet: starting at epoch 0")
+        say(f"{folder} has no checkpoint yet: starting at epoch 0")
         return None
     checkpoint = load_checkpoint(folder)
     if not all(isinstance(record, dict) for record in checkpoint["metrics"]):

@@ -20,8 +20,9 @@ from .reference.precision import exact_float32
 from .schemas import LIBRARY
 
 _compiled = torch.ops.snnet_cuda
-# Above this share of hard negatives a row of the gradient is too full for the sparse product.
-_SPARSE_UP_TO = 0.05
+# Share of hard negatives up to which the sparse backward product is cheaper than a dense one of that precision: the
+# first is bound by reading rows of the memory, the second by arithmetic. Counted from both, not measured.
+_SPARSE_UP_TO = {"ieee": 0.05, "bf16": 0.05, "tf32x3": 0.02, "tf32": 0.005}
 
 
 def available_backends(dispatch_key: str = "CUDA") -> tuple[str, ...]:
@@ -192,7 +193,7 @@ def _fused_mutual_label_loss(
     match _choose("fused_mutual_label_loss", *preferred):
         case "cuda":
             s = matmul(features, memory.t()) if similarity is None else similarity
-            if kind == "mmcl" and hard_negative_ratio <= _SPARSE_UP_TO:
+            if kind == "mmcl" and hard_negative_ratio <= _SPARSE_UP_TO[get_matmul_precision()]:
                 return _compiled.sparse_label_loss.default(s, memory, *options)
             loss, grad = _compiled.mutual_label_loss.default(
                 s, labels, weights, kind, delta, hard_negative_ratio

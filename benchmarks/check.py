@@ -1,0 +1,67 @@
+"""``python -m benchmarks.check``: a short run that fails where a ratio of ``floors.yaml`` does not hold.
+
+All ratios are of one run, so that a slower machine or a slow moment changes both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from .floors import BOUNDS, Verdict, read_floors, verdicts
+from .results import Run, read_run
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda"), help="which floors (default: cpu)"
+    )
+    parser.add_argument("--json", type=Path, help="check the results in this file in place of a run")
+    known, others = parser.parse_known_args()  # the others go to pytest
+    if known.json:
+        found = judge(read_run([known.json]), known.device)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            results = Path(folder) / "check.json"
+            failed = _run(known.device, results, others)
+            if not results.exists():
+                return failed or 1
+            found = judge(read_run([results]), known.device)
+    for verdict in found:
+        print(line(verdict))
+    broken = sum(not verdict.holds for verdict in found)
+    print(f"{len(found) - broken} of {len(found)} floors hold")
+    return 1 if broken else 0
+
+
+def judge(run: Run, device: str) -> list[Verdict]:
+    """What ``run`` says of every floor of ``device``."""
+    return [verdict for floor in read_floors() if floor.device == device for verdict in verdicts(floor, run)]
+
+
+def line(verdict: Verdict) -> str:
+    """One verdict as a line of text."""
+    measured = "not measured" if verdict.measured is None else f"{verdict.measured:.2f}"
+    state = "holds" if verdict.holds else "BROKEN"
+    meaning = BOUNDS[verdict.floor.bound].split(",")[0]
+    against = f" ({verdict.baseline})" if verdict.baseline else ""
+    return (
+        f"{state:<7}{verdict.shape:<20} {measured:>12} for {verdict.limit:g}  {verdict.floor.work}{against}"
+        f" [{meaning}]"
+    )
+
+
+def _run(device: str, results: Path, others: list[str]) -> int:
+    command = [
+        *(sys.executable, "-m", "pytest", str(Path(__file__).parent), "--benchmark-only", "--quiet"),
+        *("--floors-only", "--device", device, f"--benchmark-json={results}", *others),
+    ]
+    return subprocess.run(command, cwd=Path(__file__).parent.parent, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

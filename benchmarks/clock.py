@@ -1,0 +1,84 @@
+"""Timing one call on the device that does the work.
+
+Cold: the processor's last cache was swept before. Warm: the same call again, with the same batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Call = Callable[[], Any]
+ENQUEUE_AHEAD = 1_000_000  # GPU cycles, about half a millisecond: what the host has to enqueue a call
+
+
+class CpuClock:
+    """The host's clock."""
+
+    def __init__(self) -> None:
+        self._sweep = torch.ones(2 * _last_level_cache_bytes() // 4)
+
+    def cold(self, call: Call) -> float:
+        self._sweep.sum()
+        return self.warm(call)
+
+    def warm(self, call: Call) -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    host = cold
+
+
+class CudaClock:
+    """Events on the current stream around the call, and a synchronisation before they are read.
+
+    The device is kept busy while the host enqueues the call, so that what is timed is the device's work and not
+    the launches; a call that waits for the device in its middle pays for that. :meth:`host` is the other view:
+    wall clock on an idle device, launches included.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        properties = torch.cuda.get_device_properties(device)
+        self._sweep = torch.ones(2 * properties.L2_cache_size // 4, device=device)
+        self._sum = torch.empty((), device=device)
+        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def cold(self, call: Call) -> float:
+        torch.sum(self._sweep, 0, out=self._sum)
+        return self.warm(call)
+
+    def warm(self, call: Call) -> float:
+        torch.cuda._sleep(ENQUEUE_AHEAD)
+        self._start.record()
+        call()
+        self._end.record()
+        self._end.synchronize()
+        return self._start.elapsed_time(self._end) / 1e3
+
+    def host(self, call: Call) -> float:
+        torch.sum(self._sweep, 0, out=self._sum)
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+def clock_of(device: torch.device) -> CpuClock | CudaClock:
+    return CudaClock(device) if device.type == "cuda" else CpuClock()
+
+
+def _last_level_cache_bytes() -> int:
+    """Bytes of the largest cache that the system tells of; 32 MiB where it does not."""
+    units = {"K": 1 << 10, "M": 1 << 20}
+    sizes = [
+        int(text[:-1]) * units[text[-1]]
+        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+        if (text := path.read_text().strip())[-1:] in units
+    ]
+    return max(sizes, default=32 << 20)

@@ -1,0 +1,99 @@
+"""The stated ratios of ``floors.yaml``, and what a run makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from .results import Run
+
+FILE = Path(__file__).parent / "floors.yaml"
+BOUNDS = {
+    "at_least": "baseline over ours",
+    "at_most": "ours over baseline",
+    "microseconds": "time of ours in microseconds, at most",
+    "megabytes": "peak memory of ours in 10^6 bytes beside what was there before, at most",
+    "share_of_matmul": "share of the measured matmul rate of the same precision, at least",
+}
+
+
+@dataclass(frozen=True)
+class Floor:
+    """One line of the file: a ratio that is to hold at some shapes.
+
+    ``bound`` is a key of BOUNDS, ``limits`` maps names of shapes to the number. The baseline is the fastest of
+    ``baselines`` that were measured.
+    """
+
+    work: str
+    operation: str
+    bound: str
+    limits: dict[str, float]
+    ours: str = "snnet"
+    baselines: tuple[str, ...] = ()
+    device: str = "cpu"
+
+    @property
+    def quick_contenders(self) -> tuple[str, ...]:
+        """Who has to run for a check; torch.compile takes too long for that."""
+        return (self.ours, *(name for name in self.baselines if not name.startswith("compile")))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A floor at one shape: what was measured, None where it was not, and by which baseline."""
+
+    floor: Floor
+    shape: str
+    limit: float
+    measured: float | None
+    baseline: str = field(default="")
+
+    @property
+    def holds(self) -> bool:
+        if self.measured is None:
+            return False
+        lower = self.floor.bound in ("at_least", "share_of_matmul")
+        return self.measured >= self.limit if lower else self.measured <= self.limit
+
+
+def read_floors(path: Path = FILE) -> list[Floor]:
+    """The lines of ``path``. Raises ValueError naming the line where one cannot be understood."""
+    floors = []
+    for number, entry in enumerate(yaml.safe_load(path.read_text()), start=1):
+        bounds = [name for name in BOUNDS if name in entry]
+        known = {"work", "operation", "ours", "baselines", "device", *bounds}
+        if len(bounds) != 1 or not {"work", "operation"} <= set(entry) <= known:
+            raise ValueError(
+                f"{path.name}, entry {number}: needed are work, operation and one of {', '.join(BOUNDS)}; "
+                f"got {', '.join(entry)}"
+            )
+        (bound,) = bounds
+        rest = {key: value for key, value in entry.items() if key != bound}
+        rest["baselines"] = tuple(rest.get("baselines", ()))
+        if (bound in ("at_least", "at_most")) != bool(rest["baselines"]):
+            raise ValueError(f"{path.name}, entry {number}: {bound} and baselines do not go together")
+        floors.append(Floor(bound=bound, limits=dict(entry[bound]), **rest))
+    return floors
+
+
+def verdicts(floor: Floor, run: Run) -> Iterator[Verdict]:
+    """What ``run`` has to say about ``floor`` at each of its shapes."""
+    for shape, limit in floor.limits.items():
+        ours = run.find(floor.operation, floor.ours, shape)
+        best = run.best(floor.operation, floor.baselines, shape)
+        measured = None
+        if ours is not None:
+            if floor.bound == "microseconds":
+                measured = 1e6 * ours.seconds
+            elif floor.bound == "megabytes":
+                measured = None if ours.peak_bytes is None else ours.peak_bytes / 1e6
+            elif floor.bound == "share_of_matmul":
+                measured = ours.product_seconds / ours.seconds if ours.product_seconds else None
+            elif best is not None:
+                ratio = best.seconds / ours.seconds
+                measured = ratio if floor.bound == "at_least" else 1 / ratio
+        yield Verdict(floor, shape, limit, measured, best.contender if best else "")

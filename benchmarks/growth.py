@@ -1,0 +1,52 @@
+"""How cost grows with n: the exponent of a power law through the measured points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .results import Result, Run
+from .shapes import is_growth
+
+OPERATION = "label-step"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One contender's results over n, by rising n."""
+
+    contender: str
+    points: tuple[Result, ...]
+
+    @property
+    def exponent(self) -> float | None:
+        """p of the power law time ~ n^p, fitted to the logarithms; None with fewer than two points."""
+        return fitted_exponent([(point.n, point.seconds) for point in self.points])
+
+    def linearity(self, n: int) -> float | None:
+        """Time an image at the largest n over that at ``n``: 1 is linear growth."""
+        start = next((point for point in self.points if point.n == n), None)
+        if start is None or self.points[-1].n == n:
+            return None
+        return (self.points[-1].seconds / self.points[-1].n) / (start.seconds / n)
+
+
+def fitted_exponent(points: Iterable[tuple[float, float]]) -> float | None:
+    """The slope of the least-squares line through (log n, log seconds)."""
+    logs = [(math.log(n), math.log(seconds)) for n, seconds in points]
+    if len(logs) < 2:
+        return None
+    mean_x, mean_y = (sum(values) / len(logs) for values in zip(*logs, strict=True))
+    spread = sum((x - mean_x) ** 2 for x, _ in logs)
+    return sum((x - mean_x) * (y - mean_y) for x, y in logs) / spread
+
+
+def curves(run: Run) -> list[Curve]:
+    """The growth of every contender of the label step."""
+    grown = [result for result in run.results if result.operation == OPERATION and is_growth(result.shape)]
+    names = dict.fromkeys(result.contender for result in grown)
+    return [
+        Curve(name, tuple(sorted((r for r in grown if r.contender == name), key=lambda result: result.n)))
+        for name in names
+    ]

@@ -1,0 +1,90 @@
+"""Peak memory of one call beyond what was there before it, its results included."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PATIENCE = 120  # seconds
+_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
+
+
+def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
+    """Bytes at the peak of ``call``, or None where this system does not tell."""
+    if device.type == "cuda":
+        return _peak_of_allocator(call, device)
+    if not _CLEAR_REFS.exists():
+        return None
+    return _in_child(call)
+
+
+def _peak_of_allocator(call: Callable[[], Any], device: torch.device) -> int:
+    call()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _in_child(call: Callable[[], Any]) -> int | None:
+    """The peak of resident memory in a forked copy of this process, which has all inputs at hand.
+
+    There, freed memory goes back to the system at once; else what is taken could be what was left over.
+    """
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # of forking beside threads
+        child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _answer_and_exit(call, writing)
+    os.close(writing)
+    try:
+        ready, _, _ = select.select([reading], [], [], PATIENCE)
+        answer = os.read(reading, 64) if ready else b""
+    finally:
+        os.close(reading)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return int(answer) if answer else None
+
+
+def _answer_and_exit(call: Callable[[], Any], writing: int) -> None:
+    threads = torch.get_num_threads()
+
+    def measure() -> None:
+        torch.set_num_threads(threads)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 65536)
+        libc.mallopt(_M_TRIM_THRESHOLD, 0)
+        call()  # what libraries keep for themselves is there before
+        libc.malloc_trim(0)
+        _CLEAR_REFS.write_text("5")  # the peak starts anew from the present size
+        before = _resident("VmRSS")
+        call()
+        os.write(writing, str(max(0, _resident("VmHWM") - before)).encode())
+
+    try:
+        # A thread of its own: the OpenMP threads of the one that forked were not copied.
+        thread = threading.Thread(target=measure)
+        thread.start()
+        thread.join()
+    finally:
+        os._exit(0)
+
+
+def _resident(field: str) -> int:
+    lines = _STATUS.read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))

@@ -1,0 +1,1 @@
+"""What a good engineer would write instead: plain PyTorch, numpy, scipy, faiss."""

@@ -1,0 +1,1 @@
+"""Results as a page: ``python -m benchmarks.report``."""

@@ -1,0 +1,81 @@
+"""Figures of a run: time and memory of the label step against n."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..growth import Curve, curves
+from ..results import Result, Run
+from . import words
+
+COLOURS = {
+    "snnet": "#0b6e4f",
+    "snnet-streaming": "#6bbf59",
+    "pytorch-cache": "#1f77b4",
+    "pytorch": "#7aa6d6",
+    "loop": "#d1495b",
+}
+STATE = "M and what is kept beside it, and the peak of one call"
+
+
+def draw(run: Run, folder: Path, name: str) -> dict[str, Path]:
+    """Write the PNG files of ``run`` into ``folder``; by kind, none where there is no growth to show."""
+    found = [curve for curve in curves(run) if len(curve.points) > 1]
+    if not found:
+        return {}
+    folder.mkdir(parents=True, exist_ok=True)
+    gpu = run.machine["device"] == "cuda"
+    ours = next((curve for curve in found if curve.contender == "snnet"), found[0])
+    unit = 1e-3 if gpu else ours.points[0].seconds
+    label = "milliseconds" if gpu else f"time over ours at n = {ours.points[0].n:,}"
+    paths = {kind: folder / f"{name}-{kind}.png" for kind in ("time", "memory")}
+    _figure(paths["time"], found, lambda point: point.seconds / unit, label, exponents=True)
+    _figure(paths["memory"], found, _gigabytes, "gigabytes", exponents=False)
+    return paths
+
+
+def _gigabytes(point: Result) -> float | None:
+    """M, what the form keeps beside it, and the peak of a call; None where the peak is not known."""
+    if point.peak_bytes is None:
+        return None
+    return (4 * point.n * point.d + (point.held_bytes or 0) + point.peak_bytes) / 1e9
+
+
+def _figure(
+    path: Path,
+    found: list[Curve],
+    value: Callable[[Result], float | None],
+    label: str,
+    *,
+    exponents: bool,
+) -> None:
+    try:
+        import matplotlib
+    except ImportError:
+        raise ValueError("the figures need matplotlib: pip install '.[bench]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.5, 4.8), dpi=120)
+    for curve in found:
+        points = [(point.n, measured) for point in curve.points if (measured := value(point)) is not None]
+        if not points:
+            continue
+        text = words.contender(curve.contender).replace("*", "").replace("`", "")
+        if exponents and curve.exponent is not None:
+            text += f"  (n^{curve.exponent:.2f})"
+        axes.plot(
+            *zip(*points, strict=True),
+            marker="o",
+            label=text,
+            color=COLOURS.get(curve.contender),
+            linewidth=2,
+        )
+    axes.set(xscale="log", yscale="log", xlabel="n, images in the memory", ylabel=label)
+    axes.grid(which="both", color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Software": None})
+    pyplot.close(figure)

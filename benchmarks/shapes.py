@@ -1,0 +1,81 @@
+"""Sizes by name, and the shapes that a run measures.
+
+B batch entries, n images in the memory, d feature dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+SIZES = {
+    "tiny": 600,  # to try the code, not to measure
+    "market": 12_936,
+    "duke": 16_522,
+    "msmt17": 32_621,
+    "large": 100_000,
+    "million": 1_000_000,
+}
+DEFAULT_SIZES = {"cpu": ("market",), "cuda": ("market", "msmt17", "million")}
+DIMS = (2048, 512)
+GROWTH_DIM = 256
+GROWTH = (3_234, 6_468, 12_936, 32_621, 100_000)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One set of inputs: a batch of ``batch`` images out of ``n``, features of ``d`` dimensions."""
+
+    size: str
+    n: int
+    d: int
+    batch: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.size}-d{self.d}-b{self.batch}" if self.d else self.size
+
+    @property
+    def is_growth(self) -> bool:
+        """Whether it is one of :func:`growth_shapes`."""
+        return is_growth(self.name)
+
+    @property
+    def cache_bytes(self) -> int:
+        return 4 * self.n * self.n
+
+
+def is_growth(name: str) -> bool:
+    """Whether a shape of this name is one of :func:`growth_shapes`."""
+    return name[:1] == "n" and name[1:2].isdigit()
+
+
+def shapes(device: str, sizes: Iterable[str] | None = None, dims: Iterable[int] | None = None) -> list[Shape]:
+    """The shapes of ``sizes`` (by default those of the device) on ``device``, for each of ``dims``.
+
+    Raises ValueError for a name that is not in SIZES, and for ``million`` without a GPU.
+    """
+    found = []
+    for size in sizes or DEFAULT_SIZES[device]:
+        if size not in SIZES:
+            raise ValueError(f"--size must be of {', '.join(SIZES)}, got {size!r}")
+        if size == "million" and device == "cpu":
+            raise ValueError("--size million is for --device cuda: it would take hours on a CPU")
+        for d in dims or (DIMS if size not in ("tiny", "million") else DIMS[-1:]):
+            found.append(Shape(size, SIZES[size], d, _batch_size(device, size, d)))
+    return found
+
+
+def growth_shapes(device: str, sizes: Iterable[str] | None = None) -> list[Shape]:
+    """Shapes that differ in n alone, for the cost as a function of n."""
+    tiny = sizes is not None and set(sizes) == {"tiny"}
+    batch = 8 if tiny else _batch_size(device, "growth", GROWTH_DIM)
+    return [Shape(f"n{n}", n, GROWTH_DIM, batch) for n in ((300, 600) if tiny else GROWTH)]
+
+
+def _batch_size(device: str, size: str, d: int) -> int:
+    if size == "tiny":
+        return 8
+    if size == "million":
+        return 1024
+    return 128 if device == "cuda" and d == 2048 else 64  # the paper's: 128 with ResNet-50, 64 with OSNet

@@ -1,0 +1,247 @@
+"""Results to verdicts, tables and figures."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pytest_benchmark", reason="the benchmarks need pip install '.[bench]'")
+
+from benchmarks import check, instructions
+from benchmarks.floors import Floor, read_floors, verdicts
+from benchmarks.growth import curves, fitted_exponent
+from benchmarks.report import figures, page, tables, words
+from benchmarks.report.__main__ import write_head
+from benchmarks.results import Result, Run, read_run, slim
+from tests.paths import ROOT
+
+MACHINE = {
+    "device": "cpu", "cpu": "Test CPU", "cores": 2, "threads": 2, "memory_gb": 24, "system": "Linux x86_64",
+    "python": "3.11", "torch": "2.14.1", "libraries": {"_C": "gcc"}, "versions": {"numpy": "2"},
+}  # fmt: skip
+
+
+def result(operation: str, contender: str, seconds: float, shape: str = "market-d2048-b64", **more) -> Result:
+    return Result(operation, contender, shape, 12_936, 2048, 64, "cpu", seconds, **more)
+
+
+def grown(contender: str, n: int, seconds: float, **more) -> Result:
+    return Result("label-step", contender, f"n{n}-d256-b64", n, 256, 64, "cpu", seconds, **more)
+
+
+@pytest.fixture
+def run() -> Run:
+    """Ours takes 1 ms, the loop 500 ms; ours grows linearly, the loop as n^1.5."""
+    return Run(
+        MACHINE,
+        rates={"copy": 2e10, "ieee": 1e11},
+        dates=["2030-01-02"],
+        results=[
+            result(
+                "label-step", "snnet", 1e-3, floor_seconds=2.5e-4, warm_seconds=8e-4, peak_bytes=2_000_000
+            ),
+            result("label-step", "pytorch", 30e-3),
+            result("label-step", "compile", 25e-3),
+            result("label-step", "loop", 500e-3, scaled=16.0),
+            result("iteration", "snnet", 51e-3),
+            result("iteration", "bare-product", 30e-3),
+            result("streaming-mplp", "snnet", 1.0, peak_bytes=70_000_000, product_seconds=0.75),
+            *(grown("snnet", n, n * 1e-7, peak_bytes=n, held_bytes=4 * n * n) for n in (1000, 4000, 12_936)),
+            *(grown("loop", n, n**1.5 * 1e-7, peak_bytes=n) for n in (1000, 4000, 12_936)),
+        ],
+    )
+
+
+def judged(run: Run, **floor) -> tuple[float | None, bool]:
+    (verdict,) = verdicts(Floor(work="", limits={"market-d2048-b64": floor.pop("limit")}, **floor), run)
+    return verdict.measured, verdict.holds
+
+
+def test_a_floor_is_judged_by_the_fastest_baseline(run):
+    step = {"operation": "label-step", "bound": "at_least"}
+    assert judged(run, **step, limit=20, baselines=("pytorch", "compile")) == (pytest.approx(25), True)
+    assert judged(run, **step, limit=26, baselines=("pytorch", "compile")) == (pytest.approx(25), False)
+    assert judged(run, **step, limit=1, baselines=("faiss",)) == (None, False)
+    over = {"operation": "iteration", "bound": "at_most", "baselines": ("bare-product",)}
+    assert judged(run, **over, limit=1.75) == (pytest.approx(1.7), True)
+    assert judged(run, **over, limit=1.6) == (pytest.approx(1.7), False)
+    streaming = {"operation": "streaming-mplp"}
+    assert judged(run, **streaming, bound="megabytes", limit=64) == (70, False)
+    assert judged(run, **streaming, bound="microseconds", limit=2e6) == (1e6, True)
+    assert judged(run, **streaming, bound="share_of_matmul", limit=0.6) == (0.75, True)
+
+
+def test_the_check_fails_where_a_floor_is_broken(run):
+    found = {(v.floor.operation, v.shape): v for v in check.judge(run, "cpu")}
+    assert found["label-columns", "market-d2048-b64"].measured is None
+    assert "BROKEN" in check.line(found["label-columns", "market-d2048-b64"])
+    text = check.line(found["iteration", "market-d2048-b64"])
+    assert text.startswith("holds") and "1.70 for 1.7" in text
+
+
+def test_every_floor_names_what_is_measured():
+    """Operations, contenders and shapes of floors.yaml are those of the modules."""
+    names = [path.stem for path in (ROOT / "benchmarks").glob("test_*.py")]
+    modules = [importlib.import_module(f"benchmarks.{name}") for name in names]
+    operations = {
+        value.measured.operation
+        for module in modules
+        for value in vars(module).values()
+        if hasattr(value, "measured")
+    }
+    measured = {operation.name: operation for operation in operations}
+    known_shapes = {"market-d2048-b64", "market-d512-b64", "market-gallery", "market-d2048-b128"}
+    known_shapes |= {"msmt17-d2048-b128", "million-d512-b1024"}
+    floors = read_floors()
+    assert len(floors) >= 20
+    for floor in floors:
+        names = set(measured[floor.operation].names(floor.device))
+        assert {floor.ours, *floor.baselines} <= names, floor.work
+        assert set(floor.limits) <= known_shapes, floor.work
+    assert set(measured) == set(words.OPERATIONS)
+    for operation in operations:
+        for name in operation.contenders:
+            assert name in words.CONTENDERS or words.contender(name) != name, name
+
+
+def test_a_damaged_file_of_floors_names_the_entry(tmp_path):
+    path = tmp_path / "floors.yaml"
+    path.write_text(
+        "- {work: a, operation: b, at_least: {x: 1}, baselines: [c]}\n- {work: a, operation: b}\n"
+    )
+    with pytest.raises(ValueError, match="entry 2: needed are work, operation and one of at_least"):
+        read_floors(path)
+    path.write_text("- {work: a, operation: b, at_least: {x: 1}}\n")
+    with pytest.raises(ValueError, match="entry 1: at_least and baselines"):
+        read_floors(path)
+
+
+def test_exponents_are_those_of_power_laws(run):
+    assert fitted_exponent([(10, 5.0), (100, 500.0), (1000, 50_000.0)]) == pytest.approx(2)
+    assert fitted_exponent([(10, 5.0)]) is None
+    ours, loop = curves(run)
+    assert (ours.contender, loop.contender) == ("snnet", "loop")
+    assert ours.exponent == pytest.approx(1) and loop.exponent == pytest.approx(1.5)
+    assert loop.linearity(1000) == pytest.approx(12.936**0.5)
+    assert ours.linearity(12_936) is None  # nothing beyond it
+
+
+def test_tables_show_ratios_and_no_times_of_a_cpu(run):
+    text = tables.operation(run, "label-step")
+    assert "| **snnet_kernels** | 1.00 × (1.00 ×) | 2.0 |  |" in text
+    assert "| loop over samples (16 × a part) | 500 × |" in text
+    assert "| hardware floor | 0.25 × |" in text
+    assert "µs" not in text and " ms" not in text
+    gpu = Run(MACHINE | {"device": "cuda", "gpu": "GPU"}, results=run.results)
+    assert "1,000 µs, 1.00 ×" in tables.operation(gpu, "label-step")
+    growth = tables.growth(run)
+    assert "| **snnet_kernels** | 1.00 | 4.00 | 12.9 | 1.00 |  |" in growth
+    assert "| 1.50 |" in growth
+    assert "| ✗ 70.0 |" in tables.stated(run)
+
+
+def test_the_page_and_its_figures(run, tmp_path):
+    pytest.importorskip("matplotlib", reason="the figures need pip install '.[bench]'")
+    paths = figures.draw(run, tmp_path / "images", "test-cpu")
+    assert sorted(paths) == ["memory", "time"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths.values())
+    text = page.page({"test-cpu": run}, {"test-cpu": paths}, tmp_path)
+    assert "## Test CPU, 2 threads" in text and "](images/test-cpu-time.png)" in text
+    assert "copy 20 GB/s, ieee products 0.10 TFLOP/s" in text
+
+
+def test_the_readme_gets_the_head_between_its_markers(run, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- benchmarks: begin -->\nold\n<!-- benchmarks: end -->\nafter\n")
+    write_head(readme, {"test-cpu": run})
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert (
+        "| labels, nearest neighbour, memory and cache update: the usual loop over samples | 500 × |  |"
+        in text
+    )
+    readme.write_text("no markers\n")
+    write_head(readme, {"test-cpu": run})
+    assert readme.read_text() == "no markers\n"
+
+
+def test_results_survive_the_file(run, tmp_path):
+    stats = {"median": 0.5, "iqr": 0.1, "min": 0.4, "max": 0.9, "rounds": 3, "data": [0.4, 0.5, 0.9]}
+    info = {
+        "operation": "mplp",
+        "contender": "snnet",
+        "shape": "s",
+        "n": 1,
+        "d": 2,
+        "batch": 3,
+        "device": "cpu",
+    }
+    output = {
+        "machine_info": MACHINE,
+        "commit_info": {"id": "abcdef0123", "dirty": False, "branch": "b", "project": "p"},
+        "datetime": "2030-01-02T03:04:05",
+        "benchmarks": [{"name": "t", "fullname": "f", "params": {}, "stats": stats, "extra_info": info}],
+    }
+    slim(output, {"copy": 1e10})
+    assert "data" not in json.dumps(output) and "branch" not in json.dumps(output)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(output))
+    found = read_run([path])
+    assert found.results == [Result(**info, seconds=0.5, iqr=0.1, rounds=3)]
+    assert (found.commits, found.dates, found.rates) == (["abcdef0"], ["2030-01-02"], {"copy": 1e10})
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"a\.json is not the JSON"):
+        read_run([path])
+
+
+def test_instructions_are_counted_in_the_library_alone():
+    dump = (
+        "desc: Trigger: Client Request: avx2/mplp\n"
+        "ob=/lib/libc.so\nfn=memcpy\n1 500\n"
+        "ob=/x/_C.abi3.so\nfn=mplp\n10 7\n+2 3\ncob=/lib/libc.so\ncfn=memcpy\ncalls=1 0\n* 500\n* 30\n"
+        "ob=/x/_C_cuda.so\nfn=other\n1 9\n"
+    )
+    assert instructions.read_dump(dump) == ("avx2/mplp", 40)
+    stated = json.loads(instructions.FILE.read_text())
+    assert set(stated["counts"]) == set(instructions.INSTRUCTION_SETS)
+    assert all(count > 1000 for counts in stated["counts"].values() for count in counts.values())
+
+
+def test_a_smoke_run_writes_results(tmp_path):
+    """Every module is collected; a few operations run, at a size that measures nothing."""
+    results = tmp_path / "results.json"
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "pytest",
+            "benchmarks",
+            "--benchmark-only",
+            "--size",
+            "tiny",
+            "--threads",
+            "1",
+        ),
+        *("--rounds", "1", "--no-memory", f"--benchmark-json={results}", "-p", "no:cacheprovider", "-q"),
+        *(
+            "-k",
+            "not compile and not growth and (label_step or streaming_mplp or label_columns or rank_metrics)",
+        ),
+    ]
+    answer = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert answer.returncode == 0, answer.stdout[-3000:]
+    run = read_run([results])
+    assert {result.operation for result in run.results} == {
+        *("label-step", "label-step-with-p", "streaming-mplp", "label-columns", "rank-metrics")
+    }
+    assert all(result.seconds > 0 for result in run.results)
+    assert run.find("label-step", "snnet", "tiny-d512-b8").floor_seconds > 0
+    assert "host" not in json.dumps(json.loads(Path(results).read_text())["machine_info"])
