@@ -8,6 +8,7 @@ a namespace of its own. What the emulation checks is told in ``fibres.h``.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import pathlib
@@ -85,13 +86,15 @@ def _run(command: list[str]) -> None:
 
 
 def _in_place(target: pathlib.Path, make: Callable[[str], None]) -> pathlib.Path:
-    """Make a file beside ``target`` and move it there, so that no other process sees half of one."""
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            part = os.path.join(folder, target.name)
-            make(part)
-            os.replace(part, target)
+    """Make a file beside ``target`` and move it there; another process that wants the same waits for it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                part = os.path.join(folder, target.name)
+                make(part)
+                os.replace(part, target)
     return target
 
 
