@@ -56,7 +56,7 @@ def export(command: ExportCommand) -> list[str]:
     # On the CPU: what is written does not depend on this machine.
     plain = {"device": "cpu", "amp": False, "channels_last": False}
     trained = load_trained_model(network.checkpoint, network.preset, {**network.given, **plain})
-    trained.model.eval()
+    trained.model.eval().requires_grad_(False)
     return (_write_onnx if as_onnx else _write_safetensors)(trained, command.output)
 
 

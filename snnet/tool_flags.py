@@ -10,12 +10,13 @@ from typing import Any
 
 from snnet.config import OPTIONS, config_from
 from snnet.errors import UserError
-from snnet.flags import EVALUATE_OPTIONS, CommandParser, default_preset, preset_names
+from snnet.flags import CommandParser, default_preset, preset_names
 
 SPLITS = ("train", "query", "gallery", "all")
 
 _MODEL = tuple(name for name, option in OPTIONS.items() if option.group == "model")
 _INPUT = ("height", "width")
+_DATA = tuple(name for name, option in OPTIONS.items() if option.group == "data" and name != "camstyle")
 _IMAGES = (*_INPUT, "skip_bad_images", "batch_size", "image_cache", "workers")
 _MACHINE = ("device", "seed", "amp", "channels_last")
 _NO_NETWORK = "no network to use: give --checkpoint, or --arch and --weights"
@@ -53,7 +54,7 @@ def parse_extract_command(arguments: list[str]) -> ExtractCommand:
     parser.add_argument(
         "--split", choices=SPLITS, help="the images to take (default all; a folder of crops has only train)"
     )
-    parser.add_options([name for name in EVALUATE_OPTIONS if OPTIONS[name].group != "output"])
+    parser.add_options((*_DATA, *_MODEL, *_MACHINE))
     given = parser.parse(arguments)
     own = _pop(given, output=None, split="all", quiet=False)
     network = _network_choice(given)

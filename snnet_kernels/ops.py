@@ -272,7 +272,8 @@ def update_memory_(
 def write_labels_(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: Tensor) -> None:
     """Write rows of the pseudo label memory and of its transpose, in place: P[index] = labels (Eq. 3).
 
-    Of a repeated index the last row counts; bits past n are not written. :class:`snnet_kernels.PseudoLabelMemory` holds both matrices.
+    Of a repeated index the last row counts; bits past n are not written.
+    :class:`snnet_kernels.PseudoLabelMemory` holds both matrices.
 
     Args:
         row_bits, column_bits: P and Pᵀ as bits, uint8 [n, label_bytes(n)], contiguous, written.

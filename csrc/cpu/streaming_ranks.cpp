@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <unordered_map>
 
 #include "products.h"
@@ -67,6 +68,8 @@ class RankCount {
       Tensor all = memory_;
       const Tensor tile = torch::stable::narrow(all, 0, first, columns);
       counted_.assign(active_.size(), 0);
+      place_.resize(rows_.size());
+      std::iota(place_.begin(), place_.end(), 0);
       if (by_heads) {
         Tensor whole = tile;
         const Tensor heads = inner_products(torch::stable::narrow(candidates, 1, 0, lengths_.head),
@@ -75,7 +78,7 @@ class RankCount {
       }
       const int64_t left = std::count(counted_.begin(), counted_.end(), 0);
       if (left > 0) {
-        const Tensor products = inner_products(candidates, tile);
+        const Tensor products = inner_products(rows_left(candidates), tile);
         count_tile(const_floats(products), first, columns, look ? Tile::looked : Tile::rounded);
       }
       by_heads = by_heads && 4 * left < static_cast<int64_t>(active_.size());
@@ -88,6 +91,19 @@ class RankCount {
     }
   }
 
+  // The rows of the pairs that are not counted yet, where these are not most of them; place_ says where they stand.
+  Tensor rows_left(const Tensor& candidates) {
+    std::vector<int32_t> place(rows_.size(), -1), needed;
+    for (std::size_t p = 0; p < active_.size(); ++p) {
+      if (counted_[p] || place[active_[p].row] >= 0) continue;
+      place[active_[p].row] = static_cast<int32_t>(needed.size());
+      needed.push_back(rows_[active_[p].row]);
+    }
+    if (8 * needed.size() > 7 * rows_.size()) return candidates;
+    place_ = place;
+    return rows_at(memory_, needed);
+  }
+
   // Counts a tile for the pairs that are not marked as counted, and marks them.
   void count_tile(const float* products, int64_t first, int64_t columns, Tile kind) {
     const int64_t size = static_cast<int64_t>(active_.size());
@@ -95,7 +111,7 @@ class RankCount {
       std::vector<Entry> found(kind == Tile::rounded ? 0 : columns);
       for (int64_t p = begin; p < end; ++p) {
         if (counted_[p]) continue;
-        const float* row = products + active_[p].row * columns;
+        const float* row = products + place_[active_[p].row] * columns;
         counted_[p] = kind == Tile::rounded ? count_rounded(active_[p], row, first, columns)
                                             : count_looked(active_[p], row, first, columns, kind, found.data());
       }
@@ -186,6 +202,7 @@ class RankCount {
   std::vector<Pair> active_;
   std::vector<uint8_t> counted_;  // of the active pairs, in this tile
   std::vector<int32_t> rows_;     // distinct candidates
+  std::vector<int32_t> place_;    // of each of them in the product of this tile
 };
 
 }  // namespace

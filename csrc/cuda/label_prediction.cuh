@@ -22,7 +22,7 @@ constexpr int kListed = 256;
 constexpr int kSelectThreads = 1024;
 constexpr int kCountThreads = 256;
 constexpr int kCountBlocks = 6;  // on a multiprocessor
-constexpr int kDecideThreads = 256;
+constexpr int kDecideThreads = 512;
 constexpr int kRowLoads = 4;  // 16-byte loads of a thread in flight
 
 struct PredictionOptions {
@@ -256,7 +256,6 @@ __global__ void __launch_bounds__(kCountThreads, kCountBlocks)
       }
     }
     numbered += first_item[kCountThreads];
-    __syncthreads();
   }
 }
 
@@ -282,7 +281,7 @@ __device__ __forceinline__ unsigned bits_of_word(int word, unsigned marked, cons
 }
 
 // A block a sample: its label row and, where P is given, P[index] and its transpose. Latency bound.
-__global__ void __launch_bounds__(kDecideThreads)
+__global__ void __launch_bounds__(kDecideThreads, 2)
     mplp_decide_kernel(Batch batch, PredictionOptions options, Scratch scratch, LabelRows labels, LabelMemory memory) {
   __shared__ int positives[kListed];
   const auto thread = static_cast<int>(threadIdx.x);

@@ -8,22 +8,22 @@ namespace snnet {
 constexpr int kNeighborThreads = 512;
 constexpr int kNeighborLoads = 4;
 constexpr int kSharedNeighbors = 1024;  // more are sorted in global memory
-constexpr int kDigitBits = 11;
-constexpr int kDigits = 1 << kDigitBits;
+constexpr int kKeyDigitBits = 11;
+constexpr int kKeyDigits = 1 << kKeyDigitBits;
 
 // The smallest of the `wanted` largest keys of a row but its own, 0 < wanted < n - 1: digit by digit from the top,
 // a histogram and a read of the row each, until a digit's keys are all wanted.
 __device__ __forceinline__ Key smallest_wanted_key(const VectorRow& row, int own, int wanted, int* histogram,
                                                    int64_t* parts, Key* chosen) {
-  constexpr int kPerThread = kDigits / kNeighborThreads;
+  constexpr int kPerThread = kKeyDigits / kNeighborThreads;
   const auto thread = static_cast<int>(threadIdx.x);
   Key prefix = 0;  // the digits known, at the bottom
   int shift = 64;
   int64_t left = wanted;
   while (shift > 0) {
-    const int bits = shift < kDigitBits ? shift : kDigitBits, above = shift;
+    const int bits = shift < kKeyDigitBits ? shift : kKeyDigitBits, above = shift;
     shift -= bits;
-    for (int d = thread; d < kDigits; d += kNeighborThreads) histogram[d] = 0;
+    for (int d = thread; d < kKeyDigits; d += kNeighborThreads) histogram[d] = 0;
     __syncthreads();
     visit_row<kNeighborThreads, kNeighborLoads>(row, [&](const auto& values, int column) {
       int c = column;
@@ -37,7 +37,7 @@ __device__ __forceinline__ Key smallest_wanted_key(const VectorRow& row, int own
     __syncthreads();
     // A thread has kPerThread digits, the first thread the largest.
     int64_t mine = 0;
-    const int top = kDigits - 1 - kPerThread * thread;
+    const int top = kKeyDigits - 1 - kPerThread * thread;
     for (int d = 0; d < kPerThread; ++d) mine += histogram[top - d];
     int64_t before = block_running_sum<kNeighborThreads>(mine, parts) - mine;
     if (before < left && left <= before + mine) {
@@ -51,7 +51,6 @@ __device__ __forceinline__ Key smallest_wanted_key(const VectorRow& row, int own
     prefix = *chosen;
     left = parts[kNeighborThreads / kWarp];
     if (parts[kNeighborThreads / kWarp + 1] == left) break;
-    __syncthreads();
   }
   return prefix << shift;
 }
@@ -87,7 +86,7 @@ __device__ __forceinline__ void sort_keys(Key* keys, int count) {
 __global__ void __launch_bounds__(kNeighborThreads)
     nearest_neighbors_kernel(Batch batch, int64_t k, int64_t* neighbors, float* similarity) {
   __shared__ Key shared_keys[kSharedNeighbors];
-  __shared__ int histogram[kDigits];
+  __shared__ int histogram[kKeyDigits];
   __shared__ int64_t sums[kNeighborThreads / kWarp + 2];
   __shared__ Key parts[kNeighborThreads / kWarp];
   __shared__ int found;
@@ -106,7 +105,6 @@ __global__ void __launch_bounds__(kNeighborThreads)
         row, [&](const auto& values, int column) { other.look(values, column); });
     const Key nearest = block_largest<kNeighborThreads>(other.key, parts);
     if (thread == 0) keys[0] = nearest;
-    __syncthreads();
   } else if (wanted > 1) {
     const Key lowest =
         wanted == batch.n - 1 ? 0 : smallest_wanted_key(row, own, wanted, histogram, sums, parts);

@@ -79,12 +79,12 @@ __device__ __forceinline__ void visit_row(const VectorRow& row, Visit&& visit) {
 struct NearestOther {
   int own;
   Key key = 0;
-  float value = __builtin_nanf("");  // of the key; nothing is <= NaN, so the first entry is looked at
+  float value = __builtin_nanf("");  // of the key; nothing is < NaN, so the first entry is looked at
 
   template <int kCount>
   __device__ __forceinline__ void look(const float (&values)[kCount], int column) {
     bool promising = false;
-    for (int i = 0; i < kCount; ++i) promising |= !(values[i] <= value);
+    for (int i = 0; i < kCount; ++i) promising |= !(values[i] < value);
     if (!promising) return;
     for (int i = 0; i < kCount; ++i) {
       const Key other = selection_key(values[i], column + i);

@@ -37,7 +37,9 @@ def test_few_images(kind, threshold):
             for options in ({}, {"cache": cache}, {"query_rows": cache[index]}):
                 assert torch.equal(sk.mplp(memory, index, threshold, strict=strict, **options), expected)
         for k in (1, 3, 15):
-            expected_index, expected_similarity = reference.loop.nearest_neighbors(memory, index, k, cache=cache)
+            expected_index, expected_similarity = reference.loop.nearest_neighbors(
+                memory, index, k, cache=cache
+            )
             for options in ({}, {"cache": cache}):
                 neighbors, similarity = sk.nearest_neighbors(memory, index, k, **options)
                 assert torch.equal(neighbors, expected_index)

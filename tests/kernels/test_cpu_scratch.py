@@ -21,8 +21,12 @@ pytestmark = [
     pytest.mark.skipif(
         backends.serving_backend("mplp", "cpu") != "cpu", reason="the compiled CPU library is not loaded"
     ),
-    pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc"),
-    pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer keeps freed memory"),
+    pytest.mark.skipif(
+        not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc"
+    ),
+    pytest.mark.skipif(
+        "asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer keeps freed memory"
+    ),
 ]
 MOST = 64e6
 N, B = 12936, 64  # Market-1501

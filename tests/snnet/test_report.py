@@ -279,7 +279,7 @@ def test_a_chart_draws_its_values_where_they_belong() -> None:
     heights = [(bottom - y) / (bottom - top) for _, y in line.points]
     assert heights == pytest.approx([0.2, 0.6, 1.0])
     left, right = (
-        (chart_x := [i.points for i in drawing.items if isinstance(i, Line) and i.role == "axis"][0])[0][0],
+        (chart_x := next(i.points for i in drawing.items if isinstance(i, Line) and i.role == "axis"))[0][0],
         chart_x[1][0],
     )
     assert [(x - left) / (right - left) for x, _ in line.points] == pytest.approx([0.25, 0.5, 1.0])

@@ -8,6 +8,7 @@ a namespace of its own. What the emulation checks is told in ``fibres.h``.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import pathlib
@@ -85,13 +86,15 @@ def _run(command: list[str]) -> None:
 
 
 def _in_place(target: pathlib.Path, make: Callable[[str], None]) -> pathlib.Path:
-    """Make a file beside ``target`` and move it there, so that no other process sees half of one."""
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            part = os.path.join(folder, target.name)
-            make(part)
-            os.replace(part, target)
+    """Make a file beside ``target`` and move it there; another process that wants the same waits for it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                part = os.path.join(folder, target.name)
+                make(part)
+                os.replace(part, target)
     return target
 
 
@@ -103,7 +106,7 @@ def build(sources: Iterable[pathlib.Path], headers: Iterable[pathlib.Path], *fla
     common = _digest(version, torch.__version__, *COMPILE, *flags, *texts)
 
     def compile_one(source: pathlib.Path) -> pathlib.Path:
-        target = BUILDS / f"{source.stem}-{_digest(common, str(source), source.read_bytes())}.o"
+        target = BUILDS / f"{source.stem}-{_digest(common, source.read_bytes())}.o"
         command = [*cxx.split(), *COMPILE, *flags, "-c", str(source)]
         return _in_place(target, lambda part: _run([*command, "-o", part]))
 
@@ -137,8 +140,8 @@ def mutant(
 ) -> Emulation:
     """One source of csrc/cuda after ``edit``, alone in a namespace of its own; ``folder`` is the test's.
 
-    ``file`` is a ``.cu`` or a ``.cuh``; in the second case ``source`` is compiled, or the one of the same stem.
-    ``edit`` gets the text of ``file`` and must change it, unless ``flags`` are given.
+    ``file`` is what is edited, ``source`` what is compiled (by default the ``.cu`` of the same stem). ``edit`` gets
+    the text of ``file`` and must change it, unless ``flags`` are given.
     """
     csrc = folder / "csrc"
     shutil.copytree(SOURCES, csrc, dirs_exist_ok=True)
@@ -146,15 +149,13 @@ def mutant(
     before = path.read_text()
     path.write_text(edit(before))
     assert flags or path.read_text() != before, f"the edit of {file} changed nothing"
-    compiled = path.with_name(source) if source else path.with_suffix(".cu")
-    # A path of its own names the object, so the hash is of the text.
-    namespace = f"snnet_cuda_{_digest(file, path.read_text(), *flags)}"
+    compiled = csrc / "cuda" / source if source else path.with_suffix(".cu")
+    namespace = f"snnet_cuda_{_digest(str(compiled.name), file, path.read_text(), *flags)}"
     library = torch.library.Library(namespace, "DEF")
     for schema in gpu_schemas.SCHEMAS:
         library.define(schema)
     _KEPT.append(library)
-    headers = cuda_sources(csrc)[1]
-    return load(build([compiled], headers, f"-Dsnnet_cuda={namespace}", *flags), namespace)
+    return load(build([compiled], cuda_sources(csrc)[1], f"-Dsnnet_cuda={namespace}", *flags), namespace)
 
 
 def without_barrier(text: str, which: int) -> str:

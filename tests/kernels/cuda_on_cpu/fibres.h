@@ -1,24 +1,20 @@
 // CUDA threads as fibres: one block after another, a fibre a thread, switched where threads wait for each other.
 //
-// A fibre runs until it waits (barrier, warp operation, some atomics) or ends; who runs next is drawn at random. A
-// missing barrier therefore lets a thread run far ahead of the others, into shared memory that they have not
-// written and that holds garbage. What a GPU leaves undefined is reported: a barrier or a warp operation that some
-// thread never reaches, an index past a shared array, an access that is not aligned.
+// A fibre runs until it waits (barrier, warp operation, some atomics) or ends. In some blocks who runs next is drawn
+// at random, in others one warp runs as far ahead of the rest as it can. A missing barrier therefore lets threads
+// read what others have not written yet, and shared memory holds garbage at first. What a GPU leaves undefined is
+// reported: a barrier or a warp operation that some thread never reaches, an index past a shared array, an access
+// that is not aligned.
 #pragma once
 
-#include <link.h>
 #include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
 
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <map>
-#include <mutex>
-#include <stdexcept>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -74,7 +70,9 @@ inline const char* name_of(Operation operation) {
 struct Place {
   const char* file;
   int line;
-  bool operator==(const Place& other) const { return line == other.line && std::strcmp(file, other.file) == 0; }
+  bool operator==(const Place& other) const {
+    return line == other.line && (file == other.file || std::strcmp(file, other.file) == 0);
+  }
 };
 
 struct Fibre {
@@ -113,12 +111,18 @@ inline unsigned draw_below(std::size_t bound) {
   return static_cast<unsigned>((draw() >> 32) * bound >> 32);
 }
 
+struct Warp {
+  unsigned waiting = 0, ended = 0;  // lanes
+};
+
 struct Block {
   void (*run_thread)(const void*) = nullptr;
   const void* arguments = nullptr;
   unsigned threads = 0;
   std::vector<Fibre*> fibres;   // made when first needed, kept
-  std::vector<unsigned> ready;  // threads that can go on, in no order
+  std::vector<unsigned> ready;  // threads that can go on
+  bool warp_first = false;      // the last that became ready goes on, else any
+  Warp warps[kMostThreads / 32];
   unsigned current = 0;
   unsigned ended = 0, arrived = 0;
   Place barrier;
@@ -140,6 +144,10 @@ inline std::string describe(const Place& place) {
 }
 
 inline std::string describe(unsigned thread) { return "thread " + std::to_string(thread); }
+
+inline std::string describe(const Fibre& in_warp) {
+  return std::string(name_of(in_warp.operation)) + " (" + describe(in_warp.place) + ")";
+}
 
 // Ends the launch with an error; the fibres of the block are abandoned where they are.
 [[noreturn, gnu::noinline]] inline void fail(const std::string& message) {
@@ -182,11 +190,11 @@ inline void begin_fibre(Fibre& fibre, unsigned thread) {
       if (fibre.state == Fibre::State::ended) continue;
       const bool barrier = fibre.state == Fibre::State::at_barrier;
       waiting += std::string(listed++ ? ", " : "") + describe(t) + " at " +
-                 (barrier ? "__syncthreads" : name_of(fibre.operation)) + " (" + describe(fibre.place) + ")";
+                 (barrier ? "__syncthreads (" + describe(fibre.place) + ")" : describe(fibre));
     }
     fail("threads wait for each other for ever: " + waiting);
   }
-  const unsigned pick = draw_below(block.ready.size());
+  const std::size_t pick = block.warp_first ? block.ready.size() - 1 : draw_below(block.ready.size());
   const unsigned next = block.ready[pick];
   block.ready[pick] = block.ready.back();
   block.ready.pop_back();
@@ -213,9 +221,28 @@ inline void make_ready(unsigned thread) {
   block.ready.push_back(thread);
 }
 
+// All threads of the block: warps in a random order, and lanes from a random one on.
+inline void make_all_ready() {
+  unsigned order[kMostThreads / 32];
+  const unsigned warps = (block.threads + 31) / 32;
+  for (unsigned w = 0; w < warps; ++w) {
+    const unsigned place = draw_below(w + 1);
+    order[w] = order[place];
+    order[place] = w;
+  }
+  for (unsigned w = 0; w < warps; ++w) {
+    const unsigned turn = draw_below(32);
+    for (unsigned i = 0; i < 32; ++i) {
+      const unsigned thread = 32 * order[w] + (i + turn) % 32;
+      if (thread < block.threads) make_ready(thread);
+    }
+  }
+}
+
 // Lets others go first: how a spinning thread waits.
 inline void idle() {
   if (++block.idle_waits > kMostIdleWaits) fail(describe(block.current) + " waits for something that never comes");
+  block.warp_first = false;
   make_ready(block.current);
   reschedule(self().context);
 }
@@ -223,7 +250,8 @@ inline void idle() {
 // Now and then a thread is overtaken at an atomic operation.
 inline void maybe_overtaken() {
   if (block.threads == 0 || draw() >> 61 != 0) return;
-  make_ready(block.current);
+  self().state = Fibre::State::ready;
+  block.ready.insert(block.ready.begin(), block.current);
   reschedule(self().context);
 }
 
@@ -235,11 +263,12 @@ inline void end_thread() {
          describe(block.barrier) + ")");
   }
   const unsigned first = block.current & ~31u, lane = block.current & 31u;
-  for (unsigned t = first; t < first + 32 && t < block.threads; ++t) {
+  Warp& warp = block.warps[first / 32];
+  warp.ended |= 1u << lane;
+  for (unsigned t = first; warp.waiting != 0 && t < first + 32 && t < block.threads; ++t) {
     const Fibre& fibre = *block.fibres[t];
     if (fibre.state == Fibre::State::in_warp && (fibre.mask >> lane & 1) != 0) {
-      fail(describe(block.current) + " left the kernel while " + describe(t) + " waits for it at " +
-           name_of(fibre.operation) + " (" + describe(fibre.place) + ")");
+      fail(describe(block.current) + " left the kernel while " + describe(t) + " waits for it at " + describe(fibre));
     }
   }
 }
@@ -276,191 +305,9 @@ inline int64_t barrier(int kind, int64_t value, Place place) {
   block.barrier_result = block.barrier_sum;
   block.arrived = 0;
   block.idle_waits = 0;
-  for (unsigned t = 0; t < block.threads; ++t) make_ready(t);
+  make_all_ready();
   reschedule(self().context);
   return block.barrier_result;
-}
-
-// What each lane of `mask` gets, all of them having arrived.
-inline void resolve(unsigned first, unsigned mask, Operation operation) {
-  uint64_t combined = 0;
-  bool begun = false;
-  for (unsigned lane = 0; lane < 32; ++lane) {
-    if ((mask >> lane & 1) == 0) continue;
-    const uint64_t value = block.fibres[first + lane]->value;
-    const auto low = static_cast<uint32_t>(value), so_far = static_cast<uint32_t>(combined);
-    switch (operation) {
-      case Operation::ballot: case Operation::any: case Operation::all:
-        combined |= static_cast<uint64_t>(value != 0) << lane; break;
-      case Operation::reduce_add: combined = static_cast<uint32_t>(so_far + low); break;
-      case Operation::reduce_min: combined = begun && so_far < low ? so_far : low; break;
-      case Operation::reduce_max: combined = begun && so_far > low ? so_far : low; break;
-      case Operation::reduce_min_signed:
-        combined = begun && static_cast<int32_t>(so_far) < static_cast<int32_t>(low) ? so_far : low; break;
-      case Operation::reduce_max_signed:
-        combined = begun && static_cast<int32_t>(so_far) > static_cast<int32_t>(low) ? so_far : low; break;
-      case Operation::reduce_and: combined = begun ? so_far & low : low; break;
-      case Operation::reduce_or: combined = so_far | low; break;
-      case Operation::reduce_xor: combined = so_far ^ low; break;
-      default: break;
-    }
-    begun = true;
-  }
-  for (unsigned lane = 0; lane < 32; ++lane) {
-    if ((mask >> lane & 1) == 0) continue;
-    Fibre& fibre = *block.fibres[first + lane];
-    switch (operation) {
-      case Operation::syncwarp: break;
-      case Operation::shuffle: case Operation::shuffle_up: case Operation::shuffle_down: case Operation::shuffle_xor:
-        if ((mask >> fibre.source & 1) == 0) {
-          fail(describe(first + lane) + " reads lane " + std::to_string(fibre.source) + ", which is not in the mask, at " +
-               name_of(operation) + " (" + describe(fibre.place) + ")");
-        }
-        fibre.result = block.fibres[first + fibre.source]->value;
-        break;
-      case Operation::match_any: case Operation::match_all:
-        fibre.result = 0;
-        for (unsigned other = 0; other < 32; ++other) {
-          if ((mask >> other & 1) != 0 && block.fibres[first + other]->value == fibre.value) {
-            fibre.result |= uint64_t{1} << other;
-          }
-        }
-        break;
-      default: fibre.result = combined; break;
-    }
-  }
-}
-
-// One warp operation of the lanes in `mask`; source is the lane that a shuffle reads.
-inline uint64_t warp_operation(Operation operation, unsigned mask, uint64_t value, int source, Place place) {
-  const unsigned first = block.current & ~31u, lane = block.current & 31u;
-  const std::string where = std::string(" at ") + name_of(operation) + " (";
-  if ((mask >> lane & 1) == 0) fail(describe(block.current) + " is not in its own mask" + where + describe(place) + ")");
-  Fibre& own = self();
-  own.operation = operation;
-  own.mask = mask;
-  own.value = value;
-  own.source = source;
-  own.place = place;
-  bool complete = true;
-  for (unsigned other = 0; other < 32; ++other) {
-    if ((mask >> other & 1) == 0 || other == lane) continue;
-    if (first + other >= block.threads || block.fibres[first + other]->state == Fibre::State::ended) {
-      fail("the mask of " + describe(block.current) + " names lane " + std::to_string(other) +
-           ", which has left the kernel," + where + describe(place) + ")");
-    }
-    const Fibre& fibre = *block.fibres[first + other];
-    complete &= fibre.state == Fibre::State::in_warp && fibre.operation == operation && fibre.mask == mask;
-  }
-  if (!complete) {
-    wait(Fibre::State::in_warp);
-    return own.result;
-  }
-  resolve(first, mask, operation);
-  for (unsigned other = 0; other < 32; ++other) {
-    if ((mask >> other & 1) != 0) make_ready(first + other);
-  }
-  block.idle_waits = 0;
-  reschedule(own.context);
-  return own.result;
-}
-
-// The library's thread-local memory: [begin, end).
-struct Range {
-  unsigned char *begin = nullptr, *end = nullptr;
-};
-
-inline Range thread_local_memory() {
-  Range range;
-  dl_iterate_phdr(
-      [](dl_phdr_info* info, std::size_t, void* found) {
-        auto* data = static_cast<unsigned char*>(info->dlpi_tls_data);
-        for (int h = 0; data != nullptr && h < info->dlpi_phnum; ++h) {
-          unsigned char* end = data + info->dlpi_phdr[h].p_memsz;
-          auto* dynamic = reinterpret_cast<unsigned char*>(snnet::shared_words);
-          if (info->dlpi_phdr[h].p_type == PT_TLS && dynamic >= data && dynamic < end) {
-            *static_cast<Range*>(found) = {data, end};
-            return 1;
-          }
-        }
-        return 0;
-      },
-      &range);
-  return range;
-}
-
-constexpr unsigned char kCanaryByte = 0xc3;
-
-inline void fill_shared(const Range& memory, std::size_t dynamic_bytes) {
-  constexpr unsigned char kGarbage[] = {0xff, 0xa5, 0x7f};  // NaN or -1, a large negative, a large positive
-  const unsigned char garbage = kGarbage[draw_below(3)];
-  auto* dynamic = reinterpret_cast<unsigned char*>(snnet::shared_words);
-  unsigned char* dynamic_end = dynamic + sizeof snnet::shared_words;
-  if (memory.begin != nullptr) {
-    std::memset(memory.begin, garbage, dynamic - memory.begin);
-    std::memset(dynamic_end, garbage, memory.end - dynamic_end);
-  }
-  std::memset(dynamic, garbage, dynamic_bytes);
-  std::memset(dynamic + dynamic_bytes, kCanaryByte, kCanary);
-}
-
-inline bool canary_is_whole(std::size_t dynamic_bytes) {
-  const auto* canary = reinterpret_cast<unsigned char*>(snnet::shared_words) + dynamic_bytes;
-  for (std::size_t i = 0; i < kCanary; ++i) {
-    if (canary[i] != kCanaryByte) return false;
-  }
-  return true;
-}
-
-// Runs one block; an error is left in block.error.
-[[gnu::noinline]] inline void run_block(std::size_t dynamic_bytes) {
-  block.ready.clear();
-  block.ended = block.arrived = 0;
-  block.idle_waits = 0;
-  for (unsigned t = 0; t < block.threads; ++t) {
-    block.fibres[t]->position = {t % blockDim.x, t / blockDim.x % blockDim.y, t / (blockDim.x * blockDim.y)};
-    make_ready(t);
-  }
-  if (_setjmp(block.host) == 0) {
-    jmp_buf unused;
-    reschedule(unused);
-  }
-  if (block.error.empty() && !canary_is_whole(dynamic_bytes)) {
-    block.error = "a write past the end of the dynamic shared memory";
-  }
-}
-
-inline void run_grid(dim3 grid, dim3 threads, std::size_t dynamic_bytes, void (*run_thread)(const void*),
-                     const void* arguments) {
-  static std::mutex one_launch_at_a_time;
-  const std::lock_guard<std::mutex> lock(one_launch_at_a_time);
-  ++settings.launches;
-  block.threads = threads.x * threads.y * threads.z;
-  block.run_thread = run_thread;
-  block.arguments = arguments;
-  while (block.fibres.size() < block.threads) block.fibres.push_back(new Fibre());
-  gridDim = grid;
-  blockDim = threads;
-  snnet::shared_words[0] = {};  // makes the TLS block exist
-  const Range memory = thread_local_memory();
-  std::vector<int64_t> order(static_cast<std::size_t>(grid.x) * grid.y * grid.z);
-  for (std::size_t b = 0; b < order.size(); ++b) {
-    const unsigned place = draw_below(b + 1);
-    order[b] = order[place];
-    order[place] = static_cast<int64_t>(b);
-  }
-  block.error.clear();
-  for (std::size_t b = 0; b < order.size() && block.error.empty(); ++b) {
-    blockIdx = {static_cast<unsigned>(order[b] % grid.x), static_cast<unsigned>(order[b] / grid.x % grid.y),
-                static_cast<unsigned>(order[b] / grid.x / grid.y)};
-    fill_shared(memory, dynamic_bytes);
-    run_block(dynamic_bytes);
-  }
-  block.threads = 0;
-  if (!block.error.empty()) {
-    for (Fibre* fibre : block.fibres) fibre->begun = false;
-    throw std::runtime_error(block.error);
-  }
 }
 
 }  // namespace cuda_on_cpu
