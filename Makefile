@@ -4,6 +4,7 @@
 # make bench   benchmarks against what one would write instead, into build/benchmarks.json
 # make bench-check     the stated ratios of benchmarks/floors.yaml, in a short run that fails where one does not hold
 # make lint    format, lint and type checks
+# make docs    write docs/api.md from the docstrings
 # make clean   remove what was built (keeps .venv and runs)
 
 PYTHON ?= python3
@@ -16,14 +17,14 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test test-sanitize bench bench-check lint clean
+.PHONY: train test test-sanitize bench bench-check lint docs clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.installed
 	$(BIN)/python -m snnet.train $(ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 # A build of its own, beside the installed one; its packages come first because pytest starts in its folder.
 # Leaks are not looked for: Python and torch keep memory until the process ends.
@@ -46,6 +47,9 @@ lint: $(VENV)/.lint-tools
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs:
+	$(PYTHON) scripts/api_reference.py
 
 # torch comes first, so that the build finds it here and does not fetch a second one. The install is editable:
 # what runs is this checkout, and compiled libraries lie beside their sources.

@@ -57,9 +57,28 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def check_output(path: Path, suffixes: Sequence[str], flag: str = "--output") -> None:
+    """Raise :class:`~snnet.errors.UserError` unless ``path`` ends in one of these and can be written.
+
+    For a command to call before its work, not after it.
+    """
+    if path.suffix not in suffixes:
+        raise UserError(f"{flag} {path}: the name must end in {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise UserError(f"{flag} {path}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        what = "is a folder" if path.is_dir() else f"{path.parent} cannot be written to"
+        raise UserError(f"{flag} {path}: {what}")
+
+
 def write_text(path: Path, text: str) -> None:
     """:func:`write_atomically` for text."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """:func:`write_atomically` for the content of a whole file."""
+    write_atomically(path, lambda file: file.write(content))
 
 
 def save_checkpoint(path: Path, **contents: Any) -> None:

@@ -129,6 +129,9 @@ class OutputConfig:
     average_precision: Literal["step", "trapezoid"] = option(
         "step", "definition of mAP: step (usual today) or trapezoid (official Market-1501 code)"
     )
+    rerank: bool = option(
+        False, "also report the last evaluation after k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)"
+    )
     checkpoint_every: int = option(
         1, "epochs between checkpoints (the last epoch always has one)", at_least=1
     )

@@ -91,22 +91,13 @@ def rank_metrics(
     Raises:
         UserError: an argument of a wrong shape, dtype or value; NaN in ``similarity``; no query has a match.
     """
-    if average_precision not in AVERAGE_PRECISIONS:
-        raise UserError(f"average_precision must be one of {AVERAGE_PRECISIONS}, got {average_precision!r}")
-    max_rank = _positive(max_rank, "max_rank")
-    threads = _default_threads() if threads is None else _positive(threads, "threads")
-    matrix = _similarity_matrix(similarity)
-    queries, gallery = matrix.shape
-    query_ids = _numbers(query_pids, "query_pids", queries, "query")
-    gallery_ids = _numbers(gallery_pids, "gallery_pids", gallery, "gallery image")
-    query_cameras = _numbers(query_cams, "query_cams", queries, "query")
-    gallery_cameras = _numbers(gallery_cams, "gallery_cams", gallery, "gallery image")
-
-    index = _IdentityIndex(gallery_ids, gallery_cameras)
-    scores = _score_queries(matrix, query_ids, query_cameras, index, average_precision, threads)
+    max_rank = positive(max_rank, "max_rank")
+    scores = score_queries(
+        similarity, query_pids, gallery_pids, query_cams, gallery_cams, average_precision, threads=threads
+    )
     counts = scores.matches > 0
     if not counts.any():
-        raise UserError(_why_no_match(query_ids, index.sorted_pids, query_cameras, gallery_cameras))
+        raise UserError(_why_no_match(*map(np.asarray, (query_pids, gallery_pids, query_cams, gallery_cams))))
     first_at = np.bincount(np.minimum(scores.first_rank[counts], max_rank + 1), minlength=max_rank + 2)
     num_queries = int(counts.sum())
     return RankMetrics(
@@ -114,9 +105,45 @@ def rank_metrics(
         mAP=float(scores.average_precision[counts].mean()),
         mINP=float((scores.matches[counts] / scores.last_rank[counts]).mean()),
         num_queries=num_queries,
-        num_without_match=queries - num_queries,
+        num_without_match=len(counts) - num_queries,
         average_precision=average_precision,
     )
+
+
+class QueryScores(NamedTuple):
+    """Of each query, 0 where it has no match."""
+
+    matches: np.ndarray  # int64 [queries]
+    first_rank: np.ndarray  # int64 [queries]
+    last_rank: np.ndarray  # int64 [queries]
+    average_precision: np.ndarray  # float64 [queries]
+
+
+def score_queries(
+    similarity: Any,  # [queries, gallery], larger is more alike
+    query_pids: Any,  # [queries]
+    gallery_pids: Any,  # [gallery]
+    query_cams: Any,  # [queries]
+    gallery_cams: Any,  # [gallery]
+    average_precision: Literal["step", "trapezoid"] = "step",
+    *,
+    threads: int | None = None,
+) -> QueryScores:
+    """What :func:`rank_metrics` takes its means of, with the same arguments and rules, for each query by itself.
+
+    Raises :class:`~snnet.errors.UserError` as it does, but not where no query has a match.
+    """
+    if average_precision not in AVERAGE_PRECISIONS:
+        raise UserError(f"average_precision must be one of {AVERAGE_PRECISIONS}, got {average_precision!r}")
+    threads = default_threads() if threads is None else positive(threads, "threads")
+    matrix = _similarity_matrix(similarity)
+    queries, gallery = matrix.shape
+    query_ids = _numbers(query_pids, "query_pids", queries, "query")
+    gallery_ids = _numbers(gallery_pids, "gallery_pids", gallery, "gallery image")
+    query_cameras = _numbers(query_cams, "query_cams", queries, "query")
+    gallery_cameras = _numbers(gallery_cams, "gallery_cams", gallery, "gallery image")
+    index = _IdentityIndex(gallery_ids, gallery_cameras)
+    return _score_queries(matrix, query_ids, query_cameras, index, average_precision, threads)
 
 
 class _Lists(NamedTuple):
@@ -152,15 +179,6 @@ class _IdentityIndex:
         return lists(~own_camera), lists(own_camera)
 
 
-class _QueryScores(NamedTuple):
-    """Of each query, 0 where it has no match."""
-
-    matches: np.ndarray  # int64 [queries]
-    first_rank: np.ndarray  # int64 [queries]
-    last_rank: np.ndarray  # int64 [queries]
-    average_precision: np.ndarray  # float64 [queries]
-
-
 def _score_queries(
     similarity: np.ndarray,  # [queries, gallery], any real dtype
     query_pids: np.ndarray,
@@ -168,11 +186,11 @@ def _score_queries(
     index: _IdentityIndex,
     average_precision: str,
     threads: int,
-) -> _QueryScores:
+) -> QueryScores:
     count_ranks = _count_ranks_numpy if _native is None else _native.count_ranks
     queries, gallery = similarity.shape
     matched, first_rank, last_rank = np.zeros((3, queries), dtype=np.int64)
-    scores = _QueryScores(matched, first_rank, last_rank, np.zeros(queries))
+    scores = QueryScores(matched, first_rank, last_rank, np.zeros(queries))
     step = max(1, _BLOCK_ENTRIES // gallery)
     for start in range(0, queries, step):
         part = slice(start, start + step)
@@ -240,9 +258,10 @@ def _average_precision(ranks: np.ndarray, starts: np.ndarray, definition: str) -
 
 
 def _why_no_match(
-    query_pids: np.ndarray, ranked_pids: np.ndarray, query_cams: np.ndarray, gallery_cams: np.ndarray
+    query_pids: np.ndarray, gallery_pids: np.ndarray, query_cams: np.ndarray, gallery_cams: np.ndarray
 ) -> str:
     cameras = np.union1d(query_cams, gallery_cams)
+    ranked_pids = gallery_pids[gallery_pids != -1]
     if not len(ranked_pids):
         why = "every gallery image has pid -1 and is dropped"
     elif not np.isin(query_pids, ranked_pids).any():
@@ -286,13 +305,14 @@ def _as_array(values: Any, name: str) -> np.ndarray:
         raise UserError(f"{name} cannot be read as a numpy array: {error}") from error
 
 
-def _positive(value: int, name: str) -> int:
+def positive(value: int, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise UserError(f"{name} must be an integer of at least 1, got {value!r}")
     return int(value)
 
 
-def _default_threads() -> int:
+def default_threads() -> int:
+    """The CPUs this process may use, up to 16."""
     try:
         available = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows

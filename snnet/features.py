@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from snnet.config import Config, cache_mode
 from snnet.data import DecodedImages, ImageSet, ReIDDataset, decode_images, extraction_loader
 from snnet.errors import UserError
 from snnet.evaluation import RankMetrics, rank_metrics
 from snnet.models import ReIDModel
+from snnet.progress import progress
+from snnet.reranking import rerank
 from snnet.runtime import Placement
 from snnet_kernels import memory_similarity
 
@@ -72,14 +72,14 @@ def extract_features(
         height=data.height,
         width=data.width,
         batch_size=data.batch_size,
-        workers=data.workers,
+        workers=data.workers if len(decoded) > data.batch_size else 0,  # starting them takes longer
         pin_memory=placement.pin_memory,
     )
     features = torch.empty(len(decoded), model.feature_dim, device=placement.device)
     was_training = model.training
     model.eval()
     with torch.inference_mode(), placement.autocast():
-        for images, index in tqdm(loader, "extracting", leave=False, disable=not sys.stderr.isatty()):
+        for images, index in progress(loader, "extracting"):
             batch = placement.images(images)
             found = model(batch) if kind == "train" else model.retrieve(batch, after_neck=kind == "after")
             features[int(index[0]) : int(index[0]) + len(index)] = found
@@ -96,9 +96,26 @@ def evaluate_retrieval(
     model: ReIDModel, retrieval: RetrievalSet, config: Config, placement: Placement
 ) -> RankMetrics:
     """CMC and mAP of ranking the gallery for every query by cosine similarity, in float32."""
+    features = retrieval_features(model, retrieval, config, placement)
+    return rank_gallery(*features, retrieval, config.output.average_precision)
+
+
+def retrieval_features(
+    model: ReIDModel, retrieval: RetrievalSet, config: Config, placement: Placement
+) -> tuple[Tensor, Tensor]:
+    """The retrieval features of the queries [q, d] and the gallery [g, d]; see :func:`extract_features`."""
     kind = config.model.retrieval_feature
-    query = extract_features(model, retrieval.query, config, placement, kind)  # [q, d]
-    gallery = extract_features(model, retrieval.gallery, config, placement, kind)  # [g, d]
+    query = extract_features(model, retrieval.query, config, placement, kind)
+    return query, extract_features(model, retrieval.gallery, config, placement, kind)
+
+
+def rank_gallery(
+    query: Tensor,  # [q, d]
+    gallery: Tensor,  # [g, d]
+    retrieval: RetrievalSet,
+    average_precision: Literal["step", "trapezoid"],
+) -> RankMetrics:
+    """CMC and mAP of features by cosine similarity, in float32."""
     parts = -(-len(query) * len(gallery) // PAIRS_AT_A_TIME)
     results = []
     for part in range(parts):
@@ -112,10 +129,32 @@ def evaluate_retrieval(
                 retrieval.gallery_pids,
                 retrieval.query_cams[rows],
                 retrieval.gallery_cams,
-                average_precision=config.output.average_precision,
+                average_precision=average_precision,
             )
         )
     return _combined(results)
+
+
+def rerank_gallery(
+    query: Tensor,  # [q, d]
+    gallery: Tensor,  # [g, d]
+    retrieval: RetrievalSet,
+    average_precision: Literal["step", "trapezoid"],
+) -> RankMetrics:
+    """CMC and mAP after k-reciprocal re-ranking (:mod:`snnet.reranking`).
+
+    Gallery images of pid -1, which no ranking has, are nobody's neighbours here either.
+    """
+    ranked = np.flatnonzero(retrieval.gallery_pids != -1)
+    distance = rerank(query, gallery[torch.from_numpy(ranked)])
+    return rank_metrics(
+        np.negative(distance, out=distance),
+        retrieval.query_pids,
+        retrieval.gallery_pids[ranked],
+        retrieval.query_cams,
+        retrieval.gallery_cams[ranked],
+        average_precision=average_precision,
+    )
 
 
 def _combined(results: list[RankMetrics]) -> RankMetrics:

@@ -33,6 +33,7 @@ class TrainCommand:
     config: Config
     resume: Path | None  # the folder of the run to continue
     preset: str | None  # the preset or YAML file in use
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class EvaluateCommand:
     json: bool
     preset: str | None
     given: dict[str, Any]
+    quiet: bool = False
 
 
 def answer_early(parse: Callable[[list[str]], object]) -> None:
@@ -56,7 +58,7 @@ def answer_early(parse: Callable[[list[str]], object]) -> None:
 
 def parse_train_command(arguments: list[str]) -> TrainCommand:
     """Flags win over the preset, wherever they stand; a resumed run keeps the configuration it began with."""
-    parser = _Parser(
+    parser = CommandParser(
         "snnet.train",
         "Train SNNet without labels. Without --config, the dataset 'synthetic' uses the preset 'synthetic', "
         "sized for a small CPU; every other dataset uses the defaults shown, the paper's full recipe.",
@@ -69,18 +71,18 @@ def parse_train_command(arguments: list[str]) -> TrainCommand:
     )
     parser.add_options(OPTIONS)
     given = parser.parse(arguments)
-    preset, resume = given.pop("config", None), given.pop("resume", None)
+    preset, resume, quiet = given.pop("config", None), given.pop("resume", None), given.pop("quiet", False)
     if resume is not None:
         if preset is not None:
             raise UserError("--config cannot be given with --resume: the run keeps its own configuration")
-        return TrainCommand(_resumed_config(resume, given), resume, None)
-    preset = preset or _default_preset(given)
-    return TrainCommand(resolve(preset, given), None, preset)
+        return TrainCommand(_resumed_config(resume, given), resume, None, quiet)
+    preset = preset or default_preset(given)
+    return TrainCommand(resolve(preset, given), None, preset, quiet)
 
 
 def parse_evaluate_command(arguments: list[str]) -> EvaluateCommand:
     """Checked as far as that goes without opening the checkpoint."""
-    parser = _Parser(
+    parser = CommandParser(
         "snnet.evaluate",
         "Rank the gallery for every query and report CMC and mAP, for a checkpoint or for --arch and --weights. "
         "What is not given comes from the checkpoint; without one, from --config or the defaults shown.",
@@ -95,13 +97,13 @@ def parse_evaluate_command(arguments: list[str]) -> EvaluateCommand:
     parser.add_options(EVALUATE_OPTIONS)
     given = parser.parse(arguments)
     checkpoint, preset = given.pop("checkpoint", None), given.pop("config", None)
-    as_json = given.pop("json", False)
+    as_json, quiet = given.pop("json", False), given.pop("quiet", False)
     if checkpoint is not None and preset is not None:
         raise UserError("--config cannot be given with --checkpoint, which has its own configuration")
     if checkpoint is None and "arch" not in given and preset is None:
         raise UserError("nothing to evaluate: give --checkpoint, or --arch and --weights")
     config_from(given)
-    return EvaluateCommand(checkpoint, as_json, preset or _default_preset(given), given)
+    return EvaluateCommand(checkpoint, as_json, preset or default_preset(given), given, quiet)
 
 
 def resolve(preset: str | None, given: dict[str, Any]) -> Config:
@@ -172,7 +174,7 @@ def _preset_path(preset: str) -> Path:
     )
 
 
-def _default_preset(given: dict[str, Any]) -> str | None:
+def default_preset(given: dict[str, Any]) -> str | None:
     return "synthetic" if given.get("dataset", OPTIONS["dataset"].default) == "synthetic" else None
 
 
@@ -193,24 +195,30 @@ def _resumed_config(run: Path, given: dict[str, Any]) -> Config:
     return config_from({**values, **given, "output_dir": str(run)})
 
 
-class _Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """Flags from :data:`snnet.config.OPTIONS`; whatever is wrong is one line."""
 
-    def __init__(self, module: str, description: str) -> None:
+    def __init__(self, module: str, description: str, usage: str = "[flags]") -> None:
         prog = f"python -m {module}"
         super().__init__(
-            prog, f"{prog} [flags]", description, allow_abbrev=False, argument_default=argparse.SUPPRESS
+            prog, f"{prog} {usage}", description, allow_abbrev=False, argument_default=argparse.SUPPRESS
+        )
+        self.add_argument(
+            "--quiet",
+            action="store_true",
+            help="no progress bars and no lines about what is being done: results, warnings and errors only",
         )
 
-    def add_options(self, names: Collection[str]) -> None:
-        preset = load_yaml(PRESETS / "synthetic.yaml")
+    def add_options(self, names: Collection[str], *, preset: bool = True) -> None:
+        """Add flags of the configuration; ``preset``: whether the data set may choose the preset synthetic."""
+        synthetic = load_yaml(PRESETS / "synthetic.yaml") if preset else {}
         for group, cls in GROUPS.items():
             options = [option for name, option in OPTIONS.items() if name in names and option.group == group]
             section = self.add_argument_group(group, (cls.__doc__ or "").strip()) if options else self
             for option in options:
                 defaults = f"default {_shown(option.default)}"
-                if preset.get(option.name, option.default) != option.default:
-                    defaults += f"; preset synthetic: {_shown(preset[option.name])}"
+                if synthetic.get(option.name, option.default) != option.default:
+                    defaults += f"; preset synthetic: {_shown(synthetic[option.name])}"
                 text = f"{option.help} ({defaults})".replace("%", "%%")
                 if option.type is bool:
                     section.add_argument(option.flag, action=argparse.BooleanOptionalAction, help=text)

@@ -1,4 +1,4 @@
-"""What a run leaves to read: ``metrics.jsonl``, TensorBoard events, ``results.json``, terminal lines."""
+"""What a run leaves to read: ``metrics.jsonl``, TensorBoard events, JSON files, terminal lines."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from snnet.checkpoint import write_text
 from snnet.evaluation import RankMetrics
+from snnet.timing import seconds_by_part
 
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
+ENVIRONMENT_FILE = "environment.json"
 RANKS = ("rank1", "rank5", "rank10", "mAP", "mINP")
 
 
@@ -43,6 +45,8 @@ def epoch_line(record: dict[str, Any]) -> str:
     parts.append(f"positives {record['positives']:.2f}")
     if "agreement_symmetric" in record:
         parts.append(f"agreement S {record['agreement_symmetric']:.3f} N {record['agreement_neighbor']:.3f}")
+    if "label_symmetry" in record:
+        parts.append(f"symmetry {record['label_symmetry']:.3f}")
     labels = [
         f"{key} {record['label_' + key]:.3f}" for key in ("precision", "recall") if "label_" + key in record
     ]
@@ -50,7 +54,24 @@ def epoch_line(record: dict[str, Any]) -> str:
         parts.append("labels " + " ".join(labels))
     if "mAP" in record:
         parts.append(f"rank-1 {100 * record['rank1']:.1f} mAP {100 * record['mAP']:.1f}")
-    return " | ".join([*parts, f"{record['seconds']:.1f} s"])
+    spent = [f"{part} {seconds:.1f}" for part, seconds in seconds_by_part(record).items()]
+    return " | ".join([*parts, f"{record['seconds']:.1f} s ({', '.join(spent)})"])
+
+
+def time_line(seconds: dict[str, float]) -> str:
+    """Where the training steps' time went, in percent: ``seconds`` by part, of the whole run."""
+    total = sum(seconds.values())
+    shares = [f"{part} {100 * value / total:.1f} %" for part, value in seconds.items()]
+    return f"time of the training steps: {', '.join(shares)}"
+
+
+def read_starts(path: Path) -> list[dict[str, Any]]:
+    """What :meth:`RunLog.write_start` wrote for each start of a run; empty where there is no such file."""
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8"))
+        return [start for start in starts if isinstance(start["first_epoch"], int)]
+    except (OSError, ValueError, TypeError, KeyError):  # it is for reading only: no run fails of it
+        return []
 
 
 class RunLog:
@@ -69,6 +90,15 @@ class RunLog:
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=max(len(records) - 1, 0))
         if records:  # a run killed behind its checkpoint may not have published it
             self._write_events(records[-1])
+
+    def write_start(self, environment: dict[str, Any]) -> None:
+        """Publish where the epochs from here on are trained; a resumed run has had other starts."""
+        path = self.folder / ENVIRONMENT_FILE
+        starts = read_starts(path)
+        first = len(self.records)
+        starts = [start for start in starts if start["first_epoch"] < first]
+        starts.append({"first_epoch": first, **environment})
+        write_text(path, json.dumps(starts, indent=2) + "\n")
 
     def write_epoch(self) -> None:
         """Publish the last of ``records``."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import platform
 import random
+import time
 import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +19,9 @@ from torch import Tensor, nn
 
 from snnet.config import RuntimeConfig
 from snnet.errors import UserError
+from snnet.evaluation import default_threads
+from snnet_kernels import backend_info
+from snnet_kernels.version import __version__
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,38 @@ def choose_device(name: str) -> torch.device:
 def show_warnings_as_lines() -> None:
     """Print a warning as one line, without the source line that caused it."""
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+
+
+def environment(placement: Placement) -> dict[str, Any]:
+    """The machine and the versions that a run's figures depend on, for the record."""
+    device = placement.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    operations = backend_info().operations
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "device": str(device),
+        "device_name": name,
+        "cores": default_threads(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "versions": {
+            "snnet": __version__,
+            **{name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
+        },
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "backends": {name: served[device.type] for name, served in operations.items()},
+    }
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def prepare(config: RuntimeConfig) -> Placement:

@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import snnet_kernels
 from snnet.checkpoint import (
@@ -33,24 +32,34 @@ from snnet.checkpoint import (
     set_rng_state,
     write_text,
 )
-from snnet.config import Config, cache_mode, flatten
+from snnet.config import OPTIONS, Config, cache_mode, flatten
 from snnet.data import DecodedImages, ReIDDataset, TrainingLoader, build_dataset, training_loader
-from snnet.features import RetrievalSet, decode, decode_retrieval_set, evaluate_retrieval, extract_features
-from snnet.label_quality import label_quality
+from snnet.features import (
+    RetrievalSet,
+    decode,
+    decode_retrieval_set,
+    extract_features,
+    rank_gallery,
+    rerank_gallery,
+    retrieval_features,
+)
+from snnet.label_quality import label_quality, label_symmetry
 from snnet.models import ReIDModel, build_model
-from snnet.runlog import RANKS, RunLog, epoch_line, rank_record, rank_table
-from snnet.runtime import Placement, prepare, show_warnings_as_lines
+from snnet.progress import progress, say, set_quiet
+from snnet.runlog import RANKS, RunLog, epoch_line, rank_record, rank_table, time_line
+from snnet.runtime import Placement, environment, prepare, show_warnings_as_lines
+from snnet.timing import Laps, total_by_part
 from snnet_kernels import SNNetHead
 
-QUIET = not sys.stderr.isatty()  # no progress bars into a file
 STEPS_BETWEEN_CHECKS = 50  # on CUDA, where looking at the loss makes the host wait for the device
 
 
 def main() -> None:
     show_warnings_as_lines()
     command = parse_train_command(sys.argv[1:])
+    set_quiet(command.quiet)
     if command.preset:
-        print(f"preset {command.preset}; flags win over it")
+        say(f"preset {command.preset}; flags win over it")
     train(command.config, resume=command.resume)
 
 
@@ -63,7 +72,7 @@ def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
     folder = _run_folder(config, resume)
     checkpoint = _checkpoint_to_resume(config, folder) if resume else None
     placement = prepare(config.runtime)
-    print(snnet_kernels.backend_info())
+    say(str(snnet_kernels.backend_info()))
     dataset = find_dataset(config)
     # A resumed run has its weights in the checkpoint: the file that they began with is not needed again.
     weights = config.model.weights if checkpoint is None else None
@@ -72,46 +81,37 @@ def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
     learner = build_learner(config, model, data, placement)
     config = with_cache_decided(config, learner.head)
 
-    def ranks() -> dict[str, Any]:
-        if data.retrieval is None:
-            return {}
-        return rank_record(evaluate_retrieval(learner.model, data.retrieval, config, placement))
-
     if checkpoint is not None:
         learner.load(checkpoint, folder / CHECKPOINT_FILE)
         before, records = checkpoint["before"], checkpoint["metrics"]
     else:
-        before, records = ranks(), []
+        before, records = ranks(learner, data, config, placement), []
         if before:
-            print(
-                f"before training: rank-1 {100 * before['rank1']:.1f} mAP {100 * before['mAP']:.1f}",
-                flush=True,
-            )
+            say(f"before training: rank-1 {100 * before['rank1']:.1f} mAP {100 * before['mAP']:.1f}")
         learner.head.initialize_(extract_features(learner.model, data.images, config, placement, "train"))
 
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / CONFIG_FILE, to_yaml(config))
     log = RunLog(folder, records)
+    log.write_start(environment(placement))
     epochs = config.training.epochs
-    print(f"{folder}: {len(records)} of {epochs} epochs done, on {placement.device}", flush=True)
+    say(f"{folder}: {len(records)} of {epochs} epochs done, on {placement.device}")
     for epoch in range(len(records), epochs):
         started = time.perf_counter()
         measured = train_epoch(learner, data.loader, config, placement, epoch)
-        if data.images.images.pids is not None and not learner.head.warmup:
-            measured |= label_quality(learner.head.pseudo_labels, data.images.images.pids)
-        last = epoch + 1 == epochs
-        if last or (config.output.eval_every and (epoch + 1) % config.output.eval_every == 0):
-            measured |= {name: value for name, value in ranks().items() if name in RANKS}
+        measured |= measure_epoch(learner, data, config, placement, epoch)
         records.append({"epoch": epoch, **measured, "seconds": time.perf_counter() - started})
-        if last or (epoch + 1) % config.output.checkpoint_every == 0:
+        if epoch + 1 == epochs or (epoch + 1) % config.output.checkpoint_every == 0:
             learner.save(folder / CHECKPOINT_FILE, config=flatten(config), before=before, metrics=records)
         log.write_epoch()
-        print(epoch_line(records[-1]), flush=True)
+        say(epoch_line(records[-1]))
 
     results = _results(config, before, records)
     log.write_results(results)
     if before:
-        print(rank_table({"before": results["before"], "after": results["after"]}))
+        rows = {"before": results["before"], "after": results["after"]}
+        print(rank_table(rows | ({"re-ranked": results["reranked"]} if "reranked" in results else {})))
+    say(time_line(results["seconds_by_part"]))
     return results
 
 
@@ -130,7 +130,7 @@ def find_dataset(config: Config) -> ReIDDataset:
     dataset = build_dataset(
         data.dataset, data.data_dir, name_pattern=data.name_pattern, camstyle=data.camstyle
     )
-    print(dataset.summary())
+    say(dataset.summary())
     return dataset
 
 
@@ -248,13 +248,14 @@ def train_epoch(
     rates = set_schedule(learner, config, epoch)
     model.train()
     head.train()
+    laps = Laps(placement.device)
     if not head.warmup:
         head.memory.rebuild_cache_()  # drops rounding, and lets a resumed run equal an unbroken one
+        laps.end("labels")
     loader.set_epoch(epoch)
     totals: dict[str, Tensor] = {}
     watch = LossWatch(epoch, len(loader), placement.device)
-    laps = Laps()
-    for step, (images, index) in enumerate(tqdm(loader, f"epoch {epoch}", leave=False, disable=QUIET)):
+    for step, (images, index) in enumerate(progress(loader, f"epoch {epoch}")):
         images, index = placement.images(images), index.to(placement.device, non_blocking=True)
         laps.end("data")
         with placement.autocast():
@@ -276,8 +277,42 @@ def train_epoch(
     means = {
         name: mean for name, mean in means.items() if math.isfinite(mean)
     }  # agreements: none in the warm-up
-    seconds = laps.seconds if placement.device.type == "cpu" else {"data": laps.seconds["data"]}
-    return means | rates | {f"seconds_{name}": value for name, value in seconds.items()}
+    return means | rates | {f"seconds_{name}": value for name, value in laps.seconds().items()}
+
+
+def ranks(
+    learner: Learner, data: Data, config: Config, placement: Placement, *, rerank: bool = False
+) -> dict[str, Any]:
+    """CMC and mAP of the network as it is, empty where there is nothing to evaluate on.
+
+    With ``rerank`` those after re-ranking too, each name behind ``reranked_``.
+    """
+    if data.retrieval is None:
+        return {}
+    features = retrieval_features(learner.model, data.retrieval, config, placement)
+    definition = config.output.average_precision
+    found = rank_record(rank_gallery(*features, data.retrieval, definition))
+    if rerank:
+        again = rank_record(rerank_gallery(*features, data.retrieval, definition))
+        found |= {f"reranked_{name}": again[name] for name in RANKS}
+    return found
+
+
+def measure_epoch(
+    learner: Learner, data: Data, config: Config, placement: Placement, epoch: int
+) -> dict[str, float]:
+    """What is looked at after an epoch: the label memory, and the ranks where they are due."""
+    started = time.perf_counter()
+    measured: dict[str, float] = {}
+    if not learner.head.warmup:
+        measured |= label_symmetry(learner.head.pseudo_labels)
+        if data.images.images.pids is not None:
+            measured |= label_quality(learner.head.pseudo_labels, data.images.images.pids)
+    last = epoch + 1 == config.training.epochs
+    if last or (config.output.eval_every and (epoch + 1) % config.output.eval_every == 0):
+        found = ranks(learner, data, config, placement, rerank=last and config.output.rerank)
+        measured |= {name: value for name, value in found.items() if name.removeprefix("reranked_") in RANKS}
+    return measured | {"seconds_measure": time.perf_counter() - started}
 
 
 class LossWatch:
@@ -300,19 +335,6 @@ class LossWatch:
             found = int(self.bad_step)
             if found >= 0:
                 _diverged(f"the loss is not finite at step {found} of epoch {self.epoch}")
-
-
-class Laps:
-    """Seconds spent in each part of a step, as the host sees them."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def end(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
 
 
 def _check_weights(model: ReIDModel, epoch: int) -> None:
@@ -347,13 +369,13 @@ def _run_folder(config: Config, resume: Path | None) -> Path:
 def _checkpoint_to_resume(config: Config, folder: Path) -> dict[str, Any] | None:
     """The checkpoint of the run in ``folder``; None where the run was stopped before its first one."""
     if not (folder / CHECKPOINT_FILE).exists():
-        print(f"{folder} has no checkpoint yet: starting at epoch 0")
+        say(f"{folder} has no checkpoint yet: starting at epoch 0")
         return None
     checkpoint = load_checkpoint(folder)
     if not all(isinstance(record, dict) for record in checkpoint["metrics"]):
         raise UserError(f"{folder / CHECKPOINT_FILE} is not a whole checkpoint: its metrics are damaged")
     for name, value in flatten(config).items():
-        was = checkpoint["config"].get(name)
+        was = checkpoint["config"].get(name, OPTIONS[name].default)
         if name not in (*RESUME_MAY_CHANGE, "output_dir") and value != was:
             raise UserError(
                 f"{folder / CONFIG_FILE} has {name} {value}, but the checkpoint was written with {was}"
@@ -370,9 +392,12 @@ def _results(config: Config, before: dict[str, Any], records: list[dict[str, Any
         "seed": config.runtime.seed,
         "loss": last["loss"],
         "seconds": sum(record["seconds"] for record in records),
+        "seconds_by_part": total_by_part(records),
     }
     if before:
         results |= {"before": before, "after": before | {name: last[name] for name in RANKS}}
+    if "reranked_mAP" in last:
+        results["reranked"] = before | {name: last[f"reranked_{name}"] for name in RANKS}
     return results
 
 

@@ -1,6 +1,6 @@
 """Fused memory kernels for unsupervised re-identification: labels, losses and memories of SNNet and MMCL."""
 
-from . import compat, reference
+from . import compat, gpu, reference
 from .backends import BackendInfo, LibraryInfo, backend_info
 from .head import SNNetHead
 from .modules import ExemplarMemory, MutualLabelLoss, PseudoLabelMemory
@@ -16,7 +16,11 @@ from .ops import (
     unpack_labels,
     update_memory_,
 )
+from .precision import get_matmul_precision, set_matmul_precision
 from .version import __version__
+
+if backend_info().forced != "reference":
+    gpu.register()
 
 __all__ = [
     "BackendInfo",
@@ -30,6 +34,7 @@ __all__ = [
     "build_similarity_cache",
     "compat",
     "fused_mutual_label_loss",
+    "get_matmul_precision",
     "label_bytes",
     "memory_similarity",
     "mplp",
@@ -37,6 +42,7 @@ __all__ = [
     "nearest_neighbors",
     "pack_labels",
     "reference",
+    "set_matmul_precision",
     "unpack_labels",
     "update_memory_",
 ]

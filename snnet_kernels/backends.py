@@ -2,13 +2,15 @@
 
 ``SNNET_BACKEND`` forces one for every operation: ``reference`` (plain PyTorch), ``cpu`` (the compiled CPU
 library), ``cuda`` (the compiled CUDA library) or ``triton``. A forced backend that is not there raises at
-import, one that does not serve an operation raises at its call. ``SNNET_CPU_ISA`` forces the instruction set of
-the CPU library: ``baseline``, ``avx2`` or ``avx512``; without it the widest of this processor is used.
+import, one that does not serve an operation, or this form of it, raises at its call. ``SNNET_CPU_ISA`` forces the
+instruction set of the CPU library: ``baseline``, ``avx2`` or ``avx512``; without it the widest of this processor is
+used.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import pathlib
 import warnings
@@ -23,6 +25,8 @@ INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 _LIBRARIES = {"cpu": "_C", "cuda": "_C_cuda"}
 _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
+# For each operation who serves CUDA tensors, filled by :mod:`.gpu`: first over a similarity cache, then without.
+GPU_SERVERS: dict[str, tuple[str, ...]] = {}
 # Single matrix products: every backend leaves them to torch.
 PLAIN_PRODUCTS = ("memory_similarity", "memory_similarity_backward", "build_similarity_cache")
 # Where no backend fuses them, these are made of other operations: the first of them names who serves.
@@ -42,7 +46,8 @@ class LibraryInfo:
 class BackendInfo:
     """What :func:`backend_info` found; ``print`` it for a table.
 
-    ``operations`` maps each operation to the backend that serves it on ``cpu`` and ``cuda`` tensors.
+    ``operations`` maps each operation to the backend that serves it on ``cpu`` and ``cuda`` tensors; two names,
+    ``cuda, triton``, are those with a similarity cache (or similarities at hand) and without.
     """
 
     forced: str | None
@@ -125,10 +130,8 @@ def _load_all() -> tuple[LibraryInfo, ...]:
         loaded["cuda"] = _load_library("_C_cuda")
     if FORCED in loaded and not loaded[FORCED].loaded:
         raise ImportError(f"SNNET_BACKEND={FORCED}, but {loaded[FORCED].name} is {loaded[FORCED].detail}")
-    if FORCED == "triton":
-        raise ImportError(
-            "SNNET_BACKEND=triton, but no operation has a Triton implementation in this version"
-        )
+    if FORCED == "triton" and importlib.util.find_spec("triton") is None:
+        raise ImportError("SNNET_BACKEND=triton, but triton is not installed")
     return tuple(loaded.values())
 
 
@@ -143,7 +146,9 @@ if FORCED is None and not _LOADED[0].loaded:
 
 @torch.compiler.assume_constant_result  # a traced graph asks once
 def serving_backend(operation: str, device_type: str) -> str:
-    """The backend that runs ``operation`` for tensors on ``device_type``."""
+    """The backend that runs ``operation`` for tensors on ``device_type``; two with a comma where it depends."""
+    if device_type == "cuda":
+        return ", ".join(GPU_SERVERS.get(operation, ())) or "reference"
     key = _DISPATCH_KEYS.get(device_type)
     if key and torch._C._dispatch_has_kernel_for_dispatch_key(f"snnet::{operation}", key):
         return device_type
@@ -154,7 +159,7 @@ def require_forced_backend(operation: str, device_type: str) -> None:
     """Raise where SNNET_BACKEND forces a backend that does not serve ``operation`` on ``device_type``."""
     if operation in PLAIN_PRODUCTS and FORCED is not None and device_type == _DEVICES.get(FORCED):
         return
-    if FORCED is not None and serving_backend(operation, device_type) != FORCED:
+    if FORCED is not None and FORCED not in serving_backend(operation, device_type).split(", "):
         raise NotImplementedError(
             f"SNNET_BACKEND={FORCED} does not serve {operation} for {device_type} tensors; "
             f"without it the {serving_backend(operation, device_type)} backend would"

@@ -31,3 +31,5 @@ SCHEMAS = (
 )
 for _schema in SCHEMAS:
     LIBRARY.define(_schema)
+
+OPERATIONS = tuple(schema.split("(", 1)[0] for schema in SCHEMAS)

@@ -119,7 +119,8 @@ def mplp(
     With r = S[i] the similarities of image i = ``index[b]``: candidates are the columns with r > threshold,
     by falling r, ties by lower index, c of them; the anchor a is the first of the whole row. Candidate p is
     cycle consistent if at most ``k = max(c, min_rank)`` images are more similar to p than a is. Positives are
-    the candidates before the first inconsistent one, at least two of them if there are two, and i itself.
+    the candidates before the first inconsistent one, at least two of them if there are two, and i itself. NaN is
+    above nothing.
 
     Equals sorting the similarity row of every candidate and looking where a stands, without a sort.
 
@@ -148,9 +149,9 @@ def nearest_neighbors(
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` most similar other images of each image: (index int64 [B, k], similarity [B, k]).
 
-    Falling similarity, ties by lower index, never the image itself. Where there are fewer than k others the
-    index is -1 and the similarity -inf. Equals ``S[index]`` with its own column at -inf, stably sorted.
-    Arguments as in :func:`mplp`.
+    Falling similarity, NaN above everything, ties by lower index, never the image itself. Where there are fewer
+    than k others the index is -1 and the similarity -inf. Equals ``S[index]`` with its own column at -inf, stably
+    sorted. Arguments as in :func:`mplp`.
     """
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ValueError(f"k must be an integer of at least 1, got {k!r}")
@@ -271,7 +272,8 @@ def update_memory_(
 def write_labels_(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: Tensor) -> None:
     """Write rows of the pseudo label memory and of its transpose, in place: P[index] = labels (Eq. 3).
 
-    Of a repeated index the last row counts. :class:`snnet_kernels.PseudoLabelMemory` holds both matrices.
+    Of a repeated index the last row counts; bits past n are not written.
+    :class:`snnet_kernels.PseudoLabelMemory` holds both matrices.
 
     Args:
         row_bits, column_bits: P and Pᵀ as bits, uint8 [n, label_bytes(n)], contiguous, written.

@@ -1,4 +1,4 @@
-"""Where the repository and the tests' data lie."""
+"""Where things lie in the checkout."""
 
 import pathlib
 

@@ -7,7 +7,8 @@
 #define SNNET_STRING(x) SNNET_STRING_(x)
 
 #if defined(__clang__)
-#define SNNET_COMPILER "clang " __clang_version__
+#define SNNET_COMPILER \
+  "clang " SNNET_STRING(__clang_major__) "." SNNET_STRING(__clang_minor__) "." SNNET_STRING(__clang_patchlevel__)
 #elif defined(__GNUC__)
 #define SNNET_COMPILER "gcc " __VERSION__
 #else

@@ -7,23 +7,11 @@
 
 #include <cstdint>
 #include <limits>
-#include <sstream>
-#include <stdexcept>
 
 #include "../common/bits.h"
-
-// Raises ValueError in Python, as the checks there do; from torch 2.15 on the boundary makes it a RuntimeError.
-#define SNNET_CHECK(condition, ...) \
-  if (!(condition)) snnet::raise(__VA_ARGS__)
+#include "../common/raise.h"
 
 namespace snnet {
-
-template <class... Parts>
-[[noreturn]] void raise(const Parts&... parts) {
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::invalid_argument(message.str());
-}
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;

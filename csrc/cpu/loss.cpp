@@ -12,10 +12,12 @@ namespace snnet {
 namespace {
 
 constexpr int kMostSets = 3;
+constexpr int64_t kEntriesAtOnce = int64_t{1} << 20;  // of similarity, and slopes that are kept
 
 // The loss of similarity [B, n]; weights of the label sets sum to 1, sets of weight 0 are left out.
 struct Loss {
-  const float* similarity;
+  const float* similarity = nullptr;
+  const TiledProducts* tiles = nullptr;  // in its place
   int64_t batch_size, n;
   int sets = 0;
   const uint8_t* labels[kMostSets];
@@ -23,84 +25,144 @@ struct Loss {
   double delta, ratio;
   bool hard_negatives;  // kind "mmcl", else "l2"
   std::vector<Tensor> held;  // keeps the labels alive
-
-  const float* row(int64_t b) const { return similarity + b * n; }
-  uint64_t word(int set, int64_t b, int64_t w) const {
-    return label_word(labels[set] + b * label_bytes(n), w) & columns_of_word(w, n);
-  }
-  bool is_positive(int set, int64_t b, int64_t column) const {
-    return bit_at(labels[set] + b * label_bytes(n), column);
-  }
 };
 
-// Calls visit(column) for each column that is positive in some label set.
-template <class Visit>
-void visit_positives(const Loss& loss, int64_t b, const Visit& visit) {
-  for (int64_t w = 0; w < (loss.n + 63) / 64; ++w) {
+// A column that is positive in some label set.
+struct Positive {
+  int32_t column;
+  uint32_t sets;       // bit k: positive in set k
+  double hard_weight;  // of the sets in which it is a hard negative
+};
+
+// Buffers of one thread.
+struct RowScratch {
+  std::vector<float> row;
+  SelectionScratch selection;
+  std::vector<uint64_t> any;        // the union of the label sets
+  std::vector<int32_t> before;      // positives in the words before each word
+  std::vector<Positive> positives;  // by rising column
+};
+
+const float* similarity_row(const Loss& loss, int64_t b, RowScratch& scratch) {
+  if (loss.tiles == nullptr) return loss.similarity + b * loss.n;
+  scratch.row.resize(loss.n);
+  loss.tiles->copy_row(b, scratch.row.data());
+  return scratch.row.data();
+}
+
+// Finds the positives of row b.
+void open_labels(const Loss& loss, int64_t b, RowScratch& scratch) {
+  const int64_t words = (loss.n + 63) / 64, width = label_bytes(loss.n);
+  const uint8_t* rows[kMostSets];
+  for (int k = 0; k < loss.sets; ++k) rows[k] = loss.labels[k] + b * width;
+  scratch.any.resize(words);
+  scratch.before.resize(words);
+  scratch.positives.clear();
+  for (int64_t w = 0; w < words; ++w) {
     uint64_t any = 0;
-    for (int k = 0; k < loss.sets; ++k) any |= loss.word(k, b, w);
-    for (; any != 0; any &= any - 1) visit(64 * w + lowest_bit(any));
+    for (int k = 0; k < loss.sets; ++k) any |= label_word(rows[k], w);
+    any &= columns_of_word(w, loss.n);
+    scratch.any[w] = any;
+    scratch.before[w] = static_cast<int32_t>(scratch.positives.size());
+    for (; any != 0; any &= any - 1) {
+      const int64_t column = 64 * w + lowest_bit(any);
+      uint32_t sets = 0;
+      for (int k = 0; k < loss.sets; ++k) sets |= static_cast<uint32_t>(bit_at(rows[k], column)) << k;
+      scratch.positives.push_back({static_cast<int32_t>(column), sets, 0});
+    }
   }
 }
 
-// kind "mmcl": the loss of row b, its slopes appended (a column may come twice).
-double hard_negative_row(const Loss& loss, int64_t b, SelectionScratch& scratch, std::vector<Entry>& slopes) {
-  const float* row = loss.row(b);
-  int64_t positives[kMostSets] = {}, any = 0, hard[kMostSets], left = 0;
-  visit_positives(loss, b, [&](int64_t column) {
-    ++any;
-    for (int k = 0; k < loss.sets; ++k) positives[k] += loss.is_positive(k, b, column);
-  });
-  double positive_weight[kMostSets], hard_weight[kMostSets];
+// The positive at `column`, or null.
+Positive* find_positive(RowScratch& scratch, int32_t column) {
+  const uint64_t any = scratch.any[column / 64], bit = uint64_t{1} << (column % 64);
+  if ((any & bit) == 0) return nullptr;
+  return &scratch.positives[scratch.before[column / 64] + count_bits(any & (bit - 1))];
+}
+
+// What one entry of each kind weighs in the loss of a row, and how many hard negatives each label set has.
+struct RowWeights {
+  int64_t hard[kMostSets];
+  double positive[kMostSets], hard_negative[kMostSets];
+};
+
+RowWeights weights_of_row(const Loss& loss, const std::vector<Positive>& positives) {
+  RowWeights weights;
   for (int k = 0; k < loss.sets; ++k) {
-    const int64_t negatives = loss.n - positives[k];
+    int64_t count = 0;
+    for (const Positive& positive : positives) count += positive.sets >> k & 1;
+    const int64_t negatives = loss.n - count;
     const auto wanted = static_cast<int64_t>(std::floor(loss.ratio * static_cast<double>(negatives)));
-    hard[k] = std::min(std::max<int64_t>(wanted, 1), negatives);
-    left += hard[k];
+    weights.hard[k] = std::min(std::max<int64_t>(wanted, 1), negatives);
     const double share = loss.weights[k] / static_cast<double>(loss.batch_size);
-    positive_weight[k] = positives[k] > 0 ? loss.delta * share / static_cast<double>(positives[k]) : 0;
-    hard_weight[k] = hard[k] > 0 ? share / static_cast<double>(hard[k]) : 0;
+    weights.positive[k] = count > 0 ? loss.delta * share / static_cast<double>(count) : 0;
+    weights.hard_negative[k] = negatives > 0 ? share / static_cast<double>(weights.hard[k]) : 0;
   }
-  const auto most_hard = static_cast<int64_t>(loss.ratio * static_cast<double>(loss.n));
+  return weights;
+}
+
+// kind "mmcl": the loss of row b, its slopes appended (each column once).
+double hard_negative_row(const Loss& loss, int64_t b, RowScratch& scratch, std::vector<Entry>& slopes) {
+  const float* row = similarity_row(loss, b, scratch);
+  open_labels(loss, b, scratch);
+  std::vector<Positive>& positives = scratch.positives;
+  RowWeights weights = weights_of_row(loss, positives);
+  int64_t left = 0, fewest = loss.n;
+  for (int k = 0; k < loss.sets; ++k) {
+    if (weights.hard[k] == 0) continue;
+    left += weights.hard[k];
+    fewest = std::min(fewest, weights.hard[k]);
+  }
+  // The hard negatives of every label set are among so many of the largest; no set is done before `fewest` of
+  // them, so the order of these does not matter.
+  const int64_t most = std::max<int64_t>(static_cast<int64_t>(loss.ratio * static_cast<double>(loss.n)), 1) +
+                       static_cast<int64_t>(positives.size());
+  const auto& largest = select_largest(row, loss.n, most, scratch.selection, fewest);
+  slopes.reserve(slopes.size() + largest.size() + positives.size());
   double total = 0;
-  // The hard negatives of every label set are among so many of the largest.
-  for (uint64_t key : select_largest(row, loss.n, std::max<int64_t>(most_hard, 1) + any, scratch)) {
+  for (uint64_t key : largest) {
     if (left == 0) break;
     const int32_t column = column_of_key(key);
+    Positive* positive = find_positive(scratch, column);
+    const uint32_t sets = positive != nullptr ? positive->sets : 0;
     double weight = 0;
     for (int k = 0; k < loss.sets; ++k) {
-      if (hard[k] == 0 || loss.is_positive(k, b, column)) continue;
-      --hard[k];
+      if (weights.hard[k] == 0 || (sets >> k & 1)) continue;
+      --weights.hard[k];
       --left;
-      weight += hard_weight[k];
+      weight += weights.hard_negative[k];
     }
-    if (weight == 0) continue;
-    const double difference = static_cast<double>(row[column]) + 1;
-    total += weight * difference * difference;
-    slopes.push_back({static_cast<float>(2 * weight * difference), column});
+    if (positive != nullptr) {
+      positive->hard_weight = weight;
+    } else if (weight > 0) {
+      const double difference = static_cast<double>(value_of_key(key)) + 1;
+      total += weight * difference * difference;
+      slopes.push_back({static_cast<float>(2 * weight * difference), column});
+    }
   }
-  visit_positives(loss, b, [&](int64_t column) {
+  for (const Positive& entry : positives) {
     double weight = 0;
-    for (int k = 0; k < loss.sets; ++k) weight += loss.is_positive(k, b, column) ? positive_weight[k] : 0;
-    const double difference = static_cast<double>(row[column]) - 1;
-    total += weight * difference * difference;
-    slopes.push_back({static_cast<float>(2 * weight * difference), static_cast<int32_t>(column)});
-  });
+    for (int k = 0; k < loss.sets; ++k) weight += entry.sets >> k & 1 ? weights.positive[k] : 0;
+    const double s = row[entry.column];
+    total += weight * (s - 1) * (s - 1) + entry.hard_weight * (s + 1) * (s + 1);
+    slopes.push_back({static_cast<float>(2 * (weight * (s - 1) + entry.hard_weight * (s + 1))), entry.column});
+  }
   return total;
 }
 
 // kind "l2": the loss of row b; its slopes are 2 s / B everywhere (written to grad if not null) plus those
 // appended. With the mean label ȳ, y² = y gives Σ_k λ_k (s − y_k)² = s² + ȳ (1 − 2 s).
-double square_row(const Loss& loss, int64_t b, float* grad, std::vector<Entry>& slopes) {
-  const float* row = loss.row(b);
+double square_row(const Loss& loss, int64_t b, float* grad, RowScratch& scratch, std::vector<Entry>& slopes) {
+  const float* row = similarity_row(loss, b, scratch);
+  open_labels(loss, b, scratch);
   const double scale = 2.0 / static_cast<double>(loss.batch_size);
   double total = vector_kernels().squares(grad, row, static_cast<float>(scale), loss.n);
-  visit_positives(loss, b, [&](int64_t column) {
+  for (const Positive& entry : scratch.positives) {
     double mean = 0;
-    for (int k = 0; k < loss.sets; ++k) mean += loss.is_positive(k, b, column) ? loss.weights[k] : 0;
-    total += mean * (1 - 2 * static_cast<double>(row[column]));
-    slopes.push_back({static_cast<float>(-scale * mean), static_cast<int32_t>(column)});
-  });
+    for (int k = 0; k < loss.sets; ++k) mean += entry.sets >> k & 1 ? loss.weights[k] : 0;
+    total += mean * (1 - 2 * static_cast<double>(row[entry.column]));
+    slopes.push_back({static_cast<float>(-scale * mean), entry.column});
+  }
   return total / static_cast<double>(loss.batch_size);
 }
 
@@ -135,22 +197,38 @@ Loss check_loss(int64_t batch_size, int64_t n, const std::vector<Tensor>& labels
   return loss;
 }
 
-// Calls finish(b, slopes) for each row after its loss is known; the loss of the batch.
-template <class Finish>
-double reduce_rows(const Loss& loss, float* grad, const Finish& finish) {
-  std::vector<double> rows(loss.batch_size);
-  torch::stable::parallel_for(0, loss.batch_size, grain(4 * loss.n), [&](int64_t begin, int64_t end) {
-    SelectionScratch scratch;
-    std::vector<Entry> slopes;
+// The losses of rows [from, to) and their slopes; kind "l2" also writes 2 s / B to grad [B, n] if not null.
+double reduce_rows(const Loss& loss, int64_t from, int64_t to, float* grad, Slopes& slopes) {
+  std::vector<double> rows(to - from);
+  torch::stable::parallel_for(from, to, grain(4 * loss.n), [&](int64_t begin, int64_t end) {
+    RowScratch scratch;
     for (int64_t b = begin; b < end; ++b) {
-      slopes.clear();
-      rows[b] = loss.hard_negatives ? hard_negative_row(loss, b, scratch, slopes)
-                                    : square_row(loss, b, grad == nullptr ? nullptr : grad + b * loss.n, slopes);
-      finish(b, slopes);
+      float* own = grad == nullptr ? nullptr : grad + b * loss.n;
+      rows[b - from] = loss.hard_negatives ? hard_negative_row(loss, b, scratch, slopes[b])
+                                           : square_row(loss, b, own, scratch, slopes[b]);
     }
   });
   double total = 0;
   for (double row : rows) total += row;
+  return total;
+}
+
+// Calls use(slopes) with the slopes of some rows at a time, those of the others empty; the loss of the batch.
+template <class Use>
+double reduce_batch(const Loss& loss, float* grad, const Use& use) {
+  const int64_t step = std::max<int64_t>(1, kEntriesAtOnce / loss.n);
+  Slopes slopes(loss.batch_size);
+  double total = 0;
+  int64_t kept = 0;
+  for (int64_t from = 0; from < loss.batch_size; from += step) {
+    const int64_t to = std::min(from + step, loss.batch_size);
+    total += reduce_rows(loss, from, to, grad, slopes);
+    for (int64_t b = from; b < to; ++b) kept += static_cast<int64_t>(slopes[b].size());
+    if (kept <= kEntriesAtOnce && to < loss.batch_size) continue;
+    use(slopes);
+    slopes = Slopes(loss.batch_size);
+    kept = 0;
+  }
   return total;
 }
 
@@ -167,9 +245,10 @@ std::tuple<Tensor, Tensor> mutual_label_loss(const Tensor& similarity, const std
   Tensor value = torch::stable::new_zeros(similarity, {});
   Tensor grad = torch::stable::new_zeros(similarity, {batch_size, n});
   if (batch_size > 0 && n > 0) {
-    float* slope = floats(grad);
-    *floats(value) = static_cast<float>(reduce_rows(loss, slope, [&](int64_t b, const std::vector<Entry>& slopes) {
-      for (const Entry& entry : slopes) slope[b * n + entry.column] += entry.value;
+    *floats(value) = static_cast<float>(reduce_batch(loss, floats(grad), [&](const Slopes& slopes) {
+      for (int64_t b = 0; b < batch_size; ++b) {
+        for (const Entry& entry : slopes[b]) floats(grad)[b * n + entry.column] += entry.value;
+      }
     }));
   }
   return {value, grad};
@@ -189,16 +268,22 @@ std::tuple<Tensor, Tensor> fused_mutual_label_loss(const Tensor& features, const
   Tensor value = torch::stable::new_zeros(memory, {});
   Tensor grad = torch::stable::new_zeros(memory, {batch_size, d});
   if (batch_size == 0 || n == 0) return {value, grad};
-  const Tensor s = similarity ? torch::stable::contiguous(*similarity) : inner_products(features, memory);
-  loss.similarity = const_floats(s);
-  std::vector<std::vector<Entry>> slopes(batch_size);
-  *floats(value) = static_cast<float>(
-      reduce_rows(loss, nullptr, [&](int64_t b, const std::vector<Entry>& own) { slopes[b] = own; }));
+  std::optional<TiledProducts> tiles;
+  Tensor s;
+  if (!similarity && loss.hard_negatives) {
+    tiles.emplace(torch::stable::contiguous(features), memory);
+    loss.tiles = &*tiles;
+  } else {
+    s = similarity ? torch::stable::contiguous(*similarity) : inner_products(features, memory);
+    loss.similarity = const_floats(s);
+  }
   if (!loss.hard_negatives) {
     vector_kernels().add_scaled(floats(grad), const_floats(weighted_rows(s, memory)),
                                 static_cast<float>(2.0 / static_cast<double>(batch_size)), batch_size * d);
   }
-  add_sparse_product(by_columns(slopes, n), memory, batch_size, floats(grad));
+  *floats(value) = static_cast<float>(reduce_batch(loss, nullptr, [&](const Slopes& slopes) {
+    add_sparse_product(by_columns(slopes, n), memory, batch_size, floats(grad));
+  }));
   return {value, grad};
 }
 

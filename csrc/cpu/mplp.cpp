@@ -74,7 +74,8 @@ Entry largest_other(const float* row, int64_t n, int64_t own) {
   const Entry before = kernels.largest(row, own);
   Entry after = kernels.largest(row + own + 1, n - own - 1);
   if (after.column >= 0) after.column += static_cast<int32_t>(own + 1);
-  return after.column >= 0 && (before.column < 0 || after.value > before.value) ? after : before;
+  if (after.column < 0 || before.column < 0) return after.column < 0 ? before : after;
+  return ordered_bits(after.value) > ordered_bits(before.value) ? after : before;
 }
 
 // The k nearest others of one row; what is missing stays as it is.

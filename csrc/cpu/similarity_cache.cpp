@@ -14,6 +14,7 @@ namespace snnet {
 namespace {
 
 constexpr int64_t kTile = 64;  // columns of the cache that are transposed at once
+constexpr int64_t kFreshFloats = int64_t{2} << 20;  // of rows that are computed afresh at once
 
 // Everything an update reads and writes; n images, d dimensions, B entries.
 struct Update {
@@ -61,18 +62,44 @@ std::vector<float> blend_rows(const Update& u, const Round& round) {
   return lengths;
 }
 
+// s at the batch's own positions, as the memory stands: after a round it differs from the given s there only, so
+// that repeated indices need no copies of its rows.
+struct BatchSimilarity {
+  std::vector<int64_t> positions;  // the distinct ones
+  std::vector<int64_t> place;      // of each entry's position among them
+  std::vector<float> values;       // [B, distinct positions]
+
+  explicit BatchSimilarity(const Update& u) : place(u.batch_size) {
+    std::unordered_map<int64_t, int64_t> seen;
+    for (int64_t b = 0; b < u.batch_size; ++b) {
+      const auto [found, is_new] = seen.try_emplace(u.index[b], static_cast<int64_t>(positions.size()));
+      if (is_new) positions.push_back(u.index[b]);
+      place[b] = found->second;
+    }
+    values.reserve(u.batch_size * positions.size());
+    for (int64_t b = 0; b < u.batch_size; ++b) {
+      for (int64_t position : positions) values.push_back(u.similarity[b * u.n + position]);
+    }
+  }
+
+  float* row(int64_t b) { return values.data() + b * static_cast<int64_t>(positions.size()); }
+  const float* row(int64_t b) const { return values.data() + b * static_cast<int64_t>(positions.size()); }
+  // s of entry b with the position of entry c.
+  float at(int64_t b, int64_t c) const { return row(b)[place[c]]; }
+};
+
 // S' inside the batch [b, b] of a round, symmetric; read from the rows before they are blended.
-std::vector<float> batch_block(const Update& u, const Round& round, const float* const* similarity,
+std::vector<float> batch_block(const Update& u, const Round& round, const BatchSimilarity& similarity,
                                const std::vector<float>& lengths) {
   const int64_t count = static_cast<int64_t>(round.size());
   std::vector<float> block(count * count);
   torch::stable::parallel_for(0, count, grain(4 * count), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       for (int64_t c = 0; c <= b; ++c) {
-        const int64_t i = u.index[round[b]], j = u.index[round[c]];
-        block[b * count + c] =
-            blended_pair(u.cache[i * u.n + j], similarity[b][j] + similarity[c][i],
-                         u.gram[round[b] * u.batch_size + round[c]], u.alpha, u.beta, lengths[b], lengths[c]);
+        const float before = u.cache[u.index[round[b]] * u.n + u.index[round[c]]];
+        const float cross = similarity.at(round[b], round[c]) + similarity.at(round[c], round[b]);
+        block[b * count + c] = blended_pair(before, cross, u.gram[round[b] * u.batch_size + round[c]], u.alpha,
+                                            u.beta, lengths[b], lengths[c]);
       }
     }
   });
@@ -104,35 +131,68 @@ void write_columns(const Update& u, const std::vector<int64_t>& rising, int64_t 
 // Rows of the cache by products with the updated memory, for the entries whose old error would grow.
 void recompute_rows(const Update& u, const Round& round, const std::vector<int64_t>& grows,
                     std::vector<float>& block) {
-  const int64_t count = static_cast<int64_t>(round.size());
-  std::vector<int64_t> positions;
-  for (int64_t b : grows) positions.push_back(u.index[round[b]]);
-  const Tensor fresh = inner_products(rows_at(u.memory_tensor, positions), u.memory_tensor);
-  for (std::size_t g = 0; g < grows.size(); ++g) {
-    const float* row = const_floats(fresh) + static_cast<int64_t>(g) * u.n;
-    std::copy_n(row, u.n, u.cache + positions[g] * u.n);
-    for (int64_t c = 0; c < count; ++c) {
-      const int64_t b = std::max(grows[g], c), low = std::min(grows[g], c);
-      block[b * count + low] = row[u.index[round[c]]];
+  const int64_t count = static_cast<int64_t>(round.size()), size = static_cast<int64_t>(grows.size());
+  const int64_t step = std::max<int64_t>(1, kFreshFloats / u.n);
+  for (int64_t first = 0; first < size; first += step) {
+    std::vector<int64_t> positions;
+    for (int64_t g = first; g < std::min(first + step, size); ++g) positions.push_back(u.index[round[grows[g]]]);
+    const Tensor fresh = inner_products(rows_at(u.memory_tensor, positions), u.memory_tensor);
+    for (std::size_t g = 0; g < positions.size(); ++g) {
+      const float* row = const_floats(fresh) + static_cast<int64_t>(g) * u.n;
+      std::copy_n(row, u.n, u.cache + positions[g] * u.n);
+      const int64_t own = grows[first + static_cast<int64_t>(g)];
+      for (int64_t c = 0; c < count; ++c) {
+        block[std::max(own, c) * count + std::min(own, c)] = row[u.index[round[c]]];
+      }
     }
   }
 }
 
-// similarity[r]: s of the round's entry r with the memory as it was before this round.
-void update_cache(const Update& u, const Round& round, const float* const* similarity,
-                  const std::vector<float>& lengths) {
-  const int64_t count = static_cast<int64_t>(round.size()), n = u.n;
-  std::vector<float> block = batch_block(u, round, similarity, lengths);
-  const VectorKernels& kernels = vector_kernels();
+// The rows of a round outside the batch: S'[i, l].
+void blend_cache_rows(const Update& u, const Round& round, const std::vector<float>& lengths) {
   constexpr int64_t kPart = 4096;
-  const int64_t parts = (n + kPart - 1) / kPart;
+  const int64_t parts = (u.n + kPart - 1) / kPart;
+  const VectorKernels& kernels = vector_kernels();
+  const int64_t count = static_cast<int64_t>(round.size());
   torch::stable::parallel_for(0, count * parts, grain(kPart), [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t r = task / parts, first = task % parts * kPart;
-      kernels.blend_similarities(u.cache + u.index[round[r]] * n + first, similarity[r] + first, u.alpha, u.beta,
-                                 lengths[r], std::min(kPart, n - first));
+      kernels.blend_similarities(u.cache + u.index[round[r]] * u.n + first,
+                                 u.similarity + round[r] * u.n + first, u.alpha, u.beta, lengths[r],
+                                 std::min(kPart, u.n - first));
     }
   });
+}
+
+// The same at the positions of the whole batch, where s has changed since: blended from what stood there before.
+std::vector<float> before_blending(const Update& u, const Round& round, const std::vector<int64_t>& positions) {
+  std::vector<float> before;
+  before.reserve(round.size() * positions.size());
+  for (int64_t b : round) {
+    for (int64_t position : positions) before.push_back(u.cache[u.index[b] * u.n + position]);
+  }
+  return before;
+}
+
+void blend_changed(const Update& u, const Round& round, const BatchSimilarity& similarity,
+                   const std::vector<float>& lengths, const std::vector<float>& before) {
+  const std::size_t size = similarity.positions.size();
+  for (std::size_t r = 0; r < round.size(); ++r) {
+    for (std::size_t p = 0; p < size; ++p) {
+      u.cache[u.index[round[r]] * u.n + similarity.positions[p]] = blended_similarity(
+          before[r * size + p], similarity.row(round[r])[p], u.alpha, u.beta, lengths[r]);
+    }
+  }
+}
+
+// `is_first`: s is that of the memory as it stands.
+void update_cache(const Update& u, const Round& round, const BatchSimilarity& similarity,
+                  const std::vector<float>& lengths, bool is_first) {
+  const int64_t count = static_cast<int64_t>(round.size()), n = u.n;
+  std::vector<float> block = batch_block(u, round, similarity, lengths);
+  const std::vector<float> before = is_first ? std::vector<float>{} : before_blending(u, round, similarity.positions);
+  blend_cache_rows(u, round, lengths);
+  if (!is_first) blend_changed(u, round, similarity, lengths, before);
   std::vector<int64_t> grows;
   for (int64_t r = 0; r < count; ++r) {
     if (error_grows(lengths[r], u.alpha)) grows.push_back(r);
@@ -151,39 +211,30 @@ void update_cache(const Update& u, const Round& round, const float* const* simil
 }
 
 // s of the later entries meets the memory as it is after a round.
-void correct_later(const Update& u, const Round& round, const std::vector<float>& lengths,
-                   const std::vector<float*>& later) {
-  for (int64_t e = 0; e < u.batch_size; ++e) {
-    if (later[e] == nullptr) continue;
+void correct_later(const Update& u, const Round& round, const std::vector<float>& lengths, const Round& later,
+                   BatchSimilarity& similarity) {
+  for (int64_t e : later) {
     for (std::size_t r = 0; r < round.size(); ++r) {
       const int64_t i = u.index[round[r]];
-      later[e][i] = error_grows(lengths[r], u.alpha)
-                        ? static_cast<float>(vector_kernels().dot(u.features + e * u.d, u.memory + i * u.d, u.d))
-                        : blended_similarity(later[e][i], u.gram[e * u.batch_size + round[r]], u.alpha, u.beta,
-                                             lengths[r]);
+      float& value = similarity.row(e)[similarity.place[round[r]]];
+      value = error_grows(lengths[r], u.alpha)
+                  ? static_cast<float>(vector_kernels().dot(u.features + e * u.d, u.memory + i * u.d, u.d))
+                  : blended_similarity(value, u.gram[e * u.batch_size + round[r]], u.alpha, u.beta, lengths[r]);
     }
   }
 }
 
 void update_rounds(const Update& u) {
   const std::vector<Round> rounds = occurrence_rounds(u.index, u.batch_size);
-  std::vector<float*> later(u.batch_size, nullptr);  // own copies of s, of the entries of later rounds
-  std::vector<std::vector<float>> copies;
-  for (std::size_t turn = 1; u.cache != nullptr && turn < rounds.size(); ++turn) {
-    for (int64_t e : rounds[turn]) {
-      copies.emplace_back(u.similarity + e * u.n, u.similarity + (e + 1) * u.n);
-      later[e] = copies.back().data();
-    }
-  }
+  std::optional<BatchSimilarity> similarity;
+  if (u.cache != nullptr) similarity.emplace(u);
   for (std::size_t turn = 0; turn < rounds.size(); ++turn) {
-    const Round& round = rounds[turn];
-    const std::vector<float> lengths = blend_rows(u, round);
+    const std::vector<float> lengths = blend_rows(u, rounds[turn]);
     if (u.cache == nullptr) continue;
-    std::vector<const float*> similarity;
-    for (int64_t b : round) similarity.push_back(turn == 0 ? u.similarity + b * u.n : later[b]);
-    update_cache(u, round, similarity.data(), lengths);
-    for (int64_t b : round) later[b] = nullptr;
-    correct_later(u, round, lengths, later);
+    update_cache(u, rounds[turn], *similarity, lengths, turn == 0);
+    for (std::size_t next = turn + 1; next < rounds.size(); ++next) {
+      correct_later(u, rounds[turn], lengths, rounds[next], *similarity);
+    }
   }
 }
 

@@ -1,7 +1,8 @@
 // Label prediction and nearest neighbours without a cache: products in tiles, nothing of size [B, n] kept.
 //
-// Scratch memory: a tile of the products and its rows (16 MB), and for each of the samples that are at work
-// together its candidates (8 bytes each) and a bounded neighbourhood; 12 bytes for each row of the memory.
+// Scratch memory, whatever n and the number of candidates: a tile of products and its rows (16 MB), the candidates
+// of the samples that are at work together (4 MB; samples that have more are taken in smaller groups), pairs that
+// wait for a count (12 MB). For each row of the memory 12 bytes, and 16 where a single sample has so many candidates.
 #pragma once
 
 #include <algorithm>

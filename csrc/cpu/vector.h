@@ -20,10 +20,13 @@ struct VectorKernels {
                               int32_t first_column, Entry* out);
   // #{l : row[l] > bar}, or some number above limit as soon as it is known to be.
   int64_t (*count_above)(const float* row, int64_t n, float bar, int64_t limit);
-  // The first largest entry of row[0, n); value -inf and column -1 if there is none above -inf.
+  // The first largest entry of row[0, n), NaN above everything; value -inf and column -1 if none is above -inf.
   Entry (*largest)(const float* row, int64_t n);
   // maxima[g] = max of row[l] over l % groups == g (at least -inf); groups is a multiple of 16. True if a NaN.
   bool (*group_maxima)(const float* row, int64_t n, int64_t groups, float* maxima);
+  // A value that at least k of values[0, count) reach and hardly more, 0 < k <= count; no NaN; ordered [count] is
+  // scratch.
+  float (*bar_of_largest)(const float* values, int64_t count, int64_t k, uint32_t* ordered);
   double (*dot)(const float* a, const float* b, int64_t n);
   // out[i] = rows[i] . x for i < count
   void (*dots)(const float* const* rows, int64_t count, const float* x, int64_t n, float* out);

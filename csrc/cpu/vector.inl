@@ -11,16 +11,33 @@ SNNET_INLINE bool passes(float value, float bar) {
   return inclusive ? value >= bar : value > bar;
 }
 
+#if !defined(SNNET_HAS_PASSING)
+// Bit i is set where block[i] passes, i < kBlock.
+template <bool inclusive>
+SNNET_INLINE uint64_t passing(const float* block, float bar) {
+  int any = 0;
+  for (int64_t i = 0; i < kBlock; ++i) any |= passes<inclusive>(block[i], bar);
+  if (!any) return 0;
+  uint64_t mask = 0;
+  for (int64_t i = 0; i < kBlock; ++i) mask |= static_cast<uint64_t>(passes<inclusive>(block[i], bar)) << i;
+  return mask;
+}
+#endif
+
 template <bool inclusive>
 SNNET_INLINE int64_t collect(const float* row, int64_t n, float bar, int32_t first_column, Entry* out) {
   int64_t found = 0, l = 0;
   for (; l + kBlock <= n; l += kBlock) {
-    int any = 0;
-    for (int64_t i = 0; i < kBlock; ++i) any |= passes<inclusive>(row[l + i], bar);
-    if (!any) continue;
-    for (int64_t i = l; i < l + kBlock; ++i) {
+    uint64_t mask = passing<inclusive>(row + l, bar);
+    for (int turn = 0; turn < 2; ++turn) {  // mostly there are few: no branch that could be guessed wrong
+      const int64_t i = l + lowest_bit(mask | uint64_t{1} << 63);
       out[found] = {row[i], static_cast<int32_t>(first_column + i)};
-      found += passes<inclusive>(row[i], bar);
+      found += mask != 0;
+      mask &= mask - 1;
+    }
+    for (; mask != 0; mask &= mask - 1) {
+      const int64_t i = l + lowest_bit(mask);
+      out[found++] = {row[i], static_cast<int32_t>(first_column + i)};
     }
   }
   for (; l < n; ++l) {
@@ -69,15 +86,22 @@ Entry largest(const float* row, int64_t n) {
   constexpr int64_t kStep = 256;
   float best = -__builtin_inff();
   int64_t where = -1, size = 0;
+  int nan = 0;
   for (int64_t l = 0; l < n; l += kStep) {
     const int64_t step = n - l < kStep ? n - l : kStep;
     float lanes[kLanes];
     for (int i = 0; i < kLanes; ++i) lanes[i] = -__builtin_inff();
     int64_t k = 0;
     for (; k + kLanes <= step; k += kLanes) {
-      for (int i = 0; i < kLanes; ++i) lanes[i] = row[l + k + i] > lanes[i] ? row[l + k + i] : lanes[i];
+      for (int i = 0; i < kLanes; ++i) {
+        nan |= row[l + k + i] != row[l + k + i];
+        lanes[i] = row[l + k + i] > lanes[i] ? row[l + k + i] : lanes[i];
+      }
     }
-    for (; k < step; ++k) lanes[0] = row[l + k] > lanes[0] ? row[l + k] : lanes[0];
+    for (; k < step; ++k) {
+      nan |= row[l + k] != row[l + k];
+      lanes[0] = row[l + k] > lanes[0] ? row[l + k] : lanes[0];
+    }
     float top = lanes[0];
     for (int i = 1; i < kLanes; ++i) top = lanes[i] > top ? lanes[i] : top;
     if (top > best) {
@@ -85,6 +109,11 @@ Entry largest(const float* row, int64_t n) {
       where = l;
       size = step;
     }
+  }
+  if (nan) {
+    int64_t column = 0;
+    while (row[column] == row[column]) ++column;
+    return {row[column], static_cast<int32_t>(column)};
   }
   if (where < 0) return {best, -1};
   int64_t column = where;
@@ -96,18 +125,40 @@ bool group_maxima(const float* row, int64_t n, int64_t groups, float* maxima) {
   for (int64_t g = 0; g < groups; ++g) maxima[g] = -__builtin_inff();
   int nan = 0;
   int64_t l = 0;
-  for (; l + groups <= n; l += groups) {
-    const float* part = row + l;
+  for (; l + 4 * groups <= n; l += 4 * groups) {
+    const float *a = row + l, *b = a + groups, *c = b + groups, *d = c + groups;
     for (int64_t g = 0; g < groups; ++g) {
-      nan |= part[g] != part[g];
-      maxima[g] = part[g] > maxima[g] ? part[g] : maxima[g];
+      nan |= __builtin_isunordered(a[g], b[g]) | __builtin_isunordered(c[g], d[g]);
+      const float first = a[g] > b[g] ? a[g] : b[g], second = c[g] > d[g] ? c[g] : d[g];
+      const float largest = first > second ? first : second;
+      maxima[g] = largest > maxima[g] ? largest : maxima[g];
     }
   }
-  for (int64_t g = 0; l + g < n; ++g) {
-    nan |= row[l + g] != row[l + g];
-    maxima[g] = row[l + g] > maxima[g] ? row[l + g] : maxima[g];
+  for (; l < n; l += groups) {
+    const int64_t end = n - l < groups ? n - l : groups;
+    for (int64_t g = 0; g < end; ++g) {
+      nan |= row[l + g] != row[l + g];
+      maxima[g] = row[l + g] > maxima[g] ? row[l + g] : maxima[g];
+    }
   }
   return nan != 0;
+}
+
+float bar_of_largest(const float* values, int64_t count, int64_t k, uint32_t* ordered) {
+  constexpr uint32_t kBins = 256;
+  uint32_t low = 0xffffffffu, high = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    ordered[i] = ordered_number(values[i]);
+    low = ordered[i] < low ? ordered[i] : low;
+    high = ordered[i] > high ? ordered[i] : high;
+  }
+  int shift = 0;
+  while ((high - low) >> shift >= kBins) ++shift;
+  uint32_t counts[kBins] = {};
+  for (int64_t i = 0; i < count; ++i) ++counts[(ordered[i] - low) >> shift];
+  uint32_t bin = kBins - 1;
+  for (int64_t above = counts[bin]; above < k; above += counts[bin]) --bin;
+  return value_of_bits(low + (bin << shift));
 }
 
 double dot(const float* a, const float* b, int64_t n) {
@@ -176,6 +227,6 @@ double squares(float* __restrict out, const float* __restrict row, float scale, 
 #define SNNET_TABLE(name) SNNET_TABLE_(name)
 extern const VectorKernels SNNET_TABLE(SNNET_ISA);
 const VectorKernels SNNET_TABLE(SNNET_ISA) = {
-    collect_above, collect_from, collect_reaching, count_above, largest, group_maxima,       dot,
-    dots,          add_scaled,   blend,            divide,      blend_similarities, squares,
+    collect_above, collect_from, collect_reaching, count_above, largest, group_maxima,       bar_of_largest,
+    dot,           dots,         add_scaled,       blend,       divide,  blend_similarities, squares,
 };

@@ -1,61 +1,74 @@
-// Labels as bits: launches.
-#include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
+// Labels as bits and the pseudo label memory: checks and launches.
 #include "label_memory.cuh"
 
-namespace {
+#include "launch.cuh"
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+namespace snnet {
+namespace {
 
 constexpr int kThreads = 256;
 
-cudaStream_t current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-unsigned blocks_for(int64_t total) { return static_cast<unsigned>((total + kThreads - 1) / kThreads); }
-
+// labels: bool [B, n] -> uint8 [B, label_bytes(n)]
 Tensor pack_labels(const Tensor& labels) {
-  STD_TORCH_CHECK(labels.dim() == 2 && labels.scalar_type() == ScalarType::Bool, "labels must be bool [B, n]");
-  const torch::stable::accelerator::DeviceGuard guard(labels.get_device_index());
+  SNNET_CHECK(labels.dim() == 2 && labels.scalar_type() == ScalarType::Bool, "labels must be bool [B, n]");
+  const Call call(labels);
   const Tensor flags = torch::stable::contiguous(labels);
-  const int64_t n = flags.size(1), width = snnet::label_bytes(n), total = flags.size(0) * width;
+  const int64_t n = flags.size(1), width = label_bytes(n), total = flags.size(0) * width;
   Tensor packed = torch::stable::new_empty(flags, {flags.size(0), width}, ScalarType::Byte);
-  if (total > 0) {
-    snnet::pack_labels_kernel<<<blocks_for(total), kThreads, 0, current_stream(flags)>>>(
-        flags.const_data_ptr<bool>(), packed.mutable_data_ptr<uint8_t>(), n, width, total);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-  }
+  launch(pack_labels_kernel, blocks_for(total, kThreads), kThreads, 0, call.stream(), flags.const_data_ptr<bool>(),
+         packed.mutable_data_ptr<uint8_t>(), n, width, total);
   return packed;
 }
 
+// labels: uint8 [B, label_bytes(n)] -> bool [B, n]
 Tensor unpack_labels(const Tensor& labels, int64_t n) {
-  STD_TORCH_CHECK(n >= 0 && labels.dim() == 2 && labels.scalar_type() == ScalarType::Byte &&
-                      labels.size(1) == snnet::label_bytes(n),
-                  "labels must be uint8 [B, label_bytes(n)]");
-  const torch::stable::accelerator::DeviceGuard guard(labels.get_device_index());
+  SNNET_CHECK(n >= 0 && labels.dim() == 2 && labels.scalar_type() == ScalarType::Byte &&
+                  labels.size(1) == label_bytes(n),
+              "labels must be uint8 [B, label_bytes(n)]");
+  const Call call(labels);
   const Tensor packed = torch::stable::contiguous(labels);
   const int64_t total = packed.size(0) * n;
   Tensor flags = torch::stable::new_empty(packed, {packed.size(0), n}, ScalarType::Bool);
-  if (total > 0) {
-    snnet::unpack_labels_kernel<<<blocks_for(total), kThreads, 0, current_stream(packed)>>>(
-        packed.const_data_ptr<uint8_t>(), flags.mutable_data_ptr<bool>(), n, packed.size(1), total);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-  }
+  launch(unpack_labels_kernel, blocks_for(total, kThreads), kThreads, 0, call.stream(),
+         packed.const_data_ptr<uint8_t>(), flags.mutable_data_ptr<bool>(), n, packed.size(1), total);
   return flags;
 }
 
-}  // namespace
+// bits[index]; an index of -1 gives an empty label.
+Tensor gather_labels(const Tensor& bits, const Tensor& index) {
+  const Call call(bits);
+  const int64_t n = rows_of(bits, "bits"), width = label_bytes(n);
+  call.check_words(bits, "bits", n);
+  const Tensor positions = call.checked_index(index);
+  const int64_t batch_size = positions.size(0), vectors = width / 16, total = batch_size * vectors;
+  Tensor gathered = torch::stable::new_empty(bits, {batch_size, width}, ScalarType::Byte);
+  launch(gather_labels_kernel, blocks_for(total, kThreads), kThreads, 0, call.stream(), words<const uint4>(bits),
+         positions.const_data_ptr<int64_t>(), words<uint4>(gathered), n, vectors, total);
+  return gathered;
+}
 
-STABLE_TORCH_LIBRARY_IMPL(snnet, CUDA, m) {
-  m.impl("pack_labels", TORCH_BOX(&pack_labels));
-  m.impl("unpack_labels", TORCH_BOX(&unpack_labels));
+// P[index] <- labels; of a repeated index the last counts.
+void write_labels_(const Tensor& row_bits, const Tensor& column_bits, const Tensor& index, const Tensor& labels) {
+  const Call call(row_bits);
+  const int64_t n = rows_of(row_bits, "row_bits"), width = label_bytes(n);
+  call.check_words(row_bits, "row_bits", n);
+  call.check_words(column_bits, "column_bits", n);
+  const Tensor positions = call.checked_index(index);
+  const int64_t batch_size = positions.size(0);
+  call.check_matrix(labels, "labels", ScalarType::Byte, batch_size, width);
+  Tensor given = torch::stable::contiguous(labels);
+  if (!is_aligned(given.const_data_ptr())) given = torch::stable::clone(given);
+  const LabelMemory memory{words<unsigned>(row_bits), words<unsigned>(column_bits), n, width / 4};
+  launch(write_labels_kernel, blocks_for(batch_size, 1), kThreads, 0, call.stream(), memory,
+         positions.const_data_ptr<int64_t>(), words<const unsigned>(given), batch_size);
+}
+
+}  // namespace
+}  // namespace snnet
+
+STABLE_TORCH_LIBRARY_IMPL(snnet_cuda, SNNET_DEVICE_KEY, m) {
+  m.impl("pack_labels", TORCH_BOX(&snnet::pack_labels));
+  m.impl("unpack_labels", TORCH_BOX(&snnet::unpack_labels));
+  m.impl("gather_labels", TORCH_BOX(&snnet::gather_labels));
+  m.impl("write_labels_", TORCH_BOX(&snnet::write_labels_));
 }

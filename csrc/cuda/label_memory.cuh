@@ -1,7 +1,8 @@
-// Labels as bits: device code.
+// Labels as bits and the pseudo label memory: device code.
 #pragma once
 
 #include "../common/bits.h"
+#include "label_words.cuh"
 
 namespace snnet {
 
@@ -17,6 +18,27 @@ __global__ void unpack_labels_kernel(const uint8_t* labels, bool* flags, int64_t
   const int64_t position = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (position >= total) return;
   flags[position] = bit_at(labels + position / n * width, position % n);
+}
+
+// Rows [B, vectors] of bits [n, vectors], 16 bytes a thread; an index outside [0, n) gives an empty row.
+// Latency bound: one load of the index, one of the row.
+__global__ void gather_labels_kernel(const uint4* bits, const int64_t* index, uint4* gathered, int64_t n,
+                                     int64_t vectors, int64_t total) {
+  const int64_t position = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (position >= total) return;
+  const int64_t row = index[position / vectors];
+  gathered[position] = row >= 0 && row < n ? bits[row * vectors + position % vectors] : make_uint4(0, 0, 0, 0);
+}
+
+// P[index] <- labels [B, words], a block an entry of the batch.
+// Latency bound: index, then the old and the given row; the flips are not waited for.
+__global__ void write_labels_kernel(LabelMemory memory, const int64_t* index, const unsigned* labels,
+                                    int64_t batch_size) {
+  const int64_t b = blockIdx.x;
+  if (!is_newest(index, b, batch_size, memory.n)) return;
+  for (int64_t word = threadIdx.x; word < memory.words; word += blockDim.x) {
+    memory.write_word(index[b], word, labels[b * memory.words + word]);
+  }
 }
 
 }  // namespace snnet

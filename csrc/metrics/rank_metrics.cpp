@@ -9,14 +9,14 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <limits>
 #include <stdexcept>
 #include <string>
-#include <system_error>
-#include <thread>
 #include <utility>
 #include <vector>
+
+#include "parallel.h"
+#include "reranking.h"
 
 namespace py = pybind11;
 
@@ -200,22 +200,10 @@ bool rank_queries(const Problem& problem, std::int64_t threads) {
     own.above_exactly.resize(most_matches + 1);
   }
 
-  std::atomic<std::int64_t> next{0};
   std::atomic<bool> has_nan{false};
-  const auto work = [&](Scratch& own) {
-    for (std::int64_t q = next++; q < problem.queries; q = next++) {
-      if (rank_query(problem, q, own)) has_nan = true;
-    }
-  };
-  std::vector<std::thread> helpers;
-  helpers.reserve(scratch.size());
-  try {
-    for (std::size_t i = 1; i < scratch.size(); ++i) helpers.emplace_back(work, std::ref(scratch[i]));
-  } catch (const std::system_error&) {
-    // The system gives no more threads: those that started do all of it.
-  }
-  work(scratch[0]);
-  for (std::thread& helper : helpers) helper.join();
+  snnet::for_each_item(problem.queries, threads, [&](std::int64_t query, std::int64_t thread) {
+    if (rank_query(problem, query, scratch[thread])) has_nan = true;
+  });
   return has_nan;
 }
 
@@ -255,7 +243,7 @@ std::pair<Indices, bool> count_ranks(const Floats& similarity, const Indices& ma
 }  // namespace
 
 PYBIND11_MODULE(_rank_metrics, module) {
-  module.doc() = "Ranks of each query's matches, by counting.";
+  module.doc() = "Ranks of each query's matches, by counting; k-reciprocal re-ranking.";
   module.def("count_ranks", &count_ranks, py::arg("similarity").noconvert(),
              py::arg("match_starts").noconvert(), py::arg("matches").noconvert(),
              py::arg("junk_starts").noconvert(), py::arg("junk").noconvert(), py::arg("dropped").noconvert(),
@@ -264,4 +252,5 @@ PYBIND11_MODULE(_rank_metrics, module) {
 similarity: float32 [queries, gallery]. matches and junk: int64 gallery columns, one list after the other,
 that of query q from starts[q] to starts[q + 1], rising. dropped: int64 gallery columns that no query ranks.
 Ranks: int64, as long as matches, rising within a query; undefined where there is a NaN.)");
+  add_reranking(module);
 }

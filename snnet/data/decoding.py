@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from tqdm import tqdm
 
 from snnet.data.image_set import ImageSet
 from snnet.errors import UserError
+from snnet.progress import progress
 from snnet_kernels.memory_size import free_memory
 
 # cache="auto" holds a split's pixels if they take at most this share of the memory that is available.
@@ -64,7 +64,7 @@ class DecodedImages:
 
 
 def decode_images(
-    images: ImageSet, *, skip_bad: bool = False, cache: Literal["auto"] | bool = "auto", progress: bool = True
+    images: ImageSet, *, skip_bad: bool = False, cache: Literal["auto"] | bool = "auto"
 ) -> DecodedImages:
     """Open and fully decode every image once, on all cores.
 
@@ -72,7 +72,6 @@ def decode_images(
         images: the split.
         skip_bad: leave unreadable images out, with a warning that counts them, instead of raising.
         cache: hold the pixels in memory, or not, or ("auto") if a quarter of what is available has room.
-        progress: show a progress bar if stderr is a terminal.
 
     Raises:
         UserError: an image cannot be read or is truncated (the first is named), or none is left.
@@ -98,8 +97,7 @@ def decode_images(
 
         failures: list[UserError | None] = []
         results = _map(pool, _attempt(decode), range(len(images)))
-        bar = tqdm(results, "decoding", len(images), unit="image", disable=None if progress else True)
-        for failure in bar:
+        for failure in progress(results, "decoding", total=len(images), unit="image"):
             _raise_unless(skip_bad, [failure])
             failures.append(failure)
     return _without_failures(images, failures, sizes, pixels, starts)

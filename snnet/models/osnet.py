@@ -94,7 +94,8 @@ class AggregationGate(nn.Module):
         pooled = torch.cat([stream.mean((2, 3)) for stream in streams])
         hidden = F.relu(F.linear(pooled, self.fc1.weight.flatten(1), self.fc1.bias))
         gates = torch.sigmoid(F.linear(hidden, self.fc2.weight.flatten(1), self.fc2.bias))
-        gates_by_stream = gates[:, :, None, None].chunk(len(streams))
+        # Neither chunk() nor len(): an exported graph would hold the batch size that it was traced with.
+        gates_by_stream = gates.view(len(streams), streams[0].shape[0], -1, 1, 1).unbind()
         fused = streams[0] * gates_by_stream[0]
         for stream, gate in zip(streams[1:], gates_by_stream[1:], strict=True):
             fused = torch.addcmul(fused, stream, gate)

@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor
 
 from snnet.errors import UserError
+from snnet.progress import bars_shown
 
 if TYPE_CHECKING:
     from snnet.models.embedding import ReIDModel
@@ -133,7 +134,9 @@ def _imagenet_state(arch: str) -> dict[str, Tensor]:
         )
     entry = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
     try:
-        content = entry.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
+        content = entry.get_state_dict(
+            progress=bars_shown(), check_hash=True, map_location="cpu", weights_only=True
+        )
     # No network, no space, a proxy's page in the file's place, a damaged file in the cache: all end here.
     except Exception as error:
         raise UserError(

@@ -25,13 +25,15 @@ def select_candidates(
 
     Returns (columns int64 [B, max(c, 1)], similarity [B, max(c, 1)], count c int64 [B]), c the largest
     count of the batch. The first column is the row's anchor also where nothing passes the threshold;
-    entries past a row's count stand for nothing.
+    entries past a row's count stand for nothing. NaN is above no threshold and comes last.
     """
     # In float32 0.6 is a little more than 0.6: rounded first, it is the same bar for rows of any type.
     bar = torch.tensor(threshold, dtype=torch.float32).item()
     counts = (rows > bar).sum(1)
     width = max(int(counts.max()), 1) if counts.numel() else 1
     similarity, columns = ordered_topk(rows, width)
+    if bool(similarity[:, :1].isnan().any()):  # topk puts NaN first
+        similarity, columns = ordered_topk(rows.masked_fill(rows.isnan(), -torch.inf), width)
     return columns + column_offset, similarity, counts
 
 

@@ -51,11 +51,13 @@ def identity_labels(index: Tensor, n: int) -> Tensor:
 def write_labels_(rows: Tensor, columns: Tensor, index: Tensor, labels: Tensor) -> None:
     """P[index] <- labels (Eq. 3) in ``rows`` [n, label_bytes(n)] and in its transpose ``columns``.
 
-    Only the bits that change are touched in the transpose. Of a repeated index the last row counts.
+    Only the bits that change are touched in the transpose. Of a repeated index the last row counts; bits past
+    the last column are not written.
     """
     n = rows.shape[0]
     newest = last_occurrence(index, n)
-    index, labels = index[newest], labels[newest]
+    exists = pack_labels(torch.ones(1, n, dtype=torch.bool, device=rows.device))
+    index, labels = index[newest], labels[newest] & exists
     changed = unpack_labels(rows[index] ^ labels, n)
     entry, column = changed.nonzero(as_tuple=True)
     row = index[entry]

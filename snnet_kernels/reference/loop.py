@@ -33,7 +33,10 @@ def mplp(
     def rows_of(which: Tensor) -> Tensor:
         return cache[which] if cache is not None else matmul(memory[which], memory.t())
 
-    rows = query_rows if query_rows is not None else rows_of(index)
+    def without_nan(values: Tensor) -> Tensor:  # sort would put it first, but it is above nothing
+        return values.masked_fill(values.isnan(), -torch.inf)
+
+    rows = without_nan(query_rows if query_rows is not None else rows_of(index))
     for b in range(index.shape[0]):
         values, order = rows[b].sort(descending=True, stable=True)
         c = int((values > bar).sum())
@@ -42,7 +45,7 @@ def mplp(
         ranked = rows_of(candidates)
         consistent = c
         for j in range(c):
-            ranking = ranked[j].sort(descending=True).values
+            ranking = without_nan(ranked[j]).sort(descending=True).values
             if k < n and ranking[k] > ranked[j, anchor]:
                 consistent = j
                 break

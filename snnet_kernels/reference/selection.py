@@ -1,4 +1,4 @@
-"""Selecting the largest entries of a row in one defined order: falling value, ties by lower column."""
+"""Selecting the largest entries of a row in one defined order: falling value, ties by lower column, NaN first."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ def ordered_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     tied = ((values == last).sum(1) > (top == last).sum(1)).nonzero().flatten()
     if tied.numel():
         rows, bar = values[tied], last[tied]
-        above, equal = rows > bar, rows == bar
+        above, equal = (rows > bar) | rows.isnan(), rows == bar
         room = k - above.sum(1, keepdim=True)
         chosen = above | (equal & (equal.cumsum(1) <= room))
         columns[tied] = chosen.nonzero()[:, 1].view(-1, k)
+    nan = last.isnan().nonzero()[:, 0]  # equal to nothing, not even to each other
+    if nan.numel():
+        columns[nan] = values[nan].sort(dim=1, descending=True, stable=True).indices[:, :k]
     columns = columns.sort(dim=1).values
     top, order = values.gather(1, columns).sort(dim=1, descending=True, stable=True)
     return top, columns.gather(1, order)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.kernels.cuda_on_cpu import Emulation, emulation
 from tests.paths import DATA
 
 GOLDEN_CASES = range(6)
@@ -30,3 +31,9 @@ def golden(request: pytest.FixtureRequest) -> dict[str, torch.Tensor]:
             for key in arrays.files
             if key.startswith(prefix)
         }
+
+
+@pytest.fixture(scope="session")
+def cuda_on_cpu() -> Emulation:
+    """The CUDA sources on CPU tensors."""
+    return emulation()

@@ -29,7 +29,8 @@ def test_info_names_every_operation():
     table = str(info)
     assert all(name in table for name in OPERATIONS)
     for devices in info.operations.values():
-        assert devices["cpu"] in ("cpu", "reference") and devices["cuda"] in ("cuda", "triton", "reference")
+        assert devices["cpu"] in ("cpu", "reference")
+        assert set(devices["cuda"].split(", ")) <= {"cuda", "triton", "reference"}
 
 
 def test_compiled_and_reference_agree():
@@ -52,8 +53,9 @@ def test_forced_reference_loads_nothing():
 
 
 def test_forced_backend_that_cannot_serve_raises():
-    result = run("import snnet_kernels", SNNET_BACKEND="triton")
-    assert result.returncode == 1 and "SNNET_BACKEND=triton" in result.stderr
+    code = "import torch, snnet_kernels as sk; sk.pack_labels(torch.ones(1, 9) > 0)"
+    result = run(code, SNNET_BACKEND="triton")
+    assert result.returncode == 1 and "SNNET_BACKEND=triton does not serve pack_labels" in result.stderr
     result = run("import snnet_kernels", SNNET_BACKEND="gpu")
     assert result.returncode == 1 and "SNNET_BACKEND must be one of" in result.stderr
 
@@ -85,11 +87,3 @@ def test_command_prints_the_table():
     assert result.returncode == 0
     assert result.stdout.splitlines()[0].startswith("snnet_kernels on torch ")
     assert len(result.stdout.splitlines()) == 4 + len(OPERATIONS)
-
-
-@pytest.mark.gpu
-def test_label_bits_on_a_gpu():
-    flags = torch.rand(33, 1003, generator=torch.Generator().manual_seed(0)) < 0.4
-    packed = sk.pack_labels(flags.cuda())
-    assert torch.equal(packed.cpu(), reference.pack_labels(flags))
-    assert torch.equal(sk.unpack_labels(packed, 1003).cpu(), flags)

@@ -1,6 +1,7 @@
 """The compiled CPU library at its limits: direct calls with bad arguments, large offsets, forced instruction sets."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import snnet_kernels as sk
 from snnet_kernels import backends, ops
 from snnet_kernels.memory_size import free_memory
 from snnet_kernels.testing import clustered_features
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.skipif(
     backends.serving_backend("mplp", "cpu") != "cpu", reason="the compiled CPU library is not loaded"
@@ -123,3 +125,16 @@ def test_an_instruction_set_can_be_forced():
         )
         assert result.returncode == status
         assert (", baseline" in result.stdout) if status == 0 else ("SNNET_CPU_ISA must be" in result.stderr)
+
+
+@pytest.mark.parametrize("compiler", ["g++", "clang++", "aarch64-linux-gnu-g++"])
+def test_the_parts_for_each_processor_compile_everywhere(compiler):
+    """Without a warning: what is chosen by processor and compiler is in these files, and needs no torch."""
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    sources = sorted((ROOT / "csrc" / "cpu").glob("vector_*.cpp"))
+    assert len(sources) == 3
+    flags = ["-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"]
+    for source in [*sources, ROOT / "csrc" / "cpu" / "instruction_set.cpp"]:
+        result = subprocess.run([compiler, *flags, str(source)], capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from snnet.progress import set_quiet
 from tests.snnet.tiny_run import draw_market
 
 
@@ -19,6 +20,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def not_quiet() -> Iterator[None]:
+    """What a command was told with --quiet ends with its test."""
+    yield
+    set_quiet(False)
 
 
 @pytest.fixture(scope="session")

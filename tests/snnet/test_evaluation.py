@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from snnet import evaluation
 from snnet.errors import UserError
-from snnet.evaluation import RankMetrics, rank_metrics
+from snnet.evaluation import RankMetrics, rank_metrics, score_queries
 
 COMPILED = evaluation._native
 FORMS = [
@@ -345,3 +345,22 @@ def test_compiled_form_refuses_lists_that_leave_the_gallery(starts, columns):
         COMPILED.count_ranks(
             np.zeros((1, 4), np.float32), starts, columns, np.zeros(2, np.int64), none, none, 1
         )
+
+
+@pytest.mark.parametrize("definition", ["step", "trapezoid"])
+def test_scores_of_each_query_are_what_its_metrics_would_be_alone(form, definition):
+    similarity, *ids = random_case(40, 90, identities=30, levels=12, seed=5)
+    scores = score_queries(similarity, *ids, definition)
+    query_pids, gallery_pids, query_cams, gallery_cams = ids
+    for row in range(40):
+        alone = walk(
+            similarity[row : row + 1], query_pids[row : row + 1], gallery_pids, query_cams[row : row + 1],
+            gallery_cams, definition, max_rank=90,
+        )  # fmt: skip
+        if alone is None:
+            assert [column[row] for column in scores] == [0, 0, 0, 0]
+            continue
+        assert scores.average_precision[row] == pytest.approx(alone.mAP, abs=1e-12)
+        assert scores.first_rank[row] == np.argmax(alone.cmc) + 1
+        assert scores.matches[row] / scores.last_rank[row] == pytest.approx(alone.mINP, abs=1e-12)
+    assert 0 < (scores.matches == 0).sum() < 40

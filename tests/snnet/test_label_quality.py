@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from snnet import label_quality as module
-from snnet.label_quality import label_quality
+from snnet.label_quality import label_quality, label_symmetry
 from snnet_kernels import PseudoLabelMemory, pack_labels
 
 
@@ -45,3 +45,19 @@ def test_equals_the_dense_count_over_many_blocks(monkeypatch: pytest.MonkeyPatch
         "label_recall": hits / int(true.sum()),
     }
     assert label_quality(memory(labels), pids.numpy()) == expected
+
+
+def test_symmetry_is_the_share_of_mutual_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.eye(5, dtype=torch.bool)
+    labels[0, 1] = labels[1, 0] = labels[3, 4] = True
+    assert label_symmetry(memory(labels)) == {"label_symmetry": 2 / 3}
+    labels[2, 2] = False  # an image's own label counts neither way
+    assert label_symmetry(memory(labels)) == {"label_symmetry": 2 / 3}
+    assert label_symmetry(memory(torch.eye(5, dtype=torch.bool))) == {}
+
+    monkeypatch.setattr(module, "ROWS_AT_A_TIME", 7)
+    generator = torch.Generator().manual_seed(1)
+    labels = (torch.rand(150, 150, generator=generator) < 0.2) | torch.eye(150, dtype=torch.bool)
+    others = labels & ~torch.eye(150, dtype=torch.bool)
+    expected = int((others & others.t()).sum()) / int(others.sum())
+    assert label_symmetry(memory(labels)) == {"label_symmetry": expected} and 0.1 < expected < 0.3

@@ -35,7 +35,7 @@ def images(tmp_path: Path) -> ImageSet:
 
 @pytest.fixture
 def decoded(images: ImageSet) -> DecodedImages:
-    return decode_images(images, progress=False)
+    return decode_images(images)
 
 
 def load(decoded: DecodedImages, epoch: int = 0, **changes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -53,7 +53,7 @@ def equal(one: list[tuple[torch.Tensor, torch.Tensor]], two: list[tuple[torch.Te
 
 @pytest.mark.parametrize("cache", ["auto", True, False])
 def test_decoded_images_are_the_files_pixels(images: ImageSet, cache: bool) -> None:
-    decoded = decode_images(images, cache=cache, progress=False)
+    decoded = decode_images(images, cache=cache)
     assert len(decoded) == 7 and decoded.skipped == () and decoded.images.paths == images.paths
     assert decoded.sizes.tolist() == [list(size) for size in SIZES]
     assert (decoded.pixels is None) == (cache is False)
@@ -64,10 +64,10 @@ def test_decoded_images_are_the_files_pixels(images: ImageSet, cache: bool) -> N
 def test_auto_cache_keeps_to_its_share_of_memory(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     total = sum(height * width * 3 for height, width in SIZES)
     monkeypatch.setattr(decoding, "free_memory", lambda device: 4 * total)
-    assert decode_images(images, progress=False).pixels.numel() == total
+    assert decode_images(images).pixels.numel() == total
     monkeypatch.setattr(decoding, "free_memory", lambda device: 4 * total - 1)
-    assert decode_images(images, progress=False).pixels is None
-    assert decode_images(images, cache=True, progress=False).pixels.numel() == total
+    assert decode_images(images).pixels is None
+    assert decode_images(images, cache=True).pixels.numel() == total
 
 
 def test_free_memory_is_less_than_what_is_built_in() -> None:
@@ -78,7 +78,7 @@ def test_free_memory_is_less_than_what_is_built_in() -> None:
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     Image.new("RGB", (8, 16), (255, 255, 255)).convert(mode).save(path)
-    image = decode_images(ImageSet((str(path),), None, None), progress=False).image(0)
+    image = decode_images(ImageSet((str(path),), None, None)).image(0)
     assert image.shape == (3, 16, 8) and image.dtype == torch.uint8 and (image >= 254).all()
 
 
@@ -109,21 +109,21 @@ def test_a_damaged_image_is_named(
 ) -> None:
     damaged = damage(images, tmp_path).select(np.array([0, position, 6]))
     with pytest.raises(UserError, match=message) as raised:
-        decode_images(damaged, cache=cache, progress=False)
+        decode_images(damaged, cache=cache)
     assert "--skip-bad-images" in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_missing_file_is_named(images: ImageSet) -> None:
     Path(images.paths[2]).unlink()
     with pytest.raises(UserError, match=r"2\.png': No such file"):
-        decode_images(images, progress=False)
+        decode_images(images)
 
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_damaged_images_are_skipped_with_a_count(images: ImageSet, tmp_path: Path, cache: bool) -> None:
     damaged = damage(images, tmp_path)
     with pytest.warns(UserWarning, match="left out 3 of 7 images; the first: .*truncated.jpg"):
-        decoded = decode_images(damaged, skip_bad=True, cache=cache, progress=False)
+        decoded = decode_images(damaged, skip_bad=True, cache=cache)
     kept = [0, 2, 3, 6]
     assert decoded.skipped == tuple(damaged.paths[i] for i in (1, 4, 5))
     assert decoded.images.paths == tuple(images.paths[i] for i in kept)
@@ -136,13 +136,13 @@ def test_damaged_images_are_skipped_with_a_count(images: ImageSet, tmp_path: Pat
 def test_nothing_readable_is_an_error(images: ImageSet, tmp_path: Path) -> None:
     damaged = damage(images, tmp_path).select(np.array([1, 4, 5]))
     with pytest.raises(UserError, match="none of the 3 images can be read"):
-        decode_images(damaged, skip_bad=True, progress=False)
+        decode_images(damaged, skip_bad=True)
 
 
 def test_sound_images_warn_of_nothing(images: ImageSet) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(decode_images(images, skip_bad=True, progress=False)) == 7
+        assert len(decode_images(images, skip_bad=True)) == 7
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -186,7 +186,7 @@ def test_an_image_is_augmented_alike_wherever_it_lands_in_a_batch(decoded: Decod
 
 
 def test_augmentation_differs_between_images_and_epochs(images: ImageSet) -> None:
-    decoded = decode_images(images.select(np.array([0, 0])), progress=False)
+    decoded = decode_images(images.select(np.array([0, 0])))
     one, two = (load(decoded, epoch, batch_size=2)[0][0] for epoch in (0, 1))
     assert (one[0] - one[1]).abs().mean() > 0.1
     assert min((one[i] - two[j]).abs().mean() for i in (0, 1) for j in (0, 1)) > 0.1
@@ -253,7 +253,7 @@ def styled(images: ImageSet, tmp_path: Path) -> DecodedImages:
             Image.new("RGB", (12, 24), colour).save(tmp_path / f"{index}_{name}.png")
         styles.append(tuple(str(tmp_path / f"{index}_{name}.png") for name in ("red", "green")))
     styles[6] = ()
-    return decode_images(ImageSet(images.paths, images.pids, images.cams, tuple(styles)), progress=False)
+    return decode_images(ImageSet(images.paths, images.pids, images.cams, tuple(styles)))
 
 
 def test_camstyle_swaps_an_image_for_one_of_its_styles(styled: DecodedImages) -> None:
@@ -299,7 +299,7 @@ def test_damaged_styles_are_found_before_training(styled: DecodedImages) -> None
     with open(bad, "wb") as file:
         file.write(b"not an image")
     with pytest.raises(UserError, match=os.path.basename(bad)):
-        decode_images(images, progress=False)
+        decode_images(images)
     with pytest.warns(UserWarning, match="left out 1 of 12 CamStyle images"):
-        kept = decode_images(images, skip_bad=True, progress=False).images
+        kept = decode_images(images, skip_bad=True).images
     assert kept.styles[0] == images.styles[0][1:] and kept.styles[1:] == images.styles[1:]

@@ -68,7 +68,7 @@ def outcome(folder: Path) -> tuple[Any, ...]:
         for line in (folder / "metrics.jsonl").read_text().splitlines()
     ]
     results = json.loads((folder / "results.json").read_text())
-    del results["seconds"]
+    del results["seconds"], results["seconds_by_part"]
     return untimed, results, checkpoint["model"], checkpoint["head"], checkpoint["optimizer"]["state"]
 
 

@@ -17,11 +17,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from snnet.data.synthetic.image import draw_image
 from snnet.data.synthetic.plan import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER, Shot, plan_shots
 from snnet.errors import UserError
+from snnet.progress import progress
 
 VERSION = 1  # of the drawing: it rises whenever the same seed would give other pixels
 MANIFEST = "manifest.json"
@@ -81,10 +81,10 @@ def _draw_set(folder: Path, seed: int) -> None:
         counts[name] = sum(shot.folder == name for shot in shots)
     chunks = [shots[start : start + _CHUNK] for start in range(0, len(shots), _CHUNK)]
     digests: Digests = {}
-    with tqdm(total=len(shots), desc="drawing the synthetic set", unit="image", disable=None) as progress:
+    with progress(None, "drawing the synthetic set", total=len(shots), unit="image") as bar:
         for drawn in _draw_chunks(folder, seed, chunks):
             digests.update(drawn)
-            progress.update(len(drawn))
+            bar.update(len(drawn))
     total = hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode())
     manifest = {
         "name": "synthetic",

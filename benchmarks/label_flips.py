@@ -1,0 +1,67 @@
+"""How many pseudo labels change when the products behind them are rounded: python -m benchmarks.label_flips
+
+Rounds as the tensor cores do (TF32: 10 bits of mantissa, to nearest) and sums in float32, on any machine, and compares
+the labels of all images with those of float32 products: the share of rows with a changed label, and of the label
+bits that changed. Over a cache that is made of such products (``SNNET_MATMUL_PRECISION``).
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import Tensor
+
+import snnet_kernels as sk
+from snnet_kernels.testing import clustered_features
+
+
+def round_to_tf32(x: Tensor) -> Tensor:
+    """float32 with the last 13 bits of the mantissa rounded away, ties away from zero as the hardware converts."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def similarity(memory: Tensor, precision: str) -> Tensor:
+    """M Mᵀ [n, n] as the tensor cores would make it."""
+    high = round_to_tf32(memory)
+    product = high @ high.t()
+    if precision == "tf32x3":
+        low = round_to_tf32(memory - high)
+        cross = low @ high.t()
+        product += cross
+        product += cross.t()
+    return product
+
+
+def label_flips(memory: Tensor, precision: str, batch: int = 512) -> tuple[float, float]:
+    """(share of rows with a changed label, changed bits per set bit) of ``precision`` against float32."""
+    n = memory.shape[0]
+    exact, rounded = sk.build_similarity_cache(memory), similarity(memory, precision)
+    rows = bits = changed = 0
+    for index in torch.arange(n).split(batch):
+        before = sk.unpack_labels(sk.mplp(memory, index, cache=exact), n)
+        after = sk.unpack_labels(sk.mplp(memory, index, cache=rounded), n)
+        different = before ^ after
+        rows += int(different.any(1).sum())
+        changed += int(different.sum())
+        bits += int(before.sum())
+    return rows / n, changed / bits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--n", type=int, default=12_936)
+    parser.add_argument("--d", type=int, nargs="+", default=[512, 2048])
+    arguments = parser.parse_args()
+    print("| d | products | rows with a changed label | changed bits per set bit |\n|---|---|---|---|")
+    for d in arguments.d:
+        memory = clustered_features(arguments.n, d)
+        for precision in ("tf32x3", "tf32"):
+            rows, bits = label_flips(memory, precision)
+            print(f"| {d} | {precision} | {100 * rows:.2f} % | {100 * bits:.3f} % |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+// The cells of the similarity cache that a batch changes, a tile a block.
+#pragma once
+
+#include "memory_rows.cuh"
+
+namespace snnet {
+
+// The first place in the order whose column is at least `column`.
+__device__ int32_t first_place(const MemoryUpdate& u, int64_t column) {
+  int32_t low = 0, high = u.batch_size;
+  while (low < high) {
+    const int32_t step = (high - low + kUpdateThreads - 1) / kUpdateThreads;
+    const int64_t place = low + static_cast<int64_t>(step) * threadIdx.x;
+    const int32_t below = __syncthreads_count(place < high && u.order[place].column < column);
+    if (below == 0) break;
+    if (low + static_cast<int64_t>(below) * step < high) high = low + below * step;
+    low += (below - 1) * step + 1;
+  }
+  return low;
+}
+
+__device__ __forceinline__ bool is_first_of_index(const MemoryUpdate& u, int32_t place) {
+  return u.order[place].column < u.n && (place == 0 || u.order[place - 1].column != u.order[place].column);
+}
+
+// S' of two batch members, by the places of the first entries of their indices.
+__device__ float pair_similarity(const MemoryUpdate& u, int32_t place_i, const RowFactors& of_i, int32_t place_j,
+                                 const RowFactors& of_j) {
+  const int64_t i = u.order[place_i].column, j = u.order[place_j].column;
+  const float before = u.cache[i * u.n + j];
+  if (of_i.occurrences == 1 && of_j.occurrences == 1) {
+    const int64_t b = u.order[place_i].entry, c = u.order[place_j].entry;
+    const float alpha = *u.momentum;
+    return blended_pair(before, u.similarity[b * u.n + j] + u.similarity[c * u.n + i],
+                        u.gram[(b > c ? b : c) * u.batch_size + (b > c ? c : b)], alpha, 1.0f - alpha, of_i.length,
+                        of_j.length);
+  }
+  float with_i = 0.0f, with_j = 0.0f, among = 0.0f;
+#pragma unroll 1
+  for (int32_t t = 0; t < of_j.occurrences; ++t) {
+    const int64_t c = u.order[place_j + t].entry;
+    with_i += u.factors[c].weight * u.similarity[c * u.n + i];
+  }
+#pragma unroll 1
+  for (int32_t t = 0; t < of_i.occurrences; ++t) {
+    const int64_t b = u.order[place_i + t].entry;
+    float live = 0.0f;
+#pragma unroll 1
+    for (int32_t v = 0; v < of_j.occurrences; ++v) {
+      const int64_t c = u.order[place_j + v].entry;
+      live += u.factors[c].weight * u.gram[b * u.batch_size + c];
+    }
+    with_j += u.factors[b].weight * u.similarity[b * u.n + j];
+    among += u.factors[b].weight * live;
+  }
+  return of_i.kept * of_j.kept * before + of_i.kept * with_i + of_j.kept * with_j + among;
+}
+
+// shared.tile <- products of the tile's rows and columns of the updated memory. Sums of 64 terms are added up: fewer
+// roundings of large sums.
+__device__ void tile_products(const MemoryUpdate& u, int64_t first_column, UpdateShared& shared) {
+  constexpr int kDepth = 16, kTerms = 64, kRowPitch = kTileRows + 1;
+  static_assert(kDepth * (kRowPitch + kTilePitch) <= kTileRows * kTilePitch);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  float* left = shared.tile;                       // [kDepth, kRowPitch]
+  float* right = shared.tile + kDepth * kRowPitch;  // [kDepth, kTilePitch]
+  float total[kRowsOfThread][kColumnsOfThread] = {}, part[kRowsOfThread][kColumnsOfThread] = {};
+  for (int64_t first = 0; first < u.d; first += kDepth) {
+    const int k = threadIdx.x % kDepth;
+    const bool exists = first + k < u.d;
+    for (int r = threadIdx.x / kDepth; r < kTileRows; r += kUpdateThreads / kDepth) {
+      const bool used = exists && shared.rows[r].entry >= 0;
+      left[k * kRowPitch + r] = used ? u.memory[shared.rows[r].column * u.d + first + k] : 0.0f;
+    }
+    for (int c = threadIdx.x / kDepth; c < kTileColumns; c += kUpdateThreads / kDepth) {
+      const bool used = exists && first_column + c < u.n;
+      right[k * kTilePitch + c] = used ? u.memory[(first_column + c) * u.d + first + k] : 0.0f;
+    }
+    __syncthreads();
+#pragma unroll 4
+    for (int depth = 0; depth < kDepth; ++depth) {
+      for (int r = 0; r < kRowsOfThread; ++r) {
+        const float own = left[depth * kRowPitch + warp + kUpdateWarps * r];
+        for (int c = 0; c < kColumnsOfThread; ++c) part[r][c] += own * right[depth * kTilePitch + lane + kWarp * c];
+      }
+    }
+    __syncthreads();
+    if ((first + kDepth) % kTerms != 0 && first + kDepth < u.d) continue;
+    for (int r = 0; r < kRowsOfThread; ++r) {
+      for (int c = 0; c < kColumnsOfThread; ++c) {
+        total[r][c] += part[r][c];
+        part[r][c] = 0.0f;
+      }
+    }
+  }
+  for (int r = 0; r < kRowsOfThread; ++r) {
+    for (int c = 0; c < kColumnsOfThread; ++c) {
+      shared.tile[(warp + kUpdateWarps * r) * kTilePitch + lane + kWarp * c] = total[r][c];
+    }
+  }
+}
+
+// S[i,l] and s[b,l] of the thread's cells of a tile; 0 where there is none.
+__device__ __forceinline__ void load_cells(const MemoryUpdate& u, const UpdateShared& shared, int64_t first_column,
+                                           int64_t end_column, float (&before)[kRowsOfThread][kColumnsOfThread],
+                                           float (&live)[kRowsOfThread][kColumnsOfThread]) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+#pragma unroll
+  for (int r = 0; r < kRowsOfThread; ++r) {
+    const PlacedEntry row = shared.rows[warp + kUpdateWarps * r];
+#pragma unroll
+    for (int c = 0; c < kColumnsOfThread; ++c) {
+      const int64_t column = first_column + lane + kWarp * c;
+      const bool used = row.entry >= 0 && column < end_column;
+      before[r][c] = used ? u.cache[row.column * u.n + column] : 0.0f;
+      live[r][c] = used ? u.similarity[row.entry * u.n + column] : 0.0f;
+    }
+  }
+}
+
+// before <- S'[i,l] for l outside the batch, for the thread's cells in the row at `place` of the order.
+__device__ __forceinline__ void move_row(const MemoryUpdate& u, int32_t place, const RowFactors& of_row,
+                                         int64_t first_column, int64_t end_column, float alpha,
+                                         float (&before)[kColumnsOfThread], const float (&live)[kColumnsOfThread]) {
+  if (of_row.occurrences == 1) {
+#pragma unroll
+    for (int c = 0; c < kColumnsOfThread; ++c) {
+      before[c] = blended_similarity(before[c], live[c], alpha, 1.0f - alpha, of_row.length);
+    }
+    return;
+  }
+#pragma unroll
+  for (int c = 0; c < kColumnsOfThread; ++c) before[c] = of_row.kept * before[c] + of_row.weight * live[c];
+#pragma unroll 1
+  for (int32_t t = 1; t < of_row.occurrences; ++t) {
+    const int64_t b = u.order[place + t].entry;
+    const float weight = u.factors[b].weight;
+#pragma unroll
+    for (int c = 0; c < kColumnsOfThread; ++c) {
+      const int64_t column = first_column + threadIdx.x % kWarp + kWarp * c;
+      if (column < end_column) before[c] += weight * u.similarity[b * u.n + column];
+    }
+  }
+}
+
+// The cells of 32 places of the order times 128 columns, and their mirror images.
+__device__ void update_tile(const MemoryUpdate& u, int64_t tile, UpdateShared& shared) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int32_t groups = (u.batch_size + kTileRows - 1) / kTileRows;
+  const int32_t place = static_cast<int32_t>(tile % groups) * kTileRows;  // of the tile's first row
+  const int64_t first_column = tile / groups * kTileColumns;
+  const int64_t end_column = first_column + kTileColumns < u.n ? first_column + kTileColumns : u.n;
+
+  wait_for(u.progress + kPlaced, u.batch_size);
+  if (threadIdx.x < kTileColumns) shared.is_member[threadIdx.x] = false;
+  if (threadIdx.x < kTileRows) {
+    const int32_t own = place + static_cast<int32_t>(threadIdx.x);
+    shared.rows[threadIdx.x] = own < u.batch_size && is_first_of_index(u, own) ? u.order[own] : PlacedEntry{-1, 0};
+  }
+  // Its barriers let every thread see what was just written.
+  const int32_t first_member = first_place(u, first_column), end_member = first_place(u, end_column);
+#pragma unroll 1
+  for (int32_t m = first_member + static_cast<int32_t>(threadIdx.x); m < end_member; m += kUpdateThreads) {
+    if (is_first_of_index(u, m)) shared.is_member[u.order[m].column - first_column] = true;
+  }
+  // A warp takes 128 bytes of a row at a time whether rows are aligned or not; all loads are on their way before
+  // the rows of the memory are waited for.
+  float before[kRowsOfThread][kColumnsOfThread], live[kRowsOfThread][kColumnsOfThread];
+  load_cells(u, shared, first_column, end_column, before, live);
+
+  wait_for(u.progress + kFinished, u.batch_size);
+  bool afresh = false;
+  if (threadIdx.x < kTileRows && shared.rows[threadIdx.x].entry >= 0) {
+    shared.factors[threadIdx.x] = u.factors[shared.rows[threadIdx.x].entry];
+    afresh = shared.factors[threadIdx.x].occurrences == 0;
+  }
+#pragma unroll 1
+  for (int32_t m = first_member + static_cast<int32_t>(threadIdx.x); m < end_member; m += kUpdateThreads) {
+    if (is_first_of_index(u, m)) afresh = afresh || u.factors[u.order[m].entry].occurrences == 0;
+  }
+  if (__syncthreads_or(afresh)) {
+    tile_products(u, first_column, shared);
+    load_cells(u, shared, first_column, end_column, before, live);  // again: registers are short meanwhile
+  }
+
+  const float alpha = *u.momentum;
+#pragma unroll
+  for (int r = 0; r < kRowsOfThread; ++r) {
+    const int row = warp + kUpdateWarps * r;
+    const PlacedEntry own = shared.rows[row];
+    if (own.entry < 0) continue;
+    const bool moved = shared.factors[row].occurrences != 0;
+    if (moved) {
+      move_row(u, place + row, shared.factors[row], first_column, end_column, alpha, before[r], live[r]);
+    }
+#pragma unroll
+    for (int c = 0; c < kColumnsOfThread; ++c) {
+      const int at = lane + kWarp * c;
+      const int64_t column = first_column + at;
+      if (column >= end_column || shared.is_member[at]) continue;
+      float& value = shared.tile[row * kTilePitch + at];
+      if (moved) value = before[r][c];
+      u.cache[own.column * u.n + column] = value;
+    }
+  }
+  __syncthreads();
+  // The columns, 32 sectors a write in rising order: these bound the kernel.
+  const PlacedEntry row_of_lane = shared.rows[lane];
+  for (int at = warp; at < end_column - first_column; at += kUpdateWarps) {
+    if (row_of_lane.entry < 0 || shared.is_member[at]) continue;
+    u.cache[(first_column + at) * u.n + row_of_lane.column] = shared.tile[lane * kTilePitch + at];
+  }
+  // Pairs of batch members, both cells by the row that comes first.
+#pragma unroll 1
+  for (int32_t e = threadIdx.x; e < kTileRows * (end_member - first_member); e += kUpdateThreads) {
+    const int row = e % kTileRows;
+    const int32_t member = first_member + e / kTileRows;
+    if (shared.rows[row].entry < 0 || member < place + row || !is_first_of_index(u, member)) continue;
+    const int64_t i = shared.rows[row].column, j = u.order[member].column;
+    const RowFactors& of_i = shared.factors[row];
+    const RowFactors& of_j = u.factors[u.order[member].entry];
+    const float value = of_i.occurrences == 0 || of_j.occurrences == 0
+                            ? shared.tile[row * kTilePitch + j - first_column]
+                            : pair_similarity(u, place + row, of_i, member, of_j);
+    u.cache[i * u.n + j] = value;
+    u.cache[j * u.n + i] = value;
+  }
+}
+
+}  // namespace snnet

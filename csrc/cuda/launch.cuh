@@ -1,0 +1,151 @@
+// The host's side of every CUDA operation: checks of arguments, device and stream of a call, launches.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "../common/bits.h"
+#include "../common/raise.h"
+
+// The tests compile the same sources for CPU tensors: tests/kernels/cuda_on_cpu.
+#if !defined(SNNET_DEVICE_KEY)
+#define SNNET_DEVICE_KEY CUDA
+#endif
+
+#define SNNET_CUDA_CHECK(call)                                                          \
+  do {                                                                                  \
+    const cudaError_t error_ = (call);                                                  \
+    if (error_ != cudaSuccess) snnet::raise_cuda_error(cudaGetErrorString(error_), #call); \
+  } while (0)
+
+namespace snnet {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+[[noreturn]] inline void raise_cuda_error(const char* error, const char* call) {
+  throw std::runtime_error(std::string("CUDA error: ") + error + " in " + call);
+}
+
+inline bool is_aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
+
+// The storage of label bits as words: `const` words are only read.
+template <class Word>
+Word* words(const Tensor& bits) {
+  if constexpr (std::is_const_v<Word>) {
+    return static_cast<Word*>(bits.const_data_ptr());
+  } else {
+    return static_cast<Word*>(bits.mutable_data_ptr());
+  }
+}
+
+// One call of an operation: the device of its first tensor, current while this lives, and the stream to launch on.
+class Call {
+ public:
+#if defined(SNNET_CUDA_ON_CPU)
+  explicit Call(const Tensor& first) : first_(first) {}
+#else
+  explicit Call(const Tensor& first) : first_(first), guard_(first.get_device_index()) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(first.get_device_index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+#endif
+
+  const Tensor& first() const { return first_; }
+  cudaStream_t stream() const { return stream_; }
+
+  void check_device(const Tensor& tensor, const char* name) const {
+    SNNET_CHECK(tensor.is_cuda() == first_.is_cuda() && tensor.get_device_index() == first_.get_device_index(), name,
+                " must be on the device of the other tensors");
+  }
+
+  void check_matrix(const Tensor& tensor, const char* name, ScalarType type, int64_t rows, int64_t columns) const {
+    check_device(tensor, name);
+    SNNET_CHECK(tensor.scalar_type() == type, name, " has the wrong type");
+    SNNET_CHECK(tensor.dim() == 2, name, " must have 2 dimensions, got ", tensor.dim());
+    SNNET_CHECK(tensor.size(0) == rows && tensor.size(1) == columns, name, " must have shape [", rows, ", ", columns,
+                "], got [", tensor.size(0), ", ", tensor.size(1), "]");
+  }
+
+  // A matrix whose own storage is read or written.
+  void check_storage(const Tensor& tensor, const char* name, ScalarType type, int64_t rows, int64_t columns) const {
+    check_matrix(tensor, name, type, rows, columns);
+    SNNET_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+  }
+
+  // Label bits [n, label_bytes(n)] that are read or written as words.
+  void check_words(const Tensor& bits, const char* name, int64_t n) const {
+    check_storage(bits, name, ScalarType::Byte, n, label_bytes(n));
+    SNNET_CHECK(is_aligned(bits.const_data_ptr()), name, " must begin at a multiple of 16 bytes");
+  }
+
+  // index [B], contiguous. Its values are not read here: that would wait for the device.
+  Tensor checked_index(const Tensor& index) const {
+    check_device(index, "index");
+    SNNET_CHECK(index.scalar_type() == ScalarType::Long, "index must be torch.int64");
+    SNNET_CHECK(index.dim() == 1, "index must have 1 dimension [B], got ", index.dim());
+    return torch::stable::contiguous(index);
+  }
+
+ private:
+  const Tensor& first_;
+#if !defined(SNNET_CUDA_ON_CPU)
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+  cudaStream_t stream_ = nullptr;
+};
+
+inline int64_t rows_of(const Tensor& tensor, const char* name) {
+  SNNET_CHECK(tensor.dim() == 2, name, " must have 2 dimensions, got ", tensor.dim());
+  // Columns are kept as int32; the matrix they belong to has 2^62 entries then.
+  SNNET_CHECK(tensor.size(0) < std::numeric_limits<int32_t>::max(), name, " has too many rows");
+  return tensor.size(0);
+}
+
+// Blocks of `threads` for `total` items.
+inline unsigned blocks_for(int64_t total, int threads) {
+  const int64_t blocks = (total + threads - 1) / threads;
+  SNNET_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "too many items for one launch: ", total);
+  return static_cast<unsigned>(blocks);
+}
+
+// kernel<<<grid, block, dynamic_shared_bytes, stream>>>(arguments...); an empty grid is no launch. Nothing here
+// waits for the device, so a CUDA graph can capture it.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_shared_bytes, cudaStream_t stream,
+            Arguments&&... arguments) {
+  constexpr size_t kAlwaysAllowed = 48 * 1024;
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (dynamic_shared_bytes > kAlwaysAllowed) {
+    SNNET_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          static_cast<int>(dynamic_shared_bytes)));
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = dynamic_shared_bytes;
+  config.stream = stream;
+  SNNET_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+}
+
+// An attribute of the current device.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  SNNET_CUDA_CHECK(cudaGetDevice(&device));
+  SNNET_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
+  return value;
+}
+
+}  // namespace snnet

@@ -1,0 +1,209 @@
+"""``python -m snnet.export``: a trained network as ONNX, or its weights as safetensors."""
+
+from __future__ import annotations
+
+import sys
+
+from snnet.errors import UserError, run_command
+from snnet.flags import answer_early
+from snnet.tool_flags import ExportCommand, parse_export_command
+
+if __name__ == "__main__":
+    answer_early(parse_export_command)
+
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from snnet.checkpoint import check_output, write_atomically
+from snnet.progress import say, set_quiet
+from snnet.runtime import show_warnings_as_lines
+from snnet.trained import TrainedModel, load_trained_model
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # the extra "onnx"
+TOLERANCE = 1e-4  # largest difference of a feature's component to PyTorch's; rows have length 1
+TRACED_BATCH = 2
+CHECKED_BATCHES = (1, 3)  # neither is the batch that was traced
+
+
+def main() -> None:
+    show_warnings_as_lines()
+    command = parse_export_command(sys.argv[1:])
+    set_quiet(command.quiet)
+    for line in export(command):
+        print(line)
+
+
+def export(command: ExportCommand) -> list[str]:
+    """Write the file that ``command`` asks for; returns what there is to know about it, as lines.
+
+    Raises :class:`~snnet.errors.UserError` for a checkpoint or weights that cannot be used, where packages are
+    missing, and where onnxruntime's features are not PyTorch's: then no file is written.
+    """
+    check_output(command.output, (".onnx", ".safetensors"))
+    as_onnx = command.output.suffix == ".onnx"
+    if as_onnx:
+        _require_onnx()
+    network = command.network
+    # On the CPU: what is written does not depend on this machine.
+    plain = {"device": "cpu", "amp": False, "channels_last": False}
+    trained = load_trained_model(network.checkpoint, network.preset, {**network.given, **plain})
+    trained.model.eval().requires_grad_(False)
+    return (_write_onnx if as_onnx else _write_safetensors)(trained, command.output)
+
+
+def _write_safetensors(trained: TrainedModel, path: Path) -> list[str]:
+    state = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
+    header = {name: str(value) for name, value in trained.description().items()}
+    content = safetensors.torch.save(state, metadata=header)
+    write_atomically(path, lambda file: file.write(content))
+    arch = trained.config.model
+    return [
+        f"{path}: {len(state)} tensors of {arch.arch}, embedding {arch.embedding}, {_megabytes(len(content))}",
+        f"  load it with --arch {arch.arch} --embedding {arch.embedding} --weights {path}",
+    ]
+
+
+class _Retrieval(nn.Module):
+    """The retrieval feature as a network's output."""
+
+    def __init__(self, trained: TrainedModel) -> None:
+        super().__init__()
+        self.model = trained.model
+        self.after_neck = trained.config.model.retrieval_feature == "after"
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.retrieve(images, self.after_neck)
+
+
+def _write_onnx(trained: TrainedModel, path: Path) -> list[str]:
+    import onnxruntime
+
+    data = trained.config.data
+    retrieval = _Retrieval(trained).eval()
+    retrieval(torch.zeros(1, 3, data.height, data.width))  # a size that cannot be is an error of its own
+    say(f"exporting {trained.config.model.arch} for images of {data.height} x {data.width} pixels")
+    content = _to_onnx(retrieval, (3, data.height, data.width), _metadata(trained))
+    difference = _largest_difference(retrieval, content, (3, data.height, data.width))
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"{path} is not written: onnxruntime's features differ from PyTorch's by {difference:.1e}, "
+            f"more than {TOLERANCE:.0e}"
+        )
+    write_atomically(path, lambda file: file.write(content))
+    description = trained.description()
+    return [
+        f"{path}: {trained.config.model.arch}, {_megabytes(len(content))}; onnxruntime {onnxruntime.__version__} "
+        f"and PyTorch differ by at most {difference:.1e}",
+        f"  input   images    float32 [batch, 3, {data.height}, {data.width}], RGB, resized {description['resize']}",
+        f"                    (pixel / 255 - mean) / std, mean {_listed(description['mean'])}, "
+        f"std {_listed(description['std'])}",
+        f"  output  features  float32 [batch, {trained.model.feature_dim}], rows of length 1: "
+        "similarity is the product of two rows",
+    ]
+
+
+def _to_onnx(retrieval: nn.Module, shape: tuple[int, int, int], metadata: dict[str, str]) -> bytes:
+    """The network as a serialised ONNX model for any batch size, weights inside."""
+    import onnx
+
+    images = torch.zeros(TRACED_BATCH, *shape)
+    with _silence():
+        program = torch.onnx.export(
+            retrieval,
+            (images,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+        if program is None:
+            raise RuntimeError("torch.onnx.export returned nothing")
+        model = program.model_proto
+    graph = model.graph
+    # The exporter's notes for its own debugging: a third of the file, paths on this machine among them.
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    onnx.helper.set_model_props(model, metadata)
+    graph.doc_string = metadata["description"]
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
+def _largest_difference(retrieval: nn.Module, content: bytes, shape: tuple[int, int, int]) -> float:
+    """Largest difference of a component between PyTorch's features and onnxruntime's of the same images."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for batch in CHECKED_BATCHES:
+        images = torch.randn(batch, *shape, generator=generator)
+        with torch.inference_mode():
+            wanted = retrieval(images)
+        (found,) = session.run(["features"], {"images": images.numpy()})
+        worst = max(worst, float((torch.from_numpy(found) - wanted).abs().max()))
+    return worst
+
+
+def _metadata(trained: TrainedModel) -> dict[str, str]:
+    """What a user of the model has to know, as the model's own properties."""
+    description = trained.description()
+    mean, std = _listed(description["mean"]), _listed(description["std"])
+    text = (
+        f"Person re-identification feature of {description['arch']}. Input: RGB crops resized to "
+        f"{description['height']} x {description['width']} (height x width), {description['resize']}, then "
+        f"(pixel / 255 - mean) / std with mean {mean} and std {std} a channel. Output: L2-normalised features; "
+        "similarity is their inner product."
+    )
+    return {name: _text(value) for name, value in description.items()} | {"description": text}
+
+
+def _require_onnx() -> None:
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"--output .onnx needs {', '.join(missing)}, which is not installed: pip install 'snnet[onnx]'"
+        )
+
+
+@contextlib.contextmanager
+def _silence() -> Any:
+    """Leave out what the exporter says about its own stages."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _text(value: Any) -> str:
+    return _listed(value) if isinstance(value, list) else str(value)
+
+
+def _listed(values: list[float]) -> str:
+    return " ".join(str(value) for value in values)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+if __name__ == "__main__":
+    run_command(main)

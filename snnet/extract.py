@@ -1,0 +1,101 @@
+"""``python -m snnet.extract``: the features of a data set or a folder of crops, in a file."""
+
+from __future__ import annotations
+
+import sys
+
+from snnet.errors import UserError, run_command
+from snnet.flags import answer_early
+from snnet.tool_flags import SPLITS, ExtractCommand, parse_extract_command
+
+if __name__ == "__main__":
+    answer_early(parse_extract_command)
+
+import os
+from typing import Any
+
+import numpy as np
+
+from snnet.checkpoint import check_output
+from snnet.data import ImageSet, ReIDDataset, build_dataset
+from snnet.feature_files import SUFFIXES, FeatureSet, save_features
+from snnet.features import decode
+from snnet.progress import say, set_quiet
+from snnet.runtime import show_warnings_as_lines
+from snnet.trained import TrainedModel, load_trained_model
+
+
+def main() -> None:
+    show_warnings_as_lines()
+    command = parse_extract_command(sys.argv[1:])
+    set_quiet(command.quiet)
+    content = extract(command)
+    images, dimensions = content.features.shape
+    print(f"{command.output}: {images:,} features of {dimensions} dimensions")
+
+
+def extract(command: ExtractCommand) -> FeatureSet:
+    """Write the features that ``command`` asks for, and return them.
+
+    Raises :class:`~snnet.errors.UserError` for a checkpoint, weights, data or an output file that cannot be
+    used; whatever goes wrong, no half-written file is left.
+    """
+    check_output(command.output, SUFFIXES)
+    network = command.network
+    trained = load_trained_model(network.checkpoint, network.preset, network.given)
+    data = trained.config.data
+    dataset = build_dataset(data.dataset, data.data_dir, name_pattern=data.name_pattern)
+    say(dataset.summary())
+    folder = _folder(dataset, data.data_dir if data.dataset == "folder" else None)
+    parts = [
+        _split_features(trained, images, name, folder)
+        for name, images in _chosen(dataset, command.split).items()
+    ]
+    content = _joined(parts, metadata={"dataset": data.dataset, **trained.description()})
+    save_features(command.output, content)
+    return content
+
+
+def _chosen(dataset: ReIDDataset, split: str) -> dict[str, ImageSet]:
+    splits = {name: getattr(dataset, name) for name in SPLITS if name != "all"}
+    found = {name: images for name, images in splits.items() if images is not None}
+    if split == "all":
+        return found
+    if split not in found:
+        raise UserError(f"--split {split}: dataset {dataset.name} has only {', '.join(found)}")
+    return {split: found[split]}
+
+
+def _split_features(trained: TrainedModel, images: ImageSet, split: str, folder: str) -> FeatureSet:
+    decoded = decode(images, trained.config)
+    features = trained.features(decoded)
+    kept = decoded.images
+    names = tuple(os.path.relpath(path, folder).replace(os.sep, "/") for path in kept.paths)
+    return FeatureSet(features.cpu().numpy(), names, kept.pids, kept.cams, (split,) * len(kept))
+
+
+def _joined(parts: list[FeatureSet], metadata: dict[str, Any]) -> FeatureSet:
+    def together(name: str) -> np.ndarray | None:
+        values = [getattr(part, name) for part in parts]
+        return None if any(value is None for value in values) else np.concatenate(values)
+
+    return FeatureSet(
+        np.concatenate([part.features for part in parts]),
+        tuple(name for part in parts for name in part.names or ()),
+        together("pids"),
+        together("camids"),
+        tuple(split for part in parts for split in part.splits or ()),
+        metadata,
+    )
+
+
+def _folder(dataset: ReIDDataset, data_dir: str | None) -> str:
+    """The folder that names are relative to: that of the data set, whichever of its splits are taken."""
+    if data_dir is not None:
+        return os.path.expanduser(data_dir)
+    splits = [images for images in (dataset.train, dataset.query, dataset.gallery) if images is not None]
+    return os.path.commonpath([os.path.dirname(path) for images in splits for path in images.paths])
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,109 @@
+"""``python -m snnet.label``: pseudo labels of any file of features, as sparse matrices."""
+
+from __future__ import annotations
+
+import sys
+
+from snnet.errors import run_command
+from snnet.flags import answer_early
+from snnet.tool_flags import LabelCommand, parse_label_command
+
+if __name__ == "__main__":
+    answer_early(parse_label_command)
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+
+import snnet_kernels
+from snnet.checkpoint import check_output
+from snnet.config import config_from
+from snnet.feature_files import FeatureSet, load_features
+from snnet.progress import say, set_quiet
+from snnet.runtime import choose_device, show_warnings_as_lines
+from snnet.sparse_labels import LABEL_SETS, SparseLabels, SparseMatrix, predict_sparse_labels, save_labels
+from snnet_kernels.version import __version__
+
+# Lengths this close to 1 come from rounding: such features are taken as they are, to the bit.
+LENGTH_SLACK = 1e-3
+
+
+def main() -> None:
+    show_warnings_as_lines()
+    command = parse_label_command(sys.argv[1:])
+    set_quiet(command.quiet)
+    labels, pids = label(command)
+    print(f"{command.output}: labels of {len(labels.y):,} images")
+    print(label_table(labels, pids))
+
+
+def label(command: LabelCommand) -> tuple[SparseLabels, np.ndarray | None]:
+    """Write the labels that ``command`` asks for; returns them, and the identities where the file has them.
+
+    Raises :class:`~snnet.errors.UserError` for a file that cannot be used; no half-written one is left.
+    """
+    check_output(command.output, (".npz",))
+    config = config_from(command.options)
+    device, method = choose_device(config.runtime.device), config.method
+    say(str(snnet_kernels.backend_info()))
+    content = load_features(command.features, command.key)
+    options: dict[str, Any] = {
+        "threshold": method.threshold,
+        "min_rank": method.min_rank,
+        "strict": command.strict,
+    }
+    labels = predict_sparse_labels(torch.from_numpy(_of_length_one(content)).to(device), **options)
+    metadata = {"made_by": f"snnet {__version__}", **options}
+    labels = dataclasses.replace(labels, names=content.names, metadata=metadata)
+    save_labels(command.output, labels)
+    return labels, content.pids
+
+
+def label_table(labels: SparseLabels, pids: np.ndarray | None) -> str:
+    """Positives a row, agreement (intersection over union) with y, and precision and recall against ``pids``."""
+    head = f"{'':<7}{'positives a row':>24}{'agreement':>11}"
+    if pids is not None:
+        head += f"{'precision':>11}{'recall':>9}"
+    lines = [head, f"{'':<7}{'mean':>12}{'most':>12}{'with y':>11}"]
+    for name in LABEL_SETS:
+        matrix = getattr(labels, name)
+        counts = matrix.counts()
+        shared = labels.y.intersection_counts(matrix)
+        agreement = (shared / np.maximum(labels.y.counts() + counts - shared, 1)).mean()
+        line = f"{name:<7}{counts.mean():>12.2f}{counts.max():>12,}{agreement:>11.3f}"
+        if pids is not None:
+            precision, recall = _quality(matrix, pids)
+            line += f"{precision:>11}{recall:>9}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _quality(matrix: SparseMatrix, pids: np.ndarray) -> tuple[str, str]:
+    """Precision and recall in percent over pairs of different images; "-" where there is no such pair.
+
+    An image of pid -1 (junk) is of no identity: each of its pairs is wrong.
+    """
+    rows = np.repeat(np.arange(len(matrix)), matrix.counts())
+    pairs = rows != matrix.indices
+    same = (pids[rows] == pids[matrix.indices]) & (pids[rows] >= 0)
+    correct = int(same[pairs].sum())
+    _, sizes = np.unique(pids[pids >= 0], return_counts=True)
+    counts = int(pairs.sum()), int((sizes * (sizes - 1)).sum())
+    precision, recall = (f"{100 * correct / count:.1f}" if count else "-" for count in counts)
+    return precision, recall
+
+
+def _of_length_one(content: FeatureSet) -> np.ndarray:
+    """The features, L2-normalised unless they are already; a zero row stays."""
+    lengths = np.linalg.norm(content.features, axis=1, keepdims=True)
+    far = (np.abs(lengths - 1) > LENGTH_SLACK) & (lengths > 0)
+    if not far.any():
+        return content.features
+    say(f"{int(far.sum()):,} of {len(lengths):,} features are not of length 1: all are normalised")
+    return content.features / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,1 @@
+"""Parts of the run report, which ``snnet.report`` puts together."""

@@ -1,0 +1,150 @@
+"""``python -m snnet.search``: the crops of a gallery that are most like a query, without any labels."""
+
+from __future__ import annotations
+
+import sys
+
+from snnet.errors import UserError, run_command
+from snnet.flags import answer_early
+from snnet.tool_flags import SearchCommand, parse_search_command
+
+if __name__ == "__main__":
+    answer_early(parse_search_command)
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from snnet.checkpoint import check_output
+from snnet.data import ImageSet, build_dataset
+from snnet.features import PAIRS_AT_A_TIME, decode
+from snnet.gallery_cache import gallery_features
+from snnet.match_picture import write_match_picture
+from snnet.progress import say, set_quiet
+from snnet.runtime import show_warnings_as_lines
+from snnet.trained import load_trained_model
+from snnet_kernels import memory_similarity
+
+PICTURE_ROWS = 50  # queries that a picture shows
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The gallery images most like one query, by falling similarity."""
+
+    query: str  # the file
+    gallery: tuple[str, ...]  # files
+    similarity: tuple[float, ...]  # cosines
+
+
+def main() -> None:
+    show_warnings_as_lines()
+    command = parse_search_command(sys.argv[1:])
+    set_quiet(command.quiet)
+    # With --json, stdout is that object alone.
+    with contextlib.redirect_stdout(sys.stderr):
+        found = search(command)
+    if command.json:
+        print(json.dumps([_record(matches) for matches in found]))
+    else:
+        print(match_table(found, command.gallery))
+
+
+def search(command: SearchCommand) -> list[Matches]:
+    """The best matches of every query, written as a picture too where ``command`` asks for one.
+
+    A query that lies in the gallery itself is not among its own matches. Raises
+    :class:`~snnet.errors.UserError` for a checkpoint, weights or images that cannot be used.
+    """
+    if command.picture is not None:
+        check_output(command.picture, (".png",), "--picture")
+    gallery, query = _images(command.gallery, "--gallery"), _images(command.query, "--query")
+    network = command.network
+    trained = load_trained_model(network.checkpoint, network.preset, network.given)
+    decoded_query = decode(query, trained.config)
+    query = decoded_query.images
+    gallery, gallery_rows = gallery_features(trained, gallery, command.gallery, command.feature_cache)
+    query_rows = trained.features(decoded_query).cpu().numpy()
+    best = top_matches(query_rows, gallery_rows, command.top_k, _own_places(query, gallery))
+    found = [
+        Matches(path, tuple(gallery.paths[i] for i in places.tolist()), tuple(similarity.tolist()))
+        for path, (places, similarity) in zip(query.paths, best, strict=True)
+    ]
+    if command.picture is not None:
+        shown = found[:PICTURE_ROWS]
+        write_match_picture(
+            command.picture,
+            [(m.query, list(zip(m.gallery, m.similarity, strict=True))) for m in shown],
+        )
+        say(f"{command.picture}: the matches of {len(shown)} of {len(found)} queries")
+    return found
+
+
+def top_matches(
+    query: np.ndarray,  # float32 [q, d]
+    gallery: np.ndarray,  # float32 [g, d]
+    k: int,
+    own: list[int],  # for each query its place in the gallery, which is passed over, or -1
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each query the places of its k best gallery rows and their similarities; ties in gallery order."""
+    found = []
+    rows = torch.from_numpy(gallery)
+    step = max(1, PAIRS_AT_A_TIME // len(gallery))
+    for start in range(0, len(query), step):
+        block = memory_similarity(torch.from_numpy(query[start : start + step]), rows).numpy()
+        for similarity, place in zip(block, own[start : start + step], strict=True):
+            similarity = similarity if place < 0 else np.delete(similarity, place)
+            kept = min(k, len(similarity))
+            if kept == 0:
+                found.append((np.zeros(0, np.int64), similarity))
+                continue
+            bar = np.partition(similarity, len(similarity) - kept)[len(similarity) - kept]
+            best = np.flatnonzero(similarity >= bar)  # rising; more than k where the last one is tied
+            best = best[np.argsort(-similarity[best], kind="stable")[:kept]]
+            found.append((best + ((place >= 0) & (best >= place)), similarity[best]))
+    return found
+
+
+def match_table(found: list[Matches], gallery: Path) -> str:
+    """The matches of each query as lines; gallery files by their names below its folder."""
+    lines = []
+    for matches in found:
+        lines += [matches.query, f"{'rank':>6}  similarity  {gallery}"]
+        pairs = zip(matches.similarity, matches.gallery, strict=True)
+        lines += [
+            f"{rank:>6}  {similarity:>10.4f}  {os.path.relpath(path, gallery)}"
+            for rank, (similarity, path) in enumerate(pairs, start=1)
+        ]
+    return "\n".join(lines)
+
+
+def _record(matches: Matches) -> dict[str, object]:
+    pairs = zip(matches.gallery, matches.similarity, strict=True)
+    return {
+        "query": matches.query,
+        "matches": [{"image": image, "similarity": round(value, 6)} for image, value in pairs],
+    }
+
+
+def _images(path: Path, flag: str) -> ImageSet:
+    """The images of a folder, or the one that a file is."""
+    if path.is_dir():
+        return build_dataset("folder", str(path)).train
+    if flag == "--query" and path.is_file():
+        return ImageSet((str(path),), None, None)
+    raise UserError(f"{flag} {path}: there is no such folder" + (" or image" if flag == "--query" else ""))
+
+
+def _own_places(query: ImageSet, gallery: ImageSet) -> list[int]:
+    """Where each query's very file stands in the gallery; -1 where it does not."""
+    place = {os.path.realpath(path): i for i, path in enumerate(gallery.paths)}
+    return [place.get(os.path.realpath(path), -1) for path in query.paths]
+
+
+if __name__ == "__main__":
+    run_command(main)

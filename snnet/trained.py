@@ -1,0 +1,99 @@
+"""The network that a command works with: from a checkpoint, or from weights from elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from snnet.checkpoint import load_checkpoint, load_state
+from snnet.config import Config, config_from
+from snnet.data import DecodedImages
+from snnet.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from snnet.errors import UserError
+from snnet.features import extract_features
+from snnet.flags import checked_values, resolve
+from snnet.models import ReIDModel, build_model
+from snnet.runtime import Placement, prepare
+from snnet_kernels.version import __version__
+
+BELONG_TO_CHECKPOINT = ("arch", "embedding", "weights")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A network in its place, and the configuration it works under."""
+
+    model: ReIDModel
+    config: Config
+    placement: Placement
+
+    def fingerprint(self) -> str:
+        """Changes wherever its features may: SHA-256 of the weights, the preprocessing and the number format."""
+        digest = hashlib.sha256(json.dumps(self.description(), sort_keys=True).encode())
+        digest.update(f"{self.placement.device.type} {self.placement.amp}".encode())
+        for name, value in self.model.state_dict().items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def features(self, images: DecodedImages) -> Tensor:
+        """Retrieval features [n, d] of images in order, float32 on the network's device, rows of norm 1."""
+        kind = self.config.model.retrieval_feature
+        return extract_features(self.model, images, self.config, self.placement, kind)
+
+    def description(self) -> dict[str, Any]:
+        """What its features depend on besides the weights: values that JSON can hold."""
+        config = self.config
+        return {
+            "made_by": f"snnet {__version__}",
+            "arch": config.model.arch,
+            "embedding": config.model.embedding,
+            "retrieval_feature": config.model.retrieval_feature,
+            "height": config.data.height,
+            "width": config.data.width,
+            "resize": "bilinear, antialiased",
+            "channels": "RGB",
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+        }
+
+
+def load_trained_model(checkpoint: Path | None, preset: str | None, given: dict[str, Any]) -> TrainedModel:
+    """The network of ``checkpoint`` (a file, or the folder of a run); without one, that of ``--weights``.
+
+    What is not in ``given`` (values by flat name) comes from the checkpoint's configuration; without one,
+    from the preset or the defaults. Seeds the process as the configuration says. Raises
+    :class:`~snnet.errors.UserError` for a checkpoint or weights that cannot be used, and where ``given``
+    contradicts the checkpoint.
+    """
+    if checkpoint is None:
+        config = resolve(preset, given)
+        placement = prepare(config.runtime)
+        model = build_model(config.model.arch, embedding=config.model.embedding, weights=config.model.weights)
+    else:
+        contents = load_checkpoint(checkpoint)
+        config = _configuration(contents["config"], str(checkpoint), given)
+        placement = prepare(config.runtime)
+        model = build_model(config.model.arch, embedding=config.model.embedding)
+        load_state(model, contents["model"], checkpoint, "network")
+    placement.model(model)
+    return TrainedModel(model, config, placement)
+
+
+def _configuration(values: dict[str, Any], source: str, given: dict[str, Any]) -> Config:
+    trained = checked_values(values, source)
+    if not {"arch", "embedding"} <= trained.keys():
+        raise UserError(f"{source} is not a whole checkpoint: its configuration is missing")
+    for name in BELONG_TO_CHECKPOINT:
+        if name in given and given[name] != trained.get(name):
+            raise UserError(f"--{name} {given[name]} contradicts {source}, which has {trained.get(name)}")
+    if given.get("dataset", trained.get("dataset")) != trained.get("dataset"):
+        trained |= {"data_dir": None, "name_pattern": None}  # these were the other dataset's
+    # How the run was executed is its own affair; what follows from its machine does not carry over.
+    machine = {"device": "auto", "deterministic": False}
+    return config_from({**trained, **machine, **given})

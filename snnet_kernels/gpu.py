@@ -1,0 +1,267 @@
+"""The operations for CUDA tensors: who serves each call.
+
+What reads the similarity cache, or similarities at hand, goes to the compiled library; what has to make its products
+as it goes, to Triton. Where one of the two is missing the other serves if it can, else plain PyTorch does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends, defaults, reference
+from . import gpu_schemas as compiled_schemas
+from .precision import get_matmul_precision
+from .reference.precision import exact_float32
+from .schemas import LIBRARY
+
+_compiled = torch.ops.snnet_cuda
+# Share of hard negatives up to which the sparse backward product is cheaper than a dense one of that precision: the
+# first is bound by reading rows of the memory, the second by arithmetic. Counted from both, not measured.
+_SPARSE_UP_TO = {"ieee": 0.05, "bf16": 0.05, "tf32x3": 0.02, "tf32": 0.005}
+
+
+def available_backends(dispatch_key: str = "CUDA") -> tuple[str, ...]:
+    """The backends that serve tensors of ``dispatch_key`` beside plain PyTorch."""
+    found = []
+    if all(
+        torch._C._dispatch_has_kernel_for_dispatch_key(f"snnet_cuda::{name}", dispatch_key)
+        for name in compiled_schemas.OPERATIONS
+    ):
+        found.append("cuda")
+    if importlib.util.find_spec("triton") is not None:
+        found.append("triton")
+    return tuple(found)
+
+
+def _choose(operation: str, *preferred: str) -> str:
+    """The first of the ``preferred`` backends that is there, else the reference; or the forced one, or an error."""
+    for name in preferred:
+        if name in _available and backends.FORCED in (None, name):
+            return name
+    if backends.FORCED is not None:
+        raise NotImplementedError(
+            f"SNNET_BACKEND={backends.FORCED} does not serve this call of {operation} (of the backends that could, "
+            f"{', '.join(preferred)}, there are: {', '.join(_available) or 'none'})"
+        )
+    return "reference"
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` [p, q] of a [p, k] and b [k, q] in the chosen precision."""
+    precision = get_matmul_precision()
+    if precision == "tf32x3" and "triton" in _available:
+        from .triton.similarity import memory_similarity
+
+        return memory_similarity(a, b.t(), precision)
+    with exact_float32(a.device):
+        if precision != "tf32":
+            return a @ b
+        flags = torch.backends.cuda.matmul
+        before = flags.fp32_precision
+        flags.fp32_precision = "tf32"
+        try:
+            return a @ b
+        finally:
+            flags.fp32_precision = before
+
+
+def _memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
+    return matmul(features, memory.t())
+
+
+def _memory_similarity_backward(grad: Tensor, memory: Tensor) -> Tensor:
+    return matmul(grad, memory)
+
+
+def _build_similarity_cache(memory: Tensor) -> Tensor:
+    return matmul(memory, memory.t())
+
+
+def _pack_labels(labels: Tensor) -> Tensor:
+    if _choose("pack_labels", "cuda") == "cuda":
+        return _compiled.pack_labels.default(labels)
+    return reference.pack_labels(labels)
+
+
+def _unpack_labels(labels: Tensor, n: int) -> Tensor:
+    if _choose("unpack_labels", "cuda") == "cuda":
+        return _compiled.unpack_labels.default(labels, n)
+    return reference.unpack_labels(labels, n)
+
+
+def _gather_labels(bits: Tensor, index: Tensor) -> Tensor:
+    if _choose("gather_labels", "cuda") == "cuda":
+        return _compiled.gather_labels.default(bits, index)
+    return reference.gather_labels(bits, index)
+
+
+def _write_labels(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: Tensor) -> None:
+    if _choose("write_labels_", "cuda") == "cuda":
+        _compiled.write_labels_.default(row_bits, column_bits, index, labels)
+    else:
+        reference.write_labels_(row_bits, column_bits, index, labels)
+
+
+def _mplp(
+    memory: Tensor,
+    index: Tensor,
+    cache: Tensor | None,
+    query_rows: Tensor | None,
+    threshold: float,
+    min_rank: int,
+    strict: bool,
+) -> Tensor:
+    preferred = ("triton",) if cache is None else ("cuda", "triton")
+    match _choose("mplp", *preferred):
+        case "cuda":
+            return _compiled.mplp.default(index, cache, query_rows, threshold, min_rank, strict)
+        case "triton":
+            from .triton.label_prediction import mplp
+
+            return mplp(memory, index, query_rows, threshold, min_rank, strict, get_matmul_precision())
+    return reference.mplp(
+        memory, index, threshold, min_rank, cache=cache, query_rows=query_rows, strict=strict
+    )
+
+
+def _nearest_neighbors(
+    memory: Tensor, index: Tensor, cache: Tensor | None, query_rows: Tensor | None, k: int
+) -> tuple[Tensor, Tensor]:
+    at_hand = cache is not None or query_rows is not None
+    match _choose("nearest_neighbors", *(("cuda", "triton") if at_hand else ("triton", "cuda"))):
+        case "cuda":
+            rows = query_rows if at_hand else matmul(memory[index], memory.t())
+            return _compiled.nearest_neighbors.default(index, cache, rows, k)
+        case "triton":
+            from .triton.neighbors import nearest_neighbors
+
+            return nearest_neighbors(memory, index, k, query_rows, get_matmul_precision())
+    return reference.nearest_neighbors(memory, index, k, cache=cache, query_rows=query_rows)
+
+
+def _mine_labels(
+    memory: Tensor,
+    index: Tensor,
+    cache: Tensor | None,
+    query_rows: Tensor | None,
+    row_bits: Tensor,
+    column_bits: Tensor,
+    threshold: float,
+    min_rank: int,
+    strict: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if cache is not None and "cuda" in _available and backends.FORCED in (None, "cuda"):
+        return _compiled.mine_labels_.default(
+            index, cache, query_rows, row_bits, column_bits, threshold, min_rank, strict
+        )
+    return defaults.mine_labels_(
+        memory, index, cache, query_rows, row_bits, column_bits, threshold, min_rank, strict
+    )
+
+
+def _mutual_label_loss(
+    similarity: Tensor,
+    labels: list[Tensor],
+    weights: list[float],
+    kind: str,
+    delta: float,
+    hard_negative_ratio: float,
+) -> tuple[Tensor, Tensor]:
+    arguments = (similarity, labels, weights, kind, delta, hard_negative_ratio)
+    if _choose("mutual_label_loss", "cuda") == "cuda":
+        return _compiled.mutual_label_loss.default(*arguments)
+    return reference.mutual_label_loss_with_grad(*arguments)
+
+
+def _fused_mutual_label_loss(
+    features: Tensor,
+    memory: Tensor,
+    similarity: Tensor | None,
+    labels: list[Tensor],
+    weights: list[float],
+    kind: str,
+    delta: float,
+    hard_negative_ratio: float,
+) -> tuple[Tensor, Tensor]:
+    preferred = ("triton", "cuda") if similarity is None else ("cuda", "triton")
+    options = (labels, weights, delta, hard_negative_ratio)
+    match _choose("fused_mutual_label_loss", *preferred):
+        case "cuda":
+            s = matmul(features, memory.t()) if similarity is None else similarity
+            if kind == "mmcl" and hard_negative_ratio <= _SPARSE_UP_TO[get_matmul_precision()]:
+                return _compiled.sparse_label_loss.default(s, memory, *options)
+            loss, grad = _compiled.mutual_label_loss.default(
+                s, labels, weights, kind, delta, hard_negative_ratio
+            )
+            return loss, matmul(grad, memory)
+        case "triton" if kind == "mmcl":
+            from .triton.hard_negative_loss import hard_negative_loss
+
+            return hard_negative_loss(features, memory, *options, get_matmul_precision())
+        case "triton":
+            from .triton.square_loss import square_loss
+
+            return square_loss(features, memory, labels, weights, get_matmul_precision())
+    return reference.fused_mutual_label_loss_with_grad(
+        features, memory, similarity, labels, weights, kind, delta, hard_negative_ratio
+    )
+
+
+def _update_memory(
+    memory: Tensor,
+    index: Tensor,
+    features: Tensor,
+    momentum: Tensor,
+    cache: Tensor | None,
+    similarity: Tensor | None,
+) -> None:
+    gram = None
+    if cache is not None:
+        gram = matmul(features, features.t())
+        similarity = matmul(features, memory.t()) if similarity is None else similarity
+    if _choose("update_memory_", "cuda") == "cuda":
+        if cache is None:
+            similarity = None
+        _compiled.update_memory_.default(memory, index, features, momentum, cache, similarity, gram)
+    else:
+        reference.update_memory_(memory, index, features, momentum, cache=cache, similarity=similarity)
+
+
+_IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
+    "pack_labels": _pack_labels,
+    "unpack_labels": _unpack_labels,
+    "write_labels_": _write_labels,
+    "gather_labels": _gather_labels,
+    "memory_similarity": _memory_similarity,
+    "memory_similarity_backward": _memory_similarity_backward,
+    "build_similarity_cache": _build_similarity_cache,
+    "mplp": _mplp,
+    "nearest_neighbors": _nearest_neighbors,
+    "mine_labels_": _mine_labels,
+    "mutual_label_loss": _mutual_label_loss,
+    "fused_mutual_label_loss": _fused_mutual_label_loss,
+    "update_memory_": _update_memory,
+}
+# Who can serve: first over a cache or with similarities at hand, then without.
+_SERVERS = {
+    **dict.fromkeys(
+        ("mplp", "nearest_neighbors", "mine_labels_", "fused_mutual_label_loss"), ("cuda", "triton")
+    ),
+    **dict.fromkeys(backends.PLAIN_PRODUCTS, ()),
+}
+_available: tuple[str, ...] = ()
+
+
+def register(dispatch_key: str = "CUDA") -> None:
+    """Serve the operations on tensors of ``dispatch_key`` with what is there; plain PyTorch for the rest."""
+    global _available
+    _available = available_backends(dispatch_key)
+    for name, implementation in _IMPLEMENTATIONS.items():
+        LIBRARY.impl(name, implementation, dispatch_key)
+        served = tuple(server for server in _SERVERS.get(name, ("cuda",)) if server in _available)
+        backends.GPU_SERVERS[name] = served

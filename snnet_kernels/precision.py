@@ -1,0 +1,40 @@
+"""The precision of products on a GPU: float32 as it is, or on the tensor cores."""
+
+from __future__ import annotations
+
+import os
+
+PRECISIONS = ("ieee", "tf32x3", "tf32", "bf16")
+
+
+def _checked(name: str, value: str) -> str:
+    if value not in PRECISIONS:
+        raise ValueError(f"{name} must be one of {', '.join(PRECISIONS)}, got {value!r}")
+    return value
+
+
+_precision = _checked("SNNET_MATMUL_PRECISION", os.environ.get("SNNET_MATMUL_PRECISION") or "ieee")
+
+
+def get_matmul_precision() -> str:
+    """The precision of this package's products on CUDA tensors; see :func:`set_matmul_precision`."""
+    return _precision
+
+
+def set_matmul_precision(precision: str) -> None:
+    """Choose how products with the exemplar memory are made on CUDA tensors; the CPU always uses float32.
+
+    It is a setting of its own because labels are decided by thresholds and ranks: torch's global TF32 flag, set for a
+    backbone, would change them, and is ignored here. The environment variable ``SNNET_MATMUL_PRECISION`` sets it
+    at import.
+
+    Args:
+        precision: ``"ieee"`` (default), true float32. ``"tf32x3"``, three TF32 products that make up for each
+            other's rounding: close to float32, on the tensor cores. ``"tf32"``, one TF32 product (10 bits of
+            mantissa): the fastest, labels near a threshold change. ``"bf16"``, for what runs without a
+            similarity cache: labels are found with bfloat16 products, and what lies within their error of a
+            decision is checked again in float32, so that the labels are those of ``"ieee"``; everything else is
+            as ``"ieee"``.
+    """
+    global _precision
+    _precision = _checked("precision", precision)

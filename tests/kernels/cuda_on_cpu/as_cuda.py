@@ -1,0 +1,12 @@
+"""A pytest plugin: CPU tensors are served as CUDA tensors are, by the emulated library and interpreted Triton.
+
+Needs SNNET_BACKEND=reference (nothing else serves CPU tensors then) and TRITON_INTERPRET=1 in the environment.
+"""
+
+from snnet_kernels import backends, gpu
+from tests.kernels.cuda_on_cpu import emulation
+
+emulation()
+backends.FORCED = None
+gpu.register("CPU")
+assert gpu.available_backends("CPU")[0] == "cuda"

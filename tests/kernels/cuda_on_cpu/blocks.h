@@ -1,0 +1,116 @@
+// Blocks one after another in a random order, each with garbage in its shared memory.
+#pragma once
+
+#include <link.h>
+
+#include <mutex>
+#include <stdexcept>
+
+#include "fibres.h"
+
+namespace cuda_on_cpu {
+
+// The library's thread-local memory: [begin, end).
+struct Range {
+  unsigned char *begin = nullptr, *end = nullptr;
+};
+
+inline Range thread_local_memory() {
+  Range range;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, std::size_t, void* found) {
+        auto* data = static_cast<unsigned char*>(info->dlpi_tls_data);
+        for (int h = 0; data != nullptr && h < info->dlpi_phnum; ++h) {
+          unsigned char* end = data + info->dlpi_phdr[h].p_memsz;
+          auto* dynamic = reinterpret_cast<unsigned char*>(snnet::shared_words);
+          if (info->dlpi_phdr[h].p_type == PT_TLS && dynamic >= data && dynamic < end) {
+            *static_cast<Range*>(found) = {data, end};
+            return 1;
+          }
+        }
+        return 0;
+      },
+      &range);
+  return range;
+}
+
+constexpr unsigned char kCanaryByte = 0xc3;
+
+inline void fill_shared(const Range& memory, std::size_t dynamic_bytes) {
+  constexpr unsigned char kGarbage[] = {0xff, 0xa5, 0x7f};  // NaN or -1, a large negative, a large positive
+  const unsigned char garbage = kGarbage[draw_below(3)];
+  auto* dynamic = reinterpret_cast<unsigned char*>(snnet::shared_words);
+  unsigned char* dynamic_end = dynamic + sizeof snnet::shared_words;
+  if (memory.begin != nullptr) {
+    std::memset(memory.begin, garbage, dynamic - memory.begin);
+    std::memset(dynamic_end, garbage, memory.end - dynamic_end);
+  }
+  std::memset(dynamic, garbage, dynamic_bytes);
+  std::memset(dynamic + dynamic_bytes, kCanaryByte, kCanary);
+}
+
+inline bool canary_is_whole(std::size_t dynamic_bytes) {
+  const auto* canary = reinterpret_cast<unsigned char*>(snnet::shared_words) + dynamic_bytes;
+  for (std::size_t i = 0; i < kCanary; ++i) {
+    if (canary[i] != kCanaryByte) return false;
+  }
+  return true;
+}
+
+// Runs one block; an error is left in block.error.
+[[gnu::noinline]] inline void run_block(std::size_t dynamic_bytes) {
+  block.ready.clear();
+  block.ended = block.arrived = 0;
+  block.idle_waits = 0;
+  for (unsigned w = 0; 32 * w < block.threads; ++w) {
+    const unsigned lanes = block.threads - 32 * w;
+    block.warps[w] = {0, lanes >= 32 ? 0u : ~0u << lanes};  // lanes that do not exist count as ended
+  }
+  for (unsigned t = 0; t < block.threads; ++t) {
+    block.fibres[t]->position = {t % blockDim.x, t / blockDim.x % blockDim.y, t / (blockDim.x * blockDim.y)};
+  }
+  block.warp_first = draw_below(2) == 0;
+  make_all_ready();
+  if (_setjmp(block.host) == 0) {
+    jmp_buf unused;
+    reschedule(unused);
+  }
+  if (block.error.empty() && !canary_is_whole(dynamic_bytes)) {
+    block.error = "a write past the end of the dynamic shared memory";
+  }
+}
+
+inline void run_grid(dim3 grid, dim3 threads, std::size_t dynamic_bytes, void (*run_thread)(const void*),
+                     const void* arguments) {
+  static std::mutex one_launch_at_a_time;
+  const std::lock_guard<std::mutex> lock(one_launch_at_a_time);
+  ++settings.launches;
+  block.threads = threads.x * threads.y * threads.z;
+  block.run_thread = run_thread;
+  block.arguments = arguments;
+  while (block.fibres.size() < block.threads) block.fibres.push_back(new Fibre());
+  gridDim = grid;
+  blockDim = threads;
+  snnet::shared_words[0] = {};  // makes the TLS block exist
+  const Range memory = thread_local_memory();
+  std::vector<int64_t> order(static_cast<std::size_t>(grid.x) * grid.y * grid.z);
+  for (std::size_t b = 0; b < order.size(); ++b) {
+    const unsigned place = draw_below(b + 1);
+    order[b] = order[place];
+    order[place] = static_cast<int64_t>(b);
+  }
+  block.error.clear();
+  for (std::size_t b = 0; b < order.size() && block.error.empty(); ++b) {
+    blockIdx = {static_cast<unsigned>(order[b] % grid.x), static_cast<unsigned>(order[b] / grid.x % grid.y),
+                static_cast<unsigned>(order[b] / grid.x / grid.y)};
+    fill_shared(memory, dynamic_bytes);
+    run_block(dynamic_bytes);
+  }
+  block.threads = 0;
+  if (!block.error.empty()) {
+    for (Fibre* fibre : block.fibres) fibre->begun = false;
+    throw std::runtime_error(block.error);
+  }
+}
+
+}  // namespace cuda_on_cpu

@@ -1,0 +1,147 @@
+"""Scratch memory of the compiled CPU library: at most 64 MB beside arguments and results, whatever the labels are.
+
+Each call runs in a process of its own that gives freed memory back, and the peak of its resident memory is read.
+"""
+
+import multiprocessing
+import multiprocessing.pool
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import snnet_kernels as sk
+from snnet_kernels import backends
+from snnet_kernels.memory_size import free_memory
+from snnet_kernels.testing import clustered_features
+
+pytestmark = [
+    pytest.mark.skipif(
+        backends.serving_backend("mplp", "cpu") != "cpu", reason="the compiled CPU library is not loaded"
+    ),
+    pytest.mark.skipif(
+        not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc"
+    ),
+    pytest.mark.skipif(
+        "asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer keeps freed memory"
+    ),
+]
+MOST = 64e6
+N, B = 12936, 64  # Market-1501
+WEIGHTS = [1.0, 0.8, 0.6]
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[multiprocessing.pool.Pool]:
+    environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            yield pool
+
+
+def resident_bytes(field: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field))
+
+
+def peak_of(call: Callable[[], object]) -> int:
+    """Most bytes that were resident during the call beside those before it and its result."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from the present size
+    before = resident_bytes("VmRSS")
+    result = call()
+    peak = resident_bytes("VmHWM") - before
+    tensors = result if isinstance(result, tuple) else (result,)
+    return peak - sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
+
+
+def peaks_over_a_cache() -> dict[str, int]:
+    memory = clustered_features(N, 64, identities=751)
+    cache = sk.build_similarity_cache(memory)
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randint(N, (B,), generator=generator)
+    index[B // 2 :] = index[: B // 2]  # each index twice
+    features = clustered_features(B, 64, seed=1)
+    labels = sk.mplp(memory, index, cache=cache)
+    sk.nearest_neighbors(memory, index, cache=cache)  # and what torch keeps for its products is there before
+    similarity = features @ memory.t()
+    momentum = torch.tensor(0.7)
+    return {
+        "mplp": peak_of(lambda: sk.mplp(memory, index, cache=cache)),
+        "mplp, all are candidates": peak_of(lambda: sk.mplp(memory, index, -2.0, cache=cache)),
+        "nearest": peak_of(lambda: sk.nearest_neighbors(memory, index, cache=cache)),
+        "nearest 100": peak_of(lambda: sk.nearest_neighbors(memory, index, 100, cache=cache)),
+        "update": peak_of(
+            lambda: sk.update_memory_(memory, index, features, momentum, cache=cache, similarity=similarity)
+        ),
+        "update, s absent": peak_of(
+            lambda: sk.update_memory_(memory, index, features, momentum, cache=cache)
+        ),
+        # The rows nearly vanish: all of them are computed afresh.
+        "update, opposite": peak_of(
+            lambda: sk.update_memory_(memory, index, -memory[index], momentum, cache=cache)
+        ),
+        "loss": peak_of(lambda: sk.mutual_label_loss(similarity, [labels] * 3, WEIGHTS)),
+    }
+
+
+def peaks_of_losses() -> dict[str, int]:
+    """A batch so large that one entry of the loss for each of its similarities would not fit."""
+    batch = 512
+    memory, features = clustered_features(N, 16, identities=751), clustered_features(batch, 16, seed=1)
+    index = torch.arange(batch)
+    labels = [sk.pack_labels(torch.rand(batch, N) < density) for density in (0.001, 0.5, 1.0)]
+    similarity = features @ memory.t()
+    sk.mplp(memory, index[:B])
+
+    def fused(**options: object) -> Callable[[], object]:
+        return lambda: sk.fused_mutual_label_loss(
+            features, memory, labels, WEIGHTS, similarity=similarity, **options
+        )
+
+    few = [label[:B].contiguous() for label in labels]
+    return {
+        "mmcl": peak_of(fused()),
+        "mmcl, every negative": peak_of(fused(hard_negative_ratio=1.0)),
+        "l2": peak_of(fused(kind="l2")),
+        "from features": peak_of(
+            lambda: sk.fused_mutual_label_loss(features[:B], memory, few, WEIGHTS, hard_negative_ratio=1.0)
+        ),
+    }
+
+
+def peaks_of_streaming() -> dict[str, int]:
+    def angles(*groups: tuple[float, int]) -> torch.Tensor:
+        degrees = torch.cat([torch.full((count,), float(angle)) for angle, count in groups])
+        return torch.stack([degrees.deg2rad().cos(), degrees.deg2rad().sin()], dim=1)
+
+    # The images at 45 degrees are candidates of those at 0, and those at 80 make all of them inconsistent.
+    memory = angles((0, 300), (45, 20_000), (80, 22_000))
+    index = torch.arange(B)
+    same = angles((0, 160_000))
+    sk.mplp(memory[:500].clone(), index)
+    labels = []
+    peaks = {
+        "many candidates": peak_of(lambda: labels.append(sk.mplp(memory, index))),
+        "given rows": peak_of(
+            lambda: labels.append(sk.mplp(memory, index, query_rows=(memory[:1] @ memory.t()).expand(B, -1)))
+        ),
+        "all candidates": peak_of(lambda: labels.append(sk.mplp(same, index))),
+    }
+    for found in labels[:2]:
+        flags = sk.unpack_labels(found, len(memory))
+        assert flags[:, :300].all() and int(flags.sum()) == 300 * B
+    assert sk.unpack_labels(labels[2], len(same)).all()
+    return peaks
+
+
+@pytest.mark.parametrize("measure", [peaks_over_a_cache, peaks_of_losses, peaks_of_streaming])
+def test_scratch_memory(process, measure):
+    if free_memory(torch.device("cpu")) < 3e9:
+        pytest.skip("needs 3 GB of free memory")
+    peaks = process.apply(measure)
+    assert {name: peak for name, peak in peaks.items() if not peak <= MOST} == {}
+    assert max(peaks.values()) > 0

@@ -1,0 +1,44 @@
+"""The tests for a GPU, run without one: everything between the face of the package and the hardware is what serves
+CUDA tensors, in a process of its own."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.kernels.cuda_on_cpu import compiler
+from tests.paths import ROOT
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_everything_that_serves_a_gpu():
+    compiler()
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")},
+        "SNNET_BACKEND": "reference",
+        "SNNET_TEST_DEVICE": "cpu",
+        "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "tests.kernels.cuda_on_cpu.as_cuda",
+    ]
+    result = subprocess.run(
+        [*command, "tests/kernels/test_gpu.py"],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=540,
+    )
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    assert "50 passed" in result.stdout, result.stdout[-500:]

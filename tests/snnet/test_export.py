@@ -1,0 +1,147 @@
+"""``snnet.export``: the written network gives PyTorch's features."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+import torch
+
+from snnet import export as command
+from snnet.checkpoint import load_checkpoint
+from snnet.config import config_from
+from snnet.errors import UserError
+from snnet.export import export
+from snnet.models import build_model
+from snnet.tool_flags import parse_export_command
+from snnet.train import train
+
+needs_onnx = pytest.mark.skipif(
+    any(command.importlib.util.find_spec(name) is None for name in command.ONNX_PACKAGES),
+    reason="needs the extra 'onnx'",
+)
+MODEL = ("--weights", "none", "--seed", 3, "--height", 32, "--width", 16)
+
+
+def exported(*words: object) -> list[str]:
+    return export(parse_export_command([str(word) for word in words]))
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [
+        ("osnet_ain_x0_25", ("--embedding", "fc", "--retrieval-feature", "after")),
+        ("resnet18", ()),
+    ],
+)
+def test_onnx_gives_pytorchs_features_for_any_batch(
+    arch: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    import onnx
+    import onnxruntime
+
+    path = tmp_path / "model.onnx"
+    lines = exported("--arch", arch, *MODEL, *options, "--output", path)
+    torch.manual_seed(3)
+    model = build_model(arch, embedding="fc" if "fc" in options else "pool").eval()
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (taken,), (given) = session.get_inputs(), session.get_outputs()
+    assert (taken.name, taken.shape, taken.type) == ("images", ["batch", 3, 32, 16], "tensor(float)")
+    assert [(o.name, o.shape) for o in given] == [("features", ["batch", model.feature_dim])]
+    for batch in (1, 2, 7):
+        images = torch.randn(batch, 3, 32, 16)
+        with torch.no_grad():
+            wanted = model.retrieve(images, after_neck="after" in options).numpy()
+        (found,) = session.run(None, {"images": images.numpy()})
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-5)
+
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert metadata["mean"] == "0.485 0.456 0.406" and metadata["std"] == "0.229 0.224 0.225"
+    assert (metadata["height"], metadata["width"], metadata["channels"]) == ("32", "16", "RGB")
+    assert metadata["retrieval_feature"] == ("after" if "after" in options else "before")
+    assert "(pixel / 255 - mean) / std with mean 0.485 0.456 0.406" in metadata["description"]
+    assert f"[batch, 3, 32, 16], RGB, resized {metadata['resize']}" in lines[1]
+    assert "mean 0.485 0.456 0.406, std 0.229 0.224 0.225" in lines[2] and "rows of length 1" in lines[3]
+    assert os.listdir(tmp_path) == ["model.onnx"]  # the weights are inside
+    # Nothing of the machine that it was made on.
+    assert os.sep.join(Path(command.__file__).parts[-2:]).encode() not in path.read_bytes()
+    assert len(onnx.load(path).graph.node[0].metadata_props) == 0
+
+
+@needs_onnx
+def test_a_network_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_to_onnx", lambda *_: b"")
+    for difference in (2e-4, float("nan")):
+        monkeypatch.setattr(command, "_largest_difference", lambda *_, found=difference: found)
+        with pytest.raises(UserError, match=r"m.onnx is not written: onnxruntime's features differ .* 1e-04"):
+            exported("--arch", "resnet18", *MODEL, "--output", tmp_path / "m.onnx")
+    monkeypatch.setattr(command, "_largest_difference", lambda *_: 9e-5)
+    exported("--arch", "resnet18", *MODEL, "--output", tmp_path / "m.onnx")
+    assert os.listdir(tmp_path) == ["m.onnx"]
+
+
+def test_safetensors_are_the_weights_to_the_bit_and_load_again(
+    tiny_options: dict[str, Any], tmp_path: Path
+) -> None:
+    run, path = tmp_path / "run", tmp_path / "weights.safetensors"
+    train(config_from({**tiny_options, "epochs": 1, "output_dir": str(run)}))
+    lines = exported("--checkpoint", run, "--output", path)
+    state = load_checkpoint(run)["model"]
+    model = build_model("osnet_x0_25", weights=str(path))
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert lines[0].startswith(f"{path}: {len(state)} tensors of osnet_x0_25, embedding pool")
+    assert lines[1].endswith(f"--arch osnet_x0_25 --embedding pool --weights {path}")
+    with safetensors.safe_open(path, framework="pt") as file:
+        assert file.metadata()["mean"] == "[0.485, 0.456, 0.406]" and file.metadata()["height"] == "32"
+
+
+def test_missing_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = command.importlib.util.find_spec
+    monkeypatch.setattr(
+        command.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name)
+    )
+    if any(find(name) is None for name in ("onnx", "onnxruntime")):
+        pytest.skip("more of the extra 'onnx' is missing")
+    with pytest.raises(UserError, match=r"needs onnxscript, which .* pip install 'snnet\[onnx\]'"):
+        exported("--arch", "resnet18", *MODEL, "--output", tmp_path / "m.onnx")
+
+
+def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
+    arch = ("--arch", "resnet18", *MODEL)
+    for words, message in (
+        (arch, r"nothing to write to: give --output FILE.onnx or FILE.safetensors"),
+        ((*arch, "--output", tmp_path / "m.pt"), r"m.pt: the name must end in .onnx or .safetensors"),
+        ((*arch, "--output", tmp_path / "gone" / "m.onnx"), "there is no folder"),
+        (("--output", "m.onnx"), "no network to use: give --checkpoint, or --arch and --weights"),
+        (("--checkpoint", tmp_path, "--output", tmp_path / "m.safetensors"), "no checkpoint at"),
+        (("--arch", "resnet17", "--output", tmp_path / "m.safetensors"), "unknown arch 'resnet17'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            exported(*words)
+    assert os.listdir(tmp_path) == []
+
+
+@needs_onnx
+def test_a_size_that_the_network_cannot_take_is_an_error(tmp_path: Path) -> None:
+    small = ("--arch", "resnet18", "--weights", "none", "--height", 16, "--width", 16)
+    with pytest.raises(UserError, match="images of 16x16 are too small for the network"):
+        exported(*small, "--output", tmp_path / "m.onnx")
+
+
+def test_the_command_prints_what_it_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "w.safetensors"
+    words = ["export", "--arch", "osnet_x0_25", *map(str, MODEL), "--output", str(path), "--quiet"]
+    monkeypatch.setattr("sys.argv", words)
+    command.main()
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{path}: ") and printed.err == ""
+    assert printed.out.splitlines()[0].endswith(f"{path.stat().st_size / 1e6:.1f} MB")

@@ -1,0 +1,181 @@
+"""``snnet.extract`` and the files that features are kept in."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+import torch
+
+from snnet import extract as command
+from snnet.checkpoint import load_checkpoint
+from snnet.config import config_from
+from snnet.data import build_dataset
+from snnet.errors import UserError
+from snnet.extract import extract
+from snnet.feature_files import FeatureSet, load_features, save_features
+from snnet.features import decode, extract_features
+from snnet.models import build_model
+from snnet.runtime import Placement
+from snnet.tool_flags import parse_extract_command
+from snnet.train import train
+
+SIZE = ("--height", 32, "--width", 16, "--workers", 0, "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(config_from({**tiny_options, "epochs": 1, "output_dir": str(folder)}))
+    return folder
+
+
+def extracted(*words: object) -> FeatureSet:
+    return extract(parse_extract_command([str(word) for word in words]))
+
+
+def test_a_checkpoints_features_with_names_identities_cameras_and_splits(
+    run: Path, tiny_market: Path, tiny_options: dict[str, Any], tmp_path: Path
+) -> None:
+    model = build_model("osnet_x0_25")
+    model.load_state_dict(load_checkpoint(run)["model"])
+    dataset = build_dataset("market1501", str(tiny_market))
+    config = config_from(tiny_options)
+    placement = Placement(torch.device("cpu"), amp=False, channels_last=False)
+    splits = {"train": dataset.train, "query": dataset.query, "gallery": dataset.gallery}
+    wanted = {
+        name: extract_features(model, decode(images, config), config, placement, "before").numpy()
+        for name, images in splits.items()
+        if images is not None
+    }
+
+    for suffix in ("npz", "safetensors"):
+        output = tmp_path / f"all.{suffix}"
+        returned = extracted("--checkpoint", run, "--output", output, "--device", "cpu")
+        found = load_features(output)
+        np.testing.assert_array_equal(found.features, np.concatenate(list(wanted.values())))
+        np.testing.assert_array_equal(found.features, returned.features)
+        assert found.names is not None and found.pids is not None and found.camids is not None
+        assert len(found.names) == 48 + 16 + 48
+        assert found.names[0] == "bounding_box_train/0001_c1s1_000000_00.png"
+        assert found.names[48] == "query/0101_c1s1_000050_00.png"
+        assert found.splits == ("train",) * 48 + ("query",) * 16 + ("gallery",) * 48
+        named = [os.path.basename(name).split("s1")[0] for name in found.names]
+        assert named == [f"{p:04d}_c{c}" for p, c in zip(found.pids, found.camids, strict=True)]
+        assert found.metadata["arch"] == "osnet_x0_25" and found.metadata["dataset"] == "market1501"
+        assert (found.metadata["height"], found.metadata["width"]) == (32, 16)
+        assert found.metadata["mean"] == [0.485, 0.456, 0.406]
+
+    output = tmp_path / "query.npz"
+    query = extracted("--checkpoint", run, "--output", output, "--split", "query", "--device", "cpu")
+    np.testing.assert_array_equal(query.features, wanted["query"])
+    assert query.names is not None and query.names[0] == "query/0101_c1s1_000050_00.png"
+    assert sorted(os.listdir(tmp_path)) == ["all.npz", "all.safetensors", "query.npz"]
+
+
+def test_any_folder_with_weights_of_a_seed(tiny_market: Path, tmp_path: Path) -> None:
+    words = ("--arch", "osnet_x0_25", "--weights", "none", "--seed", 3, *SIZE)
+    words = (*words, "--dataset", "folder", "--data-dir", tiny_market)
+    before = extracted(*words, "--output", tmp_path / "before.npz")
+    after = extracted(*words, "--output", tmp_path / "after.npz", "--retrieval-feature", "after")
+    found = load_features(tmp_path / "before.npz")
+    assert found.pids is None and found.camids is None
+    assert found.names is not None and found.names[0] == "bounding_box_test/0101_c1s1_000000_00.png"
+    assert found.splits == ("train",) * 112
+    np.testing.assert_allclose(np.linalg.norm(found.features, axis=1), 1.0, atol=1e-6)
+    # A new BatchNorm in eval() scales all dimensions by one factor, which the normalisation takes away.
+    np.testing.assert_allclose(after.features, before.features, atol=1e-5)
+
+
+def test_files_are_plain_arrays_for_other_programs(tmp_path: Path) -> None:
+    content = FeatureSet(np.eye(2, 3, dtype=np.float64), names=("ä/1.jpg", "b.jpg"), pids=np.array([4, -1]))
+    save_features(tmp_path / "f.npz", content)
+    save_features(tmp_path / "f.safetensors", content)
+    with np.load(tmp_path / "f.npz", allow_pickle=False) as arrays:
+        assert sorted(arrays.files) == ["features", "metadata", "names", "pids"]
+        assert arrays["features"].dtype == np.float32 and arrays["names"].tolist() == ["ä/1.jpg", "b.jpg"]
+        assert arrays["pids"].tolist() == [4, -1]
+    with safetensors.safe_open(tmp_path / "f.safetensors", framework="np") as file:
+        assert json.loads(file.metadata()["names"]) == ["ä/1.jpg", "b.jpg"]
+        np.testing.assert_array_equal(file.get_tensor("features"), np.eye(2, 3))
+    with pytest.raises(ValueError, match="pids has 1 entries for 2 features"):
+        FeatureSet(np.eye(2), pids=np.array([1]))
+
+
+def test_files_of_others_are_read(tmp_path: Path) -> None:
+    features = np.random.default_rng(0).normal(size=(5, 4))
+    np.save(tmp_path / "bare.npy", features.astype(np.float16))
+    np.savez(tmp_path / "one.npz", embeddings=features, labels=np.arange(5), names=np.arange(5))
+    np.savez(tmp_path / "two.npz", a=features, b=features[:, :2], metadata=np.array("not JSON"))
+    np.testing.assert_array_equal(load_features(tmp_path / "bare.npy").features, features.astype(np.float16))
+    np.testing.assert_array_equal(load_features(tmp_path / "one.npz").features, features.astype(np.float32))
+    found = load_features(tmp_path / "two.npz", key="b")
+    assert found.features.shape == (5, 2) and found.metadata == {} and found.names is None
+    with pytest.raises(UserError, match=r"two.npz has 2 arrays that may be features: name one with --key; "):
+        load_features(tmp_path / "two.npz")
+    with pytest.raises(UserError, match=r"has no array 'c': .* it holds a \[5, 4\] float64, b \[5, 2\]"):
+        load_features(tmp_path / "two.npz", key="c")
+    with pytest.raises(UserError, match=r"'labels' must be real numbers .*, got int64 \[5\]"):
+        load_features(tmp_path / "one.npz", key="labels")
+
+
+def test_files_that_cannot_be_features_are_named(tmp_path: Path) -> None:
+    bad = np.zeros((3, 2))
+    bad[1, 0] = np.nan
+    np.save(tmp_path / "nan.npy", bad)
+    np.save(tmp_path / "objects.npy", np.array([{}, {}]), allow_pickle=True)
+    np.save(tmp_path / "empty.npy", np.zeros((0, 4)))
+    np.savez(tmp_path / "pids.npz", features=np.eye(3), pids=np.arange(2))
+    np.savez(tmp_path / "whole.npz", features=np.eye(300))
+    (tmp_path / "half.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:1000])
+    (tmp_path / "half.safetensors").write_bytes(b"\x99" * 50)
+    (tmp_path / "features.csv").write_text("1,2\n")
+    for name, message in {
+        "nan.npy": "1 of 3 features are not finite, first row 1",
+        "objects.npy": "holds Python objects",
+        "empty.npy": r"must be real numbers \[images, dimensions\], got float64 \[0, 4\]",
+        "pids.npz": "pids has 2 entries for 3 features",
+        "half.npz": "damaged or of another format",
+        "half.safetensors": "damaged or of another format",
+        "features.csv": r"files that end in .npz, .npy or .safetensors",
+        "gone.npz": "there is no feature file",
+    }.items():
+        with pytest.raises(UserError, match=message) as caught:
+            load_features(tmp_path / name)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_done_is_said_before_the_work(run: Path, tmp_path: Path) -> None:
+    checkpoint = ("--checkpoint", run, "--device", "cpu")
+    (tmp_path / "d.npz").mkdir()
+    for words, message in (
+        ((*checkpoint, "--output", tmp_path / "f.txt"), r"f.txt: the name must end in .npz or .safetensors"),
+        ((*checkpoint, "--output", tmp_path / "gone" / "f.npz"), "there is no folder"),
+        ((*checkpoint, "--output", tmp_path / "d.npz"), r"d.npz: is a folder"),
+        (checkpoint, "nothing to write to: give --output"),
+        (("--output", "f.npz"), "no network to use: give --checkpoint, or --arch and --weights"),
+        ((*checkpoint, "--output", "f.npz", "--split", "test"), "--split: invalid choice: 'test'"),
+        ((*checkpoint, "--output", tmp_path / "f.npz", "--arch", "resnet18"), "--arch resnet18 contradicts"),
+        ((*checkpoint, "--output", "f.npz", "--config", "synthetic"), "--config cannot be given with"),
+    ):
+        with pytest.raises(UserError, match=message):
+            extracted(*words)
+    folder = ("--dataset", "folder", "--data-dir", tmp_path.parent)
+    (tmp_path / "x.png").write_bytes(b"")
+    with pytest.raises(UserError, match="--split gallery: dataset folder has only train"):
+        extracted(*checkpoint, *folder, "--output", tmp_path / "f.npz", "--split", "gallery")
+    assert not (tmp_path / "f.npz").exists()
+
+
+def test_the_command_says_what_it_wrote(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["extract", "--checkpoint", str(run), "--output", str(tmp_path / "f.npz"), "--split", "query"]
+    monkeypatch.setattr("sys.argv", [*words, "--device", "cpu", "--quiet"])
+    command.main()
+    assert capsys.readouterr().out == f"{tmp_path / 'f.npz'}: 16 features of 128 dimensions\n"

@@ -1,0 +1,240 @@
+"""``snnet.label``: sparse pseudo labels equal the reference's dense ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import snnet_kernels as sk
+from snnet import label as command
+from snnet import sparse_labels as module
+from snnet.errors import UserError
+from snnet.feature_files import FeatureSet, save_features
+from snnet.label import label, label_table
+from snnet.sparse_labels import SparseMatrix, load_labels, predict_sparse_labels
+from snnet.tool_flags import parse_label_command
+from snnet_kernels.testing import clustered_features
+
+N, D = 300, 24
+
+
+def labelled(*words: object) -> tuple[module.SparseLabels, np.ndarray | None]:
+    return label(parse_label_command([*map(str, words), "--device", "cpu"]))
+
+
+def dense(matrix: SparseMatrix) -> np.ndarray:
+    found = np.zeros((len(matrix), len(matrix)), dtype=bool)
+    for i in range(len(matrix)):
+        assert (np.diff(matrix.row(i)) > 0).all()
+        found[i, matrix.row(i)] = True
+    assert found.sum() == len(matrix.indices) == matrix.indptr[-1]
+    return found
+
+
+def similarities(features: torch.Tensor) -> torch.Tensor:
+    """S as it is computed, tile by tile: a product of another shape may round differently."""
+    step = max(1, module.TILE_ENTRIES // len(features))
+    return torch.cat([sk.memory_similarity(part, features) for part in features.split(step)])
+
+
+def reference_labels(features: torch.Tensor, **options: object) -> np.ndarray:
+    """P after a full pass, by the reference over the same similarities."""
+    index, cache = torch.arange(len(features)), similarities(features)
+    packed = sk.reference.mplp(features, index, cache=cache, **options)  # type: ignore[arg-type]
+    return sk.reference.unpack_labels(packed, len(features)).numpy()
+
+
+@pytest.fixture(scope="module")
+def features() -> torch.Tensor:
+    return clustered_features(N, D)
+
+
+OPTIONS: list[dict[str, object]] = [
+    {}, {"threshold": 0.7, "min_rank": 2}, {"strict": True}, {"threshold": 0.2, "min_rank": 0},
+]  # fmt: skip
+
+
+def check_against_reference(features: torch.Tensor, options: dict[str, object]) -> np.ndarray:
+    found = predict_sparse_labels(features, **options)  # type: ignore[arg-type]
+    p = reference_labels(features, **options)
+    neighbor = similarities(features).fill_diagonal_(-torch.inf).numpy().argmax(axis=1)
+    np.testing.assert_array_equal(dense(found.y), p)
+    np.testing.assert_array_equal(dense(found.y_sym), p.T)
+    np.testing.assert_array_equal(found.neighbors, neighbor)
+    np.testing.assert_array_equal(dense(found.y_nh), p[neighbor])
+    return p
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("rows", [1, 7, N])
+def test_all_three_label_sets_equal_the_references(
+    features: torch.Tensor, options: dict[str, object], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TILE_ENTRIES", rows * N)  # 7: 43 tiles, the last of 6 rows
+    p = check_against_reference(features, options)
+    # The three differ, and plain thresholding gives something else again.
+    assert (p != p.T).any() and (p != (similarities(features).numpy() > options.get("threshold", 0.6))).any()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_ties_and_duplicates_everywhere(options: dict[str, object]) -> None:
+    # Sums of 16 terms of ±1/16 are exact in any order: similarities are 17 numbers, the threshold none of them.
+    generator = torch.Generator().manual_seed(1)
+    signs = torch.randint(0, 2, (40, 16), generator=generator).float() * 2 - 1
+    flipped = signs[torch.randint(0, 40, (N,), generator=generator)]
+    flip = torch.rand(N, 16, generator=generator) < 0.08
+    features = torch.where(flip, -flipped, flipped) / 4
+    assert len(features.unique(dim=0)) < N  # duplicates, whose anchor is the first of them
+    check_against_reference(features, options)
+
+
+def test_rows_whose_anchor_is_no_candidate_are_left_to_the_operation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Row 1 is longer: it is more similar to row 0 than row 0 is to itself, and not above the threshold for row 2.
+    angles = torch.tensor([0.0, 0.0447, -0.9265, -0.92, -0.91])
+    features = torch.stack([angles.cos(), angles.sin()], dim=1)
+    features[1] *= 1.0011
+    asked: list[list[int]] = []
+    operation = module.mplp
+
+    def watched(memory: torch.Tensor, index: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
+        asked.append(index.tolist())
+        return operation(memory, index, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "mplp", watched)
+    check_against_reference(features, {})
+    assert asked == [[0]]
+
+
+def test_labels_are_those_of_a_head_after_an_epoch_on_features_that_do_not_change(
+    features: torch.Tensor,
+) -> None:
+    head = sk.SNNetHead(N, D)
+    head.initialize_(features)
+    head.momentum = 1.0  # the memory stays
+    for start in range(0, N, 50):
+        index = torch.arange(start, start + 50)
+        head(features[index], index)
+        head.update_(index, features[index])
+    index = torch.arange(N)
+    found = predict_sparse_labels(features)
+    p = head.pseudo_labels
+    neighbor = head.memory.nearest(index)[0].squeeze(1)
+    for matrix, packed in (
+        (found.y, p.rows(index)), (found.y_sym, p.columns(index)), (found.y_nh, p.rows(neighbor)),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(dense(matrix), sk.unpack_labels(packed, N).numpy())
+
+
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_few_images_and_zero_rows(n: int) -> None:
+    features = torch.nn.functional.normalize(torch.ones(n, 3), dim=1)
+    features[0] = 0
+    found = predict_sparse_labels(features)
+    np.testing.assert_array_equal(dense(found.y), reference_labels(features))
+    assert found.neighbors[0] == (-1 if n == 1 else 1)
+    assert found.y_nh.counts()[0] == (0 if n == 1 else n - 1)
+
+
+def test_the_file_is_plain_arrays_that_scipy_takes(features: torch.Tensor, tmp_path: Path) -> None:
+    np.savez(tmp_path / "f.npz", features=features.numpy(), names=np.array([f"{i}.jpg" for i in range(N)]))
+    written, pids = labelled(tmp_path / "f.npz", "--output", tmp_path / "y.npz")
+    assert pids is None
+    read = load_labels(tmp_path / "y.npz")
+    for name in ("y", "y_sym", "y_nh"):
+        np.testing.assert_array_equal(dense(getattr(read, name)), dense(getattr(written, name)))
+    np.testing.assert_array_equal(read.neighbors, written.neighbors)
+    assert read.names is not None and read.names[7] == "7.jpg"
+    assert read.metadata["threshold"] == 0.6 and read.metadata["strict"] is False
+    sparse = pytest.importorskip("scipy.sparse")
+    with np.load(tmp_path / "y.npz", allow_pickle=False) as arrays:
+        indices, indptr = arrays["y_indices"], arrays["y_indptr"]
+    matrix = sparse.csr_array((np.ones(len(indices), bool), indices, indptr), shape=(N, N))
+    np.testing.assert_array_equal(matrix.toarray(), reference_labels(features))
+
+
+def test_features_of_others_are_normalised_and_ours_left_to_the_bit(
+    features: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "ours.npy", features.numpy())
+    np.save(tmp_path / "theirs.npy", 3.0 * features.double().numpy())
+    exact, _ = labelled(tmp_path / "ours.npy", "--output", tmp_path / "a.npz")
+    assert "normalised" not in capsys.readouterr().out
+    np.testing.assert_array_equal(dense(exact.y), reference_labels(features))
+    scaled, _ = labelled(tmp_path / "theirs.npy", "--output", tmp_path / "b.npz")
+    assert "300 of 300 features are not of length 1: all are normalised" in capsys.readouterr().out
+    tripled = (3.0 * features.double()).float().numpy()
+    again = torch.from_numpy(tripled / np.linalg.norm(tripled, axis=1, keepdims=True))
+    np.testing.assert_array_equal(dense(scaled.y), reference_labels(again))
+
+
+def test_the_table_counts_pairs_against_identities(tmp_path: Path) -> None:
+    pids = np.array([5, 5, 6, 6, -1])
+    y = SparseMatrix(np.array([0, 2, 4, 6, 7, 9]), np.array([0, 1, 0, 1, 1, 2, 3, 2, 4], np.int32))
+    labels = module.SparseLabels(y, y.transpose(), y.gather(np.array([1, 0, 3, 2, -1])), np.arange(5))
+    np.testing.assert_array_equal(dense(labels.y_sym), dense(y).T)
+    np.testing.assert_array_equal(dense(labels.y_nh)[:4], dense(y)[[1, 0, 3, 2]])
+    assert labels.y_nh.counts().tolist() == [2, 2, 1, 2, 0]
+    lines = label_table(labels, pids).splitlines()
+    # y has the pairs 01, 10, 21, 42: two right; there are four true pairs.
+    assert lines[2].split() == ["y", "1.80", "2", "1.000", "50.0", "50.0"]
+    # Rows of y and of its transpose share 2, 2, 1, 1 and 1 ones of 2, 3, 3, 1 and 2.
+    agreement = np.mean([1, 2 / 3, 1 / 3, 1, 1 / 2])
+    assert lines[3].split() == ["y_sym", "1.80", "3", f"{agreement:.3f}", "50.0", "50.0"]
+    assert label_table(labels, None).splitlines()[2].split() == ["y", "1.80", "2", "1.000"]
+
+
+def test_labels_that_do_not_fit_are_refused_as_soon_as_that_is_known(
+    features: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "free_memory", lambda device: 3000 * module.BYTES_PER_ENTRY)
+    with pytest.raises(UserError, match=r"of 300 images have .* pairs .* --threshold is too low"):
+        predict_sparse_labels(features, threshold=-1.0)
+
+
+def test_what_cannot_be_labelled_is_named(features: torch.Tensor, tmp_path: Path) -> None:
+    save_features(tmp_path / "f.npz", FeatureSet(features.numpy()))
+    file, output = tmp_path / "f.npz", ("--output", tmp_path / "y.npz")
+    for words, message in (
+        ((file, "--output", tmp_path / "y.txt"), "the name must end in .npz"),
+        ((file,), "nothing to write to: give --output"),
+        (output, "nothing to label: give a file of features"),
+        ((tmp_path / "gone.npz", *output), "there is no feature file"),
+        ((file, *output, "--threshold", 2), "--threshold must be >= -1 and <= 1, got 2.0"),
+        ((file, *output, "--key", "logits"), "has no array 'logits'"),
+        ((file, *output, "--treshold", 0.5), "unknown flag '--treshold'; did you mean '--threshold'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            labelled(*words)
+    np.savez(tmp_path / "other.npz", y=np.zeros(3))
+    with pytest.raises(UserError, match=r"other.npz is no label file"):
+        load_labels(tmp_path / "other.npz")
+    with pytest.raises(UserError, match=r"gone.npz is no label file"):
+        load_labels(tmp_path / "gone.npz")
+    assert not (tmp_path / "y.npz").exists()
+
+
+def test_the_command_prints_its_table(
+    features: torch.Tensor,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pids = np.arange(N) % 20
+    save_features(tmp_path / "f.safetensors", FeatureSet(features.numpy(), pids=pids))
+    words = ["label", str(tmp_path / "f.safetensors"), "--output", str(tmp_path / "y.npz"), "--quiet"]
+    monkeypatch.setattr("sys.argv", [*words, "--device", "cpu"])
+    command.main()
+    printed = capsys.readouterr().out
+    assert (
+        printed
+        == f"{tmp_path / 'y.npz'}: labels of 300 images\n"
+        + label_table(load_labels(tmp_path / "y.npz"), pids)
+        + "\n"
+    )
+    p = reference_labels(features)
+    assert printed.splitlines()[3].split()[:3] == ["y", f"{p.sum() / N:.2f}", str(p.sum(1).max())]

@@ -1,0 +1,64 @@
+"""One kind of progress bar, seen on a terminal only."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snnet import evaluate, train
+from snnet.progress import bars_shown, progress, say, set_quiet
+from tests.snnet.tiny_run import command_line
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> str:
+    monkeypatch.setattr("sys.stderr", stream)
+    assert sum(progress(range(5), "counting", unit="image")) == 10
+    return stream.getvalue()
+
+
+def test_a_bar_names_the_work_and_the_time_left_and_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = drawn(monkeypatch, Terminal())
+    assert text.startswith("\rcounting:   0%|") and "0/5 [00:00<?" in text
+    assert text.split("\r")[-2].strip() == ""
+
+
+def test_nothing_is_drawn_into_a_file_or_when_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert drawn(monkeypatch, io.StringIO()) == "" and not bars_shown()
+    set_quiet(True)
+    assert drawn(monkeypatch, Terminal()) == "" and not bars_shown()
+    set_quiet(False)
+    assert bars_shown()
+
+
+def test_lines_are_left_out_when_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    say("heard")
+    set_quiet(True)
+    say("unheard")
+    assert capsys.readouterr().out == "heard\n"
+
+
+def test_quiet_commands_print_their_results_alone(
+    tiny_options: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = command_line({**tiny_options, "epochs": 1, "output_dir": tmp_path / "run"})
+    monkeypatch.setattr("sys.argv", ["train", "--quiet", *options])
+    train.main()
+    after_training = capsys.readouterr()
+    lines = after_training.out.splitlines()
+    assert len(lines) == 4 and lines[0].split() == ["rank1", "rank5", "rank10", "mAP", "mINP"]
+    assert after_training.err == ""
+    monkeypatch.setattr("sys.argv", ["evaluate", "--quiet", "--checkpoint", str(tmp_path / "run")])
+    evaluate.main()
+    evaluated = capsys.readouterr()
+    assert evaluated.out.splitlines()[1].split()[1:] == lines[2].split()[1:] and evaluated.err == ""

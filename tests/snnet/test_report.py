@@ -1,0 +1,391 @@
+"""``snnet.report``: what a page says of runs of every kind, and how it looks in a browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+import shutil
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from snnet.checkpoint import load_checkpoint
+from snnet.config import config_from
+from snnet.errors import UserError
+from snnet.features import RetrievalSet
+from snnet.report import PAGE_FILE, PICTURES, report
+from snnet.reporting.chart import Chart, Series, draw, nice_ticks
+from snnet.reporting.curves import curves
+from snnet.reporting.drawing import DARK, LIGHT, PNG_SCALE, Box, Line, to_png, to_svg
+from snnet.reporting.elements import duration, table
+from snnet.reporting.ranked import has_labels, label_lists, rank_lists
+from snnet.reporting.run import load_run
+from snnet.tool_flags import parse_report_command
+from snnet.train import train
+from snnet_kernels import unpack_labels
+from tests.snnet.browser import browser
+
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def run(
+    tiny_options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A finished run with labels from the second epoch on; a low threshold, so that there are some."""
+    folder = tmp_path_factory.mktemp("runs") / "a <run> & more"
+    changes = {"epochs": EPOCHS, "eval_every": 1, "rerank": True, "threshold": 0.2}
+    return folder, train(config_from({**tiny_options, **changes, "output_dir": str(folder)}))
+
+
+@pytest.fixture(scope="module")
+def written(run: tuple[Path, dict[str, Any]]) -> tuple[Path, str]:
+    """Its report: the folder and the page."""
+    return write(run[0], "--lists", 3, "--top-k", 4)
+
+
+def write(folder: Path, *flags: object) -> tuple[Path, str]:
+    path = report(parse_report_command([str(folder), "--device", "cpu", *map(str, flags)]))
+    assert path.name == PAGE_FILE
+    return path.parent, path.read_text("utf-8")
+
+
+def sections(page: str) -> dict[str, str]:
+    return dict(re.findall(r'<section aria-labelledby="(\w+)">(.*?)</section>', page, re.S))
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of each row of a body of a table, as plain text."""
+    found = re.findall(r"<tr>(.*?)</tr>", text, re.S)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in found]
+    return [[unescape(re.sub(r"<[^>]*>", "", cell)) for cell in row] for row in cells]
+
+
+def percent(*fractions: float) -> list[str]:
+    return [f"{100 * fraction:.1f}" for fraction in fractions]
+
+
+def test_the_page_has_the_runs_numbers(run: tuple[Path, dict[str, Any]], written: tuple[Path, str]) -> None:
+    folder, results = run
+    found = sections(written[1])
+    names = ["results", "training", "labels", "ranked", "failures", "time", "configuration", "environment"]
+    assert list(found) == names
+    measured = rows(found["results"])
+    order = ("rank1", "rank5", "rank10", "mAP", "mINP")
+    assert measured[1] == ["before training", *percent(*(results["before"][name] for name in order))]
+    assert measured[1 + EPOCHS] == ["after 3 epochs", *percent(*(results["after"][name] for name in order))]
+    again = ["the last, re-ranked (k-reciprocal)", *percent(*(results["reranked"][name] for name in order))]
+    assert measured[2 + EPOCHS] == again
+    # Both cameras have half of the 16 queries: their means are those of all.
+    cameras = [row for row in measured if row[0].startswith("camera")]
+    assert [row[:2] for row in cameras] == [["camera 1", "8"], ["camera 2", "8"]]
+    assert np.mean([float(row[3]) for row in cameras]) == pytest.approx(
+        100 * results["after"]["mAP"], abs=0.11
+    )
+
+    losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row[1] for row in rows(found["training"])[1 : 1 + EPOCHS]] == [f"{loss:.3f}" for loss in losses]
+    spent = {
+        row[0]: float(row[1].replace(",", ""))
+        for row in rows(found["time"])
+        if row[0] in ("data", "together")
+    }
+    assert spent["together"] == pytest.approx(sum(results["seconds_by_part"].values()), abs=0.06)
+    assert ["--threshold", "0.2"] in [row[:2] for row in rows(found["configuration"])]
+    assert f"torch {torch.__version__.split('+')[0]}" in found["environment"]
+    assert "a &lt;run&gt; &amp; more</h1>" in written[1] and "<run>" not in written[1]
+
+
+def test_the_page_needs_nothing_else(written: tuple[Path, str]) -> None:
+    folder, text = written
+    sources = re.findall(r'\b(?:src|href)="([^"]*)"', text)
+    assert len(sources) > 40
+    assert all(source.startswith(("data:image/jpeg;base64,", "#")) for source in sources)
+    assert "<script" not in text and "url(" not in text and "@import" not in text
+    images = re.findall(r"<img [^>]*>", text)
+    assert all(re.search(r'alt="[^"]+"', image) for image in images)
+    assert {path.name for path in folder.iterdir()} == {PAGE_FILE, *(f"{name}.png" for name in PICTURES)}
+
+
+def test_frames_and_words_of_a_list_agree(written: tuple[Path, str]) -> None:
+    ranked = sections(written[1])["ranked"]
+    entries = re.findall(r'<li class="(right|wrong)"><img alt="rank (\d), (right|wrong), ([^"]*)"', ranked)
+    assert [int(rank) for _, rank, _, _ in entries] == [1, 2, 3, 4] * 3
+    assert all(frame == word for frame, _, word, _ in entries)
+    queries = re.findall(r"<p>query ([\d,]+) · identity (\d+), camera (\d) · average precision", ranked)
+    assert [query for query, _, _ in queries] == ["1", "9", "16"]  # evenly spread over 16
+    for place, (_, identity, camera) in enumerate(queries):
+        for frame, _, _, words in entries[4 * place : 4 * place + 4]:
+            assert (f"identity {identity}," in words) == (frame == "right")
+            assert (frame, f"camera {camera}" in words) != ("right", True)  # its own camera is ignored
+
+
+def test_a_folder_without_identities_shows_its_labels_and_says_the_rest(
+    tiny_options: dict[str, Any], tiny_market: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    crops = {"dataset": "folder", "data_dir": str(tiny_market / "bounding_box_train"), "threshold": 0.2}
+    train(config_from({**tiny_options, **crops, "epochs": 2, "output_dir": str(folder)}))
+    _, text = write(folder, "--lists", 2, "--top-k", 5)
+    found = sections(text)
+    assert "a folder of crops has no queries and no identities" in found["results"]
+    assert "dataset folder has no queries and no gallery with identities" in found["ranked"]
+    assert "failures" not in found
+    assert len(re.findall(r"rank \d, (labelled positive|not labelled), similarity", found["labels"])) == 10
+    assert "✓" not in found["labels"] and "identity" not in found["labels"]
+
+
+def test_what_is_missing_is_said(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(run[0], folder, ignore=shutil.ignore_patterns("report"))
+    (folder / "environment.json").unlink()
+    _, text = write(folder, "--data-dir", tmp_path / "gone", "--output", tmp_path / "out")
+    found = sections(text)
+    for name in ("ranked", "labels"):
+        assert re.search(r"for want of the images: dataset market1501: .*gone.* does not exist", found[name])
+    assert "environment.json is missing" in found["environment"]
+    assert len(rows(found["results"])) == 2 + EPOCHS + 1  # what was logged is there all the same
+
+    (folder / "checkpoint.pt").unlink()
+    (folder / "results.json").unlink()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text(lines[0] + "\n")
+    out, text = write(folder, "--output", tmp_path / "out")
+    assert "1 of 3 epochs done" in text and "curves begin with the second" in text
+    assert "for want of a checkpoint: no checkpoint at" in sections(text)["labels"]
+    assert [path.name for path in out.iterdir()] == [PAGE_FILE]  # pictures of the report before are gone
+
+    (folder / "metrics.jsonl").unlink()
+    assert "No epoch is done yet." in write(folder)[1]
+
+
+def test_images_can_be_left_out(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out, text = write(run[0], "--no-images", "--output", tmp_path / "out")
+    assert "<img" not in text and "left out (--no-images)" in sections(text)["ranked"]
+    assert not {"ranked_lists.png", "failures.png", "pseudo_labels.png"} & {
+        path.name for path in out.iterdir()
+    }
+
+
+def test_a_folder_that_is_no_run_and_damaged_files_are_named(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"no run there \(config.yaml is missing\)"):
+        write(tmp_path)
+    with pytest.raises(UserError, match="nothing to report: give the folder of a run"):
+        parse_report_command([])
+    shutil.copy(run[0] / "config.yaml", tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 0, "loss": 1.0, "seconds": 1.0}\n{"epoch": 1, "lo')
+    with pytest.raises(UserError, match=r"metrics.jsonl: line 2 is not the metrics of epoch 1"):
+        write(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 0, "loss": 1.0, "seconds": 1.0}\n')
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(UserError, match=r"results.json is not the results of a run"):
+        write(tmp_path)
+
+
+def test_rankings_are_those_of_a_sort() -> None:
+    """Lists, first matches and failures against the definitions, with junk and images of the query's camera."""
+    rng = np.random.default_rng(0)
+    query, gallery = (torch.nn.functional.normalize(torch.randn(n, 8), dim=1) for n in (30, 60))
+    pids, cams = rng.integers(0, 12, 30), rng.integers(0, 3, 30)
+    gallery_pids, gallery_cams = rng.integers(-1, 10, 60), rng.integers(0, 3, 60)
+    retrieval = RetrievalSet(None, None, pids, gallery_pids, cams, gallery_cams)  # type: ignore[arg-type]
+    found = rank_lists(query, gallery, retrieval, "step", lists=5, length=7)
+
+    rankings, firsts = {}, {}
+    for row in range(30):
+        listed = [
+            j
+            for j in range(60)
+            if gallery_pids[j] != -1 and (gallery_pids[j], gallery_cams[j]) != (pids[row], cams[row])
+        ]
+        order = sorted(listed, key=lambda j: -float(query[row] @ gallery[j]))
+        right = [rank for rank, j in enumerate(order, start=1) if gallery_pids[j] == pids[row]]
+        if right:
+            rankings[row], firsts[row] = order, right[0]
+    assert found.counted == len(rankings) < 30
+    assert found.failed == sum(first > 1 for first in firsts.values())
+    rows_with_match = sorted(rankings)
+    expected = [rows_with_match[round(place)] for place in np.linspace(0, len(rankings) - 1, 5)]
+    assert [one.image for one in found.sample] == expected
+    worst = sorted(firsts.values(), reverse=True)[:5]
+    assert [firsts[one.image] for one in found.failures] == worst
+    for one in [*found.sample, *found.failures]:
+        assert [shown.image for shown in one.shown] == rankings[one.image][:7]
+        assert [shown.right for shown in one.shown] == [
+            gallery_pids[s.image] == pids[one.image] for s in one.shown
+        ]
+        if firsts[one.image] > 7:
+            assert one.first_match is not None and one.first_match.rank == firsts[one.image]
+            assert one.first_match.image == rankings[one.image][firsts[one.image] - 1]
+        else:
+            assert one.first_match is None
+    assert sum(queries for _, queries, _, _ in found.cameras) == found.counted
+    rank1 = sum(queries * share for _, queries, share, _ in found.cameras) / found.counted
+    assert rank1 == pytest.approx(1 - found.failed / found.counted)
+
+
+def test_label_lists_are_read_from_the_memories(run: tuple[Path, dict[str, Any]]) -> None:
+    head = load_checkpoint(run[0])["head"]
+
+    class Images:
+        images = dataclasses.make_dataclass("Set", ["pids"])(np.arange(48) // 6)
+
+        def __len__(self) -> int:
+            return 48
+
+    lists = label_lists(head, Images(), lists=4, length=47)  # type: ignore[arg-type]
+    assert [one.image for one in lists] == [0, 16, 31, 47]
+    labels = unpack_labels(head["pseudo_labels.row_bits"], 48)
+    assert has_labels(head)
+    for one in lists:
+        positives = {shown.image for shown in one.shown if shown.labelled}
+        assert positives | {one.image} == set(torch.nonzero(labels[one.image]).flatten().tolist())
+        similarity = [shown.similarity for shown in one.shown]
+        assert similarity == sorted(similarity, reverse=True) and len(similarity) == 47
+        assert all(shown.right == (shown.image // 6 == one.image // 6) for shown in one.shown)
+    warmup = {"pseudo_labels.row_bits": torch.zeros(9, 16, dtype=torch.uint8)}
+    warmup["pseudo_labels.row_bits"][torch.arange(9), torch.arange(9) // 8] = (
+        2 ** (torch.arange(9) % 8).byte()
+    )
+    assert not has_labels(warmup)
+
+
+def test_ticks_are_round_and_cover_the_values() -> None:
+    assert nice_ticks(0, 100) == [0, 20, 40, 60, 80, 100]
+    assert nice_ticks(0, 4.6) == [0, 1, 2, 3, 4, 5]
+    assert nice_ticks(0, 0.013) == [0, 0.005, 0.01, 0.015]
+    assert nice_ticks(3.0, 3.0) == [3, 4, 5, 6] and nice_ticks(0, 0) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    for high in np.geomspace(1e-3, 1e6, 200):
+        ticks = nice_ticks(0, float(high))
+        assert 2 <= len(ticks) <= 6 and ticks[-1] >= high > ticks[-2]
+
+
+def test_a_chart_draws_its_values_where_they_belong() -> None:
+    points = [(1, 20.0), (2, 60.0), (4, 100.0)]
+    chart = Chart("c", "training", "A <title>", "%", "", [Series("one", points)], (0, 4), limits=(0.0, 100.0))
+    drawing = draw(chart)
+    grid = sorted({i.points[0][1] for i in drawing.items if isinstance(i, Line) and i.role == "grid"})
+    top, bottom = grid[0], grid[-1]
+    line = [i for i in drawing.items if isinstance(i, Line) and i.role == "series-0"][-1]
+    heights = [(bottom - y) / (bottom - top) for _, y in line.points]
+    assert heights == pytest.approx([0.2, 0.6, 1.0])
+    left, right = (
+        (chart_x := next(i.points for i in drawing.items if isinstance(i, Line) and i.role == "axis"))[0][0],
+        chart_x[1][0],
+    )
+    assert [(x - left) / (right - left) for x, _ in line.points] == pytest.approx([0.25, 0.5, 1.0])
+    assert chart.description() == (
+        "one: 20.0 % after 1 epoch, 100.0 % after 4 epochs, between 20.0 % and 100.0 %."
+    )
+    svg = to_svg(drawing, "c")
+    assert "A &lt;title&gt;" in svg and svg.count("<circle") == 3
+    image = Image.open(io.BytesIO(to_png(drawing)))
+    assert image.size == (480 * PNG_SCALE, 272 * PNG_SCALE)
+    x, y = line.points[1]
+    assert image.getpixel((round(x * PNG_SCALE), round(y * PNG_SCALE))) == tuple(
+        bytes.fromhex(LIGHT["series-0"][1:])
+    )
+
+
+def test_bars_stand_on_one_another() -> None:
+    series = [Series("low", [(1, 3.0), (2, 1.0)]), Series("high", [(1, 1.0), (2, 3.0)])]
+    chart = Chart("c", "time", "", "s", "", series, (1, 2), limits=(0.0, 4.0), stacked=True)
+    boxes = [i for i in draw(chart).items if isinstance(i, Box) and i.width != 12]  # without the legend's
+    low, high = boxes[:2], boxes[2:]
+    assert [box.height / (low[0].height / 3) for box in boxes] == pytest.approx([3, 1, 1, 3])
+    for below, above in zip(low, high, strict=True):
+        assert above.at[1] + above.height == pytest.approx(below.at[1])
+        assert above.at[0] == below.at[0]
+
+
+def test_an_old_log_without_the_parts_of_time_has_the_other_curves(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("epochs: 5\nlabel_start_epoch: 1\n")
+    lines = [{"epoch": e, "loss": 3.0 - e, "positives": 1.0 + e, "seconds": 60.0} for e in range(2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = load_run(tmp_path)
+    charts = {chart.name: chart for chart in curves(run)}
+    assert list(charts) == ["loss", "positives"]
+    assert charts["loss"].series[0].points == [(1, 3.0), (2, 2.0)] and charts["loss"].mark == (
+        1,
+        "labels begin",
+    )
+    assert (run.finished, run.before, run.last("loss"), run.last("mAP")) == (False, {}, 2.0, None)
+
+
+def test_words_for_numbers() -> None:
+    times = [duration(seconds) for seconds in (0.26, 59.94, 61, 3599.6, 7265)]
+    assert times == ["0.3 s", "59.9 s", "1 min 01 s", "1 h 00 min", "2 h 01 min"]
+    text = table("about", ["", "n"], [["a", "1,234.5"], ["b", ""]])
+    assert text.count('class="number"') == 3 and rows(text) == [["", "n"], ["a", "1,234.5"], ["b", ""]]
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's ratio of two colours."""
+
+    def luminance(color: str) -> float:
+        parts = [part / 255 for part in bytes.fromhex(color[1:])]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("colors", [LIGHT, DARK], ids=["light", "dark"])
+def test_colours_can_be_told_from_the_paper(colors: dict[str, str]) -> None:
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    for role in ("ink", "muted", "right", "wrong", "series-0"):  # words
+        assert contrast(colors[role], colors["paper"]) >= 4.5, role
+    for role in colors.keys() - {"paper", "grid"}:  # the rest of what has a meaning
+        assert contrast(colors[role], colors["paper"]) >= 3, role
+
+
+def test_in_a_browser(written: tuple[Path, str], run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    address = (written[0] / PAGE_FILE).as_uri()
+    paper = {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 25, 29)"}
+    with browser() as opened:
+        for scheme, width in (("light", 1200), ("dark", 1200), ("light", 360)):
+            page = opened.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
+            messages: list[str] = []
+            page.on("console", lambda message, messages=messages: messages.append(message.text))
+            page.on("request", lambda request, messages=messages: messages.append(request.url))
+            page.goto(address)
+            # The page itself and images inside it are all that is ever asked for.
+            assert [m for m in messages if not m.startswith("data:image/jpeg")] == [address]
+            assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth >= 16)")
+            assert page.evaluate("document.images.length") == len(re.findall("<img ", written[1]))
+            assert page.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
+            assert page.evaluate("getComputedStyle(document.body).backgroundColor") == paper[scheme]
+            tile = page.get_by_role("definition").nth(1).inner_text()
+            assert tile.split("\n")[0] == f"{100 * run[1]['after']['mAP']:.1f} %"
+            charts = page.get_by_role("img", name="Training loss")
+            assert charts.count() == 1 and charts.bounding_box()["width"] > 300
+            # Each chart is as high as it should be, its words as large as they can be read.
+            sizes = page.evaluate(
+                "[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().width / 480 * 11)"
+            )
+            assert len(sizes) >= 5 and min(sizes) >= 7.3
+            for link in page.locator("nav a").all():
+                link.click()
+                assert page.locator(":target").inner_text() == link.inner_text()
+            page.get_by_text("Numbers").first.click()
+            assert page.locator("details[open] tbody tr").count() == EPOCHS
+            page.screenshot(path=tmp_path / f"{scheme}-{width}.png")
+            page.close()
+        page = opened.new_page(color_scheme="dark")
+        page.goto(address)
+        page.emulate_media(media="print")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == paper["light"]
+        assert not page.locator("nav").is_visible()
+        assert page.pdf(format="A4").count(b"/Type /Page\n") >= 3
+    shot = np.asarray(Image.open(tmp_path / "dark-1200.png").convert("RGB")).reshape(-1, 3)
+    assert (shot == (22, 25, 29)).all(axis=1).mean() > 0.5

@@ -1,0 +1,80 @@
+"""What the documentation shows runs, is current, and is there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PROGRAMS = [
+    pytest.param(block, id=f"{page.stem}-{number}")
+    for page in (ROOT / "docs" / "kernels.md", ROOT / "docs" / "using-the-ops.md")
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.M | re.S))
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_block_runs_by_itself(
+    program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "scipy" in program:
+        pytest.importorskip("scipy")
+    monkeypatch.chdir(tmp_path)  # some write files
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        exec(compile(program, "block", "exec"), {"__name__": "__main__"})
+    finally:
+        torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    # Each ends by showing what it computed; agreements are NaN in the warm-up only.
+    assert re.search(r"\d", printed) and "nan" not in printed.splitlines()[-1]
+
+
+def test_there_are_programs() -> None:
+    assert len(PROGRAMS) >= 10
+
+
+def test_the_api_reference_is_current() -> None:
+    script = [sys.executable, ROOT / "scripts" / "api_reference.py", "--check"]
+    checked = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    import snnet_kernels
+
+    public = [getattr(snnet_kernels, name) for name in snnet_kernels.__all__]
+    named = [thing.__name__ for thing in public if callable(thing)]
+    missing = [name for name in named if f"\n### {name}\n" not in text]
+    assert missing == [] and len(named) >= 15
+
+
+def test_links_lead_to_files_and_sections_that_are_there() -> None:
+    broken, links = [], 0
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+            if "://" in target:
+                continue
+            links += 1
+            file, _, section = target.partition("#")
+            found = page.parent / file if file else page
+            if not found.exists() or (section and section not in _anchors(found)):
+                broken.append(f"{page.name}: {target}")
+    assert broken == [] and links > 50
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as they are made on the usual code hosts."""
+    anchors: set[str] = set()
+    counts: dict[str, int] = {}
+    for title in re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.M):
+        anchor = re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
+        anchors.add(f"{anchor}-{counts[anchor]}" if anchor in counts else anchor)
+        counts[anchor] = counts.get(anchor, 0) + 1
+    return anchors
