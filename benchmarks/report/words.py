@@ -26,6 +26,7 @@ CONTENDERS = {
     "uint8": "uint8 matrix",
     "float32": "float32 matrix",
     "argsort": "numpy, an argsort a query",
+    "dense": "numpy, dense matrices",
     "bare-product": "the bare product f Mᵀ",
     "two-products": "the two bare products",
     "backbone": "the backbone alone",
@@ -51,6 +52,7 @@ OPERATIONS = {
     "iteration": "A whole iteration without the backbone",
     "training": "A training iteration with a backbone",
     "rank-metrics": "CMC, mAP and mINP",
+    "rerank": "k-reciprocal re-ranking",
 }
 
 PRECISIONS = {"tf32x3": "three tf32 products", "tf32": "plain tf32", "bf16": "bf16 and a float32 recheck"}

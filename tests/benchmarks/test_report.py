@@ -168,6 +168,8 @@ def test_the_readme_gets_the_head_between_its_markers(run, tmp_path):
         "| labels, nearest neighbour, memory and cache update: the usual loop over samples | 500 × |  |"
         in text
     )
+    over = "- a whole iteration without the backbone, over the bare product f Mᵀ: 1.70 × (d 2048)"
+    assert over in text and "[docs/benchmarks.md](docs/benchmarks.md)" in text
     readme.write_text("no markers\n")
     write_head(readme, {"test-cpu": run})
     assert readme.read_text() == "no markers\n"
