@@ -31,6 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seconds", type=float, default=0.6, help="measured time of a contender (default: 0.6)")
     group.addoption("--no-memory", action="store_true", help="do not measure peak memory")
     group.addoption(
+        "--time-limit",
+        type=float,
+        default=float("inf"),
+        metavar="SECONDS",
+        help="begin nothing after it; what floors.yaml has a ratio of comes first (default: none)",
+    )
+    group.addoption(
         "--floors-only",
         action="store_true",
         help="only what floors.yaml has a ratio of, without torch.compile",
@@ -82,21 +89,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """One shape after the other, so that its inputs are made once."""
+    """One shape after the other, so that its inputs are made once; if time is short, the stated ratios first."""
+    floors = [floor for floor in read_floors() if floor.device == config.option.device]
     if config.option.floors_only:
-        keep = {
-            (row.operation, name)
-            for row in read_floors()
-            if row.device == config.option.device
-            for name in row.quick_contenders
-        }
+        keep = {(floor.operation, name) for floor in floors for name in floor.quick_contenders}
         dropped = [item for item in items if not _is_in(item, keep)]
         items[:] = [item for item in items if _is_in(item, keep)]
         config.hook.pytest_deselected(items=dropped)
+    stated = {(floor.operation, shape) for floor in floors for shape in floor.limits}
+    short = config.option.time_limit < float("inf")
     order: dict[Any, int] = {}
     for item in items:
         order.setdefault(_shape_of(item), len(order))
-    items.sort(key=lambda item: order[_shape_of(item)])
+
+    def rank(item: pytest.Item) -> tuple[bool, int]:
+        measured, shape = _measured_by(item), _shape_of(item)
+        first = measured is not None and (measured.operation.name, shape.name) in stated
+        return short and not first, order[shape]
+
+    items.sort(key=rank)
 
 
 def _is_in(item: pytest.Item, keep: set[tuple[str, str]]) -> bool:
@@ -120,11 +131,15 @@ _WORKBENCH = pytest.StashKey["Workbench"]()
 
 @pytest.fixture(scope="session")
 def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
+    from .race import Effort
     from .workbench import Workbench
 
     option = request.config.option
     request.config.stash[_WORKBENCH] = workbench = Workbench(
-        option.device, option.rounds, option.seconds, memory=not option.no_memory, quick=option.size == "tiny"
+        option.device,
+        Effort(option.rounds, option.seconds, memory=not option.no_memory),
+        quick=option.size == "tiny",
+        time_limit=option.time_limit,
     )
     yield workbench
 
@@ -132,13 +147,18 @@ def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
 @pytest.fixture
 def race(request: pytest.FixtureRequest, workbench: Workbench, shape: Shape) -> Race:
     """The race of this test's operation and shape, of all contenders that were selected."""
+    from .case import Unavailable
+
     operation = _measured_by(request.node).operation
     names = [
         item.callspec.params["contender"]
         for item in request.session.items
         if _shape_of(item) == shape and _measured_by(item).operation is operation
     ]
-    return workbench.race(operation, shape, names)
+    try:
+        return workbench.race(operation, shape, names)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
 
 
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:

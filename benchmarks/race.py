@@ -5,8 +5,9 @@ Contenders run in turns, so that a slow moment of the machine meets them all, ea
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,20 +58,20 @@ class Race:
         self.lanes = {name: Lane(operation.contenders[name]) for name in names}
         try:
             case.prepare(*operation.inputs)
-        except Unavailable as reason:
+        except (Unavailable, torch.OutOfMemoryError) as obstacle:
             for lane in self.lanes.values():
-                lane.obstacle = reason
+                lane.obstacle = _as_reason(obstacle)
             return
         if operation.writes:
             case.save()
         torch._dynamo.reset()  # what was compiled for another shape does not count
         for lane in self.lanes.values():
             self._qualify(lane)
-        running = [lane for lane in self.lanes.values() if lane.obstacle is None]
         try:
-            self._take_turns(running)
-            for lane in running:
-                self._describe(lane)
+            self._take_turns([lane for lane in self.lanes.values() if lane.obstacle is None])
+            for lane in self.lanes.values():
+                if lane.obstacle is None:
+                    self._describe(lane)
         finally:
             for lane in self.lanes.values():
                 lane.run = None  # and what it holds
@@ -99,18 +100,15 @@ class Race:
             if contender.gated:
                 gate = contender.gate or self.operation.gate
                 lane.extra |= gate(case, batch, contender.read(answer)) or {}
-        except torch.OutOfMemoryError as obstacle:
-            lane.obstacle = Unavailable(f"out of memory: {str(obstacle).splitlines()[0]}")
         except Exception as obstacle:
-            lane.obstacle = obstacle
+            lane.obstacle = _as_reason(obstacle)
         finally:
             if self.operation.writes:
                 case.restore_()
 
     def _part(self, lane: Lane, batch: Batch) -> Batch:
         samples = lane.contender.samples
-        few = samples is not None and self.case.device.type == "cpu"
-        return batch.first(samples) if few else batch
+        return batch if samples is None else batch.first(samples)
 
     def _scale(self, lane: Lane) -> float:
         batch = self.case.batches[0]
@@ -120,21 +118,28 @@ class Race:
         rounds: dict[int, int] = {}
         for lane in lanes:
             # The first call was no measure, and compiled code has met one batch only.
-            seconds = self._host_seconds(lane, 1)
-            if seconds < 1:
-                seconds = self._host_seconds(lane, 2)
-            wanted = round(self.effort.seconds / max(seconds, 1e-9))
+            seconds = self._guarded(lane, lambda lane=lane: self._host_seconds(lane, 1))
+            if seconds is not None and seconds < 1:
+                seconds = self._guarded(lane, lambda lane=lane: self._host_seconds(lane, 2))
+            wanted = round(self.effort.seconds / max(seconds or 0, 1e-9))
             rounds[id(lane)] = min(self.effort.rounds, max(LEAST_ROUNDS, wanted))
         for turn in range(max(rounds.values(), default=0)):
             for lane in lanes:
-                if turn < rounds[id(lane)]:
-                    self._time(lane, self._part(lane, self.case.batches[turn % len(self.case.batches)]))
+                if lane.obstacle is None and turn < rounds[id(lane)]:
+                    batch = self._part(lane, self.case.batches[turn % len(self.case.batches)])
+                    self._guarded(lane, lambda lane=lane, batch=batch: self._time(lane, batch))
+
+    def _guarded(self, lane: Lane, action: Callable[[], float | None]) -> float | None:
+        """``action()``; where it fails the lane is out, the others go on."""
+        try:
+            return action()
+        except Exception as obstacle:
+            lane.obstacle = _as_reason(obstacle)
+            return None
 
     def _host_seconds(self, lane: Lane, which: int) -> float:
         batch = self._part(lane, self.case.batches[which % len(self.case.batches)])
-        start = time.perf_counter()
-        lane.run(batch)
-        return time.perf_counter() - start
+        return self.clock.host(lambda: lane.run(batch))
 
     def _time(self, lane: Lane, batch: Batch) -> None:
         scale, run = self._scale(lane), lane.run
@@ -171,4 +176,12 @@ class Race:
             lane.extra["held_bytes"] = lane.contender.holds(self.case)
         if self.effort.memory and self._scale(lane) == 1:
             batch = self.case.batches[0]
-            lane.extra["peak_bytes"] = peak_bytes(lambda: lane.run(batch), device)
+            with contextlib.suppress(torch.OutOfMemoryError):
+                lane.extra["peak_bytes"] = peak_bytes(lambda: lane.run(batch), device)
+
+
+def _as_reason(obstacle: Exception) -> Exception:
+    """Where memory is short nothing is wrong: the benchmark is skipped, and says so."""
+    if isinstance(obstacle, torch.OutOfMemoryError):
+        return Unavailable(f"out of memory: {str(obstacle).splitlines()[0]}")
+    return obstacle

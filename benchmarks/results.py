@@ -88,25 +88,37 @@ def read_run(paths: Iterable[Path]) -> Run:
 
     Raises ValueError naming the file where it is not the JSON of these benchmarks.
     """
-    run: Run | None = None
+    whole: Run | None = None
     found: dict[tuple[str, str, str], Result] = {}
     for path in paths:
         try:
-            content = json.loads(path.read_text())
-            results = [_result(benchmark) for benchmark in content["benchmarks"]]
-            run = run or Run(machine=content["machine_info"])
-            run.rates |= content.get("rates", {})
-            run.dates.append(content["datetime"][:10])
-            run.commits.append(content["commit_info"].get("id", "unknown")[:7])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            run = run_of(json.loads(path.read_text()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} is not the JSON of pytest benchmarks --benchmark-json: {type(error).__name__} {error}"
             ) from error
-        found |= {(result.operation, result.contender, result.shape): result for result in results}
-    if run is None:
+        found |= {(result.operation, result.contender, result.shape): result for result in run.results}
+        if whole is None:
+            whole = run
+        else:
+            whole.rates |= run.rates
+            whole.dates += run.dates
+            whole.commits += run.commits
+    if whole is None:
         raise ValueError("no results to read")
-    run.results = list(found.values())
-    return run
+    whole.results = list(found.values())
+    return whole
+
+
+def run_of(content: dict[str, Any]) -> Run:
+    """The JSON of one run."""
+    return Run(
+        machine=content["machine_info"],
+        rates=dict(content.get("rates", {})),
+        dates=[content["datetime"][:10]],
+        commits=[content["commit_info"].get("id", "unknown")[:7]],
+        results=[_result(benchmark) for benchmark in content["benchmarks"]],
+    )
 
 
 def _result(benchmark: dict[str, Any]) -> Result:

@@ -88,7 +88,17 @@ class Head:
 
     weights = (1.0, 0.8, 0.6)
 
-    def __init__(self, num_instances: int, feature_dim: int, device: str) -> None:
+    def __init__(
+        self,
+        num_instances: int,
+        feature_dim: int,
+        *,
+        threshold: float = 0.6,
+        hard_negative_ratio: float = 0.01,
+        device: str = "cpu",
+    ) -> None:
+        self.threshold = threshold
+        self.hard_negative_ratio = hard_negative_ratio
         self.memory = torch.zeros(num_instances, feature_dim, device=device)
         self.labels = torch.eye(num_instances, dtype=torch.bool, device=device)
         self.momentum = 0.0
@@ -97,14 +107,17 @@ class Head:
         self.memory.copy_(normalize(features, dim=1))
 
     def __call__(self, features: Tensor, index: Tensor) -> Tensor:
-        main = loop.mplp(self.memory, index)
+        main = loop.mplp(self.memory, index, self.threshold)
         neighbor = loop.nearest_neighbors(self.memory, index)[0][:, 0]
         symmetric, of_neighbor = (
             sk.pack_labels(part) for part in (self.labels[:, index].t(), self.labels[neighbor])
         )
         loop.write_labels_(self.labels, index, main)
         return loop.mutual_label_loss(
-            features @ self.memory.t(), (main, symmetric, of_neighbor), self.weights
+            features @ self.memory.t(),
+            (main, symmetric, of_neighbor),
+            self.weights,
+            hard_negative_ratio=self.hard_negative_ratio,
         )
 
     def update_(self, index: Tensor, features: Tensor) -> None:

@@ -43,7 +43,7 @@ phase_sanitizer() {
 }
 
 phase_benchmarks() {
-  timeout $limit "$python" -m pytest benchmarks --benchmark-only --device cuda -q -p no:cacheprovider \
+  timeout $limit "$python" -m pytest benchmarks --benchmark-only --device cuda --time-limit 420 -q -p no:cacheprovider \
     --benchmark-json="$out/benchmarks-raw.json"
 }
 

@@ -1,1 +1,5 @@
-"""Results as a page: ``python -m benchmarks.report``."""
+"""Results as a page (``python -m benchmarks.report``) and as lines of text."""
+
+from .summary import summary_lines
+
+__all__ = ["summary_lines"]

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..floors import Floor, read_floors, verdicts
+from ..floors import read_floors, verdicts
 from ..growth import curves
 from ..results import Result, Run
 from ..shapes import is_growth
 from . import words
 
+DIMS = ("d2048", "d512")  # the columns of the short table
 INSTRUCTIONS = Path(__file__).parent.parent / "instructions.json"
 
 
@@ -59,20 +60,24 @@ def stated(run: Run) -> str:
 
 
 def head(run: Run) -> str:
-    """The stated CPU ratios in short, for the README: one column a number of dimensions."""
+    """The stated ratios in short, for the README: a table over d, and a sentence for each of the others."""
     floors = [floor for floor in read_floors() if floor.device == run.machine["device"]]
-    faster = [floor for floor in floors if floor.bound == "at_least"]
-    rows = [(floor.work, *_by_dims(floor, run)) for floor in faster]
-    return table(("time of … over ours", "d 2048", "d 512"), rows)
+    rows, sentences = [], []
+    for floor in floors:
+        found = {verdict.shape: verdict.measured for verdict in verdicts(floor, run) if verdict.measured}
+        by_dims = [next((v for shape, v in found.items() if f"-{d}-b" in shape), None) for d in DIMS]
+        in_table = floor.bound == "at_least" and all("market-d" in shape for shape in floor.limits)
+        if in_table and found:
+            rows.append((floor.work, *(f"{ratio(value)} ×" if value else "" for value in by_dims)))
+        elif found and floor.bound in ("at_least", "at_most"):
+            values = ", ".join(f"{ratio(value)} × ({_short(shape)})" for shape, value in found.items())
+            sentences.append(f"- {floor.work}: {values}")
+    parts = [table(("time of … over ours", *(d.replace("d", "d ") for d in DIMS)), rows)]
+    return "\n\n".join([*parts, "\n".join(sentences)] if sentences else parts)
 
 
-def _by_dims(floor: Floor, run: Run) -> tuple[str, str]:
-    found = {"d2048": "", "d512": ""}
-    for verdict in verdicts(floor, run):
-        column = "d512" if "-d512-" in verdict.shape else "d2048"
-        if verdict.measured is not None:
-            found[column] = f"{ratio(verdict.measured)} ×"
-    return found["d2048"], found["d512"]
+def _short(shape: str) -> str:
+    return next((d.replace("d", "d ") for d in DIMS if f"-{d}-" in shape), shape)
 
 
 def operation(run: Run, name: str) -> str:
