@@ -1,0 +1,120 @@
+"""Launches: tile shapes, the choice among them, the number of programs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from triton import knobs
+from triton.runtime.errors import OutOfResources
+
+Result = TypeVar("Result")
+
+INTERPRETED = bool(knobs.runtime.interpret)
+
+
+class Tile(NamedTuple):
+    """The part of a product that one program makes at once, and the resources it gets."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+    # A thread's registers at most. Without a number ptxas spills a little here and there for more programs.
+    registers: int = 255
+
+    def options(self) -> dict[str, int]:
+        return {
+            "BLOCK_A": self.rows,
+            "BLOCK_B": self.columns,
+            "BLOCK_K": self.depth,
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+            "maxnreg": self.registers,
+        }
+
+
+# The default first. All are square: the bars of the rank counts are made in tiles of the counts' own shape.
+TILES: dict[str, tuple[Tile, ...]] = {
+    "ieee": (Tile(64, 64, 8, 4, 3, registers=168), Tile(128, 128, 8, 8, 3)),
+    "tf32x3": (Tile(64, 64, 32, 4, 3), Tile(128, 128, 16, 8, 3)),
+    "tf32": (Tile(64, 64, 32, 4, 4), Tile(128, 128, 32, 8, 3)),
+    "bf16": (Tile(64, 64, 64, 4, 3), Tile(128, 128, 64, 8, 3)),
+}
+
+_fastest: dict[tuple[Any, ...], Tile] = {}
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+    """Run ``programs`` programs of a kernel on the device of its first argument."""
+    with torch.cuda.device_of(arguments[0]):
+        kernel[(programs,)](*arguments, **options)
+
+
+def with_fastest_tile(
+    name: str, device: torch.device, precision: str, sizes: Sequence[int], run: Callable[[Tile], Result]
+) -> Result:
+    """``run(tile)`` with the fastest tile of the precision, measured once for sizes of one magnitude.
+
+    ``run`` must have no effect but its result. Where nothing can be measured (under graph capture) or should
+    be (``torch.use_deterministic_algorithms``: another tile rounds the sums of a loss otherwise) the default
+    is taken.
+    """
+    tiles = TILES[precision]
+    key = (name, device, precision, *(size.bit_length() for size in sizes))
+    tile = _fastest.get(key)
+    if tile is None:
+        if not _measurable(device):
+            return run(tiles[0])
+        tile = _fastest[key] = min(tiles, key=lambda tile: _milliseconds(device, lambda: run(tile)))
+    return run(tile)
+
+
+def _measurable(device: torch.device) -> bool:
+    return (
+        device.type == "cuda"
+        and not INTERPRETED
+        and not torch.are_deterministic_algorithms_enabled()
+        and not torch.cuda.is_current_stream_capturing()
+    )
+
+
+def _milliseconds(device: torch.device, run: Callable[[], object]) -> float:
+    times = []
+    with torch.cuda.device(device):
+        for _ in range(4):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            try:
+                start.record()
+                run()
+                end.record()
+            except OutOfResources:  # of a smaller device
+                return float("inf")
+            end.synchronize()
+            times.append(start.elapsed_time(end))
+    return statistics.median(times[1:])  # the first compiles
+
+
+@lru_cache
+def processors(device: torch.device) -> int:
+    """How many programs run side by side at the least: the multiprocessors of the device."""
+    if device.type != "cuda":
+        return 3
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def blocks_of(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def column_spans(
+    n: int, rows: int, tile: Tile, device: torch.device, programs_per_processor: int
+) -> tuple[int, int]:
+    """(parts, columns of each) of n columns, so that parts times the row tiles fill the device."""
+    wanted = blocks_of(programs_per_processor * processors(device), blocks_of(rows, tile.rows))
+    span = blocks_of(blocks_of(n, wanted), tile.columns) * tile.columns
+    return blocks_of(n, span), span
