@@ -146,7 +146,7 @@ def compiled(case: RerankCase) -> Any:
     return answering(lambda batch: rerank(*batch.tensors()))
 
 
-@reranking_operation.contender("numpy", devices=("cpu",))
+@reranking_operation.contender("numpy", devices=("cpu",), once=True)
 def by_numpy(case: RerankCase) -> Any:
     def form(batch: Features) -> np.ndarray:
         steps, reranking._steps = reranking._steps, reranking_numpy
