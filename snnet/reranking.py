@@ -18,8 +18,8 @@ L2-normalised features. What is computed, step by step:
 8. **Final distance.** ``(1 - λ) Jaccard + λ d[i, j]`` between query i and gallery image j.
 
 The product of the features is taken in blocks, each used for its rows and its columns, and only the nearest
-of each image are kept; V is sparse. Beyond the features that is tens of MB for Market-1501, against 8 GB and more
-for the usual dense form.
+of each image are kept; V is sparse. Beyond features and result that is about 180 MB for Market-1501, against
+6 GB of the usual dense form.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ def rerank(
     original_weight: float = ORIGINAL_WEIGHT,
     threads: int | None = None,
 ) -> np.ndarray:
-    """Distances float32 [q, g] after k-reciprocal re-ranking, smaller is nearer; defined in the module's text.
+    """Distances float32 [q, g] after k-reciprocal re-ranking (Zhong et al., CVPR 2017), smaller is nearer.
+
+    Exact, and without a matrix of all pairs: beyond the result it takes 180 MB for Market-1501. The module's
+    text defines what is computed, step by step; so does ``docs/method.md``.
 
     Args:
         query, gallery: the features of the images.

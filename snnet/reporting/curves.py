@@ -118,11 +118,12 @@ def _one(run: Run, name: str, read: Callable[[dict[str, Any]], float | None]) ->
 
 
 def _retrieval(run: Run) -> list[Series]:
+    """From before training on; nothing where only its ends were measured, which are no curve."""
     found = _series(run, {"rank1": "rank-1", "mAP": "mAP"}, 100)
     if run.before:
         values = {"rank-1": 100 * run.before["rank1"], "mAP": 100 * run.before["mAP"]}
         found = [Series(one.name, [(0, values[one.name]), *one.points]) for one in found]
-    return found
+    return [one for one in found if len(one.points) > 2]
 
 
 def _seconds(run: Run) -> list[Series]:
