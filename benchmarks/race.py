@@ -190,7 +190,7 @@ class Race:
                 lane.extra["product_seconds"] = work.products / rate
         if lane.contender.holds is not None:
             lane.extra["held_bytes"] = lane.contender.holds(self.case)
-        if self.effort.memory and self._scale(lane) == 1 and len(lane.cold) > 1:
+        if self.effort.memory and self._scale(lane) == 1 and not lane.contender.once:
             batch = self.case.batches[0]
             with contextlib.suppress(torch.OutOfMemoryError):
                 lane.extra["peak_bytes"] = peak_bytes(lambda: lane.run(batch), device)
