@@ -5,7 +5,6 @@ No implementation can be faster than the larger of bytes over copy bandwidth and
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +56,7 @@ class Rates:
         if "copy" not in self._found:
             source = torch.ones(self._copied // 4, device=self.device)
             target = torch.empty_like(source)
-            self._found["copy"] = 2 * self._copied / self._median(lambda: target.copy_(source))
+            self._found["copy"] = 2 * self._copied / self._least(lambda: target.copy_(source))
         return self._found["copy"]
 
     def matmul_rate(self, precision: str = "ieee") -> float:
@@ -71,7 +70,7 @@ class Rates:
             flags = torch.backends.cuda.matmul
             before, flags.fp32_precision = flags.fp32_precision, "tf32" if precision == "tf32" else "ieee"
             try:
-                seconds = self._median(lambda: left @ right)
+                seconds = self._least(lambda: left @ right)
             finally:
                 flags.fp32_precision = before
             self._found[precision] = 2 * self._side**3 / seconds
@@ -88,6 +87,7 @@ class Rates:
         """What was measured so far, by name."""
         return dict(self._found)
 
-    def _median(self, call: Call) -> float:
+    def _least(self, call: Call) -> float:
+        """Seconds at best: a floor is what the machine can do, not what it does when it is disturbed."""
         self._clock.warm(call)
-        return statistics.median(self._clock.warm(call) for _ in range(7))
+        return min(self._clock.warm(call) for _ in range(7))

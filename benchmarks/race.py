@@ -23,6 +23,7 @@ from .replay import REPLAY
 
 WARM_BELOW = 0.05  # seconds: a longer call moves far more than a processor's cache holds
 LEAST_ROUNDS = 3
+ONCE_ABOVE = 5.0  # seconds: a longer call is timed once
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,11 @@ class Race:
         try:
             check_available(contender)
             lane.run = contender.build(case)
-            answer = lane.run(batch)
+            if contender.once:
+                answer, seconds = self._timed(lambda: lane.run(batch))
+                lane.cold.append(self._scale(lane) * seconds)
+            else:
+                answer = lane.run(batch)
             if contender.gated:
                 gate = contender.gate or self.operation.gate
                 lane.extra |= gate(case, batch, contender.read(answer)) or {}
@@ -117,15 +122,20 @@ class Race:
     def _take_turns(self, lanes: list[Lane]) -> None:
         rounds: dict[int, int] = {}
         for lane in lanes:
+            if lane.contender.once:
+                continue
             # The first call was no measure, and compiled code has met one batch only.
             seconds = self._guarded(lane, lambda lane=lane: self._host_seconds(lane, 1))
             if seconds is not None and seconds < 1:
                 seconds = self._guarded(lane, lambda lane=lane: self._host_seconds(lane, 2))
+            if seconds is not None and seconds > ONCE_ABOVE:
+                lane.cold.append(self._scale(lane) * seconds)
+                continue
             wanted = round(self.effort.seconds / max(seconds or 0, 1e-9))
             rounds[id(lane)] = min(self.effort.rounds, max(LEAST_ROUNDS, wanted))
         for turn in range(max(rounds.values(), default=0)):
             for lane in lanes:
-                if lane.obstacle is None and turn < rounds[id(lane)]:
+                if lane.obstacle is None and turn < rounds.get(id(lane), 0):
                     batch = self._part(lane, self.case.batches[turn % len(self.case.batches)])
                     self._guarded(lane, lambda lane=lane, batch=batch: self._time(lane, batch))
 
@@ -140,6 +150,12 @@ class Race:
     def _host_seconds(self, lane: Lane, which: int) -> float:
         batch = self._part(lane, self.case.batches[which % len(self.case.batches)])
         return self.clock.host(lambda: lane.run(batch))
+
+    def _timed(self, call: Callable[[], Any]) -> tuple[Any, float]:
+        """What ``call`` returns, and its seconds."""
+        answers: list[Any] = []
+        seconds = self.clock.host(lambda: answers.append(call()))
+        return answers[0], seconds
 
     def _time(self, lane: Lane, batch: Batch) -> None:
         scale, run = self._scale(lane), lane.run
@@ -174,7 +190,7 @@ class Race:
                 lane.extra["product_seconds"] = work.products / rate
         if lane.contender.holds is not None:
             lane.extra["held_bytes"] = lane.contender.holds(self.case)
-        if self.effort.memory and self._scale(lane) == 1:
+        if self.effort.memory and self._scale(lane) == 1 and not lane.contender.once:
             batch = self.case.batches[0]
             with contextlib.suppress(torch.OutOfMemoryError):
                 lane.extra["peak_bytes"] = peak_bytes(lambda: lane.run(batch), device)

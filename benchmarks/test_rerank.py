@@ -146,7 +146,7 @@ def compiled(case: RerankCase) -> Any:
     return answering(lambda batch: rerank(*batch.tensors()))
 
 
-@reranking_operation.contender("numpy", devices=("cpu",))
+@reranking_operation.contender("numpy", devices=("cpu",), once=True)
 def by_numpy(case: RerankCase) -> Any:
     def form(batch: Features) -> np.ndarray:
         steps, reranking._steps = reranking._steps, reranking_numpy
@@ -158,7 +158,7 @@ def by_numpy(case: RerankCase) -> Any:
     return answering(form)
 
 
-@reranking_operation.contender("dense", devices=("cpu",))
+@reranking_operation.contender("dense", devices=("cpu",), once=True)
 def by_dense_matrices(case: RerankCase) -> Any:
     needed = DENSE_MATRICES * 4 * (case.shape.n + case.shape.batch) ** 2
     if needed > free_memory(case.device):

@@ -71,6 +71,37 @@ def test_a_part_of_the_batch_is_scaled(case):
     assert set(seen) == {2} and race.lanes["part"].extra["scaled"] == 4.0
 
 
+def test_a_contender_that_takes_minutes_is_called_once(case):
+    calls = []
+    operation = Operation("calls", "calls", lambda case, batch, answer: None)
+    operation.contender("long", once=True)(lambda case: calls.append)
+    race = Race(operation, case, ["long"], Effort(9, 1.0), Rates(CPU, quick=True))
+    assert len(calls) == len(race.lanes["long"].cold) == 1 and race.lanes["long"].cold[0] > 0
+
+
+def test_a_contender_that_fails_while_it_is_timed_leaves_the_others(case):
+    operation = Operation("failing", "failing", lambda case, batch, answer: None)
+    operation.contender("steady")(lambda case: lambda batch: None)
+
+    @operation.contender("runs out of memory")
+    def failing(case):
+        left = [5]
+
+        def run(batch):
+            left[0] -= 1
+            if left[0] == 0:
+                raise torch.OutOfMemoryError("no room")
+
+        return run
+
+    race = Race(
+        operation, case, list(operation.contenders), Effort(6, 1, memory=False), Rates(CPU, quick=True)
+    )
+    assert len(race.lanes["steady"].cold) == 6
+    with pytest.raises(pytest.skip.Exception, match="out of memory: no room"):
+        race.report("runs out of memory", None)
+
+
 def test_an_in_place_contender_leaves_the_case_as_it_was(case):
     case.prepare("cache", "label_memory", "similarity")
     memory, cache = case.memory.clone(), case.cache.clone()
