@@ -1,4 +1,4 @@
-"""The edges of the definitions: hardly any images, zero rows, duplicates, NaN, bits past the last column.
+"""The edges of the definitions: hardly any images, thousands of candidates, zero rows, duplicates, NaN, bits past the last column.
 
 Every result is held against the loop over samples or the plain reference, compiled library or not.
 """
@@ -132,3 +132,13 @@ def test_nan_similarities_are_the_nearest(n, k):
         assert torch.equal(neighbors, expected)
         assert torch.equal(values.nan_to_num(7.0), expected_similarity.nan_to_num(7.0))
     assert expected[2, 0] == 0 and expected_similarity[2, 0].isnan()
+
+
+@pytest.mark.parametrize(("beyond", "positives"), [(9000, 300), (100, 8300)])
+def test_streaming_labels_of_thousands_of_candidates(beyond, positives):
+    """Candidates near 0 and at 45 degrees; images at 80 degrees are nearer to those at 45 than the anchors are."""
+    near = -0.01 * torch.arange(300)
+    angles = torch.cat([near, torch.full((8000,), 45.0), torch.full((beyond,), 80.0)]).deg2rad()
+    memory = torch.stack([angles.cos(), angles.sin()], dim=1)
+    flags = sk.unpack_labels(sk.mplp(memory, torch.arange(64)), len(memory))
+    assert flags[:, :positives].all() and int(flags.sum()) == 64 * positives
