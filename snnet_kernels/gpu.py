@@ -189,6 +189,7 @@ def _fused_mutual_label_loss(
     hard_negative_ratio: float,
 ) -> tuple[Tensor, Tensor]:
     preferred = ("triton", "cuda") if similarity is None else ("cuda", "triton")
+    features = features.contiguous()
     options = (labels, weights, delta, hard_negative_ratio)
     match _choose("fused_mutual_label_loss", *preferred):
         case "cuda":

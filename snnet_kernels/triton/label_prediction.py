@@ -161,8 +161,8 @@ def mplp(
 
     Args:
         memory: fp32 [n, d], contiguous.
-        index: int64 [B].
-        query_rows: fp32 [B, n], contiguous, in place of S[index].
+        index: int64 [B], any stride.
+        query_rows: fp32 [B, n], any strides, in place of S[index].
         precision: one of ``PRECISIONS``.
         bound_scale: widens the error bound of "bf16", which then decides less by itself (for tests).
     """
@@ -170,6 +170,8 @@ def mplp(
     width = bytes_of_labels(n)
     if batch_size == 0 or n == 0:
         return torch.zeros(batch_size, width, dtype=torch.uint8, device=memory.device)
+    index = index.contiguous()
+    query_rows = None if query_rows is None else query_rows.contiguous()
     bounds = row_bounds(memory) if precision == "bf16" else None
     if query_rows is not None:
         bits = given_candidates(query_rows, threshold)

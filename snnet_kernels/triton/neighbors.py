@@ -127,6 +127,8 @@ def nearest_neighbors(
     batch_size, (n, _) = index.shape[0], memory.shape
     keys = torch.full((batch_size, k), NOTHING, dtype=torch.int64, device=memory.device)
     others = min(k, n - 1)
+    index = index.contiguous()
+    query_rows = None if query_rows is None else query_rows.contiguous()
     if batch_size > 0 and others > 0:
         if query_rows is not None:
             _search(memory, index, query_rows, keys[:, :others], "ieee")

@@ -57,12 +57,15 @@ def memory_similarity(features: Tensor, memory: Tensor, precision: str = "ieee")
     """features memoryᵀ, fp32 [B, n], in one of ``PRECISIONS``; with the memory itself as features the cache.
 
     Args:
-        features: fp32 [B, d], contiguous.
-        memory: fp32 [n, d]; its rows may lie apart.
+        features: fp32 [B, d].
+        memory: fp32 [n, d]; its rows may lie apart. Other strides cost a copy.
     """
     batch_size, (n, d) = features.shape[0], memory.shape
     if batch_size == 0 or n == 0:
         return torch.empty(batch_size, n, dtype=torch.float32, device=memory.device)
+    # The kernel reads along rows; a transposed operand, as in the backward product, is laid out anew.
+    features = features.contiguous()
+    memory = memory if memory.stride(1) == 1 else memory.contiguous()
 
     def run(tile: Tile) -> Tensor:
         similarity = torch.empty(batch_size, n, dtype=torch.float32, device=memory.device)

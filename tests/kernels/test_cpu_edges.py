@@ -1,4 +1,4 @@
-"""The edges of the definitions: hardly any images, thousands of candidates, zero rows, duplicates, NaN, bits past the last column.
+"""The edges of the definitions: hardly any images, thousands of candidates, zero rows, duplicates, NaN, stray bits.
 
 Every result is held against the loop over samples or the plain reference, compiled library or not.
 """

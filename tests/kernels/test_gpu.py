@@ -119,6 +119,46 @@ def test_labels_small(n, d, form):
         assert torch.equal(similarity.cpu(), expected_similarity)
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_strided_arguments_small(cached):
+    n, d, batch = 70, 12, 9
+    memory, wide = exact_rows(n, d).to(DEVICE), exact_rows(batch, 2 * d, 1).to(DEVICE)
+    index, rows = batch_of(n, 2 * batch).to(DEVICE)[::2], (memory @ wide[:, ::2].t()).t()
+    cache = sk.build_similarity_cache(memory) if cached else None
+    for strided, plain in (
+        (sk.memory_similarity(wide[:, ::2], memory), sk.memory_similarity(wide[:, ::2].clone(), memory)),
+        *(
+            (call(index, rows), call(index.clone(), rows.contiguous()))
+            for call in (
+                lambda i, r: sk.mplp(memory, i, 0.5625, cache=cache, query_rows=r),
+                lambda i, r: sk.nearest_neighbors(memory, i, 3, cache=cache, query_rows=r)[0],
+            )
+        ),
+    ):
+        assert torch.equal(strided, plain)
+    labels = [label.to(DEVICE) for label in label_sets(batch, n)]
+    for kind in ("mmcl", "l2"):
+        losses = [
+            sk.fused_mutual_label_loss(features, memory, labels, WEIGHTS, kind=kind)
+            for features in (wide[:, ::2], wide[:, ::2].contiguous())
+        ]
+        assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
+def test_backward_product_small(precision):
+    """The dense backward product reads the memory along its columns."""
+    memory, features = clustered_features(40, 12).to(DEVICE), clustered_features(7, 12, seed=1).to(DEVICE)
+    grad = torch.randn(7, 40, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    sk.set_matmul_precision(precision)
+    try:
+        live = features.clone().requires_grad_()
+        (sk.memory_similarity(live, memory) * grad).sum().backward()
+    finally:
+        sk.set_matmul_precision("ieee")
+    assert_close(live.grad, (grad.double() @ memory.double()).cpu(), 5e-6)
+
+
 @pytest.mark.parametrize("kind", ["mmcl", "l2"])
 @pytest.mark.parametrize(("n", "d"), SIZES)
 def test_loss_small(n, d, kind):
