@@ -1,4 +1,4 @@
-"""The product s = f Mᵀ of the live features with the memory. No backend fuses it: this shows what the face adds."""
+"""The product s = f Mᵀ of the live features with the memory: torch's own, on a CPU as a batch of tiles."""
 
 from __future__ import annotations
 

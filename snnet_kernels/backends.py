@@ -27,7 +27,7 @@ _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
 # For each operation who serves CUDA tensors, filled by :mod:`.gpu`: first over a similarity cache, then without.
 GPU_SERVERS: dict[str, tuple[str, ...]] = {}
-# Single matrix products: every backend leaves them to torch.
+# Single matrix products: every backend leaves them to torch (the CPU library cuts the first into tiles).
 PLAIN_PRODUCTS = ("memory_similarity", "memory_similarity_backward", "build_similarity_cache")
 # Where no backend fuses them, these are made of other operations: the first of them names who serves.
 COMPOSED = {"mine_labels_": "mplp"}

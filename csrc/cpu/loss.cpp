@@ -274,7 +274,7 @@ std::tuple<Tensor, Tensor> fused_mutual_label_loss(const Tensor& features, const
     tiles.emplace(torch::stable::contiguous(features), memory);
     loss.tiles = &*tiles;
   } else {
-    s = similarity ? torch::stable::contiguous(*similarity) : inner_products(features, memory);
+    s = similarity ? torch::stable::contiguous(*similarity) : batch_products(features, memory);
     loss.similarity = const_floats(s);
   }
   if (!loss.hard_negatives) {

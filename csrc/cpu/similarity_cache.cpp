@@ -263,7 +263,7 @@ void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& fea
                 nullptr, nullptr,       n,       d,  batch_size,                      alpha, 1.0f - alpha};
   Tensor s, gram;
   if (cache) {
-    s = similarity ? torch::stable::contiguous(*similarity) : inner_products(live, memory);
+    s = similarity ? torch::stable::contiguous(*similarity) : batch_products(live, memory);
     gram = inner_products(live, live);
     update.cache = floats(*cache);
     update.similarity = const_floats(s);

@@ -288,6 +288,21 @@ def test_a_nan_similarity_gives_a_nan_loss():
         assert torch.isnan(OPS.mutual_label_loss.default(similarity, [labels], [1.0], kind, 5.0, 0.01)[0])
 
 
+# Around the numbers from which on the product is made in tiles, and around whole tiles of 512 columns.
+@pytest.mark.parametrize("batch", [1, 3, 4, 65, 256, 257])
+@pytest.mark.parametrize("n", [1, 1023, 1024, 1025, 1535, 1537])
+def test_similarity_in_tiles(batch, n):
+    wide, memory = clustered_features(batch, 74, seed=1), clustered_features(n, 37)
+    for features in (wide[:, ::2], wide[:, :37].contiguous()):
+        similarity = sk.memory_similarity(features, memory)
+        assert similarity.shape == (batch, n) and similarity.is_contiguous()
+        assert (similarity.double() - features.double() @ memory.double().t()).abs().max() < 1e-6
+    exact = exact_rows(batch, 8, 0) @ exact_rows(n, 8, 1).t()
+    assert torch.equal(sk.memory_similarity(exact_rows(batch, 8, 0), exact_rows(n, 8, 1)), exact)
+    without = sk.memory_similarity(torch.zeros(batch, 0), torch.zeros(n, 0))
+    assert torch.equal(without, torch.zeros(batch, n))
+
+
 def everything(d: int = 40, n: int = 1500, batch: int = 70) -> list[torch.Tensor]:
     """A result of every operation that computes something of its own."""
     memory = clustered_features(n, d)
