@@ -92,10 +92,12 @@ Entry largest(const float* row, int64_t n) {
     float lanes[kLanes];
     for (int i = 0; i < kLanes; ++i) lanes[i] = -__builtin_inff();
     int64_t k = 0;
-    for (; k + kLanes <= step; k += kLanes) {
+    for (; k + 2 * kLanes <= step; k += 2 * kLanes) {
+      const float *a = row + l + k, *b = a + kLanes;
       for (int i = 0; i < kLanes; ++i) {
-        nan |= row[l + k + i] != row[l + k + i];
-        lanes[i] = row[l + k + i] > lanes[i] ? row[l + k + i] : lanes[i];
+        nan |= __builtin_isunordered(a[i], b[i]);
+        const float larger = a[i] > b[i] ? a[i] : b[i];
+        lanes[i] = larger > lanes[i] ? larger : lanes[i];
       }
     }
     for (; k < step; ++k) {
