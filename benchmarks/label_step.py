@@ -117,11 +117,6 @@ def vectorised_with_cache(case: Case) -> Run:
     return run
 
 
-@label_step.contender("compile-cache", holds=cache_bytes)
-def compiled_with_cache(case: Case) -> Run:
-    return compiled(vectorised_with_cache(case), case.device, dynamic=True)
-
-
 @label_step.contender("compile-static", holds=cache_bytes)
 def compiled_with_static_shapes(case: Case) -> Run:
     memory, cache = case.memory, case.cache

@@ -19,7 +19,7 @@ SIZES = {
 DEFAULT_SIZES = {"cpu": ("market",), "cuda": ("market", "msmt17", "million")}
 DIMS = (2048, 512)
 GROWTH_DIM = 256
-GROWTH = (3_234, 6_468, 12_936, 32_621, 100_000)
+GROWTH = (6_468, 12_936, 32_621, 100_000)
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,6 @@ def over_the_cache(case: Case) -> Run:
     return run
 
 
-@mplp.contender("compile-cache")
-def compiled_over_the_cache(case: Case) -> Run:
-    return compiled(over_the_cache(case), case.device, dynamic=True)
-
-
 @mplp.contender("compile-static")
 def compiled_with_static_shapes(case: Case) -> Run:
     static(case.cache)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from snnet import reranking, reranking_numpy
+from snnet import reranking
 from snnet.reranking import rerank
 from snnet_kernels.memory_size import free_memory
 
@@ -144,18 +144,6 @@ def compiled(case: RerankCase) -> Any:
     if reranking._native is None:
         raise Unavailable("snnet._rank_metrics is not built")
     return answering(lambda batch: rerank(*batch.tensors()))
-
-
-@reranking_operation.contender("numpy", devices=("cpu",), once=True)
-def by_numpy(case: RerankCase) -> Any:
-    def form(batch: Features) -> np.ndarray:
-        steps, reranking._steps = reranking._steps, reranking_numpy
-        try:
-            return rerank(*batch.tensors())
-        finally:
-            reranking._steps = steps
-
-    return answering(form)
 
 
 @reranking_operation.contender("dense", devices=("cpu",), once=True)
