@@ -56,6 +56,8 @@ def line(verdict: Verdict) -> str:
 
 
 def _run(device: str, results: Path, others: list[str]) -> int:
+    if device == "cpu" and not any(word.startswith("--size") for word in others):
+        others = ["--size=market", *others]
     command = [
         *(sys.executable, "-m", "pytest", str(Path(__file__).parent), "--benchmark-only", "--quiet"),
         *("--floors-only", "--device", device, f"--benchmark-json={results}", *others),

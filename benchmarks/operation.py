@@ -35,6 +35,7 @@ class Contender:
     build: Callable[[Case], Run]
     read: Callable[[Any], Any] = lambda answer: answer
     samples: int | None = None  # of the batch, where all of it would take too long; the time is scaled
+    lingers: bool = False  # brings threads of its own, which go on spinning for a while after a call
     once: bool = False  # its calls take so long that the one for the gate is timed, and there is no other
     devices: tuple[str, ...] = ("cpu", "cuda")
     requires: str | None = None  # an optional package

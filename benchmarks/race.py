@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,10 @@ from .replay import REPLAY
 
 WARM_BELOW = 0.05  # seconds: a longer call moves far more than a processor's cache holds
 LEAST_ROUNDS = 3
+LINGERING = 0.1  # seconds: the threads of OpenBLAS spin for about a third of it
+MOST_COPIED = (
+    2_000_000_000  # bytes of a cache: writing its columns in a forked process copies all of its pages
+)
 ONCE_ABOVE = 5.0  # seconds: a longer call is timed once
 
 
@@ -138,6 +143,8 @@ class Race:
                 if lane.obstacle is None and turn < rounds.get(id(lane), 0):
                     batch = self._part(lane, self.case.batches[turn % len(self.case.batches)])
                     self._guarded(lane, lambda lane=lane, batch=batch: self._time(lane, batch))
+                    if lane.contender.lingers:
+                        time.sleep(LINGERING)
 
     def _guarded(self, lane: Lane, action: Callable[[], float | None]) -> float | None:
         """``action()``; where it fails the lane is out, the others go on."""
@@ -190,7 +197,8 @@ class Race:
                 lane.extra["product_seconds"] = work.products / rate
         if lane.contender.holds is not None:
             lane.extra["held_bytes"] = lane.contender.holds(self.case)
-        if self.effort.memory and self._scale(lane) == 1 and not lane.contender.once:
+        copies = device.type == "cpu" and self.operation.writes and shape.cache_bytes > MOST_COPIED
+        if self.effort.memory and self._scale(lane) == 1 and not lane.contender.once and not copies:
             batch = self.case.batches[0]
             with contextlib.suppress(torch.OutOfMemoryError):
                 lane.extra["peak_bytes"] = peak_bytes(lambda: lane.run(batch), device)

@@ -71,7 +71,7 @@ def compiled_cached(case: Case) -> Run:
     return lambda batch: run(batch.index)
 
 
-@cached.contender("numpy", devices=("cpu",))
+@cached.contender("numpy", devices=("cpu",), lingers=True)
 def argpartition_cached(case: Case) -> Run:
     cache = case.cache.numpy()
     return lambda batch: argpartition_others(cache[batch.index.numpy()], batch.index.numpy(), 1)
@@ -124,7 +124,7 @@ def compiled_streaming(case: Case) -> Run:
     return lambda batch: run(batch.index)
 
 
-@streaming.contender("faiss", requires="faiss", devices=("cpu",))
+@streaming.contender("faiss", requires="faiss", lingers=True, devices=("cpu",))
 def by_faiss(case: Case) -> Run:
     """An index of the memory as it is; each memory update would have to remove and add its rows, which is not timed."""
     import faiss
@@ -142,7 +142,7 @@ def by_faiss(case: Case) -> Run:
     return run
 
 
-@streaming.contender("numpy", devices=("cpu",))
+@streaming.contender("numpy", devices=("cpu",), lingers=True)
 def argpartition_streaming(case: Case) -> Run:
     memory = case.memory.numpy()
     return lambda batch: argpartition_others(memory[batch.index.numpy()] @ memory.T, batch.index.numpy(), K)

@@ -67,7 +67,7 @@ def compiled_product(case: Case) -> Run:
     return lambda batch: run(batch.features)
 
 
-@similarity.contender("numpy", devices=("cpu",))
+@similarity.contender("numpy", devices=("cpu",), lingers=True)
 def by_numpy(case: Case) -> Run:
     memory = case.memory.numpy()
     return lambda batch: batch.features.numpy() @ memory.T

@@ -120,7 +120,7 @@ def vectorised(case: Case) -> Run:
     return trained(case, DenseIteration(case, cached=False).loss)
 
 
-@training.contender("loop")
+@training.contender("loop", once=True)
 def loop(case: Case) -> Run:
     return trained(case, LoopIteration(case).loss)
 
