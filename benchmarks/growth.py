@@ -31,6 +31,15 @@ class Curve:
             return None
         return (self.points[-1].seconds / self.points[-1].n) / (start.seconds / n)
 
+    @property
+    def bend(self) -> float | None:
+        """Time of each further image between the last two sizes over that between the two before: 1 is a line."""
+        if len(self.points) < 3:
+            return None
+        first, middle, last = self.points[-3:]
+        before = (middle.seconds - first.seconds) / (middle.n - first.n)
+        return (last.seconds - middle.seconds) / (last.n - middle.n) / before
+
 
 def fitted_exponent(points: Iterable[tuple[float, float]]) -> float | None:
     """The slope of the least-squares line through (log n, log seconds)."""

@@ -129,7 +129,7 @@ def _floor_cell(ours: Result | None, gpu: bool) -> str:
 
 
 def growth(run: Run) -> str:
-    """Time over n of the label step, over ours at the smallest n that it has in common, with the exponents."""
+    """Time over n of the label step, over ours at the smallest n; exponents, share of linear growth, and bend."""
     found = curves(run)
     sizes = sorted({point.n for curve in found for point in curve.points})
     ours = next((curve for curve in found if curve.contender == "snnet"), None)
@@ -146,9 +146,10 @@ def growth(run: Run) -> str:
                 *(ratio(by_n[n]) if n in by_n else "" for n in sizes),
                 "" if curve.exponent is None else f"{curve.exponent:.2f}",
                 "" if linearity is None else f"{linearity:.2f}",
+                "" if curve.bend is None else f"{curve.bend:.2f}",
             ]
         )
-    header = ("form", *(f"n {n:,}" for n in sizes), "exponent", "of linear")
+    header = ("form", *(f"n {n:,}" for n in sizes), "exponent", "of linear", "bend")
     return table(header, rows)
 
 

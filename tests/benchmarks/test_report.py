@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ pytest.importorskip("pytest_benchmark", reason="the benchmarks need pip install 
 
 from benchmarks import check, instructions
 from benchmarks.floors import Floor, read_floors, verdicts
-from benchmarks.growth import curves, fitted_exponent
+from benchmarks.growth import Curve, curves, fitted_exponent
 from benchmarks.report import figures, page, tables, words
 from benchmarks.report.__main__ import write_head
 from benchmarks.results import Result, Run, read_run, slim
@@ -133,6 +134,9 @@ def test_exponents_are_those_of_power_laws(run):
     assert ours.exponent == pytest.approx(1) and loop.exponent == pytest.approx(1.5)
     assert loop.linearity(1000) == pytest.approx(12.936**0.5)
     assert ours.linearity(12_936) is None  # nothing beyond it
+    line = Curve("line", tuple(replace(ours.points[0], n=n, seconds=2 + 3e-3 * n) for n in (10, 200, 5000)))
+    assert line.bend == pytest.approx(1) and line.linearity(10) < 0.1
+    assert Curve("short", line.points[:2]).bend is None
 
 
 def test_tables_show_ratios_and_no_times_of_a_cpu(run):
