@@ -117,7 +117,8 @@ def _about_growth(run: Run) -> str:
         f"Labels, nearest neighbour and memory update of a batch, d 256, clusters of the same sizes: {unit}; the "
         "exponent p of time ~ nᵖ fitted to all points; the time an image at the largest n over that at n 12,936 "
         "(1 is linear growth); and the bend, the time of each further image between the last two sizes over that "
-        "between the two before (1 is a line, whatever a batch costs at n 0). Forms that keep a similarity cache end where its 4n² bytes do not fit.\n"
+        "between the two before (1 is a line, whatever a batch costs at n 0). "
+        "Forms that keep a similarity cache end where its 4n² bytes do not fit.\n"
     )
 
 
