@@ -1,7 +1,7 @@
 """The inputs of one shape, the same for all contenders.
 
 Features are clustered like those of a re-identification network in training
-(:func:`snnet_kernels.testing.clustered_features`): unequal clusters, hubs between them, about ten images above
+(:func:`snnet_kernels.testing.clustered_features`): unequal clusters, hubs between them, about 17 images above
 the threshold 0.6 for each image, a fifth or more of which fail the cycle check. The batches are fixed and every
 round takes the next one, so that a processor's cache holds no row of it.
 """
@@ -26,7 +26,6 @@ from .shapes import SIZES, Shape
 THRESHOLD, MIN_RANK, MOMENTUM = 0.6, 10, 0.3
 WEIGHTS = (1.0, 0.8, 0.6)
 IDENTITIES_OF_MARKET = 751
-INPUTS = ("cache", "cache_where_it_fits", "label_memory", "similarity", "labels", "dense_labels")
 MOST_OF_FREE_MEMORY = 0.7
 
 
@@ -126,7 +125,10 @@ class Case:
             raise Unavailable(f"{what} needs {needed / 1e9:.1f} GB, which is not free")
 
     def prepare(self, *inputs: str) -> None:
-        """Make the named INPUTS before any clock runs. Raises Unavailable where memory is short."""
+        """Make the named inputs, of this class or of its batches, before any clock runs.
+
+        Raises Unavailable where memory is short.
+        """
         for name in inputs:
             if name in ("cache", "label_memory"):
                 getattr(self, name)
@@ -170,21 +172,23 @@ class Case:
         if "label_memory" in self.__dict__:
             self._before["labels"] = self.label_memory.rows(self._touched)
 
-    def restore_(self) -> None:
-        """Put back what :meth:`save` remembered; whatever was not written is not changed."""
-        before = self._before
-        if not before:
+    def restore_(self, index: Tensor | None = None) -> None:
+        """Put back what :meth:`save` remembered, of the images ``index`` if it is given, in all that was made."""
+        if not self._before:
             return
-        self.memory[self._touched] = before["memory"]
+        index = self._touched if index is None else index
+        place = torch.searchsorted(self._touched, index)
+        before = {name: values[place] for name, values in self._before.items()}
+        self.memory[index] = before["memory"]
         if "scratch_memory" in self.__dict__:
-            self.scratch_memory[self._touched] = before["memory"]
+            self.scratch_memory[index] = before["memory"]
         if "cache" in self.__dict__ and "cache" not in before:
             raise AssertionError("the cache was made after save(): it cannot be put back")
         if "cache" in before:
-            self.cache[self._touched] = before["cache"]
-            self.cache[:, self._touched] = before["cache"].t()
+            self.cache[index] = before["cache"]
+            self.cache[:, index] = before["cache"].t()
         if "labels" in before:
-            self.label_memory.write_(self._touched, before["labels"])
+            self.label_memory.write_(index, before["labels"])
 
     @cached_property
     def walked_images(self) -> int:

@@ -28,7 +28,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             results = Path(folder) / "check.json"
             failed = _run(known.device, results, others)
-            if not results.exists():
+            if failed or not results.exists():  # a contender that failed its gate would be missing, too
                 return failed or 1
             found = judge(read_run([results]), known.device)
     for verdict in found:

@@ -56,13 +56,11 @@ def close(
         raise Unequal(f"{what}: off by {worst:.3g}, allowed is {allowed:.3g}")
 
 
-def same_labels(case: Case, batch: Batch, got: Any, expected: Tensor, *, to_the_bit: bool = False) -> None:
+def same_labels(case: Case, batch: Batch, got: Any, expected: Tensor) -> None:
     """Labels of ``batch`` as bool or bits equal the packed ``expected``, but for rows that rounding decides."""
     n = case.shape.n
     got, expected = as_bool(got, n), sk.unpack_labels(expected, n)
-    if to_the_bit:
-        same("labels", got, expected)
-    elif got.shape != expected.shape:
+    if got.shape != expected.shape:
         raise Unequal(f"labels: shape {list(got.shape)} in place of {list(expected.shape)}")
     for row in (got != expected).any(1).nonzero().flatten().tolist():
         if not rounding_decides(case.memory, int(batch.index[row])):

@@ -27,9 +27,9 @@ from .peers.labels import (
     predict_labels_static,
 )
 from .peers.memory import blend_, blend_with_cache_
-from .peers.storage import dense_copy
+from .peers.storage import dense_copy, stored_at
 
-LOOP_SAMPLES = 4
+LOOP_SAMPLES = 16
 
 
 class Step(NamedTuple):
@@ -71,6 +71,10 @@ label_step = Operation(
 
 def cache_bytes(case: Case) -> int:
     return case.shape.cache_bytes
+
+
+def cache_and_bits(case: Case) -> int:
+    return case.shape.cache_bytes + 2 * case.shape.n * sk.label_bytes(case.shape.n)
 
 
 @label_step.ours(holds=cache_bytes)
@@ -117,6 +121,11 @@ def vectorised_with_cache(case: Case) -> Run:
     return run
 
 
+@label_step.contender("compile-cache", holds=cache_bytes)
+def compiled_with_cache(case: Case) -> Run:
+    return compiled(vectorised_with_cache(case), case.device, dynamic=True)
+
+
 @label_step.contender("compile-static", holds=cache_bytes)
 def compiled_with_static_shapes(case: Case) -> Run:
     memory, cache = case.memory, case.cache
@@ -159,7 +168,7 @@ def compiled_vectorised(case: Case) -> Run:
     return compiled(vectorised(case), case.device, dynamic=True)
 
 
-@label_step.contender("loop", samples=LOOP_SAMPLES)
+@label_step.contender("loop", samples=LOOP_SAMPLES, once=True)
 def loop(case: Case) -> Run:
     memory = case.scratch_memory
 
@@ -176,21 +185,33 @@ def loop(case: Case) -> Run:
 
 
 class StepWithP(NamedTuple):
-    """Three label sets, and what was written: memory, cache, and P at the batch as (rows, columns)."""
+    """Three label sets, and what was written: memory, cache and P, in whatever form it is kept."""
 
     labels: tuple[Any, Any, Any]
     memory: Tensor
     cache: Tensor | None
-    written: Any
+    stored: Any
+
+
+def same_written_labels(case: Case, batch: Batch, written: tuple[Tensor, Tensor]) -> Tensor:
+    """P[index] bool [B, n] after the step, the main labels; ``written`` is (rows, columns) of P then.
+
+    To be called after the case was put back: outside the batch's rows the columns must be as they were.
+    """
+    rows, columns = written
+    same_labels(case, batch, rows, expected_labels(case, batch))
+    expected = sk.unpack_labels(case.label_memory.columns(batch.index), case.shape.n)
+    expected[:, batch.index] = rows[:, batch.index].t()
+    same("columns of P", columns, expected)
+    return rows
 
 
 def gate_with_p(case: Case, batch: Batch, step: StepWithP) -> None:
     n = case.shape.n
-    found = [as_bool(labels, n) for labels in step.labels]
-    rows = as_bool(step.written, n)
+    found = [as_bool(labels, n).clone() for labels in step.labels]
+    written = stored_at(step.stored, batch.index, n)
     same_update(case, batch, step.memory, step.cache)
-    same_labels(case, batch, found[0], expected_labels(case, batch))
-    same("written labels", rows, found[0])
+    same("main labels", found[0], same_written_labels(case, batch, written))
     neighbor = reference.nearest_neighbors(case.memory, batch.index, cache=case.cache)[0][:, 0]
     same("symmetric labels", found[1], sk.unpack_labels(case.label_memory.columns(batch.index), n))
     same("neighbour labels", found[2], case.label_rows(neighbor))
@@ -206,7 +227,7 @@ label_step_with_p = Operation(
 )
 
 
-@label_step_with_p.ours(holds=cache_bytes)
+@label_step_with_p.ours(holds=cache_and_bits)
 def ours_with_p(case: Case) -> Run:
     memory, cache, stored = case.memory, case.cache, case.label_memory
 
@@ -217,7 +238,7 @@ def ours_with_p(case: Case) -> Run:
         sk.update_memory_(
             memory, batch.index, batch.features, case.momentum, cache=cache, similarity=batch.similarity
         )
-        return StepWithP(labels, memory, cache, labels[0])
+        return StepWithP(labels, memory, cache, stored)
 
     return run
 
@@ -227,13 +248,16 @@ def _over_dense_p(case: Case, dense: Tensor, batch: Batch, step: Step) -> StepWi
     symmetric = dense[:, batch.index].t()
     neighbor = dense[step.neighbors[0].flatten()]
     dense[batch.index] = as_bool(step.labels, case.shape.n)
-    return StepWithP((step.labels, symmetric, neighbor), step.memory, step.cache, dense[batch.index])
+    return StepWithP((step.labels, symmetric, neighbor), step.memory, step.cache, dense)
 
 
 def _with_dense_p(name: str, build: Any) -> None:
-    samples = label_step.contenders[name].samples
+    alone = label_step.contenders[name]
 
-    @label_step_with_p.contender(name, samples=samples)
+    def held(case: Case) -> int:
+        return case.shape.n**2 + (alone.holds(case) if alone.holds else 0)
+
+    @label_step_with_p.contender(name, samples=alone.samples, once=alone.once, holds=held)
     def with_dense_p(case: Case) -> Run:
         step, dense = build(case), dense_copy(case, torch.bool)
         return lambda batch: _over_dense_p(case, dense, batch, step(batch))

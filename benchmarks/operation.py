@@ -56,7 +56,7 @@ class Operation:
     name: str
     title: str
     gate: Gate
-    inputs: tuple[str, ...] = ()  # of the case, see case.INPUTS
+    inputs: tuple[str, ...] = ()  # of the case, see Case.prepare
     writes: bool = False  # contenders write the memory, the cache or the label memory
     uses_features: bool = True  # False: d does not enter, one d is enough
     work: Callable[[Case], Work] | None = None

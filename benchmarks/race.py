@@ -129,9 +129,9 @@ class Race:
         for lane in lanes:
             if lane.contender.once:
                 continue
-            # The first call was no measure, and compiled code has met one batch only.
+            # The first calls are no measure: compiled code may be compiled again for the second batch it meets.
             seconds = self._guarded(lane, lambda lane=lane: self._host_seconds(lane, 1))
-            if seconds is not None and seconds < 1:
+            if seconds is not None:
                 seconds = self._guarded(lane, lambda lane=lane: self._host_seconds(lane, 2))
             if seconds is not None and seconds > ONCE_ABOVE:
                 lane.cold.append(self._scale(lane) * seconds)
@@ -143,6 +143,8 @@ class Race:
                 if lane.obstacle is None and turn < rounds.get(id(lane), 0):
                     batch = self._part(lane, self.case.batches[turn % len(self.case.batches)])
                     self._guarded(lane, lambda lane=lane, batch=batch: self._time(lane, batch))
+                    if self.operation.writes:
+                        self.case.restore_(batch.index)
                     if lane.contender.lingers:
                         time.sleep(LINGERING)
 
@@ -197,7 +199,8 @@ class Race:
                 lane.extra["product_seconds"] = work.products / rate
         if lane.contender.holds is not None:
             lane.extra["held_bytes"] = lane.contender.holds(self.case)
-        copies = device.type == "cpu" and self.operation.writes and shape.cache_bytes > MOST_COPIED
+        writes_cache = self.operation.writes and lane.contender.holds is not None
+        copies = device.type == "cpu" and writes_cache and shape.cache_bytes > MOST_COPIED
         if self.effort.memory and self._scale(lane) == 1 and not lane.contender.once and not copies:
             batch = self.case.batches[0]
             with contextlib.suppress(torch.OutOfMemoryError):

@@ -9,6 +9,6 @@ from .label_step import label_step
 from .shapes import growth_shapes
 
 
-@label_step.benchmark(shapes=growth_shapes, leave_out=("compile", "compile-static"))
+@label_step.benchmark(shapes=growth_shapes, leave_out=("compile", "compile-cache", "compile-static"))
 def test_growth_of_label_step(race, contender, benchmark):
     race.report(contender, benchmark)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,23 +19,27 @@ from .case import Batch, Case
 from .clock import clock_of
 from .equality import close, same_update
 from .heads import expected_loss, fill, head_of
-from .label_step import cache_bytes
+from .label_step import cache_and_bits, cache_bytes, same_written_labels
 from .label_step import work as work_of_the_labels
 from .operation import Operation, Run, matmul_precision
 from .peers.captured import CapturedIteration
 from .peers.iteration import DenseIteration, LoopIteration, StaticIteration
+from .peers.storage import stored_at
 
-LOOP_SAMPLES = 4
+LOOP_SAMPLES = 16
 
 
-Answer = tuple[Tensor, Tensor, Tensor, "Tensor | None"]  # loss, gradient, and as they were written M and S
+# Loss, gradient, and as they were written M, S and P.
+Answer = tuple[Tensor, Tensor, Tensor, "Tensor | None", Any]
 
 
 def gate(case: Case, batch: Batch, answer: Answer) -> None:
-    """Loss, gradient, memory and cache are those of the reference, step by step."""
-    loss, gradient, memory, cache = answer
+    """Loss, gradient, memory, cache and label memory are those of the reference, step by step."""
+    loss, gradient, memory, cache, stored = answer
     loss, gradient = loss.clone(), gradient.clone()  # a CUDA graph's are buffers
+    written = stored_at(stored, batch.index, case.shape.n)
     same_update(case, batch, memory, cache)
+    same_written_labels(case, batch, written)
     expected = expected_loss(case, batch, case.cache)
     if abs(loss - expected[0]) > 1e-5 * abs(
         expected[0]
@@ -64,7 +69,7 @@ iteration = Operation(
 
 
 def answered(head: sk.SNNetHead, loss: Tensor, gradient: Tensor) -> Answer:
-    return loss, gradient, head.memory.features, head.memory.cache
+    return loss, gradient, head.memory.features, head.memory.cache, head.pseudo_labels
 
 
 def eager(case: Case, *, cache: bool) -> Run:
@@ -87,9 +92,9 @@ def captured(case: Case) -> Run:
     return lambda batch: answered(head, *replay(batch))
 
 
-iteration.ours(holds=cache_bytes)(lambda case: eager(case, cache=True))
+iteration.ours(holds=cache_and_bits)(lambda case: eager(case, cache=True))
 iteration.contender("snnet-streaming")(lambda case: eager(case, cache=False))
-iteration.contender("snnet-graph", devices=("cuda",), holds=cache_bytes)(captured)
+iteration.contender("snnet-graph", devices=("cuda",), holds=cache_and_bits)(captured)
 
 
 def captured_in(precision: str) -> Callable[[Case], Run]:
@@ -104,32 +109,36 @@ def captured_in(precision: str) -> Callable[[Case], Run]:
 
 for _precision, _gate in (("tf32x3", gate), ("tf32", loose_gate)):
     iteration.contender(
-        f"snnet-graph-{_precision}", devices=("cuda",), precision=_precision, gate=_gate, holds=cache_bytes
+        f"snnet-graph-{_precision}", devices=("cuda",), precision=_precision, gate=_gate, holds=cache_and_bits
     )(captured_in(_precision))
 
 
-@iteration.contender("pytorch-cache", holds=cache_bytes)
+def cache_and_bools(case: Case) -> int:
+    return cache_bytes(case) + case.shape.n**2
+
+
+@iteration.contender("pytorch-cache", holds=cache_and_bools)
 def vectorised_with_cache(case: Case) -> Run:
     step = DenseIteration(case, cached=True)
-    return lambda batch: (*step(batch), step.memory, step.cache)
+    return lambda batch: (*step(batch), step.memory, step.cache, step.labels)
 
 
-@iteration.contender("compile-static", holds=cache_bytes)
+@iteration.contender("compile-static", holds=cache_and_bools)
 def compiled_with_static_shapes(case: Case) -> Run:
     step = StaticIteration(case)
-    return lambda batch: (*step(batch), step.memory, step.cache)
+    return lambda batch: (*step(batch), step.memory, step.cache, step.labels)
 
 
 @iteration.contender("pytorch")
 def vectorised(case: Case) -> Run:
     step = DenseIteration(case, cached=False)
-    return lambda batch: (*step(batch), step.memory, None)
+    return lambda batch: (*step(batch), step.memory, None, step.labels)
 
 
-@iteration.contender("loop", samples=LOOP_SAMPLES)
+@iteration.contender("loop", samples=LOOP_SAMPLES, once=True)
 def loop(case: Case) -> Run:
     step = LoopIteration(case)
-    return lambda batch: (*step(batch), step.memory, None)
+    return lambda batch: (*step(batch), step.memory, None, step.labels)
 
 
 @iteration.contender("bare-product", gated=False)

@@ -18,7 +18,7 @@ from .peers.compiling import compiled, static
 from .peers.labels import label_rows, nearest_others
 
 K = 10
-LOOP_SAMPLES = 8
+LOOP_SAMPLES = 16
 
 
 def gate_one(case: Case, batch: Batch, found: Any) -> None:

@@ -113,7 +113,7 @@ def argsort_metrics(queries: Queries, average_precision: str = "step", max_rank:
     cmc, precisions, inverse_penalties = np.zeros(max_rank), [], []
     rows = zip(queries.similarity, queries.query_pids, queries.query_cams, strict=True)
     for row, pid, camera in rows:
-        order = np.argsort(-row, kind="stable")
+        order = np.argsort(-row)
         pids = queries.gallery_pids[order]
         keep = (pids != -1) & ((pids != pid) | (queries.gallery_cams[order] != camera))
         match = pids[keep] == pid

@@ -16,7 +16,7 @@ from .operation import Operation, Run
 from .peers.compiling import compiled
 from .peers.labels import label_rows, predict_labels
 
-LOOP_SAMPLES = 4
+LOOP_SAMPLES = 16
 
 
 def gate(case: Case, batch: Batch, labels: Any) -> None:
@@ -72,7 +72,7 @@ def compiled_vectorised(case: Case) -> Run:
     return compiled(vectorised(case), case.device, dynamic=True)
 
 
-@streaming.contender("loop", samples=LOOP_SAMPLES)
+@streaming.contender("loop", samples=LOOP_SAMPLES, once=True)
 def loop(case: Case) -> Run:
     return lambda batch: reference.loop.mplp(case.memory, batch.index, THRESHOLD, MIN_RANK)
 

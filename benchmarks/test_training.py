@@ -9,22 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from snnet.models import ReIDModel, build_model
+from snnet_kernels import SNNetHead
 
 from .case import Batch, Case
-from .equality import close
+from .equality import close, same_update
 from .heads import expected_loss, head_of
+from .label_step import same_written_labels
 from .operation import Operation, Run
 from .peers.iteration import DenseIteration, LoopIteration
+from .peers.storage import stored_at
 from .shapes import SIZES, Shape
 
 MIXED_IN = 0.05
-Answer = tuple[Tensor, Tensor]  # features [B, d] and loss
+
+
+class Answer(NamedTuple):
+    features: Tensor  # [B, d], with its gradient
+    loss: Tensor
+    memory: Tensor
+    cache: Tensor | None
+    stored: Any  # P
 
 
 def training_shapes(device: str, sizes: Iterable[str]) -> list[Shape]:
@@ -64,13 +75,15 @@ def network_of(case: Case) -> Network:
 
 
 def gate(case: Case, batch: Batch, answer: Answer) -> None:
-    features, loss = answer
-    case.restore_()
-    live = Batch(batch.index, features.detach())
-    expected = expected_loss(case, live, case.cache)[0]
-    if abs(loss - expected) > 1e-5 * abs(expected):  # labels found by products, where rounding decides
-        expected = expected_loss(case, live, None)[0]
-    close("loss", loss.detach(), expected, absolute=0, relative=1e-5)
+    live = Batch(batch.index, answer.features.detach())
+    written = stored_at(answer.stored, live.index, case.shape.n)
+    same_update(case, live, answer.memory, answer.cache)
+    same_written_labels(case, live, written)
+    loss, gradient = expected_loss(case, live, case.cache)
+    if abs(answer.loss - loss) > 1e-5 * abs(loss):  # labels found by products, where rounding decides
+        loss, gradient = expected_loss(case, live, None)
+    close("loss", answer.loss.detach(), loss, absolute=0, relative=1e-5)
+    close("gradient", answer.features.grad, gradient, absolute=0, relative=1e-5)
 
 
 training = Operation(
@@ -82,47 +95,63 @@ training = Operation(
 )
 
 
-def trained(case: Case, head: Callable[[Tensor, Tensor], tuple[Tensor, Callable[[Tensor], None]]]) -> Run:
-    """One iteration; ``head(features, index)`` gives the loss, and what to call with the features afterwards."""
+Head = Callable[[Tensor, Tensor], tuple[Tensor, Callable[[Tensor], None]]]
+
+
+def trained(case: Case, head: Head, written: tuple[Any, ...] = (None, None, None)) -> Run:
+    """One iteration; ``head(features, index)`` gives the loss, and what to call with the features afterwards.
+
+    ``written`` are memory, cache and label memory of the head.
+    """
     network = network_of(case)
 
     def run(batch: Batch) -> Answer:
         features = network.features(batch)
+        features.retain_grad()
         loss, update = head(features, batch.index)
         network.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         network.optimizer.step()
         update(features.detach())
-        return features, loss
+        return Answer(features, loss, *written)
 
     return run
 
 
+def with_head(case: Case, head: SNNetHead) -> Run:
+    def step(features: Tensor, index: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
+        return head(features, index), lambda after: head.update_(index, after)
+
+    return trained(case, step, (head.memory.features, head.memory.cache, head.pseudo_labels))
+
+
+def with_peer(case: Case, peer: DenseIteration | LoopIteration) -> Run:
+    return trained(case, peer.loss, (peer.memory, getattr(peer, "cache", None), peer.labels))
+
+
 @training.contender("snnet")
 def ours(case: Case) -> Run:
-    head = head_of(case, cache=True)
-    return trained(case, lambda f, index: (head(f, index), lambda after: head.update_(index, after)))
+    return with_head(case, head_of(case, cache=True))
 
 
 @training.contender("snnet-streaming")
 def ours_without_a_cache(case: Case) -> Run:
-    head = head_of(case, cache=False)
-    return trained(case, lambda f, index: (head(f, index), lambda after: head.update_(index, after)))
+    return with_head(case, head_of(case, cache=False))
 
 
 @training.contender("pytorch-cache")
 def vectorised_with_cache(case: Case) -> Run:
-    return trained(case, DenseIteration(case, cached=True).loss)
+    return with_peer(case, DenseIteration(case, cached=True))
 
 
 @training.contender("pytorch")
 def vectorised(case: Case) -> Run:
-    return trained(case, DenseIteration(case, cached=False).loss)
+    return with_peer(case, DenseIteration(case, cached=False))
 
 
 @training.contender("loop", once=True)
 def loop(case: Case) -> Run:
-    return trained(case, LoopIteration(case).loss)
+    return with_peer(case, LoopIteration(case))
 
 
 @training.contender("backbone", gated=False)

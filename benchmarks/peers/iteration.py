@@ -97,7 +97,7 @@ class StaticIteration(Iteration):
         labels = dense_copy(case, torch.bool)
         static(memory, cache, labels)
         width = largest_number_of_candidates(cache)
-        self.memory, self.cache = memory, cache
+        self.memory, self.cache, self.labels = memory, cache, labels
 
         def forward(features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
             similarity = features @ memory.t()

@@ -22,8 +22,8 @@ make bench-check                                              # the stated ratio
 ```
 
 **Inputs** are the same for all contenders of an operation: clustered features like those of a re-identification
-network in training (`snnet_kernels.testing.clustered_features`: unequal clusters, hubs between them, 10 to 17
-candidates above the threshold an image, of which at least a fifth fail the cycle check), so that thresholding
+network in training (`snnet_kernels.testing.clustered_features`: unequal clusters, hubs between them, about 17
+images above the threshold for each image, of which at least a fifth fail the cycle check), so that thresholding
 alone gives wrong labels. `market` has 12,936 images, `duke` 16,522, `msmt17` 32,621, `large` 100,000, `million`
 1,000,000; d and the batch size stand in each column's name.
 

@@ -69,15 +69,21 @@ inline Tensor empty_floats(const Tensor& like, int64_t rows, int64_t columns) {
 // The same products as inner_products, for a left side of about a batch's rows: by tiles where these are faster.
 inline Tensor batch_products(const Tensor& left, const Tensor& right) {
   constexpr int64_t kFewestRows = 4, kMostRows = 256;  // of fewer or more rows one product is as fast
+  constexpr int64_t kScratchFloats = int64_t{4} << 20;
   const int64_t rows = left.size(0), columns = right.size(0);
   if (rows < kFewestRows || rows > kMostRows || columns < 2 * TiledProducts::width || left.size(1) == 0) {
     return inner_products(left, right);
   }
-  const TiledProducts products(torch::stable::contiguous(left), torch::stable::contiguous(right));
-  Tensor joined = empty_floats(left, rows, columns);
-  torch::stable::parallel_for(0, rows, grain(columns), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) products.copy_row(r, floats(joined) + r * columns);
-  });
+  const Tensor queries = torch::stable::contiguous(left);
+  Tensor all = torch::stable::contiguous(right), joined = empty_floats(left, rows, columns);
+  const int64_t step = kScratchFloats / rows / TiledProducts::width * TiledProducts::width;
+  for (int64_t first = 0; first < columns; first += step) {
+    const int64_t size = std::min(step, columns - first);
+    const TiledProducts products(queries, torch::stable::narrow(all, 0, first, size));
+    torch::stable::parallel_for(0, rows, grain(size), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) products.copy_row(r, floats(joined) + r * columns + first);
+    });
+  }
   return joined;
 }
 

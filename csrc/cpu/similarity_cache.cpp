@@ -47,7 +47,7 @@ std::vector<Round> occurrence_rounds(const int64_t* index, int64_t batch_size) {
 std::vector<float> blend_rows(const Update& u, const Round& round) {
   const int64_t count = static_cast<int64_t>(round.size()), d = u.d;
   std::vector<float> lengths(round.size());
-  std::vector<float> blended(round.size() * d);  // features may be rows of the memory: read all, then write
+  std::vector<float> blended(round.size() * d);  // features may be rows of the memory if no index comes twice: read all, then write
   const VectorKernels& kernels = vector_kernels();
   torch::stable::parallel_for(0, count, grain(3 * d), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {

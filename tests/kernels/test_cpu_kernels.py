@@ -290,7 +290,8 @@ def test_a_nan_similarity_gives_a_nan_loss():
 
 # Around the numbers from which on the product is made in tiles, and around whole tiles of 512 columns.
 @pytest.mark.parametrize("batch", [1, 3, 4, 65, 256, 257])
-@pytest.mark.parametrize("n", [1, 1023, 1024, 1025, 1535, 1537])
+# With 256 rows tiles are made for 16,384 columns at a time.
+@pytest.mark.parametrize("n", [1, 1023, 1024, 1025, 1535, 1537, 16_900])
 def test_similarity_in_tiles(batch, n):
     wide, memory = clustered_features(batch, 74, seed=1), clustered_features(n, 37)
     for features in (wide[:, ::2], wide[:, :37].contiguous()):
@@ -327,6 +328,17 @@ def everything(d: int = 40, n: int = 1500, batch: int = 70) -> list[torch.Tensor
     return [*results, memory, cache]
 
 
+def tiled_results(d: int = 40, n: int = 5000, batch: int = 70) -> list[torch.Tensor]:
+    """What makes the product of a batch and the memory itself."""
+    memory, features = clustered_features(n, d), clustered_features(batch, d, seed=5)
+    labels = [reference.identity_labels(torch.arange(k, k + batch), n) for k in range(3)]
+    losses = [
+        OPS.fused_mutual_label_loss.default(features, memory, None, labels, [1.0, 0.8, 0.6], kind, 5.0, 0.01)
+        for kind in ("mmcl", "l2")
+    ]
+    return [sk.memory_similarity(features, memory), *losses[0], *losses[1]]
+
+
 def streaming_results() -> list[torch.Tensor]:
     memory, index = exact_rows(900, 8, 0), indices(900, 90, 1)
     return [sk.mplp(memory, index, 0.5), *sk.nearest_neighbors(memory, index, 6)]
@@ -352,6 +364,13 @@ def test_results_do_not_depend_on_the_number_of_threads(restored):
                 assert (first - result).abs().max() < 1e-6
             else:
                 assert torch.equal(first, result), k
+    # Products of torch's that go over the whole memory, which may split their sums by thread.
+    torch.set_num_threads(1)
+    one = tiled_results()
+    for threads in (2, 5):
+        torch.set_num_threads(threads)
+        for first, result in zip(one, tiled_results(), strict=True):
+            assert (first - result).abs().max() <= 1e-6 * first.abs().max()
 
 
 def test_results_do_not_depend_on_the_instruction_set(restored):
