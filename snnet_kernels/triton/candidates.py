@@ -53,7 +53,8 @@ def candidate_kernel(
         error += tl.load(norms + image)[:, None] * tl.load(residuals + row)[None, :]
         error *= bound_scale
         is_above = products - error > bar
-        is_near = (products + error >= bar) & ~is_above & inside
+        # Also where an infinite bound leaves NaN, of which nothing is known.
+        is_near = ~(products + error < bar) & ~is_above & inside
     else:
         is_above = products > bar
         is_near = is_above

@@ -6,9 +6,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Below every key; the key of an infinite similarity left of every column.
+# Below every key; above every key, that of NaN in column 0 too.
 NOTHING = -(2**63)
-HIGHEST = (0x7F800000 << 32) + 2**31
+HIGHEST = (0x7FFFFFFF << 32) + 2**31
+
+
+@triton.jit
+def ordered_bits(value):
+    """int32 that order as the values do: -0 is +0, NaN above everything."""
+    value = tl.where(value == 0, 0.0, value)
+    bits = value.to(tl.int32, bitcast=True)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return tl.where(value != value, 0x7FFFFFFF, ordered)
+
+
+@triton.jit
+def join_key(ordered, column):
+    return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - column).to(tl.int64)
 
 
 @triton.jit
@@ -17,11 +31,12 @@ def selection_key(value, column):
 
     ``value`` fp32 and ``column`` int32 are broadcast. No two entries of a row have the same key.
     """
-    value = tl.where(value == 0, 0.0, value)  # -0 equals +0
-    bits = value.to(tl.int32, bitcast=True)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    ordered = tl.where(value != value, 0x7FFFFFFF, ordered)
-    return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - column).to(tl.int64)
+    return join_key(ordered_bits(value), column)
+
+
+@triton.jit
+def ordered_of_key(key):
+    return (key >> 32).to(tl.int32)
 
 
 @triton.jit
@@ -32,7 +47,7 @@ def column_of_key(key):
 @triton.jit
 def value_of_key(key):
     """The similarity of a key (+0 for -0, some NaN for NaN)."""
-    ordered = (key >> 32).to(tl.int32)
+    ordered = ordered_of_key(key)
     return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..reference.loss import _active as active_labels
 from . import launching, loss_gradient
-from .entries import selection_key
+from .entries import column_of_key, ordered_bits, ordered_of_key
 from .hardest_negatives import hardest_negatives
 from .launching import Tile
 from .loss_gradient import REGISTERS, add_slope_products, label_tile, partials
-from .products import tile_products
+from .products import tile_products, unknown_zero
 
 
 @triton.jit
@@ -24,7 +24,8 @@ def add_label_set(
     half_slope,  # fp32 [BLOCK_A, BLOCK_B], in and out
     loss,  # fp32 [BLOCK_A, BLOCK_B], in and out
     products,
-    key,
+    ordered,
+    column,  # int32 [1, BLOCK_B]
     positive,
     inside,
     thresholds,  # int64 [BLOCK_A] pointers
@@ -32,7 +33,11 @@ def add_label_set(
     negative_weights,
 ):
     """Half of dL/ds and L of one label set added to those of the others."""
-    hard = (positive == 0) & inside & (key >= tl.load(thresholds)[:, None])
+    # Keys are compared half by half: whole ones would take twice the registers.
+    threshold = tl.load(thresholds)
+    bar = ordered_of_key(threshold)[:, None]
+    hard = (ordered > bar) | ((ordered == bar) & (column <= column_of_key(threshold)[:, None]))
+    hard = hard & (positive == 0) & inside
     weight = tl.where(hard, tl.load(negative_weights)[:, None], 0.0)
     weight = tl.where(positive != 0, tl.load(positive_weights)[:, None], weight)
     difference = products - tl.where(positive != 0, 1.0, -1.0)
@@ -87,22 +92,20 @@ def hard_negative_loss_kernel(
             products = tile_products(
                 features, d, sample, memory, d, row, d, BLOCK_A, BLOCK_B, BLOCK_K, PRECISION
             )
-            key = selection_key(products, column[None, :])
+            ordered = ordered_bits(products)
             half_slope = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
             part = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
-            for k in tl.static_range(SETS):
-                if k == 0:
-                    positive = label_tile(labels_0, sample, first + offset, n, BLOCK_A, BLOCK_B)
-                elif k == 1:
-                    positive = label_tile(labels_1, sample, first + offset, n, BLOCK_A, BLOCK_B)
-                else:
-                    positive = label_tile(labels_2, sample, first + offset, n, BLOCK_A, BLOCK_B)
-                of_set = k * batch_size + sample
+            label_row = sample + unknown_zero(offset)
+            for label_set in range(SETS):
+                labels = tl.where(label_set == 0, labels_0, tl.where(label_set == 1, labels_1, labels_2))
+                positive = label_tile(labels, label_row, first + offset, n, BLOCK_A, BLOCK_B)
+                of_set = label_set * batch_size + label_row
                 half_slope, part = add_label_set(
                     half_slope,
                     part,
                     products,
-                    key,
+                    ordered,
+                    column[None, :],
                     positive,
                     inside,
                     thresholds + of_set,

@@ -113,9 +113,9 @@ def collect_kernel(
         order = tl.cumsum(passes.to(tl.int32), 1)
         count = tl.sum(passes.to(tl.int32), 1)
         begin = tl.atomic_add(counts + sample, count, mask=in_batch & (count > 0), sem="relaxed")
-        place = begin[:, None] + order - 1
+        place = tl.where(passes, begin[:, None] + order - 1, capacity)
         key = selection_key(products, column[None, :])
-        tl.store(collected + sample[:, None] * capacity + place, key, mask=passes & (place < capacity))
+        tl.store(collected + sample[:, None] * capacity + place, key, mask=place < capacity)
 
 
 @triton.jit(do_not_specialize=["n", "capacity", "ratio_bits"])
@@ -247,6 +247,7 @@ def hardest_negatives(
             plan.capacity,
             BLOCK=KEYS_AT_ONCE,
             LABEL_BLOCK=LABEL_BYTES_AT_ONCE,
+            maxnreg=REGISTERS,
         )
     decide_flagged(features, memory, three, hard_counts, flags, thresholds, precision, tile)
     return HardNegatives(thresholds, positive_weights, negative_weights)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from . import launching
 from .candidates import candidate_bits
-from .entries import HIGHEST, NOTHING, column_of_key, selection_key, value_of_key
+from .entries import HIGHEST, NOTHING, column_of_key, join_key, ordered_bits, ordered_of_key, value_of_key
 from .launching import Tile
 from .pairs import find_pairs, largest_key_kernel, launch_over_pairs
-from .products import tile_products
+from .products import tile_products, unknown_zero
 from .row_bounds import RowBounds, row_bounds
 
 KEPT = 16
@@ -28,16 +28,16 @@ PROGRAMS_PER_PROCESSOR = 3
 
 
 @triton.jit
-def next_key(value, column, counted, ceiling):
+def next_key(ordered, column, counted, ceiling):
     """The largest key below the ceiling among the counted entries of each row, int64 [BLOCK_A], or NOTHING."""
-    highest = value_of_key(ceiling)[:, None]
+    highest = ordered_of_key(ceiling)[:, None]
     counted = counted & (
-        (value < highest) | ((value == highest) & (column[None, :] > column_of_key(ceiling)[:, None]))
+        (ordered < highest) | ((ordered == highest) & (column[None, :] > column_of_key(ceiling)[:, None]))
     )
-    largest = tl.max(tl.where(counted, value, float("-inf")), 1)
-    column = tl.where(counted & (value == largest[:, None]), column[None, :], 0x7FFFFFFF)
+    largest = tl.max(tl.where(counted, ordered, -0x80000000), 1)
+    column = tl.where(counted & (ordered == largest[:, None]), column[None, :], 0x7FFFFFFF)
     column = tl.min(column, 1)
-    return tl.where(column == 0x7FFFFFFF, _NOTHING, selection_key(largest, column))
+    return tl.where(column == 0x7FFFFFFF, _NOTHING, join_key(largest, column))
 
 
 @triton.jit(do_not_specialize=["batch_size", "n", "span"])
@@ -84,21 +84,24 @@ def nearest_kernel(
             )
         else:
             value = tile_products(memory, d, image, memory, d, row, d, BLOCK_A, BLOCK_B, BLOCK_K, PRECISION)
-        if PRECISION == "bf16":  # at least so much
-            error = tl.load(residuals + image)[:, None] * tl.load(norms + row)[None, :]
-            error += tl.load(norms + image)[:, None] * tl.load(residuals + row)[None, :]
+        if PRECISION == "bf16":  # at least so much; nothing is known of an entry with an infinite bound
+            own_row = image + unknown_zero(first)
+            error = tl.load(residuals + own_row)[:, None] * tl.load(norms + row)[None, :]
+            error += tl.load(norms + own_row)[:, None] * tl.load(residuals + row)[None, :]
             value -= error * bound_scale
+            value = tl.where(value == value, value, float("-inf"))
+        ordered = ordered_bits(value)
         own = tl.load(index + sample, mask=in_batch, other=0)
         counted = (column < end)[None, :] & (column[None, :] != own[:, None])
         # The entries of a row in falling order, as long as one of them is among the best of its row.
-        key = next_key(value, column, counted, tl.load(ceilings + sample, mask=in_batch, other=NOTHING))
+        key = next_key(ordered, column, counted, tl.load(ceilings + sample, mask=in_batch, other=NOTHING))
         best = tl.load(own_keys, mask=in_batch[:, None], other=0)
         while tl.max((in_batch & (key > tl.min(best, 1))).to(tl.int32), 0) > 0:
             replaced = tl.argmin(best, 1)[:, None] == place[None, :]
             best = tl.where(replaced & (key[:, None] > best), key[:, None], best)
             tl.store(own_keys, best, mask=in_batch[:, None])
             tl.debug_barrier()
-            key = next_key(value, column, counted, key)
+            key = next_key(ordered, column, counted, key)
             best = tl.load(own_keys, mask=in_batch[:, None], other=0)
 
 

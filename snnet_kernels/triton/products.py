@@ -42,6 +42,16 @@ def multiply_add(a, b, products, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def unknown_zero(first):
+    """0 for a ``first`` of at least 0, but not to the compiler.
+
+    Addresses of a row's data are the same for all tiles of columns. Added to them this has them made anew for each
+    tile; otherwise they would be kept in registers that the products need.
+    """
+    return tl.minimum(first, 0)
+
+
+@triton.jit
 def tile_products(
     a,
     a_stride,

@@ -14,10 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching
-from .entries import selection_key
+from .entries import ordered_bits
 from .launching import Tile
 from .loss_gradient import REGISTERS, column_span, label_tile
-from .products import tile_products
+from .products import tile_products, unknown_zero
 
 DIGIT_BITS = tl.constexpr(4)
 DIGITS = tl.constexpr(16)
@@ -49,24 +49,37 @@ def chosen_before(
 
 
 @triton.jit
-def prefix_at(prefixes, left, counts, step, shift_before, place, plane, stores):
-    """The prefix of :func:`chosen_before`, left for the next step where ``stores`` [BLOCK_A]."""
+def store_prefix(prefixes, left, counts, step, shift_before, place, plane, mask):
+    """The result of :func:`chosen_before` left for this step and the next."""
     prefix, rank = chosen_before(prefixes, left, counts, step, shift_before, place, plane)
     now = step.to(tl.int64) * plane + place
-    tl.store(prefixes + now, prefix.to(tl.int64, bitcast=True), mask=stores)
-    tl.store(left + now, rank, mask=stores)
-    return prefix
+    tl.store(prefixes + now, prefix.to(tl.int64, bitcast=True), mask=mask)
+    tl.store(left + now, rank, mask=mask)
 
 
 @triton.jit
-def add_digits(histogram, order, positive, inside, prefix, shift):
-    """histogram [BLOCK_A, DIGITS] plus the digits at ``shift`` of the negatives that begin with the prefix."""
-    match = inside & (positive == 0) & ((((order ^ prefix[:, None]) >> shift) >> DIGIT_BITS) == 0)
-    digits = tl.where(match, ((order >> shift) & (DIGITS - 1)).to(tl.int32), -1)
+def add_digits(
+    prefixes,
+    counts,
+    place,  # int64 [BLOCK_A], of the samples in [steps, SETS, B]
+    value_half,  # uint32 [BLOCK_A, BLOCK_B]
+    half,
+    match,
+    shift,
+):
+    """Count the digits at ``shift`` of the keys that ``match`` and begin with the prefix.
+
+    ``half`` is the half of a key that has the digit, ``value_half`` the upper one.
+    """
+    prefix = tl.load(prefixes + place).to(tl.uint64, bitcast=True)
+    value_prefix = (prefix >> 32).to(tl.uint32)
+    prefix_half = tl.where(shift >= 32, value_prefix, prefix.to(tl.uint32))[:, None]
+    match = match & ((((half ^ prefix_half) >> (shift & 31)) >> DIGIT_BITS) == 0)
+    match = match & ((shift >= 32) | (value_half == value_prefix[:, None]))
+    digits = tl.where(match, ((half >> (shift & 31)) & (DIGITS - 1)).to(tl.int32), -1)
     for digit in range(DIGITS):
         count = tl.sum((digits == digit).to(tl.int32), 1)
-        histogram += tl.where((tl.arange(0, DIGITS) == digit)[None, :], count[:, None], 0)
-    return histogram
+        tl.atomic_add(counts + place * DIGITS + digit, count, mask=count > 0, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["step", "shift", "shift_before", "span", "batch_size", "n"])
@@ -103,40 +116,31 @@ def count_digits_kernel(
     flagged = in_batch & (flagged != 0)
     if tl.max(flagged.to(tl.int32), 0) > 0:
         start = (tl.program_id(0) // row_tiles) * span
-        stores = flagged & (start == 0) & (step > 0)
         plane = SETS * batch_size.to(tl.int64)
-        prefix_0 = prefix_at(prefixes, left, counts, step, shift_before, sample, plane, stores)
-        histogram_0 = tl.zeros((BLOCK_A, DIGITS), tl.int32)
-        if SETS > 1:
-            place = batch_size + sample
-            prefix_1 = prefix_at(prefixes, left, counts, step, shift_before, place, plane, stores)
-            histogram_1 = histogram_0
-        if SETS > 2:
-            place = 2 * batch_size + sample
-            prefix_2 = prefix_at(prefixes, left, counts, step, shift_before, place, plane, stores)
-            histogram_2 = histogram_0
+        # Every program stores what it reads below; those of one row store the same.
+        stores = flagged & (step > 0)
+        for k in tl.static_range(SETS):
+            place = k * batch_size + sample
+            store_prefix(prefixes, left, counts, step, shift_before, place, plane, stores)
+        tl.debug_barrier()
         for first in tl.range(start, tl.minimum(start + span, n), BLOCK_B, disable_licm=True):
             column = first + tl.arange(0, BLOCK_B)
             row = tl.minimum(column, n - 1).to(tl.int64)
             products = tile_products(
                 features, d, sample, memory, d, row, d, BLOCK_A, BLOCK_B, BLOCK_K, PRECISION
             )
-            order = selection_key(products, column[None, :]).to(tl.uint64, bitcast=True) ^ (1 << 63)
-            inside = (column < n)[None, :]
-            bits = label_tile(labels_0, sample, first, n, BLOCK_A, BLOCK_B)
-            histogram_0 = add_digits(histogram_0, order, bits, inside, prefix_0, shift)
-            if SETS > 1:
-                bits = label_tile(labels_1, sample, first, n, BLOCK_A, BLOCK_B)
-                histogram_1 = add_digits(histogram_1, order, bits, inside, prefix_1, shift)
-            if SETS > 2:
-                bits = label_tile(labels_2, sample, first, n, BLOCK_A, BLOCK_B)
-                histogram_2 = add_digits(histogram_2, order, bits, inside, prefix_2, shift)
-        total = counts + (step * plane + sample)[:, None] * DIGITS + tl.arange(0, DIGITS)[None, :]
-        tl.atomic_add(total, histogram_0, mask=flagged[:, None], sem="relaxed")
-        if SETS > 1:
-            tl.atomic_add(total + batch_size * DIGITS, histogram_1, mask=flagged[:, None], sem="relaxed")
-        if SETS > 2:
-            tl.atomic_add(total + 2 * batch_size * DIGITS, histogram_2, mask=flagged[:, None], sem="relaxed")
+            # The key as two unsigned halves: whole ones would take twice the registers.
+            value_half = ordered_bits(products).to(tl.uint32, bitcast=True) ^ (1 << 31)
+            half = tl.where(shift >= 32, value_half, (0x7FFFFFFF - column).to(tl.uint32)[None, :])
+            counted = flagged[:, None] & (column < n)[None, :]
+            label_row = sample + unknown_zero(first)
+            place = step * plane + label_row
+            for label_set in range(SETS):
+                labels = tl.where(label_set == 0, labels_0, tl.where(label_set == 1, labels_1, labels_2))
+                positive = label_tile(labels, label_row, first, n, BLOCK_A, BLOCK_B)
+                match = counted & (positive == 0)
+                add_digits(prefixes, counts, place, value_half, half, match, shift)
+                place += batch_size
 
 
 @triton.jit(do_not_specialize=["steps", "rows"])

@@ -127,7 +127,8 @@ def rank_count_kernel(
                 error = tl.load(residuals + candidate_row)[:, None] * tl.load(norms + row)[None, :]
                 error += tl.load(norms + candidate_row)[:, None] * tl.load(residuals + row)[None, :]
                 error *= bound_scale
-                likely_rank += tl.sum((counted & (products + error > bar[:, None])).to(tl.int32), 1)
+                unlikely = products + error <= bar[:, None]  # false where an infinite bound leaves NaN
+                likely_rank += tl.sum((counted & ~unlikely).to(tl.int32), 1)
                 products -= error
             rank += tl.sum((counted & (products > bar[:, None])).to(tl.int32), 1)
             open_pairs = tl.max(tl.load(own + 3 * BLOCK_A + place) - rank, 0)

@@ -1,0 +1,66 @@
+"""The Triton kernels, interpreted on CPU tensors in processes of their own; and that these tests test something.
+
+The cases are ``triton_label_cases.py`` and ``triton_loss_cases.py``. To run some of them alone::
+
+    TRITON_INTERPRET=1 python -m pytest -p tests.kernels.triton_bounds tests/kernels/triton_loss_cases.py -k digit
+"""
+
+import importlib.util
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.paths import ROOT
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+def run_cases(name: str, *options: str, packages: pathlib.Path = ROOT) -> tuple[int, str]:
+    """(tests passed, what pytest said); ``packages`` is where snnet_kernels is imported from."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    environment |= {
+        "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(packages), str(ROOT)]),
+    }
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=append"]
+    result = subprocess.run(
+        [*command, "-p", "tests.kernels.triton_bounds", f"tests/kernels/{name}", *options],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    passed = re.search(r"(\d+) passed", result.stdout)
+    return int(passed[1]) if passed else 0, result.stdout[-8000:] + result.stderr[-2000:]
+
+
+@pytest.mark.parametrize(("name", "tests"), [("triton_label_cases.py", 150), ("triton_loss_cases.py", 40)])
+def test_cases(name, tests):
+    passed, output = run_cases(name)
+    assert passed >= tests and not re.search(r"\d+ (failed|error)", output), output
+
+
+@pytest.mark.parametrize(
+    ("file", "mask", "without", "cases"),
+    [
+        ("similarity.py", " & (column < n)[None, :]", "", "test_similarity"),
+        ("candidates.py", "inside = (column < n)", "inside = (column >= 0)", "test_candidates"),
+        ("rank_counts.py", "(column < end)", "(column >= 0)", "test_labels_with_columns"),
+    ],
+)
+def test_cases_fail_without_a_mask(file, mask, without, cases, tmp_path):
+    """The same after the edit of a copy of the package."""
+    shutil.copytree(ROOT / "snnet_kernels", tmp_path / "snnet_kernels")
+    edited = tmp_path / "snnet_kernels" / "triton" / file
+    before = edited.read_text()
+    edited.write_text(before.replace(mask, without))
+    assert edited.read_text() != before
+    _, output = run_cases("triton_label_cases.py", "-x", "-k", cases, packages=tmp_path)
+    assert re.search(r"1 failed", output), output

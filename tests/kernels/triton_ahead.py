@@ -1,0 +1,263 @@
+"""The Triton kernels compiled without a GPU, for any architecture, just as the host's side launches them.
+
+While :func:`compiling` is active the operations of ``snnet_kernels.triton`` go on CPU tensors through their real
+launches, so that types, specialised arguments, meta-parameters and options are those of a real call; there Triton
+compiles and assembles each kernel and does not run it. What an operation returns then is of any value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import io
+import os
+import pkgutil
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+import snnet_kernels.triton
+from snnet_kernels import reference
+from snnet_kernels.triton import launching
+from snnet_kernels.triton.hard_negative_loss import hard_negative_loss
+from snnet_kernels.triton.label_prediction import mplp
+from snnet_kernels.triton.launching import TILES
+from snnet_kernels.triton.neighbors import nearest_neighbors
+from snnet_kernels.triton.similarity import memory_similarity
+from snnet_kernels.triton.square_loss import square_loss
+
+KIB = 1024
+# Shared memory that a block can have, by compute capability.
+MOST_SHARED = {80: 163 * KIB, 90: 227 * KIB, 100: 227 * KIB}
+ARCHITECTURES = tuple(MOST_SHARED)
+EVERYTHING = os.environ.get("SNNET_ALL_CONFIGURATIONS") == "1"
+# Bytes that a thread stores to and loads from local memory at most, where the tile is not the default.
+MOST_SPILLED = 10_000
+_TENSOR_CORES = re.compile(r"\b(mma|wgmma|tcgen05\.mma)\.")
+_MULTIPLY_ADD = re.compile(r"fma\.rn\.f32\s+(%\w+), (%\w+), (%\w+), (\S+);")
+_SHARED_LOAD = re.compile(r"ld\.shared\S*\s+\{?([^[}]+)\}?, \[")
+_FLOAT_SUM = re.compile(r"\b(add|sub|mul)\.(\S+\.)?f32\b")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel for one architecture."""
+
+    name: str
+    architecture: int
+    options: dict[str, Any]  # meta-parameters and options of the launch
+    shared: int
+    registers: int
+    spilled: int  # bytes stored and loaded
+    ptx: str
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{key}={value}" for key, value in self.options.items())
+        return (
+            f"{self.name} for sm_{self.architecture} ({options}): {self.shared} bytes shared, "
+            f"{self.registers} registers, {self.spilled} bytes spilled"
+        )
+
+
+class _Device:
+    """Stands in for Triton's driver: a device of this architecture that nothing is launched on."""
+
+    def __init__(self, architecture: int):
+        self.architecture = architecture
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_current_device(self) -> str:
+        return f"sm_{self.architecture}"  # Triton keeps what it has compiled by device
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+
+_compiled: dict[str, Compiled] = {}  # by Triton's hash of source, options and target
+
+
+@contextlib.contextmanager
+def compiling(architecture: int, precision: str, tile: int) -> Iterator[list[Compiled]]:
+    """The kernels launched meanwhile, each once; products of ``precision`` are made in its tile number ``tile``."""
+    run, found = JITFunction.run, {}
+
+    @functools.wraps(run)
+    def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        meta = dict(options)
+        with contextlib.redirect_stdout(io.StringIO()) as log:
+            kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+        if kernel.hash not in _compiled:
+            _compiled[kernel.hash] = _of(kernel, self.__name__, architecture, meta, log.getvalue())
+        found[kernel.hash] = _compiled[kernel.hash]
+
+    compiled: list[Compiled] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        knobs.cache.scope(),
+        knobs.nvidia.scope(),
+        mock.patch.object(driver, "_active", _Device(architecture)),
+        mock.patch.object(JITFunction, "run", compile_only),
+        mock.patch.dict(launching.TILES, {precision: (TILES[precision][tile],)}),
+    ):
+        knobs.cache.dir = folder  # an empty one: what is found in a cache comes without ptxas's report
+        knobs.nvidia.dump_ptxas_log = True
+        yield compiled
+    compiled.extend(found.values())
+
+
+def _of(kernel: Any, name: str, architecture: int, options: dict[str, Any], log: str) -> Compiled:
+    report = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads[\s\S]*Used (\d+) registers", log)
+    assert report is not None, f"no report of ptxas for {name}: {log!r}"
+    stores, loads, registers = map(int, report.groups())
+    return Compiled(
+        name, architecture, options, kernel.metadata.shared, registers, stores + loads, kernel.asm["ptx"]
+    )
+
+
+def check(kernel: Compiled, is_default: bool) -> None:
+    """Shared memory, spilled registers and the arithmetic of products are as they should be."""
+    assert kernel.shared <= MOST_SHARED[kernel.architecture], kernel
+    assert kernel.spilled <= (0 if is_default else MOST_SPILLED), kernel
+    precision = kernel.options.get("PRECISION", "ieee")
+    multiplies = "BLOCK_K" in kernel.options and not kernel.options.get("GIVEN", False)
+    assert bool(_TENSOR_CORES.search(kernel.ptx)) == (multiplies and precision != "ieee"), kernel
+    expected = expected_chains(kernel.options) if multiplies else set()
+    if expected:
+        assert {chains_of_loop(loop, str(kernel)) for loop in multiply_loops(kernel.ptx)} == expected, kernel
+
+
+def expected_chains(options: dict[str, Any]) -> set[tuple[int, int]]:
+    """(entries of a thread, multiply-adds of each) in the loops of "ieee" products, of tiles and of single pairs."""
+    threads = 32 * options.get("num_warps", 4)
+    depth, precision = options["BLOCK_K"], options.get("PRECISION", "ieee")
+    if "BLOCK" in options:
+        return {(max(1, options["BLOCK"] // threads), depth)}
+    chains = set()
+    if precision == "ieee":
+        chains.add((options["BLOCK_A"] * options["BLOCK_B"] // threads, depth))
+    if "PAIR_K" in options and precision in ("ieee", "bf16"):
+        chains.add((max(1, options["BLOCK_A"] // threads), options["PAIR_K"]))
+    return chains
+
+
+def multiply_loops(ptx: str) -> list[list[str]]:
+    """The instructions of each innermost loop without branches in it that has float multiply-adds."""
+    blocks = re.split(r"^(\$L__BB\w+):", ptx, flags=re.MULTILINE)[1:]
+    return [
+        text.splitlines()
+        for label, text in zip(blocks[::2], blocks[1::2], strict=True)
+        if re.search(rf"\bbra\S*\s+{re.escape(label)};", text) and "fma.rn.f32" in text
+    ]
+
+
+def chains_of_loop(instructions: list[str], kernel: str) -> tuple[int, int]:
+    """(number, length) of the chains of multiply-adds, all alike, that one turn of a loop adds to its sums.
+
+    In a chain each result is what the next adds to; what one vector of shared memory holds comes in rising order.
+    """
+    lengths: dict[str, int] = {}  # by the register that holds the last result of a chain
+    vectors: dict[str, dict[tuple[int, int], int]] = {}  # the last lane met, by operand and load
+    lane_of: dict[str, tuple[int, int]] = {}
+    for number, line in enumerate(instructions):
+        assert not _FLOAT_SUM.search(line), f"{line} among the products of {kernel}"
+        if load := _SHARED_LOAD.search(line):
+            lane_of |= {name.strip(): (number, lane) for lane, name in enumerate(load[1].split(","))}
+        if multiply := _MULTIPLY_ADD.search(line):
+            result, *factors, before = multiply.groups()
+            lengths[result] = lengths.pop(before, 0) + 1
+            met = vectors.pop(before, {})
+            for operand, name in enumerate(factors):
+                load_number, lane = lane_of.get(name, (number, 0))
+                assert met.get((operand, load_number), -1) < lane, f"k does not rise in {kernel}: {line}"
+                met[operand, load_number] = lane
+            vectors[result] = met
+    (length,) = set(lengths.values())
+    return len(lengths), length
+
+
+def require_compiler() -> None:
+    """Skip the test where kernels cannot be compiled."""
+    if launching.INTERPRETED:
+        pytest.skip("TRITON_INTERPRET is set: kernels are not compiled")
+    for tool in (knobs.nvidia.ptxas, knobs.nvidia.ptxas_blackwell):
+        if not os.access(tool.path, os.X_OK):
+            pytest.skip(f"no ptxas of Triton's: {tool.path}")
+
+
+def launched_names(call: Callable[[], object]) -> set[str]:
+    """The names of the kernels that a call launches."""
+    names = set()
+
+    def record(self: Any, *arguments: Any, **options: Any) -> None:
+        names.add(self.__name__)
+
+    with mock.patch.object(JITFunction, "run", record):
+        call()
+    return names
+
+
+def kernel_names() -> set[str]:
+    """All kernels of the package: the Triton functions whose name ends in ``_kernel``."""
+    modules = [
+        importlib.import_module(f"snnet_kernels.triton.{module.name}")
+        for module in pkgutil.iter_modules(snnet_kernels.triton.__path__)
+    ]
+    return {
+        name
+        for module in modules
+        for name, value in vars(module).items()
+        if name.endswith("_kernel") and isinstance(value, JITFunction)
+    }
+
+
+def configurations(*precisions: str) -> list[Any]:
+    """(architecture, precision, number of the tile) of what is compiled, for ``pytest.mark.parametrize``."""
+    return [
+        pytest.param(
+            architecture, precision, number, id=f"{architecture}-{precision}-{tile.rows}x{tile.columns}"
+        )
+        for architecture in ARCHITECTURES
+        for precision in precisions
+        for number, tile in enumerate(TILES[precision])
+        if number == 0 or architecture == 90 or EVERYTHING
+    ]
+
+
+def inputs(d: int = 64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features [B, d], memory [n, d] and index [B]. Of their sizes only what they are multiples of counts."""
+    generator = torch.Generator().manual_seed(0)
+    features, memory = (torch.randn(rows, d, generator=generator) for rows in (64, 1000))
+    return features, memory, torch.arange(64)
+
+
+def call_labels(precision: str, d: int = 64) -> None:
+    """Everything but the losses."""
+    features, memory, index = inputs(d)
+    memory_similarity(features, memory, precision)
+    for query_rows in (None, torch.zeros(len(index), len(memory))):
+        mplp(memory, index, query_rows, 0.6, 10, False, precision)
+        for k in (1, 5):
+            nearest_neighbors(memory, index, k, query_rows, precision)
+
+
+def call_losses(precision: str, sets: int, d: int = 64) -> None:
+    features, memory, _ = inputs(d)
+    labels = [reference.pack_labels(torch.zeros(len(features), len(memory), dtype=torch.bool))] * sets
+    square_loss(features, memory, labels, [1.0] * sets, precision)
+    hard_negative_loss(features, memory, labels, [1.0] * sets, 5.0, 0.01, precision)

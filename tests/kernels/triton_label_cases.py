@@ -1,0 +1,287 @@
+"""Tests of the Triton kernels of labels and neighbours, interpreted; ``test_triton_interpreted.py`` runs them.
+
+Values are small multiples of a power of two, so that all products are exact in every precision and in any order, and
+results equal the reference's to the bit. Sizes leave a part of every tile empty: rows past the batch, columns past n,
+depth past d, bytes past the width of the labels, pairs past their number.
+"""
+
+import pytest
+import torch
+
+from snnet_kernels import reference
+from snnet_kernels.testing import clustered_features
+from snnet_kernels.triton import (
+    PRECISIONS,
+    candidates,
+    label_prediction,
+    launching,
+    neighbors,
+    pairs,
+    rank_counts,
+)
+from snnet_kernels.triton.entries import HIGHEST, NOTHING
+from snnet_kernels.triton.row_bounds import row_bounds
+from snnet_kernels.triton.similarity import memory_similarity
+
+assert launching.INTERPRETED
+ALL_TILES = [(precision, number) for precision in PRECISIONS for number in range(2)]
+SIZES = [(1, 1, 1), (3, 7, 5), (66, 131, 37), (64, 128, 64)]  # B, n, d
+
+
+def exact_rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(-3, 4, (n, d), generator=torch.Generator().manual_seed(seed)).float() / 4
+
+
+def batch_of(n: int, size: int, seed: int = 0) -> torch.Tensor:
+    """With repeated indices where it is larger than a few."""
+    return torch.randint(n, (size,), generator=torch.Generator().manual_seed(seed))
+
+
+def keys_of(rows: torch.Tensor) -> torch.Tensor:
+    """The selection keys of finite rows [B, n]: by falling value, ties by lower column."""
+    bits = (rows + 0.0).view(torch.int32).long()
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (ordered << 32) | (0x7FFFFFFF - torch.arange(rows.shape[1]))
+
+
+@pytest.fixture(autouse=True)
+def larger_tiles_of_pairs(monkeypatch):
+    """The interpreter takes its time for each tile."""
+    monkeypatch.setattr(pairs, "PAIRS_AT_ONCE", 256)
+
+
+@pytest.fixture
+def use_tile(monkeypatch):
+    def use(precision: str, number: int) -> None:
+        monkeypatch.setitem(launching.TILES, precision, (launching.TILES[precision][number],))
+
+    return use
+
+
+@pytest.mark.parametrize(("precision", "tile"), ALL_TILES)
+@pytest.mark.parametrize(("batch", "n", "d"), SIZES)
+def test_similarity(batch, n, d, precision, tile, use_tile):
+    use_tile(precision, tile)
+    features, wide = exact_rows(batch, d, 1), exact_rows(n, d + 3)
+    for memory in (wide[:, :d], wide[:, 3:].contiguous(), wide[:, :d].t().contiguous().t()):
+        assert torch.equal(memory_similarity(features, memory, precision), features @ memory.t())
+
+
+def test_similarity_of_more_row_tiles_than_a_group():
+    features, memory = exact_rows(64 * 9 + 1, 5, 1), exact_rows(70, 5)
+    assert torch.equal(memory_similarity(features, memory), features @ memory.t())
+    assert memory_similarity(features[:0], memory).shape == (0, 70)
+    assert memory_similarity(features, memory[:0]).shape == (577, 0)
+
+
+@pytest.mark.parametrize(("precision", "tile"), ALL_TILES)
+@pytest.mark.parametrize(("batch", "n", "d"), SIZES)
+def test_candidates(batch, n, d, precision, tile, use_tile):
+    use_tile(precision, tile)
+    memory, index = exact_rows(n, d), batch_of(n, batch)
+    rows = memory[index] @ memory.t()
+    bars = rows[torch.arange(batch), batch_of(n, batch, 1)]  # ties: an entry at its bar is not above it
+    bounds = row_bounds(memory) if precision == "bf16" else None
+    above, near = candidates.candidate_bits(memory, index, bars, precision, bounds)
+    expected = reference.pack_labels(rows > bars[:, None])
+    if bounds is None:
+        assert torch.equal(above, expected)
+    else:
+        assert not (above & near).any() and torch.equal((above | near) & expected, expected)
+        assert torch.equal(near, near & reference.pack_labels(torch.ones(batch, n, dtype=torch.bool)))
+    assert torch.equal(candidates.candidates(memory, index, bars, precision, bounds), expected)
+
+
+@pytest.mark.parametrize(("batch", "n"), [(1, 1), (5, 7), (4, 128), (9, 1030)])
+def test_given_candidates(batch, n):
+    rows = exact_rows(batch, n)
+    rows[0, 0] = torch.nan
+    assert torch.equal(candidates.given_candidates(rows, 0.25), reference.pack_labels(rows > 0.25))
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize(
+    ("batch", "n", "share"),
+    [(1, 1, 1.0), (5, 300, 0.1), (3, 300, 1.0), (4, 300, 0.0), (3, 70_000, 0.01)],
+)
+def test_pairs(batch, n, share, given):
+    """Counts of pairs; and the largest key below a ceiling, for which every pair has to be found in the bits."""
+    if n > 300 and not given:
+        pytest.skip("its products would be large")
+    memory, index = exact_rows(n, 1 if given else 37), batch_of(n, batch)
+    rows = exact_rows(batch, n, 1) if given else memory[index] @ memory.t()
+    flags = torch.rand(batch, n, generator=torch.Generator().manual_seed(0)) < share
+    found = pairs.find_pairs(reference.pack_labels(flags))
+    assert torch.equal(found.sizes, flags.sum(1))
+    assert torch.equal(found.ends, flags.sum(1).cumsum(0))
+    blocks = torch.nn.functional.pad(flags, (0, 128 * found.blocks - n)).view(batch, -1, 128).sum(2)
+    assert torch.equal(found.before.long(), blocks.cumsum(1) - blocks)
+    keys = keys_of(rows)
+    for others, ceiling in ((False, torch.full((batch,), HIGHEST)), (True, keys[:, n // 2].clone())):
+        allowed = flags & (keys < ceiling[:, None])
+        if others:
+            allowed &= torch.arange(n) != index[:, None]
+        largest = torch.full((batch,), NOTHING)
+        pairs.launch_over_pairs(
+            pairs.largest_key_kernel,
+            found,
+            memory,
+            index,
+            rows if given else None,
+            ceiling,
+            largest,
+            OTHERS=others,
+        )
+        assert torch.equal(largest, keys.masked_fill(~allowed, NOTHING).amax(1))
+
+
+def test_row_bounds():
+    memory = torch.randn(37, 300, generator=torch.Generator().manual_seed(0))
+    memory[5] = exact_rows(1, 300)
+    norms, residuals = row_bounds(memory)
+    rounded = (memory.view(torch.int32) & -0x10000).view(torch.float32).double()  # as the interpreter rounds
+    lost = (memory - rounded).norm(dim=1)
+    longer = memory.double().norm(dim=1).maximum(rounded.norm(dim=1))
+    slack = (300 + 64) * 2.0**-23
+    assert (norms >= longer).all() and (norms <= 1.0003 * longer).all()
+    assert lost[5] == 0 and (residuals >= lost + slack * longer).all()
+    assert (residuals <= 1.0003 * lost + 1.001 * slack * longer).all()
+
+
+def check_labels(memory, index, threshold, min_rank, strict, precision="ieee", rows=None, **options):
+    labels = label_prediction.mplp(memory, index, rows, threshold, min_rank, strict, precision, **options)
+    expected = reference.mplp(memory, index, threshold, min_rank, query_rows=rows, strict=strict)
+    assert torch.equal(labels, expected)
+    return int(reference.unpack_labels(expected, len(memory)).sum())
+
+
+# no candidates; all; so many that some are inconsistent; with and without a lowest rank
+DECISIONS = [(1e9, 10, False), (-1e9, 2, False), (0.5625, 3, False), (0.5625, 0, True), (0.0, 0, False)]
+
+
+@pytest.mark.parametrize(("threshold", "min_rank", "strict"), DECISIONS)
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize(("batch", "n", "d"), [(1, 1, 1), (3, 7, 5), (5, 131, 37)])
+def test_labels(batch, n, d, given, threshold, min_rank, strict):
+    memory, index = exact_rows(n, d), batch_of(n, batch)
+    memory[n // 2 :: 5] = memory[0].clone()  # duplicates
+    rows = exact_rows(batch, d, 1) @ memory.t() if given else None
+    positives = check_labels(memory, index, threshold, min_rank, strict, rows=rows)
+    assert positives >= batch
+    assert positives == batch or threshold < 1e9
+
+
+@pytest.mark.parametrize(("precision", "tile"), ALL_TILES)
+@pytest.mark.parametrize("columns", [64, 512])
+def test_labels_with_columns_split_or_not(columns, precision, tile, use_tile, monkeypatch):
+    """Ranks of few pairs are counted by several programs each, those of many by one."""
+    monkeypatch.setattr(rank_counts, "FEWEST_COLUMNS", columns)
+    use_tile(precision, tile)
+    memory = exact_rows(200, 20)
+    for index in (batch_of(200, 2), batch_of(200, 9, 1)):
+        assert check_labels(memory, index, 1.0, 3, False, precision) > len(index)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_labels_of_no_batch(strict):
+    assert check_labels(exact_rows(9, 4), torch.zeros(0).long(), 0.5, 3, strict) == 0
+
+
+ROUNDED = (clustered_features(100, 40), batch_of(100, 8))
+
+
+@pytest.mark.parametrize(("strict", "min_rank"), [(True, 0), (False, 3)])
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
+def test_bf16_labels_are_those_of_float32(scale, strict, min_rank):
+    memory, index = ROUNDED
+    assert check_labels(memory, index, 0.3, min_rank, strict, "bf16", bound_scale=scale) > len(index)
+
+
+def bf16_labels(scale: float) -> torch.Tensor:
+    memory, index = ROUNDED
+    return label_prediction.mplp(memory, index, None, 0.3, 3, False, "bf16", scale)
+
+
+def test_bf16_labels_need_the_second_look_at_candidates(monkeypatch):
+    before = bf16_labels(30.0)
+    monkeypatch.setattr(candidates, "launch_over_pairs", lambda *arguments: None)
+    assert not torch.equal(bf16_labels(30.0), before)
+
+
+def test_bf16_labels_need_the_second_look_at_ranks(monkeypatch):
+    before, count = bf16_labels(1e4), rank_counts.inconsistent_pairs
+
+    def only_sure(*arguments):
+        sure, doubtful = count(*arguments)
+        return sure, torch.zeros_like(doubtful)
+
+    monkeypatch.setattr(label_prediction, "inconsistent_pairs", only_sure)
+    assert not torch.equal(bf16_labels(1e4), before)
+
+
+def check_neighbors(memory, index, k, rows=None, precision="ieee", **options):
+    expected_columns, expected_values = reference.nearest_neighbors(memory, index, k, query_rows=rows)
+    columns, values = neighbors.nearest_neighbors(memory, index, k, rows, precision, **options)
+    assert torch.equal(columns, expected_columns)
+    torch.testing.assert_close(values, expected_values, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(("precision", "tile"), ALL_TILES)
+@pytest.mark.parametrize(("batch", "n", "d"), [(1, 1, 1), (3, 7, 5), (66, 131, 37)])
+def test_neighbors(batch, n, d, precision, tile, use_tile):
+    use_tile(precision, tile)
+    memory, index = exact_rows(n, d), batch_of(n, batch)
+    memory[n // 2 :: 5] = memory[0].clone()
+    for k in (1, 3, 17 if precision == "ieee" else n + 2):
+        if k <= 17 or n < 17:
+            check_neighbors(memory, index, k, precision=precision)
+
+
+@pytest.mark.parametrize(("batch", "n"), [(1, 1), (3, 7), (17, 140)])
+def test_neighbors_in_given_rows(batch, n):
+    index, rows = batch_of(n, batch), exact_rows(batch, n, 1)
+    for k in (1, 17, n + 2)[: 3 if n < 17 else 2]:
+        check_neighbors(exact_rows(n, 4), index, k, rows)
+        check_neighbors(exact_rows(n, 4), index, k, rows.t().contiguous().t())
+
+
+def test_neighbors_of_no_batch():
+    check_neighbors(exact_rows(9, 4), torch.zeros(0).long(), 3)
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+@pytest.mark.parametrize("precision", ["ieee", "bf16"])
+def test_neighbors_that_are_not_numbers(precision, k):
+    """NaN is above everything, infinity included, and -0 is +0; among equals the lower column is first."""
+    memory, index = exact_rows(90, 6), torch.tensor([4, 5, 60])
+    memory[[7, 33]] = torch.nan
+    memory[50, 0] = torch.inf
+    memory[:, 0] = memory[:, 0].abs() + 0.25  # no products of infinity and 0
+    check_neighbors(memory, index, k, precision=precision)
+    rows = exact_rows(3, 90, 1)
+    rows[0, 40:43], rows[1, ::2], rows[2, 80] = torch.nan, torch.nan, torch.inf
+    rows[2, 10:15] = -rows[2, 10:15].abs() * 0
+    check_neighbors(memory, index, k, rows)
+
+
+# So alike that rounding to bf16 puts them in another order.
+ALIKE = torch.nn.functional.normalize(
+    1 + 0.05 * torch.randn(100, 40, generator=torch.Generator().manual_seed(0)), dim=1
+)
+
+
+@pytest.mark.parametrize("k", [1, 5, 18])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_bf16_neighbors_are_those_of_float32(scale, k):
+    index = batch_of(100, 8)
+    columns, values = neighbors.nearest_neighbors(ALIKE, index, k)
+    ours, similarity = neighbors.nearest_neighbors(ALIKE, index, k, None, "bf16", scale)
+    assert torch.equal(ours, columns)
+    # The interpreter sums tiles and single pairs in different orders.
+    torch.testing.assert_close(similarity, values, rtol=1e-6, atol=0)
+
+
+def test_bf16_neighbors_need_the_error_bound():
+    index = batch_of(100, 8)
+    exact = neighbors.nearest_neighbors(ALIKE, index, 5)[0]
+    assert not torch.equal(neighbors.nearest_neighbors(ALIKE, index, 5, None, "bf16", 0.0)[0], exact)
