@@ -66,7 +66,9 @@ def write_head(readme: Path, runs: dict[str, Run]) -> None:
     run = next(iter(runs.values()))
     before, rest = text.split(BEGIN, 1)
     after = rest.split(END, 1)[1]
-    about = f"{title(run)}, torch {run.machine['torch']}. Every operation, how it grows, and how it was measured:"
+    about = (
+        f"{title(run)}, torch {run.machine['torch']}. Every operation, how it grows, and how it was measured:"
+    )
     head = f"{BEGIN}\n{tables.head(run)}\n\n{about}\n[docs/benchmarks.md](docs/benchmarks.md).\n{END}"
     readme.write_text(before + head + after)
 
