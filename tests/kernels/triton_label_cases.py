@@ -111,13 +111,20 @@ def test_pairs(batch, n, share, given):
     memory, index = exact_rows(n, 1 if given else 37), batch_of(n, batch)
     rows = exact_rows(batch, n, 1) if given else memory[index] @ memory.t()
     flags = torch.rand(batch, n, generator=torch.Generator().manual_seed(0)) < share
+    if (
+        given and n > 1
+    ):  # the largest are the sample itself and, where pairs past the last would be sought, no pair
+        rows[torch.arange(batch), index] = 8.0
+        rows[-1, -1] = 9.0
+        flags[-1, -1] = False
     found = pairs.find_pairs(reference.pack_labels(flags))
     assert torch.equal(found.sizes, flags.sum(1))
     assert torch.equal(found.ends, flags.sum(1).cumsum(0))
     blocks = torch.nn.functional.pad(flags, (0, 128 * found.blocks - n)).view(batch, -1, 128).sum(2)
     assert torch.equal(found.before.long(), blocks.cumsum(1) - blocks)
     keys = keys_of(rows)
-    for others, ceiling in ((False, torch.full((batch,), HIGHEST)), (True, keys[:, n // 2].clone())):
+    highest = torch.full((batch,), HIGHEST)
+    for others, ceiling in ((False, highest), (True, highest), (True, keys[:, n // 2].clone())):
         allowed = flags & (keys < ceiling[:, None])
         if others:
             allowed &= torch.arange(n) != index[:, None]
@@ -180,6 +187,13 @@ def test_labels_with_columns_split_or_not(columns, precision, tile, use_tile, mo
     memory = exact_rows(200, 20)
     for index in (batch_of(200, 2), batch_of(200, 9, 1)):
         assert check_labels(memory, index, 1.0, 3, False, precision) > len(index)
+
+
+@pytest.mark.parametrize("min_rank", range(4))
+def test_anchors_are_not_counted(min_rank):
+    """Their similarity may be rounded to more in a tile than as a bar, here where the two are summed differently."""
+    memory, index = clustered_features(100, 40), batch_of(100, 12)
+    assert check_labels(memory, index, 0.45, min_rank, False) > len(index)
 
 
 @pytest.mark.parametrize("strict", [True, False])
