@@ -12,7 +12,7 @@ from ..reference.labels import label_bytes as bytes_of_labels
 from . import launching
 from .entries import label_bytes, pack_bits, value_of_key
 from .launching import Tile
-from .pairs import find_pairs, launch_over_pairs, mark_pairs, pair_keys
+from .pairs import find_pairs, launch_over_pairs, mark_pairs, pair_keys, pairs_of_tile
 from .products import tile_products
 from .row_bounds import RowBounds
 
@@ -58,13 +58,12 @@ def candidate_kernel(
     else:
         is_above = products > bar
         is_near = is_above
-    width = label_bytes(n)
+    tl.static_assert(128 % BLOCK_B == 0, "a row of bits, whole 128 of them, ends with a tile")
     byte = (tl.program_id(0) // row_tiles) * (BLOCK_B // 8) + tl.arange(0, BLOCK_B // 8)
-    place = sample.to(tl.int64)[:, None] * width + byte[None, :]
-    mask = in_batch[:, None] & (byte < width)[None, :]
-    tl.store(above + place, pack_bits(is_above & inside, BLOCK_A, BLOCK_B), mask=mask)
+    place = sample.to(tl.int64)[:, None] * label_bytes(n) + byte[None, :]
+    tl.store(above + place, pack_bits(is_above & inside, BLOCK_A, BLOCK_B), mask=in_batch[:, None])
     if PRECISION == "bf16":
-        tl.store(near + place, pack_bits(is_near, BLOCK_A, BLOCK_B), mask=mask)
+        tl.store(near + place, pack_bits(is_near, BLOCK_A, BLOCK_B), mask=in_batch[:, None])
 
 
 @triton.jit(do_not_specialize=["batch_size", "n"])
@@ -111,7 +110,7 @@ def recheck_kernel(
 ):
     total = tl.load(ends + batch_size - 1)
     for tile in range(tl.program_id(0), tl.cdiv(total, BLOCK), tl.num_programs(0)):
-        pair = tile * BLOCK + tl.arange(0, BLOCK)
+        pair = pairs_of_tile(tile, total, BLOCK)
         sample, column, key = pair_keys(
             pair,
             ends,
@@ -130,7 +129,7 @@ def recheck_kernel(
             BLOCK_K,
         )
         is_above = value_of_key(key) > tl.load(bars + sample)
-        mark_pairs(above, sample, column, blocks, (pair < total) & is_above)
+        mark_pairs(above, sample, column, blocks, is_above)
 
 
 def candidate_bits(

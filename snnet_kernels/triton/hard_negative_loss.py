@@ -37,7 +37,7 @@ def add_label_set(
     threshold = tl.load(thresholds)
     bar = ordered_of_key(threshold)[:, None]
     hard = (ordered > bar) | ((ordered == bar) & (column <= column_of_key(threshold)[:, None]))
-    hard = hard & (positive == 0) & inside
+    hard = hard & inside
     weight = tl.where(hard, tl.load(negative_weights)[:, None], 0.0)
     weight = tl.where(positive != 0, tl.load(positive_weights)[:, None], weight)
     difference = products - tl.where(positive != 0, 1.0, -1.0)

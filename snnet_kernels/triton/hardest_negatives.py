@@ -112,7 +112,7 @@ def collect_kernel(
         passes = (everywhere == 0) & ~below & in_batch[:, None] & (column < n)[None, :]
         order = tl.cumsum(passes.to(tl.int32), 1)
         count = tl.sum(passes.to(tl.int32), 1)
-        begin = tl.atomic_add(counts + sample, count, mask=in_batch & (count > 0), sem="relaxed")
+        begin = tl.atomic_add(counts + sample, count, mask=count > 0, sem="relaxed")
         place = tl.where(passes, begin[:, None] + order - 1, capacity)
         key = selection_key(products, column[None, :])
         tl.store(collected + sample[:, None] * capacity + place, key, mask=place < capacity)

@@ -16,7 +16,15 @@ from ..reference.labels import label_bytes as bytes_of_labels
 from . import launching
 from .candidates import candidates, given_candidates
 from .entries import HIGHEST, NOTHING
-from .pairs import Pairs, find_pairs, largest_key_kernel, launch_over_pairs, mark_pairs, pair_keys
+from .pairs import (
+    Pairs,
+    find_pairs,
+    largest_key_kernel,
+    launch_over_pairs,
+    mark_pairs,
+    pair_keys,
+    pairs_of_tile,
+)
 from .rank_counts import inconsistent_pairs
 from .row_bounds import row_bounds
 
@@ -75,7 +83,7 @@ def first_inconsistent_kernel(
 ):
     total = tl.load(ends + batch_size - 1)
     for tile in range(tl.program_id(0), tl.cdiv(total, BLOCK), tl.num_programs(0)):
-        pair = tile * BLOCK + tl.arange(0, BLOCK)
+        pair = pairs_of_tile(tile, total, BLOCK)
         sample, column, key = pair_keys(
             pair,
             ends,
@@ -93,10 +101,9 @@ def first_inconsistent_kernel(
             BLOCK,
             BLOCK_K,
         )
-        valid = pair < total
         byte = tl.load(inconsistent + sample.to(tl.int64) * (16 * blocks) + column // 8).to(tl.int32)
-        tl.atomic_max(inconsistent_keys + sample, key, mask=valid & (((byte >> (column % 8)) & 1) != 0))
-        tl.atomic_max(second_keys + sample, key, mask=valid & (key < tl.load(anchor_keys + sample)))
+        tl.atomic_max(inconsistent_keys + sample, key, mask=((byte >> (column % 8)) & 1) != 0)
+        tl.atomic_max(second_keys + sample, key, mask=key < tl.load(anchor_keys + sample))
 
 
 @triton.jit(do_not_specialize=["batch_size", "blocks", "n", "strict"])
@@ -122,7 +129,7 @@ def positive_kernel(
 ):
     total = tl.load(ends + batch_size - 1)
     for tile in range(tl.program_id(0), tl.cdiv(total, BLOCK), tl.num_programs(0)):
-        pair = tile * BLOCK + tl.arange(0, BLOCK)
+        pair = pairs_of_tile(tile, total, BLOCK)
         sample, column, key = pair_keys(
             pair,
             ends,
@@ -142,7 +149,7 @@ def positive_kernel(
         )
         positive = key > tl.load(inconsistent_keys + sample)
         positive = positive | ((strict == 0) & (key >= tl.load(second_keys + sample)))
-        mark_pairs(labels, sample, column, blocks, (pair < total) & positive)
+        mark_pairs(labels, sample, column, blocks, positive)
 
 
 def mplp(

@@ -51,8 +51,14 @@ def count_blocks_kernel(bits, before, sizes, blocks, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def pairs_of_tile(tile, total, BLOCK: tl.constexpr):
+    """The pairs int64 [BLOCK] of a tile; the last is repeated: what is done with a pair may be done twice."""
+    return tl.minimum(tile * BLOCK + tl.arange(0, BLOCK), total - 1)
+
+
+@triton.jit
 def locate_pairs(pair, ends, sizes, before, bits, batch_size, blocks, BLOCK: tl.constexpr):
-    """(sample int32, column int32) [BLOCK] of pairs number ``pair`` int64 [BLOCK]; past the last: some place."""
+    """(sample int32, column int32) [BLOCK] of pairs number ``pair`` int64 [BLOCK]."""
     # The sample: the first whose pairs end behind this one.
     low = tl.zeros((BLOCK,), tl.int32)
     high = tl.zeros((BLOCK,), tl.int32) + (batch_size - 1)
@@ -148,7 +154,7 @@ def largest_key_kernel(
 ):
     total = tl.load(ends + batch_size - 1)
     for tile in range(tl.program_id(0), tl.cdiv(total, BLOCK), tl.num_programs(0)):
-        pair = tile * BLOCK + tl.arange(0, BLOCK)
+        pair = pairs_of_tile(tile, total, BLOCK)
         sample, column, key = pair_keys(
             pair,
             ends,
@@ -166,7 +172,7 @@ def largest_key_kernel(
             BLOCK,
             BLOCK_K,
         )
-        valid = (pair < total) & (key < tl.load(ceilings + sample))
+        valid = key < tl.load(ceilings + sample)
         if OTHERS:
             valid = valid & (column != tl.load(index + sample))
         tl.atomic_max(largest + sample, key, mask=valid)

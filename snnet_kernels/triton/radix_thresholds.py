@@ -155,11 +155,10 @@ def last_digit_kernel(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = row < rows
-    row = tl.minimum(row, rows - 1)
+    row = tl.minimum(row, rows - 1)  # the last is stored again
     prefix, _ = chosen_before(prefixes, left, counts, steps, 0, row, rows)
     threshold = (prefix ^ (1 << 63)).to(tl.int64, bitcast=True)
-    tl.store(thresholds + row, threshold, mask=inside & (tl.load(flags + row) != 0))
+    tl.store(thresholds + row, threshold, mask=tl.load(flags + row) != 0)
 
 
 def decide_flagged(

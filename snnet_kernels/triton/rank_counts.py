@@ -16,7 +16,7 @@ from torch import Tensor
 from . import launching
 from .entries import column_of_key
 from .launching import Tile
-from .pairs import PAIR_DEPTH, Pairs, locate_pairs, mark_pairs
+from .pairs import PAIR_DEPTH, Pairs, locate_pairs, mark_pairs, pairs_of_tile
 from .products import pair_products, tile_products
 from .row_bounds import RowBounds
 
@@ -66,8 +66,7 @@ def rank_count_kernel(
     own = states + tl.program_id(0) * (5 * BLOCK_A)
     # Items that run together share columns.
     for item in range(tl.program_id(0), tiles * splits, tl.num_programs(0)):
-        pair = (item % tiles) * BLOCK_A + tl.arange(0, BLOCK_A)
-        valid = pair < total
+        pair = pairs_of_tile(item % tiles, total, BLOCK_A)
         sample, candidate = locate_pairs(pair, ends, sizes, before, bits, batch_size, blocks, BLOCK_A)
         candidate = tl.minimum(candidate, n - 1)
         anchor = column_of_key(tl.load(anchor_keys + sample))
@@ -101,9 +100,10 @@ def rank_count_kernel(
         tl.store(own + BLOCK_A + place, anchor)
         tl.store(own + 2 * BLOCK_A + place, bar.to(tl.int32, bitcast=True))
         # How many more columns a pair can take; what other items have counted of it only grows.
-        room = tl.where(valid, max_rank, -1)
+        room = max_rank
+        counter = (item % tiles) * BLOCK_A + place
         if splits > 1:
-            room -= tl.load(ranks + pair, mask=valid, other=0, volatile=True)
+            room -= tl.load(ranks + counter, volatile=True)
         tl.store(own + 3 * BLOCK_A + place, room)
         tl.store(own + 4 * BLOCK_A + place, sample)
         tl.debug_barrier()
@@ -133,19 +133,18 @@ def rank_count_kernel(
             rank += tl.sum((counted & (products > bar[:, None])).to(tl.int32), 1)
             open_pairs = tl.max(tl.load(own + 3 * BLOCK_A + place) - rank, 0)
             first += BLOCK_B
-        pair = (item % tiles) * BLOCK_A + place
-        valid = pair < total
         candidate = tl.load(own + place)
         sample = tl.load(own + 4 * BLOCK_A + place)
         count = tl.load(counts + sample).to(tl.int32)
         max_rank = tl.where(strict != 0, count, tl.maximum(count, min_rank))
         if splits > 1:
-            rank += tl.atomic_add(ranks + pair, rank, mask=valid)
+            counter = (item % tiles) * BLOCK_A + place
+            rank += tl.atomic_add(ranks + counter, rank)
             if PRECISION == "bf16":
-                likely_rank += tl.atomic_add(likely_ranks + pair, likely_rank, mask=valid)
-        mark_pairs(inconsistent, sample, candidate, blocks, valid & (rank > max_rank))
+                likely_rank += tl.atomic_add(likely_ranks + counter, likely_rank)
+        mark_pairs(inconsistent, sample, candidate, blocks, rank > max_rank)
         if PRECISION == "bf16":
-            mark_pairs(possible, sample, candidate, blocks, valid & (likely_rank > max_rank))
+            mark_pairs(possible, sample, candidate, blocks, likely_rank > max_rank)
         tl.debug_barrier()
 
 

@@ -28,8 +28,7 @@ def row_bounds_kernel(
     matrix, norms, residuals, n, d, slack, BLOCK_ROWS: tl.constexpr, BLOCK_DEPTH: tl.constexpr
 ):
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    inside = rows < n
-    rows = tl.minimum(rows, n - 1)
+    rows = tl.minimum(rows, n - 1)  # the last is stored again
     square = tl.zeros((BLOCK_ROWS, BLOCK_DEPTH), tl.float32)
     lost = tl.zeros((BLOCK_ROWS, BLOCK_DEPTH), tl.float32)
     for k in range(0, d, BLOCK_DEPTH):
@@ -40,8 +39,8 @@ def row_bounds_kernel(
     # The factor covers the rounding of these sums themselves.
     norm = tl.sqrt(tl.sum(square, 1)) * 1.0001
     residual = tl.sqrt(tl.sum(lost, 1)) * 1.0001
-    tl.store(norms + rows, norm, mask=inside)
-    tl.store(residuals + rows, residual + slack * norm, mask=inside)
+    tl.store(norms + rows, norm)
+    tl.store(residuals + rows, residual + slack * norm)
 
 
 def row_bounds(matrix: Tensor) -> RowBounds:

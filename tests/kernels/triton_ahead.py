@@ -45,8 +45,9 @@ KIB = 1024
 MOST_SHARED = {80: 163 * KIB, 90: 227 * KIB, 100: 227 * KIB}
 ARCHITECTURES = tuple(MOST_SHARED)
 EVERYTHING = os.environ.get("SNNET_ALL_CONFIGURATIONS") == "1"
-# Bytes that a thread stores to and loads from local memory at most, where the tile is not the default.
-MOST_SPILLED = 10_000
+# Bytes that a thread stores to and loads from local memory at most where the tile is not the default: the loss with
+# hard negatives has 1,804 of them on 8.0 and 1,712 on 9.0, all else fewer.
+MOST_SPILLED = 2048
 _TENSOR_CORES = re.compile(r"\b(mma|wgmma|tcgen05\.mma)\.")
 _MULTIPLY_ADD = re.compile(r"fma\.rn\.f32\s+(%\w+), (%\w+), (%\w+), (\S+);")
 _SHARED_LOAD = re.compile(r"ld\.shared\S*\s+\{?([^[}]+)\}?, \[")
