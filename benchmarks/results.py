@@ -44,7 +44,6 @@ class Run:
     machine: dict[str, Any]
     rates: dict[str, float] = field(default_factory=dict)
     dates: list[str] = field(default_factory=list)
-    commits: list[str] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
 
     def find(self, operation: str, contender: str, shape: str) -> Result | None:
@@ -103,7 +102,6 @@ def read_run(paths: Iterable[Path]) -> Run:
         else:
             whole.rates |= run.rates
             whole.dates += run.dates
-            whole.commits += run.commits
     if whole is None:
         raise ValueError("no results to read")
     whole.results = list(found.values())
@@ -116,7 +114,6 @@ def run_of(content: dict[str, Any]) -> Run:
         machine=content["machine_info"],
         rates=dict(content.get("rates", {})),
         dates=[content["datetime"][:10]],
-        commits=[content["commit_info"].get("id", "unknown")[:7]],
         results=[_result(benchmark) for benchmark in content["benchmarks"]],
     )
 
