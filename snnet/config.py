@@ -58,7 +58,7 @@ class DataConfig:
     image_cache: Literal["auto", "on", "off"] = option(
         "auto", "keep decoded images in memory; auto: where they fit"
     )
-    workers: int = option(4, "processes that load images; 0: the main process", at_least=0)
+    workers: int = option(4, "processes that load images, at most one a CPU; 0: the main process", at_least=0)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,19 @@ class UserError(Exception):
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run the ``main`` of a command; a :class:`UserError` becomes one line on stderr and exit status 2."""
+    """Run the ``main`` of a command; a :class:`UserError` becomes one line on stderr and exit status 2.
+
+    So does a path that may not be looked at, wherever it was met.
+    """
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        print(f"error: cannot read {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from snnet.cpus import available_cpus
 from snnet.errors import UserError
 
 try:
@@ -313,8 +313,4 @@ def positive(value: int, name: str) -> int:
 
 def default_threads() -> int:
     """The CPUs this process may use, up to 16."""
-    try:
-        available = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        available = os.cpu_count() or 1
-    return min(available, _MOST_THREADS)
+    return min(available_cpus(), _MOST_THREADS)

@@ -65,10 +65,11 @@ def _write_safetensors(trained: TrainedModel, path: Path) -> list[str]:
     header = {name: str(value) for name, value in trained.description().items()}
     content = safetensors.torch.save(state, metadata=header)
     write_atomically(path, lambda file: file.write(content))
-    arch = trained.config.model
+    model, data = trained.config.model, trained.config.data
     return [
-        f"{path}: {len(state)} tensors of {arch.arch}, embedding {arch.embedding}, {_megabytes(len(content))}",
-        f"  load it with --arch {arch.arch} --embedding {arch.embedding} --weights {path}",
+        f"{path}: {len(state)} tensors of {model.arch}, embedding {model.embedding}, {_megabytes(len(content))}",
+        f"  load it with --arch {model.arch} --embedding {model.embedding} --weights {path} "
+        f"--height {data.height} --width {data.width} --retrieval-feature {model.retrieval_feature}",
     ]
 
 

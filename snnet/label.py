@@ -28,6 +28,8 @@ from snnet_kernels.version import __version__
 
 # Lengths this close to 1 come from rounding: such features are taken as they are, to the bit.
 LENGTH_SLACK = 1e-3
+# A row with more than this share of all images as positives tells nobody from anybody.
+FULL_ROW = 0.1
 
 
 def main() -> None:
@@ -58,6 +60,13 @@ def label(command: LabelCommand) -> tuple[SparseLabels, np.ndarray | None]:
     metadata = {"made_by": f"snnet {__version__}", **options}
     labels = dataclasses.replace(labels, names=content.names, metadata=metadata)
     save_labels(command.output, labels)
+    full = int((labels.y.counts() > FULL_ROW * len(labels.y)).sum())
+    if full > len(labels.y) / 2:
+        print(
+            f"warning: {full:,} of {len(labels.y):,} images have more than {FULL_ROW:.0%} of all as positives: "
+            f"--threshold {method.threshold} is low for these features",
+            file=sys.stderr,
+        )
     return labels, content.pids
 
 
@@ -97,12 +106,14 @@ def _quality(matrix: SparseMatrix, pids: np.ndarray) -> tuple[str, str]:
 
 def _of_length_one(content: FeatureSet) -> np.ndarray:
     """The features, L2-normalised unless they are already; a zero row stays."""
-    lengths = np.linalg.norm(content.features, axis=1, keepdims=True)
+    # In float64, which holds the square of every float32.
+    squares = np.einsum("nd,nd->n", content.features, content.features, dtype=np.float64)
+    lengths = np.sqrt(squares)[:, None]
     far = (np.abs(lengths - 1) > LENGTH_SLACK) & (lengths > 0)
     if not far.any():
         return content.features
     say(f"{int(far.sum()):,} of {len(lengths):,} features are not of length 1: all are normalised")
-    return content.features / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return (content.features / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ if __name__ == "__main__":
     answer_early(parse_report_command)
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,11 @@ def report(command: ReportCommand) -> Path:
     """Write the page and its pictures; returns the page's path.
 
     Images are left out, and the page says why, where the checkpoint or the data set cannot be used. Raises
-    :class:`~snnet.errors.UserError` where there is no run, or the report cannot be written.
+    :class:`~snnet.errors.UserError` where there is no run, a data folder that was named cannot be used, or the
+    report cannot be written.
     """
     contents = Contents(load_run(command.run))
+    _check_folder(command.output)
     if command.images:
         add_images(contents, command)
     else:
@@ -76,6 +79,8 @@ def add_images(contents: Contents, command: ReportCommand) -> None:
         folder = command.options.get("data_dir") or data.data_dir
         dataset = build_dataset(data.dataset, folder, name_pattern=data.name_pattern)
     except UserError as error:
+        if "data_dir" in command.options:
+            raise
         reason = f"Not shown, for want of the images: {error}."
         contents.missing |= {"ranked": reason, "labels": reason}
         return
@@ -108,7 +113,7 @@ def _add_rankings(
     contents.ranked = Lists(
         "ranked_lists",
         "Ranked lists",
-        f"These are {len(found.sample)} of them, evenly spread over the data set's order, not chosen by how they "
+        f"{len(found.sample)} of these queries, evenly spread over the data set's order, not chosen by how they "
         f"turned out. {key}",
         found.sample,
         *splits,
@@ -118,7 +123,8 @@ def _add_rankings(
         contents.failures = Lists(
             "failures",
             "Hardest failures",
-            "The queries whose first right image comes last. It stands at the end of the list. " + key,
+            "The queries whose first right image comes last; where that is further down, the list ends with it. "
+            + key,
             found.failures,
             *splits,
             "query",
@@ -148,12 +154,18 @@ def _add_labels(
     )
 
 
-def _write(contents: Contents, folder: Path) -> None:
-    """The pictures, then the page; pictures of an earlier report that are in this one no more are deleted."""
+def _check_folder(folder: Path) -> None:
+    """Make the folder before the work that is to be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {folder}: cannot be written to ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--output {folder}: cannot be written to")
+
+
+def _write(contents: Contents, folder: Path) -> None:
+    """The pictures, then the page; pictures of an earlier report that are in this one no more are deleted."""
     drawn = {chart.name: to_png(draw(chart)) for chart in contents.charts}
     lists = (contents.ranked, contents.failures, contents.labels)
     drawn |= {one.name: pictures.to_png(one) for one in lists if one is not None}

@@ -30,8 +30,11 @@ def rank_record(metrics: RankMetrics) -> dict[str, Any]:
 
 def rank_table(rows: dict[str, dict[str, Any]]) -> str:
     """Named :func:`rank_record` results as lines of percentages."""
-    lines = [f"{'':<10}" + "".join(f"{name:>9}" for name in RANKS)]
-    lines += [f"{name:<10}" + "".join(f"{100 * row[r]:>9.2f}" for r in RANKS) for name, row in rows.items()]
+    width = max(10, *(len(name) + 2 for name in rows))
+    lines = [" " * width + "".join(f"{name:>9}" for name in RANKS)]
+    lines += [
+        f"{name:<{width}}" + "".join(f"{100 * row[r]:>9.2f}" for r in RANKS) for name, row in rows.items()
+    ]
     last = list(rows.values())[-1]
     note = f"{last['queries']} queries, mAP by {last['average_precision']}"
     if last["queries_without_match"]:

@@ -46,7 +46,7 @@ def main() -> None:
     show_warnings_as_lines()
     command = parse_search_command(sys.argv[1:])
     set_quiet(command.quiet)
-    # With --json, stdout is that object alone.
+    # With --json, stdout is that list alone.
     with contextlib.redirect_stdout(sys.stderr):
         found = search(command)
     if command.json:
@@ -134,7 +134,10 @@ def _record(matches: Matches) -> dict[str, object]:
 def _images(path: Path, flag: str) -> ImageSet:
     """The images of a folder, or the one that a file is."""
     if path.is_dir():
-        return build_dataset("folder", str(path)).train
+        try:
+            return build_dataset("folder", str(path)).train
+        except UserError as error:
+            raise UserError(f"{flag} {path}: {str(error).removeprefix('dataset folder: ')}") from error
     if flag == "--query" and path.is_file():
         return ImageSet((str(path),), None, None)
     raise UserError(f"{flag} {path}: there is no such folder" + (" or image" if flag == "--query" else ""))

@@ -153,7 +153,9 @@ def parse_search_command(arguments: list[str]) -> SearchCommand:
         help="folder to keep galleries' features in, or none (default $SNNET_CACHE, else ~/.cache/snnet); its "
         "files, features-*.npz, can be deleted at any time",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON list, a query an entry, instead of a table"
+    )
     _add_network(parser)
     parser.add_options((*_MODEL, *_IMAGES, *_MACHINE), preset=False)
     given = parser.parse(arguments)

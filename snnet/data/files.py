@@ -7,6 +7,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
@@ -53,7 +54,11 @@ def _entries(folder: str) -> list[str]:
     try:
         return os.listdir(folder)
     except OSError as error:
-        raise UserError(f"cannot read the folder {folder!r}: {error.strerror}") from error
+        _refuse_folder(error)
+
+
+def _refuse_folder(error: OSError) -> NoReturn:
+    raise UserError(f"cannot read the folder {error.filename!r}: {error.strerror}") from error
 
 
 def find_entry(folder: str, names: Sequence[str]) -> str | None:
@@ -94,11 +99,11 @@ def list_images(name: str, folder: str) -> list[str]:
     are followed, each folder being read once.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or a folder cannot be read.
     """
     found: list[str] = []
     seen: set[str] = set()
-    for parent, subfolders, files in os.walk(folder, followlinks=True):
+    for parent, subfolders, files in os.walk(folder, followlinks=True, onerror=_refuse_folder):
         real = os.path.realpath(parent)
         if real in seen:
             subfolders.clear()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from snnet.cpus import available_cpus
 from snnet.data.decoding import DecodedImages, load_image
 from snnet.data.transforms import UNIFORMS, augment, draw_augmentation, prepare
 from snnet.errors import UserError
@@ -118,7 +119,7 @@ def _data_loader(batches: Dataset[Any], sampler: Any, workers: int, pin_memory: 
         batches,
         batch_size=None,  # an item of the dataset is a whole batch
         sampler=sampler,
-        num_workers=workers,
+        num_workers=min(workers, available_cpus()),  # torch warns of more
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
         # A forked worker shares the decoded pixels; any other start would copy gigabytes to it.

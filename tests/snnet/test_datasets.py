@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,22 @@ def test_folder_follows_a_link_that_leads_back_only_once(tmp_path: Path) -> None
     (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "a" / "loop").symlink_to(tmp_path / "data")
     assert names(build_dataset("folder", str(tmp_path / "data")).train) == ["x.png", "y.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_named_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_files(tmp_path, {"a": ["x.png"], "b": ["y.png"]})
+    listing = os.scandir
+
+    def locked(folder: str) -> object:
+        if os.path.basename(folder) == "b":
+            raise PermissionError(13, "Permission denied", folder)
+        return listing(folder)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(UserError, match=r"cannot read the folder '.*b': Permission denied"):
+        build_dataset("folder", str(tmp_path))
 
 
 def test_custom_numbers_named_identities_alike_in_all_splits(tmp_path: Path) -> None:

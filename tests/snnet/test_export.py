@@ -97,7 +97,9 @@ def test_safetensors_are_the_weights_to_the_bit_and_load_again(
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert lines[0].startswith(f"{path}: {len(state)} tensors of osnet_x0_25, embedding pool")
-    assert lines[1].endswith(f"--arch osnet_x0_25 --embedding pool --weights {path}")
+    assert lines[1].endswith(
+        f"--arch osnet_x0_25 --embedding pool --weights {path} --height 32 --width 16 --retrieval-feature before"
+    )
     with safetensors.safe_open(path, framework="pt") as file:
         assert file.metadata()["mean"] == "[0.485, 0.456, 0.406]" and file.metadata()["height"] == "32"
 

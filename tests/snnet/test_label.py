@@ -168,8 +168,35 @@ def test_features_of_others_are_normalised_and_ours_left_to_the_bit(
     scaled, _ = labelled(tmp_path / "theirs.npy", "--output", tmp_path / "b.npz")
     assert "300 of 300 features are not of length 1: all are normalised" in capsys.readouterr().out
     tripled = (3.0 * features.double()).float().numpy()
-    again = torch.from_numpy(tripled / np.linalg.norm(tripled, axis=1, keepdims=True))
+    lengths = np.linalg.norm(tripled.astype(np.float64), axis=1, keepdims=True)
+    again = torch.from_numpy((tripled / lengths).astype(np.float32))
     np.testing.assert_array_equal(dense(scaled.y), reference_labels(again))
+
+
+@pytest.mark.parametrize("power", [-100, 100])
+def test_a_feature_of_any_finite_length_is_a_direction(
+    features: torch.Tensor, power: int, tmp_path: Path
+) -> None:
+    """The square of such a length is no float32; a factor that is a power of two changes no bit of a direction."""
+    rows = 2 * np.where(features.abs() < 2.0**-20, 0, features)
+    np.save(tmp_path / "plain.npy", rows)
+    np.save(tmp_path / "scaled.npy", np.ldexp(rows, power))
+    plain, scaled = (
+        labelled(tmp_path / f"{name}.npy", "--output", tmp_path / "y.npz")[0] for name in ("plain", "scaled")
+    )
+    np.testing.assert_array_equal(dense(scaled.y), dense(plain.y))
+    assert plain.y.counts().mean() > 2
+
+
+def test_labels_that_tell_nobody_apart_are_a_warning(
+    features: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "f.npy", features.numpy())
+    labelled(tmp_path / "f.npy", "--output", tmp_path / "a.npz")
+    assert capsys.readouterr().err == ""
+    labelled(tmp_path / "f.npy", "--output", tmp_path / "b.npz", "--threshold", -0.5, "--min-rank", N)
+    warned = capsys.readouterr().err
+    assert warned.startswith("warning: 300 of 300 images have more than 10% of all as positives: --threshold")
 
 
 def test_the_table_counts_pairs_against_identities(tmp_path: Path) -> None:

@@ -146,7 +146,11 @@ def test_what_is_missing_is_said(run: tuple[Path, dict[str, Any]], tmp_path: Pat
     folder = tmp_path / "copy"
     shutil.copytree(run[0], folder, ignore=shutil.ignore_patterns("report"))
     (folder / "environment.json").unlink()
-    _, text = write(folder, "--data-dir", tmp_path / "gone", "--output", tmp_path / "out")
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(
+        re.sub(r"(?m)^data_dir: .*$", f"data_dir: {tmp_path / 'gone'}", config)
+    )
+    _, text = write(folder, "--output", tmp_path / "out")
     found = sections(text)
     for name in ("ranked", "labels"):
         assert re.search(r"for want of the images: dataset market1501: .*gone.* does not exist", found[name])
@@ -172,6 +176,21 @@ def test_images_can_be_left_out(run: tuple[Path, dict[str, Any]], tmp_path: Path
     assert not {"ranked_lists.png", "failures.png", "pseudo_labels.png"} & {
         path.name for path in out.iterdir()
     }
+
+
+def test_what_was_asked_for_and_cannot_be_is_an_error_before_anything_is_written(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "ranked_lists.png").write_bytes(b"of the report before")
+    with pytest.raises(UserError, match=r"dataset market1501: .*gone.* does not exist"):
+        write(run[0], "--data-dir", tmp_path / "gone", "--output", out)
+    assert [path.name for path in out.iterdir()] == ["ranked_lists.png"]
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=rf"--output {path}: cannot be written to"):
+            write(run[0], "--output", path)
 
 
 def test_a_folder_that_is_no_run_and_damaged_files_are_named(

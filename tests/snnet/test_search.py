@@ -246,7 +246,8 @@ def test_what_cannot_be_searched_is_named(
     for words, message in (
         (("--gallery", tmp_path / "gone"), r"--gallery .*gone: there is no such folder$"),
         (("--gallery", tmp_path / "text.png"), r"--gallery .*text.png: there is no such folder$"),
-        (("--gallery", tmp_path / "empty"), r"the folder '.*empty' holds no image"),
+        (("--gallery", tmp_path / "empty"), r"^--gallery .*empty: the folder '.*empty' holds no image"),
+        (("--query", tmp_path / "empty"), r"^--query .*empty: the folder '.*empty' holds no image"),
         (("--query", tmp_path / "gone.png"), r"--query .*gone.png: there is no such folder or image"),
         (("--query", tmp_path / "text.png"), r"cannot read image '.*text.png': not an image"),
         (("--picture", tmp_path / "m.jpg"), r"--picture .*m.jpg: the name must end in .png"),

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from snnet.cpus import available_cpus
 from snnet.data.synthetic.image import draw_image
 from snnet.data.synthetic.plan import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER, Shot, plan_shots
 from snnet.errors import UserError
@@ -130,7 +131,7 @@ def _processors() -> int:
     """Processors to draw on; 1 where forking is not safe or, in a daemon, not allowed."""
     if not sys.platform.startswith("linux") or multiprocessing.current_process().daemon:
         return 1
-    return len(os.sched_getaffinity(0))
+    return available_cpus()
 
 
 def _follow_parent() -> None:

@@ -1,0 +1,32 @@
+"""What commands make of errors that are the user's to mend."""
+
+from __future__ import annotations
+
+import pytest
+
+from snnet.errors import UserError, run_command
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("--flag 1: must be 2"), "error: --flag 1: must be 2\n"),
+        (PermissionError(13, "Permission denied", "a/b"), "error: cannot read a/b: Permission denied\n"),
+    ],
+)
+def test_one_line_and_status_2(error: Exception, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        run_command(main)
+    assert stopped.value.code == 2 and capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("error", [PermissionError("of no file"), ValueError("ours")])
+def test_other_errors_are_the_programs_own(error: Exception) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        run_command(main)
