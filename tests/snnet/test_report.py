@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import re
 import shutil
@@ -21,9 +20,7 @@ from snnet.config import config_from
 from snnet.errors import UserError
 from snnet.features import RetrievalSet
 from snnet.report import PAGE_FILE, PICTURES, report
-from snnet.reporting.chart import Chart, Series, draw, nice_ticks
 from snnet.reporting.curves import curves
-from snnet.reporting.drawing import DARK, LIGHT, PNG_SCALE, Box, Line, to_png, to_svg
 from snnet.reporting.elements import duration, table
 from snnet.reporting.ranked import has_labels, label_lists, rank_lists
 from snnet.reporting.run import load_run
@@ -278,54 +275,6 @@ def test_label_lists_are_read_from_the_memories(run: tuple[Path, dict[str, Any]]
     assert not has_labels(warmup)
 
 
-def test_ticks_are_round_and_cover_the_values() -> None:
-    assert nice_ticks(0, 100) == [0, 20, 40, 60, 80, 100]
-    assert nice_ticks(0, 4.6) == [0, 1, 2, 3, 4, 5]
-    assert nice_ticks(0, 0.013) == [0, 0.005, 0.01, 0.015]
-    assert nice_ticks(3.0, 3.0) == [3, 4, 5, 6] and nice_ticks(0, 0) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    for high in np.geomspace(1e-3, 1e6, 200):
-        ticks = nice_ticks(0, float(high))
-        assert 2 <= len(ticks) <= 6 and ticks[-1] >= high > ticks[-2]
-
-
-def test_a_chart_draws_its_values_where_they_belong() -> None:
-    points = [(1, 20.0), (2, 60.0), (4, 100.0)]
-    chart = Chart("c", "training", "A <title>", "%", "", [Series("one", points)], (0, 4), limits=(0.0, 100.0))
-    drawing = draw(chart)
-    grid = sorted({i.points[0][1] for i in drawing.items if isinstance(i, Line) and i.role == "grid"})
-    top, bottom = grid[0], grid[-1]
-    line = [i for i in drawing.items if isinstance(i, Line) and i.role == "series-0"][-1]
-    heights = [(bottom - y) / (bottom - top) for _, y in line.points]
-    assert heights == pytest.approx([0.2, 0.6, 1.0])
-    left, right = (
-        (chart_x := next(i.points for i in drawing.items if isinstance(i, Line) and i.role == "axis"))[0][0],
-        chart_x[1][0],
-    )
-    assert [(x - left) / (right - left) for x, _ in line.points] == pytest.approx([0.25, 0.5, 1.0])
-    assert chart.description() == (
-        "one: 20.0 % after 1 epoch, 100.0 % after 4 epochs, between 20.0 % and 100.0 %."
-    )
-    svg = to_svg(drawing, "c")
-    assert "A &lt;title&gt;" in svg and svg.count("<circle") == 3
-    image = Image.open(io.BytesIO(to_png(drawing)))
-    assert image.size == (480 * PNG_SCALE, 272 * PNG_SCALE)
-    x, y = line.points[1]
-    assert image.getpixel((round(x * PNG_SCALE), round(y * PNG_SCALE))) == tuple(
-        bytes.fromhex(LIGHT["series-0"][1:])
-    )
-
-
-def test_bars_stand_on_one_another() -> None:
-    series = [Series("low", [(1, 3.0), (2, 1.0)]), Series("high", [(1, 1.0), (2, 3.0)])]
-    chart = Chart("c", "time", "", "s", "", series, (1, 2), limits=(0.0, 4.0), stacked=True)
-    boxes = [i for i in draw(chart).items if isinstance(i, Box) and i.width != 12]  # without the legend's
-    low, high = boxes[:2], boxes[2:]
-    assert [box.height / (low[0].height / 3) for box in boxes] == pytest.approx([3, 1, 1, 3])
-    for below, above in zip(low, high, strict=True):
-        assert above.at[1] + above.height == pytest.approx(below.at[1])
-        assert above.at[0] == below.at[0]
-
-
 def test_an_old_log_without_the_parts_of_time_has_the_other_curves(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("epochs: 5\nlabel_start_epoch: 1\n")
     lines = [{"epoch": e, "loss": 3.0 - e, "positives": 1.0 + e, "seconds": 60.0} for e in range(2)]
@@ -345,27 +294,6 @@ def test_words_for_numbers() -> None:
     assert times == ["0.3 s", "59.9 s", "1 min 01 s", "1 h 00 min", "2 h 01 min"]
     text = table("about", ["", "n"], [["a", "1,234.5"], ["b", ""]])
     assert text.count('class="number"') == 3 and rows(text) == [["", "n"], ["a", "1,234.5"], ["b", ""]]
-
-
-def contrast(one: str, other: str) -> float:
-    """WCAG's ratio of two colours."""
-
-    def luminance(color: str) -> float:
-        parts = [part / 255 for part in bytes.fromhex(color[1:])]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
-
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
-@pytest.mark.parametrize("colors", [LIGHT, DARK], ids=["light", "dark"])
-def test_colours_can_be_told_from_the_paper(colors: dict[str, str]) -> None:
-    assert contrast("#000000", "#ffffff") == pytest.approx(21)
-    for role in ("ink", "muted", "right", "wrong", "series-0"):  # words
-        assert contrast(colors[role], colors["paper"]) >= 4.5, role
-    for role in colors.keys() - {"paper", "grid"}:  # the rest of what has a meaning
-        assert contrast(colors[role], colors["paper"]) >= 3, role
 
 
 def test_in_a_browser(written: tuple[Path, str], run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
