@@ -108,7 +108,8 @@ class Operation:
     ) -> Callable[[Callable[..., None]], Callable[..., None]]:
         """Decorator of a test function with the arguments ``race``, ``contender`` and ``benchmark``.
 
-        ``shapes(device, sizes)`` are its own in place of those of the command line.
+        ``shapes(device, sizes)`` are its own in place of those of the command line. The contenders ``leave_out``
+        run only where a size was named: they would make the default run long.
         """
 
         def mark(test: Callable[..., None]) -> Callable[..., None]:

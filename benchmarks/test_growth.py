@@ -1,6 +1,7 @@
 """The label work of an iteration as the memory grows, with clusters of the same sizes; d and B stay.
 
-The report fits the exponent of each contender's time over n.
+The report fits the exponent of each contender's time over n. What torch.compile makes is compiled anew for each n,
+which takes minutes: with ``--size`` only.
 """
 
 from __future__ import annotations
