@@ -103,14 +103,16 @@ class MethodConfig:
     )
     min_rank: int = option(10, "smallest rank that a candidate's cycle check allows", at_least=0)
     loss_kind: Literal["mmcl", "l2"] = option(
-        "mmcl", "mmcl: with hard negatives; l2: the paper's printed equations"
+        "mmcl",
+        "mmcl: with hard negatives; l2: the paper's printed sum over all images, for a far smaller --lr",
     )
     delta: float = option(5.0, "mmcl: weight of the positive term", at_least=0)
     hard_negative_ratio: float = option(
         0.01, "mmcl: share of the negatives that counts as hard", at_least=0, at_most=1
     )
     label_source: Literal["memory", "feature"] = option(
-        "memory", "predict labels from the memory's own similarity rows or from the live feature's"
+        "memory",
+        "predict labels from the memory's own similarity rows or from the live feature's (fewer, purer)",
     )
     label_start_epoch: int = option(
         5, "first epoch (from 0) with predicted labels; before it each image is its own class", at_least=0
