@@ -15,6 +15,9 @@ COLOURS = {
     "pytorch-cache": "#1f77b4",
     "pytorch": "#7aa6d6",
     "loop": "#d1495b",
+    "compile-cache": "#b8860b",
+    "compile-static": "#e8a33d",
+    "compile": "#8f6fb5",
 }
 STATE = "M and what is kept beside it, and the peak of one call"
 
@@ -57,7 +60,7 @@ def _figure(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7.5, 4.8), dpi=120)
+    figure, axes = pyplot.subplots(figsize=(7.5, 5.8), dpi=120)
     for curve in found:
         points = [(point.n, measured) for point in curve.points if (measured := value(point)) is not None]
         if not points:
@@ -75,7 +78,7 @@ def _figure(
     axes.set(xscale="log", yscale="log", xlabel="n, images in the memory", ylabel=label)
     axes.grid(which="both", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
     figure.tight_layout()
     figure.savefig(path, metadata={"Software": None})
     pyplot.close(figure)
