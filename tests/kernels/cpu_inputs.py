@@ -1,0 +1,25 @@
+"""Inputs of the tests of the CPU library."""
+
+import torch
+
+from snnet_kernels.testing import clustered_features
+
+
+def exact_rows(n: int, d: int, seed: int) -> torch.Tensor:
+    """Small integers times a power of two: every product is exact in float32, with many ties."""
+    return torch.randint(-3, 4, (n, d), generator=torch.Generator().manual_seed(seed)).float() / 4
+
+
+def memory_of(kind: str, n: int, d: int, seed: int) -> torch.Tensor:
+    memory = (clustered_features if kind == "clustered" else exact_rows)(n, d, seed=seed)
+    if kind == "same":
+        memory = memory[:1].expand(n, d).contiguous()
+    elif kind == "zero rows":
+        memory[::2] = 0
+    elif kind == "duplicates":
+        memory = memory[torch.arange(n) // 3].contiguous()
+    return memory
+
+
+def indices(n: int, batch: int, seed: int) -> torch.Tensor:
+    return torch.randint(n, (batch,), generator=torch.Generator().manual_seed(seed))

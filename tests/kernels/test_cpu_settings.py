@@ -1,0 +1,125 @@
+"""Results of the CPU library do not depend on threads, instruction set or the precision settings of torch."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+import snnet_kernels as sk
+from snnet_kernels import backends, reference
+from snnet_kernels.testing import clustered_features
+from tests.kernels.cpu_inputs import exact_rows, indices
+
+pytestmark = pytest.mark.skipif(
+    backends.serving_backend("mplp", "cpu") != "cpu", reason="the compiled CPU library is not loaded"
+)
+OPS = torch.ops.snnet
+
+
+def everything(d: int = 40, n: int = 1500, batch: int = 70) -> list[torch.Tensor]:
+    """A result of every operation that computes something of its own."""
+    memory = clustered_features(n, d)
+    index = indices(n, batch, 3)
+    features = normalize(memory[index] + 0.1 * clustered_features(batch, d, seed=5), dim=1)
+    cache = memory @ memory.t()
+    similarity = features @ memory.t()
+    labels = sk.mplp(memory, index, cache=cache)
+    results = [labels, sk.mplp(memory, index, query_rows=similarity, cache=cache, strict=True)]
+    results += sk.nearest_neighbors(memory, index, 1, cache=cache)
+    results += sk.nearest_neighbors(memory, index, 9, cache=cache)
+    sets = [labels, labels.roll(1, 0), labels.roll(2, 0)]
+    for kind in ("mmcl", "l2"):
+        results += OPS.mutual_label_loss.default(similarity, sets, [1.0, 0.8, 0.6], kind, 5.0, 0.01)
+    results += OPS.fused_mutual_label_loss.default(
+        features, memory, similarity, sets, [1.0, 0.8, 0.6], "mmcl", 5.0, 0.01
+    )
+    bits = sk.PseudoLabelMemory(n)
+    bits.write_(index, labels)
+    results += [bits.row_bits, bits.column_bits, bits.columns(index), bits.to_dense()]
+    sk.update_memory_(memory, index, features, 0.3, cache=cache, similarity=similarity)
+    return [*results, memory, cache]
+
+
+def tiled_results(memory: torch.Tensor, features: torch.Tensor) -> list[torch.Tensor]:
+    """What makes the product of a batch and the memory itself; the product first."""
+    batch, n = len(features), len(memory)
+    labels = [reference.identity_labels(torch.arange(k, k + batch), n) for k in range(3)]
+    losses = [
+        OPS.fused_mutual_label_loss.default(features, memory, None, labels, [1.0, 0.8, 0.6], kind, 5.0, 0.01)
+        for kind in ("mmcl", "l2")
+    ]
+    return [sk.memory_similarity(features, memory), *losses[0], *losses[1]]
+
+
+def streaming_results() -> list[torch.Tensor]:
+    memory, index = exact_rows(900, 8, 0), indices(900, 90, 1)
+    return [sk.mplp(memory, index, 0.5), *sk.nearest_neighbors(memory, index, 6)]
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    threads, instruction_set = torch.get_num_threads(), backends.instruction_set()
+    yield
+    torch.set_num_threads(threads)
+    backends.select_instruction_set(instruction_set)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(restored):
+    by_threads = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        by_threads.append(everything() + streaming_results())
+    gram = len(by_threads[0]) - 5  # the memory and the cache stand before the three streaming results
+    for other in by_threads[1:]:
+        for k, (first, result) in enumerate(zip(by_threads[0], other, strict=True)):
+            if k == gram + 1:  # the cache has a product of torch's in it, which may split its sums by thread
+                assert (first - result).abs().max() < 1e-6
+            else:
+                assert torch.equal(first, result), k
+    # torch may split the sums of a product by thread: to the bit where they are exact, else to rounding.
+    exact, rounded = [], []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        exact.append(tiled_results(exact_rows(5000, 8, 0), exact_rows(70, 8, 1)))
+        rounded.append(tiled_results(clustered_features(5000, 40), clustered_features(70, 40, seed=5))[0])
+    for results in exact[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(exact[0], results, strict=True))
+    assert all((rounded[0] - result).abs().max() < 1e-6 for result in rounded[1:])
+
+
+def test_results_do_not_depend_on_the_instruction_set(restored):
+    torch.set_num_threads(1)
+    results = {}
+    for name in backends.INSTRUCTION_SETS:
+        try:
+            backends.select_instruction_set(name)
+        except ValueError:
+            continue  # not on this processor
+        assert backends.instruction_set() == name
+        results[name] = everything() + streaming_results()
+    for result in results.values():
+        assert all(torch.equal(a, b) for a, b in zip(results["baseline"], result, strict=True))
+
+
+def test_autocast_and_reduced_precision_do_not_reach_the_products():
+    memory, index = clustered_features(400, 32), torch.arange(0, 400, 9)
+    features = clustered_features(len(index), 32, seed=2)
+    labels = reference.identity_labels(index, 400)
+
+    def run() -> list[torch.Tensor]:
+        own = memory.clone()
+        cache = memory @ memory.t() if not torch.is_autocast_enabled("cpu") else plain_cache.clone()
+        sk.update_memory_(own, index, features, 0.5, cache=cache)
+        loss = OPS.fused_mutual_label_loss.default(features, memory, None, [labels], [1.0], "l2", 5.0, 0.01)
+        return [own, cache, *loss, sk.mplp(memory, index), *sk.nearest_neighbors(memory, index, 3)]
+
+    plain_cache = memory @ memory.t()
+    expected = run()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
+    finally:
+        torch.set_float32_matmul_precision(before)
