@@ -30,14 +30,15 @@ _CONTENTS = {
 }  # fmt: skip
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object], *, shared: bool = False) -> None:
     """Replace ``path`` by what ``write`` puts into the file it is handed, or leave it untouched.
 
     The bytes go to a temporary file in the same folder, reach the disk, and are then renamed: whoever reads
-    ``path`` (also after a power cut) sees the old content or the new. Raises
-    :class:`~snnet.errors.UserError` where the folder cannot be written or the disk is full.
+    ``path`` (also after a power cut) sees the old content or the new. ``shared``: other processes may be writing
+    the same path, of which the last one wins. Raises :class:`~snnet.errors.UserError` where the folder cannot be
+    written or the disk is full.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp" if shared else path.name + ".tmp")
     try:
         try:
             with open(temporary, "wb") as file:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from snnet.checkpoint import check_output, write_atomically
-from snnet.progress import say, set_quiet
+from snnet.progress import progress, say, set_quiet
 from snnet.runtime import show_warnings_as_lines
 from snnet.trained import TrainedModel, load_trained_model
 
@@ -116,19 +116,26 @@ def _to_onnx(retrieval: nn.Module, shape: tuple[int, int, int], metadata: dict[s
     """The network as a serialised ONNX model for any batch size, weights inside."""
     import onnx
 
-    images = torch.zeros(TRACED_BATCH, *shape)
-    with _silence():
+    dynamic = {"images": {0: torch.export.Dim("batch")}}
+    with _silence(), progress(None, "exporting", total=3, unit="step") as bar:
+        captured = torch.export.export(
+            retrieval, (torch.zeros(TRACED_BATCH, *shape),), dynamic_shapes=dynamic
+        )
+        bar.update()
         program = torch.onnx.export(
-            retrieval,
-            (images,),
+            captured,
             dynamo=True,
             input_names=["images"],
             output_names=["features"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            dynamic_shapes=dynamic,
+            optimize=False,
             verbose=False,
         )
         if program is None:
             raise RuntimeError("torch.onnx.export returned nothing")
+        bar.update()
+        program.optimize()
+        bar.update()
         model = program.model_proto
     graph = model.graph
     # The exporter's notes for its own debugging: a third of the file, paths on this machine among them.

@@ -155,12 +155,11 @@ def _add_labels(
 
 
 def _check_folder(folder: Path) -> None:
-    """Make the folder before the work that is to be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {folder}: cannot be written to ({error.strerror})") from error
-    if not os.access(folder, os.W_OK):
+    """Raise :class:`~snnet.errors.UserError` before the work unless its pictures can be written to the folder."""
+    there = folder
+    while not os.path.exists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(f"--output {folder}: cannot be written to")
 
 
@@ -168,6 +167,7 @@ def _write(contents: Contents, folder: Path) -> None:
     """The pictures, then the page; pictures of an earlier report that are in this one no more are deleted."""
     drawn = {chart.name: to_png(draw(chart)) for chart in contents.charts}
     lists = (contents.ranked, contents.failures, contents.labels)
+    folder.mkdir(parents=True, exist_ok=True)
     drawn |= {one.name: pictures.to_png(one) for one in lists if one is not None}
     for name in PICTURES:
         path = folder / f"{name}.png"

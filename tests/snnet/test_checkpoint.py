@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,24 @@ def test_a_leftover_of_a_killed_write_is_neither_read_nor_in_the_way(tmp_path: P
     save_checkpoint(tmp_path / "checkpoint.pt", **contents(3.0))
     assert load_checkpoint(tmp_path)["model"]["weight"].sum() == 18.0
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+def test_of_two_processes_that_write_one_path_the_last_wins(tmp_path: Path) -> None:
+    path = tmp_path / "features.npz"
+    other = (
+        "import sys; from pathlib import Path; from snnet.checkpoint import write_atomically\n"
+        "write_atomically(Path(sys.argv[1]), lambda file: file.write(b'other'), shared=True)"
+    )
+
+    def write(file: Any) -> None:
+        file.write(b"ours, ")
+        subprocess.run([sys.executable, "-c", other, str(path)], check=True)
+        assert path.read_bytes() == b"other"
+        file.write(b"in one piece")
+
+    write_atomically(path, write, shared=True)
+    assert path.read_bytes() == b"ours, in one piece"
+    assert os.listdir(tmp_path) == ["features.npz"]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -184,6 +184,9 @@ def test_what_was_asked_for_and_cannot_be_is_an_error_before_anything_is_written
     with pytest.raises(UserError, match=r"dataset market1501: .*gone.* does not exist"):
         write(run[0], "--data-dir", tmp_path / "gone", "--output", out)
     assert [path.name for path in out.iterdir()] == ["ranked_lists.png"]
+    with pytest.raises(UserError, match=r"dataset market1501: .*gone.* does not exist"):
+        write(run[0], "--data-dir", tmp_path / "gone", "--output", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match=rf"--output {path}: cannot be written to"):
