@@ -11,7 +11,7 @@ namespace snnet {
 // The operations of this library and not aten's: their implementation switches autocast and reduced precision off.
 inline Tensor call_product(const char* operation, const Tensor& left, const Tensor& right) {
   std::array<StableIValue, 2> stack{torch::stable::detail::from(left), torch::stable::detail::from(right)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(operation, "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(operation, "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 

@@ -58,7 +58,7 @@ class Call {
 #else
   explicit Call(const Tensor& first) : first_(first), guard_(first.get_device_index()) {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(first.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(first.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
 #endif

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import triton
 from triton import knobs
 from triton.runtime.errors import OutOfResources
 
@@ -38,9 +39,16 @@ class Tile(NamedTuple):
         }
 
 
+# Triton before 3.8 makes no fp32 product of less than 16 terms, which takes more registers.
+_SHALLOW = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 8)
+_IEEE_DEPTH, _IEEE_REGISTERS = (8, 168) if _SHALLOW else (16, 255)
+
 # The default first. All are square: the bars of the rank counts are made in tiles of the counts' own shape.
 TILES: dict[str, tuple[Tile, ...]] = {
-    "ieee": (Tile(64, 64, 8, 4, 3, registers=168), Tile(128, 128, 8, 8, 3)),
+    "ieee": (
+        Tile(64, 64, _IEEE_DEPTH, 4, 3, registers=_IEEE_REGISTERS),
+        Tile(128, 128, _IEEE_DEPTH, 8, 3),
+    ),
     "tf32x3": (Tile(64, 64, 32, 4, 3), Tile(128, 128, 16, 8, 3)),
     "tf32": (Tile(64, 64, 32, 4, 4), Tile(128, 128, 32, 8, 3)),
     "bf16": (Tile(64, 64, 64, 4, 3), Tile(128, 128, 64, 8, 3)),

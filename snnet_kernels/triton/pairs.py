@@ -90,8 +90,8 @@ def locate_pairs(pair, ends, sizes, before, bits, batch_size, blocks, BLOCK: tl.
     byte = tl.minimum(tl.sum(done.to(tl.int32), 1), 15)
     rank -= tl.sum(tl.where(done, size, 0), 1)
     value = tl.load(bits + 16 * row + byte).to(tl.int32)
-    bit = (value[:, None] >> tl.arange(0, 8)[None, :]) & 1
-    place = tl.sum((tl.cumsum(bit, 1) <= rank[:, None]).to(tl.int32), 1)
+    up_to = count_bits(value[:, None] & ((2 << tl.arange(0, 8)[None, :]) - 1))
+    place = tl.sum((up_to <= rank[:, None]).to(tl.int32), 1)
     return sample, 128 * low + 8 * byte + tl.minimum(place, 7)
 
 
