@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 Call = Callable[[], Any]
-ENQUEUE_AHEAD = 1_000_000  # GPU cycles, about half a millisecond: what the host has to enqueue a call
+# GPU cycles, 2 to 3 ms: what the host has to enqueue a call, which can be fifty launches and operations of torch.
+ENQUEUE_AHEAD = 5_000_000
 
 
 class CpuClock:

@@ -74,8 +74,8 @@ def summarise(phase: str, folder: pathlib.Path) -> tuple[dict[str, object], list
             *(f"{tool}: {counts(tests)}" for tool, tests in runs.items()),
             *verdicts,
         ]
-    raw = folder / "benchmarks-raw.json"
-    if not raw.is_file():
+    raw = folder / f"{phase}-raw.json"
+    if not raw.is_file() or not raw.read_text().strip():
         return {"benchmarks": []}, ["no benchmark ran"]
     from benchmarks.report import summary_lines
 
@@ -86,7 +86,7 @@ def summarise(phase: str, folder: pathlib.Path) -> tuple[dict[str, object], list
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("phase", choices=("build", "tests", "sanitizer", "benchmarks"))
+    parser.add_argument("phase", choices=("build", "tests", "floors", "sanitizer", "benchmarks"))
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument(
         "--status", type=int, required=True, help="exit status of the phase (124: out of time)"

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference.precision import matmul
 from . import launching
 from .entries import column_of_key, count_bits, label_bytes, selection_key
 from .launching import Tile
@@ -65,7 +66,7 @@ def estimate_bars(features: Tensor, memory: Tensor, labels: Sequence[Tensor], pl
     """fp32 [B]: estimates; no bar is above the K-th negative of a label set where the sample is a fair one."""
     if plan.rank == 0:
         return torch.full((features.shape[0],), -math.inf, dtype=torch.float32, device=features.device)
-    sample = features @ memory[:: plan.stride].t()
+    sample = matmul(features, memory[:: plan.stride].t())
     column = torch.arange(0, memory.shape[0], plan.stride, device=memory.device)
     for label in labels:
         bit = label.index_select(1, column // 8) >> (column % 8).to(torch.uint8)

@@ -39,9 +39,9 @@ class Tile(NamedTuple):
         }
 
 
-# Triton before 3.8 makes no fp32 product of less than 16 terms, which takes more registers.
-_SHALLOW = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 8)
-_IEEE_DEPTH, _IEEE_REGISTERS = (8, 168) if _SHALLOW else (16, 255)
+# Before 3.8 Triton makes no fp32 product of less than 16 terms, which takes more registers.
+OLD_TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
+_IEEE_DEPTH, _IEEE_REGISTERS = (16, 255) if OLD_TRITON else (8, 168)
 
 # The default first. All are square: the bars of the rank counts are made in tiles of the counts' own shape.
 TILES: dict[str, tuple[Tile, ...]] = {
@@ -53,6 +53,9 @@ TILES: dict[str, tuple[Tile, ...]] = {
     "tf32": (Tile(64, 64, 32, 4, 4), Tile(128, 128, 32, 8, 3)),
     "bf16": (Tile(64, 64, 64, 4, 3), Tile(128, 128, 64, 8, 3)),
 }
+
+# The last wave is only part of one where more programs fit side by side than registers say: of four that is little.
+WAVES = 4
 
 _fastest: dict[tuple[Any, ...], Tile] = {}
 
@@ -119,10 +122,14 @@ def blocks_of(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def column_spans(
-    n: int, rows: int, tile: Tile, device: torch.device, programs_per_processor: int
-) -> tuple[int, int]:
-    """(parts, columns of each) of n columns, so that parts times the row tiles fill the device."""
-    wanted = blocks_of(programs_per_processor * processors(device), blocks_of(rows, tile.rows))
+def programs_at_once(tile: Tile, device: torch.device) -> int:
+    """How many programs of a tile run side by side: each multiprocessor has 65,536 registers."""
+    registers = 8 * blocks_of(tile.registers, 8) * 32 * tile.warps
+    return max(1, 65_536 // registers) * processors(device)
+
+
+def column_spans(n: int, rows: int, tile: Tile, device: torch.device) -> tuple[int, int]:
+    """(parts, columns of each) of n columns; the programs of all row tiles fill the device ``WAVES`` times, just so."""
+    wanted = max(1, WAVES * programs_at_once(tile, device) // blocks_of(rows, tile.rows))
     span = blocks_of(blocks_of(n, wanted), tile.columns) * tile.columns
     return blocks_of(n, span), span

@@ -24,7 +24,6 @@ KEPT = 16
 KEYS_AT_ONCE = 1024
 GIVEN_TILE = Tile(16, 128, 8, 4, 1)
 _NOTHING = tl.constexpr(NOTHING)
-PROGRAMS_PER_PROCESSOR = 3
 
 
 @triton.jit
@@ -156,7 +155,8 @@ def _search(
     ceilings = torch.full((batch_size,), HIGHEST, dtype=torch.int64, device=memory.device)
 
     def run(tile: Tile) -> Tensor:
-        parts, span = launching.column_spans(n, batch_size, tile, memory.device, PROGRAMS_PER_PROCESSOR)
+        tile = tile._replace(registers=255)
+        parts, span = launching.column_spans(n, batch_size, tile, memory.device)
         best = torch.empty(parts, batch_size, kept, dtype=torch.int64, device=memory.device)
         launching.launch(
             nearest_kernel,
@@ -177,7 +177,7 @@ def _search(
             GIVEN=query_rows is not None,
             KEPT=kept,
             NOTHING=NOTHING,
-            **tile._replace(registers=255).options(),
+            **tile.options(),
         )
         return best
 

@@ -23,7 +23,6 @@ from .row_bounds import RowBounds
 # Items for each program, so that none waits long for the last; columns that are worth an item.
 ITEMS = 8
 FEWEST_COLUMNS = 512
-PROGRAMS_PER_PROCESSOR = 3
 
 
 @triton.jit(do_not_specialize=["batch_size", "blocks", "n", "min_rank", "strict"])
@@ -111,7 +110,8 @@ def rank_count_kernel(
         end = tl.minimum(first + span, n)
         rank = tl.zeros((BLOCK_A,), tl.int32)
         likely_rank = tl.zeros((BLOCK_A,), tl.int32)
-        open_pairs = tl.max(room, 0)
+        # Read back: threads that hold the same pair may have seen different counts, and have to agree on the loop.
+        open_pairs = tl.max(tl.load(own + 3 * BLOCK_A + place), 0)
         while (first < end) & (open_pairs >= 0):
             column = first + tl.arange(0, BLOCK_B)
             row = tl.minimum(column, n - 1).to(tl.int64)
@@ -167,7 +167,7 @@ def inconsistent_pairs(
     batch_size = counts.shape[0]
 
     def run(tile: Tile) -> tuple[Tensor, Tensor]:
-        programs = PROGRAMS_PER_PROCESSOR * launching.processors(memory.device)
+        programs = launching.programs_at_once(tile, memory.device)
         counters = 1 if bounds is None else 2
         ranks = torch.zeros(counters, ITEMS * programs * tile.rows, dtype=torch.int32, device=memory.device)
         marks = torch.zeros(counters, *pairs.bits.shape, dtype=torch.uint8, device=memory.device)

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import normalize
 
 import snnet_kernels as sk
-from snnet_kernels import ops, reference
+from snnet_kernels import gpu, ops, reference
 from snnet_kernels.testing import clustered_features
 
 DEVICE = os.environ.get("SNNET_TEST_DEVICE", "cuda")
@@ -25,9 +25,20 @@ WEIGHTS = [1.0, 0.8, 0.6]
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """As in the other kernel tests; deterministic algorithms would make cuBLAS ask for a workspace setting."""
+    """As in the other kernel tests; deterministic algorithms would make cuBLAS ask for a workspace setting.
+
+    So that on a GPU blocks are filled with NaN and freed: the allocator hands them out again.
+    """
     torch.utils.deterministic.fill_uninitialized_memory = True
+    if REAL:
+        for count, size in ((64, 1 << 17), (8, 1 << 24)):  # of both its pools
+            [torch.full((size,), torch.nan, device=DEVICE) for _ in range(count)]
     yield
+
+
+@on_gpu_only
+def test_both_kinds_of_kernels_are_there():
+    assert set(gpu.available_backends()) >= {"cuda", "triton"}
 
 
 def batch_of(n: int, size: int, seed: int = 0) -> torch.Tensor:

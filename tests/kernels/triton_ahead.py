@@ -35,7 +35,7 @@ from snnet_kernels import reference
 from snnet_kernels.triton import launching
 from snnet_kernels.triton.hard_negative_loss import hard_negative_loss
 from snnet_kernels.triton.label_prediction import mplp
-from snnet_kernels.triton.launching import TILES
+from snnet_kernels.triton.launching import OLD_TRITON, TILES
 from snnet_kernels.triton.neighbors import nearest_neighbors
 from snnet_kernels.triton.similarity import memory_similarity
 from snnet_kernels.triton.square_loss import square_loss
@@ -45,9 +45,10 @@ KIB = 1024
 MOST_SHARED = {80: 163 * KIB, 90: 227 * KIB, 100: 227 * KIB}
 ARCHITECTURES = tuple(MOST_SHARED)
 EVERYTHING = os.environ.get("SNNET_ALL_CONFIGURATIONS") == "1"
-# Bytes that a thread stores to and loads from local memory at most where the tile is not the default: the loss with
-# hard negatives has 1,804 of them on 8.0 and 1,712 on 9.0, all else fewer.
-MOST_SPILLED = 2048
+# Bytes that a thread stores to and loads from local memory at most: with the default tile, and with the others, where
+# the loss with hard negatives has 1,804 of them on 8.0 and 1,712 on 9.0, all else fewer. The deeper fp32 products of
+# Triton before 3.8 take more.
+MOST_SPILLED_BY_DEFAULT, MOST_SPILLED = (256, 4096) if OLD_TRITON else (0, 2048)
 _TENSOR_CORES = re.compile(r"\b(mma|wgmma|tcgen05\.mma)\.")
 _MULTIPLY_ADD = re.compile(r"fma\.rn\.f32\s+(%\w+), (%\w+), (%\w+), (\S+);")
 _SHARED_LOAD = re.compile(r"ld\.shared\S*\s+\{?([^[}]+)\}?, \[")
@@ -134,7 +135,7 @@ def _of(kernel: Any, name: str, architecture: int, options: dict[str, Any], log:
 def check(kernel: Compiled, is_default: bool) -> None:
     """Shared memory, spilled registers and the arithmetic of products are as they should be."""
     assert kernel.shared <= MOST_SHARED[kernel.architecture], kernel
-    assert kernel.spilled <= (0 if is_default else MOST_SPILLED), kernel
+    assert kernel.spilled <= (MOST_SPILLED_BY_DEFAULT if is_default else MOST_SPILLED), kernel
     precision = kernel.options.get("PRECISION", "ieee")
     multiplies = "BLOCK_K" in kernel.options and not kernel.options.get("GIVEN", False)
     assert bool(_TENSOR_CORES.search(kernel.ptx)) == (multiplies and precision != "ieee"), kernel
@@ -160,11 +161,12 @@ def expected_chains(options: dict[str, Any]) -> set[tuple[int, int]]:
 def multiply_loops(ptx: str) -> list[list[str]]:
     """The instructions of each innermost loop without branches in it that has float multiply-adds."""
     blocks = re.split(r"^(\$L__BB\w+):", ptx, flags=re.MULTILINE)[1:]
-    return [
-        text.splitlines()
-        for label, text in zip(blocks[::2], blocks[1::2], strict=True)
-        if re.search(rf"\bbra\S*\s+{re.escape(label)};", text) and "fma.rn.f32" in text
-    ]
+    loops = []
+    for label, text in zip(blocks[::2], blocks[1::2], strict=True):
+        back = re.search(rf"\bbra\S*\s+{re.escape(label)};", text)
+        if back and "fma.rn.f32" in text[: back.start()]:
+            loops.append(text[: back.start()].splitlines())
+    return loops
 
 
 def chains_of_loop(instructions: list[str], kernel: str) -> tuple[int, int]:
@@ -228,7 +230,10 @@ def kernel_names() -> set[str]:
 
 
 def configurations(*precisions: str) -> list[Any]:
-    """(architecture, precision, number of the tile) of what is compiled, for ``pytest.mark.parametrize``."""
+    """(architecture, precision, number of the tile) of what is compiled, for ``pytest.mark.parametrize``.
+
+    Triton before 3.8 ends with an error of its own for 10.0.
+    """
     return [
         pytest.param(
             architecture, precision, number, id=f"{architecture}-{precision}-{tile.rows}x{tile.columns}"
@@ -237,6 +242,7 @@ def configurations(*precisions: str) -> list[Any]:
         for precision in precisions
         for number, tile in enumerate(TILES[precision])
         if number == 0 or architecture == 90 or EVERYTHING
+        if not (OLD_TRITON and architecture == 100)
     ]
 
 
