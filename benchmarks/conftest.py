@@ -95,7 +95,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """One shape after the other, so that its inputs are made once; if time is short, the stated ratios first."""
     floors = [floor for floor in read_floors() if floor.device == config.option.device]
     if config.option.floors_only:
-        keep = {(floor.operation, name) for floor in floors for name in floor.quick_contenders}
+        keep = {
+            (floor.operation, shape, name)
+            for floor in floors
+            for shape in floor.limits
+            for name in floor.quick_contenders
+        }
         dropped = [item for item in items if not _is_in(item, keep)]
         items[:] = [item for item in items if _is_in(item, keep)]
         config.hook.pytest_deselected(items=dropped)
@@ -113,12 +118,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=rank)
 
 
-def _is_in(item: pytest.Item, keep: set[tuple[str, str]]) -> bool:
+def _is_in(item: pytest.Item, keep: set[tuple[str, str, str]]) -> bool:
     measured, shape = _measured_by(item), _shape_of(item)
     # A test without a shape on this device has a mark of pytest's own in its place.
-    if measured is None or not isinstance(shape, Shape) or shape.is_growth:
+    if measured is None or not isinstance(shape, Shape):
         return False
-    return (measured.operation.name, item.callspec.params["contender"]) in keep
+    return (measured.operation.name, shape.name, item.callspec.params["contender"]) in keep
 
 
 def _measured_by(item: pytest.Item) -> Measured | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -220,6 +221,26 @@ def test_instructions_are_counted_in_the_library_alone():
     stated = json.loads(instructions.FILE.read_text())
     assert set(stated["counts"]) == set(instructions.INSTRUCTION_SETS)
     assert all(count > 1000 for counts in stated["counts"].values() for count in counts.values())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_is_stated_is_collected_on_every_device(device):
+    """And nothing else, with ``--floors-only``; collecting needs no GPU."""
+    program = (
+        "import sys, pytest, torch; torch.cuda.is_available = lambda: True; "
+        "sys.exit(pytest.main(['benchmarks', '--benchmark-only', '--floors-only', '--collect-only', '-q', "
+        f"'-p', 'no:cacheprovider', '--device={device}']))"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    command = [sys.executable, "-c", program]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert answer.returncode == 0, answer.stdout[-3000:]
+    found = re.findall(r"::\w+\[(.+)\]", answer.stdout)
+    # Re-ranking is measured only where a size is asked for.
+    floors = [f for f in read_floors() if f.device == device and f.operation != "rerank"]
+    stated = {f"{shape}-{floor.ours}" for floor in floors for shape in floor.limits}
+    allowed = {f"{shape}-{name}" for f in floors for shape in f.limits for name in f.quick_contenders}
+    assert stated <= set(found) <= allowed
 
 
 def test_a_smoke_run_writes_results(tmp_path):
