@@ -33,8 +33,8 @@ loss, gradient, memory and cache within float32 rounding. A contender that fails
 
 **Timing.** The contenders of an operation run in turns, each round on the next batch, with the same number of
 threads on the same cores; figures are medians. Before each call the last-level cache is swept (cold); in
-brackets the same call again at once (warm). On a GPU times are between two events on the stream, after a
-synchronisation. The loop over samples runs on a part of the batch, and its time is scaled.
+brackets the same call again at once (warm). On a GPU times are between two events on the stream, launches
+left out. The loop over samples runs on a part of the batch, and its time is scaled.
 
 **Contenders** are what one would write instead: the loop over samples of the code bases of this field;
 vectorised PyTorch that counts ranks instead of sorting, without and with our similarity cache; `torch.compile`
