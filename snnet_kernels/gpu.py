@@ -20,6 +20,9 @@ from .reference.precision import exact_float32
 from .schemas import LIBRARY
 
 _compiled = torch.ops.snnet_cuda
+# Bytes of similarities [B, n] up to which a loss from features makes them all: about what the L2 cache holds. That is
+# one product of torch's and a sparse one, or two of torch's, where Triton makes three or two. Counted, not measured.
+HELD_SIMILARITIES = 64 * 2**20
 # Share of hard negatives up to which the sparse backward product is cheaper than a dense one of that precision: the
 # first is bound by reading rows of the memory, the second by arithmetic. Counted from both, not measured.
 _SPARSE_UP_TO = {"ieee": 0.05, "bf16": 0.05, "tf32x3": 0.02, "tf32": 0.005}
@@ -188,7 +191,8 @@ def _fused_mutual_label_loss(
     delta: float,
     hard_negative_ratio: float,
 ) -> tuple[Tensor, Tensor]:
-    preferred = ("triton", "cuda") if similarity is None else ("cuda", "triton")
+    few = 4 * len(features) * len(memory) <= HELD_SIMILARITIES
+    preferred = ("cuda", "triton") if similarity is not None or few else ("triton", "cuda")
     features = features.contiguous()
     options = (labels, weights, delta, hard_negative_ratio)
     match _choose("fused_mutual_label_loss", *preferred):
@@ -248,7 +252,7 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "fused_mutual_label_loss": _fused_mutual_label_loss,
     "update_memory_": _update_memory,
 }
-# Who can serve: first over a cache or with similarities at hand, then without.
+# Who can serve: first over a cache, with similarities at hand or few of them to make, then the rest.
 _SERVERS = {
     **dict.fromkeys(
         ("mplp", "nearest_neighbors", "mine_labels_", "fused_mutual_label_loss"), ("cuda", "triton")

@@ -172,7 +172,7 @@ def test_backward_product_small(precision):
 
 @pytest.mark.parametrize("kind", ["mmcl", "l2"])
 @pytest.mark.parametrize(("n", "d"), SIZES)
-def test_loss_small(n, d, kind):
+def test_loss_small(n, d, kind, monkeypatch):
     memory, features = clustered_features(n, d), clustered_features(11, d, seed=1)
     labels = label_sets(11, n)
     similarity = features @ memory.t()
@@ -182,7 +182,8 @@ def test_loss_small(n, d, kind):
     s = similarity.double() + (exact - exact.detach()) @ memory.double().t()
     loss = reference.mutual_label_loss(s, labels, WEIGHTS, **options)
     loss.backward()
-    for form in ("given", "features", "similarity"):
+    for form in ("given", "features", "streaming", "similarity"):
+        monkeypatch.setattr(gpu, "HELD_SIMILARITIES", 0 if form == "streaming" else 2**30)
         live = features.to(DEVICE).clone().requires_grad_()
         m, at_hand, *sets = on_device(memory, similarity, *labels)
         if form == "similarity":
@@ -273,7 +274,8 @@ def test_nothing_waits_for_the_gpu(kind, source):
 @on_gpu_only
 @pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
-def test_an_iteration_in_a_cuda_graph(cache, precision):
+def test_an_iteration_in_a_cuda_graph(cache, precision, monkeypatch):
+    monkeypatch.setattr(gpu, "HELD_SIMILARITIES", 0)  # the loss without a cache is the streaming one
     n, d, batch = 700, 64, 32
     sk.set_matmul_precision(precision)
     try:
