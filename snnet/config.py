@@ -104,7 +104,7 @@ class MethodConfig:
     min_rank: int = option(10, "smallest rank that a candidate's cycle check allows", at_least=0)
     loss_kind: Literal["mmcl", "l2"] = option(
         "mmcl",
-        "mmcl: with hard negatives; l2: the paper's printed sum over all images, for a far smaller --lr",
+        "mmcl: with hard negatives; l2: the paper's printed sum over all images (no --lr was found for it)",
     )
     delta: float = option(5.0, "mmcl: weight of the positive term", at_least=0)
     hard_negative_ratio: float = option(
