@@ -30,15 +30,15 @@ _CONTENTS = {
 }  # fmt: skip
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object], *, shared: bool = False) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object], *, one_writer: bool = False) -> None:
     """Replace ``path`` by what ``write`` puts into the file it is handed, or leave it untouched.
 
     The bytes go to a temporary file in the same folder, reach the disk, and are then renamed: whoever reads
-    ``path`` (also after a power cut) sees the old content or the new. ``shared``: other processes may be writing
-    the same path, of which the last one wins. Raises :class:`~snnet.errors.UserError` where the folder cannot be
-    written or the disk is full.
+    ``path`` (also after a power cut) sees the old content or the new; of several processes the last one wins.
+    ``one_writer``: only this process writes ``path``, and what one that was killed left behind is written over.
+    Raises :class:`~snnet.errors.UserError` where the folder cannot be written or the disk is full.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp" if shared else path.name + ".tmp")
+    temporary = path.with_name(path.name + (".tmp" if one_writer else f".{os.getpid()}.tmp"))
     try:
         try:
             with open(temporary, "wb") as file:
@@ -94,7 +94,7 @@ def save_checkpoint(path: Path, **contents: Any) -> None:
         except RuntimeError as error:  # torch's zip writer reports a full disk in its own words
             raise OSError(f"the file could not be completed ({str(error).splitlines()[0]})") from error
 
-    write_atomically(path, write)
+    write_atomically(path, write, one_writer=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -153,6 +153,6 @@ def _write(file: Path, cache: _Cache) -> None:
 
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, write, shared=True)
+        write_atomically(file, write)
     except (OSError, UserError) as error:
         warnings.warn(f"the gallery's features are not kept: {error}", stacklevel=2)

@@ -84,7 +84,7 @@ def test_of_two_processes_that_write_one_path_the_last_wins(tmp_path: Path) -> N
     path = tmp_path / "features.npz"
     other = (
         "import sys; from pathlib import Path; from snnet.checkpoint import write_atomically\n"
-        "write_atomically(Path(sys.argv[1]), lambda file: file.write(b'other'), shared=True)"
+        "write_atomically(Path(sys.argv[1]), lambda file: file.write(b'other'))"
     )
 
     def write(file: Any) -> None:
@@ -93,7 +93,7 @@ def test_of_two_processes_that_write_one_path_the_last_wins(tmp_path: Path) -> N
         assert path.read_bytes() == b"other"
         file.write(b"in one piece")
 
-    write_atomically(path, write, shared=True)
+    write_atomically(path, write)
     assert path.read_bytes() == b"ours, in one piece"
     assert os.listdir(tmp_path) == ["features.npz"]
 
