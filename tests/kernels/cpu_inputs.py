@@ -1,4 +1,4 @@
-"""Inputs of the tests of the CPU library."""
+"""Inputs of the tests of the compiled libraries."""
 
 import torch
 
@@ -11,9 +11,14 @@ def exact_rows(n: int, d: int, seed: int) -> torch.Tensor:
 
 
 def memory_of(kind: str, n: int, d: int, seed: int) -> torch.Tensor:
-    memory = (clustered_features if kind == "clustered" else exact_rows)(n, d, seed=seed)
+    return rearranged((clustered_features if kind == "clustered" else exact_rows)(n, d, seed=seed), kind)
+
+
+def rearranged(memory: torch.Tensor, kind: str) -> torch.Tensor:
+    """Rows that are alike or zero, where ``kind`` asks for them."""
+    n = len(memory)
     if kind == "same":
-        memory = memory[:1].expand(n, d).contiguous()
+        memory = memory[:1].expand_as(memory).contiguous()
     elif kind == "zero rows":
         memory[::2] = 0
     elif kind == "duplicates":

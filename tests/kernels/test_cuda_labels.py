@@ -8,6 +8,7 @@ import torch
 
 from snnet_kernels import reference
 from snnet_kernels.testing import clustered_features
+from tests.kernels.cpu_inputs import exact_rows, rearranged
 from tests.kernels.cuda_on_cpu import Emulation, mutant, without_barrier
 
 # Around the borders of a byte, of a warp's word, of a 16-byte word, and rows at every alignment.
@@ -43,17 +44,10 @@ def small_neighbors(tmp_path_factory) -> Emulation:
 
 def memory_of(kind: str, n: int, seed: int) -> torch.Tensor:
     """Features [n, 6] whose products are exact in float32, so that there are ties."""
-    generator = torch.Generator().manual_seed(seed)
-    memory = torch.randint(-3, 4, (n, 6), generator=generator).float() / 4
+    memory = exact_rows(n, 6, seed)
     if kind == "clustered":
         memory = (clustered_features(n, 6, seed=seed) * 64).round() / 64
-    elif kind == "same":
-        memory = memory[:1].expand(n, 6).contiguous()
-    elif kind == "zero rows":
-        memory[::2] = 0
-    elif kind == "duplicates":
-        memory = memory[torch.arange(n) // 3].contiguous()
-    return memory
+    return rearranged(memory, kind)
 
 
 def indices(n: int, batch: int, seed: int) -> torch.Tensor:
