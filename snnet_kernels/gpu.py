@@ -25,7 +25,7 @@ _compiled = torch.ops.snnet_cuda
 HELD_SIMILARITIES = 64 * 2**20
 # Share of hard negatives up to which the sparse backward product is cheaper than a dense one of that precision: the
 # first is bound by reading rows of the memory, the second by arithmetic. Counted from both, not measured.
-_SPARSE_UP_TO = {"ieee": 0.05, "bf16": 0.05, "tf32x3": 0.02, "tf32": 0.005}
+_SPARSE_UP_TO = {"ieee": 0.05, "bf16": 0.05, "tf32x3": 0.05, "tf32": 0.01}
 
 
 def available_backends(dispatch_key: str = "CUDA") -> tuple[str, ...]:
@@ -55,9 +55,13 @@ def _choose(operation: str, *preferred: str) -> str:
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` [p, q] of a [p, k] and b [k, q] in the chosen precision."""
+    """``a @ b`` [p, q] of a [p, k] and b [k, q] in the chosen precision.
+
+    The kernel for tf32x3 reads both operands along k. Where b lies the other way, as the memory does in a gradient, it
+    would have to be copied, and the sums would be as long as the memory: those products stay with torch, in ieee.
+    """
     precision = get_matmul_precision()
-    if precision == "tf32x3" and "triton" in _available:
+    if precision == "tf32x3" and "triton" in _available and b.stride(0) == 1:
         from .triton.similarity import memory_similarity
 
         return memory_similarity(a, b.t(), precision)
@@ -225,14 +229,12 @@ def _update_memory(
     cache: Tensor | None,
     similarity: Tensor | None,
 ) -> None:
-    gram = None
-    if cache is not None:
-        gram = matmul(features, features.t())
-        similarity = matmul(features, memory.t()) if similarity is None else similarity
+    if cache is None:
+        similarity = None
+    elif similarity is None:
+        similarity = matmul(features, memory.t())
     if _choose("update_memory_", "cuda") == "cuda":
-        if cache is None:
-            similarity = None
-        _compiled.update_memory_.default(memory, index, features, momentum, cache, similarity, gram)
+        _compiled.update_memory_.default(memory, index, features, momentum, cache, similarity)
     else:
         reference.update_memory_(memory, index, features, momentum, cache=cache, similarity=similarity)
 

@@ -25,9 +25,9 @@ SCHEMAS = (
     # kind mmcl -> loss [], ∂L/∂f [B, d] through the sparse rows of ∂L/∂s
     "sparse_label_loss(Tensor similarity, Tensor memory, Tensor[] labels, float[] weights, float delta, "
     "float hard_negative_ratio) -> (Tensor, Tensor)",
-    # similarity [B, n] and gram = f fᵀ [B, B] are given where a cache is
+    # similarity [B, n] is given where a cache is
     "update_memory_(Tensor(a!) memory, Tensor index, Tensor features, Tensor momentum, Tensor(b!)? cache, "
-    "Tensor? similarity, Tensor? gram) -> ()",
+    "Tensor? similarity) -> ()",
 )
 for _schema in SCHEMAS:
     LIBRARY.define(_schema)

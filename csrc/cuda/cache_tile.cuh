@@ -23,39 +23,6 @@ __device__ __forceinline__ bool is_first_of_index(const MemoryUpdate& u, int32_t
   return u.order[place].column < u.n && (place == 0 || u.order[place - 1].column != u.order[place].column);
 }
 
-// S' of two batch members, by the places of the first entries of their indices.
-__device__ float pair_similarity(const MemoryUpdate& u, int32_t place_i, const RowFactors& of_i, int32_t place_j,
-                                 const RowFactors& of_j) {
-  const int64_t i = u.order[place_i].column, j = u.order[place_j].column;
-  const float before = u.cache[i * u.n + j];
-  if (of_i.occurrences == 1 && of_j.occurrences == 1) {
-    const int64_t b = u.order[place_i].entry, c = u.order[place_j].entry;
-    const float alpha = *u.momentum;
-    return blended_pair(before, u.similarity[b * u.n + j] + u.similarity[c * u.n + i],
-                        u.gram[(b > c ? b : c) * u.batch_size + (b > c ? c : b)], alpha, 1.0f - alpha, of_i.length,
-                        of_j.length);
-  }
-  float with_i = 0.0f, with_j = 0.0f, among = 0.0f;
-#pragma unroll 1
-  for (int32_t t = 0; t < of_j.occurrences; ++t) {
-    const int64_t c = u.order[place_j + t].entry;
-    with_i += u.factors[c].weight * u.similarity[c * u.n + i];
-  }
-#pragma unroll 1
-  for (int32_t t = 0; t < of_i.occurrences; ++t) {
-    const int64_t b = u.order[place_i + t].entry;
-    float live = 0.0f;
-#pragma unroll 1
-    for (int32_t v = 0; v < of_j.occurrences; ++v) {
-      const int64_t c = u.order[place_j + v].entry;
-      live += u.factors[c].weight * u.gram[b * u.batch_size + c];
-    }
-    with_j += u.factors[b].weight * u.similarity[b * u.n + j];
-    among += u.factors[b].weight * live;
-  }
-  return of_i.kept * of_j.kept * before + of_i.kept * with_i + of_j.kept * with_j + among;
-}
-
 // shared.tile <- products of the tile's rows and columns of the updated memory. Sums of 64 terms are added up: fewer
 // roundings of large sums.
 __device__ void tile_products(const MemoryUpdate& u, int64_t first_column, UpdateShared& shared) {
@@ -106,14 +73,15 @@ __device__ __forceinline__ void load_cells(const MemoryUpdate& u, const UpdateSh
                                            float (&live)[kRowsOfThread][kColumnsOfThread]) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
 #pragma unroll
-  for (int r = 0; r < kRowsOfThread; ++r) {
-    const PlacedEntry row = shared.rows[warp + kUpdateWarps * r];
+  for (int c = 0; c < kColumnsOfThread; ++c) {
+    const int at = lane + kWarp * c;
+    const int64_t column = first_column + at;
+    const bool used = column < end_column && !shared.is_member[at];
 #pragma unroll
-    for (int c = 0; c < kColumnsOfThread; ++c) {
-      const int64_t column = first_column + lane + kWarp * c;
-      const bool used = row.entry >= 0 && column < end_column;
-      before[r][c] = used ? u.cache[row.column * u.n + column] : 0.0f;
-      live[r][c] = used ? u.similarity[row.entry * u.n + column] : 0.0f;
+    for (int r = 0; r < kRowsOfThread; ++r) {
+      const PlacedEntry row = shared.rows[warp + kUpdateWarps * r];
+      before[r][c] = used && row.entry >= 0 ? u.cache[row.column * u.n + column] : 0.0f;
+      live[r][c] = used && row.entry >= 0 ? u.similarity[row.entry * u.n + column] : 0.0f;
     }
   }
 }
@@ -143,7 +111,8 @@ __device__ __forceinline__ void move_row(const MemoryUpdate& u, int32_t place, c
   }
 }
 
-// The cells of 32 places of the order times 128 columns, and their mirror images.
+// The cells of 32 places of the order times 128 columns, and their mirror images; those of two batch members are
+// left out.
 __device__ void update_tile(const MemoryUpdate& u, int64_t tile, UpdateShared& shared) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int32_t groups = (u.batch_size + kTileRows - 1) / kTileRows;
@@ -163,6 +132,7 @@ __device__ void update_tile(const MemoryUpdate& u, int64_t tile, UpdateShared& s
   for (int32_t m = first_member + static_cast<int32_t>(threadIdx.x); m < end_member; m += kUpdateThreads) {
     if (is_first_of_index(u, m)) shared.is_member[u.order[m].column - first_column] = true;
   }
+  __syncthreads();
   // A warp takes 128 bytes of a row at a time whether rows are aligned or not; all loads are on their way before
   // the rows of the memory are waited for.
   float before[kRowsOfThread][kColumnsOfThread], live[kRowsOfThread][kColumnsOfThread];
@@ -173,10 +143,6 @@ __device__ void update_tile(const MemoryUpdate& u, int64_t tile, UpdateShared& s
   if (threadIdx.x < kTileRows && shared.rows[threadIdx.x].entry >= 0) {
     shared.factors[threadIdx.x] = u.factors[shared.rows[threadIdx.x].entry];
     afresh = shared.factors[threadIdx.x].occurrences == 0;
-  }
-#pragma unroll 1
-  for (int32_t m = first_member + static_cast<int32_t>(threadIdx.x); m < end_member; m += kUpdateThreads) {
-    if (is_first_of_index(u, m)) afresh = afresh || u.factors[u.order[m].entry].occurrences == 0;
   }
   if (__syncthreads_or(afresh)) {
     tile_products(u, first_column, shared);
@@ -209,21 +175,6 @@ __device__ void update_tile(const MemoryUpdate& u, int64_t tile, UpdateShared& s
   for (int at = warp; at < end_column - first_column; at += kUpdateWarps) {
     if (row_of_lane.entry < 0 || shared.is_member[at]) continue;
     u.cache[(first_column + at) * u.n + row_of_lane.column] = shared.tile[lane * kTilePitch + at];
-  }
-  // Pairs of batch members, both cells by the row that comes first.
-#pragma unroll 1
-  for (int32_t e = threadIdx.x; e < kTileRows * (end_member - first_member); e += kUpdateThreads) {
-    const int row = e % kTileRows;
-    const int32_t member = first_member + e / kTileRows;
-    if (shared.rows[row].entry < 0 || member < place + row || !is_first_of_index(u, member)) continue;
-    const int64_t i = shared.rows[row].column, j = u.order[member].column;
-    const RowFactors& of_i = shared.factors[row];
-    const RowFactors& of_j = u.factors[u.order[member].entry];
-    const float value = of_i.occurrences == 0 || of_j.occurrences == 0
-                            ? shared.tile[row * kTilePitch + j - first_column]
-                            : pair_similarity(u, place + row, of_i, member, of_j);
-    u.cache[i * u.n + j] = value;
-    u.cache[j * u.n + i] = value;
   }
 }
 

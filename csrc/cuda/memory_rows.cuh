@@ -33,7 +33,6 @@ struct MemoryUpdate {
   const float* momentum;    // []
   const float* features;    // [B, d]
   const float* similarity;  // [B, n], with the memory before the update
-  const float* gram;        // [B, B]
   int32_t* progress;        // [3], zero at first: tickets claimed, entries placed, entries whose row is finished
   PlacedEntry* order;       // [B]
   RowFactors* factors;      // [B]

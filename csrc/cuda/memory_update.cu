@@ -20,10 +20,9 @@ Tensor apart_from(const Tensor& tensor, const Tensor& memory, const std::optiona
   return overlap(rows, memory) || (cache && overlap(rows, *cache)) ? torch::stable::clone(rows) : rows;
 }
 
-// M[index] <- normalize(alpha M[index] + (1 - alpha) f), and the cache from similarity [B, n] and gram [B, B].
+// M[index] <- normalize(alpha M[index] + (1 - alpha) f), and the cache from similarity [B, n].
 void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum,
-                    const std::optional<Tensor>& cache, const std::optional<Tensor>& similarity,
-                    const std::optional<Tensor>& gram) {
+                    const std::optional<Tensor>& cache, const std::optional<Tensor>& similarity) {
   const Call call(memory);
   const int64_t n = rows_of(memory, "memory"), d = memory.size(1);
   call.check_storage(memory, "memory", ScalarType::Float, n, d);
@@ -34,12 +33,10 @@ void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& fea
   call.check_device(momentum, "momentum");
   SNNET_CHECK(momentum.scalar_type() == ScalarType::Float && momentum.dim() == 0,
               "momentum must be a 0-d float32 tensor");
-  SNNET_CHECK(cache.has_value() == similarity.has_value() && cache.has_value() == gram.has_value(),
-              "similarity and gram are given where a cache is, and only there");
+  SNNET_CHECK(cache.has_value() == similarity.has_value(), "similarity is given where a cache is, and only there");
   if (cache) {
     call.check_storage(*cache, "cache", ScalarType::Float, n, n);
     call.check_matrix(*similarity, "similarity", ScalarType::Float, batch_size, n);
-    call.check_matrix(*gram, "gram", ScalarType::Float, batch_size, batch_size);
   }
   if (batch_size == 0 || n == 0) return;
 
@@ -56,18 +53,18 @@ void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& fea
     launch(update_rows_kernel, static_cast<unsigned>(batch_size), kUpdateThreads, 0, call.stream(), update);
     return;
   }
-  const Tensor products = apart_from(*similarity, memory, cache), among = apart_from(*gram, memory, cache);
+  const Tensor products = apart_from(*similarity, memory, cache);
   // Four words of progress, then what the entries leave for the tiles.
   constexpr int64_t kHead = 4, kWordsOfEntry = (sizeof(RowFactors) + sizeof(PlacedEntry)) / sizeof(int32_t);
   Tensor scratch = torch::stable::new_zeros(positions, {kHead + kWordsOfEntry * batch_size}, ScalarType::Int);
   update.cache = cache->mutable_data_ptr<float>();
   update.similarity = products.const_data_ptr<float>();
-  update.gram = among.const_data_ptr<float>();
   update.progress = scratch.mutable_data_ptr<int32_t>();
   update.factors = reinterpret_cast<RowFactors*>(update.progress + kHead);
   update.order = reinterpret_cast<PlacedEntry*>(update.factors + batch_size);
   const int64_t tiles = ((batch_size + kTileRows - 1) / kTileRows) * ((n + kTileColumns - 1) / kTileColumns);
-  launch(update_memory_kernel, blocks_for(batch_size + tiles, 1), kUpdateThreads, 0, call.stream(), update);
+  const int64_t tickets = batch_size + pair_blocks(update.batch_size) + tiles;
+  launch(update_memory_kernel, blocks_for(tickets, 1), kUpdateThreads, 0, call.stream(), update);
 }
 
 }  // namespace

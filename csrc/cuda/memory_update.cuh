@@ -1,17 +1,17 @@
 // The momentum update of the memory and, by the recurrence, of the cached similarity matrix, in one launch.
 //
 // Blocks claim tickets. The first B are the batch entries: each finds its place in the order by (index, entry), and
-// the first entry of an index blends and renormalises its row of the memory. The others are tiles of 32 places of
-// that order times 128 columns of the cache; they load what they need, wait for all rows and write their cells. Of
-// two batch members i < j the tile of row i alone reads S[i,j] and writes both S[i,j] and S[j,i]: nothing is written
-// twice or read by another, and the cache stays symmetric to the bit.
+// the first entry of an index blends and renormalises its row of the memory. The next are pairs of batch members,
+// which wait for all rows. The others are tiles of 32 places of that order times 128 columns of the cache; they load
+// what they need, wait for all rows and write their cells. Each cell is read and written by one block alone, with
+// its mirror image: the cache stays symmetric to the bit.
 //
 // A repeated index moves its row by m' = kept m + sum of weight_b f_b over its entries b, so the cells follow from
-// the products with the memory before the update. Where the error would grow, and for an index that comes very
-// often, they are products with the updated memory instead.
+// the products with the memory before the update. Where the error would grow, for an index that comes very often,
+// and between two batch members, they are products with the updated memory instead.
 #pragma once
 
-#include "cache_tile.cuh"
+#include "member_pairs.cuh"
 
 namespace snnet {
 
@@ -23,7 +23,12 @@ __global__ void __launch_bounds__(kUpdateThreads, 3) update_memory_kernel(Memory
   __syncthreads();
   const int32_t ticket = shared.ticket;
   if (ticket >= u.batch_size) {
-    update_tile(u, ticket - u.batch_size, shared);
+    const int64_t pairs = pair_blocks(u.batch_size), later = ticket - u.batch_size;
+    if (later < pairs) {
+      update_pairs(u, later);
+    } else {
+      update_tile(u, later - pairs, shared);
+    }
     return;
   }
   const Turn turn = turn_of(u, ticket);

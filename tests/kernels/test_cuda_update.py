@@ -17,10 +17,6 @@ def update(cuda_on_cpu):
     return cuda_on_cpu.operations.update_memory_
 
 
-def products(features: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-    return features @ memory.t(), features @ features.t()
-
-
 def indices(n: int, batch: int, seed: int) -> Tensor:
     return torch.randint(n, (batch,), generator=torch.Generator().manual_seed(seed))
 
@@ -52,21 +48,21 @@ def test_memory_and_cache_follow_the_reference(cuda_on_cpu, update, n, d, batch,
         features[::2] = -memory[index][::2]
     elif kind == "zero features":
         features[::3] = 0
-    similarity, gram = products(features, memory)
+    similarity = features @ memory.t()
     cache, momentum = memory @ memory.t(), torch.tensor(alpha)
     expected, expected_cache = memory.clone(), cache.clone()
     reference.update_memory_(expected, index, features, momentum, cache=expected_cache, similarity=similarity)
     before = cache.clone()
     alone = memory.clone()
     cuda_on_cpu.seed(seed)
-    update(memory, index, features, momentum, cache, similarity, gram)
+    update(memory, index, features, momentum, cache, similarity)
     assert (memory - expected).abs().max() < 1e-6
     assert largest_error(cache, memory) <= largest_error(expected_cache, expected) + 1e-6
     assert torch.equal(cache[index], cache[:, index].t())
     others = torch.ones(n, dtype=torch.bool)
     others[index] = False
     assert torch.equal(cache[others][:, others], before[others][:, others])
-    update(alone, index, features, momentum, None, None, None)
+    update(alone, index, features, momentum, None, None)
     assert torch.equal(alone, memory)
 
 
@@ -74,21 +70,22 @@ def test_an_index_that_comes_once_has_the_arithmetic_of_the_recurrence(update):
     n, d, batch, alpha = 300, 24, 45, torch.tensor(0.37)
     memory, index = clustered_features(n, d), distinct(n, batch)
     features = clustered_features(batch, d, seed=1)
-    similarity, gram = products(features, memory)
+    similarity = features @ memory.t()
     cache = memory @ memory.t()
     cache = cache.tril() + cache.tril(-1).t()
     beta = 1 - alpha
     blended = alpha * memory[index] + beta * features
     lengths = blended.double().square().sum(1).sqrt().float()
     rows = (alpha * cache[index] + beta * similarity) / lengths[:, None]
-    cross = similarity[:, index] + similarity[:, index].t()
-    block = alpha * alpha * cache[index][:, index] + alpha * beta * cross + beta * beta * gram
-    rows[:, index] = block / (lengths[:, None] * lengths[None, :])
     expected = cache.clone()
     expected[index] = rows
     expected[:, index] = rows.t()
-    update(memory, index, features, alpha, cache, similarity, gram)
+    update(memory, index, features, alpha, cache, similarity)
     assert torch.equal(memory[index], blended / lengths[:, None])
+    pairs = cache[index][:, index]
+    assert torch.equal(pairs, pairs.t())
+    assert (pairs - memory[index].double() @ memory[index].double().t()).abs().max() < 1.5e-7
+    expected[index[:, None], index] = pairs
     assert torch.equal(cache, expected)
 
 
@@ -97,7 +94,7 @@ def test_the_batch_is_symmetric_where_the_cache_was_not(update):
     features = clustered_features(40, 8, seed=1)
     cache = memory @ memory.t() + 1e-7 * torch.randn(140, 140, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(cache[index], cache[:, index].t())
-    update(memory, index, features, torch.tensor(0.4), cache, *products(features, memory))
+    update(memory, index, features, torch.tensor(0.4), cache, features @ memory.t())
     assert torch.equal(cache[index], cache[:, index].t())
     assert largest_error(cache, memory) < 1e-6
 
@@ -110,7 +107,7 @@ def test_one_index_many_times(update, times):
     expected = memory.double()
     reference.loop.update_memory_(expected, index, features.double(), 0.6)
     cache = memory @ memory.t()
-    update(memory, index, features, torch.tensor(0.6), cache, *products(features, memory))
+    update(memory, index, features, torch.tensor(0.6), cache, features @ memory.t())
     assert (memory - expected).abs().max() < 3e-7
     assert (cache - expected @ expected.t()).abs().max() < 1e-6
     assert torch.equal(cache[index], cache[:, index].t())
@@ -127,7 +124,7 @@ def test_rows_whose_error_would_grow_are_products(update):
     cache = memory @ memory.t()
     fresh = [3, 9, 150]
     cache[fresh] = wrong[fresh]
-    update(memory, index, features, alpha, cache, *products(features, memory))
+    update(memory, index, features, alpha, cache, features @ memory.t())
     exact = memory.double() @ memory.double().t()
     assert (cache[fresh] - exact[fresh]).abs().max() < 2e-7
     assert torch.equal(cache[fresh], cache[:, fresh].t())
@@ -139,7 +136,7 @@ def test_products_of_long_rows_round_little(update):
     memory, index = clustered_features(40, 4200), torch.arange(0, 40, 3)
     cache = torch.zeros(40, 40)
     features = -memory[index] * 0.5
-    update(memory, index, features, torch.tensor(0.9), cache, *products(features, memory))
+    update(memory, index, features, torch.tensor(0.9), cache, features @ memory.t())
     exact = memory.double() @ memory.double().t()
     assert (cache[index] - exact[index]).abs().max() < 3e-7
     assert (memory.norm(dim=1) - 1).abs().max() < 2e-7
@@ -152,7 +149,7 @@ def test_a_batch_beyond_one_block_of_threads(update, n, batch):
     expected = memory.double()
     reference.loop.update_memory_(expected, index, features.double(), 0.3)
     cache = memory @ memory.t()
-    update(memory, index, features, torch.tensor(0.3), cache, *products(features, memory))
+    update(memory, index, features, torch.tensor(0.3), cache, features @ memory.t())
     assert (memory - expected).abs().max() < 1e-6
     assert largest_error(cache, memory) < 2e-6
     assert torch.equal(cache[index], cache[:, index].t())
@@ -162,10 +159,10 @@ def test_index_values_out_of_range_are_skipped(update):
     memory, features = clustered_features(64, 8), clustered_features(7, 8, seed=1)
     index = torch.tensor([5, -1, 64, 5, 2**40, 0, -(2**62)])
     valid = torch.tensor([0, 3, 5])
-    similarity, gram = products(features, memory)
+    similarity = features @ memory.t()
     cache, momentum = memory @ memory.t(), torch.tensor(0.5)
     expected, expected_cache = memory.clone(), cache.clone()
-    update(memory, index, features, momentum, cache, similarity, gram)
+    update(memory, index, features, momentum, cache, similarity)
     update(
         expected,
         index[valid],
@@ -173,7 +170,6 @@ def test_index_values_out_of_range_are_skipped(update):
         momentum,
         expected_cache,
         similarity[valid],
-        gram[valid][:, valid],
     )
     assert torch.equal(memory, expected) and torch.equal(cache, expected_cache)
 
@@ -184,8 +180,8 @@ def test_features_may_be_rows_of_the_memory(update):
     reference.update_memory_(expected, index, expected[2:5].clone(), torch.tensor(0.5))
     cache = memory @ memory.t()
     alone = memory.clone()
-    update(memory, index, memory[2:5], torch.tensor(0.5), cache, cache[2:5], cache[2:5, 2:5])
-    update(alone, index, alone[2:5], torch.tensor(0.5), None, None, None)
+    update(memory, index, memory[2:5], torch.tensor(0.5), cache, cache[2:5])
+    update(alone, index, alone[2:5], torch.tensor(0.5), None, None)
     assert (memory - expected).abs().max() < 2e-7 and torch.equal(alone, memory)
     assert largest_error(cache, memory) < 1e-6
 
@@ -195,7 +191,7 @@ def test_a_nan_feature_reaches_its_rows_alone(update):
     features = clustered_features(2, 8, seed=1)
     features[1, 3] = torch.nan
     cache = memory @ memory.t()
-    update(memory, index, features, torch.tensor(0.5), cache, *products(features, memory))
+    update(memory, index, features, torch.tensor(0.5), cache, features @ memory.t())
     assert memory.isnan().any(1).nonzero().flatten().tolist() == [9]
     assert cache.isnan().sum() == 2 * 70 - 1 and cache[9].isnan().all() and cache[:, 9].isnan().all()
 
@@ -204,13 +200,13 @@ def test_one_launch_and_no_dependence_on_the_order_of_blocks(cuda_on_cpu, update
     memory, index = clustered_features(400, 16), indices(100, 60, 0)
     features = clustered_features(60, 16, seed=1)
     features[:9] = -memory[index[:9]]
-    given_products = products(features, memory)
+    similarity = features @ memory.t()
     results = []
     for seed in range(4):
         own, cache = memory.clone(), memory @ memory.t()
         cuda_on_cpu.seed(seed)
         cuda_on_cpu.launches()
-        update(own, index, features, torch.tensor(0.45), cache, *given_products)
+        update(own, index, features, torch.tensor(0.45), cache, similarity)
         assert cuda_on_cpu.launches() == 1
         results.append((own, cache))
     for own, cache in results[1:]:
@@ -229,7 +225,7 @@ def test_the_cache_stays_exact_over_many_updates(update):
         noise = torch.randn(batch, 16, generator=generator)
         features = normalize(memory[index] + 0.3 * noise, dim=1)
         alpha = torch.tensor(0.97 * (step % 100) / 99)
-        update(memory, index, features, alpha, cache, *products(features, memory))
+        update(memory, index, features, alpha, cache, features @ memory.t())
     assert largest_error(cache, memory) < 3e-6
     assert torch.equal(cache, cache.t())
 
@@ -242,8 +238,8 @@ def test_the_cache_stays_exact_over_many_updates(update):
         ({"features": torch.zeros(3, 9)}, "features must have shape"),
         ({"momentum": torch.zeros(1)}, "momentum must be a 0-d float32 tensor"),
         ({"cache": torch.zeros(8, 9)}, "cache must have shape"),
-        ({"similarity": None}, "similarity and gram are given where a cache is"),
-        ({"gram": torch.zeros(3, 2)}, "gram must have shape"),
+        ({"similarity": None}, "similarity is given where a cache is"),
+        ({"similarity": torch.zeros(3, 9)}, "similarity must have shape"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -255,7 +251,6 @@ def test_wrong_arguments_are_named(update, change, message):
         "momentum": torch.tensor(0.5),
         "cache": torch.zeros(8, 8),
         "similarity": torch.zeros(3, 8),
-        "gram": torch.zeros(3, 3),
         **change,
     }
     with pytest.raises((ValueError, RuntimeError), match=message):
@@ -274,9 +269,9 @@ def test_a_missing_barrier_is_noticed(update, tmp_path):
     )
     memory, index = clustered_features(200, 8), distinct(200, 40)
     features = clustered_features(40, 8, seed=1)
-    similarity, gram = products(features, memory)
+    similarity = features @ memory.t()
     caches = []
     for operation in (update, broken.operations.update_memory_):
         caches.append(memory @ memory.t())
-        operation(memory.clone(), index, features, torch.tensor(0.5), caches[-1], similarity, gram)
+        operation(memory.clone(), index, features, torch.tensor(0.5), caches[-1], similarity)
     assert not torch.equal(*caches)

@@ -24,7 +24,9 @@ from snnet_kernels.triton.row_bounds import row_bounds
 from snnet_kernels.triton.similarity import memory_similarity
 
 assert launching.INTERPRETED
-ALL_TILES = [(precision, number) for precision in PRECISIONS for number in range(2)]
+ALL_TILES = [
+    (precision, number) for precision in PRECISIONS for number in range(len(launching.TILES[precision]))
+]
 SIZES = [(1, 1, 1), (3, 7, 5), (66, 131, 37), (64, 128, 64)]  # B, n, d
 
 

@@ -14,7 +14,11 @@ from snnet_kernels.triton.hardest_negatives import Sampling
 from snnet_kernels.triton.square_loss import square_loss
 from tests.kernels.triton_label_cases import exact_rows
 
-TILES = [(precision, number) for precision in ("ieee", "tf32x3", "tf32") for number in range(2)]
+TILES = [
+    (precision, number)
+    for precision in ("ieee", "tf32x3", "tf32")
+    for number in range(len(launching.TILES[precision]))
+]
 WEIGHTS = [1.0, 0.8, 0.6]
 SIZES = [(1, 1, 1), (3, 7, 5), (4, 131, 70), (2, 128, 64)]  # B, n, d
 
