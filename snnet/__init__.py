@@ -1,1 +1,9 @@
 """Person re-identification learned from images without labels. See ``python -m snnet.train --help``."""
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":  # at first use: --help answers without importing torch
+        from snnet_kernels import __version__
+
+        return __version__
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -65,6 +66,20 @@ def check_features(name: str, value: object, feature_dim: int) -> Tensor:
     if features.shape[1] != feature_dim:
         raise ValueError(f"{name} must have shape [B, {feature_dim}], got {tuple(features.shape)}")
     return features.float()
+
+
+def check_lengths(name: str, features: Tensor, tolerance: float = 0.01) -> None:
+    """Rows [n, d] are finite and of length 1, or zero; reads them."""
+    if torch.compiler.is_compiling() or features.numel() == 0:
+        return
+    lengths = torch.linalg.vector_norm(features.detach(), dim=1)
+    wrong = ~((lengths - 1).abs() <= tolerance) & (lengths != 0)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"{name} must have rows of length 1 (or zero), as torch.nn.functional.normalize makes them: "
+            f"row {row} has length {float(lengths[row]):.4g}"
+        )
 
 
 def check_index(
@@ -138,9 +153,7 @@ def check_weights(weights: Sequence[float]) -> list[float]:
     """The weights of the label sets (Eq. 8): one to three numbers, none negative, not all zero."""
     if isinstance(weights, Tensor) or not isinstance(weights, Sequence):
         raise TypeError(f"weights must be a sequence of 1 to 3 numbers, got {type(weights).__name__}")
-    if not all(isinstance(weight, (int, float)) for weight in weights):
-        raise TypeError(f"weights must be numbers, got {[type(weight).__name__ for weight in weights]}")
-    numbers = [float(weight) for weight in weights]
+    numbers = [float(check_number(f"weights[{k}]", weight)) for k, weight in enumerate(weights)]
     if not 1 <= len(numbers) <= 3:
         raise ValueError(f"weights must be 1 to 3 numbers, got {len(numbers)}")
     if not all(0.0 <= weight < float("inf") for weight in numbers) or sum(numbers) <= 0.0:
@@ -174,8 +187,7 @@ def check_momentum(value: float | Tensor, device: torch.device) -> Tensor:
         if not torch.compiler.is_compiling():
             check_momentum_value(value)
         return value.to(device=device, dtype=torch.float32)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"momentum must be a number or a 0-d tensor, got {type(value).__name__}")
+    value = check_number("momentum", value, "a number or a 0-d tensor")
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"momentum must lie in [0, 1], got {value}")
     return torch.full((), value, dtype=torch.float32, device=device)
@@ -186,19 +198,39 @@ def check_momentum_value(momentum: Tensor) -> None:
         raise ValueError(f"momentum must lie in [0, 1], got {float(momentum)}")
 
 
-def check_loss_options(kind: str, delta: float, hard_negative_ratio: float) -> None:
+def check_loss_options(kind: str, delta: float, hard_negative_ratio: float) -> tuple[str, float, float]:
     if kind not in ("mmcl", "l2"):
         raise ValueError(f"kind must be 'mmcl' or 'l2', got {kind!r}")
+    delta = check_number("delta", delta)
     if not 0.0 <= delta < float("inf"):
         raise ValueError(f"delta must be finite and not negative, got {delta}")
+    hard_negative_ratio = check_number("hard_negative_ratio", hard_negative_ratio)
     if not 0.0 <= hard_negative_ratio <= 1.0:
         raise ValueError(f"hard_negative_ratio must lie in [0, 1], got {hard_negative_ratio}")
+    return kind, delta, hard_negative_ratio
 
 
-def check_prediction_options(threshold: float, min_rank: int) -> None:
-    if not isinstance(threshold, (int, float)):
-        raise TypeError(f"threshold must be a number, got {type(threshold).__name__}")
+def check_prediction_options(threshold: float, min_rank: int) -> tuple[float, int]:
+    threshold = check_number("threshold", threshold)
     if not -float("inf") < threshold < float("inf"):
         raise ValueError(f"threshold must be finite, got {threshold}")
-    if isinstance(min_rank, bool) or not isinstance(min_rank, int) or min_rank < 0:
-        raise ValueError(f"min_rank must be an integer of at least 0, got {min_rank!r}")
+    return threshold, check_count("min_rank", min_rank, lowest=0)
+
+
+def check_number(name: str, value: object, wanted: str = "a number") -> float:
+    """A number of Python or numpy."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
+    return float(value)
+
+
+def check_count(name: str, value: object, lowest: int = 1) -> int:
+    """An integer of Python or numpy that fits 31 bits."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    count = value if isinstance(value, int) else int(value)
+    if not lowest <= count < 2**31:
+        raise ValueError(f"{name} must be an integer of at least {lowest} and below 2^31, got {count}")
+    return count

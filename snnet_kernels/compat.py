@@ -39,8 +39,13 @@ class MMCL(nn.Module):
     def forward(self, inputs: Tensor, targets: Tensor, is_vec: bool = False) -> Tensor:
         """The loss [] of ``inputs`` [B, n]; ``targets`` are image numbers [B], or labels [B, n] with is_vec."""
         if is_vec:
+            if targets.shape != inputs.shape:
+                raise ValueError(
+                    f"targets must have the shape of inputs {tuple(inputs.shape)}, got {tuple(targets.shape)}"
+                )
             labels = targets > 0
         else:
+            targets = ops.checks.check_index("targets", targets, inputs.shape[1], inputs.shape[0])
             labels = torch.zeros(inputs.shape, dtype=torch.bool, device=inputs.device)
             labels.scatter_(1, targets[:, None], True)
         return ops.mutual_label_loss(
@@ -83,5 +88,8 @@ class Memory(nn.Module):
 
     def forward(self, inputs: Tensor, targets: Tensor, epoch: float | None = None) -> Tensor:
         """Logits [B, num_classes] of ``inputs`` [B, num_features]; α is 0.5·epoch/60 where epoch is given."""
+        if epoch is not None and epoch < 0:
+            raise ValueError(f"epoch must not be negative, got {epoch}")
+        targets = ops.checks.check_index("targets", targets, self.num_classes, inputs.shape[0])
         alpha = self.alpha if epoch is None else min(0.5 * epoch / EPOCHS, 1.0)
         return _MemoryLayer.apply(inputs, targets, self.mem.data, alpha)

@@ -64,20 +64,19 @@ class SNNetHead(FixedTypeModule):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        checks.check_prediction_options(threshold, min_rank)
+        threshold, min_rank = checks.check_prediction_options(threshold, min_rank)
         if len(checks.check_weights(weights)) != 3:
             raise ValueError(
                 f"weights must be 3 numbers (main, symmetric, neighbor label), got {len(weights)}"
             )
         if label_source not in ("memory", "feature"):
             raise ValueError(f"label_source must be 'memory' or 'feature', got {label_source!r}")
-        self.num_instances = num_instances
-        self.feature_dim = feature_dim
         self.threshold = threshold
         self.min_rank = min_rank
         self.strict = strict
         self.label_source = label_source
         self.memory = ExemplarMemory(num_instances, feature_dim, cache, device=device)
+        self.num_instances, self.feature_dim = self.memory.num_instances, self.memory.feature_dim
         self.pseudo_labels = PseudoLabelMemory(num_instances, device=device)
         self.loss = MutualLabelLoss(
             weights, kind=loss_kind, delta=delta, hard_negative_ratio=hard_negative_ratio
@@ -99,9 +98,7 @@ class SNNetHead(FixedTypeModule):
 
     @momentum.setter
     def momentum(self, value: float) -> None:
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"momentum must lie in [0, 1], got {value}")
-        self._momentum.fill_(value)
+        self._momentum.copy_(checks.check_momentum(value, self._momentum.device))
 
     def initialize_(self, features: Tensor) -> None:
         """Fill M with the L2-normalised ``features`` [n, d] of all images; S is built when it is first needed."""
@@ -115,16 +112,18 @@ class SNNetHead(FixedTypeModule):
         """
         checks.check_features("features", features, self.feature_dim)
         index = checks.check_index("index", index, self.num_instances, features.shape[0])
+        checks.check_same_device(memory=self.memory.features, features=features, index=index)
         similarity = self.memory.similarity(features.detach()) if self._uses_similarity() else None
         if self.warmup:
             label_sets: tuple[Tensor, ...] = (reference.identity_labels(index, self.num_instances),)
         else:
             label_sets = self._mine(index, similarity) if self.training else self._inquire(index, similarity)
+        weights = (1.0,) if self.warmup else self.loss.weights
         loss = ops.fused_mutual_label_loss(
             features,
             self.memory.features,
             label_sets,
-            self.loss.weights[: len(label_sets)] if not self.warmup else (1.0,),
+            weights,
             similarity=similarity,
             **self.loss.options(),
         )

@@ -37,7 +37,7 @@ class ExemplarMemory(FixedTypeModule):
         num_instances: number of images n.
         feature_dim: feature dimensions d.
         cache: keep S, 4n² bytes, so that labels need no product: ``True``, ``False`` or ``"auto"``, which
-            keeps it where it takes at most 40 % of the memory that is free when it is first needed.
+            keeps it where it takes at most 40 % of the memory that is free at :meth:`initialize_`.
 
     Buffers: ``features`` float32 [n, d], ``cache`` float32 [n, n] or None (built at first use, not saved).
     """
@@ -54,11 +54,9 @@ class ExemplarMemory(FixedTypeModule):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if num_instances < 1 or feature_dim < 1:
-            raise ValueError(
-                f"num_instances and feature_dim must be at least 1, got {num_instances} and {feature_dim}"
-            )
-        if cache not in (True, False, "auto"):
+        num_instances = ops.checks.check_count("num_instances", num_instances)
+        feature_dim = ops.checks.check_count("feature_dim", feature_dim)
+        if not (isinstance(cache, bool) or (isinstance(cache, str) and cache == "auto")):
             raise ValueError(f"cache must be True, False or 'auto', got {cache!r}")
         self.num_instances = num_instances
         self.feature_dim = feature_dim
@@ -75,8 +73,13 @@ class ExemplarMemory(FixedTypeModule):
 
     @property
     def keeps_cache(self) -> bool:
-        """Whether S is kept; with ``cache="auto"`` decided when it is first asked, and then for good."""
+        """Whether S is kept; with ``cache="auto"`` decided when it is first asked, and then for good.
+
+        A traced call does not decide: until then S is kept where it is there.
+        """
         if self._keeps_cache is None:
+            if torch.compiler.is_compiling():
+                return self.cache is not None
             needed = 4 * self.num_instances**2
             self._keeps_cache = needed <= CACHE_SHARE * free_memory(self.features.device)
         return self._keeps_cache
@@ -107,15 +110,20 @@ class ExemplarMemory(FixedTypeModule):
     def initialize_(self, features: Tensor) -> None:
         """Fill the memory with the L2-normalised ``features`` [n, d] of an extraction pass.
 
-        The cache is built when labels are first asked for, or by :meth:`rebuild_cache_`.
+        The cache is built when labels are first asked for, or by :meth:`rebuild_cache_`: do the latter before a
+        compiled step, which takes the cache that is there. Raises ValueError where a row is not finite, or neither
+        of length 1 nor zero (reads its values: on a GPU the host waits).
         """
-        features = ops.checks.check_matrix("features", features)
-        expected = (self.num_instances, self.feature_dim)
-        if tuple(features.shape) != expected:
-            raise ValueError(f"features must have shape {list(expected)}, got {list(features.shape)}")
+        features = ops.checks.check_features("features", features, self.feature_dim)
+        if len(features) != self.num_instances:
+            expected = [self.num_instances, self.feature_dim]
+            raise ValueError(f"features must have shape {expected}, got {list(features.shape)}")
+        ops.checks.check_lengths("features", features)
         with torch.no_grad():
             self.features.copy_(features)
         self.drop_cache_()
+        if not torch.compiler.is_compiling():
+            _ = self.keeps_cache  # decided here, where the host may look at its memory
 
     def similarity(self, features: Tensor) -> Tensor:
         """s = f Mᵀ [B, n] of ``features`` [B, d] (Eq. 1); see :func:`snnet_kernels.memory_similarity`."""
@@ -184,8 +192,7 @@ class PseudoLabelMemory(FixedTypeModule):
 
     def __init__(self, num_instances: int, *, device: torch.device | str | None = None) -> None:
         super().__init__()
-        if num_instances < 1:
-            raise ValueError(f"num_instances must be at least 1, got {num_instances}")
+        num_instances = ops.checks.check_count("num_instances", num_instances)
         self.num_instances = num_instances
         shape = (num_instances, ops.label_bytes(num_instances))
         needed = 2 * shape[0] * shape[1]
@@ -251,12 +258,9 @@ class MutualLabelLoss(nn.Module):
         hard_negative_ratio: float = 0.01,
     ) -> None:
         super().__init__()
-        ops.checks.check_loss_options(kind, delta, hard_negative_ratio)
-        ops.checks.check_weights(weights)
-        self.weights = tuple(float(weight) for weight in weights)
-        self.kind = kind
-        self.delta = delta
-        self.hard_negative_ratio = hard_negative_ratio
+        options = ops.checks.check_loss_options(kind, delta, hard_negative_ratio)
+        self.weights = tuple(ops.checks.check_weights(weights))
+        self.kind, self.delta, self.hard_negative_ratio = options
 
     def forward(self, similarity: Tensor, labels: Sequence[Tensor]) -> Tensor:
         """The loss [] of ``similarity`` [B, n] for as many packed label sets as there are weights."""

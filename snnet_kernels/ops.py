@@ -35,11 +35,7 @@ def _serve(operation: str, tensor: Tensor) -> None:
 
 def label_bytes(n: int) -> int:
     """Bytes of one packed label row of ``n`` columns: ``16 * ceil(n / 128)``."""
-    if not isinstance(n, (int, torch.SymInt)) or isinstance(n, bool):
-        raise TypeError(f"n must be an integer, got {type(n).__name__}")
-    if n < 0:
-        raise ValueError(f"n must be at least 0, got {n}")
-    return reference.label_bytes(n)
+    return reference.label_bytes(n if isinstance(n, torch.SymInt) else checks.check_count("n", n, lowest=0))
 
 
 def pack_labels(labels: Tensor) -> Tensor:
@@ -133,7 +129,7 @@ def mplp(
         query_rows: [B, n] in place of S[index], for instance ``memory_similarity(features, memory)``.
         strict: the reading of the MMCL paper: k = c, and exactly the candidates before the inconsistent one.
     """
-    checks.check_prediction_options(threshold, min_rank)
+    threshold, min_rank = checks.check_prediction_options(threshold, min_rank)
     memory, index, cache, query_rows = _check_inquiry(memory, index, cache, query_rows)
     _serve("mplp", memory)
     return _mplp(memory, index, cache, query_rows, float(threshold), min_rank, bool(strict))
@@ -153,8 +149,7 @@ def nearest_neighbors(
     than k others the index is -1 and the similarity -inf. Equals ``S[index]`` with its own column at -inf, stably
     sorted. Arguments as in :func:`mplp`.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"k must be an integer of at least 1, got {k!r}")
+    k = checks.check_count("k", k)
     memory, index, cache, query_rows = _check_inquiry(memory, index, cache, query_rows)
     _serve("nearest_neighbors", memory)
     return _nearest_neighbors(memory, index, cache, query_rows, k)
@@ -181,7 +176,7 @@ def mutual_label_loss(
         labels: one to three packed label tensors, uint8 [B, label_bytes(n)].
         weights: as many numbers, none negative, not all 0.
     """
-    checks.check_loss_options(kind, delta, hard_negative_ratio)
+    kind, delta, hard_negative_ratio = checks.check_loss_options(kind, delta, hard_negative_ratio)
     similarity = checks.check_matrix("similarity", similarity, "B", "n")
     similarity = checks.check_rows("similarity", similarity, *similarity.shape)
     labels, weights = checks.check_label_sets(labels, weights, *similarity.shape)
@@ -211,7 +206,7 @@ def fused_mutual_label_loss(
         labels, weights, kind, delta, hard_negative_ratio: as in :func:`mutual_label_loss`.
         similarity: ``memory_similarity(features, memory)`` [B, n] if it is at hand; no gradient flows into it.
     """
-    checks.check_loss_options(kind, delta, hard_negative_ratio)
+    kind, delta, hard_negative_ratio = checks.check_loss_options(kind, delta, hard_negative_ratio)
     memory = checks.check_memory("memory", memory)
     features = checks.check_features("features", features, memory.shape[1])
     shape = features.shape[0], memory.shape[0]
@@ -331,7 +326,7 @@ def mine_labels_(
         memory, index, threshold, min_rank, cache, query_rows, strict: as in :func:`mplp`.
         row_bits, column_bits: P and Pᵀ as bits, uint8 [n, label_bytes(n)], contiguous, written.
     """
-    checks.check_prediction_options(threshold, min_rank)
+    threshold, min_rank = checks.check_prediction_options(threshold, min_rank)
     memory, index, cache, query_rows = _check_inquiry(memory, index, cache, query_rows)
     n = memory.shape[0]
     row_bits = checks.check_labels("row_bits", row_bits, n, n)

@@ -50,3 +50,18 @@ def test_memory_starts_empty_and_takes_features_up():
     assert torch.equal(memory.mem.any(1).nonzero().flatten(), torch.tensor([4, 5]))
     assert (memory.mem[4] - inputs[2].detach()).abs().max() < 1e-6  # α = 0: the last one stays
     assert not inputs.grad.any()  # the memory was empty when the logits were made
+
+
+def test_wrong_arguments_are_named():
+    inputs, targets = torch.rand(6, 50), torch.arange(6)
+    with pytest.raises(ValueError, match=r"targets must have the shape of inputs \(6, 50\), got \(6, 49\)"):
+        MMCL()(inputs, torch.zeros(6, 49), is_vec=True)
+    with pytest.raises(TypeError, match=r"targets must be torch\.int64, got torch\.float32"):
+        MMCL()(inputs, torch.zeros(6, 50))
+    with pytest.raises(ValueError, match=r"targets must lie in \[0, 50\), got 54"):
+        MMCL()(inputs, targets + 49)
+    memory = Memory(8, 20)
+    with pytest.raises(ValueError, match=r"targets must lie in \[0, 20\), got 24"):
+        memory(torch.rand(6, 8), targets + 19)
+    with pytest.raises(ValueError, match="epoch must not be negative, got -5"):
+        memory(torch.rand(6, 8), targets, epoch=-5)

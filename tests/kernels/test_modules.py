@@ -279,8 +279,44 @@ def test_auto_decides_once(monkeypatch):
     assert memory.current_cache() is None and not memory.keeps_cache
 
 
+@pytest.mark.parametrize("initialized", [True, False])
+def test_a_default_head_is_traced_whole(initialized):
+    """Whether a cache is kept is decided before: looking at the free memory cannot be traced."""
+    torch._dynamo.reset()
+    head, expected = sk.SNNetHead(N, D), sk.SNNetHead(N, D, cache=False)
+    for module in (head, expected):
+        (module.initialize_ if initialized else module.memory.features.copy_)(clustered_features(N, D))
+    features, index = batch(0)
+    loss = torch.compile(head, backend="aot_eager", fullgraph=True)(features, index)
+    assert loss.item() == pytest.approx(expected(features, index).item(), rel=1e-6)
+    assert torch.equal(head.pseudo_labels.row_bits, expected.pseudo_labels.row_bits)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda rows: rows * 100, ValueError, "features must have rows of length 1 .*: row 0 has length 100"),
+        (lambda rows: rows.index_fill(0, torch.tensor([3]), torch.nan), ValueError, "row 3 has length nan"),
+        (lambda rows: (rows * 10).long(), TypeError, "features must be a floating point tensor"),
+        (lambda rows: rows[:-1], ValueError, rf"features must have shape \[{N}, {D}\]"),
+    ],
+)
+def test_only_normalized_features_fill_the_memory(change, error, message):
+    head = make_head()
+    before = head.memory.features.clone()
+    with pytest.raises(error, match=message):
+        head.initialize_(change(clustered_features(N, D)))
+    assert torch.equal(head.memory.features, before)
+    rows = clustered_features(N, D)
+    rows[2] = 0
+    head.initialize_(rows.half())
+    assert torch.equal(head.memory.features, rows.half().float())
+
+
 def test_wrong_features_are_named():
     head = make_head()
+    with pytest.raises(TypeError, match="momentum must be a number or a 0-d tensor, got str"):
+        head.momentum = "x"
     with pytest.raises(ValueError, match=r"features must have shape \[B, 16\]"):
         head(torch.zeros(3, 5), torch.arange(3))
     with pytest.raises(TypeError, match="features must be a tensor"):

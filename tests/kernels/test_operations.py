@@ -1,5 +1,6 @@
 """Registration, tracing and argument checks of every operation."""
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
@@ -103,6 +104,21 @@ def test_forms_of_input():
     assert torch.equal(sk.memory_similarity(low, memory), low.float() @ memory.t())
 
 
+def test_numbers_of_numpy():
+    memory = clustered_features(N, D)
+    index, labels = torch.arange(3), [sk.pack_labels(torch.eye(N, dtype=torch.bool)[:3])]
+    assert torch.equal(sk.mplp(memory, index, np.float32(0.5), np.int64(10)), sk.mplp(memory, index, 0.5, 10))
+    assert sk.nearest_neighbors(memory, index, np.int32(2))[0].shape == (3, 2)
+    expected = sk.mutual_label_loss(memory[:3] @ memory.t(), labels, [0.5], delta=2.0)
+    assert torch.equal(
+        sk.mutual_label_loss(memory[:3] @ memory.t(), labels, [np.float64(0.5)], delta=np.float32(2)),
+        expected,
+    )
+    assert sk.label_bytes(np.int64(129)) == 32
+    head = sk.SNNetHead(np.int64(N), np.int64(D), threshold=np.float32(0.5))
+    assert (head.num_instances, head.threshold) == (N, 0.5) and type(head.num_instances) is int
+
+
 MEMORY, INDEX = clustered_features(N, D), torch.tensor([1, 2])
 LABELS = torch.zeros(2, 16, dtype=torch.uint8)
 SIMILARITY, FEATURES = torch.zeros(2, N), torch.zeros(2, D)
@@ -129,7 +145,9 @@ SIMILARITY, FEATURES = torch.zeros(2, N), torch.zeros(2, D)
             r"query_rows must have shape \[2, 90\]",
         ),
         (lambda: sk.mplp(MEMORY, INDEX, float("nan")), ValueError, "threshold must be finite"),
-        (lambda: sk.mplp(MEMORY, INDEX, 0.6, 1.5), ValueError, "min_rank must be an integer"),
+        (lambda: sk.mplp(MEMORY, INDEX, 0.6, 1.5), TypeError, "min_rank must be an integer, got float"),
+        (lambda: sk.mplp(MEMORY, INDEX, 0.6, 2**70), ValueError, r"min_rank must be .* below 2\^31"),
+        (lambda: sk.nearest_neighbors(MEMORY, INDEX, 2**62), ValueError, r"k must be .* below 2\^31"),
         (lambda: sk.nearest_neighbors(MEMORY, INDEX, 0), ValueError, "k must be an integer of at least 1"),
         (lambda: sk.memory_similarity(MEMORY.int(), MEMORY), TypeError, "features must be a floating point"),
         (lambda: sk.memory_similarity(SIMILARITY, MEMORY), ValueError, r"features must have shape \[B, 12\]"),
@@ -159,7 +177,23 @@ SIMILARITY, FEATURES = torch.zeros(2, N), torch.zeros(2, D)
             "index must have 90 entries, got 2",
         ),
         (lambda: sk.update_memory_(MEMORY, INDEX, FEATURES, "a"), TypeError, "momentum must be a number"),
-        (lambda: sk.mutual_label_loss(SIMILARITY, [LABELS], ["a"]), TypeError, "weights must be numbers"),
+        (
+            lambda: sk.mutual_label_loss(SIMILARITY, [LABELS], ["a"]),
+            TypeError,
+            r"weights\[0\] must be a number, got str",
+        ),
+        (
+            lambda: sk.mutual_label_loss(SIMILARITY, [LABELS], [1.0], delta="5"),
+            TypeError,
+            "delta must be a number, got str",
+        ),
+        (
+            lambda: sk.mutual_label_loss(SIMILARITY, [LABELS], [1.0], hard_negative_ratio=None),
+            TypeError,
+            "hard_negative_ratio must be a number, got NoneType",
+        ),
+        (lambda: sk.SNNetHead(10.0, 4), TypeError, "num_instances must be an integer, got float"),
+        (lambda: sk.ExemplarMemory(4, 4, torch.ones(2)), ValueError, "cache must be True, False or 'auto'"),
         (lambda: sk.mplp(MEMORY, INDEX, "a"), TypeError, "threshold must be a number"),
         (lambda: sk.unpack_labels(LABELS, 2.0), TypeError, "n must be an integer"),
         (
@@ -169,7 +203,7 @@ SIMILARITY, FEATURES = torch.zeros(2, N), torch.zeros(2, D)
         ),
         (lambda: sk.pack_labels(LABELS), TypeError, "labels must be torch.bool"),
         (lambda: sk.unpack_labels(LABELS, 300), ValueError, r"labels must have shape \[B, 48\]"),
-        (lambda: sk.label_bytes(-1), ValueError, "n must be at least 0"),
+        (lambda: sk.label_bytes(-1), ValueError, "n must be an integer of at least 0"),
     ],
 )
 def test_bad_arguments_are_named(call, error, message):
