@@ -1,7 +1,9 @@
 """Person re-identification learned from images without labels. See ``python -m snnet.train --help``."""
 
+from typing import Any
 
-def __getattr__(name: str) -> str:
+
+def __getattr__(name: str) -> Any:
     if name == "__version__":  # at first use: --help answers without importing torch
         from snnet_kernels import __version__
 
