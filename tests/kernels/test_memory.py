@@ -1,11 +1,15 @@
 """The memory update and the cache recurrence."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet_kernels import reference
+from snnet_kernels.reference.precision import exact_float32
 from snnet_kernels.testing import clustered_features
 
 
@@ -117,6 +121,30 @@ def test_global_precision_flags_change_nothing():
             assert plain.dtype == torch.bfloat16
             assert torch.equal(sk.memory_similarity(features, memory), expected)
             assert torch.equal(sk.build_similarity_cache(memory), cache)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_blocks_of_several_threads_leave_the_flags_as_they_were():
+    """A block that begins inside another and outlives it must not take the switched flags for the caller's."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    second_inside, first_left = threading.Event(), threading.Event()
+
+    def outlive() -> str:
+        with exact_float32(torch.device("cpu")):
+            second_inside.set()
+            assert first_left.wait(30)
+            return torch.get_float32_matmul_precision()
+
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            with exact_float32(torch.device("cpu")):
+                inside = pool.submit(outlive)
+                assert second_inside.wait(30)
+            first_left.set()
+            assert inside.result() == "highest"
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
