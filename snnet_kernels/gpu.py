@@ -140,7 +140,8 @@ def _nearest_neighbors(
     memory: Tensor, index: Tensor, cache: Tensor | None, query_rows: Tensor | None, k: int
 ) -> tuple[Tensor, Tensor]:
     at_hand = cache is not None or query_rows is not None
-    match _choose("nearest_neighbors", *(("cuda", "triton") if at_hand else ("triton", "cuda"))):
+    preferred = ("cuda", "triton") if at_hand else ("triton", "cuda")
+    match _choose("nearest_neighbors", *preferred):
         case "cuda":
             rows = query_rows if at_hand else matmul(memory[index], memory.t())
             return _compiled.nearest_neighbors.default(index, cache, rows, k)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+# "ieee": fp32 multiply-adds; "tf32x3", "tf32": tensor cores; "bf16": rounded to bf16 first, summed in fp32.
 PRECISIONS = ("ieee", "tf32x3", "tf32", "bf16")
 
 

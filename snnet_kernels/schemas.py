@@ -15,12 +15,14 @@ from torch import Tensor
 from .reference.labels import label_bytes
 
 LIBRARY = torch.library.Library("snnet", "DEF")
+OPERATIONS: list[str] = []  # their names, in the order of this file
 
 
 def _operation(schema: str) -> Callable[[Callable], Callable]:
     """Define ``snnet::schema``; the decorated function computes an empty result for tracing."""
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     name = schema.split("(", 1)[0]
+    OPERATIONS.append(name)
 
     def register(fake: Callable) -> Callable:
         torch.library.register_fake(f"snnet::{name}", fake, lib=LIBRARY)
@@ -168,20 +170,3 @@ def _update_memory(
     similarity: Tensor | None,
 ) -> None:
     return None
-
-
-OPERATIONS = (
-    "pack_labels",
-    "unpack_labels",
-    "write_labels_",
-    "gather_labels",
-    "memory_similarity",
-    "memory_similarity_backward",
-    "build_similarity_cache",
-    "mplp",
-    "nearest_neighbors",
-    "mine_labels_",
-    "mutual_label_loss",
-    "fused_mutual_label_loss",
-    "update_memory_",
-)

@@ -3,9 +3,9 @@
 Nothing of size B x n floats is written. Arguments are unchecked; :mod:`snnet_kernels.ops` checks them.
 """
 
+from ..precision import PRECISIONS
 from .label_prediction import mplp
 from .neighbors import nearest_neighbors
-from .products import PRECISIONS
 from .similarity import memory_similarity
 from .square_loss import square_loss
 

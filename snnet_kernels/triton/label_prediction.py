@@ -81,6 +81,7 @@ def first_inconsistent_kernel(
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    """The keys that end a sample's positives: of its first inconsistent candidate, and of its second candidate."""
     total = tl.load(ends + batch_size - 1)
     for tile in range(tl.program_id(0), tl.cdiv(total, BLOCK), tl.num_programs(0)):
         pair = pairs_of_tile(tile, total, BLOCK)
@@ -127,6 +128,7 @@ def positive_kernel(
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    """Set the bits of the candidates before the first inconsistent one; unless strict, of the first two in any case."""
     total = tl.load(ends + batch_size - 1)
     for tile in range(tl.program_id(0), tl.cdiv(total, BLOCK), tl.num_programs(0)):
         pair = pairs_of_tile(tile, total, BLOCK)

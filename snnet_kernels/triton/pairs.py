@@ -152,6 +152,7 @@ def largest_key_kernel(
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    """Raise ``largest`` to the largest key of a sample's pairs that is below its ceiling."""
     total = tl.load(ends + batch_size - 1)
     for tile in range(tl.program_id(0), tl.cdiv(total, BLOCK), tl.num_programs(0)):
         pair = pairs_of_tile(tile, total, BLOCK)

@@ -12,9 +12,6 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-# "ieee": fp32 multiply-adds; "tf32x3", "tf32": tensor cores; "bf16": rounded to bf16 first, summed in fp32.
-PRECISIONS = ("ieee", "tf32x3", "tf32", "bf16")
-
 # The interpreter does not multiply bf16; rounded fp32 operands give the same products there.
 _EMULATED = tl.constexpr(bool(knobs.runtime.interpret))
 

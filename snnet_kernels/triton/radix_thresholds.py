@@ -179,7 +179,8 @@ def decide_flagged(
     value_shifts = range(32, 64, DIGIT_BITS.value)
     column_shifts = range(0, column_digits * DIGIT_BITS.value, DIGIT_BITS.value)
     shifts = [*reversed(value_shifts), *reversed(column_shifts)]
-    known = 0x7FFFFFFF >> len(column_shifts) * DIGIT_BITS.value << len(column_shifts) * DIGIT_BITS.value
+    unknown_bits = column_digits * DIGIT_BITS.value
+    known = 0x7FFFFFFF & ~((1 << unknown_bits) - 1)
     prefixes = torch.full((len(shifts), sets, batch_size), known, dtype=torch.int64, device=device)
     left = ranks.expand(len(shifts), -1, -1).contiguous()
     counts = torch.zeros(len(shifts), sets, batch_size, DIGITS.value, dtype=torch.int32, device=device)
