@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from snnet.data.image_set import ImageSet
@@ -24,13 +24,25 @@ from snnet_kernels.memory_size import free_memory
 # cache="auto" holds a split's pixels if they take at most this share of the memory that is available.
 MEMORY_SHARE = 1 / 4
 
+# What sets an image of each EXIF orientation upright, and which of that swap height and width.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAP_SIDES = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedImages:
-    """The readable images of a split at their native sizes.
+    """The readable images of a split at their native sizes, upright where EXIF data say how they were taken.
 
     Attributes:
         images: the files, without those left out.
@@ -147,12 +159,50 @@ def load_image(path: str) -> Tensor:
 
 def _decode(path: str) -> np.ndarray:
     with _open(path) as image:
-        return _naming(path, lambda: np.array(image.convert("RGB")))
+        return _naming(path, lambda: _upright_rgb(image))
+
+
+def _upright_rgb(image: Image.Image) -> np.ndarray:
+    """The pixels, uint8 [height, width, 3], turned as the EXIF data say."""
+    turn = _TURNS.get(_orientation(image))
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = _eight_bit(image)
+    elif image.mode == "F":
+        raise ValueError("its mode F (floating point grey) has no defined white")
+    image = image.convert("RGB")
+    return np.array(image if turn is None else image.transpose(turn))
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, of which Pillow would keep what lies below 256 and make the rest white."""
+    grey = np.asarray(image).astype(np.int64)
+    if grey.min() < 0 or grey.max() > 0xFFFF:
+        raise ValueError(
+            f"its mode {image.mode} has values from {grey.min()} to {grey.max()}, needed are 0 to {0xFFFF}"
+        )
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
 
 
 def _read_size(path: str) -> tuple[int, int]:
+    """Height and width of the image as :func:`_decode` turns it."""
     with _open(path) as image:
-        return image.height, image.width
+        turn = _TURNS.get(_orientation(image))
+        return (image.width, image.height) if turn in _SWAP_SIDES else (image.height, image.width)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's number for how the camera was held, 1 (upright) where none can be read.
+
+    The header's alone: a PNG may have one behind its pixels, which it would take decoding to reach. Pillow turns
+    TIFFs itself.
+    """
+    if "exif" not in image.info:
+        return 1
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    # Damage there can raise nearly anything, and takes nothing from the pixels.
+    except Exception:
+        return 1
 
 
 def _open(path: str) -> Image.Image:
