@@ -176,7 +176,8 @@ def image_fingerprint(paths: Sequence[str]) -> int:
     Names count from the folder that holds them all, so that the data may move.
     """
     folder = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
-    return zlib.crc32("\n".join(os.path.relpath(path, folder) for path in paths).encode())
+    names = "\n".join(os.path.relpath(path, folder) for path in paths)
+    return zlib.crc32(names.encode(errors="surrogateescape"))  # the bytes of names that are no UTF-8, too
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

@@ -7,6 +7,7 @@ import pickle
 import random
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,12 @@ def test_fingerprint_follows_names_and_order_but_not_the_folder() -> None:
     assert one == image_fingerprint(["/elsewhere/x.jpg", "/elsewhere/y.jpg"])
     assert one != image_fingerprint(["/a/y.jpg", "/a/x.jpg"])
     assert one != image_fingerprint(["/a/x.jpg"])
+
+
+def test_fingerprint_of_names_that_are_no_utf8_is_that_of_their_bytes() -> None:
+    assert image_fingerprint(["/a/ä.jpg", "/a/y.jpg"]) == zlib.crc32("ä.jpg\ny.jpg".encode())
+    names = [os.fsdecode(b"/a/\xff.jpg"), "/a/y.jpg"]
+    assert image_fingerprint(names) == zlib.crc32(b"\xff.jpg\ny.jpg")
 
 
 def test_fingerprint_follows_the_files_and_not_where_they_lie() -> None:
