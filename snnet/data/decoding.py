@@ -23,6 +23,7 @@ from snnet_kernels.memory_size import free_memory
 
 # cache="auto" holds a split's pixels if they take at most this share of the memory that is available.
 MEMORY_SHARE = 1 / 4
+LISTED_IMAGES = 5  # of those left out, how many are named
 
 # What sets an image of each EXIF orientation upright, and which of that swap height and width.
 _TURNS = {
@@ -82,12 +83,19 @@ def decode_images(
 
     Args:
         images: the split.
-        skip_bad: leave unreadable images out, with a warning that counts them, instead of raising.
+        skip_bad: leave unreadable images out, with a warning that counts them, instead of raising,
+            and names the first few.
         cache: hold the pixels in memory, or not, or ("auto") if a quarter of what is available has room.
 
     Raises:
-        UserError: an image cannot be read or is truncated (the first is named), or none is left.
+        UserError: an image cannot be read or is truncated (the first is named), or none is left; another value
+            of ``cache``.
+        TypeError: ``images`` is no split.
     """
+    if not isinstance(images, ImageSet):
+        raise TypeError(f"images must be an ImageSet, as a data set's .train is, got {type(images).__name__}")
+    if cache not in ("auto", True, False):
+        raise UserError(f"cache must be 'auto', True or False, got {cache!r}")
     with ThreadPoolExecutor() as pool:
         images = _readable_styles(pool, images, skip_bad)
         # The headers give the sizes, so that all pixels can be decoded into one tensor of the right length.
@@ -127,8 +135,8 @@ def _readable_styles(pool: ThreadPoolExecutor, images: ImageSet, skip_bad: bool)
             bad[file] = failure
     if not bad:
         return images
-    first = next(iter(bad.values()))
-    warnings.warn(f"left out {len(bad)} of {len(files)} CamStyle images; the first: {first}", stacklevel=3)
+    message = f"left out {len(bad)} of {len(files)} CamStyle images: {_listing(list(bad.values()))}"
+    warnings.warn(message, stacklevel=3)
     kept = tuple(tuple(file for file in styles if file not in bad) for styles in images.styles)
     return dataclasses.replace(images, styles=kept)
 
@@ -145,11 +153,17 @@ def _without_failures(
     if skipped:
         reasons = [failure for failure in failures if failure is not None]
         if not keep.any():
-            raise UserError(f"none of the {len(images)} images can be read; the first: {reasons[0]}")
-        message = f"left out {len(skipped)} of {len(images)} images; the first: {reasons[0]}"
+            raise UserError(f"none of the {len(images)} images can be read: {_listing(reasons)}")
+        message = f"left out {len(skipped)} of {len(images)} images: {_listing(reasons)}"
         warnings.warn(message, stacklevel=3)
     kept_sizes = np.array([size for size, kept in zip(sizes, keep, strict=True) if kept], dtype=np.int64)
     return DecodedImages(images.select(keep), skipped, kept_sizes.reshape(-1, 2), pixels, starts[keep])
+
+
+def _listing(reasons: Sequence[UserError]) -> str:
+    more = len(reasons) - LISTED_IMAGES
+    shown = [str(reason) for reason in reasons[:LISTED_IMAGES]]
+    return "; ".join([*shown, f"and {more} more"] if more > 0 else shown)
 
 
 def load_image(path: str) -> Tensor:
@@ -257,6 +271,6 @@ def _map(
 
 def _allocate(size: int, cache: Literal["auto"] | bool) -> Tensor | None:
     """A uint8 tensor of ``size`` bytes, or None where the pixels are not to be held."""
-    if cache is False or (cache == "auto" and size > MEMORY_SHARE * free_memory(torch.device("cpu"))):
+    if not cache or (cache == "auto" and size > MEMORY_SHARE * free_memory(torch.device("cpu"))):
         return None
     return torch.empty(size, dtype=torch.uint8)
