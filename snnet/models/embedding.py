@@ -24,7 +24,8 @@ class ReIDModel(nn.Module):
     (OSNet only): the network's own Linear follows the pooling, and its own BatchNorm1d is the neck; the ReLU
     that it has after them is left out.
 
-    Everything from the pooled feature on runs in float32, under autocast too.
+    Everything from the pooled feature on runs in float32, under autocast too; after ``.half()`` or ``.bfloat16()``
+    the neck runs in that type, and pooling and L2 norm in float32.
 
     Attributes: ``feature_dim`` (d), ``pretrained`` (whether weights were loaded into the backbone).
     """
@@ -65,11 +66,11 @@ class ReIDModel(nn.Module):
         _check_images(images)
         pooled = self.backbone(images)
         with torch.autocast(pooled.device.type, enabled=False):
-            if self.embedding == "pool":
-                feature, neck = pooled, self.neck
-            else:
-                feature, neck = self.backbone.fc[0](pooled), self.backbone.fc[1]
-            return F.normalize(neck(feature) if after_neck else feature, dim=1)
+            neck = self.neck if self.embedding == "pool" else self.backbone.fc[1]
+            feature = pooled.to(neck.weight.dtype)  # another one after .half() or .bfloat16()
+            if self.embedding == "fc":
+                feature = self.backbone.fc[0](feature)
+            return F.normalize((neck(feature) if after_neck else feature).float(), dim=1)
 
     def parameter_groups(self, lr: float, backbone_lr_mult: float) -> list[dict]:
         """Optimiser groups: what was loaded from weights at ``lr * backbone_lr_mult``, the rest at ``lr``.
