@@ -97,7 +97,7 @@ def save_checkpoint(path: Path, **contents: Any) -> None:
     write_atomically(path, write, one_writer=True)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path | str) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Returns ``model``, ``optimizer`` and ``head`` (state dicts), ``config`` (flat values), ``rng``, ``before``
@@ -105,10 +105,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     done), ``images`` (fingerprint of the training images) and ``torch`` (its version). Raises
     :class:`~snnet.errors.UserError` for anything that is not a whole checkpoint of this format.
     """
+    path = Path(path)
     if path.is_dir():
         path = path / CHECKPOINT_FILE
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
+    if path.suffix == ".safetensors":
+        raise UserError(
+            f"{path} is no training checkpoint but weights alone: give it to --weights, with --arch"
+        )
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a foreign file's pickle; the error below says what matters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ class ReIDModel(nn.Module):
         return groups
 
 
-def build_model(arch: str, *, embedding: str = "pool", weights: str | None = None) -> ReIDModel:
+def build_model(arch: str, *, embedding: str = "pool", weights: str | Path | None = None) -> ReIDModel:
     """Build the model ``arch``, from random weights or from ``weights``.
 
     ``weights`` is "imagenet" (ResNets, through torchvision) or the path of a file of torchvision, torchreid
@@ -98,7 +99,7 @@ def build_model(arch: str, *, embedding: str = "pool", weights: str | None = Non
     """
     model = ReIDModel(arch, embedding)
     if weights is not None:
-        loaded = load_weights(model, weights)
+        loaded = load_weights(model, str(weights))
         model.pretrained = True
         model.neck_pretrained = any(name.startswith("neck.") for name in loaded)
     return model
