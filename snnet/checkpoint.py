@@ -73,8 +73,8 @@ def check_output(path: Path, suffixes: Sequence[str], flag: str = "--output") ->
 
 
 def write_text(path: Path, text: str) -> None:
-    """:func:`write_atomically` for text."""
-    write_bytes(path, text.encode())
+    """:func:`write_atomically` for text; what is no UTF-8, as file names may be, is written as escapes."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -24,6 +24,7 @@ from snnet.checkpoint import (
     save_checkpoint,
     set_rng_state,
     write_atomically,
+    write_text,
 )
 from snnet.errors import UserError
 
@@ -72,6 +73,11 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path: Path) -> None
         write_atomically(path, fail)
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
     assert load_checkpoint(path)["model"]["weight"].sum() == 6.0
+
+
+def test_text_that_is_no_utf8_is_written_as_escapes(tmp_path: Path) -> None:
+    write_text(tmp_path / "page.html", "ä/" + os.fsdecode(b"\xff.png"))
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == r"ä/\udcff.png"
 
 
 def test_a_leftover_of_a_killed_write_is_neither_read_nor_in_the_way(tmp_path: Path) -> None:
