@@ -56,6 +56,7 @@ class TrainedModel:
             "retrieval_feature": config.model.retrieval_feature,
             "height": config.data.height,
             "width": config.data.width,
+            "orientation": "as EXIF says",
             "resize": "bilinear, antialiased",
             "channels": "RGB",
             "mean": list(IMAGENET_MEAN),

@@ -71,6 +71,9 @@ def test_a_checkpoints_features_with_names_identities_cameras_and_splits(
         assert found.metadata["arch"] == "osnet_x0_25" and found.metadata["dataset"] == "market1501"
         assert (found.metadata["height"], found.metadata["width"]) == (32, 16)
         assert found.metadata["mean"] == [0.485, 0.456, 0.406]
+        assert (
+            found.metadata["orientation"] == "as EXIF says"
+        )  # a cache of features made otherwise is not used
 
     output = tmp_path / "query.npz"
     query = extracted("--checkpoint", run, "--output", output, "--split", "query", "--device", "cpu")
