@@ -37,7 +37,7 @@ SECTIONS: list[tuple[str, str, list[tuple[str, list[str]]]]] = [
             ("snnet.data.datasets", ["build_dataset"]),
             ("snnet.data.image_set", ["ImageSet", "ReIDDataset"]),
             ("snnet.data.decoding", ["decode_images", "DecodedImages"]),
-            ("snnet.data.loading", ["training_loader", "extraction_loader"]),
+            ("snnet.data.loading", ["training_loader", "extraction_loader", "TrainingLoader"]),
             ("snnet.models.embedding", ["build_model", "ReIDModel"]),
             ("snnet.trained", ["load_trained_model", "TrainedModel"]),
             ("snnet.evaluation", ["rank_metrics", "RankMetrics", "score_queries", "QueryScores"]),

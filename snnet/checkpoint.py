@@ -73,8 +73,8 @@ def check_output(path: Path, suffixes: Sequence[str], flag: str = "--output") ->
 
 
 def write_text(path: Path, text: str) -> None:
-    """:func:`write_atomically` for text."""
-    write_bytes(path, text.encode())
+    """:func:`write_atomically` for text; what is no UTF-8, as file names may be, is written as escapes."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -97,7 +97,7 @@ def save_checkpoint(path: Path, **contents: Any) -> None:
     write_atomically(path, write, one_writer=True)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path | str) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Returns ``model``, ``optimizer`` and ``head`` (state dicts), ``config`` (flat values), ``rng``, ``before``
@@ -105,10 +105,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     done), ``images`` (fingerprint of the training images) and ``torch`` (its version). Raises
     :class:`~snnet.errors.UserError` for anything that is not a whole checkpoint of this format.
     """
+    path = Path(path)
     if path.is_dir():
         path = path / CHECKPOINT_FILE
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
+    if path.suffix == ".safetensors":
+        raise UserError(
+            f"{path} is no training checkpoint but weights alone: give it to --weights, with --arch"
+        )
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a foreign file's pickle; the error below says what matters
@@ -176,7 +181,8 @@ def image_fingerprint(paths: Sequence[str]) -> int:
     Names count from the folder that holds them all, so that the data may move.
     """
     folder = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
-    return zlib.crc32("\n".join(os.path.relpath(path, folder) for path in paths).encode())
+    names = "\n".join(os.path.relpath(path, folder) for path in paths)
+    return zlib.crc32(names.encode(errors="surrogateescape"))  # the bytes of names that are no UTF-8, too
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

@@ -17,8 +17,12 @@ class UserError(Exception):
 def run_command(main: Callable[[], None]) -> None:
     """Run the ``main`` of a command; a :class:`UserError` becomes one line on stderr and exit status 2.
 
-    So does a path that may not be looked at, wherever it was met.
+    So does a path that may not be looked at, wherever it was met. What a terminal cannot show, as in file names
+    that are no UTF-8, is printed as escapes.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not every stand-in for a stream has it
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:

@@ -23,7 +23,7 @@ _BLOCK_ENTRIES = 1 << 20
 _MOST_THREADS = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RankMetrics:
     """What :func:`rank_metrics` measured; fractions lie in 0..1 and are means over the queries that count."""
 
@@ -56,8 +56,8 @@ def rank_metrics(
     similarity: Any,  # [queries, gallery], larger is more alike
     query_pids: Any,  # [queries]
     gallery_pids: Any,  # [gallery]
-    query_cams: Any,  # [queries]
-    gallery_cams: Any,  # [gallery]
+    query_cams: Any | None,  # [queries]
+    gallery_cams: Any | None,  # [gallery]
     average_precision: Literal["step", "trapezoid"] = "step",
     max_rank: int = 50,
     *,
@@ -84,7 +84,8 @@ def rank_metrics(
         similarity: anything ``numpy.asarray`` takes, of a real dtype and any strides; compared as float32.
             Infinities are ordered as such. A gallery of fewer than ``max_rank`` images is legal: CMC then
             stays at its last value.
-        query_pids, gallery_pids, query_cams, gallery_cams: integers.
+        query_pids, gallery_pids: integers.
+        query_cams, gallery_cams: integers; where either is None, cameras are unknown and nothing is ignored.
         threads: at most this many threads; None: the CPUs this process may use, up to 16. The result does not
             depend on it.
 
@@ -97,7 +98,9 @@ def rank_metrics(
     )
     counts = scores.matches > 0
     if not counts.any():
-        raise UserError(_why_no_match(*map(np.asarray, (query_pids, gallery_pids, query_cams, gallery_cams))))
+        query_ids, gallery_ids = np.asarray(query_pids), np.asarray(gallery_pids)
+        cameras = _cameras(query_cams, gallery_cams, len(query_ids), len(gallery_ids))
+        raise UserError(_why_no_match(query_ids, gallery_ids, *cameras))
     first_at = np.bincount(np.minimum(scores.first_rank[counts], max_rank + 1), minlength=max_rank + 2)
     num_queries = int(counts.sum())
     return RankMetrics(
@@ -123,8 +126,8 @@ def score_queries(
     similarity: Any,  # [queries, gallery], larger is more alike
     query_pids: Any,  # [queries]
     gallery_pids: Any,  # [gallery]
-    query_cams: Any,  # [queries]
-    gallery_cams: Any,  # [gallery]
+    query_cams: Any | None,  # [queries]
+    gallery_cams: Any | None,  # [gallery]
     average_precision: Literal["step", "trapezoid"] = "step",
     *,
     threads: int | None = None,
@@ -140,8 +143,7 @@ def score_queries(
     queries, gallery = matrix.shape
     query_ids = _numbers(query_pids, "query_pids", queries, "query")
     gallery_ids = _numbers(gallery_pids, "gallery_pids", gallery, "gallery image")
-    query_cameras = _numbers(query_cams, "query_cams", queries, "query")
-    gallery_cameras = _numbers(gallery_cams, "gallery_cams", gallery, "gallery image")
+    query_cameras, gallery_cameras = _cameras(query_cams, gallery_cams, queries, gallery)
     index = _IdentityIndex(gallery_ids, gallery_cameras)
     return _score_queries(matrix, query_ids, query_cameras, index, average_precision, threads)
 
@@ -287,6 +289,18 @@ def _similarity_matrix(similarity: Any) -> np.ndarray:
     if matrix.dtype.kind not in "fiu":
         raise UserError(f"similarity must be of real numbers, got dtype {matrix.dtype}")
     return matrix
+
+
+def _cameras(
+    query_cams: Any | None, gallery_cams: Any | None, queries: int, gallery: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [queries] and [gallery]; where they are unknown, numbers that no query shares with the gallery."""
+    if query_cams is None or gallery_cams is None:
+        return np.zeros(queries, np.int64), np.ones(gallery, np.int64)
+    return (
+        _numbers(query_cams, "query_cams", queries, "query"),
+        _numbers(gallery_cams, "gallery_cams", gallery, "gallery image"),
+    )
 
 
 def _numbers(values: Any, name: str, size: int, per: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import IO, Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+import torch
+from torch import Tensor
 
 from snnet.checkpoint import check_output, write_atomically
 from snnet.errors import UserError
 
 SUFFIXES = (".npz", ".safetensors")
+TORCH_SUFFIXES = (".pt", ".pth")  # read, and not written
 _TEXT = ("names", "splits")
 _NUMBERS = ("pids", "camids")
 
@@ -32,7 +36,8 @@ class FeatureSet:
         metadata: how the features were made; values that JSON can hold.
 
     Raises:
-        ValueError: if a field's length is not the number of rows.
+        TypeError: ``features``, ``pids`` or ``camids`` is no numpy array.
+        ValueError: ``features`` has no two dimensions, or a field's length is not the number of rows.
     """
 
     features: np.ndarray
@@ -43,19 +48,26 @@ class FeatureSet:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("features", *_NUMBERS):
+            values = getattr(self, name)
+            if not isinstance(values, np.ndarray) and (values is not None or name == "features"):
+                raise TypeError(f"{name} must be a numpy array, got {type(values).__name__}")
+        if self.features.ndim != 2:
+            raise ValueError(f"features must be [n, d], got shape {self.features.shape}")
         for name in (*_TEXT, *_NUMBERS):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.features):
                 raise ValueError(f"{name} has {len(values)} entries for {len(self.features)} features")
 
 
-def save_features(path: Path, content: FeatureSet) -> None:
+def save_features(path: Path | str, content: FeatureSet) -> None:
     """Write ``content`` to a ``.npz`` or ``.safetensors`` file.
 
     In a ``.npz`` every field is an array of its name, ``metadata`` being JSON text; none needs pickle. In a
     ``.safetensors`` file text is JSON in the header's metadata. Raises :class:`~snnet.errors.UserError` for
     another ending, or where the file cannot be written.
     """
+    path = Path(path)
     check_output(path, SUFFIXES)
     arrays: dict[str, Any] = {"features": content.features.astype(np.float32, copy=False)}
     arrays |= {
@@ -79,11 +91,12 @@ def save_features(path: Path, content: FeatureSet) -> None:
     write_atomically(path, write)
 
 
-def load_features(path: Path, key: str | None = None) -> FeatureSet:
-    """Read features from a ``.npz``, ``.npy`` or ``.safetensors`` file, of this package or another.
+def load_features(path: Path | str, key: str | None = None) -> FeatureSet:
+    """Read features from a ``.npz``, ``.npy``, ``.safetensors``, ``.pt`` or ``.pth`` file, of this package or another.
 
     Args:
-        path: the file. No file can run code: arrays of Python objects are refused.
+        path: the file. No file can run code: Python objects are refused. One of ``torch.save`` holds a tensor, or a
+            dict with tensors by name.
         key: the name of the array [n, d] in a file that holds several; None: ``features``, or the only
             two-dimensional array of real numbers.
 
@@ -91,6 +104,7 @@ def load_features(path: Path, key: str | None = None) -> FeatureSet:
         UserError: the file cannot be read, holds no such array or several, or values that are not finite; or
             identities, cameras or names of another length.
     """
+    path = Path(path)
     arrays, texts = _read(path)
     features = _real_matrix(arrays, key, path)
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
@@ -110,14 +124,19 @@ def load_features(path: Path, key: str | None = None) -> FeatureSet:
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays of a file, and its texts as JSON."""
-    if path.suffix not in (".npy", *SUFFIXES):
-        raise UserError(f"{path}: features are read from files that end in .npz, .npy or .safetensors")
+    if path.suffix not in (".npy", *SUFFIXES, *TORCH_SUFFIXES):
+        raise UserError(
+            f"{path}: features are read from files that end in .npz, .npy, .safetensors, .pt or .pth"
+        )
     if not path.is_file():
         raise UserError(f"there is no feature file {path}")
     try:
         if path.suffix == ".safetensors":
-            with safetensors.safe_open(path, framework="numpy") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            with safetensors.safe_open(path, framework="pt") as file:
+                arrays = {name: _as_array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+                return arrays, dict(file.metadata() or {})
+        if path.suffix in TORCH_SUFFIXES:
+            return _read_torch(path)
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return {"features": loaded}, {}
@@ -126,9 +145,38 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-        if "allow_pickle" in str(error):
+        # numpy takes bytes that it does not know for a pickle.
+        if "allow_pickle" not in str(error):
+            raise UserError(
+                f"{path} is damaged or of another format ({str(error).splitlines()[0]})"
+            ) from error
+        if path.read_bytes()[:6].startswith((b"PK", b"\x93NUMPY")):
             raise UserError(f"{path} holds Python objects; save plain arrays of numbers") from error
-        raise UserError(f"{path} is damaged or of another format ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path} is damaged or no {path.suffix} file") from error
+
+
+def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """:func:`_read` of what ``torch.save`` wrote: a tensor, or a dict with tensors, and lists of text, by name."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a foreign file's pickle; the error below says what matters
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    # What damaged zip or pickle data raises is not a documented set.
+    except Exception as error:
+        raise UserError(f"{path} is damaged, or holds more than tensors and plain values") from error
+    if isinstance(content, Tensor):
+        content = {"features": content}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a tensor or a dict of tensors, got {type(content).__name__}")
+    arrays = {str(name): _as_array(value) for name, value in content.items() if isinstance(value, Tensor)}
+    return arrays, {name: json.dumps(content[name]) for name in _TEXT if isinstance(content.get(name), list)}
+
+
+def _as_array(tensor: Tensor) -> np.ndarray:
+    """Floating types that numpy lacks (bfloat16, the 8-bit ones) are taken to float32."""
+    has_it = tensor.dtype in (torch.float16, torch.float32, torch.float64)
+    tensor = tensor.detach().float() if tensor.is_floating_point() and not has_it else tensor.detach()
+    return tensor.numpy()
 
 
 def _from_json(text: str) -> Any:

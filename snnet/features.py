@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,14 +93,6 @@ def extract_features(
     return features
 
 
-def evaluate_retrieval(
-    model: ReIDModel, retrieval: RetrievalSet, config: Config, placement: Placement
-) -> RankMetrics:
-    """CMC and mAP of ranking the gallery for every query by cosine similarity, in float32."""
-    features = retrieval_features(model, retrieval, config, placement)
-    return rank_gallery(*features, retrieval, config.output.average_precision)
-
-
 def retrieval_features(
     model: ReIDModel, retrieval: RetrievalSet, config: Config, placement: Placement
 ) -> tuple[Tensor, Tensor]:
@@ -116,7 +109,7 @@ def rank_gallery(
     average_precision: Literal["step", "trapezoid"],
 ) -> RankMetrics:
     """CMC and mAP of features by cosine similarity, in float32."""
-    parts = -(-len(query) * len(gallery) // PAIRS_AT_A_TIME)
+    parts = math.ceil(len(query) * len(gallery) / PAIRS_AT_A_TIME)
     results = []
     for part in range(parts):
         # Every parts-th query: queries without a match, which may stand together, spread over the parts.

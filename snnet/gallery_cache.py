@@ -74,7 +74,9 @@ def gallery_features(
 def cache_file(trained: TrainedModel, folder: Path, cache_folder: Path) -> Path:
     """Where the features of a folder by this very network are kept."""
     key = f"{os.path.realpath(folder)}\n{trained.fingerprint()}"
-    return cache_folder / f"features-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    return (
+        cache_folder / f"features-{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.npz"
+    )
 
 
 def _look_at(paths: dict[str, str], known: _Cache, skip_bad: bool) -> dict[str, _Entry]:

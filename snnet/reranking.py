@@ -43,6 +43,8 @@ except ImportError:
 
 K1, K2, ORIGINAL_WEIGHT = 20, 6, 0.3  # of the paper's experiments
 
+UNIT_SLACK = 1e-3  # how far from 1 the norm of a feature may be
+
 # Similarities held at a time: 64 MB in float32.
 BLOCK_ENTRIES = 1 << 24
 
@@ -111,6 +113,15 @@ def _compare(
     return *found.result(), similarity
 
 
+def check_unit_rows(name: str, features: Tensor, why: str) -> None:
+    """Raise :class:`~snnet.errors.UserError` unless each row of ``features`` [n, d] has norm 1, to 0.001, or 0."""
+    norms = torch.linalg.vector_norm(features, dim=1, dtype=torch.float64)
+    wrong = ~(((norms - 1).abs() <= UNIT_SLACK) | (norms == 0))  # NaN is wrong, too
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise UserError(f"{name} must have rows of norm 1, row {row} has {float(norms[row]):.4g}: {why}")
+
+
 def _check(query: Tensor, gallery: Tensor, k1: int, k2: int, original_weight: float) -> None:
     for name, features in (("query", query), ("gallery", gallery)):
         if features.dim() != 2 or len(features) == 0 or features.dtype != torch.float32:
@@ -118,9 +129,7 @@ def _check(query: Tensor, gallery: Tensor, k1: int, k2: int, original_weight: fl
                 f"{name} must be float32 [images, d] with at least one image, got {features.dtype} "
                 f"{list(features.shape)}"
             )
-        norms = torch.linalg.vector_norm(features, dim=1)
-        if not bool((((norms - 1).abs() < 1e-3) | (norms == 0)).all()):
-            raise UserError(f"{name} must have rows of norm 1: re-ranking compares directions")
+        check_unit_rows(name, features, "re-ranking compares directions")
     if query.shape[1] != gallery.shape[1]:
         raise UserError(
             f"query and gallery must have the same number of features, got {query.shape[1]} and {gallery.shape[1]}"

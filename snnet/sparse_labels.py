@@ -24,7 +24,9 @@ from torch import Tensor
 from snnet.checkpoint import check_output, write_atomically
 from snnet.errors import UserError
 from snnet.progress import progress
+from snnet.reranking import check_unit_rows
 from snnet_kernels import memory_similarity, mplp, nearest_neighbors, unpack_labels
+from snnet_kernels._checks import check_features, check_matrix, check_prediction_options
 from snnet_kernels.memory_size import free_memory
 
 LABEL_SETS = ("y", "y_sym", "y_nh")
@@ -46,7 +48,9 @@ class SparseMatrix:
         return len(self.indptr) - 1
 
     def row(self, index: int) -> np.ndarray:
-        """The positives of one image, int32, rising."""
+        """The positives of one image, int32, rising; IndexError unless 0 <= ``index`` < n."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must lie in [0, {len(self)}), got {index}")
         return self.indices[self.indptr[index] : self.indptr[index + 1]]
 
     def counts(self) -> np.ndarray:
@@ -103,12 +107,21 @@ def predict_sparse_labels(
     Takes one product of the features with themselves, 64 MB for a tile of it, and some tens of bytes a candidate.
 
     Args:
-        features: float32 [n, d], rows of length 1, on the device that is to do the products.
+        features: [n, d] of any floating type, rows of norm 1 (a row of zeros is like no other), on the device that
+            is to do the products; taken to float32.
         threshold, min_rank, strict: see :func:`snnet_kernels.mplp`.
 
     Raises:
-        UserError: there are so many candidates that they do not fit into memory.
+        TypeError, ValueError: an argument of a wrong type, shape or value.
+        UserError: there is no row, or one of another norm; there are so many candidates that they do not fit into
+            memory.
     """
+    features = check_features("features", features, check_matrix("features", features).shape[1])
+    features = features.detach().contiguous()
+    if len(features) == 0:
+        raise UserError("features must have at least one row, got none")
+    check_unit_rows("features", features, "labels compare directions")
+    check_prediction_options(threshold, min_rank)
     candidates, neighbors = _collect_candidates(features, threshold)
     y, doubtful = _decide(candidates, min_rank, strict)
     if len(doubtful):
@@ -223,12 +236,13 @@ def _from_pairs(rows: np.ndarray, columns: np.ndarray, n: int) -> SparseMatrix:
     return SparseMatrix(_starts(np.bincount(keys // n, minlength=n)), (keys % n).astype(np.int32))
 
 
-def save_labels(path: Path, labels: SparseLabels) -> None:
+def save_labels(path: Path | str, labels: SparseLabels) -> None:
     """Write ``labels`` to a ``.npz`` file, whole or not at all.
 
     Arrays: for each of ``y``, ``y_sym`` and ``y_nh`` an ``_indptr`` int64 [n + 1] and ``_indices`` int32;
     ``neighbors`` int64 [n]; ``names`` where they are known; ``metadata`` as JSON text. None needs pickle.
     """
+    path = Path(path)
     check_output(path, (".npz",))
     arrays: dict[str, Any] = {}
     for name in LABEL_SETS:
@@ -244,7 +258,7 @@ def save_labels(path: Path, labels: SparseLabels) -> None:
     write_atomically(path, write)
 
 
-def load_labels(path: Path) -> SparseLabels:
+def load_labels(path: Path | str) -> SparseLabels:
     """Read what :func:`save_labels` wrote; raises :class:`~snnet.errors.UserError` naming the file."""
     try:
         with np.load(path, allow_pickle=False) as arrays:

@@ -56,6 +56,7 @@ class TrainedModel:
             "retrieval_feature": config.model.retrieval_feature,
             "height": config.data.height,
             "width": config.data.width,
+            "orientation": "as EXIF says",
             "resize": "bilinear, antialiased",
             "channels": "RGB",
             "mean": list(IMAGENET_MEAN),
@@ -63,14 +64,18 @@ class TrainedModel:
         }
 
 
-def load_trained_model(checkpoint: Path | None, preset: str | None, given: dict[str, Any]) -> TrainedModel:
+def load_trained_model(
+    checkpoint: Path | str | None, preset: str | None, given: dict[str, Any]
+) -> TrainedModel:
     """The network of ``checkpoint`` (a file, or the folder of a run); without one, that of ``--weights``.
 
     What is not in ``given`` (values by flat name) comes from the checkpoint's configuration; without one,
     from the preset or the defaults. Seeds the process as the configuration says. Raises
-    :class:`~snnet.errors.UserError` for a checkpoint or weights that cannot be used, and where ``given``
-    contradicts the checkpoint.
+    :class:`~snnet.errors.UserError` for a checkpoint or weights that cannot be used, and where ``given`` has an
+    unknown name or a value of a wrong type, or contradicts the checkpoint.
     """
+    texts = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    given = checked_values(texts, "given")
     if checkpoint is None:
         config = resolve(preset, given)
         placement = prepare(config.runtime)
@@ -80,7 +85,7 @@ def load_trained_model(checkpoint: Path | None, preset: str | None, given: dict[
         config = _configuration(contents["config"], str(checkpoint), given)
         placement = prepare(config.runtime)
         model = build_model(config.model.arch, embedding=config.model.embedding)
-        load_state(model, contents["model"], checkpoint, "network")
+        load_state(model, contents["model"], Path(checkpoint), "network")
     placement.model(model)
     return TrainedModel(model, config, placement)
 

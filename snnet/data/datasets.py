@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from snnet.data.files import NamePattern
 from snnet.data.image_set import ImageSet, ReIDDataset
@@ -23,7 +24,7 @@ FOLDER_NAMES = {
 
 
 def build_dataset(
-    name: str, data_dir: str | None, *, name_pattern: str | None = None, camstyle: bool = False
+    name: str, data_dir: str | Path | None, *, name_pattern: str | None = None, camstyle: bool = False
 ) -> ReIDDataset:
     """Find and read a data set. Files are listed in the order of their paths; none is opened.
 
@@ -55,6 +56,7 @@ def build_dataset(
         raise UserError(f"a name pattern is for the datasets custom and folder, not for {name}")
     if camstyle and name == "folder":
         raise UserError("CamStyle needs a dataset with cameras and a training folder, not the dataset folder")
+    data_dir = None if data_dir is None else str(data_dir)
     if name == "synthetic":
         return read_named_splits(name, str(generate(data_dir)), camstyle=camstyle)
     if data_dir is None:

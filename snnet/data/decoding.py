@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from snnet.data.image_set import ImageSet
@@ -23,6 +23,19 @@ from snnet_kernels.memory_size import free_memory
 
 # cache="auto" holds a split's pixels if they take at most this share of the memory that is available.
 MEMORY_SHARE = 1 / 4
+LISTED_IMAGES = 5  # of those left out, how many are named
+
+# What sets an image of each EXIF orientation upright, and which of that swap height and width.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAP_SIDES = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,7 +43,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class DecodedImages:
-    """The readable images of a split at their native sizes.
+    """The readable images of a split at their native sizes, upright where EXIF data say how they were taken.
 
     Attributes:
         images: the files, without those left out.
@@ -70,12 +83,19 @@ def decode_images(
 
     Args:
         images: the split.
-        skip_bad: leave unreadable images out, with a warning that counts them, instead of raising.
+        skip_bad: leave unreadable images out, with a warning that counts them, instead of raising,
+            and names the first few.
         cache: hold the pixels in memory, or not, or ("auto") if a quarter of what is available has room.
 
     Raises:
-        UserError: an image cannot be read or is truncated (the first is named), or none is left.
+        UserError: an image cannot be read or is truncated (the first is named), or none is left; another value
+            of ``cache``.
+        TypeError: ``images`` is no split.
     """
+    if not isinstance(images, ImageSet):
+        raise TypeError(f"images must be an ImageSet, as a data set's .train is, got {type(images).__name__}")
+    if cache not in ("auto", True, False):
+        raise UserError(f"cache must be 'auto', True or False, got {cache!r}")
     with ThreadPoolExecutor() as pool:
         images = _readable_styles(pool, images, skip_bad)
         # The headers give the sizes, so that all pixels can be decoded into one tensor of the right length.
@@ -115,8 +135,8 @@ def _readable_styles(pool: ThreadPoolExecutor, images: ImageSet, skip_bad: bool)
             bad[file] = failure
     if not bad:
         return images
-    first = next(iter(bad.values()))
-    warnings.warn(f"left out {len(bad)} of {len(files)} CamStyle images; the first: {first}", stacklevel=3)
+    message = f"left out {len(bad)} of {len(files)} CamStyle images: {_listing(list(bad.values()))}"
+    warnings.warn(message, stacklevel=3)
     kept = tuple(tuple(file for file in styles if file not in bad) for styles in images.styles)
     return dataclasses.replace(images, styles=kept)
 
@@ -133,11 +153,17 @@ def _without_failures(
     if skipped:
         reasons = [failure for failure in failures if failure is not None]
         if not keep.any():
-            raise UserError(f"none of the {len(images)} images can be read; the first: {reasons[0]}")
-        message = f"left out {len(skipped)} of {len(images)} images; the first: {reasons[0]}"
+            raise UserError(f"none of the {len(images)} images can be read: {_listing(reasons)}")
+        message = f"left out {len(skipped)} of {len(images)} images: {_listing(reasons)}"
         warnings.warn(message, stacklevel=3)
     kept_sizes = np.array([size for size, kept in zip(sizes, keep, strict=True) if kept], dtype=np.int64)
     return DecodedImages(images.select(keep), skipped, kept_sizes.reshape(-1, 2), pixels, starts[keep])
+
+
+def _listing(reasons: Sequence[UserError]) -> str:
+    more = len(reasons) - LISTED_IMAGES
+    shown = [str(reason) for reason in reasons[:LISTED_IMAGES]]
+    return "; ".join([*shown, f"and {more} more"] if more > 0 else shown)
 
 
 def load_image(path: str) -> Tensor:
@@ -147,12 +173,50 @@ def load_image(path: str) -> Tensor:
 
 def _decode(path: str) -> np.ndarray:
     with _open(path) as image:
-        return _naming(path, lambda: np.array(image.convert("RGB")))
+        return _naming(path, lambda: _upright_rgb(image))
+
+
+def _upright_rgb(image: Image.Image) -> np.ndarray:
+    """The pixels, uint8 [height, width, 3], turned as the EXIF data say."""
+    turn = _TURNS.get(_orientation(image))
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = _eight_bit(image)
+    elif image.mode == "F":
+        raise ValueError("its mode F (floating point grey) has no defined white")
+    image = image.convert("RGB")
+    return np.array(image if turn is None else image.transpose(turn))
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, of which Pillow would keep what lies below 256 and make the rest white."""
+    grey = np.asarray(image).astype(np.int64)
+    if grey.min() < 0 or grey.max() > 0xFFFF:
+        raise ValueError(
+            f"its mode {image.mode} has values from {grey.min()} to {grey.max()}, needed are 0 to {0xFFFF}"
+        )
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
 
 
 def _read_size(path: str) -> tuple[int, int]:
+    """Height and width of the image as :func:`_decode` turns it."""
     with _open(path) as image:
-        return image.height, image.width
+        turn = _TURNS.get(_orientation(image))
+        return (image.width, image.height) if turn in _SWAP_SIDES else (image.height, image.width)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's number for how the camera was held, 1 (upright) where none can be read.
+
+    The header's alone: a PNG may have one behind its pixels, which it would take decoding to reach. Pillow turns
+    TIFFs itself.
+    """
+    if "exif" not in image.info:
+        return 1
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    # Damage there can raise nearly anything, and takes nothing from the pixels.
+    except Exception:
+        return 1
 
 
 def _open(path: str) -> Image.Image:
@@ -207,6 +271,6 @@ def _map(
 
 def _allocate(size: int, cache: Literal["auto"] | bool) -> Tensor | None:
     """A uint8 tensor of ``size`` bytes, or None where the pixels are not to be held."""
-    if cache is False or (cache == "auto" and size > MEMORY_SHARE * free_memory(torch.device("cpu"))):
+    if not cache or (cache == "auto" and size > MEMORY_SHARE * free_memory(torch.device("cpu"))):
         return None
     return torch.empty(size, dtype=torch.uint8)

@@ -13,7 +13,7 @@ import numpy as np
 
 from snnet.errors import UserError
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
 def check_folder(name: str, data_dir: str) -> None:

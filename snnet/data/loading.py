@@ -16,6 +16,7 @@ from snnet.cpus import available_cpus
 from snnet.data.decoding import DecodedImages, load_image
 from snnet.data.transforms import UNIFORMS, augment, draw_augmentation, prepare
 from snnet.errors import UserError
+from snnet.evaluation import positive
 
 # The first word of every random stream's key, so that no two kinds of stream share one.
 PERMUTATION, AUGMENTATION = 1, 2
@@ -41,14 +42,17 @@ class BatchLoader:
 
 
 class TrainingLoader(BatchLoader):
-    """The batches of one epoch; :meth:`set_epoch` chooses which."""
+    """The batches of one epoch, (images, index): float32 [B, 3, height, width], normalised, and int64 [B] positions.
+
+    Each iteration yields the same epoch, at first that numbered 0, until :meth:`set_epoch` chooses another.
+    """
 
     def __init__(self, loader: DataLoader[Any], permutation: _EpochPermutation) -> None:
         super().__init__(loader)
         self._permutation = permutation
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch, counted from 0, whose batches the next iteration yields."""
+        """Choose the epoch, counted from 0, whose batches the iterations from now on yield."""
         self._permutation.epoch = epoch
 
 
@@ -67,7 +71,8 @@ def training_loader(
 
     The order depends on (seed, epoch) alone and an image's augmentation on (seed, epoch, index) alone: the
     batches are the same for any number of workers, and a resumed run sees those of an unbroken one. The
-    process' own random states are neither read nor changed.
+    process' own random states are neither read nor changed. Call :meth:`TrainingLoader.set_epoch` before each
+    epoch: without it every iteration yields the same batches.
 
     Args:
         decoded: the training images.
@@ -80,11 +85,14 @@ def training_loader(
         pin_memory: put the batches in page-locked memory, for copying to a GPU.
 
     Raises:
-        UserError: there are fewer images than one batch holds, the seed is negative, or ``camstyle`` is asked
+        UserError: a number is out of range, there are fewer images than one batch holds, or ``camstyle`` is asked
             of images without styles; while iterating, an image that can no longer be read.
     """
+    _check_numbers(height, width, batch_size, workers)
     if len(decoded) < batch_size:
-        raise UserError(f"{len(decoded)} training images are fewer than one batch of {batch_size}")
+        raise UserError(
+            f"{len(decoded)} training images are fewer than one batch of {batch_size}: lower --batch-size"
+        )
     if seed < 0:
         raise UserError(f"seed must be >= 0, not {seed}")
     if camstyle and decoded.images.styles is None:
@@ -106,12 +114,20 @@ def extraction_loader(
     """All images in order, resized and normalised; the last batch may be smaller. No randomness.
 
     Raises:
-        UserError: while iterating, an image that can no longer be read.
+        UserError: a number is out of range; while iterating, an image that can no longer be read.
     """
+    _check_numbers(height, width, batch_size, workers)
     batches = _ExtractionBatches(decoded, height, width)
     positions = np.arange(len(decoded))
     in_order = [positions[start : start + batch_size] for start in range(0, len(decoded), batch_size)]
     return BatchLoader(_data_loader(batches, in_order, workers, pin_memory))
+
+
+def _check_numbers(height: int, width: int, batch_size: int, workers: int) -> None:
+    for name, value in (("height", height), ("width", width), ("batch_size", batch_size)):
+        positive(value, name)
+    if workers < 0:
+        raise UserError(f"workers must be >= 0, not {workers}")
 
 
 def _data_loader(batches: Dataset[Any], sampler: Any, workers: int, pin_memory: bool) -> DataLoader[Any]:

@@ -40,7 +40,7 @@ CHUNK_PIXELS = 1 << 17
 GREY = (0.299, 0.587, 0.114)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Augmentation:
     """The parameters of one batch; rectangles are (top, left, height, width) in pixels."""
 

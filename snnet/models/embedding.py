@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ class ReIDModel(nn.Module):
     (OSNet only): the network's own Linear follows the pooling, and its own BatchNorm1d is the neck; the ReLU
     that it has after them is left out.
 
-    Everything from the pooled feature on runs in float32, under autocast too.
+    Everything from the pooled feature on runs in float32, under autocast too; after ``.half()`` or ``.bfloat16()``
+    the neck runs in that type, and pooling and L2 norm in float32.
 
     Attributes: ``feature_dim`` (d), ``pretrained`` (whether weights were loaded into the backbone).
     """
@@ -65,11 +67,11 @@ class ReIDModel(nn.Module):
         _check_images(images)
         pooled = self.backbone(images)
         with torch.autocast(pooled.device.type, enabled=False):
-            if self.embedding == "pool":
-                feature, neck = pooled, self.neck
-            else:
-                feature, neck = self.backbone.fc[0](pooled), self.backbone.fc[1]
-            return F.normalize(neck(feature) if after_neck else feature, dim=1)
+            neck = self.neck if self.embedding == "pool" else self.backbone.fc[1]
+            feature = pooled.to(neck.weight.dtype)  # another one after .half() or .bfloat16()
+            if self.embedding == "fc":
+                feature = self.backbone.fc[0](feature)
+            return F.normalize((neck(feature) if after_neck else feature).float(), dim=1)
 
     def parameter_groups(self, lr: float, backbone_lr_mult: float) -> list[dict]:
         """Optimiser groups: what was loaded from weights at ``lr * backbone_lr_mult``, the rest at ``lr``.
@@ -88,7 +90,7 @@ class ReIDModel(nn.Module):
         return groups
 
 
-def build_model(arch: str, *, embedding: str = "pool", weights: str | None = None) -> ReIDModel:
+def build_model(arch: str, *, embedding: str = "pool", weights: str | Path | None = None) -> ReIDModel:
     """Build the model ``arch``, from random weights or from ``weights``.
 
     ``weights`` is "imagenet" (ResNets, through torchvision) or the path of a file of torchvision, torchreid
@@ -97,7 +99,7 @@ def build_model(arch: str, *, embedding: str = "pool", weights: str | None = Non
     """
     model = ReIDModel(arch, embedding)
     if weights is not None:
-        loaded = load_weights(model, weights)
+        loaded = load_weights(model, str(weights))
         model.pretrained = True
         model.neck_pretrained = any(name.startswith("neck.") for name in loaded)
     return model

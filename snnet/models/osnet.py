@@ -95,7 +95,8 @@ class AggregationGate(nn.Module):
         hidden = F.relu(F.linear(pooled, self.fc1.weight.flatten(1), self.fc1.bias))
         gates = torch.sigmoid(F.linear(hidden, self.fc2.weight.flatten(1), self.fc2.bias))
         # Neither chunk() nor len(): an exported graph would hold the batch size that it was traced with.
-        gates_by_stream = gates.view(len(streams), streams[0].shape[0], -1, 1, 1).unbind()
+        batch, channels = streams[0].shape[:2]
+        gates_by_stream = gates.view(len(streams), batch, channels, 1, 1).unbind()
         fused = streams[0] * gates_by_stream[0]
         for stream, gate in zip(streams[1:], gates_by_stream[1:], strict=True):
             fused = torch.addcmul(fused, stream, gate)

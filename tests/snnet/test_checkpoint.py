@@ -7,6 +7,7 @@ import pickle
 import random
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from snnet.checkpoint import (
     save_checkpoint,
     set_rng_state,
     write_atomically,
+    write_text,
 )
 from snnet.errors import UserError
 
@@ -71,6 +73,11 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path: Path) -> None
         write_atomically(path, fail)
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
     assert load_checkpoint(path)["model"]["weight"].sum() == 6.0
+
+
+def test_text_that_is_no_utf8_is_written_as_escapes(tmp_path: Path) -> None:
+    write_text(tmp_path / "page.html", "ä/" + os.fsdecode(b"\xff.png"))
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == r"ä/\udcff.png"
 
 
 def test_a_leftover_of_a_killed_write_is_neither_read_nor_in_the_way(tmp_path: Path) -> None:
@@ -179,6 +186,12 @@ def test_fingerprint_follows_names_and_order_but_not_the_folder() -> None:
     assert one == image_fingerprint(["/elsewhere/x.jpg", "/elsewhere/y.jpg"])
     assert one != image_fingerprint(["/a/y.jpg", "/a/x.jpg"])
     assert one != image_fingerprint(["/a/x.jpg"])
+
+
+def test_fingerprint_of_names_that_are_no_utf8_is_that_of_their_bytes() -> None:
+    assert image_fingerprint(["/a/ä.jpg", "/a/y.jpg"]) == zlib.crc32("ä.jpg\ny.jpg".encode())
+    names = [os.fsdecode(b"/a/\xff.jpg"), "/a/y.jpg"]
+    assert image_fingerprint(names) == zlib.crc32(b"\xff.jpg\ny.jpg")
 
 
 def test_fingerprint_follows_the_files_and_not_where_they_lie() -> None:

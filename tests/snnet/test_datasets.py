@@ -149,7 +149,7 @@ def test_msmt17_names_a_bad_line_and_an_empty_list(tmp_path: Path) -> None:
 
 def test_folder_needs_no_ids(tmp_path: Path) -> None:
     write_files(tmp_path, {"b": ["x.png"], "a/deep": ["y.jpg", "notes.txt"], ".": ["z.jpeg"]})
-    data = build_dataset("folder", str(tmp_path))
+    data = build_dataset("folder", tmp_path)
     assert [Path(path).relative_to(tmp_path).as_posix() for path in data.train.paths] == [
         "a/deep/y.jpg",
         "b/x.png",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 
 from snnet.errors import UserError, run_command
@@ -21,6 +24,26 @@ def test_one_line_and_status_2(error: Exception, line: str, capsys: pytest.Captu
     with pytest.raises(SystemExit) as stopped:
         run_command(main)
     assert stopped.value.code == 2 and capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_names_that_a_terminal_cannot_show_are_printed_as_escapes(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, err = io.BytesIO(), io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out, encoding))
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(err, encoding))
+
+    def main() -> None:
+        print("ä/\udcff.jpg", flush=True)
+        raise UserError("ö/\udcff.jpg")
+
+    with pytest.raises(SystemExit):
+        run_command(main)
+    sys.stderr.flush()
+    a, o = ("ä", "ö") if encoding == "utf-8" else (r"\xe4", r"\xf6")
+    assert out.getvalue().decode() == f"{a}/\\udcff.jpg\n"
+    assert err.getvalue().decode() == f"error: {o}/\\udcff.jpg\n"
 
 
 @pytest.mark.parametrize("error", [PermissionError("of no file"), ValueError("ours")])

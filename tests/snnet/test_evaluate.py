@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from snnet import evaluate as command
@@ -16,6 +17,7 @@ from snnet.errors import UserError
 from snnet.evaluate import evaluate
 from snnet.flags import parse_evaluate_command
 from snnet.train import train
+from snnet.trained import load_trained_model
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,26 @@ def test_another_network_another_file_and_no_gallery_are_refused(
         UserError, match=r"does not fit this network: backbone.+ has shape \(1,\), .* and \d+ more"
     ):
         measure("--checkpoint", tmp_path)
+
+
+def test_a_program_names_paths_as_text_or_path_and_is_told_what_it_gave_wrongly(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    save_file = tmp_path / "w.safetensors"
+    one = load_trained_model(str(run[0]), None, {"device": "cpu"})
+    safetensors.torch.save_file(one.model.state_dict(), save_file)
+    size = {"height": 32, "width": 16, "device": "cpu", "arch": "osnet_x0_25"}
+    two = load_trained_model(None, None, {**size, "weights": save_file})
+    assert one.fingerprint() == two.fingerprint() and one.config.data.height == 32
+    for given, message in (
+        ({"foo": 1}, "given: unknown key 'foo'"),
+        ({"height": "64"}, "given: height: must be a whole number, got '64'"),
+    ):
+        for checkpoint in (run[0], None):
+            with pytest.raises(UserError, match=message):
+                load_trained_model(checkpoint, None, given)
+    with pytest.raises(UserError, match=r"w.safetensors is no training checkpoint .* give it to --weights"):
+        load_trained_model(save_file, None, {})
 
 
 def test_another_dataset_does_not_look_into_the_first_ones_folder(run: tuple[Path, dict[str, Any]]) -> None:

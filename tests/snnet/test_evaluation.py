@@ -364,3 +364,18 @@ def test_scores_of_each_query_are_what_its_metrics_would_be_alone(form, definiti
         assert scores.first_rank[row] == np.argmax(alone.cmc) + 1
         assert scores.matches[row] / scores.last_rank[row] == pytest.approx(alone.mINP, abs=1e-12)
     assert 0 < (scores.matches == 0).sum() < 40
+
+
+def test_unknown_cameras_ignore_nothing(form):
+    similarity = [[0.9, 0.8, 0.1], [0.2, 0.3, 0.4]]
+    known = rank_metrics(similarity, [1, 2], [1, 1, 2], [0, 0], [1, 1, 1])
+    for cams in ((None, None), (None, [0, 0, 0]), ([0, 0], None)):
+        assert_equal(rank_metrics(similarity, [1, 2], [1, 1, 2], *cams), known)
+    assert known.rank1 == known.mAP == 1.0
+    with pytest.raises(UserError, match="no identity of query_pids is in gallery_pids"):
+        rank_metrics(similarity, [1, 2], [3, 3, 3], None, None)
+
+
+def test_metrics_compare_by_identity():
+    one, two = (rank_metrics([[0.9]], [1], [1], [0], [1]) for _ in range(2))
+    assert one == one and one != two and len({one, two}) == 2

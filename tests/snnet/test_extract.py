@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
+import safetensors.torch
 import torch
 
 from snnet import extract as command
@@ -70,6 +71,9 @@ def test_a_checkpoints_features_with_names_identities_cameras_and_splits(
         assert found.metadata["arch"] == "osnet_x0_25" and found.metadata["dataset"] == "market1501"
         assert (found.metadata["height"], found.metadata["width"]) == (32, 16)
         assert found.metadata["mean"] == [0.485, 0.456, 0.406]
+        assert (
+            found.metadata["orientation"] == "as EXIF says"
+        )  # a cache of features made otherwise is not used
 
     output = tmp_path / "query.npz"
     query = extracted("--checkpoint", run, "--output", output, "--split", "query", "--device", "cpu")
@@ -94,7 +98,7 @@ def test_any_folder_with_weights_of_a_seed(tiny_market: Path, tmp_path: Path) ->
 
 def test_files_are_plain_arrays_for_other_programs(tmp_path: Path) -> None:
     content = FeatureSet(np.eye(2, 3, dtype=np.float64), names=("ä/1.jpg", "b.jpg"), pids=np.array([4, -1]))
-    save_features(tmp_path / "f.npz", content)
+    save_features(str(tmp_path / "f.npz"), content)
     save_features(tmp_path / "f.safetensors", content)
     with np.load(tmp_path / "f.npz", allow_pickle=False) as arrays:
         assert sorted(arrays.files) == ["features", "metadata", "names", "pids"]
@@ -124,6 +128,32 @@ def test_files_of_others_are_read(tmp_path: Path) -> None:
         load_features(tmp_path / "one.npz", key="labels")
 
 
+def test_files_of_torch_are_read(tmp_path: Path) -> None:
+    features = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    torch.save(features.clone().requires_grad_(), tmp_path / "bare.pt")
+    content = {"features": features.bfloat16(), "pids": torch.arange(5), "names": list("abcde"), "epoch": 3}
+    torch.save(content, tmp_path / "dict.pth")
+    safetensors.torch.save_file({"features": features.bfloat16()}, tmp_path / "rounded.safetensors")
+    rounded = features.bfloat16().float().numpy()
+    np.testing.assert_array_equal(load_features(str(tmp_path / "bare.pt")).features, features)
+    np.testing.assert_array_equal(load_features(tmp_path / "rounded.safetensors").features, rounded)
+    found = load_features(tmp_path / "dict.pth")
+    np.testing.assert_array_equal(found.features, rounded)
+    assert found.pids is not None and found.pids.tolist() == [0, 1, 2, 3, 4]
+    assert found.names == ("a", "b", "c", "d", "e")
+
+
+def test_fields_that_are_no_arrays_are_named() -> None:
+    for fields, error, message in (
+        ({"features": [[1.0]]}, TypeError, "features must be a numpy array, got list"),
+        ({"features": torch.eye(2)}, TypeError, "features must be a numpy array, got Tensor"),
+        ({"features": np.eye(2), "pids": [1, 2]}, TypeError, "pids must be a numpy array, got list"),
+        ({"features": np.ones(3)}, ValueError, r"features must be \[n, d\], got shape \(3,\)"),
+    ):
+        with pytest.raises(error, match=message):
+            FeatureSet(**fields)  # type: ignore[arg-type]
+
+
 def test_files_that_cannot_be_features_are_named(tmp_path: Path) -> None:
     bad = np.zeros((3, 2))
     bad[1, 0] = np.nan
@@ -134,6 +164,11 @@ def test_files_that_cannot_be_features_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "whole.npz", features=np.eye(300))
     (tmp_path / "half.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:1000])
     (tmp_path / "half.safetensors").write_bytes(b"\x99" * 50)
+    for suffix in ("npz", "npy", "pt"):
+        (tmp_path / f"text.{suffix}").write_text("no numbers at all\n")
+    torch.save(tmp_path, tmp_path / "path.pt")  # an object, for which code would have to run
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"logits": torch.zeros(3)}, tmp_path / "logits.pt")
     (tmp_path / "features.csv").write_text("1,2\n")
     for name, message in {
         "nan.npy": "1 of 3 features are not finite, first row 1",
@@ -142,7 +177,13 @@ def test_files_that_cannot_be_features_are_named(tmp_path: Path) -> None:
         "pids.npz": "pids has 2 entries for 3 features",
         "half.npz": "damaged or of another format",
         "half.safetensors": "damaged or of another format",
-        "features.csv": r"files that end in .npz, .npy or .safetensors",
+        "text.npz": r"text.npz is damaged or no .npz file",
+        "text.npy": r"text.npy is damaged or no .npy file",
+        "text.pt": "is damaged, or holds more than tensors and plain values",
+        "path.pt": "is damaged, or holds more than tensors and plain values",
+        "list.pth": "must hold a tensor or a dict of tensors, got list",
+        "logits.pt": r"has 0 arrays that may be features: name one with --key; it holds logits \[3\] float32",
+        "features.csv": r"files that end in .npz, .npy, .safetensors, .pt or .pth",
         "gone.npz": "there is no feature file",
     }.items():
         with pytest.raises(UserError, match=message) as caught:

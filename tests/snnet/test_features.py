@@ -12,7 +12,13 @@ from snnet import features as module
 from snnet.config import Config, config_from
 from snnet.data import build_dataset
 from snnet.errors import UserError
-from snnet.features import RetrievalSet, decode_retrieval_set, evaluate_retrieval, extract_features
+from snnet.features import (
+    RetrievalSet,
+    decode_retrieval_set,
+    extract_features,
+    rank_gallery,
+    retrieval_features,
+)
 from snnet.models import ReIDModel, build_model
 from snnet.runtime import Placement
 
@@ -76,8 +82,8 @@ def test_bfloat16_and_channels_last_change_features_little(
 
 
 def test_map_equals_a_direct_count(model: ReIDModel, retrieval: RetrievalSet, config: Config) -> None:
-    query = extract_features(model, retrieval.query, config, CPU, "before").numpy()
-    gallery = extract_features(model, retrieval.gallery, config, CPU, "before").numpy()
+    features = retrieval_features(model, retrieval, config, CPU)
+    query, gallery = (rows.numpy() for rows in features)
     precisions, firsts = [], []
     for i in range(len(query)):
         same = retrieval.gallery_pids == retrieval.query_pids[i]
@@ -87,7 +93,7 @@ def test_map_equals_a_direct_count(model: ReIDModel, retrieval: RetrievalSet, co
         ranks = np.flatnonzero(hits) + 1
         precisions.append(np.mean(np.arange(1, len(ranks) + 1) / ranks))
         firsts.append(hits[0])
-    found = evaluate_retrieval(model, retrieval, config, CPU)
+    found = rank_gallery(*features, retrieval, "step")
     assert found.mAP == pytest.approx(np.mean(precisions), abs=1e-12)
     assert found.rank1 == pytest.approx(np.mean(firsts), abs=1e-12)
     assert found.num_queries == 16
@@ -96,9 +102,10 @@ def test_map_equals_a_direct_count(model: ReIDModel, retrieval: RetrievalSet, co
 def test_ranking_in_parts_gives_the_same_metrics(
     model: ReIDModel, retrieval: RetrievalSet, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = evaluate_retrieval(model, retrieval, config, CPU)
+    features = retrieval_features(model, retrieval, config, CPU)
+    whole = rank_gallery(*features, retrieval, "step")
     monkeypatch.setattr(module, "PAIRS_AT_A_TIME", 5 * len(retrieval.gallery))  # 16 queries: parts of 4
-    parts = evaluate_retrieval(model, retrieval, config, CPU)
+    parts = rank_gallery(*features, retrieval, "step")
     assert parts.num_queries == whole.num_queries == 16
     np.testing.assert_allclose(parts.cmc, whole.cmc, atol=1e-12)
     assert (parts.mAP, parts.mINP) == pytest.approx((whole.mAP, whole.mINP), abs=1e-12)

@@ -95,9 +95,9 @@ def test_rows_whose_anchor_is_no_candidate_are_left_to_the_operation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Row 1 is longer: it is more similar to row 0 than row 0 is to itself, and not above the threshold for row 2.
-    angles = torch.tensor([0.0, 0.0447, -0.9265, -0.92, -0.91])
+    angles = torch.tensor([0.0, 0.04, -0.9265, -0.92, -0.91])
     features = torch.stack([angles.cos(), angles.sin()], dim=1)
-    features[1] *= 1.0011
+    features[1] *= 1.0009
     asked: list[list[int]] = []
     operation = module.mplp
 
@@ -140,11 +140,51 @@ def test_few_images_and_zero_rows(n: int) -> None:
     assert found.y_nh.counts()[0] == (0 if n == 1 else n - 1)
 
 
+def test_features_of_another_type_and_layout_are_taken_to_float32(features: torch.Tensor) -> None:
+    wanted = predict_sparse_labels(features)
+    for given in (features.double(), features.t().contiguous().t(), features.clone().requires_grad_()):
+        found = predict_sparse_labels(given)
+        np.testing.assert_array_equal(dense(found.y), dense(wanted.y))
+        np.testing.assert_array_equal(found.neighbors, wanted.neighbors)
+
+
+def test_arguments_that_cannot_be_labelled_are_named(features: torch.Tensor) -> None:
+    nan, long = features.clone(), features.clone()
+    nan[7, 3], long[5] = torch.nan, 2 * long[5]
+    for change, error, message in (
+        ({"features": features.numpy()}, TypeError, r"features must be a tensor \[n, d\], got ndarray"),
+        ({"features": features[0]}, ValueError, r"features must have 2 dimensions \[n, d\]"),
+        (
+            {"features": features.int()},
+            TypeError,
+            "features must be a floating point tensor, got torch.int32",
+        ),
+        ({"features": features[:0]}, UserError, "features must have at least one row"),
+        ({"features": nan}, UserError, "features must have rows of norm 1, row 7 has nan"),
+        ({"features": long}, UserError, "features must have rows of norm 1, row 5 has 2: labels compare"),
+        ({"threshold": "0.6"}, TypeError, "threshold must be a number, got str"),
+        ({"threshold": float("nan")}, ValueError, "threshold must be finite, got nan"),
+        ({"min_rank": -1}, ValueError, "min_rank must be an integer of at least 0, got -1"),
+    ):
+        with pytest.raises(error, match=message):
+            predict_sparse_labels(**{"features": features, **change})  # type: ignore[arg-type]
+
+
+def test_a_row_outside_of_the_matrix_is_an_error(features: torch.Tensor) -> None:
+    y = predict_sparse_labels(features).y
+    assert 0 in y.row(0) and N - 1 in y.row(N - 1)
+    for index in (-1, N):
+        with pytest.raises(IndexError, match=rf"index must lie in \[0, {N}\), got {index}"):
+            y.row(index)
+
+
 def test_the_file_is_plain_arrays_that_scipy_takes(features: torch.Tensor, tmp_path: Path) -> None:
     np.savez(tmp_path / "f.npz", features=features.numpy(), names=np.array([f"{i}.jpg" for i in range(N)]))
     written, pids = labelled(tmp_path / "f.npz", "--output", tmp_path / "y.npz")
     assert pids is None
-    read = load_labels(tmp_path / "y.npz")
+    read = load_labels(str(tmp_path / "y.npz"))
+    module.save_labels(str(tmp_path / "again.npz"), read)
+    assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "y.npz").read_bytes()
     for name in ("y", "y_sym", "y_nh"):
         np.testing.assert_array_equal(dense(getattr(read, name)), dense(getattr(written, name)))
     np.testing.assert_array_equal(read.neighbors, written.neighbors)

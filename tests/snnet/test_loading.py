@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from snnet.data import DecodedImages, ImageSet, decode_images, decoding, extraction_loader, training_loader
+from snnet.data.image_set import ReIDDataset
 from snnet.data.transforms import prepare
 from snnet.errors import UserError
 
@@ -122,7 +124,8 @@ def test_a_missing_file_is_named(images: ImageSet) -> None:
 @pytest.mark.parametrize("cache", [True, False])
 def test_damaged_images_are_skipped_with_a_count(images: ImageSet, tmp_path: Path, cache: bool) -> None:
     damaged = damage(images, tmp_path)
-    with pytest.warns(UserWarning, match="left out 3 of 7 images; the first: .*truncated.jpg"):
+    message = r"left out 3 of 7 images: .*truncated\.jpg': .*; .*empty\.jpg': .*; .*text\.png': [^;]*$"
+    with pytest.warns(UserWarning, match=message):
         decoded = decode_images(damaged, skip_bad=True, cache=cache)
     kept = [0, 2, 3, 6]
     assert decoded.skipped == tuple(damaged.paths[i] for i in (1, 4, 5))
@@ -131,6 +134,24 @@ def test_damaged_images_are_skipped_with_a_count(images: ImageSet, tmp_path: Pat
     for position, index in enumerate(kept):
         expected = pixels(index, SIZES[index])
         assert np.array_equal(decoded.image(position).permute(1, 2, 0).numpy(), expected)
+
+
+def test_of_many_damaged_images_five_are_named(images: ImageSet, tmp_path: Path) -> None:
+    for number in range(8):
+        (tmp_path / f"bad{number}.png").touch()
+    bad = tuple(str(tmp_path / f"bad{number}.png") for number in range(8))
+    with pytest.warns(UserWarning, match=r"left out 8 of 9 images: .*; and 3 more$") as warned:
+        decode_images(ImageSet((*bad, images.paths[0]), None, None), skip_bad=True)
+    text = str(warned[0].message)
+    assert [f"bad{number}.png" in text for number in range(8)] == [True] * 5 + [False] * 3
+
+
+def test_arguments_that_decode_images_cannot_use_are_named(images: ImageSet) -> None:
+    with pytest.raises(UserError, match="cache must be 'auto', True or False, got 'off'"):
+        decode_images(images, cache="off")  # type: ignore[arg-type]
+    dataset = ReIDDataset("x", images, None, None)
+    with pytest.raises(TypeError, match=r"images must be an ImageSet, .*\.train is, got ReIDDataset"):
+        decode_images(dataset)  # type: ignore[arg-type]
 
 
 def test_nothing_readable_is_an_error(images: ImageSet, tmp_path: Path) -> None:
@@ -233,9 +254,27 @@ def test_global_random_states_do_not_change_the_batches(decoded: DecodedImages) 
 
 
 def test_fewer_images_than_a_batch_is_an_error(decoded: DecodedImages) -> None:
-    with pytest.raises(UserError, match="7 training images are fewer than one batch of 8"):
+    with pytest.raises(
+        UserError, match="7 training images are fewer than one batch of 8: lower --batch-size"
+    ):
         load(decoded, batch_size=8)
     assert len(load(decoded, batch_size=7)) == 1
+
+
+@pytest.mark.parametrize("load", [training_loader, extraction_loader])
+def test_sizes_that_no_loader_can_have_are_named(decoded: DecodedImages, load: Callable[..., object]) -> None:
+    sizes = {"height": 24, "width": 12, "batch_size": 3, "workers": 0}
+    sizes |= {"seed": 0} if load is training_loader else {}
+    for name in ("height", "width", "batch_size"):
+        with pytest.raises(UserError, match=f"{name} must be an integer of at least 1, got 0"):
+            load(decoded, **{**sizes, name: 0})
+    with pytest.raises(UserError, match="workers must be >= 0, not -1"):
+        load(decoded, **{**sizes, "workers": -1})
+
+
+def test_without_set_epoch_the_epoch_is_the_same(decoded: DecodedImages) -> None:
+    loader = training_loader(decoded, height=24, width=12, batch_size=3, workers=0, seed=4)
+    assert equal(list(loader), list(loader)) and equal(list(loader), load(decoded, 0))
 
 
 def test_a_negative_seed_is_an_error(decoded: DecodedImages) -> None:

@@ -157,8 +157,8 @@ def test_neither_threads_nor_blocks_change_a_bit(monkeypatch):
         ({"threads": 0}, "threads must be an integer of at least 1, got 0"),
         ({"query": torch.zeros(0, 16)}, r"query must be float32 \[images, d\] with at least one image"),
         ({"gallery": clustered(5).double()}, r"gallery must be float32 .* got torch.float64 \[5, 16\]"),
-        ({"gallery": 2 * clustered(5)}, "gallery must have rows of norm 1"),
-        ({"gallery": clustered(5) * torch.nan}, "gallery must have rows of norm 1"),
+        ({"gallery": 2 * clustered(5)}, "gallery must have rows of norm 1, row 0 has 2: re-ranking compares"),
+        ({"gallery": clustered(5) * torch.nan}, "gallery must have rows of norm 1, row 0 has nan"),
         ({"gallery": clustered(5, dim=8)}, "must have the same number of features, got 16 and 8"),
     ],
 )

@@ -111,6 +111,18 @@ def extracted(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return calls
 
 
+def test_names_that_are_no_utf8_are_searched_and_kept(
+    parsed: Callable[..., SearchCommand], gallery: Path, extracted: list[list[str]]
+) -> None:
+    odd = gallery.with_name(os.fsdecode(b"gallery\xff"))
+    gallery.rename(odd)
+    image = sorted((odd / "day0").iterdir())[0].rename(odd / os.fsdecode(b"\xfe.png"))
+    first = search(parsed("--gallery", odd, "--top-k", 12))
+    assert search(parsed("--gallery", odd, "--top-k", 12)) == first and len(extracted) == 1
+    assert sum(str(image) in matches.gallery for matches in first) == 16
+    assert f"{image.name}\n" in f"{command.match_table(first, odd)}\n"
+
+
 def test_only_new_content_is_extracted_and_results_do_not_change(
     parsed: Callable[..., SearchCommand], gallery: Path, extracted: list[list[str]]
 ) -> None:

@@ -242,7 +242,7 @@ def test_command_prints_one_line_and_exits_with_2(tiny_options: dict[str, Any], 
         f"evaluate --checkpoint {tmp_path}": f"error: no checkpoint at {tmp_path}/checkpoint.pt",
     }
     runs["train " + " ".join(command_line({**tiny_options, "batch_size": 99}))] = (
-        "error: 48 training images are fewer than one batch of 99"
+        "error: 48 training images are fewer than one batch of 99: lower --batch-size"
     )
     started = {
         subprocess.Popen(

@@ -70,7 +70,7 @@ def test_own_file_round_trip(tmp_path: Path, suffix: str, arch: str, embedding: 
         torch.save({"model": source.state_dict(), "epoch": 4}, path)
     else:
         safetensors.torch.save_file(source.state_dict(), path)
-    model = build_model(arch, embedding=embedding, weights=str(path))
+    model = build_model(arch, embedding=embedding, weights=path)
     _assert_equal(model.state_dict(), source.state_dict())
     assert [group["lr"] for group in model.parameter_groups(0.1, 0.25)] == [0.025] * (
         1 + (embedding == "pool")
