@@ -12,13 +12,13 @@ if __name__ == "__main__":
     answer_early(parse_report_command)
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
 from snnet.checkpoint import image_fingerprint, load_checkpoint, write_bytes, write_text
 from snnet.data import ReIDDataset, build_dataset
 from snnet.features import decode, decode_retrieval_set, retrieval_features
+from snnet.folders import check_folder
 from snnet.progress import say, set_quiet
 from snnet.reporting import pictures
 from snnet.reporting.chart import draw
@@ -53,7 +53,7 @@ def report(command: ReportCommand) -> Path:
     report cannot be written.
     """
     contents = Contents(load_run(command.run))
-    _check_folder(command.output)
+    check_folder(command.output, "--output")
     if command.images:
         add_images(contents, command)
     else:
@@ -152,15 +152,6 @@ def _add_labels(
         images,
         "image",
     )
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise :class:`~snnet.errors.UserError` before the work unless its pictures can be written to the folder."""
-    there = folder
-    while not os.path.exists(there) and there != there.parent:
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"--output {folder}: cannot be written to")
 
 
 def _write(contents: Contents, folder: Path) -> None:
