@@ -1,4 +1,4 @@
-"""Command lines and YAML presets into a :class:`~snnet.config.Config`. Nothing here imports torch."""
+"""Command lines and YAML presets into a :class:`~snnet.config.Config`. Reading them imports no torch."""
 
 from __future__ import annotations
 
@@ -51,10 +51,19 @@ class EvaluateCommand:
 
 
 def answer_early(parse: Callable[[list[str]], object]) -> None:
-    """Let ``parse`` answer --help and a mistyped flag before the command's file goes on to import torch."""
+    """Let ``parse`` answer --help and a mistyped flag before the command's file goes on to import torch.
+
+    What the environment forces on snnet_kernels and it does not have is answered here too.
+    """
 
     def main() -> None:
         parse(sys.argv[1:])
+        try:
+            import snnet_kernels  # noqa: F401
+        except (ImportError, ValueError) as error:
+            if not str(error).startswith("SNNET_"):
+                raise
+            raise UserError(str(error)) from error
 
     run_command(main)
 
