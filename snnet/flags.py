@@ -75,9 +75,7 @@ def parse_train_command(arguments: list[str]) -> TrainCommand:
         "Train SNNet without labels. Without --config, the dataset 'synthetic' uses the preset 'synthetic', "
         "sized for a small CPU; every other dataset uses the defaults shown, the paper's full recipe.",
     )
-    parser.add_argument(
-        "--config", metavar="NAME|FILE.yaml", help=f"preset: {', '.join(preset_names())}; or a file"
-    )
+    parser.add_config()
     parser.add_argument(
         "--resume",
         metavar="FILE|DIR",
@@ -103,13 +101,8 @@ def parse_evaluate_command(arguments: list[str]) -> EvaluateCommand:
         "Rank the gallery for every query and report CMC and mAP, for a checkpoint or for --arch and --weights. "
         "What is not given comes from the checkpoint; without one, from --config or the defaults shown.",
     )
-    parser.add_argument(
-        "--checkpoint", metavar="FILE|DIR", type=Path, help="a checkpoint, or the folder of a run"
-    )
+    parser.add_network()
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument(
-        "--config", metavar="NAME|FILE.yaml", help=f"preset: {', '.join(preset_names())}; or a file"
-    )
     parser.add_options(EVALUATE_OPTIONS)
     given = parser.parse(arguments)
     checkpoint, preset = given.pop("checkpoint", None), given.pop("config", None)
@@ -262,6 +255,22 @@ class CommandParser(argparse.ArgumentParser):
             action="store_true",
             help="no progress bars and no lines about what is being done: results, warnings and errors only",
         )
+
+    def add_config(self) -> None:
+        """Add --config."""
+        self.add_argument(
+            "--config", metavar="NAME|FILE.yaml", help=f"preset: {', '.join(preset_names())}; or a file"
+        )
+
+    def add_network(self) -> None:
+        """Add the flags that :func:`network_preset` checks."""
+        self.add_argument(
+            "--checkpoint",
+            metavar="FILE|DIR",
+            type=Path,
+            help="a checkpoint, or the folder of a run; without one --weights must be named, with --arch or --config",
+        )
+        self.add_config()
 
     def add_options(self, names: Collection[str], *, preset: bool = True) -> None:
         """Add flags of the configuration; ``preset``: whether the dataset may choose the preset synthetic."""

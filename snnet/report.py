@@ -48,7 +48,7 @@ def main() -> None:
 def report(command: ReportCommand) -> Path:
     """Write the page and its pictures; returns the page's path.
 
-    Images are left out, and the page says why, where the checkpoint or the data set cannot be used. Raises
+    Images are left out, and the page says why, where the checkpoint or the dataset cannot be used. Raises
     :class:`~snnet.errors.UserError` where there is no run, a data folder that was named cannot be used, or the
     report cannot be written.
     """
@@ -57,7 +57,7 @@ def report(command: ReportCommand) -> Path:
     if command.images:
         add_images(contents, command)
     else:
-        reason = "Images of the data set were left out (--no-images)."
+        reason = "Images of the dataset were left out (--no-images)."
         contents.missing = {"ranked": reason, "labels": reason}
     contents.charts = curves(contents.run)
     _write(contents, command.output)
@@ -65,7 +65,7 @@ def report(command: ReportCommand) -> Path:
 
 
 def add_images(contents: Contents, command: ReportCommand) -> None:
-    """Fill in what needs the checkpoint and the data set, each part by itself."""
+    """Fill in what needs the checkpoint and the dataset, each part by itself."""
     run = contents.run
     try:
         checkpoint = load_checkpoint(run.checkpoint)
@@ -113,7 +113,7 @@ def _add_rankings(
     contents.ranked = Lists(
         "ranked_lists",
         "Ranked lists",
-        f"{len(found.sample)} of these queries, evenly spread over the data set's order, not chosen by how they "
+        f"{len(found.sample)} of these queries, evenly spread over the dataset's order, not chosen by how they "
         f"turned out. {key}",
         found.sample,
         *splits,

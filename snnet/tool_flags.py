@@ -10,7 +10,7 @@ from typing import Any
 
 from snnet.config import OPTIONS, config_from
 from snnet.errors import UserError
-from snnet.flags import CommandParser, default_preset, network_preset, preset_names
+from snnet.flags import CommandParser, default_preset, network_preset
 
 SPLITS = ("train", "query", "gallery", "all")
 
@@ -48,7 +48,7 @@ def parse_extract_command(arguments: list[str]) -> ExtractCommand:
         "to one file: rows of length 1, with the images' names, and identities and cameras where they are "
         "known. What is not given comes from the checkpoint.",
     )
-    _add_network(parser)
+    parser.add_network()
     parser.add_argument("--output", metavar="FILE", type=Path, help="what to write: .npz or .safetensors")
     parser.add_argument(
         "--split", choices=SPLITS, help="the images to take (default all; a folder of crops has only train)"
@@ -154,7 +154,7 @@ def parse_search_command(arguments: list[str]) -> SearchCommand:
     parser.add_argument(
         "--json", action="store_true", help="print a JSON list, a query an entry, instead of a table"
     )
-    _add_network(parser)
+    parser.add_network()
     parser.add_options((*_MODEL, *_IMAGES, *_MACHINE), preset=False)
     given = parser.parse(arguments)
     cache = Path(os.path.expanduser(os.environ.get("SNNET_CACHE") or "~/.cache/snnet"))
@@ -187,7 +187,7 @@ def parse_export_command(arguments: list[str]) -> ExportCommand:
         usage="--checkpoint FILE|DIR --output FILE [flags]",
     )
     parser.add_argument("--output", metavar="FILE", type=Path, help="what to write: .onnx or .safetensors")
-    _add_network(parser)
+    parser.add_network()
     parser.add_options((*_MODEL, *_INPUT, "seed"), preset=False)
     given = parser.parse(arguments)
     own = _pop(given, output=None, quiet=False)
@@ -240,15 +240,6 @@ def parse_report_command(arguments: list[str]) -> ReportCommand:
     images = not own.pop("no_images")
     own["output"] = own["output"] or own["run"] / "report"
     return ReportCommand(**own, images=images, options=given)
-
-
-def _add_network(parser: CommandParser) -> None:
-    parser.add_argument(
-        "--checkpoint", metavar="FILE|DIR", type=Path, help="a checkpoint, or the folder of a run"
-    )
-    parser.add_argument(
-        "--config", metavar="NAME|FILE.yaml", help=f"preset: {', '.join(preset_names())}; or a file"
-    )
 
 
 def _network_choice(given: dict[str, Any], default: str | None = None) -> NetworkChoice:
