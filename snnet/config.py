@@ -65,9 +65,11 @@ class DataConfig:
 class ModelConfig:
     """The network."""
 
-    arch: str = option(
-        "resnet50", "resnet18/34/50/101/152, osnet_x1_0/x0_75/x0_5/x0_25 or osnet_ain_x1_0/..."
-    )
+    arch: Literal[
+        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+        "osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25",
+        "osnet_ain_x1_0", "osnet_ain_x0_75", "osnet_ain_x0_5", "osnet_ain_x0_25",
+    ] = option("resnet50", "the backbone: a ResNet or an OSNet; _x0_5 has half the channels of _x1_0")  # fmt: skip
     weights: str | None = option(
         "imagenet", "imagenet (ResNets), a file of torchvision, torchreid or this package, or none"
     )

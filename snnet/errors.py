@@ -17,8 +17,8 @@ class UserError(Exception):
 def run_command(main: Callable[[], None]) -> None:
     """Run the ``main`` of a command; a :class:`UserError` becomes one line on stderr and exit status 2.
 
-    So does a path that may not be looked at, wherever it was met. What a terminal cannot show, as in file names
-    that are no UTF-8, is printed as escapes.
+    So does a path that may not be looked at, wherever it was met, and a call that the backend that the environment
+    forces does not serve. What a terminal cannot show, as in file names that are no UTF-8, is printed as escapes.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not every stand-in for a stream has it
@@ -32,6 +32,11 @@ def run_command(main: Callable[[], None]) -> None:
         if error.filename is None:
             raise
         print(f"error: cannot read {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    except NotImplementedError as error:
+        if not str(error).startswith("SNNET_BACKEND="):
+            raise
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``python -m snnet.extract``: the features of a data set or a folder of crops, in a file."""
+"""``python -m snnet.extract``: the features of a dataset or a folder of crops, in a file."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _joined(parts: list[FeatureSet], metadata: dict[str, Any]) -> FeatureSet:
 
 
 def _folder(dataset: ReIDDataset, data_dir: str | None) -> str:
-    """The folder that names are relative to: that of the data set, whichever of its splits are taken."""
+    """The folder that names are relative to: that of the dataset, whichever of its splits are taken."""
     if data_dir is not None:
         return os.path.expanduser(data_dir)
     splits = [images for images in (dataset.train, dataset.query, dataset.gallery) if images is not None]

@@ -1,10 +1,11 @@
-"""Command lines and YAML presets into a :class:`~snnet.config.Config`. Nothing here imports torch."""
+"""Command lines and YAML presets into a :class:`~snnet.config.Config`. Reading them imports no torch."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import difflib
+import os
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from snnet.errors import UserError, run_command
 
 PRESETS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.yaml"  # the resolved configuration in the folder of a run
+CHECKPOINT_FILE = "checkpoint.pt"  # as snnet.checkpoint, which imports torch, calls it
 RESUME_MAY_CHANGE = ("device", "workers", "data_dir")  # what may differ between the parts of a resumed run
 
+FILES = ("data_dir", "weights", "output_dir")  # options that name a file or a folder
 TRAINING_ONLY = ("camstyle", "output_dir", "eval_every", "checkpoint_every", "deterministic")
 EVALUATE_OPTIONS = tuple(
     name for name, o in OPTIONS.items() if o.group not in ("training", "method") and name not in TRAINING_ONLY
@@ -48,10 +51,19 @@ class EvaluateCommand:
 
 
 def answer_early(parse: Callable[[list[str]], object]) -> None:
-    """Let ``parse`` answer --help and a mistyped flag before the command's file goes on to import torch."""
+    """Let ``parse`` answer --help and a mistyped flag before the command's file goes on to import torch.
+
+    What the environment forces on snnet_kernels and it does not have is answered here too.
+    """
 
     def main() -> None:
         parse(sys.argv[1:])
+        try:
+            import snnet_kernels  # noqa: F401
+        except (ImportError, ValueError) as error:
+            if not str(error).startswith("SNNET_"):
+                raise
+            raise UserError(str(error)) from error
 
     run_command(main)
 
@@ -63,11 +75,12 @@ def parse_train_command(arguments: list[str]) -> TrainCommand:
         "Train SNNet without labels. Without --config, the dataset 'synthetic' uses the preset 'synthetic', "
         "sized for a small CPU; every other dataset uses the defaults shown, the paper's full recipe.",
     )
+    parser.add_config()
     parser.add_argument(
-        "--config", metavar="NAME|FILE.yaml", help=f"preset: {', '.join(preset_names())}; or a file"
-    )
-    parser.add_argument(
-        "--resume", metavar="DIR", type=Path, help="continue the run in this folder, as it was set"
+        "--resume",
+        metavar="FILE|DIR",
+        type=Path,
+        help="continue the run in this folder, or that this checkpoint is of, as it was set",
     )
     parser.add_options(OPTIONS)
     given = parser.parse(arguments)
@@ -75,7 +88,8 @@ def parse_train_command(arguments: list[str]) -> TrainCommand:
     if resume is not None:
         if preset is not None:
             raise UserError("--config cannot be given with --resume: the run keeps its own configuration")
-        return TrainCommand(_resumed_config(resume, given), resume, None, quiet)
+        run = _run_of(resume)
+        return TrainCommand(_resumed_config(run, given), run, None, quiet)
     preset = preset or default_preset(given)
     return TrainCommand(resolve(preset, given), None, preset, quiet)
 
@@ -87,35 +101,53 @@ def parse_evaluate_command(arguments: list[str]) -> EvaluateCommand:
         "Rank the gallery for every query and report CMC and mAP, for a checkpoint or for --arch and --weights. "
         "What is not given comes from the checkpoint; without one, from --config or the defaults shown.",
     )
-    parser.add_argument(
-        "--checkpoint", metavar="FILE|DIR", type=Path, help="a checkpoint, or the folder of a run"
-    )
+    parser.add_network()
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument(
-        "--config", metavar="NAME|FILE.yaml", help=f"preset: {', '.join(preset_names())}; or a file"
-    )
     parser.add_options(EVALUATE_OPTIONS)
     given = parser.parse(arguments)
     checkpoint, preset = given.pop("checkpoint", None), given.pop("config", None)
     as_json, quiet = given.pop("json", False), given.pop("quiet", False)
-    if checkpoint is not None and preset is not None:
-        raise UserError("--config cannot be given with --checkpoint, which has its own configuration")
-    if checkpoint is None and "arch" not in given and preset is None:
-        raise UserError("nothing to evaluate: give --checkpoint, or --arch and --weights")
-    config_from(given)
-    return EvaluateCommand(checkpoint, as_json, preset or default_preset(given), given, quiet)
+    preset = network_preset(checkpoint, preset, given, "nothing to evaluate", default_preset(given))
+    return EvaluateCommand(checkpoint, as_json, preset, given, quiet)
+
+
+def network_preset(
+    checkpoint: Path | None, config: str | None, given: dict[str, Any], lacking: str, default: str | None
+) -> str | None:
+    """Check the flags that say where a command's network comes from; returns ``config``, else ``default``.
+
+    Without a checkpoint the weights must be named, by --weights or in the file of --config: features of a
+    network that nobody trained look like any others.
+    """
+    if checkpoint is not None:
+        if config is not None:
+            raise UserError("--config cannot be given with --checkpoint, which has its own configuration")
+        config_from(given)
+        return default
+    if "arch" not in given and config is None:
+        raise UserError(f"{lacking}: give --checkpoint, or --arch and --weights")
+    if "weights" not in {**_preset_values(config), **given}:
+        source = f"--arch {given['arch']}" if config is None else f"--config {config}"
+        raise UserError(f"{source} needs --weights: a file, imagenet (ResNets), or none for random ones")
+    resolve(config or default, given)
+    return config or default
 
 
 def resolve(preset: str | None, given: dict[str, Any]) -> Config:
     """Defaults, then the preset (a packaged name or a YAML file), then the given flags."""
-    values = {**(load_yaml(_preset_path(preset)) if preset else {}), **given}
+    values = {**_preset_values(preset), **given}
+    if values.get("data_dir") is not None and "dataset" not in values:
+        others = ", ".join(name for name in get_args(OPTIONS["dataset"].type) if name != "folder")
+        raise UserError(
+            f"--data-dir {values['data_dir']} needs --dataset: folder (any tree of crops), or one of {others}"
+        )
     return config_from({**values, **_absolute(values)})
 
 
 def _absolute(values: dict[str, Any]) -> dict[str, str]:
     """Files and folders by their whole path: a run may be resumed or evaluated from another folder."""
     return {
-        name: str(Path(value).expanduser().absolute())
+        name: str(Path(os.path.expanduser(value)).absolute())
         for name in ("data_dir", "weights")
         if (value := values.get(name)) is not None and not (name == "weights" and value == "imagenet")
     }
@@ -163,11 +195,15 @@ def checked_values(values: dict[Any, Any], source: str) -> dict[str, Any]:
     return {key: _checked(OPTIONS[key], value, source) for key, value in values.items()}
 
 
+def _preset_values(preset: str | None) -> dict[str, Any]:
+    return {} if preset is None else load_yaml(_preset_path(preset))
+
+
 def _preset_path(preset: str) -> Path:
     if preset in preset_names():
         return PRESETS / f"{preset}.yaml"
     if preset.endswith((".yaml", ".yml")):
-        return Path(preset).expanduser()
+        return Path(os.path.expanduser(preset))
     names = preset_names()
     raise UserError(
         f"unknown preset '{preset}'{_suggestion(preset, names)}; presets: {', '.join(names)}; or a .yaml file"
@@ -175,7 +211,18 @@ def _preset_path(preset: str) -> Path:
 
 
 def default_preset(given: dict[str, Any]) -> str | None:
-    return "synthetic" if given.get("dataset", OPTIONS["dataset"].default) == "synthetic" else None
+    """The preset of a command line without --config; a folder alone does not say which dataset is in it."""
+    unnamed = None if given.get("data_dir") is not None else OPTIONS["dataset"].default
+    return "synthetic" if given.get("dataset", unnamed) == "synthetic" else None
+
+
+def _run_of(resume: Path) -> Path:
+    """The folder of the run that --resume names."""
+    if not resume.is_file():
+        return resume
+    if resume.name != CHECKPOINT_FILE:
+        raise UserError(f"--resume {resume}: must be the folder of a run, or its {CHECKPOINT_FILE}")
+    return resume.parent
 
 
 def _resumed_config(run: Path, given: dict[str, Any]) -> Config:
@@ -209,8 +256,24 @@ class CommandParser(argparse.ArgumentParser):
             help="no progress bars and no lines about what is being done: results, warnings and errors only",
         )
 
+    def add_config(self) -> None:
+        """Add --config."""
+        self.add_argument(
+            "--config", metavar="NAME|FILE.yaml", help=f"preset: {', '.join(preset_names())}; or a file"
+        )
+
+    def add_network(self) -> None:
+        """Add the flags that :func:`network_preset` checks."""
+        self.add_argument(
+            "--checkpoint",
+            metavar="FILE|DIR",
+            type=Path,
+            help="a checkpoint, or the folder of a run; without one --weights must be named, with --arch or --config",
+        )
+        self.add_config()
+
     def add_options(self, names: Collection[str], *, preset: bool = True) -> None:
-        """Add flags of the configuration; ``preset``: whether the data set may choose the preset synthetic."""
+        """Add flags of the configuration; ``preset``: whether the dataset may choose the preset synthetic."""
         synthetic = load_yaml(PRESETS / "synthetic.yaml") if preset else {}
         for group, cls in GROUPS.items():
             options = [option for name, option in OPTIONS.items() if name in names and option.group == group]
@@ -228,7 +291,7 @@ class CommandParser(argparse.ArgumentParser):
                     )
 
     def parse(self, arguments: list[str]) -> dict[str, Any]:
-        """What was given, by flat name."""
+        """What was given, by flat name; ``~`` in the name of a file or a folder is the user's home."""
         given, unknown = self.parse_known_args(arguments)
         if unknown:
             word = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
@@ -236,7 +299,12 @@ class CommandParser(argparse.ArgumentParser):
             raise UserError(
                 f"{kind} '{word}'{_suggestion(word, self._option_string_actions)} (--help lists the flags)"
             )
-        return vars(given)
+        return {
+            name: type(value)(os.path.expanduser(value))
+            if isinstance(value, Path) or (name in FILES and value is not None)
+            else value
+            for name, value in vars(given).items()
+        }
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message.removeprefix("argument "))

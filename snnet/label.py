@@ -17,18 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
-import snnet_kernels
 from snnet.checkpoint import check_output
 from snnet.config import config_from
 from snnet.feature_files import FeatureSet, load_features
 from snnet.progress import say, set_quiet
-from snnet.runtime import choose_device, show_warnings_as_lines
+from snnet.runtime import choose_device, kernels_line, show_warnings_as_lines
 from snnet.sparse_labels import LABEL_SETS, SparseLabels, SparseMatrix, predict_sparse_labels, save_labels
 from snnet_kernels.version import __version__
 
 # Lengths this close to 1 come from rounding: such features are taken as they are, to the bit.
 LENGTH_SLACK = 1e-3
-# A row with more than this share of all images as positives tells nobody from anybody.
+# A row with more than this share of all images as positives beside its own tells nobody from anybody.
 FULL_ROW = 0.1
 
 
@@ -49,8 +48,8 @@ def label(command: LabelCommand) -> tuple[SparseLabels, np.ndarray | None]:
     check_output(command.output, (".npz",))
     config = config_from(command.options)
     device, method = choose_device(config.runtime.device), config.method
-    say(str(snnet_kernels.backend_info()))
     content = load_features(command.features, command.key)
+    say(kernels_line(device))
     options: dict[str, Any] = {
         "threshold": method.threshold,
         "min_rank": method.min_rank,
@@ -60,7 +59,7 @@ def label(command: LabelCommand) -> tuple[SparseLabels, np.ndarray | None]:
     metadata = {"made_by": f"snnet {__version__}", **options}
     labels = dataclasses.replace(labels, names=content.names, metadata=metadata)
     save_labels(command.output, labels)
-    full = int((labels.y.counts() > FULL_ROW * len(labels.y)).sum())
+    full = int((_others(labels.y) > FULL_ROW * len(labels.y)).sum())
     if full > len(labels.y) / 2:
         print(
             f"warning: {full:,} of {len(labels.y):,} images have more than {FULL_ROW:.0%} of all as positives: "
@@ -87,6 +86,12 @@ def label_table(labels: SparseLabels, pids: np.ndarray | None) -> str:
             line += f"{precision:>11}{recall:>9}"
         lines.append(line)
     return "\n".join(lines)
+
+
+def _others(matrix: SparseMatrix) -> np.ndarray:
+    """Ones of each row without the image's own: int64 [n]."""
+    rows = np.repeat(np.arange(len(matrix)), matrix.counts())
+    return np.bincount(rows[rows != matrix.indices], minlength=len(matrix))
 
 
 def _quality(matrix: SparseMatrix, pids: np.ndarray) -> tuple[str, str]:

@@ -28,9 +28,8 @@ def label_quality(labels: PseudoLabelMemory, pids: np.ndarray) -> dict[str, floa
     predicted, correct = 0, torch.zeros((), dtype=torch.int64, device=device)
     for start in range(0, n, ROWS_AT_A_TIME):
         index = torch.arange(start, min(start + ROWS_AT_A_TIME, n), device=device)
-        row, column = _others(labels.rows(index), index, n).nonzero(
-            as_tuple=True
-        )  # few of the n² pairs are set
+        # Few of the n² pairs are set.
+        row, column = _others(labels.rows(index), index, n).nonzero(as_tuple=True)
         predicted += len(row)
         correct = correct + torch.count_nonzero(identities[index[row]] == identities[column])
     _, sizes = np.unique(pids, return_counts=True)

@@ -12,13 +12,13 @@ if __name__ == "__main__":
     answer_early(parse_report_command)
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
 from snnet.checkpoint import image_fingerprint, load_checkpoint, write_bytes, write_text
 from snnet.data import ReIDDataset, build_dataset
 from snnet.features import decode, decode_retrieval_set, retrieval_features
+from snnet.folders import check_folder
 from snnet.progress import say, set_quiet
 from snnet.reporting import pictures
 from snnet.reporting.chart import draw
@@ -48,16 +48,16 @@ def main() -> None:
 def report(command: ReportCommand) -> Path:
     """Write the page and its pictures; returns the page's path.
 
-    Images are left out, and the page says why, where the checkpoint or the data set cannot be used. Raises
+    Images are left out, and the page says why, where the checkpoint or the dataset cannot be used. Raises
     :class:`~snnet.errors.UserError` where there is no run, a data folder that was named cannot be used, or the
     report cannot be written.
     """
     contents = Contents(load_run(command.run))
-    _check_folder(command.output)
+    check_folder(command.output, "--output")
     if command.images:
         add_images(contents, command)
     else:
-        reason = "Images of the data set were left out (--no-images)."
+        reason = "Images of the dataset were left out (--no-images)."
         contents.missing = {"ranked": reason, "labels": reason}
     contents.charts = curves(contents.run)
     _write(contents, command.output)
@@ -65,7 +65,7 @@ def report(command: ReportCommand) -> Path:
 
 
 def add_images(contents: Contents, command: ReportCommand) -> None:
-    """Fill in what needs the checkpoint and the data set, each part by itself."""
+    """Fill in what needs the checkpoint and the dataset, each part by itself."""
     run = contents.run
     try:
         checkpoint = load_checkpoint(run.checkpoint)
@@ -113,7 +113,7 @@ def _add_rankings(
     contents.ranked = Lists(
         "ranked_lists",
         "Ranked lists",
-        f"{len(found.sample)} of these queries, evenly spread over the data set's order, not chosen by how they "
+        f"{len(found.sample)} of these queries, evenly spread over the dataset's order, not chosen by how they "
         f"turned out. {key}",
         found.sample,
         *splits,
@@ -152,15 +152,6 @@ def _add_labels(
         images,
         "image",
     )
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise :class:`~snnet.errors.UserError` before the work unless its pictures can be written to the folder."""
-    there = folder
-    while not os.path.exists(there) and there != there.parent:
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"--output {folder}: cannot be written to")
 
 
 def _write(contents: Contents, folder: Path) -> None:

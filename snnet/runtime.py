@@ -21,6 +21,7 @@ from snnet.config import RuntimeConfig
 from snnet.errors import UserError
 from snnet.evaluation import default_threads
 from snnet_kernels import backend_info
+from snnet_kernels.backends import instruction_set
 from snnet_kernels.version import __version__
 
 
@@ -77,6 +78,18 @@ def choose_device(name: str) -> torch.device:
 def show_warnings_as_lines() -> None:
     """Print a warning as one line, without the source line that caused it."""
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+
+
+def kernels_line(device: torch.device) -> str:
+    """Which kernels serve tensors on ``device``, as one line; ``python -m snnet_kernels`` shows the table."""
+    info = backend_info()
+    served = {name for devices in info.operations.values() for name in devices[device.type].split(", ")}
+    titles = {"cpu": "CPU", "cuda": "CUDA", "triton": "Triton"}
+    found = " and ".join(title for name, title in titles.items() if name in served)
+    notes = [instruction_set()] if "cpu" in served else []
+    notes += [f"SNNET_BACKEND={info.forced}"] if info.forced else []
+    kernels = f"{found} kernels" if found else "plain PyTorch"
+    return f"snnet_kernels: {kernels}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def environment(placement: Placement) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from snnet.config import OPTIONS, config_from
 from snnet.errors import UserError
-from snnet.flags import CommandParser, default_preset, preset_names
+from snnet.flags import CommandParser, default_preset, network_preset
 
 SPLITS = ("train", "query", "gallery", "all")
 
@@ -19,7 +19,6 @@ _INPUT = ("height", "width")
 _DATA = tuple(name for name, option in OPTIONS.items() if option.group == "data" and name != "camstyle")
 _IMAGES = (*_INPUT, "skip_bad_images", "batch_size", "image_cache", "workers")
 _MACHINE = ("device", "seed", "amp", "channels_last")
-_NO_NETWORK = "no network to use: give --checkpoint, or --arch and --weights"
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,11 @@ def parse_extract_command(arguments: list[str]) -> ExtractCommand:
     """Checked as far as that goes without opening the checkpoint."""
     parser = CommandParser(
         "snnet.extract",
-        "Write the retrieval features of a data set's images, or of any folder of crops (--dataset folder), "
+        "Write the retrieval features of a dataset's images, or of any folder of crops (--dataset folder), "
         "to one file: rows of length 1, with the images' names, and identities and cameras where they are "
         "known. What is not given comes from the checkpoint.",
     )
-    _add_network(parser)
+    parser.add_network()
     parser.add_argument("--output", metavar="FILE", type=Path, help="what to write: .npz or .safetensors")
     parser.add_argument(
         "--split", choices=SPLITS, help="the images to take (default all; a folder of crops has only train)"
@@ -57,11 +56,10 @@ def parse_extract_command(arguments: list[str]) -> ExtractCommand:
     parser.add_options((*_DATA, *_MODEL, *_MACHINE))
     given = parser.parse(arguments)
     own = _pop(given, output=None, split="all", quiet=False)
-    network = _network_choice(given)
-    preset = network.preset or default_preset(network.given)
+    network = _network_choice(given, default_preset(given))
     if own["output"] is None:
         raise UserError("nothing to write to: give --output FILE.npz or FILE.safetensors")
-    return ExtractCommand(NetworkChoice(network.checkpoint, preset, network.given), **own)
+    return ExtractCommand(network, **own)
 
 
 @dataclass(frozen=True)
@@ -156,19 +154,17 @@ def parse_search_command(arguments: list[str]) -> SearchCommand:
     parser.add_argument(
         "--json", action="store_true", help="print a JSON list, a query an entry, instead of a table"
     )
-    _add_network(parser)
+    parser.add_network()
     parser.add_options((*_MODEL, *_IMAGES, *_MACHINE), preset=False)
     given = parser.parse(arguments)
-    cache = Path(os.environ.get("SNNET_CACHE") or "~/.cache/snnet")
+    cache = Path(os.path.expanduser(os.environ.get("SNNET_CACHE") or "~/.cache/snnet"))
     own = _pop(
         given, gallery=None, query=None, top_k=10, picture=Path("matches.png"), feature_cache=cache,
         json=False, quiet=False,
     )  # fmt: skip
     if own["gallery"] is None or own["query"] is None:
         raise UserError("nothing to search: give --gallery DIR and --query IMAGE or DIR")
-    own |= {name: own[name].expanduser() for name in ("gallery", "query")}
-    for name in ("picture", "feature_cache"):
-        own[name] = None if str(own[name]) == "none" else own[name].expanduser()
+    own |= {name: None for name in ("picture", "feature_cache") if str(own[name]) == "none"}
     return SearchCommand(_network_choice(given), **own)
 
 
@@ -191,7 +187,7 @@ def parse_export_command(arguments: list[str]) -> ExportCommand:
         usage="--checkpoint FILE|DIR --output FILE [flags]",
     )
     parser.add_argument("--output", metavar="FILE", type=Path, help="what to write: .onnx or .safetensors")
-    _add_network(parser)
+    parser.add_network()
     parser.add_options((*_MODEL, *_INPUT, "seed"), preset=False)
     given = parser.parse(arguments)
     own = _pop(given, output=None, quiet=False)
@@ -233,7 +229,7 @@ def parse_report_command(arguments: list[str]) -> ReportCommand:
     parser.add_argument(
         "--no-images",
         action="store_true",
-        help="leave out all that shows images of the data set; neither it nor the checkpoint is then read",
+        help="leave out all that shows images of the dataset; neither it nor the checkpoint is then read",
     )
     parser.add_options(("data_dir", "batch_size", "image_cache", "workers", "device"), preset=False)
     given = parser.parse(arguments)
@@ -246,23 +242,10 @@ def parse_report_command(arguments: list[str]) -> ReportCommand:
     return ReportCommand(**own, images=images, options=given)
 
 
-def _add_network(parser: CommandParser) -> None:
-    parser.add_argument(
-        "--checkpoint", metavar="FILE|DIR", type=Path, help="a checkpoint, or the folder of a run"
-    )
-    parser.add_argument(
-        "--config", metavar="NAME|FILE.yaml", help=f"preset: {', '.join(preset_names())}; or a file"
-    )
-
-
-def _network_choice(given: dict[str, Any]) -> NetworkChoice:
-    """Take the network's flags out of ``given``, which then holds options alone."""
-    checkpoint, preset = given.pop("checkpoint", None), given.pop("config", None)
-    if checkpoint is not None and preset is not None:
-        raise UserError("--config cannot be given with --checkpoint, which has its own configuration")
-    if checkpoint is None and "arch" not in given and preset is None:
-        raise UserError(_NO_NETWORK)
-    config_from(given)
+def _network_choice(given: dict[str, Any], default: str | None = None) -> NetworkChoice:
+    """Take the network's flags out of ``given``, which then holds options alone; ``default``: its preset."""
+    checkpoint, config = given.pop("checkpoint", None), given.pop("config", None)
+    preset = network_preset(checkpoint, config, given, "no network to use", default)
     return NetworkChoice(checkpoint, preset, given)
 
 

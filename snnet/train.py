@@ -12,16 +12,14 @@ if __name__ == "__main__":
 
 import dataclasses
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-import snnet_kernels
 from snnet.checkpoint import (
     CHECKPOINT_FILE,
     image_fingerprint,
@@ -34,6 +32,7 @@ from snnet.checkpoint import (
 )
 from snnet.config import OPTIONS, Config, cache_mode, flatten
 from snnet.data import DecodedImages, ReIDDataset, TrainingLoader, build_dataset, training_loader
+from snnet.divergence import LossWatch, check_weights
 from snnet.features import (
     RetrievalSet,
     decode,
@@ -43,15 +42,14 @@ from snnet.features import (
     rerank_gallery,
     retrieval_features,
 )
+from snnet.folders import check_folder
 from snnet.label_quality import label_quality, label_symmetry
 from snnet.models import ReIDModel, build_model
 from snnet.progress import progress, say, set_quiet
 from snnet.runlog import RANKS, RunLog, epoch_line, rank_record, rank_table, time_line
-from snnet.runtime import Placement, environment, prepare, show_warnings_as_lines
+from snnet.runtime import Placement, environment, kernels_line, prepare, show_warnings_as_lines
 from snnet.timing import Laps, total_by_part
 from snnet_kernels import SNNetHead
-
-STEPS_BETWEEN_CHECKS = 50  # on CUDA, where looking at the loss makes the host wait for the device
 
 
 def main() -> None:
@@ -72,7 +70,6 @@ def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
     folder = _run_folder(config, resume)
     checkpoint = _checkpoint_to_resume(config, folder) if resume else None
     placement = prepare(config.runtime)
-    say(str(snnet_kernels.backend_info()))
     dataset = find_dataset(config)
     # A resumed run has its weights in the checkpoint: the file that they began with is not needed again.
     weights = config.model.weights if checkpoint is None else None
@@ -95,6 +92,7 @@ def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
     log = RunLog(folder, records)
     log.write_start(environment(placement))
     epochs = config.training.epochs
+    say(kernels_line(placement.device))
     say(f"{folder}: {len(records)} of {epochs} epochs done, on {placement.device}")
     for epoch in range(len(records), epochs):
         started = time.perf_counter()
@@ -112,6 +110,7 @@ def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
         rows = {"before": results["before"], "after": results["after"]}
         print(rank_table(rows | ({"re-ranked": results["reranked"]} if "reranked" in results else {})))
     say(time_line(results["seconds_by_part"]))
+    print(f"run folder: {folder}")
     return results
 
 
@@ -177,10 +176,10 @@ class Learner:
 
     def load(self, checkpoint: dict[str, Any], path: Path) -> None:
         """Continue from what :meth:`save` wrote to ``path``, random state included."""
-        load_state(self.model, checkpoint["model"], path, "network")
-        load_state(self.head, checkpoint["head"], path, "exemplar and label memory")
         if checkpoint["images"] != self.fingerprint:
             raise UserError(f"{path} was written for other training images than those that were found")
+        load_state(self.model, checkpoint["model"], path, "network")
+        load_state(self.head, checkpoint["head"], path, "exemplar and label memory")
         try:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             set_rng_state(checkpoint["rng"])
@@ -272,11 +271,10 @@ def train_epoch(
         for name, value in {"loss": loss.detach(), **head.label_statistics()}.items():
             totals[name] = totals.get(name, torch.zeros_like(value)) + value
         laps.end("update")
-    _check_weights(model, epoch)
+    check_weights(model, epoch)
     means = {name: float(total) / len(loader) for name, total in totals.items()}
-    means = {
-        name: mean for name, mean in means.items() if math.isfinite(mean)
-    }  # agreements: none in the warm-up
+    # In the warm-up there are no agreements.
+    means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
     return means | rates | {f"seconds_{name}": value for name, value in laps.seconds().items()}
 
 
@@ -315,54 +313,19 @@ def measure_epoch(
     return measured | {"seconds_measure": time.perf_counter() - started}
 
 
-class LossWatch:
-    """Stops training where the loss is not a finite number.
-
-    The first bad step is kept on the device. It is looked at every step on the CPU, but only now and then on
-    CUDA, where looking makes the host wait; always before the epoch ends, so that no checkpoint holds it.
-    """
-
-    def __init__(self, epoch: int, steps: int, device: torch.device) -> None:
-        self.epoch = epoch
-        self.steps = steps
-        self.interval = 1 if device.type == "cpu" else STEPS_BETWEEN_CHECKS
-        self.bad_step = torch.full((), -1, device=device)
-
-    def check(self, loss: Tensor, step: int) -> None:
-        bad = ~torch.isfinite(loss) & (self.bad_step < 0)
-        self.bad_step = torch.where(bad, step, self.bad_step)
-        if (step + 1) % self.interval == 0 or step + 1 == self.steps:
-            found = int(self.bad_step)
-            if found >= 0:
-                _diverged(f"the loss is not finite at step {found} of epoch {self.epoch}")
-
-
-def _check_weights(model: ReIDModel, epoch: int) -> None:
-    """The last update of an epoch is seen by no loss; it must not reach a checkpoint either."""
-    bad = [~torch.isfinite(value).all() for value in model.state_dict().values()]
-    if torch.stack(bad).any():
-        _diverged(f"weights are not finite after epoch {epoch}")
-
-
-def _diverged(what: str) -> NoReturn:
-    raise UserError(
-        f"{what}: training stopped; a checkpoint written before is intact (a lower --lr may help)"
-    )
-
-
 def _run_folder(config: Config, resume: Path | None) -> Path:
     if resume is not None:
+        check_folder(resume, "--resume")
         return resume
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = Path(config.output.output_dir or f"runs/{config.data.dataset}-{config.model.arch}-{stamp}")
     folder = folder.expanduser()
     if (folder / CHECKPOINT_FILE).exists():
         raise UserError(
-            f"{folder} has the checkpoint of a run: continue it with --resume {folder}, or choose another"
+            f"{folder} has the checkpoint of a run: continue it with --resume {folder}, or choose another "
+            "--output-dir"
         )
-    ancestor = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
-        raise UserError(f"--output-dir {folder}: {ancestor} is not a folder that can be written to")
+    check_folder(folder, "--output-dir")
     return folder
 
 

@@ -18,6 +18,7 @@ from snnet.errors import UserError
 from snnet.features import extract_features
 from snnet.flags import checked_values, resolve
 from snnet.models import ReIDModel, build_model
+from snnet.progress import say
 from snnet.runtime import Placement, prepare
 from snnet_kernels.version import __version__
 
@@ -80,6 +81,10 @@ def load_trained_model(
         config = resolve(preset, given)
         placement = prepare(config.runtime)
         model = build_model(config.model.arch, embedding=config.model.embedding, weights=config.model.weights)
+        if config.model.weights is None:
+            say(
+                f"{config.model.arch} has random weights, of --seed {config.runtime.seed}: it was never trained"
+            )
     else:
         contents = load_checkpoint(checkpoint)
         config = _configuration(contents["config"], str(checkpoint), given)

@@ -72,7 +72,7 @@ def _footer(contents: Contents) -> str:
     if contents.ranked is None and contents.labels is None:
         return ""
     return (
-        "<footer><p>The images may show real people: handle this page as the data set's licence and the law "
+        "<footer><p>The images may show real people: handle this page as the dataset's licence and the law "
         "demand.</p></footer>"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -10,9 +11,17 @@ import pytest
 import yaml
 
 from snnet import flags
-from snnet.config import OPTIONS, Config, config_from, flatten
+from snnet.config import OPTIONS, Config, flatten
 from snnet.errors import UserError
 from snnet.flags import load_yaml, parse_evaluate_command, parse_train_command, to_yaml
+from snnet.tool_flags import (
+    LabelCommand,
+    parse_export_command,
+    parse_extract_command,
+    parse_label_command,
+    parse_report_command,
+    parse_search_command,
+)
 
 
 def parse(line: str) -> Config:
@@ -77,7 +86,8 @@ def test_every_packaged_preset_loads(name: str) -> None:
 
 def test_every_kind_of_value_is_read(tmp_path: Path) -> None:
     config = parse(
-        "--weights none --no-camstyle --amp --threshold -0.5 --lr 1e-3 --cache on --seed 3 --data-dir /d"
+        "--weights none --no-camstyle --amp --threshold -0.5 --lr 1e-3 --cache on --seed 3 --dataset folder "
+        "--data-dir /d"
     )
     assert (config.model.weights, config.data.camstyle, config.runtime.amp) == (None, False, True)
     assert (config.method.threshold, config.training.lr, config.method.cache) == (-0.5, 0.001, "on")
@@ -110,6 +120,12 @@ def test_written_configuration_reads_back_equal(tmp_path: Path) -> None:
         ("--loss-kind mmlc", "--loss-kind: must be one of mmcl, l2, got 'mmlc'; did you mean 'mmcl'?"),
         ("--config paper_rensnet50", "unknown preset 'paper_rensnet50'; did you mean 'paper_resnet50'?"),
         ("--config no/such.yaml", "cannot read no/such.yaml: No such file or directory"),
+        ("--arch resnet19", "--arch: must be one of resnet18, resnet34, "),
+        ("--arch osnet_0_5", "--arch: must be one of "),
+        (
+            "--data-dir crops",
+            "--data-dir crops needs --dataset: folder (any tree of crops), or one of synthetic, market1501, ",
+        ),
         ("--lr -1", "--lr must be > 0, got -1.0"),
         ("--lr nan", "--lr must be a finite number, got nan"),
         ("--epochs 0", "--epochs must be >= 1, got 0"),
@@ -160,12 +176,81 @@ def test_a_resumed_run_keeps_its_configuration(tmp_path: Path) -> None:
     config = parse(f"--resume {tmp_path} --workers 0 --device cpu --data-dir /moved --lr 0.25")
     assert (config.training.lr, config.data.workers, config.runtime.device) == (0.25, 0, "cpu")
     assert (config.data.data_dir, config.output.output_dir) == ("/moved", str(tmp_path))
+    (tmp_path / "checkpoint.pt").touch()
+    command = parse_train_command(["--resume", str(tmp_path / "checkpoint.pt")])
+    assert (command.resume, command.config.training.lr) == (tmp_path, 0.25)
+    assert complaint(f"--resume {tmp_path / 'config.yaml'}") == (
+        f"--resume {tmp_path / 'config.yaml'}: must be the folder of a run, or its checkpoint.pt"
+    )
     assert complaint(f"--resume {tmp_path} --lr 0.5") == (
         f"--lr 0.5 contradicts the run in {tmp_path}, which has 0.25"
     )
     assert complaint(f"--resume {tmp_path} --output-dir o").startswith(
         "--output-dir cannot be given with --resume"
     )
+
+
+def test_a_folder_alone_does_not_say_which_dataset_is_in_it(tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("data_dir: crops\n")
+    for line in ("--data-dir crops", "--data-dir crops --arch resnet18", f"--config {preset}"):
+        assert "crops needs --dataset: folder" in complaint(line)
+    for parse_tool in (parse_evaluate_command, parse_extract_command):
+        words = ["--arch", "resnet18", "--weights", "none", "--data-dir", "crops", "--output", "f.npz"]
+        with pytest.raises(UserError, match="crops needs --dataset: folder"):
+            parse_tool(words[:6] if parse_tool is parse_evaluate_command else words)
+    preset.write_text("dataset: cuhk03\n")
+    assert parse(f"--config {preset} --data-dir /d").data.data_dir == "/d"
+    assert parse("--dataset synthetic --data-dir /d").data.height == 64
+    assert parse_evaluate_command(["--checkpoint", "run", "--data-dir", "/d"]).given == {"data_dir": "/d"}
+
+
+@pytest.mark.parametrize(
+    ("parse_tool", "words"),
+    [
+        (parse_evaluate_command, []),
+        (parse_extract_command, ["--output", "f.npz"]),
+        (parse_export_command, ["--output", "m.onnx"]),
+        (parse_search_command, ["--gallery", "g", "--query", "q"]),
+    ],
+)
+def test_a_network_without_a_checkpoint_needs_weights(
+    parse_tool: Callable[[list[str]], object], words: list[str], tmp_path: Path
+) -> None:
+    needed = " needs --weights: a file, imagenet (ResNets), or none for random ones"
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("arch: osnet_x0_5\n")
+    for source in (["--arch", "osnet_x0_5"], ["--config", str(preset)]):
+        with pytest.raises(UserError) as caught:
+            parse_tool([*words, *source])
+        assert str(caught.value) == " ".join(source) + needed
+        parse_tool([*words, *source, "--weights", "none"])
+    preset.write_text("arch: osnet_x0_5\nweights: null\n")
+    parse_tool([*words, "--config", str(preset)])
+    assert (
+        parse("--arch osnet_x0_5").model.weights is None
+    )  # the trainer's own preset goes on from random ones
+
+
+def test_home_is_understood_wherever_a_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse_label_command(["~/f.npz", "--output=~/l.npz"]) == LabelCommand(
+        tmp_path / "f.npz", None, tmp_path / "l.npz", False, {}, False
+    )
+    network = ["--arch", "resnet18", "--weights=~/w.pt"]
+    extract = parse_extract_command([*network, "--dataset=folder", "--data-dir=~/d", "--output=~/f.npz"])
+    assert extract.output == tmp_path / "f.npz"
+    assert [extract.network.given[name] for name in ("weights", "data_dir")] == [
+        str(tmp_path / "w.pt"), str(tmp_path / "d"),
+    ]  # fmt: skip
+    assert parse_export_command(["--checkpoint=~/r", "--output=~/m.onnx"]).output == tmp_path / "m.onnx"
+    search = parse_search_command(["--checkpoint=~/r", "--gallery=~/g", "--query=~/q", "--picture=~/p.png"])
+    assert (search.network.checkpoint, search.gallery, search.query, search.picture) == tuple(
+        tmp_path / name for name in ("r", "g", "q", "p.png")
+    )
+    report = parse_report_command(["~/r", "--output=~/o"])
+    assert (report.run, report.output) == (tmp_path / "r", tmp_path / "o")
+    assert parse("--output-dir=~/o").output.output_dir == str(tmp_path / "o")
 
 
 def test_evaluate_command_needs_something_to_evaluate() -> None:
@@ -189,13 +274,15 @@ def test_help_names_every_flag_once_with_its_help(capsys: pytest.CaptureFixture[
 
 
 def test_choices_are_those_of_the_parts() -> None:
+    from snnet import checkpoint
     from snnet.data import DATASETS
     from snnet.evaluation import AVERAGE_PRECISIONS
     from snnet.models import ARCHITECTURES
 
     assert get_args(OPTIONS["dataset"].type) == DATASETS
     assert get_args(OPTIONS["average_precision"].type) == AVERAGE_PRECISIONS
-    assert {config_from({}).model.arch, "osnet_x0_25"} <= set(ARCHITECTURES)
+    assert get_args(OPTIONS["arch"].type) == ARCHITECTURES
+    assert flags.CHECKPOINT_FILE == checkpoint.CHECKPOINT_FILE == "checkpoint.pt"
 
 
 def test_files_are_kept_by_their_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

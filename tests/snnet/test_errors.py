@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 
 import pytest
+import torch
 
 from snnet.errors import UserError, run_command
+from snnet.runtime import kernels_line
+from snnet_kernels.backends import BACKENDS, backend_info, instruction_set
+from tests.snnet.tiny_run import environment
 
 
 @pytest.mark.parametrize(
     ("error", "line"),
     [
         (UserError("--flag 1: must be 2"), "error: --flag 1: must be 2\n"),
+        (
+            NotImplementedError("SNNET_BACKEND=cuda does not serve mplp for cpu tensors"),
+            "error: SNNET_BACKEND=cuda does not serve mplp for cpu tensors\n",
+        ),
         (PermissionError(13, "Permission denied", "a/b"), "error: cannot read a/b: Permission denied\n"),
     ],
 )
@@ -46,10 +55,32 @@ def test_names_that_a_terminal_cannot_show_are_printed_as_escapes(
     assert err.getvalue().decode() == f"error: {o}/\\udcff.jpg\n"
 
 
-@pytest.mark.parametrize("error", [PermissionError("of no file"), ValueError("ours")])
+@pytest.mark.parametrize(
+    "error", [PermissionError("of no file"), ValueError("ours"), NotImplementedError("ours")]
+)
 def test_other_errors_are_the_programs_own(error: Exception) -> None:
     def main() -> None:
         raise error
 
     with pytest.raises(type(error), match=str(error)):
         run_command(main)
+
+
+@pytest.mark.parametrize("module", ["train", "label"])
+def test_a_backend_that_there_is_not_is_one_line(module: str) -> None:
+    words = ["f.npz", "--output", "l.npz"] if module == "label" else []
+    process = subprocess.run(
+        [sys.executable, "-m", f"snnet.{module}", *words],
+        env={**environment(), "SNNET_BACKEND": "foo"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    message = f"error: SNNET_BACKEND must be one of {', '.join(BACKENDS)}, got 'foo'\n"
+    assert (process.returncode, process.stderr, process.stdout) == (2, message, "")
+
+
+def test_kernels_are_one_line() -> None:
+    line = kernels_line(torch.device("cpu"))
+    if backend_info().operations["mplp"]["cpu"] == "cpu":
+        assert line.startswith(f"snnet_kernels: CPU kernels ({instruction_set()}")
+    else:
+        assert line.startswith("snnet_kernels: plain PyTorch")
+    assert line.count("\n") == 0

@@ -120,7 +120,9 @@ def test_another_dataset_does_not_look_into_the_first_ones_folder(run: tuple[Pat
         measure("--checkpoint", run[0], "--dataset", "dukemtmc")
 
 
-def test_random_weights_are_those_of_the_seed(tiny_market: Path) -> None:
+def test_random_weights_are_those_of_the_seed_and_are_said_to_be_random(
+    tiny_market: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = (
         "--dataset",
         "market1501",
@@ -134,6 +136,10 @@ def test_random_weights_are_those_of_the_seed(tiny_market: Path) -> None:
     size = ("--height", 32, "--width", 16, "--workers", 0, "--device", "cpu")
     first, second, other = (measure(*options, *size, "--seed", seed)["mAP"] for seed in (3, 3, 4))
     assert first == second != other
+    said = [line for line in capsys.readouterr().out.splitlines() if "random weights" in line]
+    assert said == [
+        f"osnet_x0_25 has random weights, of --seed {seed}: it was never trained" for seed in (3, 3, 4)
+    ]
 
 
 def test_a_checkpoint_without_its_configuration_is_refused(

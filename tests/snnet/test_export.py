@@ -123,7 +123,10 @@ def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
         ((*arch, "--output", tmp_path / "gone" / "m.onnx"), "there is no folder"),
         (("--output", "m.onnx"), "no network to use: give --checkpoint, or --arch and --weights"),
         (("--checkpoint", tmp_path, "--output", tmp_path / "m.safetensors"), "no checkpoint at"),
-        (("--arch", "resnet17", "--output", tmp_path / "m.safetensors"), "unknown arch 'resnet17'"),
+        (
+            ("--arch", "resnet17", "--output", tmp_path / "m.safetensors"),
+            "--arch: must be one of resnet18, .*, got 'resnet17'",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             exported(*words)

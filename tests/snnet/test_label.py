@@ -239,6 +239,19 @@ def test_labels_that_tell_nobody_apart_are_a_warning(
     assert warned.startswith("warning: 300 of 300 images have more than 10% of all as positives: --threshold")
 
 
+def test_an_image_by_itself_is_no_sign_of_a_low_threshold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of up to nine images, each alone is more than a tenth."""
+    np.save(tmp_path / "apart.npy", np.eye(5))
+    found, _ = labelled(tmp_path / "apart.npy", "--output", tmp_path / "a.npz")
+    assert found.y.counts().tolist() == [1] * 5 and capsys.readouterr().err == ""
+    np.save(tmp_path / "alike.npy", np.ones((5, 3)))
+    found, _ = labelled(tmp_path / "alike.npy", "--output", tmp_path / "b.npz")
+    assert found.y.counts().tolist() == [5] * 5
+    assert capsys.readouterr().err.startswith("warning: 5 of 5 images have more than 10% of all as positives")
+
+
 def test_the_table_counts_pairs_against_identities(tmp_path: Path) -> None:
     pids = np.array([5, 5, 6, 6, -1])
     y = SparseMatrix(np.array([0, 2, 4, 6, 7, 9]), np.array([0, 1, 0, 1, 1, 2, 3, 2, 4], np.int32))

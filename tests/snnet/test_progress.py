@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import device
 
 from snnet import evaluate, train
 from snnet.progress import bars_shown, progress, say, set_quiet
+from snnet.runtime import kernels_line
 from tests.snnet.tiny_run import command_line
 
 
@@ -56,8 +58,14 @@ def test_quiet_commands_print_their_results_alone(
     train.main()
     after_training = capsys.readouterr()
     lines = after_training.out.splitlines()
-    assert len(lines) == 4 and lines[0].split() == ["rank1", "rank5", "rank10", "mAP", "mINP"]
+    assert len(lines) == 5 and lines[4] == f"run folder: {tmp_path / 'run'}"
+    assert lines[0].split() == ["rank1", "rank5", "rank10", "mAP", "mINP"]
     assert after_training.err == ""
+    monkeypatch.setattr("sys.argv", ["train", *options, f"--output-dir={tmp_path / 'again'}"])
+    train.main()
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == f"run folder: {tmp_path / 'again'}" and told.count(kernels_line(device("cpu"))) == 1
+    assert not any("pack_labels" in line for line in told)
     monkeypatch.setattr("sys.argv", ["evaluate", "--quiet", "--checkpoint", str(tmp_path / "run")])
     evaluate.main()
     evaluated = capsys.readouterr()

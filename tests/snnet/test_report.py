@@ -189,7 +189,7 @@ def test_what_was_asked_for_and_cannot_be_is_an_error_before_anything_is_written
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match=rf"--output {path}: cannot be written to"):
+        with pytest.raises(UserError, match=rf"--output {path}: must be a folder that can be written to"):
             write(run[0], "--output", path)
 
 

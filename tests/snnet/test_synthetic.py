@@ -148,25 +148,26 @@ def test_an_error_while_drawing_leaves_nothing(
 def test_a_kill_while_drawing_leaves_no_half_set_and_no_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_plan: list[Shot]
 ) -> None:
+    root = tmp_path / "root"
     code = (
         "import os\nfrom snnet.data.synthetic import writing\nwriting._processors = lambda: 2\n"
         "follow = writing._follow_parent\n"
         f"def note():\n    follow()\n    open({str(tmp_path)!r} + f'/worker-{{os.getpid()}}', 'w').close()\n"
-        f"writing._follow_parent = note\nwriting.generate({str(tmp_path)!r})"
+        f"writing._follow_parent = note\nwriting.generate({str(root)!r})"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
     try:
         _wait_for(
-            lambda: len(list(tmp_path.glob("worker-*"))) == 2 and any(tmp_path.glob(".synthetic-*/*/*.png"))
+            lambda: len(list(tmp_path.glob("worker-*"))) == 2 and any(root.glob(".synthetic-*/*/*.png"))
         )
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     workers = [int(path.name.split("-")[1]) for path in tmp_path.glob("worker-*")]
-    assert len(workers) == 2 and not (tmp_path / "synthetic-v1-seed0").exists()
+    assert len(workers) == 2 and not (root / "synthetic-v1-seed0").exists()
     _wait_for(lambda: not any(_is_running(worker) for worker in workers))
-    folder = generate(tmp_path)
+    folder = generate(root)
     assert sum(1 for _ in folder.rglob("*.png")) == len(small_plan)
 
 
@@ -210,6 +211,22 @@ def test_a_damaged_set_is_named(tmp_path: Path, small_plan: list[Shot]) -> None:
     (folder / "manifest.json").unlink()
     with pytest.raises(UserError, match="no finished synthetic set"):
         generate(tmp_path)
+
+
+def test_the_set_is_not_drawn_among_other_files(tmp_path: Path, small_plan: list[Shot]) -> None:
+    crop = tmp_path / "crops" / "person.jpg"
+    crop.parent.mkdir()
+    crop.touch()
+    with pytest.raises(UserError, match=r"is not drawn into .*crops, which holds other files \(person.jpg\)"):
+        generate(crop.parent)
+    assert list(crop.parent.iterdir()) == [crop]
+    crop.unlink()
+    folder = generate(crop.parent)
+    crop.touch()  # beside a finished set, which is used as it is
+    assert generate(crop.parent) == folder and len(list((folder / "query").iterdir())) > 0
+    folder.rename(folder.with_name("synthetic-v0-seed0"))  # of another version
+    crop.unlink()
+    assert generate(crop.parent) == folder and len(list(crop.parent.iterdir())) == 2
 
 
 def test_bad_arguments_are_named(tmp_path: Path) -> None:

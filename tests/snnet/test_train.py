@@ -16,6 +16,7 @@ import torch
 from snnet import train as trainer
 from snnet.checkpoint import load_checkpoint
 from snnet.config import config_from
+from snnet.divergence import LossWatch, check_weights
 from snnet.errors import UserError
 from snnet.flags import load_yaml
 from snnet.models import ReIDModel
@@ -96,7 +97,10 @@ def test_run_folder_holds_the_run(run: tuple[Path, dict[str, Any]]) -> None:
     features = checkpoint["head"]["memory.features"]
     assert features.shape == (48, 128)
     assert torch.allclose(features.norm(dim=1), torch.ones(48), atol=1e-5)
-    with pytest.raises(UserError, match=r"has the checkpoint of a run: continue it with --resume"):
+    with pytest.raises(
+        UserError,
+        match=r"has the checkpoint of a run: continue it with --resume .*, or choose another --output-dir$",
+    ):
         train(config_from({"output_dir": str(folder)}))
 
 
@@ -146,13 +150,13 @@ def test_features_that_become_nan_stop_the_run_and_spare_the_checkpoint(
 
 
 def test_loss_watch_names_the_first_bad_step_also_when_it_looks_late() -> None:
-    watch = trainer.LossWatch(epoch=7, steps=10, device=torch.device("cpu"))
+    watch = LossWatch(epoch=7, steps=10, device=torch.device("cpu"))
     watch.interval = 4
     for step, loss in enumerate([1.0, math.inf, math.nan]):
         watch.check(torch.tensor(loss), step)
     with pytest.raises(UserError, match="not finite at step 1 of epoch 7"):
         watch.check(torch.tensor(1.0), 3)
-    last = trainer.LossWatch(epoch=0, steps=2, device=torch.device("cpu"))
+    last = LossWatch(epoch=0, steps=2, device=torch.device("cpu"))
     last.interval = 50
     last.check(torch.tensor(1.0), 0)
     with pytest.raises(UserError, match="not finite at step 1 of epoch 0"):
@@ -161,11 +165,11 @@ def test_loss_watch_names_the_first_bad_step_also_when_it_looks_late() -> None:
 
 def test_a_last_update_that_diverges_is_noticed_too() -> None:
     model = ReIDModel("osnet_x0_25")
-    trainer._check_weights(model, 3)
+    check_weights(model, 3)
     with torch.no_grad():
         next(model.parameters())[0] = math.inf
     with pytest.raises(UserError, match="weights are not finite after epoch 3"):
-        trainer._check_weights(model, 3)
+        check_weights(model, 3)
 
 
 def test_crops_without_identities_are_trained_and_not_evaluated(
@@ -229,10 +233,23 @@ def test_damaged_images_are_an_error_or_left_out_with_a_count(
     assert load_checkpoint(tmp_path / "run")["head"]["memory.features"].shape[0] == 47
 
 
-def test_output_folder_that_cannot_be_made(tiny_options: dict[str, Any], tmp_path: Path) -> None:
+def test_output_folder_that_cannot_be_made(
+    tiny_options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file is not a folder that can be written to"):
-        train(config_from({**tiny_options, "output_dir": str(tmp_path / "file" / "run")}))
+    listed: list[object] = []
+    monkeypatch.setattr(trainer, "find_dataset", listed.append)
+    # /proc takes no folders, not even from the superuser, whom permissions let write everywhere.
+    for folder in [tmp_path / "file" / "run", *([Path("/proc/run")] if sys.platform == "linux" else [])]:
+        with pytest.raises(UserError) as caught:
+            train(config_from({**tiny_options, "output_dir": str(folder)}))
+        assert str(caught.value).startswith(
+            f"--output-dir {folder}: must be a folder that can be written to ("
+        )
+    assert listed == []
+    with pytest.raises(AttributeError):  # of the dataset that is none
+        train(config_from({**tiny_options, "output_dir": str(tmp_path / "a" / "b")}))
+    assert len(listed) == 1 and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_command_prints_one_line_and_exits_with_2(tiny_options: dict[str, Any], tmp_path: Path) -> None:

@@ -38,12 +38,13 @@ def generate(root: str | os.PathLike[str] | None = None, *, seed: int = 0) -> Pa
     The folder is ``root/synthetic-v1-seed{seed}`` with ``bounding_box_train``, ``query`` and
     ``bounding_box_test`` (PNG, 128 x 64 pixels, height x width) and a ``manifest.json``: name, version, seed,
     number of images in each folder and a SHA-256 over all pixels. ``root`` is by default ``$SNNET_CACHE``, else
-    ``~/.cache/snnet``. The set appears whole or not at all: it is drawn in a folder beside its own and renamed.
-    Where two processes draw it at once, both end with the one that was finished first.
+    ``~/.cache/snnet``; where it is given, the set is not drawn among other files. It appears whole or not at all: it
+    is drawn in a folder beside its own and renamed. Where two processes draw it at once, both end with the one
+    that was finished first.
 
     Raises:
-        UserError: ``seed`` is no whole number ≥ 0, ``root`` cannot be written, or the folder is there without
-            being a finished set.
+        UserError: ``seed`` is no whole number ≥ 0, ``root`` cannot be written or has other content, or the folder
+            is there without being a finished set.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise UserError(f"seed of the synthetic set: got {seed!r}, need a whole number >= 0")
@@ -51,6 +52,8 @@ def generate(root: str | os.PathLike[str] | None = None, *, seed: int = 0) -> Pa
     target = parent / f"synthetic-v{VERSION}-seed{seed}"
     if not target.exists():
         try:
+            if root is not None:
+                _check_own(parent)
             _draw_beside(target, seed)
         except OSError as error:
             raise UserError(
@@ -58,6 +61,16 @@ def generate(root: str | os.PathLike[str] | None = None, *, seed: int = 0) -> Pa
             ) from error
     _check_finished(target)
     return target
+
+
+def _check_own(parent: Path) -> None:
+    """Raise unless ``parent`` is new, or holds sets of ours alone: nothing is drawn among a user's own files."""
+    names = sorted(path.name for path in parent.iterdir()) if parent.exists() else []
+    if foreign := [name for name in names if not name.lstrip(".").startswith("synthetic-v")]:
+        raise UserError(
+            f"the synthetic set is not drawn into {parent}, which holds other files ({foreign[0]}): needed is an "
+            "empty or a new folder"
+        )
 
 
 def _draw_beside(target: Path, seed: int) -> None:

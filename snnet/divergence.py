@@ -1,0 +1,48 @@
+"""Stops training where a loss or a weight is no longer a finite number."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from snnet.errors import UserError
+from snnet.models import ReIDModel
+
+STEPS_BETWEEN_CHECKS = 50  # on CUDA, where looking at the loss makes the host wait for the device
+
+
+class LossWatch:
+    """Stops training where the loss is not a finite number.
+
+    The first bad step is kept on the device. It is looked at every step on the CPU, but only now and then on
+    CUDA, where looking makes the host wait; always before the epoch ends, so that no checkpoint holds it.
+    """
+
+    def __init__(self, epoch: int, steps: int, device: torch.device) -> None:
+        self.epoch = epoch
+        self.steps = steps
+        self.interval = 1 if device.type == "cpu" else STEPS_BETWEEN_CHECKS
+        self.bad_step = torch.full((), -1, device=device)
+
+    def check(self, loss: Tensor, step: int) -> None:
+        bad = ~torch.isfinite(loss) & (self.bad_step < 0)
+        self.bad_step = torch.where(bad, step, self.bad_step)
+        if (step + 1) % self.interval == 0 or step + 1 == self.steps:
+            found = int(self.bad_step)
+            if found >= 0:
+                _stop(f"the loss is not finite at step {found} of epoch {self.epoch}")
+
+
+def check_weights(model: ReIDModel, epoch: int) -> None:
+    """The last update of an epoch is seen by no loss; it must not reach a checkpoint either."""
+    bad = [~torch.isfinite(value).all() for value in model.state_dict().values()]
+    if torch.stack(bad).any():
+        _stop(f"weights are not finite after epoch {epoch}")
+
+
+def _stop(what: str) -> NoReturn:
+    raise UserError(
+        f"{what}: training stopped; a checkpoint written before is intact (a lower --lr may help)"
+    )
