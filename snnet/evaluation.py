@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from snnet.cpus import available_cpus
-from snnet.errors import UserError
+from snnet.errors import UserError, positive
 
 try:
     from snnet import _rank_metrics as _native  # type: ignore[attr-defined, unused-ignore]
@@ -317,12 +317,6 @@ def _as_array(values: Any, name: str) -> np.ndarray:
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:  # a ragged list, a tensor on a GPU, bfloat16
         raise UserError(f"{name} cannot be read as a numpy array: {error}") from error
-
-
-def positive(value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise UserError(f"{name} must be an integer of at least 1, got {value!r}")
-    return int(value)
 
 
 def default_threads() -> int:

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from snnet.checkpoint import check_output, write_atomically
+from snnet.outputs import check_output, write_atomically
 from snnet.progress import progress, say, set_quiet
 from snnet.runtime import show_warnings_as_lines
 from snnet.trained import TrainedModel, load_trained_model

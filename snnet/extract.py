@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from snnet.checkpoint import check_output
 from snnet.data import ImageSet, ReIDDataset, build_dataset
 from snnet.feature_files import SUFFIXES, FeatureSet, save_features
 from snnet.features import decode
+from snnet.outputs import check_output
 from snnet.progress import say, set_quiet
 from snnet.runtime import show_warnings_as_lines
 from snnet.trained import TrainedModel, load_trained_model

@@ -15,8 +15,8 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from snnet.checkpoint import check_output, write_atomically
 from snnet.errors import UserError
+from snnet.outputs import check_output, write_atomically
 
 SUFFIXES = (".npz", ".safetensors")
 TORCH_SUFFIXES = (".pt", ".pth")  # read, and not written
@@ -30,7 +30,7 @@ class FeatureSet:
 
     Attributes:
         features: float32 [n, d].
-        names: the image files, relative to the folder of the data set.
+        names: the image files, relative to the folder of the dataset.
         pids, camids: int64 [n] identities and cameras.
         splits: the split that each image belongs to.
         metadata: how the features were made; values that JSON can hold.

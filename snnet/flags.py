@@ -19,7 +19,7 @@ from snnet.errors import UserError, run_command
 
 PRESETS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.yaml"  # the resolved configuration in the folder of a run
-CHECKPOINT_FILE = "checkpoint.pt"  # as snnet.checkpoint, which imports torch, calls it
+CHECKPOINT_FILE = "checkpoint.pt"
 RESUME_MAY_CHANGE = ("device", "workers", "data_dir")  # what may differ between the parts of a resumed run
 
 FILES = ("data_dir", "weights", "output_dir")  # options that name a file or a folder

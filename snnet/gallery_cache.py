@@ -15,10 +15,10 @@ from typing import IO
 
 import numpy as np
 
-from snnet.checkpoint import write_atomically
 from snnet.data import ImageSet
 from snnet.errors import UserError
 from snnet.features import decode
+from snnet.outputs import write_atomically
 from snnet.progress import progress, say
 from snnet.trained import TrainedModel
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from snnet.checkpoint import check_output
 from snnet.config import config_from
 from snnet.feature_files import FeatureSet, load_features
+from snnet.outputs import check_output
 from snnet.progress import say, set_quiet
 from snnet.runtime import choose_device, kernels_line, show_warnings_as_lines
 from snnet.sparse_labels import LABEL_SETS, SparseLabels, SparseMatrix, predict_sparse_labels, save_labels

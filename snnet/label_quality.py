@@ -16,7 +16,7 @@ def label_quality(labels: PseudoLabelMemory, pids: np.ndarray) -> dict[str, floa
 
     Args:
         labels: the pseudo label memory of n images.
-        pids: int64 [n].
+        pids: int64 [n]; -1 is nobody, who has no other image.
 
     Returns:
         ``label_precision`` = |predicted and true| / |predicted| and ``label_recall`` = |predicted and true| /
@@ -31,8 +31,9 @@ def label_quality(labels: PseudoLabelMemory, pids: np.ndarray) -> dict[str, floa
         # Few of the n² pairs are set.
         row, column = _others(labels.rows(index), index, n).nonzero(as_tuple=True)
         predicted += len(row)
-        correct = correct + torch.count_nonzero(identities[index[row]] == identities[column])
-    _, sizes = np.unique(pids, return_counts=True)
+        of_row = identities[index[row]]
+        correct = correct + torch.count_nonzero((of_row == identities[column]) & (of_row >= 0))
+    _, sizes = np.unique(pids[pids >= 0], return_counts=True)
     counts = {"label_precision": predicted, "label_recall": int((sizes * (sizes - 1)).sum())}
     return {name: int(correct) / count for name, count in counts.items() if count}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from snnet.checkpoint import write_atomically
 from snnet.data.decoding import load_image
+from snnet.outputs import write_atomically
 
 HEIGHT, WIDTH = 160, 80  # of a crop, in pixels; one of another shape is centred
 CAPTION, MARGIN = 16, 6

@@ -15,10 +15,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from snnet.checkpoint import image_fingerprint, load_checkpoint, write_bytes, write_text
+from snnet.checkpoint import image_fingerprint, load_checkpoint
 from snnet.data import ReIDDataset, build_dataset
 from snnet.features import decode, decode_retrieval_set, retrieval_features
-from snnet.folders import check_folder
+from snnet.outputs import check_folder, write_bytes, write_text
 from snnet.progress import say, set_quiet
 from snnet.reporting import pictures
 from snnet.reporting.chart import draw

@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from snnet import reranking_numpy
-from snnet.errors import UserError
-from snnet.evaluation import default_threads, positive
+from snnet.errors import UserError, positive
+from snnet.evaluation import default_threads
 from snnet.progress import progress
 from snnet_kernels import memory_similarity
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from snnet.checkpoint import write_text
 from snnet.evaluation import RankMetrics
+from snnet.outputs import write_text
 from snnet.timing import seconds_by_part
 
 METRICS_FILE = "metrics.jsonl"

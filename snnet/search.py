@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from snnet.checkpoint import check_output
 from snnet.data import ImageSet, build_dataset
 from snnet.features import PAIRS_AT_A_TIME, decode
 from snnet.gallery_cache import gallery_features
 from snnet.match_picture import write_match_picture
+from snnet.outputs import check_output
 from snnet.progress import say, set_quiet
 from snnet.runtime import show_warnings_as_lines
 from snnet.trained import load_trained_model

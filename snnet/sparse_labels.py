@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snnet.checkpoint import check_output, write_atomically
 from snnet.errors import UserError
+from snnet.outputs import check_output, write_atomically
 from snnet.progress import progress
 from snnet.reranking import check_unit_rows
 from snnet_kernels import memory_similarity, mplp, nearest_neighbors, unpack_labels

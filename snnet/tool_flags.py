@@ -89,7 +89,7 @@ def parse_label_command(arguments: list[str]) -> LabelCommand:
         type=Path,
         nargs="?",
         default=None,  # argparse would take its word for "absent" as a path
-        help="a .npz, .npy or .safetensors file",
+        help="a .npz, .npy, .safetensors, .pt or .pth file",
     )
     parser.add_argument("--output", metavar="FILE.npz", type=Path, help="what to write")
     parser.add_argument(

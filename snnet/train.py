@@ -5,7 +5,14 @@ from __future__ import annotations
 import sys
 
 from snnet.errors import UserError, run_command
-from snnet.flags import CONFIG_FILE, RESUME_MAY_CHANGE, answer_early, parse_train_command, to_yaml
+from snnet.flags import (
+    CHECKPOINT_FILE,
+    CONFIG_FILE,
+    RESUME_MAY_CHANGE,
+    answer_early,
+    parse_train_command,
+    to_yaml,
+)
 
 if __name__ == "__main__":
     answer_early(parse_train_command)
@@ -21,14 +28,12 @@ import torch
 from torch import Tensor
 
 from snnet.checkpoint import (
-    CHECKPOINT_FILE,
     image_fingerprint,
     load_checkpoint,
     load_state,
     rng_state,
     save_checkpoint,
     set_rng_state,
-    write_text,
 )
 from snnet.config import OPTIONS, Config, cache_mode, flatten
 from snnet.data import DecodedImages, ReIDDataset, TrainingLoader, build_dataset, training_loader
@@ -42,9 +47,9 @@ from snnet.features import (
     rerank_gallery,
     retrieval_features,
 )
-from snnet.folders import check_folder
 from snnet.label_quality import label_quality, label_symmetry
 from snnet.models import ReIDModel, build_model
+from snnet.outputs import check_folder, write_text
 from snnet.progress import progress, say, set_quiet
 from snnet.runlog import RANKS, RunLog, epoch_line, rank_record, rank_table, time_line
 from snnet.runtime import Placement, environment, kernels_line, prepare, show_warnings_as_lines

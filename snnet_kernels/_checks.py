@@ -231,6 +231,8 @@ def check_count(name: str, value: object, lowest: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     count = value if isinstance(value, int) else int(value)
-    if not lowest <= count < 2**31:
-        raise ValueError(f"{name} must be an integer of at least {lowest} and below 2^31, got {count}")
+    if count < lowest:
+        raise ValueError(f"{name} must be an integer of at least {lowest}, got {count}")
+    if count >= 2**31:
+        raise ValueError(f"{name} must be below 2^31, got {count}")
     return count

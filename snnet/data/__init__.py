@@ -1,4 +1,4 @@
-"""Data sets of pedestrian crops, and batches of them."""
+"""Datasets of pedestrian crops, and batches of them."""
 
 from snnet.data.datasets import DATASETS, ImageSet, ReIDDataset, build_dataset
 from snnet.data.decoding import DecodedImages, decode_images

@@ -1,4 +1,4 @@
-"""The data sets by name."""
+"""The datasets by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FOLDER_NAMES = {
 def build_dataset(
     name: str, data_dir: str | Path | None, *, name_pattern: str | None = None, camstyle: bool = False
 ) -> ReIDDataset:
-    """Find and read a data set. Files are listed in the order of their paths; none is opened.
+    """Find and read a dataset. Files are listed in the order of their paths; none is opened.
 
     Args:
         name: one of :data:`DATASETS`.
@@ -39,7 +39,7 @@ def build_dataset(
             - ``folder``: any tree of crops without identities. No evaluation.
             - ``custom``: folders ``train``, ``query``, ``gallery`` and a ``name_pattern``.
             - ``synthetic``: drawn on first use.
-        data_dir: the folder of the data set, or one above it under which it has its usual name; for
+        data_dir: the folder of the dataset, or one above it under which it has its usual name; for
             ``synthetic`` where to draw it (None: a cache folder of the user's).
         name_pattern: for ``custom`` a regular expression searched in each file's path below its split's
             folder, with groups ``pid`` and ``cam`` (default: Market-1501's). Where the matches are not all

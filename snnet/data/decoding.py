@@ -93,7 +93,7 @@ def decode_images(
         TypeError: ``images`` is no split.
     """
     if not isinstance(images, ImageSet):
-        raise TypeError(f"images must be an ImageSet, as a data set's .train is, got {type(images).__name__}")
+        raise TypeError(f"images must be an ImageSet, as a dataset's .train is, got {type(images).__name__}")
     if cache not in ("auto", True, False):
         raise UserError(f"cache must be 'auto', True or False, got {cache!r}")
     with ThreadPoolExecutor() as pool:

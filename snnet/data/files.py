@@ -1,4 +1,4 @@
-"""Finding things on disk: a data set's folder, the images under it, the numbers in their names."""
+"""Finding things on disk: a dataset's folder, the images under it, the numbers in their names."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def check_folder(name: str, data_dir: str) -> None:
 
 
 def find_root(name: str, data_dir: str, folder_names: Sequence[str], splits: Sequence[Sequence[str]]) -> str:
-    """The folder that holds a data set's splits: ``data_dir``, or one of ``folder_names`` up to two below.
+    """The folder that holds a dataset's splits: ``data_dir``, or one of ``folder_names`` up to two below.
 
     Args:
-        name: the data set, for the messages.
+        name: the dataset, for the messages.
         data_dir: where the user says the data are.
-        folder_names: usual names of the data set's folder; case, "-", "_" and "." do not matter.
-        splits: for each entry the data set must hold, the names that it may have.
+        folder_names: usual names of the dataset's folder; case, "-", "_" and "." do not matter.
+        splits: for each entry the dataset must hold, the names that it may have.
 
     Raises:
         UserError: ``data_dir`` is no folder, or no candidate holds every split.

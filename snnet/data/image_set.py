@@ -62,7 +62,7 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class ReIDDataset:
-    """The splits of one data set; ``query`` and ``gallery`` are None where nothing can be evaluated."""
+    """The splits of one dataset; ``query`` and ``gallery`` are None where nothing can be evaluated."""
 
     name: str
     train: ImageSet
@@ -70,10 +70,10 @@ class ReIDDataset:
     gallery: ImageSet | None
 
     def summary(self) -> str:
-        """A line naming the data set and a line a split."""
+        """A line naming the dataset and a line a split."""
         splits = {"train": self.train, "query": self.query, "gallery": self.gallery}
         lines = [f"  {name:<8}{split.summary()}" for name, split in splits.items() if split is not None]
-        return "\n".join([f"data set {self.name}", *lines])
+        return "\n".join([f"dataset {self.name}", *lines])
 
     def evaluation_cams(self) -> tuple[np.ndarray, np.ndarray]:
         """Camera numbers of query and gallery for the rule that ignores same-camera matches.
@@ -85,7 +85,7 @@ class ReIDDataset:
             ValueError: if there is no query or no gallery.
         """
         if self.query is None or self.gallery is None:
-            raise ValueError(f"data set {self.name} has no query and gallery to evaluate on")
+            raise ValueError(f"dataset {self.name} has no query and gallery to evaluate on")
         if self.query.cams is None or self.gallery.cams is None:
             return np.zeros(len(self.query), np.int64), np.ones(len(self.gallery), np.int64)
         return self.query.cams, self.gallery.cams

@@ -1,4 +1,4 @@
-"""One reader a layout: from a folder on disk to the splits of a data set."""
+"""One reader a layout: from a folder on disk to the splits of a dataset."""
 
 from __future__ import annotations
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snnet.checkpoint import CHECKPOINT_FILE
 from snnet.config import Config, config_from
 from snnet.errors import UserError
-from snnet.flags import CONFIG_FILE, load_yaml
+from snnet.flags import CHECKPOINT_FILE, CONFIG_FILE, load_yaml
 from snnet.runlog import ENVIRONMENT_FILE, METRICS_FILE, RANKS, RESULTS_FILE, read_starts
 
 

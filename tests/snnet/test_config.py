@@ -274,7 +274,6 @@ def test_help_names_every_flag_once_with_its_help(capsys: pytest.CaptureFixture[
 
 
 def test_choices_are_those_of_the_parts() -> None:
-    from snnet import checkpoint
     from snnet.data import DATASETS
     from snnet.evaluation import AVERAGE_PRECISIONS
     from snnet.models import ARCHITECTURES
@@ -282,7 +281,6 @@ def test_choices_are_those_of_the_parts() -> None:
     assert get_args(OPTIONS["dataset"].type) == DATASETS
     assert get_args(OPTIONS["average_precision"].type) == AVERAGE_PRECISIONS
     assert get_args(OPTIONS["arch"].type) == ARCHITECTURES
-    assert flags.CHECKPOINT_FILE == checkpoint.CHECKPOINT_FILE == "checkpoint.pt"
 
 
 def test_files_are_kept_by_their_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

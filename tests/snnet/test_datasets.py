@@ -63,7 +63,7 @@ def test_market1501_reads_ids_cameras_and_double_extensions_in_path_order(tmp_pa
     assert data.gallery.pids.tolist() == [-1, 0, 1, 3] and data.gallery.cams.tolist() == [1, 2, 2, 6]
     assert data.train.styles is None
     assert data.summary().splitlines() == [
-        "data set market1501",
+        "dataset market1501",
         "  train   3 images, 2 identities, 3 cameras",
         "  query   2 images, 2 identities, 2 cameras",
         "  gallery 4 images, 3 identities, 3 cameras, 1 of them junk (pid -1)",
@@ -156,7 +156,7 @@ def test_folder_needs_no_ids(tmp_path: Path) -> None:
         "z.jpeg",
     ]
     assert data.train.pids is None and data.train.cams is None and data.query is None and data.gallery is None
-    assert data.summary() == "data set folder\n  train   3 images"
+    assert data.summary() == "dataset folder\n  train   3 images"
 
 
 def test_folder_takes_cameras_from_a_pattern(tmp_path: Path) -> None:
