@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from numbers import Integral
 
 
 class UserError(Exception):
@@ -13,13 +12,6 @@ class UserError(Exception):
     The message is one line that names it, says what came and what is needed. Commands print it as
     ``error: ...`` and exit with status 2; a program that calls the functions catches it like any exception.
     """
-
-
-def positive(value: object, name: str) -> int:
-    """``value`` as an int; a :class:`UserError` naming the argument unless it is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise UserError(f"{name} must be an integer of at least 1, got {value!r}")
-    return int(value)
 
 
 def run_command(main: Callable[[], None]) -> None:

@@ -7,8 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from snnet.checks import positive
 from snnet.cpus import available_cpus
-from snnet.errors import UserError, positive
+from snnet.errors import UserError
 
 try:
     from snnet import _rank_metrics as _native  # type: ignore[attr-defined, unused-ignore]

@@ -150,7 +150,9 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             raise UserError(
                 f"{path} is damaged or of another format ({str(error).splitlines()[0]})"
             ) from error
-        if path.read_bytes()[:6].startswith((b"PK", b"\x93NUMPY")):
+        with open(path, "rb") as file:
+            start = file.read(6)
+        if start.startswith((b"PK", b"\x93NUMPY")):
             raise UserError(f"{path} holds Python objects; save plain arrays of numbers") from error
         raise UserError(f"{path} is damaged or no {path.suffix} file") from error
 
@@ -168,15 +170,22 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         content = {"features": content}
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a tensor or a dict of tensors, got {type(content).__name__}")
-    arrays = {str(name): _as_array(value) for name, value in content.items() if isinstance(value, Tensor)}
-    return arrays, {name: json.dumps(content[name]) for name in _TEXT if isinstance(content.get(name), list)}
+    dense = {
+        str(name): value
+        for name, value in content.items()
+        if isinstance(value, Tensor) and not value.is_sparse
+    }
+    texts = {
+        name: json.dumps(content[name]) for name in _TEXT if isinstance(content.get(name), (list, tuple))
+    }
+    return {name: _as_array(value) for name, value in dense.items()}, texts
 
 
 def _as_array(tensor: Tensor) -> np.ndarray:
     """Floating types that numpy lacks (bfloat16, the 8-bit ones) are taken to float32."""
     has_it = tensor.dtype in (torch.float16, torch.float32, torch.float64)
     tensor = tensor.detach().float() if tensor.is_floating_point() and not has_it else tensor.detach()
-    return tensor.numpy()
+    return tensor.resolve_conj().numpy()
 
 
 def _from_json(text: str) -> Any:

@@ -19,7 +19,7 @@ from snnet.errors import UserError, run_command
 
 PRESETS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.yaml"  # the resolved configuration in the folder of a run
-CHECKPOINT_FILE = "checkpoint.pt"
+CHECKPOINT_FILE = "checkpoint.pt"  # here, because command lines are read before torch is imported
 RESUME_MAY_CHANGE = ("device", "workers", "data_dir")  # what may differ between the parts of a resumed run
 
 FILES = ("data_dir", "weights", "output_dir")  # options that name a file or a folder
@@ -218,11 +218,11 @@ def default_preset(given: dict[str, Any]) -> str | None:
 
 def _run_of(resume: Path) -> Path:
     """The folder of the run that --resume names."""
-    if not resume.is_file():
-        return resume
-    if resume.name != CHECKPOINT_FILE:
+    if resume.name == CHECKPOINT_FILE and not resume.is_dir():
+        return resume.parent
+    if resume.is_file():
         raise UserError(f"--resume {resume}: must be the folder of a run, or its {CHECKPOINT_FILE}")
-    return resume.parent
+    return resume
 
 
 def _resumed_config(run: Path, given: dict[str, Any]) -> Config:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from snnet.checks import UNIT_SLACK
 from snnet.config import config_from
 from snnet.feature_files import FeatureSet, load_features
 from snnet.outputs import check_output
@@ -25,8 +26,6 @@ from snnet.runtime import choose_device, kernels_line, show_warnings_as_lines
 from snnet.sparse_labels import LABEL_SETS, SparseLabels, SparseMatrix, predict_sparse_labels, save_labels
 from snnet_kernels.version import __version__
 
-# Lengths this close to 1 come from rounding: such features are taken as they are, to the bit.
-LENGTH_SLACK = 1e-3
 # A row with more than this share of all images as positives beside its own tells nobody from anybody.
 FULL_ROW = 0.1
 
@@ -110,11 +109,13 @@ def _quality(matrix: SparseMatrix, pids: np.ndarray) -> tuple[str, str]:
 
 
 def _of_length_one(content: FeatureSet) -> np.ndarray:
-    """The features, L2-normalised unless they are already; a zero row stays."""
+    """The features as they are, to the bit, where their lengths are 1 but for rounding; else L2-normalised. A zero row
+    stays.
+    """
     # In float64, which holds the square of every float32.
     squares = np.einsum("nd,nd->n", content.features, content.features, dtype=np.float64)
     lengths = np.sqrt(squares)[:, None]
-    far = (np.abs(lengths - 1) > LENGTH_SLACK) & (lengths > 0)
+    far = (np.abs(lengths - 1) > UNIT_SLACK) & (lengths > 0)
     if not far.any():
         return content.features
     say(f"{int(far.sum()):,} of {len(lengths):,} features are not of length 1: all are normalised")

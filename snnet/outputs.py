@@ -64,7 +64,7 @@ def check_output(path: Path, suffixes: Sequence[str], flag: str = "--output") ->
         raise UserError(f"{flag} {path}: {what}")
 
 
-def check_folder(folder: Path, flag: str) -> None:
+def check_output_folder(folder: Path, flag: str) -> None:
     """Raise :class:`~snnet.errors.UserError` unless files can be written to ``folder``, which may be new.
 
     That is tried, since permissions do not tell it of every file system; nothing is left behind.

@@ -18,7 +18,7 @@ from typing import Any
 from snnet.checkpoint import image_fingerprint, load_checkpoint
 from snnet.data import ReIDDataset, build_dataset
 from snnet.features import decode, decode_retrieval_set, retrieval_features
-from snnet.outputs import check_folder, write_bytes, write_text
+from snnet.outputs import check_output_folder, write_bytes, write_text
 from snnet.progress import say, set_quiet
 from snnet.reporting import pictures
 from snnet.reporting.chart import draw
@@ -53,7 +53,7 @@ def report(command: ReportCommand) -> Path:
     report cannot be written.
     """
     contents = Contents(load_run(command.run))
-    check_folder(command.output, "--output")
+    check_output_folder(command.output, "--output")
     if command.images:
         add_images(contents, command)
     else:

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from snnet import reranking_numpy
-from snnet.errors import UserError, positive
+from snnet.checks import check_unit_rows, positive
+from snnet.errors import UserError
 from snnet.evaluation import default_threads
 from snnet.progress import progress
 from snnet_kernels import memory_similarity
@@ -42,8 +43,6 @@ except ImportError:
     _native = None
 
 K1, K2, ORIGINAL_WEIGHT = 20, 6, 0.3  # of the paper's experiments
-
-UNIT_SLACK = 1e-3  # how far from 1 the norm of a feature may be
 
 # Similarities held at a time: 64 MB in float32.
 BLOCK_ENTRIES = 1 << 24
@@ -111,15 +110,6 @@ def _compare(
             first += rows
             bar.update(rows)
     return *found.result(), similarity
-
-
-def check_unit_rows(name: str, features: Tensor, why: str) -> None:
-    """Raise :class:`~snnet.errors.UserError` unless each row of ``features`` [n, d] has norm 1, to 0.001, or 0."""
-    norms = torch.linalg.vector_norm(features, dim=1, dtype=torch.float64)
-    wrong = ~(((norms - 1).abs() <= UNIT_SLACK) | (norms == 0))  # NaN is wrong, too
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        raise UserError(f"{name} must have rows of norm 1, row {row} has {float(norms[row]):.4g}: {why}")
 
 
 def _check(query: Tensor, gallery: Tensor, k1: int, k2: int, original_weight: float) -> None:

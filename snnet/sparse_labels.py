@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snnet.checks import check_unit_rows
 from snnet.errors import UserError
 from snnet.outputs import check_output, write_atomically
 from snnet.progress import progress
-from snnet.reranking import check_unit_rows
 from snnet_kernels import memory_similarity, mplp, nearest_neighbors, unpack_labels
 from snnet_kernels._checks import check_features, check_matrix, check_prediction_options
 from snnet_kernels.memory_size import free_memory
@@ -116,11 +116,11 @@ def predict_sparse_labels(
         UserError: there is no row, or one of another norm; there are so many candidates that they do not fit into
             memory.
     """
-    features = check_features("features", features, check_matrix("features", features).shape[1])
-    features = features.detach().contiguous()
+    given = check_matrix("features", features)
+    features = check_features("features", given, given.shape[1]).detach().contiguous()
     if len(features) == 0:
         raise UserError("features must have at least one row, got none")
-    check_unit_rows("features", features, "labels compare directions")
+    check_unit_rows("features", given, "labels compare directions")
     check_prediction_options(threshold, min_rank)
     candidates, neighbors = _collect_candidates(features, threshold)
     y, doubtful = _decide(candidates, min_rank, strict)

@@ -49,7 +49,7 @@ from snnet.features import (
 )
 from snnet.label_quality import label_quality, label_symmetry
 from snnet.models import ReIDModel, build_model
-from snnet.outputs import check_folder, write_text
+from snnet.outputs import check_output_folder, write_text
 from snnet.progress import progress, say, set_quiet
 from snnet.runlog import RANKS, RunLog, epoch_line, rank_record, rank_table, time_line
 from snnet.runtime import Placement, environment, kernels_line, prepare, show_warnings_as_lines
@@ -320,7 +320,7 @@ def measure_epoch(
 
 def _run_folder(config: Config, resume: Path | None) -> Path:
     if resume is not None:
-        check_folder(resume, "--resume")
+        check_output_folder(resume, "--resume")
         return resume
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = Path(config.output.output_dir or f"runs/{config.data.dataset}-{config.model.arch}-{stamp}")
@@ -330,7 +330,7 @@ def _run_folder(config: Config, resume: Path | None) -> Path:
             f"{folder} has the checkpoint of a run: continue it with --resume {folder}, or choose another "
             "--output-dir"
         )
-    check_folder(folder, "--output-dir")
+    check_output_folder(folder, "--output-dir")
     return folder
 
 

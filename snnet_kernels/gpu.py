@@ -16,7 +16,7 @@ from torch import Tensor
 from . import backends, defaults, reference
 from . import gpu_schemas as compiled_schemas
 from .precision import get_matmul_precision
-from .reference.precision import exact_float32
+from .reference.precision import exact_float32, tf32_product
 from .schemas import LIBRARY
 
 _compiled = torch.ops.snnet_cuda
@@ -54,39 +54,31 @@ def _choose(operation: str, *preferred: str) -> str:
     return "reference"
 
 
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` [p, q] of a [p, k] and b [k, q] in the chosen precision.
-
-    The kernel for tf32x3 reads both operands along k. Where b lies the other way, as the memory does in a gradient, it
-    would have to be copied, and the sums would be as long as the memory: those products stay with torch, in ieee.
-    """
-    precision = get_matmul_precision()
-    if precision == "tf32x3" and "triton" in _available and b.stride(0) == 1:
+def similarity_of(features: Tensor, memory: Tensor) -> Tensor:
+    """``features memoryᵀ`` [B, n] in the chosen precision."""
+    if get_matmul_precision() == "tf32x3" and "triton" in _available:
         from .triton.similarity import memory_similarity
 
-        return memory_similarity(a, b.t(), precision)
+        return memory_similarity(features, memory, "tf32x3")
+    return _product(features, memory.t())
+
+
+def gradient_of(grad: Tensor, memory: Tensor) -> Tensor:
+    """``grad memory`` [B, d] in the chosen precision, ieee in place of tf32x3.
+
+    The kernel for that reads both operands along their rows, for which the memory would have to be copied, and one of
+    its programs sums over all images.
+    """
+    return _product(grad, memory)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
     with exact_float32(a.device):
-        if precision != "tf32":
-            return a @ b
-        flags = torch.backends.cuda.matmul
-        before = flags.fp32_precision
-        flags.fp32_precision = "tf32"
-        try:
-            return a @ b
-        finally:
-            flags.fp32_precision = before
-
-
-def _memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
-    return matmul(features, memory.t())
-
-
-def _memory_similarity_backward(grad: Tensor, memory: Tensor) -> Tensor:
-    return matmul(grad, memory)
+        return tf32_product(a, b) if get_matmul_precision() == "tf32" else a @ b
 
 
 def _build_similarity_cache(memory: Tensor) -> Tensor:
-    return matmul(memory, memory.t())
+    return similarity_of(memory, memory)
 
 
 def _pack_labels(labels: Tensor) -> Tensor:
@@ -143,7 +135,7 @@ def _nearest_neighbors(
     preferred = ("cuda", "triton") if at_hand else ("triton", "cuda")
     match _choose("nearest_neighbors", *preferred):
         case "cuda":
-            rows = query_rows if at_hand else matmul(memory[index], memory.t())
+            rows = query_rows if at_hand else similarity_of(memory[index], memory)
             return _compiled.nearest_neighbors.default(index, cache, rows, k)
         case "triton":
             from .triton.neighbors import nearest_neighbors
@@ -202,13 +194,13 @@ def _fused_mutual_label_loss(
     options = (labels, weights, delta, hard_negative_ratio)
     match _choose("fused_mutual_label_loss", *preferred):
         case "cuda":
-            s = matmul(features, memory.t()) if similarity is None else similarity
+            s = similarity_of(features, memory) if similarity is None else similarity
             if kind == "mmcl" and hard_negative_ratio <= _SPARSE_UP_TO[get_matmul_precision()]:
                 return _compiled.sparse_label_loss.default(s, memory, *options)
             loss, grad = _compiled.mutual_label_loss.default(
                 s, labels, weights, kind, delta, hard_negative_ratio
             )
-            return loss, matmul(grad, memory)
+            return loss, gradient_of(grad, memory)
         case "triton" if kind == "mmcl":
             from .triton.hard_negative_loss import hard_negative_loss
 
@@ -233,7 +225,7 @@ def _update_memory(
     if cache is None:
         similarity = None
     elif similarity is None:
-        similarity = matmul(features, memory.t())
+        similarity = similarity_of(features, memory)
     if _choose("update_memory_", "cuda") == "cuda":
         _compiled.update_memory_.default(memory, index, features, momentum, cache, similarity)
     else:
@@ -245,8 +237,8 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "unpack_labels": _unpack_labels,
     "write_labels_": _write_labels,
     "gather_labels": _gather_labels,
-    "memory_similarity": _memory_similarity,
-    "memory_similarity_backward": _memory_similarity_backward,
+    "memory_similarity": similarity_of,
+    "memory_similarity_backward": gradient_of,
     "build_similarity_cache": _build_similarity_cache,
     "mplp": _mplp,
     "nearest_neighbors": _nearest_neighbors,

@@ -37,7 +37,8 @@ class ExemplarMemory(FixedTypeModule):
         num_instances: number of images n.
         feature_dim: feature dimensions d.
         cache: keep S, 4n² bytes, so that labels need no product: ``True``, ``False`` or ``"auto"``, which
-            keeps it where it takes at most 40 % of the memory that is free at :meth:`initialize_`.
+            keeps it where it takes at most 40 % of the memory that is free at :meth:`initialize_`, or, after a
+            state was loaded, when it is first needed.
 
     Buffers: ``features`` float32 [n, d], ``cache`` float32 [n, n] or None (built at first use, not saved).
     """

@@ -35,7 +35,7 @@ def _serve(operation: str, tensor: Tensor) -> None:
 
 def label_bytes(n: int) -> int:
     """Bytes of one packed label row of ``n`` columns: ``16 * ceil(n / 128)``."""
-    return reference.label_bytes(n if isinstance(n, torch.SymInt) else checks.check_count("n", n, lowest=0))
+    return reference.label_bytes(checks.check_count("n", n, lowest=0))
 
 
 def pack_labels(labels: Tensor) -> Tensor:

@@ -29,9 +29,12 @@ def set_matmul_precision(precision: str) -> None:
     backbone, would change them, and is ignored here. The environment variable ``SNNET_MATMUL_PRECISION`` sets it
     at import.
 
+    Cells of the similarity cache between two members of one batch are float32 in any precision.
+
     Args:
         precision: ``"ieee"`` (default), true float32. ``"tf32x3"``, three TF32 products that make up for each
-            other's rounding: close to float32, on the tensor cores. ``"tf32"``, one TF32 product (10 bits of
+            other's rounding: close to float32, on the tensor cores; the product of a gradient with the memory is
+            ``"ieee"`` then. ``"tf32"``, one TF32 product (10 bits of
             mantissa): the fastest, labels near a threshold change (of the rows of a similarity cache made so, 0.10 %
             at d 512 and 0.05 % at d 2048 got another label, none with ``"tf32x3"``: n 12,936, emulated on a CPU by
             ``python -m benchmarks.label_flips``). ``"bf16"``, for what runs without a

@@ -16,7 +16,7 @@ SNNET_INLINE float blended_similarity(float before, float live, float alpha, flo
   return (alpha * before + beta * live) / length;
 }
 
-// S'[i,j] for entries b, c of the batch at i, j; cross = s[b,j] + s[c,i], gram = G[b,c].
+// S'[i,j] for entries b, c of the batch at i, j; cross = s[b,j] + s[c,i], gram = G[b,c]. On a GPU it is a product.
 SNNET_INLINE float blended_pair(float before, float cross, float gram, float alpha, float beta, float length_b,
                                 float length_c) {
   return (alpha * alpha * before + alpha * beta * cross + beta * beta * gram) / (length_b * length_c);

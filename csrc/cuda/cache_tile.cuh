@@ -67,7 +67,7 @@ __device__ void tile_products(const MemoryUpdate& u, int64_t first_column, Updat
   }
 }
 
-// S[i,l] and s[b,l] of the thread's cells of a tile; 0 where there is none.
+// S[i,l] and s[b,l] of the thread's cells of a tile; 0 past its ends, and for members of the batch.
 __device__ __forceinline__ void load_cells(const MemoryUpdate& u, const UpdateShared& shared, int64_t first_column,
                                            int64_t end_column, float (&before)[kRowsOfThread][kColumnsOfThread],
                                            float (&live)[kRowsOfThread][kColumnsOfThread]) {

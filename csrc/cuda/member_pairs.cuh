@@ -20,8 +20,8 @@ __device__ __forceinline__ int32_t member_at(const MemoryUpdate& u, int32_t plac
   return place < u.batch_size && is_first_of_index(u, place) ? u.order[place].column : -1;
 }
 
-// S'[i,j] and S'[j,i] are the product of the two rows of the updated memory, whose lanes go along d. The product is
-// made while the tiles are written, and lets no error of the cache before live on.
+// S'[i,j] and S'[j,i] are the product of the two rows of the updated memory; the lanes of a warp go along d. No error of
+// the cache before lives on in it.
 __device__ void update_pairs(const MemoryUpdate& u, int64_t block) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t across = pair_blocks_across(u.batch_size);

@@ -188,7 +188,10 @@ def _upright_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, of which Pillow would keep what lies below 256 and make the rest white."""
+    """Grey of 16 bits, of which Pillow would keep what lies below 256 and make the rest white.
+
+    Mode I, of 32 bits, is how some files of 16 bits are opened, and is taken for those.
+    """
     grey = np.asarray(image).astype(np.int64)
     if grey.min() < 0 or grey.max() > 0xFFFF:
         raise ValueError(

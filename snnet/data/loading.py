@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from snnet.checks import positive
 from snnet.cpus import available_cpus
 from snnet.data.decoding import DecodedImages, load_image
 from snnet.data.transforms import UNIFORMS, augment, draw_augmentation, prepare
-from snnet.errors import UserError, positive
+from snnet.errors import UserError
 
 # The first word of every random stream's key, so that no two kinds of stream share one.
 PERMUTATION, AUGMENTATION = 1, 2

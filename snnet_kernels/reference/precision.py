@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 _FLAGS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+# The flags are the process's; blocks may run in several threads at once.
 _lock = threading.Lock()
-_inside = 0  # blocks of all threads that are being run: the flags are the process's
-_restore: Callable[[], None] | None = None
+_inside = 0  # blocks that are being run
+_restore: Callable[[], None] | None = None  # for the last of them to call
 
 
 @contextmanager
@@ -24,8 +26,9 @@ def exact_float32(device: torch.device) -> Iterator[None]:
     """
     global _inside, _restore
     with _lock:
-        if _inside == 0:
-            _restore = _switch_off()
+        _restore = (
+            _switch_off() or _restore
+        )  # also inside a block of another thread: its caller may have set them
         _inside += 1
     try:
         with torch.autocast(device.type, enabled=False):
@@ -35,6 +38,29 @@ def exact_float32(device: torch.device) -> Iterator[None]:
             _inside -= 1
             if _inside == 0 and _restore is not None:
                 _restore()
+                _restore = None
+
+
+def tf32_product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` of CUDA tensors with operands in TF32, inside an :func:`exact_float32` block."""
+    flags = torch.backends.cuda.matmul
+    with _lock:  # nobody may take this for what the caller set
+        before = flags.fp32_precision
+        flags.fp32_precision = "tf32"
+        try:
+            return a @ b
+        finally:
+            flags.fp32_precision = before
+
+
+def _forget_other_threads() -> None:
+    """In a forked process only the thread that forked goes on."""
+    global _lock, _inside, _restore
+    _lock, _inside, _restore = threading.Lock(), 0, None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 def _switch_off() -> Callable[[], None] | None:

@@ -129,7 +129,7 @@ def test_global_precision_flags_change_nothing():
 def test_blocks_of_several_threads_leave_the_flags_as_they_were():
     """A block that begins inside another and outlives it must not take the switched flags for the caller's."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision("high")
     second_inside, first_left = threading.Event(), threading.Event()
 
     def outlive() -> str:
@@ -141,6 +141,8 @@ def test_blocks_of_several_threads_leave_the_flags_as_they_were():
     try:
         with ThreadPoolExecutor(1) as pool:
             with exact_float32(torch.device("cpu")):
+                # Its caller has set the flags after the first block switched them off.
+                torch.set_float32_matmul_precision("medium")
                 inside = pool.submit(outlive)
                 assert second_inside.wait(30)
             first_left.set()

@@ -64,9 +64,10 @@ def generate(root: str | os.PathLike[str] | None = None, *, seed: int = 0) -> Pa
 
 
 def _check_own(parent: Path) -> None:
-    """Raise unless ``parent`` is new, or holds sets of ours alone: nothing is drawn among a user's own files."""
+    """Raise unless ``parent`` is new, or holds our own files alone: nothing is drawn among a user's."""
     names = sorted(path.name for path in parent.iterdir()) if parent.exists() else []
-    if foreign := [name for name in names if not name.lstrip(".").startswith("synthetic-v")]:
+    ours = (".", "lost+found", "synthetic-v", "features-")  # hidden files are nobody's images
+    if foreign := [name for name in names if not name.startswith(ours)]:
         raise UserError(
             f"the synthetic set is not drawn into {parent}, which holds other files ({foreign[0]}): needed is an "
             "empty or a new folder"

@@ -1,0 +1,30 @@
+"""Checks of arguments that several parts share; what fails is a :class:`~snnet.errors.UserError` that names it."""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from snnet.errors import UserError
+
+UNIT_SLACK = 1e-3  # how far from 1 the norm of a feature may be
+HALF_UNIT_SLACK = 1e-2  # in float16 and bfloat16
+
+
+def positive(value: object, name: str) -> int:
+    """``value`` as an int; a :class:`UserError` naming the argument unless it is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise UserError(f"{name} must be an integer of at least 1, got {value!r}")
+    return int(value)
+
+
+def check_unit_rows(name: str, features: Tensor, why: str) -> None:
+    """Raise :class:`~snnet.errors.UserError` unless each row of ``features`` [n, d] has norm 1 or 0."""
+    slack = HALF_UNIT_SLACK if features.dtype in (torch.float16, torch.bfloat16) else UNIT_SLACK
+    norms = torch.linalg.vector_norm(features, dim=1, dtype=torch.float64)
+    wrong = ~(((norms - 1).abs() <= slack) | (norms == 0))  # NaN is wrong, too
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise UserError(f"{name} must have rows of norm 1, row {row} has {float(norms[row]):.4g}: {why}")
