@@ -26,9 +26,8 @@ def exact_float32(device: torch.device) -> Iterator[None]:
     """
     global _inside, _restore
     with _lock:
-        _restore = (
-            _switch_off() or _restore
-        )  # also inside a block of another thread: its caller may have set them
+        # Inside a block of another thread too: somebody may have set the flags since.
+        _restore = _switch_off() or _restore
         _inside += 1
     try:
         with torch.autocast(device.type, enabled=False):
