@@ -8,6 +8,7 @@ from .ops import (
     build_similarity_cache,
     fused_mutual_label_loss,
     label_bytes,
+    mark_cache_blocks,
     memory_similarity,
     mplp,
     mutual_label_loss,
@@ -17,6 +18,7 @@ from .ops import (
     update_memory_,
 )
 from .precision import get_matmul_precision, set_matmul_precision
+from .reference import CacheBlocks
 from .version import __version__
 
 if backend_info().forced != "reference":
@@ -24,6 +26,7 @@ if backend_info().forced != "reference":
 
 __all__ = [
     "BackendInfo",
+    "CacheBlocks",
     "ExemplarMemory",
     "LibraryInfo",
     "MutualLabelLoss",
@@ -36,6 +39,7 @@ __all__ = [
     "fused_mutual_label_loss",
     "get_matmul_precision",
     "label_bytes",
+    "mark_cache_blocks",
     "memory_similarity",
     "mplp",
     "mutual_label_loss",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from .reference.cache_blocks import CacheBlocks, block_bytes
 from .reference.labels import label_bytes
 
 DEBUG = os.environ.get("SNNET_DEBUG") == "1"
@@ -139,6 +140,20 @@ def check_cache(name: str, value: object, num_instances: int) -> Tensor:
     return cache
 
 
+def check_blocks(name: str, value: object, cache: Tensor | None, num_instances: int) -> CacheBlocks:
+    """The marked blocks of a cache, their floor as float32 has it."""
+    if not isinstance(value, CacheBlocks):
+        raise TypeError(f"{name} must be CacheBlocks (see mark_cache_blocks), got {type(value).__name__}")
+    if cache is None:
+        raise ValueError(f"{name} say what a cache holds: cache must be given with them")
+    bits = check_matrix(f"{name}.bits", value.bits, "n", "block_bytes(n)")
+    check_storage(f"{name}.bits", bits, torch.uint8)
+    expected = (num_instances, block_bytes(num_instances))
+    if tuple(bits.shape) != expected:
+        raise ValueError(f"{name}.bits must have shape {list(expected)}, got {tuple(bits.shape)}")
+    return CacheBlocks(bits, check_finite(f"{name}.floor", value.floor))
+
+
 def check_labels(name: str, value: object, num_instances: int, batch_size: int | None = None) -> Tensor:
     """Packed label bits: contiguous uint8 [B, label_bytes(n)]."""
     labels = check_matrix(name, value, "B", "label_bytes(n)")
@@ -214,10 +229,14 @@ def check_loss_options(kind: str, delta: float, hard_negative_ratio: float) -> t
 
 
 def check_prediction_options(threshold: float, min_rank: int) -> tuple[float, int]:
-    threshold = check_number("threshold", threshold)
-    if not -float("inf") < threshold < float("inf"):
-        raise ValueError(f"threshold must be finite, got {threshold}")
-    return threshold, check_count("min_rank", min_rank, lowest=0)
+    return check_finite("threshold", threshold), check_count("min_rank", min_rank, lowest=0)
+
+
+def check_finite(name: str, value: object) -> float:
+    number = check_number(name, value)
+    if not -float("inf") < number < float("inf"):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number
 
 
 def check_number(name: str, value: object, wanted: str = "a number") -> float:

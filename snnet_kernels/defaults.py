@@ -24,6 +24,8 @@ def _mplp(
     threshold: float,
     min_rank: int,
     strict: bool,
+    block_bits: Tensor | None = None,
+    block_floor: float = 0.0,
 ) -> Tensor:
     check_index_values("index", index, memory.shape[0])
     return reference.mplp(
@@ -58,10 +60,14 @@ def mine_labels_(
     threshold: float,
     min_rank: int,
     strict: bool,
+    block_bits: Tensor | None = None,
+    block_floor: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Steps 2 to 4 of an iteration from one operation each, on whichever backend serves them."""
     operations = torch.ops.snnet
-    labels = operations.mplp.default(memory, index, cache, query_rows, threshold, min_rank, strict)
+    labels = operations.mplp.default(
+        memory, index, cache, query_rows, threshold, min_rank, strict, block_bits, block_floor
+    )
     neighbor, _ = operations.nearest_neighbors.default(memory, index, cache, query_rows, 1)
     symmetric_labels = operations.gather_labels.default(column_bits, index)
     # A single image has no neighbour (-1), and so an empty label.
@@ -77,10 +83,15 @@ def _update_memory(
     momentum: Tensor,
     cache: Tensor | None,
     similarity: Tensor | None,
+    block_bits: Tensor | None = None,
+    block_floor: float = 0.0,
 ) -> None:
     check_index_values("index", index, memory.shape[0])
     check_momentum_value(momentum)
-    reference.update_memory_(memory, index, features, momentum, cache=cache, similarity=similarity)
+    blocks = None if block_bits is None else reference.CacheBlocks(block_bits, block_floor)
+    reference.update_memory_(
+        memory, index, features, momentum, cache=cache, similarity=similarity, blocks=blocks
+    )
 
 
 _DEFAULTS = {
@@ -91,6 +102,7 @@ _DEFAULTS = {
     "memory_similarity": reference.memory_similarity,
     "memory_similarity_backward": reference.memory_similarity_backward,
     "build_similarity_cache": reference.build_similarity_cache,
+    "mark_cache_blocks": reference.mark_cache_blocks,
     "mplp": _mplp,
     "nearest_neighbors": _nearest_neighbors,
     "mine_labels_": mine_labels_,
@@ -107,7 +119,7 @@ def _count_writes(operation: torch._ops.OpOverload, written: tuple[int, ...]) ->
 
     def count_and_run(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
         for position in written:
-            if args[position] is not None and not args[position].is_inference():
+            if position < len(args) and args[position] is not None and not args[position].is_inference():
                 torch.autograd.graph.increment_version(args[position])
         with torch._C._AutoDispatchBelowADInplaceOrView():
             return operation.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)
@@ -115,7 +127,7 @@ def _count_writes(operation: torch._ops.OpOverload, written: tuple[int, ...]) ->
     return count_and_run
 
 
-for _name, _written in {"write_labels_": (0, 1), "mine_labels_": (4, 5), "update_memory_": (0, 4)}.items():
+for _name, _written in {"write_labels_": (0, 1), "mine_labels_": (4, 5), "update_memory_": (0, 4, 6)}.items():
     LIBRARY.impl(
         _name,
         _count_writes(getattr(torch.ops.snnet, _name).default, _written),

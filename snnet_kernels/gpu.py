@@ -106,6 +106,12 @@ def _write_labels(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: 
         reference.write_labels_(row_bits, column_bits, index, labels)
 
 
+def _mark_cache_blocks(cache: Tensor, floor: float) -> Tensor:
+    if _choose("mark_cache_blocks", "cuda") == "cuda":
+        return _compiled.mark_cache_blocks.default(cache, floor)
+    return reference.mark_cache_blocks(cache, floor)
+
+
 def _mplp(
     memory: Tensor,
     index: Tensor,
@@ -114,11 +120,15 @@ def _mplp(
     threshold: float,
     min_rank: int,
     strict: bool,
+    block_bits: Tensor | None = None,
+    block_floor: float = 0.0,
 ) -> Tensor:
     preferred = ("triton",) if cache is None else ("cuda", "triton")
     match _choose("mplp", *preferred):
         case "cuda":
-            return _compiled.mplp.default(index, cache, query_rows, threshold, min_rank, strict)
+            return _compiled.mplp.default(
+                index, cache, query_rows, threshold, min_rank, strict, block_bits, block_floor
+            )
         case "triton":
             from .triton.label_prediction import mplp
 
@@ -154,13 +164,34 @@ def _mine_labels(
     threshold: float,
     min_rank: int,
     strict: bool,
+    block_bits: Tensor | None = None,
+    block_floor: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if cache is not None and "cuda" in _available and backends.FORCED in (None, "cuda"):
         return _compiled.mine_labels_.default(
-            index, cache, query_rows, row_bits, column_bits, threshold, min_rank, strict
+            index,
+            cache,
+            query_rows,
+            row_bits,
+            column_bits,
+            threshold,
+            min_rank,
+            strict,
+            block_bits,
+            block_floor,
         )
     return defaults.mine_labels_(
-        memory, index, cache, query_rows, row_bits, column_bits, threshold, min_rank, strict
+        memory,
+        index,
+        cache,
+        query_rows,
+        row_bits,
+        column_bits,
+        threshold,
+        min_rank,
+        strict,
+        block_bits,
+        block_floor,
     )
 
 
@@ -221,15 +252,22 @@ def _update_memory(
     momentum: Tensor,
     cache: Tensor | None,
     similarity: Tensor | None,
+    block_bits: Tensor | None = None,
+    block_floor: float = 0.0,
 ) -> None:
     if cache is None:
         similarity = None
     elif similarity is None:
         similarity = similarity_of(features, memory)
     if _choose("update_memory_", "cuda") == "cuda":
-        _compiled.update_memory_.default(memory, index, features, momentum, cache, similarity)
+        _compiled.update_memory_.default(
+            memory, index, features, momentum, cache, similarity, block_bits, block_floor
+        )
     else:
-        reference.update_memory_(memory, index, features, momentum, cache=cache, similarity=similarity)
+        blocks = None if block_bits is None else reference.CacheBlocks(block_bits, block_floor)
+        reference.update_memory_(
+            memory, index, features, momentum, cache=cache, similarity=similarity, blocks=blocks
+        )
 
 
 _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
@@ -240,6 +278,7 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "memory_similarity": similarity_of,
     "memory_similarity_backward": gradient_of,
     "build_similarity_cache": _build_similarity_cache,
+    "mark_cache_blocks": _mark_cache_blocks,
     "mplp": _mplp,
     "nearest_neighbors": _nearest_neighbors,
     "mine_labels_": _mine_labels,

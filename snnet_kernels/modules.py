@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .memory_size import free_memory
+from .reference import CacheBlocks
 
 CACHE_SHARE = 0.4  # of the free memory: what a similarity cache may take with cache="auto"
 
@@ -39,12 +40,16 @@ class ExemplarMemory(FixedTypeModule):
         cache: keep S, 4n² bytes, so that labels need no product: ``True``, ``False`` or ``"auto"``, which
             keeps it where it takes at most 40 % of the memory that is free at :meth:`initialize_`, or, after a
             state was loaded, when it is first needed.
+        threshold: the lowest that labels will be predicted with, see :meth:`current_blocks`; a lower one, where it
+            is asked for, takes its place.
 
-    Buffers: ``features`` float32 [n, d], ``cache`` float32 [n, n] or None (built at first use, not saved).
+    Buffers: ``features`` float32 [n, d]; ``cache`` float32 [n, n] and ``block_bits``, its marked blocks, or None
+    (built at first use, not saved).
     """
 
     features: Tensor
     cache: Tensor | None
+    block_bits: Tensor | None
 
     def __init__(
         self,
@@ -52,6 +57,7 @@ class ExemplarMemory(FixedTypeModule):
         feature_dim: int,
         cache: bool | str = "auto",
         *,
+        threshold: float = 0.6,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -64,6 +70,8 @@ class ExemplarMemory(FixedTypeModule):
         self.cache_mode = cache
         self.register_buffer("features", torch.zeros(num_instances, feature_dim, device=device))
         self.register_buffer("cache", None, persistent=False)
+        self.register_buffer("block_bits", None, persistent=False)
+        self._block_floor = ops.checks.check_finite("threshold", threshold)
         self._cached_version: int | None = None
         self._keeps_cache: bool | None = None if cache == "auto" else bool(cache)
 
@@ -87,7 +95,7 @@ class ExemplarMemory(FixedTypeModule):
 
     def drop_cache_(self) -> None:
         """Free S; it is built again when labels are next asked for."""
-        self.cache, self._cached_version = None, None
+        self.cache, self.block_bits, self._cached_version = None, None, None
 
     def rebuild_cache_(self) -> None:
         """Compute S afresh from ``features`` where a cache is kept; drops the rounding of earlier updates."""
@@ -95,6 +103,7 @@ class ExemplarMemory(FixedTypeModule):
         if self.keeps_cache:
             self.cache = ops.build_similarity_cache(self.features)
             self._cached_version = self.version
+            self.block_bits = ops.mark_cache_blocks(self.cache, self._block_floor).bits
 
     def current_cache(self) -> Tensor | None:
         """S [n, n] of the features as they are now, or None where no cache is kept.
@@ -107,6 +116,22 @@ class ExemplarMemory(FixedTypeModule):
         if self.keeps_cache and (self.cache is None or self._cached_version != self.version):
             self.rebuild_cache_()
         return self.cache
+
+    def current_blocks(self, threshold: float | None = None) -> CacheBlocks | None:
+        """The marked blocks of S as it is now (:func:`snnet_kernels.mark_cache_blocks`), or None where no cache is
+        kept: labels read little else of it.
+
+        They are marked down to the lowest ``threshold`` so far. A traced call takes those that are there.
+        """
+        cache = self.current_cache()
+        if cache is None or self.block_bits is None:
+            return None
+        if threshold is not None and not torch.compiler.is_compiling():
+            threshold = ops.checks.check_finite("threshold", threshold)
+            if threshold < self._block_floor:
+                self._block_floor = threshold
+                self.block_bits = ops.mark_cache_blocks(cache, threshold).bits
+        return CacheBlocks(self.block_bits, self._block_floor)
 
     def initialize_(self, features: Tensor) -> None:
         """Fill the memory with the L2-normalised ``features`` [n, d] of an extraction pass.
@@ -147,6 +172,7 @@ class ExemplarMemory(FixedTypeModule):
             min_rank,
             cache=self.current_cache(),
             query_rows=query_rows,
+            blocks=self.current_blocks(threshold),
             strict=strict,
         )
 
@@ -162,8 +188,10 @@ class ExemplarMemory(FixedTypeModule):
         self, index: Tensor, features: Tensor, momentum: float | Tensor, *, similarity: Tensor | None = None
     ) -> None:
         """Momentum update of M and of the cache; see :func:`snnet_kernels.update_memory_`."""
-        cache = self.current_cache()
-        ops.update_memory_(self.features, index, features, momentum, cache=cache, similarity=similarity)
+        cache, blocks = self.current_cache(), self.current_blocks()
+        ops.update_memory_(
+            self.features, index, features, momentum, cache=cache, similarity=similarity, blocks=blocks
+        )
         if cache is not None and not torch.compiler.is_compiling():
             self._cached_version = self.version
 

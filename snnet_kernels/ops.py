@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import _checks as checks
 from . import backends, defaults, reference  # noqa: F401  (defaults registers the implementations)
+from .reference import CacheBlocks
 
 _pack_labels = torch.ops.snnet.pack_labels.default
 _unpack_labels = torch.ops.snnet.unpack_labels.default
@@ -20,6 +21,7 @@ _write_labels = torch.ops.snnet.write_labels_.default
 _gather_labels = torch.ops.snnet.gather_labels.default
 _memory_similarity = torch.ops.snnet.memory_similarity.default
 _build_similarity_cache = torch.ops.snnet.build_similarity_cache.default
+_mark_cache_blocks = torch.ops.snnet.mark_cache_blocks.default
 _mplp = torch.ops.snnet.mplp.default
 _nearest_neighbors = torch.ops.snnet.nearest_neighbors.default
 _mine_labels = torch.ops.snnet.mine_labels_.default
@@ -86,6 +88,32 @@ def build_similarity_cache(memory: Tensor) -> Tensor:
     return _build_similarity_cache(memory)
 
 
+def mark_cache_blocks(cache: Tensor, floor: float = 0.6) -> CacheBlocks:
+    """The blocks of 32 columns of each cache row that hold a value above ``floor``, n² / 256 bytes as bits.
+
+    Given to :func:`mplp` over this cache, and to :func:`update_memory_`, which keeps them current, they save it
+    reading the rows of candidates whole. They serve where S[p, a] is at least the floor: take the threshold of the
+    labels. Equals ``(cache > floor)``, any of 32 neighbours, packed as :func:`pack_labels` does.
+
+    Args:
+        cache: S = M Mᵀ float32 [n, n], contiguous.
+        floor: a finite number (rounded to float32 first).
+    """
+    cache = checks.check_cache("cache", cache, checks.check_matrix("cache", cache, "n", "n").shape[0])
+    floor = checks.check_finite("floor", floor)
+    _serve("mark_cache_blocks", cache)
+    return CacheBlocks(_mark_cache_blocks(cache, floor), floor)
+
+
+def _split(
+    blocks: CacheBlocks | None, cache: Tensor | None, num_instances: int
+) -> tuple[Tensor | None, float]:
+    """The bits and the floor, checked."""
+    if blocks is None:
+        return None, 0.0
+    return checks.check_blocks("blocks", blocks, cache, num_instances)
+
+
 def _check_inquiry(
     memory: Tensor, index: Tensor, cache: Tensor | None, query_rows: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -108,6 +136,7 @@ def mplp(
     *,
     cache: Tensor | None = None,
     query_rows: Tensor | None = None,
+    blocks: CacheBlocks | None = None,
     strict: bool = False,
 ) -> Tensor:
     """Memory-based positive label prediction: packed pseudo labels uint8 [B, label_bytes(n)].
@@ -127,12 +156,15 @@ def mplp(
         min_rank: the smallest rank that counts as consistent.
         cache: S = M Mᵀ float32 [n, n], contiguous; without it the products are made as they are needed.
         query_rows: [B, n] in place of S[index], for instance ``memory_similarity(features, memory)``.
+        blocks: :func:`mark_cache_blocks` of the cache: the same labels with less reading.
         strict: the reading of the MMCL paper: k = c, and exactly the candidates before the inconsistent one.
     """
     threshold, min_rank = checks.check_prediction_options(threshold, min_rank)
     memory, index, cache, query_rows = _check_inquiry(memory, index, cache, query_rows)
+    bits, floor = _split(blocks, cache, memory.shape[0])
+    checks.check_same_device(memory=memory, blocks=bits)
     _serve("mplp", memory)
-    return _mplp(memory, index, cache, query_rows, float(threshold), min_rank, bool(strict))
+    return _mplp(memory, index, cache, query_rows, float(threshold), min_rank, bool(strict), bits, floor)
 
 
 def nearest_neighbors(
@@ -233,6 +265,7 @@ def update_memory_(
     *,
     cache: Tensor | None = None,
     similarity: Tensor | None = None,
+    blocks: CacheBlocks | None = None,
 ) -> None:
     """Momentum update of the exemplar memory, in place: ``M[index] = normalize(α M[index] + (1 − α) f)``.
 
@@ -247,6 +280,7 @@ def update_memory_(
         cache: S = M Mᵀ float32 [n, n] of the memory before the update, contiguous, written.
         similarity: ``memory_similarity(features, memory)`` [B, n] before the update; computed if it is absent
             and the cache needs it.
+        blocks: :func:`mark_cache_blocks` of the cache, whose bits are written.
     """
     memory = checks.check_memory("memory", memory)
     n = memory.shape[0]
@@ -260,8 +294,10 @@ def update_memory_(
     checks.check_same_device(
         memory=memory, index=index, features=features, cache=cache, similarity=similarity
     )
+    bits, floor = _split(blocks, cache, n)
+    checks.check_same_device(memory=memory, blocks=bits)
     _serve("update_memory_", memory)
-    _update_memory(memory, index, features, momentum, cache, similarity)
+    _update_memory(memory, index, features, momentum, cache, similarity, bits, floor)
 
 
 def write_labels_(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: Tensor) -> None:
@@ -314,6 +350,7 @@ def mine_labels_(
     *,
     cache: Tensor | None = None,
     query_rows: Tensor | None = None,
+    blocks: CacheBlocks | None = None,
     strict: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The three label sets of a batch, and the main one written to the pseudo label memory (steps 2 to 4).
@@ -323,7 +360,7 @@ def mine_labels_(
     (Eq. 6), then :func:`write_labels_` (Eq. 3): the inquiries see P as it was before.
 
     Args:
-        memory, index, threshold, min_rank, cache, query_rows, strict: as in :func:`mplp`.
+        memory, index, threshold, min_rank, cache, query_rows, blocks, strict: as in :func:`mplp`.
         row_bits, column_bits: P and Pᵀ as bits, uint8 [n, label_bytes(n)], contiguous, written.
     """
     threshold, min_rank = checks.check_prediction_options(threshold, min_rank)
@@ -331,8 +368,8 @@ def mine_labels_(
     n = memory.shape[0]
     row_bits = checks.check_labels("row_bits", row_bits, n, n)
     column_bits = checks.check_labels("column_bits", column_bits, n, n)
-    checks.check_same_device(memory=memory, row_bits=row_bits, column_bits=column_bits)
+    bits, floor = _split(blocks, cache, n)
+    checks.check_same_device(memory=memory, row_bits=row_bits, column_bits=column_bits, blocks=bits)
+    options = float(threshold), min_rank, bool(strict)
     _serve("mine_labels_", memory)
-    return _mine_labels(
-        memory, index, cache, query_rows, row_bits, column_bits, float(threshold), min_rank, bool(strict)
-    )
+    return _mine_labels(memory, index, cache, query_rows, row_bits, column_bits, *options, bits, floor)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .reference.cache_blocks import block_bytes
 from .reference.labels import label_bytes
 
 LIBRARY = torch.library.Library("snnet", "DEF")
@@ -73,10 +74,16 @@ def _build_similarity_cache(memory: Tensor) -> Tensor:
     return memory.new_empty(memory.shape[0], memory.shape[0])
 
 
-# memory [n, d], index [B], cache [n, n], query_rows [B, n] -> uint8 [B, L]
+# cache [n, n] -> uint8 [n, block_bytes(n)]
+@_operation("mark_cache_blocks(Tensor cache, float floor) -> Tensor")
+def _mark_cache_blocks(cache: Tensor, floor: float) -> Tensor:
+    return cache.new_empty(cache.shape[0], block_bytes(cache.shape[0]), dtype=torch.uint8)
+
+
+# memory [n, d], index [B], cache [n, n], query_rows [B, n], block_bits uint8 [n, block_bytes(n)] -> uint8 [B, L]
 @_operation(
     "mplp(Tensor memory, Tensor index, Tensor? cache, Tensor? query_rows, float threshold, "
-    "int min_rank, bool strict) -> Tensor"
+    "int min_rank, bool strict, Tensor? block_bits=None, float block_floor=0.) -> Tensor"
 )
 def _mplp(
     memory: Tensor,
@@ -86,6 +93,8 @@ def _mplp(
     threshold: float,
     min_rank: int,
     strict: bool,
+    block_bits: Tensor | None = None,
+    block_floor: float = 0.0,
 ) -> Tensor:
     return memory.new_empty(index.shape[0], label_bytes(memory.shape[0]), dtype=torch.uint8)
 
@@ -101,11 +110,12 @@ def _nearest_neighbors(
     return index.new_empty(index.shape[0], k), memory.new_empty(index.shape[0], k)
 
 
-# memory, index, cache and query_rows as for mplp; row_bits, column_bits uint8 [n, L] are P and its transpose
+# row_bits, column_bits uint8 [n, L] are P and its transpose, the rest as for mplp
 # -> main, symmetric and neighbor labels, uint8 [B, L] each
 @_operation(
     "mine_labels_(Tensor memory, Tensor index, Tensor? cache, Tensor? query_rows, Tensor(a!) row_bits, "
-    "Tensor(b!) column_bits, float threshold, int min_rank, bool strict) -> (Tensor, Tensor, Tensor)"
+    "Tensor(b!) column_bits, float threshold, int min_rank, bool strict, Tensor? block_bits=None, "
+    "float block_floor=0.) -> (Tensor, Tensor, Tensor)"
 )
 def _mine_labels(
     memory: Tensor,
@@ -117,6 +127,8 @@ def _mine_labels(
     threshold: float,
     min_rank: int,
     strict: bool,
+    block_bits: Tensor | None = None,
+    block_floor: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = index.shape[0], row_bits.shape[1]
     return row_bits.new_empty(shape), row_bits.new_empty(shape), row_bits.new_empty(shape)
@@ -156,10 +168,10 @@ def _fused_mutual_label_loss(
     return features.new_empty(()), features.new_empty(features.shape)
 
 
-# memory [n, d], index [B], features [B, d], momentum [], cache [n, n], similarity [B, n]
+# memory [n, d], index [B], features [B, d], momentum [], cache [n, n], similarity [B, n], block_bits as for mplp
 @_operation(
-    "update_memory_(Tensor(a!) memory, Tensor index, Tensor features, Tensor momentum, "
-    "Tensor(b!)? cache, Tensor? similarity) -> ()"
+    "update_memory_(Tensor(a!) memory, Tensor index, Tensor features, Tensor momentum, Tensor(b!)? cache, "
+    "Tensor? similarity, Tensor(c!)? block_bits=None, float block_floor=0.) -> ()"
 )
 def _update_memory(
     memory: Tensor,
@@ -168,5 +180,7 @@ def _update_memory(
     momentum: Tensor,
     cache: Tensor | None,
     similarity: Tensor | None,
+    block_bits: Tensor | None = None,
+    block_floor: float = 0.0,
 ) -> None:
     return None

@@ -46,7 +46,8 @@ const float* row_of(const CheckedInquiry& checked, int64_t n, int64_t b) {
 }
 
 Tensor mplp(const Tensor& memory, const Tensor& index, const std::optional<Tensor>& cache,
-            const std::optional<Tensor>& query_rows, double threshold, int64_t min_rank, bool strict) {
+            const std::optional<Tensor>& query_rows, double threshold, int64_t min_rank, bool strict,
+            const std::optional<Tensor>& block_bits, double block_floor) {
   const CheckedInquiry checked = check_inquiry(memory, index, cache, query_rows);
   SNNET_CHECK(std::isfinite(threshold), "threshold must be finite, got ", threshold);
   SNNET_CHECK(min_rank >= 0, "min_rank must be at least 0, got ", min_rank);
@@ -54,6 +55,7 @@ Tensor mplp(const Tensor& memory, const Tensor& index, const std::optional<Tenso
   Tensor labels = torch::stable::new_zeros(memory, {batch_size, width}, ScalarType::Byte);
   uint8_t* bits = labels.mutable_data_ptr<uint8_t>();
   const PredictionOptions options{static_cast<float>(threshold), min_rank, strict};
+  const Cache cached{checked.cache, n, CacheBlocks(block_bits, block_floor, n)};
   if (checked.cache == nullptr) {
     predict_streaming(checked.inquiry, options, bits);
     return labels;
@@ -61,8 +63,7 @@ Tensor mplp(const Tensor& memory, const Tensor& index, const std::optional<Tenso
   torch::stable::parallel_for(0, batch_size, grain(4 * n), [&](int64_t begin, int64_t end) {
     std::vector<Entry> entries(n);
     for (int64_t b = begin; b < end; ++b) {
-      predict_row(row_of(checked, n, b), checked.cache, n, checked.inquiry.index[b], options, entries,
-                  bits + b * width);
+      predict_row(row_of(checked, n, b), cached, checked.inquiry.index[b], options, entries, bits + b * width);
     }
   });
   return labels;

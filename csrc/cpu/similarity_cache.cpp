@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../common/recurrence.h"
+#include "cache_blocks.h"
 #include "checks.h"
 #include "products.h"
 #include "vector.h"
@@ -14,6 +15,8 @@ namespace snnet {
 namespace {
 
 constexpr int64_t kTile = 64;  // columns of the cache that are transposed at once
+constexpr int64_t kPart = 8 * kBlockColumns;  // columns of a task: their blocks are a byte of their own in each row
+static_assert(kPart % kTile == 0);
 constexpr int64_t kFreshFloats = int64_t{2} << 20;  // of rows that are computed afresh at once
 
 // Everything an update reads and writes; n images, d dimensions, B entries.
@@ -27,6 +30,7 @@ struct Update {
   const float* gram;        // [B, B]
   int64_t n, d, batch_size;
   float alpha, beta;
+  CacheBlocks blocks;
 };
 
 using Round = std::vector<int64_t>;  // batch entries of distinct index
@@ -106,6 +110,23 @@ std::vector<float> batch_block(const Update& u, const Round& round, const BatchS
   return block;
 }
 
+// Marks the blocks of the new rows among columns [begin, end), and in the rows of these columns the blocks that hold a
+// new value above the floor. Columns whose rows are new too have their marks from those rows.
+void mark_blocks(const Update& u, const std::vector<int64_t>& rising, int64_t begin, int64_t end) {
+  for (int64_t i : rising) {
+    const float* row = u.cache + i * u.n;
+    uint64_t marks = vector_kernels().high_blocks(row + begin, u.n - begin, u.blocks.floor);
+    u.blocks.row(i)[begin / kPart] = static_cast<uint8_t>(marks);
+    for (; marks != 0; marks &= marks - 1) {
+      const int64_t first = begin + lowest_bit(marks) * kBlockColumns;
+      for (int64_t l = first; l < std::min(first + kBlockColumns, end); ++l) {
+        if (!(row[l] > u.blocks.floor) || std::binary_search(rising.begin(), rising.end(), l)) continue;
+        set_bit(u.blocks.row(l), i / kBlockColumns);
+      }
+    }
+  }
+}
+
 // Columns [begin, end) of the new rows, written to the columns of the rows' transpose: S'[l, i] = S'[i, l].
 void write_columns(const Update& u, const std::vector<int64_t>& rising, int64_t begin, int64_t end) {
   const int64_t count = static_cast<int64_t>(rising.size());
@@ -150,16 +171,16 @@ void recompute_rows(const Update& u, const Round& round, const std::vector<int64
 
 // The rows of a round outside the batch: S'[i, l].
 void blend_cache_rows(const Update& u, const Round& round, const std::vector<float>& lengths) {
-  constexpr int64_t kPart = 4096;
-  const int64_t parts = (u.n + kPart - 1) / kPart;
+  constexpr int64_t kLength = 4096;
+  const int64_t parts = (u.n + kLength - 1) / kLength;
   const VectorKernels& kernels = vector_kernels();
   const int64_t count = static_cast<int64_t>(round.size());
-  torch::stable::parallel_for(0, count * parts, grain(kPart), [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, count * parts, grain(kLength), [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t r = task / parts, first = task % parts * kPart;
+      const int64_t r = task / parts, first = task % parts * kLength;
       kernels.blend_similarities(u.cache + u.index[round[r]] * u.n + first,
                                  u.similarity + round[r] * u.n + first, u.alpha, u.beta, lengths[r],
-                                 std::min(kPart, u.n - first));
+                                 std::min(kLength, u.n - first));
     }
   });
 }
@@ -206,8 +227,13 @@ void update_cache(const Update& u, const Round& round, const BatchSimilarity& si
     }
   }
   std::sort(rising.begin(), rising.end());
-  torch::stable::parallel_for(0, n, std::max(kTile, grain(8 * count)),
-                              [&](int64_t begin, int64_t end) { write_columns(u, rising, begin, end); });
+  torch::stable::parallel_for(0, (n + kPart - 1) / kPart, grain(8 * count * kPart), [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t first = part * kPart, last = std::min(first + kPart, n);
+      write_columns(u, rising, first, last);
+      if (u.blocks.bits != nullptr) mark_blocks(u, rising, first, last);
+    }
+  });
 }
 
 // s of the later entries meets the memory as it is after a round.
@@ -248,7 +274,8 @@ float checked_momentum(const Tensor& momentum) {
 
 // M[index] <- normalize(alpha M[index] + (1 - alpha) f), and the cache.
 void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum,
-                    const std::optional<Tensor>& cache, const std::optional<Tensor>& similarity) {
+                    const std::optional<Tensor>& cache, const std::optional<Tensor>& similarity,
+                    const std::optional<Tensor>& block_bits, double block_floor) {
   const int64_t n = rows_of(memory, "memory"), d = memory.size(1);
   check_storage(memory, "memory", ScalarType::Float, n, d);
   const Tensor positions = checked_index(index, n);
@@ -260,7 +287,8 @@ void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& fea
   if (batch_size == 0) return;
   const Tensor live = torch::stable::contiguous(features);
   Update update{memory, floats(memory), nullptr, positions.const_data_ptr<int64_t>(), const_floats(live),
-                nullptr, nullptr,       n,       d,  batch_size,                      alpha, 1.0f - alpha};
+                nullptr, nullptr,       n,       d,  batch_size,                      alpha, 1.0f - alpha,
+                CacheBlocks(block_bits, block_floor, n)};
   Tensor s, gram;
   if (cache) {
     s = similarity ? torch::stable::contiguous(*similarity) : batch_products(live, memory);
@@ -272,7 +300,28 @@ void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& fea
   update_rounds(update);
 }
 
+// The blocks of a cache [n, n] that hold a value above the floor: uint8 [n, block_row_bytes(n)].
+Tensor mark_cache_blocks(const Tensor& cache, double floor) {
+  const int64_t n = rows_of(cache, "cache");
+  check_storage(cache, "cache", ScalarType::Float, n, n);
+  SNNET_CHECK(std::isfinite(floor), "floor must be finite, got ", floor);
+  Tensor bits = torch::stable::new_zeros(cache, {n, block_row_bytes(n)}, ScalarType::Byte);
+  const CacheBlocks blocks(bits, floor, n);
+  const float* values = const_floats(cache);
+  torch::stable::parallel_for(0, n, grain(n), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t first = 0; first < n; first += kPart) {
+        blocks.row(i)[first / kPart] = vector_kernels().high_blocks(values + i * n + first, n - first, blocks.floor);
+      }
+    }
+  });
+  return bits;
+}
+
 }  // namespace
 }  // namespace snnet
 
-STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) { m.impl("update_memory_", TORCH_BOX(&snnet::update_memory_)); }
+STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) {
+  m.impl("update_memory_", TORCH_BOX(&snnet::update_memory_));
+  m.impl("mark_cache_blocks", TORCH_BOX(&snnet::mark_cache_blocks));
+}

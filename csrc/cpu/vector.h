@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "../common/cache_blocks.h"
 #include "../common/select.h"
 
 namespace snnet {
@@ -20,6 +21,10 @@ struct VectorKernels {
                               int32_t first_column, Entry* out);
   // #{l : row[l] > bar}, or some number above limit as soon as it is known to be.
   int64_t (*count_above)(const float* row, int64_t n, float bar, int64_t limit);
+  // The same over the marked blocks of the row alone; marks [block_row_bytes(n)].
+  int64_t (*count_in_blocks)(const float* row, int64_t n, const uint8_t* marks, float bar, int64_t limit);
+  // Bit i is set where block i of row[0, n) holds a value above the floor, i < 8.
+  uint8_t (*high_blocks)(const float* row, int64_t n, float floor);
   // The first largest entry of row[0, n), NaN above everything; value -inf and column -1 if none is above -inf.
   Entry (*largest)(const float* row, int64_t n);
   // maxima[g] = max of row[l] over l % groups == g (at least -inf); groups is a multiple of 16. True if a NaN.

@@ -111,8 +111,10 @@ __device__ __forceinline__ void move_row(const MemoryUpdate& u, int32_t place, c
   }
 }
 
-// The cells of 32 places of the order times 128 columns, and their mirror images; those of two batch members are
-// left out.
+static_assert(kTileColumns == kColumnsOfThread * kBlockColumns && kBlockColumns * kWarp % kTileColumns == 0);
+
+// The cells of 32 places of the order times 128 columns, and their mirror images, with the marks of their blocks;
+// those of two batch members are left out.
 __device__ void update_tile(const MemoryUpdate& u, int64_t tile, UpdateShared& shared) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int32_t groups = (u.batch_size + kTileRows - 1) / kTileRows;
@@ -159,14 +161,26 @@ __device__ void update_tile(const MemoryUpdate& u, int64_t tile, UpdateShared& s
     if (moved) {
       move_row(u, place + row, shared.factors[row], first_column, end_column, alpha, before[r], live[r]);
     }
+    unsigned high_blocks = 0;
 #pragma unroll
     for (int c = 0; c < kColumnsOfThread; ++c) {
       const int at = lane + kWarp * c;
       const int64_t column = first_column + at;
-      if (column >= end_column || shared.is_member[at]) continue;
+      const bool written = column < end_column && !shared.is_member[at];
       float& value = shared.tile[row * kTilePitch + at];
-      if (moved) value = before[r][c];
-      u.cache[own.column * u.n + column] = value;
+      if (written) {
+        if (moved) value = before[r][c];
+        u.cache[own.column * u.n + column] = value;
+      }
+      if (u.blocks.bits == nullptr) continue;
+      const bool high = written && value > u.blocks.floor;
+      if (high) u.blocks.mark(column, own.column);
+      high_blocks |= static_cast<unsigned>(__ballot_sync(kAllLanes, high) != 0) << c;
+    }
+    // The blocks of a tile's row lie in one word.
+    if (lane == 0 && high_blocks != 0) {
+      const int64_t block = first_column / kBlockColumns;
+      atomicOr(u.blocks.row(own.column) + block / kWarp, high_blocks << block % kWarp);
     }
   }
   __syncthreads();

@@ -68,6 +68,9 @@ __device__ void update_pairs(const MemoryUpdate& u, int64_t block) {
   if (i < 0 || j < 0 || place_j + lane % kSide > place_i + lane / kSide) return;
   u.cache[i * u.n + j] = own;
   u.cache[j * u.n + i] = own;
+  if (u.blocks.bits == nullptr || !(own > u.blocks.floor)) return;
+  u.blocks.mark(i, j);
+  u.blocks.mark(j, i);
 }
 
 }  // namespace snnet

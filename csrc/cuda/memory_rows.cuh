@@ -3,6 +3,7 @@
 
 #include "../common/recurrence.h"
 #include "block_sum.cuh"
+#include "cache_blocks.cuh"
 
 namespace snnet {
 
@@ -36,6 +37,7 @@ struct MemoryUpdate {
   int32_t* progress;        // [3], zero at first: tickets claimed, entries placed, entries whose row is finished
   PlacedEntry* order;       // [B]
   RowFactors* factors;      // [B]
+  CacheBlocks blocks;       // of the cache
   int64_t n, d;
   int32_t batch_size;
 };
@@ -125,6 +127,8 @@ __device__ void update_row(const MemoryUpdate& u, int32_t entry, const Turn& tur
   float* row = u.memory + column * u.d;
   float* staged = u.d <= kTileRows * kTilePitch ? shared.tile : row;
   const bool publishes = u.cache != nullptr && threadIdx.x == 0;
+  // The tiles and pairs that the row lies in mark its blocks afresh.
+  for (int64_t word = threadIdx.x; word < u.blocks.words; word += kUpdateThreads) u.blocks.row(column)[word] = 0;
   bool afresh = turn.same > kMostOccurrences;
   int32_t last = entry;
 #pragma unroll 1

@@ -3,6 +3,7 @@
 
 #include <optional>
 
+#include "checked_blocks.cuh"
 #include "launch.cuh"
 
 namespace snnet {
@@ -22,7 +23,8 @@ Tensor apart_from(const Tensor& tensor, const Tensor& memory, const std::optiona
 
 // M[index] <- normalize(alpha M[index] + (1 - alpha) f), and the cache from similarity [B, n].
 void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum,
-                    const std::optional<Tensor>& cache, const std::optional<Tensor>& similarity) {
+                    const std::optional<Tensor>& cache, const std::optional<Tensor>& similarity,
+                    const std::optional<Tensor>& block_bits, double block_floor) {
   const Call call(memory);
   const int64_t n = rows_of(memory, "memory"), d = memory.size(1);
   call.check_storage(memory, "memory", ScalarType::Float, n, d);
@@ -38,6 +40,8 @@ void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& fea
     call.check_storage(*cache, "cache", ScalarType::Float, n, n);
     call.check_matrix(*similarity, "similarity", ScalarType::Float, batch_size, n);
   }
+  SNNET_CHECK(cache || !block_bits, "block_bits are given without a cache");
+  const CacheBlocks blocks = checked_blocks(call, block_bits, block_floor, n);
   if (batch_size == 0 || n == 0) return;
 
   const Tensor live = apart_from(features, memory, cache);
@@ -57,6 +61,7 @@ void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& fea
   // Four words of progress, then what the entries leave for the tiles.
   constexpr int64_t kHead = 4, kWordsOfEntry = (sizeof(RowFactors) + sizeof(PlacedEntry)) / sizeof(int32_t);
   Tensor scratch = torch::stable::new_zeros(positions, {kHead + kWordsOfEntry * batch_size}, ScalarType::Int);
+  update.blocks = blocks;
   update.cache = cache->mutable_data_ptr<float>();
   update.similarity = products.const_data_ptr<float>();
   update.progress = scratch.mutable_data_ptr<int32_t>();

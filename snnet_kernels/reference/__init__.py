@@ -5,6 +5,7 @@ the per-sample form.
 """
 
 from . import loop
+from .cache_blocks import CacheBlocks, mark_cache_blocks
 from .label_prediction import mplp
 from .labels import gather_labels, identity_labels, label_bytes, pack_labels, unpack_labels, write_labels_
 from .loss import (
@@ -22,6 +23,7 @@ from .similarity import (
 )
 
 __all__ = [
+    "CacheBlocks",
     "build_similarity_cache",
     "fused_mutual_label_loss",
     "fused_mutual_label_loss_with_grad",
@@ -29,6 +31,7 @@ __all__ = [
     "identity_labels",
     "label_bytes",
     "loop",
+    "mark_cache_blocks",
     "memory_similarity",
     "memory_similarity_backward",
     "mplp",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .cache_blocks import CacheBlocks
 from .labels import label_bytes, pack_labels
 from .selection import ordered_topk
 from .similarity import similarity_rows
@@ -95,9 +96,13 @@ def mplp(
     *,
     cache: Tensor | None = None,
     query_rows: Tensor | None = None,
+    blocks: CacheBlocks | None = None,
     strict: bool = False,
 ) -> Tensor:
-    """Packed pseudo labels [B, label_bytes(n)] of ``index`` [B] by the cycle consistency of their candidates."""
+    """Packed pseudo labels [B, label_bytes(n)] of ``index`` [B] by the cycle consistency of their candidates.
+
+    ``blocks`` would save reading and change nothing: whole rows are counted here.
+    """
     num_instances = memory.shape[0]
     if index.numel() == 0:
         return index.new_zeros(0, label_bytes(num_instances), dtype=torch.uint8)

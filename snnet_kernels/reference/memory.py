@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .cache_blocks import CacheBlocks, update_cache_blocks_
 from .precision import matmul
 
 EPS = 1e-12  # the smallest length a row is divided by, as in torch.nn.functional.normalize
@@ -27,6 +28,7 @@ def update_memory_(
     *,
     cache: Tensor | None = None,
     similarity: Tensor | None = None,
+    blocks: CacheBlocks | None = None,
 ) -> None:
     """M[index] <- normalize(α M[index] + (1 − α) f), in place; repeated indices one after the other."""
     if index.numel() == 0:
@@ -48,6 +50,8 @@ def update_memory_(
             s[:, position] = (momentum * s[:, position] + (1 - momentum) * gram[:, entries]) / lengths
             grows = position[lengths <= momentum]
             s[:, grows] = matmul(features, memory[grows].t())
+    if blocks is not None:
+        update_cache_blocks_(blocks, cache, index.unique())
 
 
 def occurrence_rounds(index: Tensor) -> list[Tensor]:

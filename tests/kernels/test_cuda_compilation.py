@@ -45,8 +45,8 @@ def translation_unit() -> str:
     text = "".join(f'#include "{path}"\n' for path in kernel_headers())
     launches = "".join(path.read_text() for path in sorted(CUDA.glob("*.cu")))
     used = sorted(set(re.findall(r"\b\w+_kernel<[^<>()]+>", launches)))
-    return text + "".join(
-        f"void* used{number} = reinterpret_cast<void*>(&snnet::{instance});\n"
+    return f"{text}using namespace snnet;\n" + "".join(
+        f"void* used{number} = reinterpret_cast<void*>(&{instance});\n"
         for number, instance in enumerate(used)
     )
 

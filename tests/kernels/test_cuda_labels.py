@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,7 +32,7 @@ def constants(**values: int) -> Callable[[str], str]:
 @pytest.fixture(scope="module")
 def small_prediction(tmp_path_factory) -> Emulation:
     """Few listed candidates, few threads: rows overflow, loops go round, samples come in several groups."""
-    edit = constants(kListed=6, kSelectThreads=64, kCountThreads=32, kDecideThreads=32, kRowLoads=2)
+    edit = constants(kListed=6, kSelectThreads=64, kCountThreads=64, kDecideThreads=32, kRowLoads=2)
     return mutant("label_prediction.cuh", edit, folder=tmp_path_factory.mktemp("small"))
 
 
@@ -105,6 +106,9 @@ def check_mplp(
         memory, index, threshold, min_rank, cache=cache, query_rows=query_rows, strict=strict
     )
     assert torch.equal(labels, expected)
+    blocks = reference.mark_cache_blocks(cache, threshold)
+    marked = build.operations.mplp(index, cache, query_rows, threshold, min_rank, strict, blocks, threshold)
+    assert torch.equal(marked, expected)
     return labels
 
 
@@ -186,6 +190,54 @@ def test_nan_is_no_candidate_and_no_rank(cuda_on_cpu, small_prediction):
         assert torch.equal(build.operations.mplp(index, cache, None, 0.6, 10, False), expected)
 
 
+@pytest.mark.parametrize("floor", [-2.0, 0.0, 0.55, 0.6, 0.65, 1.5])
+def test_marks_down_to_any_floor_give_the_same_labels(cuda_on_cpu, small_prediction, floor):
+    """Where the anchor lies below the floor the whole row is counted; NaN counts nowhere."""
+    memory = clustered_features(700, 24, seed=3)
+    cache = memory @ memory.t()
+    cache[torch.rand(700, 700, generator=torch.Generator().manual_seed(0)) < 0.01] = torch.nan
+    index = indices(700, 40, 3)
+    query_rows = cache[index].roll(1, 0).nan_to_num(-torch.inf)
+    expected = reference.mplp(memory, index, cache=cache, query_rows=query_rows)
+    bits = cuda_on_cpu.operations.mark_cache_blocks(cache, floor)
+    assert torch.equal(bits, reference.mark_cache_blocks(cache, floor))
+    needless = bits | 0xAA
+    for build in (cuda_on_cpu, small_prediction):
+        for marks in (bits, needless):
+            arguments = (index, cache, query_rows, 0.6, 10, False, marks, floor)
+            assert torch.equal(build.operations.mplp(*arguments), expected)
+    if floor == 0.6:  # they are what is read
+        unmarked = cuda_on_cpu.operations.mplp(index, cache, query_rows, 0.6, 10, False, 0 * bits, floor)
+        assert not torch.equal(unmarked, expected)
+
+
+def test_marks_of_more_words_than_a_warp_has_lanes(cuda_on_cpu):
+    """Rows of more than 32 times 1024 columns: a cache of 4 GB, of which 60 rows are touched."""
+    n = 33_100
+    places = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:60]
+    near = clustered_features(60, 8, identities=3)
+    cache = torch.from_numpy(np.zeros((n, n), dtype=np.float32))
+    cache[places[:, None], places] = near @ near.t()
+    bits = torch.zeros(n, reference.cache_blocks.block_bytes(n), dtype=torch.uint8)
+    blocks = reference.CacheBlocks(bits, 0.6)
+    rows = reference.cache_blocks._high_blocks(cache[places], 0.6)
+    bits[places] = rows
+    index = places[:8]
+    expected = reference.mplp(torch.empty(n, 1), index, cache=cache)
+    assert torch.equal(cuda_on_cpu.operations.mplp(index, cache, None, 0.6, 10, False, *blocks), expected)
+    positives = reference.unpack_labels(expected, n).sum(1)
+    assert (positives < (cache[index] > 0.6).sum(1)).any() and positives.max() > 2
+
+
+@pytest.mark.parametrize("n", [0, *SIZES, 1500])
+def test_marks(cuda_on_cpu, n):
+    cache = torch.randn(n, n, generator=torch.Generator().manual_seed(n))
+    cache[:, ::5] = torch.nan
+    for floor in (0.6, 2.5):
+        marks = cuda_on_cpu.operations.mark_cache_blocks(cache, floor)
+        assert torch.equal(marks, reference.mark_cache_blocks(cache, floor))
+
+
 def test_rows_at_any_address(cuda_on_cpu):
     """A cache and query rows that begin at an odd word, and query rows with a stride."""
     memory = memory_of("clustered", 126, 0)
@@ -225,7 +277,10 @@ def check_mining(build, memory, index, query_rows=None, seed=0, min_rank=10, thr
     reference.write_labels_(expected_rows, expected_columns, index, labels)
     build.seed(seed)
     build.launches()
-    mined = build.operations.mine_labels_(index, cache, query_rows, rows, columns, threshold, min_rank, False)
+    blocks = (reference.mark_cache_blocks(cache, threshold), threshold) if seed % 2 else ()
+    mined = build.operations.mine_labels_(
+        index, cache, query_rows, rows, columns, threshold, min_rank, False, *blocks
+    )
     assert build.launches() == 3
     for ours, theirs in zip(
         (*mined, rows, columns), (labels, symmetric, neighbor, expected_rows, expected_columns), strict=True
@@ -318,14 +373,24 @@ def outcome(check: Callable[[], object]) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("file", "which"), [("label_prediction.cuh", 6), ("rows.cuh", 0)])
-def test_a_kernel_without_a_barrier_is_found(tmp_path, file, which):
+@pytest.mark.parametrize(
+    ("file", "barrier", "which"),
+    [
+        ("label_prediction.cuh", "group_barrier<kGroup>();", 3),  # after the count
+        ("label_prediction.cuh", "__syncwarp();", 2),  # after the list of marked blocks
+        ("rows.cuh", "__syncthreads();", 0),
+    ],
+)
+def test_a_kernel_without_a_barrier_is_found(tmp_path, file, barrier, which):
     broken = mutant(
-        file, lambda text: without_barrier(text, which), folder=tmp_path, source="label_prediction.cu"
+        file,
+        lambda text: without_barrier(text, which, barrier),
+        folder=tmp_path,
+        source="label_prediction.cu",
     )
     memory = clustered_features(300, 24)
     index = torch.arange(0, 300, 7)
-    assert not all(outcome(lambda s=seed: check_mining(broken, memory, index, seed=s)) for seed in range(5))
+    assert not all(outcome(lambda s=seed: check_mining(broken, memory, index, seed=s)) for seed in range(6))
 
 
 def test_wrong_arguments_are_named(cuda_on_cpu):
@@ -352,6 +417,15 @@ def test_wrong_arguments_are_named(cuda_on_cpu):
             r"query_rows must have shape \[2, 5\]",
         ),
         (lambda: operations.mplp(index, cache, None, 0.6, -1, False), "min_rank must be at least 0"),
+        (
+            lambda: operations.mplp(index, cache, None, 0.6, 10, False, bits[:, :8], 0.6),
+            r"block_bits must have shape \[5, 16\]",
+        ),
+        (
+            lambda: operations.mplp(index, cache, None, 0.6, 10, False, bits, float("nan")),
+            "block_floor must be finite",
+        ),
+        (lambda: operations.mark_cache_blocks(cache[:4], 0.6), r"cache must have shape \[4, 4\]"),
         (lambda: operations.nearest_neighbors(index, None, None, 1), "one of cache and query_rows"),
         (lambda: operations.nearest_neighbors(index, cache, None, 0), "k must be at least 1"),
         (lambda: operations.gather_labels(bits[:, :8], index), r"bits must have shape \[5, 16\]"),

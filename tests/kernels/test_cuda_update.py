@@ -29,6 +29,16 @@ def largest_error(cache: Tensor, memory: Tensor) -> float:
     return float((cache.double() - memory.double() @ memory.double().t()).abs().max())
 
 
+def marks_are_what_the_writes_set(
+    bits: Tensor, before: Tensor, cache: Tensor, index: Tensor, floor: float
+) -> None:
+    """New rows as they are; other rows as before and the blocks that hold a new value above the floor."""
+    expected = before.clone()
+    reference.cache_blocks.update_cache_blocks_(reference.CacheBlocks(expected, floor), cache, index.unique())
+    assert torch.equal(bits, expected)
+    assert not (reference.mark_cache_blocks(cache, floor) & ~bits).any()  # none lacks
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     # Around a tile of 32 places times 128 columns.
@@ -54,8 +64,12 @@ def test_memory_and_cache_follow_the_reference(cuda_on_cpu, update, n, d, batch,
     reference.update_memory_(expected, index, features, momentum, cache=expected_cache, similarity=similarity)
     before = cache.clone()
     alone = memory.clone()
+    floor = [-2.0, 0.0, 0.4, 0.6][seed % 4]
+    bits = reference.mark_cache_blocks(cache, floor)
+    old = bits.clone()
     cuda_on_cpu.seed(seed)
-    update(memory, index, features, momentum, cache, similarity)
+    update(memory, index, features, momentum, cache, similarity, bits, floor)
+    marks_are_what_the_writes_set(bits, old, cache, index, floor)
     assert (memory - expected).abs().max() < 1e-6
     assert largest_error(cache, memory) <= largest_error(expected_cache, expected) + 1e-6
     assert torch.equal(cache[index], cache[:, index].t())

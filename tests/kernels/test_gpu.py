@@ -84,7 +84,7 @@ def test_label_memory_small(n, d):
     assert torch.equal(ours.columns(inquiry.to(DEVICE)).cpu(), theirs.columns(inquiry))
 
 
-@pytest.mark.parametrize("form", ["cache", "rows and cache", "streaming", "rows"])
+@pytest.mark.parametrize("form", ["cache", "rows and cache", "marked cache", "streaming", "rows"])
 @pytest.mark.parametrize(("n", "d"), SIZES)
 def test_labels_small(n, d, form):
     if not REAL and n > 100 and "cache" not in form:
@@ -103,13 +103,16 @@ def test_labels_small(n, d, form):
             memory, index, threshold, min_rank, cache=cache, query_rows=rows, strict=strict
         )
         at_hand, given, m, i = on_device(cache if "cache" in form else None, rows, memory, index)
-        labels = sk.mplp(m, i, threshold, min_rank, cache=at_hand, query_rows=given, strict=strict)
+        blocks = sk.mark_cache_blocks(at_hand, threshold) if "marked" in form else None
+        labels = sk.mplp(
+            m, i, threshold, min_rank, cache=at_hand, query_rows=given, blocks=blocks, strict=strict
+        )
         assert torch.equal(labels.cpu(), expected)
         bits, expected_bits = sk.PseudoLabelMemory(n, device=DEVICE), sk.PseudoLabelMemory(n)
         for _ in range(2):
             sets = ops.mine_labels_(
                 m, i, bits.row_bits, bits.column_bits, threshold, min_rank,
-                cache=at_hand, query_rows=given, strict=strict,
+                cache=at_hand, query_rows=given, blocks=blocks, strict=strict,
             )  # fmt: skip
             neighbor = reference.nearest_neighbors(memory, index, cache=cache, query_rows=rows)[0].flatten()
             expected_sets = (
@@ -207,8 +210,10 @@ def test_update_small(n, d, momentum):
     reference.update_memory_(exact, index, features.double(), momentum)
     m, i, f = on_device(memory, index, features)
     cache = sk.build_similarity_cache(m)
-    sk.update_memory_(m, i, f, momentum, cache=cache)
+    blocks = sk.mark_cache_blocks(cache, 0.3)
+    sk.update_memory_(m, i, f, momentum, cache=cache, blocks=blocks)
     assert_close(m, exact, 1e-6 if momentum < 1 else 2e-6)
+    assert not (reference.mark_cache_blocks(cache.cpu(), 0.3) & ~blocks.bits.cpu()).any()
     assert (cache.cpu().double() - exact @ exact.t()).abs().max() < 3e-6
     assert torch.equal(cache, cache.t())
     alone = memory.to(DEVICE)
@@ -390,12 +395,14 @@ def test_compiled_iteration_equals_eager():
 def test_the_cache_stays_exact_over_many_updates():
     memory = normalize(torch.randn(2000, 128, generator=torch.Generator().manual_seed(0)), dim=1).to(DEVICE)
     cache = sk.build_similarity_cache(memory)
+    blocks = sk.mark_cache_blocks(cache, 0.2)
     for step in range(1500):
         index = batch_of(2000, 64, step).to(DEVICE)
         live = normalize(memory[index] + 0.5 * clustered_features(64, 128, seed=step).to(DEVICE), dim=1)
-        sk.update_memory_(memory, index, live, 0.97 * step / 1500, cache=cache)
+        sk.update_memory_(memory, index, live, 0.97 * step / 1500, cache=cache, blocks=blocks)
     exact = memory.double() @ memory.double().t()
     assert (cache - exact).abs().max() < 3e-6
+    assert not (sk.mark_cache_blocks(cache, 0.2).bits & ~blocks.bits).any()
 
 
 def test_goldens(golden):

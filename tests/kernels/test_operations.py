@@ -22,6 +22,7 @@ def arguments() -> dict[str, tuple]:
     similarity = features @ memory.t()
     cache = memory @ memory.t()
     bits = sk.PseudoLabelMemory(N)
+    blocks = sk.mark_cache_blocks(cache)
     loss = ([labels, labels.flip(0).contiguous()], [1.0, 0.5], "mmcl", 5.0, 0.05)
     differentiable = features.clone().requires_grad_()
     return {
@@ -32,12 +33,24 @@ def arguments() -> dict[str, tuple]:
         "memory_similarity": (differentiable, memory),
         "memory_similarity_backward": (similarity.clone().requires_grad_(), memory),
         "build_similarity_cache": (memory,),
-        "mplp": (memory, index, cache, None, 0.6, 10, False),
+        "mark_cache_blocks": (cache, 0.6),
+        "mplp": (memory, index, cache, None, 0.6, 10, False, *blocks),
         "nearest_neighbors": (memory, index, None, similarity, 3),
-        "mine_labels_": (memory, index, cache, None, bits.row_bits, bits.column_bits, 0.6, 10, False),
+        "mine_labels_": (
+            memory,
+            index,
+            cache,
+            None,
+            bits.row_bits,
+            bits.column_bits,
+            0.6,
+            10,
+            False,
+            *blocks,
+        ),
         "mutual_label_loss": (similarity.clone().requires_grad_(), *loss),
         "fused_mutual_label_loss": (differentiable, memory, None, *loss),
-        "update_memory_": (memory, index, features, torch.tensor(0.3), cache, None),
+        "update_memory_": (memory, index, features, torch.tensor(0.3), cache, None, *blocks),
     }
 
 

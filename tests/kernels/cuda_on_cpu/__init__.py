@@ -158,9 +158,9 @@ def mutant(
     return load(build([compiled], cuda_sources(csrc)[1], f"-Dsnnet_cuda={namespace}", *flags), namespace)
 
 
-def without_barrier(text: str, which: int) -> str:
-    """``text`` less its ``which``-th ``__syncthreads();``."""
-    found = list(re.finditer(r"__syncthreads\(\);", text))[which]
+def without_barrier(text: str, which: int, barrier: str = "__syncthreads();") -> str:
+    """``text`` less its ``which``-th ``barrier``."""
+    found = list(re.finditer(re.escape(barrier), text))[which]
     return text[: found.start()] + text[found.end() :]
 
 

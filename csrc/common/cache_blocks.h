@@ -1,0 +1,15 @@
+// Blocks of columns of the similarity cache: a bit for each block of a row, set where it may hold a value above a floor.
+//
+// Packed as labels are, a column a block. A bit that is set where it need not be costs a look, one that lacks a count.
+#pragma once
+
+#include "bits.h"
+
+namespace snnet {
+
+constexpr int kBlockColumns = 32;
+
+SNNET_INLINE int64_t blocks_of_row(int64_t n) { return (n + kBlockColumns - 1) / kBlockColumns; }
+SNNET_INLINE int64_t block_row_bytes(int64_t n) { return label_bytes(blocks_of_row(n)); }
+
+}  // namespace snnet
