@@ -68,6 +68,7 @@ class Case:
         self.momentum = torch.tensor(MOMENTUM, device=device)
         self.batches = self._draw_batches()
         self._before: dict[str, Tensor] = {}
+        self._marks = torch.empty(0)
 
     def _draw_batches(self) -> list[Batch]:
         n, batch = self.shape.n, self.shape.batch
@@ -90,6 +91,13 @@ class Case:
         if not self.cache_fits:
             self.check_room(f"the similarity cache of {self.shape.n} images", self.shape.cache_bytes)
         return sk.build_similarity_cache(self.memory)
+
+    @cached_property
+    def blocks(self) -> sk.CacheBlocks:
+        """The marked blocks of S. Only ours keeps them: made while S is what it was at first."""
+        blocks = sk.mark_cache_blocks(self.cache, THRESHOLD)
+        self._marks = blocks.bits.clone()
+        return blocks
 
     @cached_property
     def scratch_memory(self) -> Tensor:
@@ -184,6 +192,8 @@ class Case:
             self.scratch_memory[index] = before["memory"]
         if "cache" in self.__dict__ and "cache" not in before:
             raise AssertionError("the cache was made after save(): it cannot be put back")
+        if "blocks" in self.__dict__:
+            self.blocks.bits.bitwise_or_(self._marks)
         if "cache" in before:
             self.cache[index] = before["cache"]
             self.cache[:, index] = before["cache"].t()
@@ -191,10 +201,18 @@ class Case:
             self.label_memory.write_(index, before["labels"])
 
     @cached_property
-    def walked_images(self) -> int:
+    def walked_images(self) -> Tensor:
         """Distinct images of the first batch's main labels whose rank has to be counted in full: they passed."""
         index = self.batches[0].index
         cache = self.cache if self.cache_fits else None
         labels = sk.unpack_labels(sk.mplp(self.memory, index, THRESHOLD, MIN_RANK, cache=cache), self.shape.n)
         passed = labels[labels.sum(1) > 2]  # up to two positives stand without a check
-        return int(passed.any(0).sum())
+        return passed.any(0).nonzero().flatten()
+
+    @cached_property
+    def walked_bytes(self) -> float:
+        """What a count of their ranks has to read of S: the blocks above the threshold, and which these are."""
+        if not self.cache_fits:
+            return 4.0 * len(self.walked_images) * self.shape.n
+        high = sk.unpack_labels(self.blocks.bits[self.walked_images], -(-self.shape.n // 32))
+        return 4.0 * 32 * int(high.sum()) + high.numel() / 8

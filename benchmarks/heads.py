@@ -24,8 +24,10 @@ def fill(head: sk.SNNetHead, case: Case) -> None:
     head.pseudo_labels.row_bits.copy_(case.label_memory.row_bits)
     head.pseudo_labels.column_bits.copy_(case.label_memory.column_bits)
     if head.memory.keeps_cache:  # a copy of S in place of the product that would make it
-        head.memory.cache = case.cache.clone() if head.memory.cache is None else head.memory.cache
+        if head.memory.cache is None:
+            head.memory.cache, head.memory.block_bits = case.cache.clone(), case.blocks.bits.clone()
         head.memory.cache.copy_(case.cache)
+        head.memory.block_bits.copy_(case.blocks.bits)
         head.memory._cached_version = head.memory.version
 
 

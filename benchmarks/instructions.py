@@ -150,6 +150,7 @@ def _operations() -> Iterator[tuple[str, Callable[[], Any]]]:
 
     memory = clustered_features(N, D, identities=IDENTITIES)
     cache = sk.build_similarity_cache(memory)
+    blocks = sk.mark_cache_blocks(cache)
     generator = torch.Generator().manual_seed(0)
     index = torch.randperm(N, generator=generator)[:BATCH]
     features = torch.nn.functional.normalize(memory[index] + 0.03, dim=1)
@@ -179,19 +180,23 @@ def _operations() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "unpack_labels", lambda: sk.unpack_labels(labels[0], N)
     yield "gather_labels, columns", lambda: stored.columns(index)
     yield "write_labels_, emptied and back", written(empty)
+    yield "mark_cache_blocks", lambda: sk.mark_cache_blocks(cache)
     yield "mplp, cache", lambda: sk.mplp(memory, index, cache=cache)
+    yield "mplp, marked cache", lambda: sk.mplp(memory, index, cache=cache, blocks=blocks)
     yield "mplp, streaming", lambda: sk.mplp(memory, index)
     yield "nearest_neighbors, cache", lambda: sk.nearest_neighbors(memory, index, cache=cache)
     yield "nearest_neighbors, 10 streaming", lambda: sk.nearest_neighbors(memory, index, 10)
     yield (
         "mine_labels_",
-        lambda: ops.mine_labels_(memory, index, stored.row_bits, stored.column_bits, cache=cache),
+        lambda: ops.mine_labels_(
+            memory, index, stored.row_bits, stored.column_bits, cache=cache, blocks=blocks
+        ),
     )
     yield "mutual_label_loss, mmcl", lambda: sk.mutual_label_loss(similarity, labels, weights)
     yield "fused_mutual_label_loss, mmcl", loss("mmcl")
     yield "fused_mutual_label_loss, l2", loss("l2")
     yield "update_memory_", updated()
-    yield "update_memory_, cache", updated(cache=cache, similarity=similarity)
+    yield "update_memory_, cache", updated(cache=cache, similarity=similarity, blocks=blocks)
 
 
 if __name__ == "__main__":

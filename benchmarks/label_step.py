@@ -53,10 +53,9 @@ def expected_labels(case: Case, batch: Batch) -> Tensor:
 
 
 def work(case: Case) -> Work:
-    """Rows of S of the batch and of the candidates that passed; s, rows and columns of S for the update."""
+    """Rows of S of the batch, of the candidates that passed what may count; s, rows and columns of S for the update."""
     shape = case.shape
-    rows = 4.0 * shape.n
-    return Work(rows * (shape.batch + case.walked_images + 3 * shape.batch) + 12.0 * shape.batch * shape.d)
+    return Work(16.0 * shape.n * shape.batch + case.walked_bytes + 12.0 * shape.batch * shape.d)
 
 
 label_step = Operation(
@@ -73,23 +72,32 @@ def cache_bytes(case: Case) -> int:
     return case.shape.cache_bytes
 
 
+def marked_cache_bytes(case: Case) -> int:
+    return case.shape.cache_bytes + case.shape.n * sk.label_bytes(-(-case.shape.n // 32))
+
+
 def cache_and_bits(case: Case) -> int:
-    return case.shape.cache_bytes + 2 * case.shape.n * sk.label_bytes(case.shape.n)
+    return marked_cache_bytes(case) + 2 * case.shape.n * sk.label_bytes(case.shape.n)
 
 
-@label_step.ours(holds=cache_bytes)
+@label_step.ours(holds=marked_cache_bytes)
 def ours(case: Case) -> Run:
-    memory, cache = case.memory, case.cache
+    memory, cache, blocks = case.memory, case.cache, case.blocks
 
     def run(batch: Batch) -> Step:
-        labels = sk.mplp(memory, batch.index, THRESHOLD, MIN_RANK, cache=cache)
+        labels = sk.mplp(memory, batch.index, THRESHOLD, MIN_RANK, cache=cache, blocks=blocks)
         neighbors = sk.nearest_neighbors(memory, batch.index, cache=cache)
-        sk.update_memory_(
-            memory, batch.index, batch.features, case.momentum, cache=cache, similarity=batch.similarity
-        )
+        update(case, batch)
         return Step(labels, neighbors, memory, cache)
 
     return run
+
+
+def update(case: Case, batch: Batch) -> None:
+    sk.update_memory_(
+        case.memory, batch.index, batch.features, case.momentum,
+        cache=case.cache, similarity=batch.similarity, blocks=case.blocks,
+    )  # fmt: skip
 
 
 @label_step.contender("snnet-streaming")
@@ -229,15 +237,14 @@ label_step_with_p = Operation(
 
 @label_step_with_p.ours(holds=cache_and_bits)
 def ours_with_p(case: Case) -> Run:
-    memory, cache, stored = case.memory, case.cache, case.label_memory
+    memory, cache, blocks, stored = case.memory, case.cache, case.blocks, case.label_memory
 
     def run(batch: Batch) -> StepWithP:
         labels = sk.ops.mine_labels_(
-            memory, batch.index, stored.row_bits, stored.column_bits, THRESHOLD, MIN_RANK, cache=cache
-        )
-        sk.update_memory_(
-            memory, batch.index, batch.features, case.momentum, cache=cache, similarity=batch.similarity
-        )
+            memory, batch.index, stored.row_bits, stored.column_bits, THRESHOLD, MIN_RANK,
+            cache=cache, blocks=blocks,
+        )  # fmt: skip
+        update(case, batch)
         return StepWithP(labels, memory, cache, stored)
 
     return run

@@ -104,6 +104,8 @@ with_cache = Operation(
 
 @with_cache.ours()
 def ours_with_cache(case: Case) -> Run:
+    blocks = case.blocks
+
     def run(batch: Batch) -> tuple[Tensor, Tensor]:
         sk.update_memory_(
             case.memory,
@@ -112,6 +114,7 @@ def ours_with_cache(case: Case) -> Run:
             case.momentum,
             cache=case.cache,
             similarity=batch.similarity,
+            blocks=blocks,
         )
         return case.memory, case.cache
 

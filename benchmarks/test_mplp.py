@@ -26,9 +26,8 @@ def gate(case: Case, batch: Batch, labels: Any) -> None:
 
 
 def work(case: Case) -> Work:
-    """The rows of the batch and of every candidate that was found consistent, which needs all of its row."""
-    rows = case.shape.batch + case.walked_images
-    return Work(4.0 * rows * case.shape.n)
+    """The rows of the batch, and of every candidate that was found consistent all that may count against it."""
+    return Work(4.0 * case.shape.batch * case.shape.n + case.walked_bytes)
 
 
 mplp = Operation(
@@ -38,6 +37,12 @@ mplp = Operation(
 
 @mplp.ours()
 def ours(case: Case) -> Run:
+    cache, blocks = case.cache, case.blocks
+    return lambda batch: sk.mplp(case.memory, batch.index, THRESHOLD, MIN_RANK, cache=cache, blocks=blocks)
+
+
+@mplp.contender("snnet-whole-rows")
+def ours_without_marks(case: Case) -> Run:
     return lambda batch: sk.mplp(case.memory, batch.index, THRESHOLD, MIN_RANK, cache=case.cache)
 
 

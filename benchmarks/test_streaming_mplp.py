@@ -35,7 +35,7 @@ def work(case: Case) -> Work:
     """One pass over M and the products of the batch; the plain form also makes those of each candidate that passed."""
     shape = case.shape
     queries = product(shape.batch, shape.n, shape.d)
-    candidates = product(case.walked_images, shape.n, shape.d)
+    candidates = product(len(case.walked_images), shape.n, shape.d)
     return Work(queries.bytes, queries.operations, queries.products + candidates.products)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 CONTENDERS = {
     "snnet": "**snnet_kernels**",
     "snnet-streaming": "snnet_kernels without a cache",
+    "snnet-whole-rows": "snnet_kernels over whole rows of the cache",
     "snnet-cuda": "snnet_kernels, CUDA C++ only",
     "snnet-triton": "snnet_kernels, Triton only",
     "snnet-graph": "snnet_kernels in a CUDA graph",
