@@ -68,7 +68,6 @@ class Case:
         self.momentum = torch.tensor(MOMENTUM, device=device)
         self.batches = self._draw_batches()
         self._before: dict[str, Tensor] = {}
-        self._marks = torch.empty(0)
 
     def _draw_batches(self) -> list[Batch]:
         n, batch = self.shape.n, self.shape.batch
@@ -94,10 +93,13 @@ class Case:
 
     @cached_property
     def blocks(self) -> sk.CacheBlocks:
-        """The marked blocks of S. Only ours keeps them: made while S is what it was at first."""
-        blocks = sk.mark_cache_blocks(self.cache, THRESHOLD)
-        self._marks = blocks.bits.clone()
-        return blocks
+        """The marked blocks of S, which only our forms keep current."""
+        return sk.mark_cache_blocks(self.cache, THRESHOLD)
+
+    @cached_property
+    def _marks(self) -> Tensor:
+        """The bits of these blocks before anyone has written the cache."""
+        return self.blocks.bits.clone()
 
     @cached_property
     def scratch_memory(self) -> Tensor:
@@ -138,8 +140,11 @@ class Case:
         Raises Unavailable where memory is short.
         """
         for name in inputs:
-            if name in ("cache", "label_memory"):
-                getattr(self, name)
+            if name == "label_memory":
+                _ = self.label_memory
+                continue
+            if name == "cache":  # before anyone has written it
+                _ = self._marks
                 continue
             if name == "cache_where_it_fits":
                 if self.cache_fits:
@@ -184,6 +189,7 @@ class Case:
         """Put back what :meth:`save` remembered, of the images ``index`` if it is given, in all that was made."""
         if not self._before:
             return
+        partly = index is not None
         index = self._touched if index is None else index
         place = torch.searchsorted(self._touched, index)
         before = {name: values[place] for name, values in self._before.items()}
@@ -192,8 +198,8 @@ class Case:
             self.scratch_memory[index] = before["memory"]
         if "cache" in self.__dict__ and "cache" not in before:
             raise AssertionError("the cache was made after save(): it cannot be put back")
-        if "blocks" in self.__dict__:
-            self.blocks.bits.bitwise_or_(self._marks)
+        if "blocks" in self.__dict__:  # all of the bits: after others have written the cache nothing may lack
+            self.blocks.bits.copy_(self.blocks.bits | self._marks if partly else self._marks)
         if "cache" in before:
             self.cache[index] = before["cache"]
             self.cache[:, index] = before["cache"].t()
@@ -214,5 +220,5 @@ class Case:
         """What a count of their ranks has to read of S: the blocks above the threshold, and which these are."""
         if not self.cache_fits:
             return 4.0 * len(self.walked_images) * self.shape.n
-        high = sk.unpack_labels(self.blocks.bits[self.walked_images], -(-self.shape.n // 32))
+        high = sk.unpack_labels(self._marks[self.walked_images], -(-self.shape.n // 32))
         return 4.0 * 32 * int(high.sum()) + high.numel() / 8

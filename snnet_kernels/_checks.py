@@ -141,7 +141,7 @@ def check_cache(name: str, value: object, num_instances: int) -> Tensor:
 
 
 def check_blocks(name: str, value: object, cache: Tensor | None, num_instances: int) -> CacheBlocks:
-    """The marked blocks of a cache, their floor as float32 has it."""
+    """The marked blocks of a cache: their bits and a finite floor."""
     if not isinstance(value, CacheBlocks):
         raise TypeError(f"{name} must be CacheBlocks (see mark_cache_blocks), got {type(value).__name__}")
     if cache is None:

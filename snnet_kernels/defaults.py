@@ -102,7 +102,7 @@ _DEFAULTS = {
     "memory_similarity": reference.memory_similarity,
     "memory_similarity_backward": reference.memory_similarity_backward,
     "build_similarity_cache": reference.build_similarity_cache,
-    "mark_cache_blocks": reference.mark_cache_blocks,
+    "mark_cache_blocks": reference.block_bits,
     "mplp": _mplp,
     "nearest_neighbors": _nearest_neighbors,
     "mine_labels_": mine_labels_,

@@ -109,7 +109,7 @@ def _write_labels(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: 
 def _mark_cache_blocks(cache: Tensor, floor: float) -> Tensor:
     if _choose("mark_cache_blocks", "cuda") == "cuda":
         return _compiled.mark_cache_blocks.default(cache, floor)
-    return reference.mark_cache_blocks(cache, floor)
+    return reference.block_bits(cache, floor)
 
 
 def _mplp(

@@ -75,7 +75,7 @@ class SNNetHead(FixedTypeModule):
         self.min_rank = min_rank
         self.strict = strict
         self.label_source = label_source
-        self.memory = ExemplarMemory(num_instances, feature_dim, cache, threshold=threshold, device=device)
+        self.memory = ExemplarMemory(num_instances, feature_dim, cache, block_floor=threshold, device=device)
         self.num_instances, self.feature_dim = self.memory.num_instances, self.memory.feature_dim
         self.pseudo_labels = PseudoLabelMemory(num_instances, device=device)
         self.loss = MutualLabelLoss(
@@ -143,7 +143,7 @@ class SNNetHead(FixedTypeModule):
             self.min_rank,
             cache=self.memory.current_cache(),
             query_rows=similarity if self.label_source == "feature" else None,
-            blocks=self.memory.current_blocks(self.threshold),
+            blocks=self.memory.current_blocks(),
             strict=self.strict,
         )
 

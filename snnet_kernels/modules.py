@@ -40,8 +40,8 @@ class ExemplarMemory(FixedTypeModule):
         cache: keep S, 4n² bytes, so that labels need no product: ``True``, ``False`` or ``"auto"``, which
             keeps it where it takes at most 40 % of the memory that is free at :meth:`initialize_`, or, after a
             state was loaded, when it is first needed.
-        threshold: the lowest that labels will be predicted with, see :meth:`current_blocks`; a lower one, where it
-            is asked for, takes its place.
+        block_floor: of the marked blocks, which labels look into instead of whole rows of S: best the threshold of
+            the labels. With another threshold they are the same labels, found with more reading.
 
     Buffers: ``features`` float32 [n, d]; ``cache`` float32 [n, n] and ``block_bits``, its marked blocks, or None
     (built at first use, not saved).
@@ -57,7 +57,7 @@ class ExemplarMemory(FixedTypeModule):
         feature_dim: int,
         cache: bool | str = "auto",
         *,
-        threshold: float = 0.6,
+        block_floor: float = 0.6,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class ExemplarMemory(FixedTypeModule):
         self.register_buffer("features", torch.zeros(num_instances, feature_dim, device=device))
         self.register_buffer("cache", None, persistent=False)
         self.register_buffer("block_bits", None, persistent=False)
-        self._block_floor = ops.checks.check_finite("threshold", threshold)
+        self.block_floor = ops.checks.check_finite("block_floor", block_floor)
         self._cached_version: int | None = None
         self._keeps_cache: bool | None = None if cache == "auto" else bool(cache)
 
@@ -103,7 +103,7 @@ class ExemplarMemory(FixedTypeModule):
         if self.keeps_cache:
             self.cache = ops.build_similarity_cache(self.features)
             self._cached_version = self.version
-            self.block_bits = ops.mark_cache_blocks(self.cache, self._block_floor).bits
+            self.block_bits = ops.mark_cache_blocks(self.cache, self.block_floor).bits
 
     def current_cache(self) -> Tensor | None:
         """S [n, n] of the features as they are now, or None where no cache is kept.
@@ -117,21 +117,12 @@ class ExemplarMemory(FixedTypeModule):
             self.rebuild_cache_()
         return self.cache
 
-    def current_blocks(self, threshold: float | None = None) -> CacheBlocks | None:
+    def current_blocks(self) -> CacheBlocks | None:
         """The marked blocks of S as it is now (:func:`snnet_kernels.mark_cache_blocks`), or None where no cache is
-        kept: labels read little else of it.
-
-        They are marked down to the lowest ``threshold`` so far. A traced call takes those that are there.
-        """
-        cache = self.current_cache()
-        if cache is None or self.block_bits is None:
+        kept. A traced call takes those that are there."""
+        if self.current_cache() is None or self.block_bits is None:
             return None
-        if threshold is not None and not torch.compiler.is_compiling():
-            threshold = ops.checks.check_finite("threshold", threshold)
-            if threshold < self._block_floor:
-                self._block_floor = threshold
-                self.block_bits = ops.mark_cache_blocks(cache, threshold).bits
-        return CacheBlocks(self.block_bits, self._block_floor)
+        return CacheBlocks(self.block_bits, self.block_floor)
 
     def initialize_(self, features: Tensor) -> None:
         """Fill the memory with the L2-normalised ``features`` [n, d] of an extraction pass.
@@ -172,7 +163,7 @@ class ExemplarMemory(FixedTypeModule):
             min_rank,
             cache=self.current_cache(),
             query_rows=query_rows,
-            blocks=self.current_blocks(threshold),
+            blocks=self.current_blocks(),
             strict=strict,
         )
 

@@ -91,9 +91,10 @@ def build_similarity_cache(memory: Tensor) -> Tensor:
 def mark_cache_blocks(cache: Tensor, floor: float = 0.6) -> CacheBlocks:
     """The blocks of 32 columns of each cache row that hold a value above ``floor``, n² / 256 bytes as bits.
 
-    Given to :func:`mplp` over this cache, and to :func:`update_memory_`, which keeps them current, they save it
-    reading the rows of candidates whole. They serve where S[p, a] is at least the floor: take the threshold of the
-    labels. Equals ``(cache > floor)``, any of 32 neighbours, packed as :func:`pack_labels` does.
+    :func:`mplp` over this cache reads them in place of the whole row of a candidate, where the candidate's
+    similarity to the anchor is at least the floor: best the threshold of the labels. Every :func:`update_memory_` of
+    the cache must be given them, and keeps them current; after any other write to the cache mark again, or labels
+    will be wrong. Equals ``(cache > floor)``, any of 32 neighbours, packed as :func:`pack_labels` does.
 
     Args:
         cache: S = M Mᵀ float32 [n, n], contiguous.
@@ -105,7 +106,7 @@ def mark_cache_blocks(cache: Tensor, floor: float = 0.6) -> CacheBlocks:
     return CacheBlocks(_mark_cache_blocks(cache, floor), floor)
 
 
-def _split(
+def _checked_blocks(
     blocks: CacheBlocks | None, cache: Tensor | None, num_instances: int
 ) -> tuple[Tensor | None, float]:
     """The bits and the floor, checked."""
@@ -156,12 +157,12 @@ def mplp(
         min_rank: the smallest rank that counts as consistent.
         cache: S = M Mᵀ float32 [n, n], contiguous; without it the products are made as they are needed.
         query_rows: [B, n] in place of S[index], for instance ``memory_similarity(features, memory)``.
-        blocks: :func:`mark_cache_blocks` of the cache: the same labels with less reading.
+        blocks: :func:`mark_cache_blocks` of the cache as it is: the same labels with less reading.
         strict: the reading of the MMCL paper: k = c, and exactly the candidates before the inconsistent one.
     """
     threshold, min_rank = checks.check_prediction_options(threshold, min_rank)
     memory, index, cache, query_rows = _check_inquiry(memory, index, cache, query_rows)
-    bits, floor = _split(blocks, cache, memory.shape[0])
+    bits, floor = _checked_blocks(blocks, cache, memory.shape[0])
     checks.check_same_device(memory=memory, blocks=bits)
     _serve("mplp", memory)
     return _mplp(memory, index, cache, query_rows, float(threshold), min_rank, bool(strict), bits, floor)
@@ -294,7 +295,7 @@ def update_memory_(
     checks.check_same_device(
         memory=memory, index=index, features=features, cache=cache, similarity=similarity
     )
-    bits, floor = _split(blocks, cache, n)
+    bits, floor = _checked_blocks(blocks, cache, n)
     checks.check_same_device(memory=memory, blocks=bits)
     _serve("update_memory_", memory)
     _update_memory(memory, index, features, momentum, cache, similarity, bits, floor)
@@ -368,7 +369,7 @@ def mine_labels_(
     n = memory.shape[0]
     row_bits = checks.check_labels("row_bits", row_bits, n, n)
     column_bits = checks.check_labels("column_bits", column_bits, n, n)
-    bits, floor = _split(blocks, cache, n)
+    bits, floor = _checked_blocks(blocks, cache, n)
     checks.check_same_device(memory=memory, row_bits=row_bits, column_bits=column_bits, blocks=bits)
     options = float(threshold), min_rank, bool(strict)
     _serve("mine_labels_", memory)

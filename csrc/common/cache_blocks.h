@@ -1,6 +1,5 @@
-// Blocks of columns of the similarity cache: a bit for each block of a row, set where it may hold a value above a floor.
-//
-// Packed as labels are, a column a block. A bit that is set where it need not be costs a look, one that lacks a count.
+// Blocks of columns of the similarity cache: a bit for each block of a row, set where it may hold a value above a
+// floor. Packed as labels are, a column a block. A bit too many costs a look, one too few would be a wrong label.
 #pragma once
 
 #include "bits.h"

@@ -282,6 +282,7 @@ void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& fea
   const int64_t batch_size = positions.size(0);
   check_matrix(features, "features", ScalarType::Float, batch_size, d);
   const float alpha = checked_momentum(momentum);
+  SNNET_CHECK(cache || !block_bits, "block_bits are given without a cache");
   if (cache) check_storage(*cache, "cache", ScalarType::Float, n, n);
   if (similarity) check_matrix(*similarity, "similarity", ScalarType::Float, batch_size, n);
   if (batch_size == 0) return;

@@ -258,6 +258,7 @@ double squares(float* __restrict out, const float* __restrict row, float scale, 
 #define SNNET_TABLE(name) SNNET_TABLE_(name)
 extern const VectorKernels SNNET_TABLE(SNNET_ISA);
 const VectorKernels SNNET_TABLE(SNNET_ISA) = {
-    collect_above, collect_from, collect_reaching, count_above, count_in_blocks, high_blocks, largest, group_maxima,       bar_of_largest,
-    dot,           dots,         add_scaled,       blend,       divide,  blend_similarities, squares,
+    collect_above,  collect_from, collect_reaching, count_above,        count_in_blocks, high_blocks,
+    largest,        group_maxima, bar_of_largest,   dot,                dots,            add_scaled,
+    blend,          divide,       blend_similarities, squares,
 };

@@ -32,7 +32,8 @@ void predict(const Call& call, const Batch& batch, const CacheBlocks& blocks, co
   const unsigned samples = blocks_for(batch.size, 1);
   const int64_t most_items = batch.size * std::max<int64_t>(kListed, labels.words);
   const bool by_blocks = blocks.bits != nullptr;
-  const int64_t resident = (by_blocks ? kCountBlocks<kWarp> : kCountBlocks<kCountThreads>) * device_attribute(cudaDevAttrMultiProcessorCount);
+  const int64_t resident = static_cast<int64_t>(by_blocks ? kCountBlocks<kWarp> : kCountBlocks<kCountThreads>) *
+                           device_attribute(cudaDevAttrMultiProcessorCount);
   launch(mplp_select_kernel, samples, kSelectThreads, 0, call.stream(), batch, options, scratch, labels, inquiry);
   launch(by_blocks ? mplp_count_kernel<kWarp> : mplp_count_kernel<kCountThreads>,
          static_cast<unsigned>(std::min(most_items, resident)), kCountThreads, 0, call.stream(), batch, blocks, options,

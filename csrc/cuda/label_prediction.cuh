@@ -26,8 +26,8 @@ constexpr int kCountThreads = 256;
 template <int kGroup>
 constexpr int kCountBlocks = kGroup == kWarp ? 4 : 6;
 constexpr int kDecideThreads = 512;
-constexpr int kRowLoads = 4;    // 16-byte loads of a thread in flight
-constexpr int kBlockLoads = 8;  // the same of 4 bytes, a block a warp
+constexpr int kRowLoads = 4;     // 16-byte loads of a thread in flight
+constexpr int kBlockLoads = 16;  // the same of 4 bytes, a marked block each
 
 struct PredictionOptions {
   float threshold;
@@ -190,24 +190,25 @@ struct CountShared {
 template <int kGroup>
 __device__ __forceinline__ void count_above(const VectorRow& row, float bar, unsigned rank, Key key,
                                             const Key* barrier, unsigned* above, int thread) {
+  constexpr int kLoads = kGroup == kWarp ? 2 * kRowLoads : kRowLoads;  // a warp alone has fewer in flight
   unsigned count = 0;
   if (thread < row.loose()) count = row.row[row.loose_column(thread)] > bar;
   int stop = __shfl_sync(kAllLanes, static_cast<int>(__ldcg(barrier) > key), 0);
-  for (int first = thread; !stop; first += kRowLoads * kGroup) {
-    float4 loaded[kRowLoads];
+  for (int first = thread; !stop; first += kLoads * kGroup) {
+    float4 loaded[kLoads];
 #pragma unroll
-    for (int i = 0; i < kRowLoads; ++i) {
+    for (int i = 0; i < kLoads; ++i) {
       const int v = first + i * kGroup;
       loaded[i] = v < row.vectors ? __ldcs(row.vector(v)) : make_float4(bar, bar, bar, bar);
     }
     const Key known = __ldcg(barrier);
 #pragma unroll
-    for (int i = 0; i < kRowLoads; ++i) {
+    for (int i = 0; i < kLoads; ++i) {
       count += (loaded[i].x > bar) + (loaded[i].y > bar) + (loaded[i].z > bar) + (loaded[i].w > bar);
     }
     count = __reduce_add_sync(kAllLanes, count);
     if (thread % kWarp == 0) stop = atomicAdd(above, count) + count > rank || known > key;
-    stop = __shfl_sync(kAllLanes, stop, 0) || first - thread + kRowLoads * kGroup >= row.vectors;
+    stop = __shfl_sync(kAllLanes, stop, 0) || first - thread + kLoads * kGroup >= row.vectors;
     count = 0;
   }
 }
@@ -231,13 +232,16 @@ __device__ __forceinline__ int list_marked(unsigned marks, uint16_t* marked, int
   return found;
 }
 
-// *above <- the entries above `bar` in the marked blocks of a row, or some number above `rank`. By one warp, which has
-// kBlockLoads blocks in flight.
+// *above <- the entries above `bar` in the marked blocks of a row, or some number above `rank`; fewer where an
+// inconsistent candidate before this one is known. By one warp, which has kBlockLoads blocks in flight.
 __device__ __forceinline__ void count_in_blocks(const float* row, int n, const unsigned* marks, int64_t words,
-                                                float bar, unsigned rank, CountShared<kWarp>& shared, int lane) {
+                                                float bar, unsigned rank, Key key, const Key* barrier,
+                                                CountShared<kWarp>& shared, int lane) {
   unsigned count = 0;
   for (int first = 0; first < words && count <= rank; first += kWarp) {
-    const int found = list_marked(first + lane < words ? __ldg(marks + first + lane) : 0u, shared.marked, lane);
+    const unsigned own = first + lane < words ? __ldg(marks + first + lane) : 0u;
+    if (__any_sync(kAllLanes, __ldcg(barrier) > key)) break;
+    const int found = list_marked(own, shared.marked, lane);
     const int base = kWarp * kBlockColumns * first + lane;
     for (int e = 0; e < found && count <= rank; e += kBlockLoads) {
       float loaded[kBlockLoads];
@@ -326,7 +330,8 @@ __global__ void __launch_bounds__(kCountThreads, kCountBlocks<kGroup>)
         group_barrier<kGroup>();
         if constexpr (kGroup == kWarp) {
           if (blocks.hold_all_above(bar)) {
-            count_in_blocks(row, batch.n, blocks.row(p), blocks.words, bar, rank, shared, thread);
+            count_in_blocks(row, batch.n, blocks.row(p), blocks.words, bar, rank, key, barrier, shared,
+                            thread);
           } else {
             count_above<kGroup>(VectorRow(row, batch.n), bar, rank, key, barrier, &shared.above, thread);
           }

@@ -5,7 +5,7 @@ the per-sample form.
 """
 
 from . import loop
-from .cache_blocks import CacheBlocks, mark_cache_blocks
+from .cache_blocks import CacheBlocks, block_bits, mark_cache_blocks
 from .label_prediction import mplp
 from .labels import gather_labels, identity_labels, label_bytes, pack_labels, unpack_labels, write_labels_
 from .loss import (
@@ -24,6 +24,7 @@ from .similarity import (
 
 __all__ = [
     "CacheBlocks",
+    "block_bits",
     "build_similarity_cache",
     "fused_mutual_label_loss",
     "fused_mutual_label_loss_with_grad",

@@ -37,8 +37,13 @@ def _high_blocks(rows: Tensor, floor: float) -> Tensor:
     return pack_labels(high.unflatten(1, (-1, BLOCK_COLUMNS)).any(2))
 
 
-def mark_cache_blocks(cache: Tensor, floor: float) -> Tensor:
-    """The block bits of a cache [n, n]."""
+def mark_cache_blocks(cache: Tensor, floor: float = 0.6) -> CacheBlocks:
+    """The blocks of a cache [n, n] that hold a value above the floor."""
+    return CacheBlocks(block_bits(cache, floor), floor)
+
+
+def block_bits(cache: Tensor, floor: float) -> Tensor:
+    """Their bits."""
     n = cache.shape[0]
     bits = cache.new_empty(n, block_bytes(n), dtype=torch.uint8)
     step = max(1, ENTRIES_AT_ONCE // max(n, 1))

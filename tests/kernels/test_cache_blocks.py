@@ -1,5 +1,7 @@
 """Marked blocks of the similarity cache: what is marked, labels by them, marks through updates."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -37,8 +39,7 @@ def test_marks_are_blocks_with_a_value_above_the_floor(implementation, n):
     cache = torch.randn(n, n, generator=torch.Generator().manual_seed(n))
     cache[:, ::7] = torch.nan
     for floor in (0.5, 2.0):
-        marked = implementation.mark_cache_blocks(cache, floor)
-        bits = marked if implementation is reference else marked.bits
+        bits = implementation.mark_cache_blocks(cache, floor).bits
         assert bits.shape == (n, block_bytes(n))
         marks = sk.unpack_labels(bits, (n + 31) // 32)
         for block in range((n + 31) // 32):
@@ -137,7 +138,7 @@ def test_training_with_marks_gives_the_labels_of_whole_rows(source):
     centres = clustered_features(n, d)
     head = sk.SNNetHead(n, d, cache=True, label_source=source)
     twin = sk.SNNetHead(n, d, cache=True, label_source=source)
-    twin.memory.current_blocks = lambda threshold=None: None
+    twin.memory.current_blocks = lambda: None
     for one in (head, twin):
         one.initialize_(centres)
         one.momentum = 0.5
@@ -156,26 +157,71 @@ def test_training_with_marks_gives_the_labels_of_whole_rows(source):
     assert not lacking.any()
 
 
-def test_the_memory_marks_down_to_the_lowest_threshold():
-    memory = sk.ExemplarMemory(300, 8, cache=True, threshold=0.7)
+def test_marks_live_and_go_with_the_cache():
+    memory = sk.ExemplarMemory(300, 8, cache=True, block_floor=0.7)
     memory.initialize_(clustered_features(300, 8))
-    index = torch.arange(9)
-    assert memory.current_blocks().floor == 0.7
-    floors, marks = [], []
-    for threshold in (0.7, 0.6, 0.65, 0.6):
-        memory.predict_labels(index, threshold)
-        floors.append(memory.current_blocks().floor)
-        marks.append(memory.block_bits)
-    assert floors == [0.7, 0.6, 0.6, 0.6]
-    assert marks[1] is marks[2] is marks[3]
+    index = torch.arange(0, 300, 7)
+
+    def current() -> torch.Tensor:
+        blocks = memory.current_blocks()
+        assert blocks.floor == 0.7
+        assert torch.equal(blocks.bits, sk.mark_cache_blocks(memory.cache, 0.7).bits)
+        for threshold in (0.5, 0.7, 0.9):  # the floor decides how much is read, not what is found
+            expected = reference.mplp(memory.features, index, threshold, cache=memory.cache)
+            assert torch.equal(memory.predict_labels(index, threshold), expected)
+        assert memory.current_blocks().bits is blocks.bits
+        return blocks.bits
+
+    first = current()
     memory.rebuild_cache_()
-    assert memory.block_bits is not marks[3] and torch.equal(memory.block_bits, marks[3])
-    memory.features[0] = memory.features[1]  # written from outside: both are made afresh
-    memory.predict_labels(index)
-    assert torch.equal(memory.block_bits, sk.mark_cache_blocks(memory.cache).bits)
-    memory.drop_cache_()
+    assert current() is not first
+    memory.features[:9] = memory.features[9:18].clone()  # written from outside: both are made afresh
+    assert not torch.equal(current(), first)
+    state = memory.state_dict()
+    assert list(state) == ["features"]
+    memory.load_state_dict(state)
     assert memory.block_bits is None
-    assert "block_bits" not in memory.state_dict()
+    current()
+    memory.to("cpu")
+    assert memory.block_bits is None
+    current()
+    memory = copy.deepcopy(memory)
+    current()
+    memory.drop_cache_()
+    assert memory.block_bits is None and memory.cache is None
+    assert sk.ExemplarMemory(300, 8, cache=False).current_blocks() is None
+
+
+def test_a_head_marks_down_to_its_threshold():
+    head = sk.SNNetHead(300, 8, threshold=0.5, cache=True)
+    head.initialize_(clustered_features(300, 8))
+    assert head.memory.current_blocks().floor == 0.5
+    head.warmup = True
+    head.update_(torch.arange(4), clustered_features(4, 8, seed=1))
+    assert head.memory.block_bits is None
+
+
+@pytest.mark.skipif(backends.serving_backend("mplp", "cpu") != "cpu", reason="the CPU library is not loaded")
+def test_threads_mark_bytes_of_their_own():
+    """Parts of 256 columns: one thread and four leave the same bits."""
+    memory = clustered_features(4100, 16)
+    index = torch.randperm(4100, generator=torch.Generator().manual_seed(0))[:200]
+    features = clustered_features(200, 16, seed=1)
+    before, threads = memory @ memory.t(), torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, 4, 4, 4):
+            torch.set_num_threads(number)
+            cache = before.clone()
+            blocks = sk.mark_cache_blocks(cache, 0.3)
+            sk.update_memory_(memory.clone(), index, features, 0.2, cache=cache, blocks=blocks)
+            found.append(blocks.bits)
+    finally:
+        torch.set_num_threads(threads)
+    expected = sk.mark_cache_blocks(before, 0.3)
+    update_cache_blocks_(expected, cache, index)
+    for bits in found:
+        assert torch.equal(bits, expected.bits)
 
 
 def test_a_compiled_iteration_reads_and_writes_the_marks():

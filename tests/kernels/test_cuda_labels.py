@@ -106,7 +106,7 @@ def check_mplp(
         memory, index, threshold, min_rank, cache=cache, query_rows=query_rows, strict=strict
     )
     assert torch.equal(labels, expected)
-    blocks = reference.mark_cache_blocks(cache, threshold)
+    blocks = reference.block_bits(cache, threshold)
     marked = build.operations.mplp(index, cache, query_rows, threshold, min_rank, strict, blocks, threshold)
     assert torch.equal(marked, expected)
     return labels
@@ -200,7 +200,7 @@ def test_marks_down_to_any_floor_give_the_same_labels(cuda_on_cpu, small_predict
     query_rows = cache[index].roll(1, 0).nan_to_num(-torch.inf)
     expected = reference.mplp(memory, index, cache=cache, query_rows=query_rows)
     bits = cuda_on_cpu.operations.mark_cache_blocks(cache, floor)
-    assert torch.equal(bits, reference.mark_cache_blocks(cache, floor))
+    assert torch.equal(bits, reference.block_bits(cache, floor))
     needless = bits | 0xAA
     for build in (cuda_on_cpu, small_prediction):
         for marks in (bits, needless):
@@ -235,7 +235,7 @@ def test_marks(cuda_on_cpu, n):
     cache[:, ::5] = torch.nan
     for floor in (0.6, 2.5):
         marks = cuda_on_cpu.operations.mark_cache_blocks(cache, floor)
-        assert torch.equal(marks, reference.mark_cache_blocks(cache, floor))
+        assert torch.equal(marks, reference.block_bits(cache, floor))
 
 
 def test_rows_at_any_address(cuda_on_cpu):
@@ -265,7 +265,7 @@ def test_empty_batch_and_empty_memory(cuda_on_cpu):
         assert cuda_on_cpu.launches() == 0
 
 
-def check_mining(build, memory, index, query_rows=None, seed=0, min_rank=10, threshold=0.6):
+def check_mining(build, memory, index, query_rows=None, seed=0, min_rank=10, threshold=0.6, marked=True):
     n = memory.shape[0]
     cache = memory @ memory.t()
     rows, columns = label_memory(n, seed)
@@ -277,7 +277,7 @@ def check_mining(build, memory, index, query_rows=None, seed=0, min_rank=10, thr
     reference.write_labels_(expected_rows, expected_columns, index, labels)
     build.seed(seed)
     build.launches()
-    blocks = (reference.mark_cache_blocks(cache, threshold), threshold) if seed % 2 else ()
+    blocks = (reference.block_bits(cache, threshold), threshold) if marked else ()
     mined = build.operations.mine_labels_(
         index, cache, query_rows, rows, columns, threshold, min_rank, False, *blocks
     )
@@ -294,10 +294,13 @@ def test_mining(cuda_on_cpu, small_prediction, n, kind):
     """Labels, both inquiries as P was before, P and its transpose after; repeated indices, more samples than images."""
     memory = memory_of(kind, n, n)
     check_mining(cuda_on_cpu, memory, indices(n, 12, n), seed=n)
-    check_mining(small_prediction, memory, indices(n, 75, n), seed=n)
+    check_mining(small_prediction, memory, indices(n, 90, n), seed=n)
     generator = torch.Generator().manual_seed(n)
-    query_rows = (torch.randint(-3, 4, (75, 6), generator=generator).float() / 4) @ memory.t()
-    check_mining(small_prediction, memory, indices(n, 75, n), query_rows, seed=n, min_rank=2)
+    query_rows = (torch.randint(-3, 4, (90, 6), generator=generator).float() / 4) @ memory.t()
+    for marked in (True, False):
+        check_mining(
+            small_prediction, memory, indices(n, 90, n), query_rows, seed=n, min_rank=2, marked=marked
+        )
 
 
 def test_two_iterations_write_over_each_other(cuda_on_cpu):
@@ -390,7 +393,11 @@ def test_a_kernel_without_a_barrier_is_found(tmp_path, file, barrier, which):
     )
     memory = clustered_features(300, 24)
     index = torch.arange(0, 300, 7)
-    assert not all(outcome(lambda s=seed: check_mining(broken, memory, index, seed=s)) for seed in range(6))
+    assert not all(
+        outcome(lambda s=seed, marked=marked: check_mining(broken, memory, index, seed=s, marked=marked))
+        for seed in range(5)
+        for marked in (True, False)
+    )
 
 
 def test_wrong_arguments_are_named(cuda_on_cpu):

@@ -14,7 +14,19 @@ from tests.kernels import cuda_on_cpu as emulator
 
 @pytest.fixture(scope="module")
 def update(cuda_on_cpu):
-    return cuda_on_cpu.operations.update_memory_
+    """The operation; a cache has marked blocks, and what becomes of the marks is looked at in every test."""
+    operation, floor = cuda_on_cpu.operations.update_memory_, 0.3
+
+    def with_marks(memory, index, features, momentum, cache, similarity):
+        if cache is None:
+            return operation(memory, index, features, momentum, None, None)
+        bits = reference.block_bits(cache, floor)
+        before = bits.clone()
+        operation(memory, index, features, momentum, cache, similarity, bits, floor)
+        written = index[(index >= 0) & (index < len(memory))]
+        marks_are_what_the_writes_set(bits, before, cache, written, floor)
+
+    return with_marks
 
 
 def indices(n: int, batch: int, seed: int) -> Tensor:
@@ -36,7 +48,7 @@ def marks_are_what_the_writes_set(
     expected = before.clone()
     reference.cache_blocks.update_cache_blocks_(reference.CacheBlocks(expected, floor), cache, index.unique())
     assert torch.equal(bits, expected)
-    assert not (reference.mark_cache_blocks(cache, floor) & ~bits).any()  # none lacks
+    assert not (reference.block_bits(cache, floor) & ~bits).any()  # none lacks
 
 
 @settings(max_examples=40, deadline=None)
@@ -65,10 +77,10 @@ def test_memory_and_cache_follow_the_reference(cuda_on_cpu, update, n, d, batch,
     before = cache.clone()
     alone = memory.clone()
     floor = [-2.0, 0.0, 0.4, 0.6][seed % 4]
-    bits = reference.mark_cache_blocks(cache, floor)
+    bits = reference.block_bits(cache, floor)
     old = bits.clone()
     cuda_on_cpu.seed(seed)
-    update(memory, index, features, momentum, cache, similarity, bits, floor)
+    cuda_on_cpu.operations.update_memory_(memory, index, features, momentum, cache, similarity, bits, floor)
     marks_are_what_the_writes_set(bits, old, cache, index, floor)
     assert (memory - expected).abs().max() < 1e-6
     assert largest_error(cache, memory) <= largest_error(expected_cache, expected) + 1e-6
@@ -254,10 +266,12 @@ def test_the_cache_stays_exact_over_many_updates(update):
         ({"cache": torch.zeros(8, 9)}, "cache must have shape"),
         ({"similarity": None}, "similarity is given where a cache is"),
         ({"similarity": torch.zeros(3, 9)}, "similarity must have shape"),
+        ({"block_bits": torch.zeros(8, 8, dtype=torch.uint8)}, "block_bits must have shape"),
+        ({"cache": None, "similarity": None}, "block_bits are given without a cache"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_wrong_arguments_are_named(update, change, message):
+def test_wrong_arguments_are_named(cuda_on_cpu, change, message):
     arguments = {
         "memory": torch.zeros(8, 30),
         "index": torch.zeros(3, dtype=torch.int64),
@@ -265,10 +279,12 @@ def test_wrong_arguments_are_named(update, change, message):
         "momentum": torch.tensor(0.5),
         "cache": torch.zeros(8, 8),
         "similarity": torch.zeros(3, 8),
+        "block_bits": torch.zeros(8, 16, dtype=torch.uint8),
+        "block_floor": 0.6,
         **change,
     }
     with pytest.raises((ValueError, RuntimeError), match=message):
-        update(*arguments.values())
+        cuda_on_cpu.operations.update_memory_(*arguments.values())
 
 
 def test_a_missing_barrier_is_noticed(update, tmp_path):

@@ -84,7 +84,9 @@ def test_label_memory_small(n, d):
     assert torch.equal(ours.columns(inquiry.to(DEVICE)).cpu(), theirs.columns(inquiry))
 
 
-@pytest.mark.parametrize("form", ["cache", "rows and cache", "marked cache", "streaming", "rows"])
+@pytest.mark.parametrize(
+    "form", ["cache", "rows and cache", "marked cache", "rows and marked cache", "streaming", "rows"]
+)
 @pytest.mark.parametrize(("n", "d"), SIZES)
 def test_labels_small(n, d, form):
     if not REAL and n > 100 and "cache" not in form:
@@ -211,9 +213,11 @@ def test_update_small(n, d, momentum):
     m, i, f = on_device(memory, index, features)
     cache = sk.build_similarity_cache(m)
     blocks = sk.mark_cache_blocks(cache, 0.3)
+    marks = blocks.bits.cpu().clone()
     sk.update_memory_(m, i, f, momentum, cache=cache, blocks=blocks)
     assert_close(m, exact, 1e-6 if momentum < 1 else 2e-6)
-    assert not (reference.mark_cache_blocks(cache.cpu(), 0.3) & ~blocks.bits.cpu()).any()
+    reference.cache_blocks.update_cache_blocks_(sk.CacheBlocks(marks, 0.3), cache.cpu(), index.unique())
+    assert torch.equal(blocks.bits.cpu(), marks)
     assert (cache.cpu().double() - exact @ exact.t()).abs().max() < 3e-6
     assert torch.equal(cache, cache.t())
     alone = memory.to(DEVICE)
@@ -317,6 +321,10 @@ def test_an_iteration_in_a_cuda_graph(cache, precision, monkeypatch):
             expected = iteration(eager)
             assert_close(loss, expected.detach().cpu(), 1e-6)
             assert_close(gradient, live.grad.cpu(), 1e-5)
+        assert torch.equal(captured.pseudo_labels.row_bits, eager.pseudo_labels.row_bits)
+        if cache:
+            lacking = sk.mark_cache_blocks(captured.memory.cache).bits & ~captured.memory.block_bits
+            assert not lacking.any()
     finally:
         sk.set_matmul_precision("ieee")
 

@@ -41,4 +41,4 @@ def test_everything_that_serves_a_gpu():
         timeout=900,
     )
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    assert "56 passed" in result.stdout, result.stdout[-500:]
+    assert "60 passed" in result.stdout, result.stdout[-500:]
