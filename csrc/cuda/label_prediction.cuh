@@ -6,7 +6,8 @@
 //
 // The decision needs one comparison a candidate: the positives are those whose key lies above the largest key of an
 // inconsistent candidate, and the first two. So candidates are counted all at once rather than one after the other,
-// and one is given up when an inconsistent one before it is known.
+// and one is given up when an inconsistent one before it is known. With marked blocks a warp counts a candidate and
+// reads its marked blocks alone, without them a block of threads reads its whole row.
 //
 // Up to kListed candidates of a sample are listed (2 KB of scratch a sample). Where there are more, the sample's
 // label row holds them as bits until the decision, and they are counted by words of 32 columns.

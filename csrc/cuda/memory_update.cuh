@@ -4,7 +4,8 @@
 // the first entry of an index blends and renormalises its row of the memory. The next are pairs of batch members,
 // which wait for all rows. The others are tiles of 32 places of that order times 128 columns of the cache; they load
 // what they need, wait for all rows and write their cells. Each cell is read and written by one block alone, with
-// its mirror image: the cache stays symmetric to the bit.
+// its mirror image: the cache stays symmetric to the bit. The marks of a new row are zeroed with it, before it is
+// announced; tiles and pairs then set bits.
 //
 // A repeated index moves its row by m' = kept m + sum of weight_b f_b over its entries b, so the cells follow from
 // the products with the memory before the update. Where the error would grow, for an index that comes very often,
