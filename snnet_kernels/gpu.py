@@ -167,32 +167,11 @@ def _mine_labels(
     block_bits: Tensor | None = None,
     block_floor: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    inquiry = (index, cache, query_rows, row_bits, column_bits)
+    options = (threshold, min_rank, strict, block_bits, block_floor)
     if cache is not None and "cuda" in _available and backends.FORCED in (None, "cuda"):
-        return _compiled.mine_labels_.default(
-            index,
-            cache,
-            query_rows,
-            row_bits,
-            column_bits,
-            threshold,
-            min_rank,
-            strict,
-            block_bits,
-            block_floor,
-        )
-    return defaults.mine_labels_(
-        memory,
-        index,
-        cache,
-        query_rows,
-        row_bits,
-        column_bits,
-        threshold,
-        min_rank,
-        strict,
-        block_bits,
-        block_floor,
-    )
+        return _compiled.mine_labels_.default(*inquiry, *options)
+    return defaults.mine_labels_(memory, *inquiry, *options)
 
 
 def _mutual_label_loss(

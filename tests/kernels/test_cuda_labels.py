@@ -33,7 +33,9 @@ def constants(**values: int) -> Callable[[str], str]:
 def small_prediction(tmp_path_factory) -> Emulation:
     """Few listed candidates, few threads: rows overflow, loops go round, samples come in several groups."""
     edit = constants(kListed=6, kSelectThreads=64, kCountThreads=64, kDecideThreads=32, kRowLoads=2)
-    return mutant("label_prediction.cuh", edit, folder=tmp_path_factory.mktemp("small"))
+    return mutant(
+        "label_plan.cuh", edit, folder=tmp_path_factory.mktemp("small"), source="label_prediction.cu"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -379,8 +381,8 @@ def outcome(check: Callable[[], object]) -> bool:
 @pytest.mark.parametrize(
     ("file", "barrier", "which"),
     [
-        ("label_prediction.cuh", "group_barrier<kGroup>();", 3),  # after the count
-        ("label_prediction.cuh", "__syncwarp();", 2),  # after the list of marked blocks
+        ("label_count.cuh", "group_barrier<kGroup>();", 3),  # after the count
+        ("label_count.cuh", "__syncwarp();", 2),  # after the list of marked blocks
         ("rows.cuh", "__syncthreads();", 0),
     ],
 )
