@@ -68,16 +68,19 @@ class ModelConfig:
     arch: Literal[
         "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
         "osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25",
-        "osnet_ain_x1_0", "osnet_ain_x0_75", "osnet_ain_x0_5", "osnet_ain_x0_25",
+        "osnet_ain_x1_0", "osnet_ain_x0_75", "osnet_ain_x0_5", "osnet_ain_x0_25", "osnet_ibn_x1_0",
     ] = option("resnet50", "the backbone: a ResNet or an OSNet; _x0_5 has half the channels of _x1_0")  # fmt: skip
     weights: str | None = option(
         "imagenet", "imagenet (ResNets), a file of torchvision, torchreid or this package, or none"
     )
-    embedding: Literal["pool", "fc"] = option(
-        "pool", "feature: the pooled one, or OSNet's own fully connected layer"
+    embedding: Literal["pool", "fc", "fc-relu"] = option(
+        "pool",
+        "feature: the pooled one, or OSNet's own fully connected layer; fc-relu: with the ReLU behind it, as "
+        "torchreid ranks",
     )
-    retrieval_feature: Literal["before", "after"] = option(
-        "before", "rank with the feature before or after the batch normalisation neck"
+    retrieval_feature: Literal["auto", "before", "after"] = option(
+        "auto",
+        "rank with the feature before or after the batch normalisation neck; auto: before, for fc-relu after",
     )
 
 
@@ -148,8 +151,14 @@ class RuntimeConfig:
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: cuda where there is one")
     seed: int = option(0, "seed of everything random", at_least=0, below=2**32)
     deterministic: bool = option(False, "only algorithms that give the same bits every time (slower on CUDA)")
-    amp: bool = option(False, "run the network in bfloat16; features, similarities and memory stay float32")
-    channels_last: bool = option(False, "channels-last memory layout of the network")
+    amp: bool = option(
+        False,
+        "run the network in bfloat16; features, similarities and memory stay float32 (faster on a CPU only with "
+        "AVX512-BF16 or AMX)",
+    )
+    channels_last: bool | None = option(
+        None, "channels-last memory layout of the network; auto: on a CPU and with --amp, where it is faster"
+    )
 
 
 @dataclass(frozen=True)
@@ -203,14 +212,28 @@ def flatten(config: Config) -> dict[str, Any]:
 def config_from(values: dict[str, Any]) -> Config:
     """The configuration with these values (flat names, already of the right type) and defaults for the rest.
 
-    Raises :class:`~snnet.errors.UserError` naming the flag where a value is out of range.
+    ``retrieval_feature`` "auto" becomes what it stands for. Raises :class:`~snnet.errors.UserError` naming the flag
+    where a value is out of range.
     """
     groups: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
     for name, value in values.items():
         groups[OPTIONS[name].group][name] = value
+    groups["model"]["retrieval_feature"] = _retrieval_feature(groups["model"])
     config = Config(**{group: cls(**groups[group]) for group, cls in GROUPS.items()})
     _check_ranges(config)
     return config
+
+
+def _retrieval_feature(model: dict[str, Any]) -> str:
+    """The side of the neck that "auto" stands for; torchreid's feature has only one."""
+    relu = model.get("embedding") == "fc-relu"
+    kind: str = model.get("retrieval_feature", "auto")
+    if relu and kind == "before":
+        raise UserError(
+            "--retrieval-feature before contradicts --embedding fc-relu, whose ReLU comes after the batch "
+            "normalisation: use after, or --embedding fc"
+        )
+    return ("after" if relu else "before") if kind == "auto" else kind
 
 
 _MEETS = {

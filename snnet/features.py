@@ -93,11 +93,16 @@ def extract_features(
     return features
 
 
+def retrieval_kind(config: Config) -> Literal["before", "after"]:
+    """The side of the neck that ``config``, as :func:`snnet.config.config_from` makes it, ranks with."""
+    return "after" if config.model.retrieval_feature == "after" else "before"
+
+
 def retrieval_features(
     model: ReIDModel, retrieval: RetrievalSet, config: Config, placement: Placement
 ) -> tuple[Tensor, Tensor]:
     """The retrieval features of the queries [q, d] and the gallery [g, d]; see :func:`extract_features`."""
-    kind = config.model.retrieval_feature
+    kind = retrieval_kind(config)
     query = extract_features(model, retrieval.query, config, placement, kind)
     return query, extract_features(model, retrieval.gallery, config, placement, kind)
 

@@ -279,11 +279,11 @@ class CommandParser(argparse.ArgumentParser):
             options = [option for name, option in OPTIONS.items() if name in names and option.group == group]
             section = self.add_argument_group(group, (cls.__doc__ or "").strip()) if options else self
             for option in options:
-                defaults = f"default {_shown(option.default)}"
+                defaults = f"default {_shown(option, option.default)}"
                 if synthetic.get(option.name, option.default) != option.default:
-                    defaults += f"; preset synthetic: {_shown(synthetic[option.name])}"
+                    defaults += f"; preset synthetic: {_shown(option, synthetic[option.name])}"
                 text = f"{option.help} ({defaults})".replace("%", "%%")
-                if option.type is bool:
+                if option.type in (bool, bool | None):
                     section.add_argument(option.flag, action=argparse.BooleanOptionalAction, help=text)
                 else:
                     section.add_argument(
@@ -340,17 +340,26 @@ def _checked(option: Option, value: Any, source: str) -> Any:
     if option.type is float and not isinstance(value, bool):
         with contextlib.suppress(TypeError, ValueError):
             return float(value)  # from an integer, and from 1e-3, which YAML takes for text
+    if option.type == (bool | None) and value in (None, "auto"):
+        return None
     if option.type == (str | None):
         value = None if isinstance(value, str) and value.lower() == "none" else value
         fits, needed = value is None or isinstance(value, str), "text or null"
     else:
-        fits, needed = type(value) is option.type, _WANTED[option.type]
+        fits = type(value) is (bool if option.type == (bool | None) else option.type)
+        needed = _WANTED[option.type]
     if not fits:
         raise UserError(f"{where}must be {needed}, got '{value}'")
     return value
 
 
-_WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_WANTED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    bool | None: "true, false or auto",
+    str: "text",
+}
 
 
 def _suggestion(word: str, known: Any) -> str:
@@ -364,7 +373,9 @@ def _metavar(option: Option) -> str:
     return {int: "INT", float: "NUMBER"}.get(option.type, "TEXT")
 
 
-def _shown(value: Any) -> str:
+def _shown(option: Option, value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    return "none" if value is None else str(value)
+    if value is None:
+        return "auto" if option.type == (bool | None) else "none"
+    return str(value)

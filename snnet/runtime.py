@@ -42,9 +42,15 @@ class Placement:
         """Whether batches should lie in page-locked memory, from which a GPU copies without waiting."""
         return self.device.type == "cuda"
 
+    def summary(self) -> str:
+        """Device, number format of the network's products and memory layout, in words."""
+        numbers, layout = "bfloat16" if self.amp else "float32", "last" if self.channels_last else "first"
+        return f"{self.device}, {numbers}, channels-{layout}"
+
     def model(self, model: nn.Module) -> None:
-        """Move a network there, in place."""
-        model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        """Move a network there, in place; on a CPU the images' layout decides, and weights keep torch's usual one."""
+        weights = torch.contiguous_format if self.device.type == "cpu" else self.memory_format
+        model.to(self.device, memory_format=weights)  # type: ignore[call-overload]
 
     def images(self, images: Tensor) -> Tensor:
         """A batch of images [B, 3, H, W] there."""
@@ -136,4 +142,11 @@ def prepare(config: RuntimeConfig) -> Placement:
     torch.manual_seed(config.seed)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return Placement(device, config.amp, config.channels_last)
+    return Placement(device, config.amp, channels_last(config, device))
+
+
+def channels_last(config: RuntimeConfig, device: torch.device) -> bool:
+    """The layout asked for, else the faster one; on CUDA without bfloat16 neither is known to be."""
+    if config.channels_last is not None:
+        return config.channels_last
+    return device.type == "cpu" or config.amp

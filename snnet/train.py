@@ -81,7 +81,7 @@ def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
     model = build_model(config.model.arch, embedding=config.model.embedding, weights=weights)
     data = load_data(dataset, config, placement)
     learner = build_learner(config, model, data, placement)
-    config = with_cache_decided(config, learner.head)
+    config = with_choices_made(config, learner.head, placement)
 
     if checkpoint is not None:
         learner.load(checkpoint, folder / CHECKPOINT_FILE)
@@ -98,7 +98,7 @@ def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
     log.write_start(environment(placement))
     epochs = config.training.epochs
     say(kernels_line(placement.device))
-    say(f"{folder}: {len(records)} of {epochs} epochs done, on {placement.device}")
+    say(f"{folder}: {len(records)} of {epochs} epochs done, on {placement.summary()}")
     for epoch in range(len(records), epochs):
         started = time.perf_counter()
         measured = train_epoch(learner, data.loader, config, placement, epoch)
@@ -165,10 +165,10 @@ class Learner:
     fingerprint: int  # of the training images, whose order the rows of M and P follow
 
     def save(self, path: Path, *, config: dict[str, Any], before: dict[str, Any], metrics: list[Any]) -> None:
-        """Write a checkpoint, with the random state of this moment."""
+        """Write a checkpoint, with the random state of this moment; the weights in torch's usual layout."""
         save_checkpoint(
             path,
-            model=self.model.state_dict(),
+            model={name: value.contiguous() for name, value in self.model.state_dict().items()},
             optimizer=self.optimizer.state_dict(),
             head=self.head.state_dict(),
             rng=rng_state(),
@@ -223,10 +223,11 @@ def build_learner(config: Config, model: ReIDModel, data: Data, placement: Place
     return Learner(model, head, optimizer, image_fingerprint(data.images.images.paths))
 
 
-def with_cache_decided(config: Config, head: SNNetHead) -> Config:
-    """``--cache auto`` as what it came to, so that a resumed run does the same arithmetic."""
+def with_choices_made(config: Config, head: SNNetHead, placement: Placement) -> Config:
+    """What was left to this machine as what it came to, so that a resumed run does the same arithmetic."""
     method = dataclasses.replace(config.method, cache="on" if head.memory.keeps_cache else "off")
-    return dataclasses.replace(config, method=method)
+    runtime = dataclasses.replace(config.runtime, channels_last=placement.channels_last)
+    return dataclasses.replace(config, method=method, runtime=runtime)
 
 
 def set_schedule(learner: Learner, config: Config, epoch: int) -> dict[str, float]:

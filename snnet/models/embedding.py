@@ -15,7 +15,7 @@ from snnet.models.resnet import RESNET_ARCHITECTURES, ResNet
 from snnet.models.weights import load_weights
 
 ARCHITECTURES: tuple[str, ...] = RESNET_ARCHITECTURES + OSNET_ARCHITECTURES
-EMBEDDINGS: tuple[str, ...] = ("pool", "fc")
+EMBEDDINGS: tuple[str, ...] = ("pool", "fc", "fc-relu")
 
 
 class ReIDModel(nn.Module):
@@ -23,7 +23,8 @@ class ReIDModel(nn.Module):
 
     ``embedding="pool"``: the neck is a BatchNorm1d of its own on the pooled feature. ``embedding="fc"``
     (OSNet only): the network's own Linear follows the pooling, and its own BatchNorm1d is the neck; the ReLU
-    that it has after them is left out.
+    that it has after them is left out. ``embedding="fc-relu"`` (OSNet only) has that ReLU too: after the neck it
+    is the feature that torchreid ranks with.
 
     Everything from the pooled feature on runs in float32, under autocast too; after ``.half()`` or ``.bfloat16()``
     the neck runs in that type, and pooling and L2 norm in float32.
@@ -37,9 +38,9 @@ class ReIDModel(nn.Module):
             raise UserError(f"unknown arch {arch!r}: needed is one of {', '.join(ARCHITECTURES)}")
         if embedding not in EMBEDDINGS:
             raise UserError(f"unknown embedding {embedding!r}: needed is one of {', '.join(EMBEDDINGS)}")
-        if embedding == "fc" and arch not in OSNET_ARCHITECTURES:
+        if embedding != "pool" and arch not in OSNET_ARCHITECTURES:
             raise UserError(
-                f"embedding 'fc' is the Linear layer that OSNet has of its own; {arch} has none: use 'pool'"
+                f"embedding {embedding!r} is the Linear layer that OSNet has of its own; {arch} has none: use 'pool'"
             )
         self.arch = arch
         self.embedding = embedding
@@ -58,8 +59,9 @@ class ReIDModel(nn.Module):
     def retrieve(self, images: Tensor, after_neck: bool = False) -> Tensor:
         """Retrieval feature [B, d] in float32, rows of norm 1, of images [B, 3, H, W].
 
-        It is taken before the neck (the pooled feature, or the Linear's output) or after it. The model's
-        mode is left alone: call ``eval()`` first for features that do not depend on the batch.
+        It is taken before the neck (the pooled feature, or the Linear's output) or after it (and after the ReLU of
+        "fc-relu"). The model's mode is left alone: call ``eval()`` first for features that do not depend on the
+        batch.
         """
         return self._feature(images, after_neck)
 
@@ -69,9 +71,13 @@ class ReIDModel(nn.Module):
         with torch.autocast(pooled.device.type, enabled=False):
             neck = self.neck if self.embedding == "pool" else self.backbone.fc[1]
             feature = pooled.to(neck.weight.dtype)  # another one after .half() or .bfloat16()
-            if self.embedding == "fc":
+            if self.embedding != "pool":
                 feature = self.backbone.fc[0](feature)
-            return F.normalize((neck(feature) if after_neck else feature).float(), dim=1)
+            if after_neck:
+                feature = neck(feature)
+                if self.embedding == "fc-relu":
+                    feature = F.relu(feature)
+            return F.normalize(feature.float(), dim=1)
 
     def parameter_groups(self, lr: float, backbone_lr_mult: float) -> list[dict]:
         """Optimiser groups: what was loaded from weights at ``lr * backbone_lr_mult``, the rest at ``lr``.
@@ -107,7 +113,7 @@ def build_model(arch: str, *, embedding: str = "pool", weights: str | Path | Non
 
 # Any: OSNet or ResNet, of which only OSNet has an fc.
 def _build_backbone(arch: str, embedding: str) -> Any:
-    return OSNet(arch, fc=embedding == "fc") if arch in OSNET_ARCHITECTURES else ResNet(arch)
+    return OSNet(arch, fc=embedding != "pool") if arch in OSNET_ARCHITECTURES else ResNet(arch)
 
 
 def _check_images(images: Tensor) -> None:

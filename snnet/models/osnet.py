@@ -1,4 +1,4 @@
-"""OSNet and OSNet-AIN (Zhou et al., ICCV 2019 and TPAMI 2021) up to global average pooling.
+"""OSNet, OSNet-AIN and OSNet-IBN (Zhou et al., ICCV 2019 and TPAMI 2021) up to global average pooling.
 
 Modules carry the names that torchreid gives them, so its published weights load by name.
 """
@@ -17,14 +17,19 @@ _WIDTHS: dict[str, tuple[int, int, int, int]] = {
     "x0_5": (32, 128, 192, 256),
     "x0_25": (16, 64, 96, 128),
 }
-# Found by the architecture search of the AIN paper: blocks with instance normalisation, in network order.
-_AIN_BLOCKS = (True, True, False, True, True, False)
+# Blocks with instance normalisation, in network order: AIN's were found by the architecture search of its paper.
+_INSTANCE_NORM_BLOCKS = {
+    "osnet": (False, False, False, False, False, False),
+    "osnet_ain": (True, True, False, True, True, False),
+    "osnet_ibn": (True, True, False, False, False, False),
+}
 
 _FC_DIM = 512
 _NUM_STREAMS = 4
 
-OSNET_ARCHITECTURES: tuple[str, ...] = tuple(
-    f"{family}_{width}" for family in ("osnet", "osnet_ain") for width in _WIDTHS
+OSNET_ARCHITECTURES: tuple[str, ...] = (
+    *(f"{family}_{width}" for family in ("osnet", "osnet_ain") for width in _WIDTHS),
+    "osnet_ibn_x1_0",  # published in this width alone
 )
 
 
@@ -106,8 +111,8 @@ class AggregationGate(nn.Module):
 class OmniScaleBlock(nn.Module):
     """Residual block of four streams with receptive fields 3, 5, 7 and 9, fused by the gate.
 
-    ``ain`` selects the names of the AIN networks, ``instance_norm`` an InstanceNorm on the residual in the
-    place of the last BatchNorm.
+    ``ain`` selects the names of the AIN networks. ``instance_norm`` adds an InstanceNorm: with ``ain`` on the
+    residual, in the place of its last BatchNorm; without (IBN) on the sum of residual and shortcut.
     """
 
     def __init__(
@@ -128,7 +133,9 @@ class OmniScaleBlock(nn.Module):
             self.conv2c = _stream(middle, 3)
             self.conv2d = _stream(middle, 4)
         self.gate = AggregationGate(middle)
-        self.conv3 = ConvNorm(middle, out_channels, norm="none" if instance_norm else "batch", relu=False)
+        self.conv3 = ConvNorm(
+            middle, out_channels, norm="none" if ain and instance_norm else "batch", relu=False
+        )
         self.downsample = (
             ConvNorm(in_channels, out_channels, relu=False) if in_channels != out_channels else None
         )
@@ -138,10 +145,12 @@ class OmniScaleBlock(nn.Module):
         reduced = self.conv1(x)
         streams = self.conv2 if self.ain else (self.conv2a, self.conv2b, self.conv2c, self.conv2d)
         residual = self.conv3(self.gate([stream(reduced) for stream in streams]))
-        if self.IN is not None:
+        if self.IN is not None and self.ain:
             residual = self.IN(residual)
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return F.relu(residual + shortcut, inplace=True)
+        total = residual + (x if self.downsample is None else self.downsample(x))
+        if self.IN is not None and not self.ain:
+            total = self.IN(total)
+        return F.relu(total, inplace=True)
 
 
 def _stage(
@@ -160,7 +169,7 @@ def _halving(channels: int) -> nn.Sequential:
 
 
 class OSNet(nn.Module):
-    """OSNet or OSNet-AIN without its classifier.
+    """OSNet, OSNet-AIN or OSNet-IBN without its classifier.
 
     With ``fc`` the network's own Linear(pooled_dim, 512) and BatchNorm1d exist as ``fc``; `forward` ends
     before them in either case.
@@ -171,11 +180,11 @@ class OSNet(nn.Module):
         family, width = arch.split("_x")
         ain = family == "osnet_ain"
         stem, *stages = _WIDTHS[f"x{width}"]
-        norms = _AIN_BLOCKS if ain else (False,) * 6
+        norms = _INSTANCE_NORM_BLOCKS[family]
         self.pooled_dim: int = stages[-1]
-        self.conv1 = ConvNorm(3, stem, 7, stride=2, norm="instance" if ain else "batch")
+        self.conv1 = ConvNorm(3, stem, 7, stride=2, norm="batch" if family == "osnet" else "instance")
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        # The two families differ in where the halving of the map is filed: in the stage, or beside it.
+        # The families differ in where the halving of the map is filed: in the stage, or beside it.
         self.conv2 = _stage(stem, stages[0], ain, norms[0:2], halve=not ain)
         self.pool2 = _halving(stages[0]) if ain else nn.Identity()
         self.conv3 = _stage(stages[0], stages[1], ain, norms[2:4], halve=not ain)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from snnet.config import GROUPS, OPTIONS, flatten
+from snnet.config import GROUPS, OPTIONS, config_from, flatten
 from snnet.reporting.chart import Chart, draw, epochs
 from snnet.reporting.drawing import to_svg
 from snnet.reporting.elements import duration, note, percent, style, table
@@ -253,7 +253,8 @@ def _time(contents: Contents) -> str:
 
 def _configuration(run: Run) -> str:
     values = flatten(run.config)
-    changed = [name for name, value in values.items() if value != OPTIONS[name].default]
+    defaults = flatten(config_from({}))
+    changed = [name for name, value in values.items() if value != defaults[name]]
     parts = [_options("What differs from the defaults.", changed, values)]
     rest = "".join(
         _options(group, [name for name, option in OPTIONS.items() if option.group == group], values)

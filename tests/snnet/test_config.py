@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from snnet import flags
-from snnet.config import OPTIONS, Config, flatten
+from snnet.config import OPTIONS, Config, config_from, flatten
 from snnet.errors import UserError
 from snnet.flags import load_yaml, parse_evaluate_command, parse_train_command, to_yaml
 from snnet.tool_flags import (
@@ -98,6 +98,42 @@ def test_every_kind_of_value_is_read(tmp_path: Path) -> None:
     assert (config.model.weights, config.training.lr, config.method.delta) == (None, 0.001, 5.0)
     assert isinstance(config.method.delta, float)
     assert (config.method.cache, config.runtime.amp, config.training.epochs) == ("off", True, 2)
+
+
+@pytest.mark.parametrize(
+    ("flag", "word", "value"),
+    [("--channels-last", "true", True), ("--no-channels-last", "off", False), ("", "auto", None), ("", "null", None)],
+)  # fmt: skip
+def test_the_memory_layout_is_on_off_or_left_to_the_machine(
+    tmp_path: Path, flag: str, word: str, value: bool | None
+) -> None:
+    assert parse(f"--dataset folder --data-dir /d {flag}").runtime.channels_last is value
+    (tmp_path / "mine.yaml").write_text(f"channels_last: {word}\n")
+    assert parse(f"--config {tmp_path / 'mine.yaml'}").runtime.channels_last is value
+    (tmp_path / "mine.yaml").write_text("channels_last: 1\n")
+    assert "channels_last: must be true, false or auto, got '1'" in complaint(
+        f"--config {tmp_path / 'mine.yaml'}"
+    )
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_resumed_run_keeps_the_layout_it_began_with(tmp_path: Path, before: bool) -> None:
+    config = config_from({"dataset": "folder", "data_dir": "/d", "channels_last": before})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert parse(f"--resume {tmp_path}").runtime.channels_last is before
+    other = "--no-channels-last" if before else "--channels-last"
+    assert f"which has {before}" in complaint(f"--resume {tmp_path} {other}")
+
+
+def test_the_feature_to_rank_with_follows_the_embedding() -> None:
+    kinds = {
+        line: parse(f"--dataset folder --data-dir /d --arch osnet_x1_0 {line}").model.retrieval_feature
+        for line in ("", "--embedding fc", "--embedding fc-relu", "--embedding fc --retrieval-feature after")
+    }
+    assert list(kinds.values()) == ["before", "before", "after", "after"]
+    assert "--retrieval-feature before contradicts --embedding fc-relu" in complaint(
+        "--dataset folder --data-dir /d --embedding fc-relu --retrieval-feature before"
+    )
 
 
 def test_written_configuration_reads_back_equal(tmp_path: Path) -> None:

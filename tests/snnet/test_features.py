@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from snnet import features as module
-from snnet.config import Config, config_from
+from snnet.config import Config, RuntimeConfig, config_from
 from snnet.data import build_dataset
 from snnet.errors import UserError
 from snnet.features import (
@@ -20,7 +20,7 @@ from snnet.features import (
     retrieval_features,
 )
 from snnet.models import ReIDModel, build_model
-from snnet.runtime import Placement
+from snnet.runtime import Placement, channels_last
 
 CPU = Placement(torch.device("cpu"), amp=False, channels_last=False)
 
@@ -79,6 +79,42 @@ def test_bfloat16_and_channels_last_change_features_little(
     rough = extract_features(model, retrieval.query, config, placement, "before")
     assert rough.dtype == torch.float32
     assert 0.99 < (exact * rough).sum(1).min() < 1.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "amp", "chosen"),
+    [(None, "cpu", False, True), (None, "cpu", True, True), (None, "cuda:0", False, False),
+     (None, "cuda:0", True, True), (False, "cpu", True, False), (True, "cuda:0", False, True)],
+)  # fmt: skip
+def test_the_layout_is_the_faster_one_unless_told(
+    asked: bool | None, device: str, amp: bool, chosen: bool
+) -> None:
+    place = torch.device(device)
+    config = RuntimeConfig(channels_last=asked, amp=amp)
+    assert channels_last(config, place) is chosen
+    words = f"{device}, {'bfloat16' if amp else 'float32'}, channels-{'last' if chosen else 'first'}"
+    assert Placement(place, amp, chosen).summary() == words
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "osnet_x0_25", "osnet_ain_x0_25", "osnet_ibn_x1_0"])
+def test_the_layout_changes_features_and_gradients_by_rounding_alone(arch: str) -> None:
+    images = torch.randn(4, 3, 64, 32, generator=torch.Generator().manual_seed(1))
+    found = []
+    for layout in (False, True):
+        torch.manual_seed(0)
+        model, placement = ReIDModel(arch), Placement(torch.device("cpu"), False, layout)
+        placement.model(model)
+        with torch.no_grad():
+            features = model.eval()(placement.images(images))
+        # Training's batch normalisation divides by a spread of 4 images, which magnifies rounding.
+        model.eval()(placement.images(images))[:, 0].sum().backward()
+        gradients = [parameter.grad for parameter in model.backbone.parameters()]
+        found.append((features, gradients))
+    (plain, first), (last, second) = found
+    assert (plain - last).abs().max() < 1e-6
+    scale = max(float(gradient.abs().max()) for gradient in first)
+    assert scale > 1e-3
+    assert max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True)) < 1e-5 * scale
 
 
 def test_map_equals_a_direct_count(model: ReIDModel, retrieval: RetrievalSet, config: Config) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -67,6 +69,25 @@ def test_osnet_sizes(family: str, width: str, parameters: int, dim: int) -> None
     assert len(names) == (485 if family == "osnet" else 475)
 
 
+# Of torchreid's own network, without its classifier: 2,170,532 parameters, 487 tensors beside the counters, and this
+# digest of all names and shapes.
+def test_osnet_ibn_is_torchreids() -> None:
+    with torch.device("meta"):
+        state = ReIDModel("osnet_ibn_x1_0", "fc").backbone.state_dict()
+        plain = ReIDModel("osnet_x1_0", "fc").backbone.state_dict()
+        assert _count(ReIDModel("osnet_ibn_x1_0", "fc")) == 2_170_532
+    assert len([name for name in state if not name.endswith("num_batches_tracked")]) == 487
+    names = {
+        "osnet_ibn_x1_0": "71427fbff8b7bf06613f6ac85077a863d31bc698ab1a161cacb98df87128eeb7",
+        "osnet_x1_0": "5f0d0f053f51a9b5253b2aa3d884ffdd99aea3ef87aaa6390924d55fdcbdaeac",
+    }
+    for arch, found in (("osnet_ibn_x1_0", state), ("osnet_x1_0", plain)):
+        listing = "\n".join(f"{name} {tuple(value.shape)}" for name, value in sorted(found.items()))
+        assert hashlib.sha256(listing.encode()).hexdigest() == names[arch]
+    added = sorted(state.keys() - plain.keys())
+    assert added == [f"conv2.{block}.IN.{part}" for block in (0, 1) for part in ("bias", "weight")]
+
+
 def test_osnet_names_are_torchreids() -> None:
     with torch.device("meta"):
         osnet = ReIDModel("osnet_x0_25", "fc").backbone.state_dict()
@@ -92,7 +113,7 @@ def test_last_map_is_a_sixteenth(arch: str) -> None:
 
 
 def _reference_block(state: dict[str, Tensor], x: Tensor, ain: bool) -> Tensor:
-    """An omni-scale block in evaluation mode, term by term as the paper has it."""
+    """An omni-scale block in evaluation mode, term by term as the paper has it; IBN where it has a norm "IN"."""
 
     def norm(y: Tensor, name: str) -> Tensor:
         mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
@@ -120,14 +141,20 @@ def _reference_block(state: dict[str, Tensor], x: Tensor, ain: bool) -> Tensor:
         residual = F.instance_norm(residual, weight=state["IN.weight"], bias=state["IN.bias"])
     else:
         residual = norm(residual, "conv3.bn")
-    shortcut = norm(F.conv2d(x, state["downsample.conv.weight"]), "downsample.bn")
-    return F.relu(residual + shortcut)
+    if "downsample.conv.weight" in state:
+        x = norm(F.conv2d(x, state["downsample.conv.weight"]), "downsample.bn")
+    total = residual + x
+    if not ain and "IN.weight" in state:
+        total = F.instance_norm(total, weight=state["IN.weight"], bias=state["IN.bias"])
+    return F.relu(total)
 
 
-@pytest.mark.parametrize("ain", [False, True])
-def test_block_equals_the_paper_term_by_term(ain: bool) -> None:
+@pytest.mark.parametrize(
+    ("ain", "instance_norm"), [(False, False), (True, True), (False, True)], ids=["plain", "ain", "ibn"]
+)
+def test_block_equals_the_paper_term_by_term(ain: bool, instance_norm: bool) -> None:
     generator = torch.Generator().manual_seed(2)
-    block = OmniScaleBlock(8, 64, ain=ain, instance_norm=ain).double().eval()
+    block = OmniScaleBlock(8, 64, ain=ain, instance_norm=instance_norm).double().eval()
     for name, tensor in block.state_dict().items():
         if tensor.is_floating_point():
             tensor.copy_(
@@ -140,7 +167,46 @@ def test_block_equals_the_paper_term_by_term(ain: bool) -> None:
     assert (got - expected).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "osnet_x0_25", "osnet_ain_x0_25"])
+def _filled(arch: str, embedding: str) -> ReIDModel:
+    """A network in evaluation mode, every weight and statistic of which matters, in float64."""
+    model, generator = ReIDModel(arch, embedding).double().eval(), torch.Generator().manual_seed(3)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and value.ndim == 1:
+            value.copy_(torch.rand(value.shape, generator=generator) + (0.5 if "var" in name else -0.3))
+    return model
+
+
+def test_osnet_ibn_is_its_plain_definition() -> None:
+    model, images = _filled("osnet_ibn_x1_0", "fc-relu"), _images().double()
+    state = model.backbone.state_dict()
+
+    def part(name: str) -> dict[str, Tensor]:
+        return {
+            key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")
+        }
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        p = part(name)
+        return F.batch_norm(x, p["running_mean"], p["running_var"], p["weight"], p["bias"])
+
+    x = F.conv2d(images, state["conv1.conv.weight"], stride=2, padding=3)
+    x = F.relu(F.instance_norm(x, weight=state["conv1.bn.weight"], bias=state["conv1.bn.bias"]))
+    x = F.max_pool2d(x, 3, 2, 1)
+    for stage in ("conv2", "conv3", "conv4"):
+        for block in (0, 1):
+            x = _reference_block(part(f"{stage}.{block}"), x, ain=False)
+        if stage != "conv4":
+            x = F.relu(norm(F.conv2d(x, state[f"{stage}.2.0.conv.weight"]), f"{stage}.2.0.bn"))
+            x = F.avg_pool2d(x, 2)
+    x = F.relu(norm(F.conv2d(x, state["conv5.conv.weight"]), "conv5.bn")).mean((2, 3))
+    expected = F.relu(norm(F.linear(x, state["fc.0.weight"], state["fc.0.bias"]), "fc.1"))
+    with torch.no_grad():
+        found = model.retrieve(images, after_neck=True)
+    # The feature is made in float32 after the pooling.
+    assert expected.abs().max() > 0.1 and (found - F.normalize(expected)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "osnet_x0_25", "osnet_ain_x0_25", "osnet_ibn_x1_0"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_pool_embedding(arch: str, channels_last: bool) -> None:
     model, images = _model(arch), _images()
@@ -190,6 +256,22 @@ def test_fc_embedding_is_linear_then_batch_norm() -> None:
         # No ReLU: about half of the entries are negative.
         assert 0.3 < (model(images) < 0).float().mean() < 0.7
     assert not any(name.startswith("neck") for name, _ in model.named_modules())
+
+
+def test_fc_relu_embedding_is_torchreids_feature() -> None:
+    model, images = _filled("osnet_x0_25", "fc-relu").float(), _images()
+    linear, norm = model.backbone.fc
+    with torch.no_grad():
+        before = model.backbone(images) @ linear.weight.T + linear.bias
+        after = (before - norm.running_mean) / (norm.running_var + 1e-5).sqrt() * norm.weight + norm.bias
+        expected = after.clamp(min=0) / after.clamp(min=0).norm(dim=1, keepdim=True)
+        found = model.retrieve(images, after_neck=True)
+        assert (found - expected).abs().max() < 1e-6 and torch.equal(model(images), found)
+        assert 0.2 < (found == 0).float().mean() < 0.8 and found.min() == 0
+        # On the other side of the neck there is no ReLU.
+        assert (model.retrieve(images) - F.normalize(before)).abs().max() < 1e-6
+        # The same names as of "fc": files of either serve both.
+        assert model.state_dict().keys() == ReIDModel("osnet_x0_25", "fc").state_dict().keys()
 
 
 @pytest.mark.parametrize(("arch", "embedding"), [("osnet_x0_25", "fc"), ("osnet_ain_x0_25", "pool")])
@@ -263,13 +345,14 @@ def test_initial_scale() -> None:
 
 
 def test_bad_requests() -> None:
-    assert len(ARCHITECTURES) == 13
+    assert len(ARCHITECTURES) == 14
     with pytest.raises(UserError, match=r"unknown arch 'resnet51'.*resnet50.*osnet_ain_x0_25"):
         build_model("resnet51")
     with pytest.raises(UserError, match=r"unknown embedding 'mlp'.*pool, fc"):
         build_model("resnet18", embedding="mlp")
-    with pytest.raises(UserError, match="resnet18 has none: use 'pool'"):
-        build_model("resnet18", embedding="fc")
+    for embedding in ("fc", "fc-relu"):
+        with pytest.raises(UserError, match=f"embedding '{embedding}' is .*; resnet18 has none: use 'pool'"):
+            build_model("resnet18", embedding=embedding)
     model = _model("osnet_x0_25")
     with pytest.raises(UserError, match=r"16x16 are too small.*32x16"):
         model(torch.zeros(2, 3, 16, 16))

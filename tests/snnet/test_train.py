@@ -163,6 +163,14 @@ def test_loss_watch_names_the_first_bad_step_also_when_it_looks_late() -> None:
         last.check(torch.tensor(math.nan), 1)
 
 
+def test_a_run_writes_the_layout_that_it_chose(run: tuple[Path, dict[str, Any]]) -> None:
+    assert load_yaml(run[0] / "config.yaml")["channels_last"] is True  # on a CPU
+    checkpoint = load_checkpoint(run[0])
+    assert checkpoint["config"]["channels_last"] is True
+    # Other programs, as safetensors, want the usual layout.
+    assert all(value.is_contiguous() for value in checkpoint["model"].values())
+
+
 def test_a_last_update_that_diverges_is_noticed_too() -> None:
     model = ReIDModel("osnet_x0_25")
     check_weights(model, 3)
