@@ -15,7 +15,7 @@ from snnet.config import Config, config_from
 from snnet.data import DecodedImages
 from snnet.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from snnet.errors import UserError
-from snnet.features import extract_features
+from snnet.features import extract_features, retrieval_kind
 from snnet.flags import checked_values, resolve
 from snnet.models import ReIDModel, build_model
 from snnet.progress import say
@@ -44,8 +44,7 @@ class TrainedModel:
 
     def features(self, images: DecodedImages) -> Tensor:
         """Retrieval features [n, d] of images in order, float32 on the network's device, rows of norm 1."""
-        kind = self.config.model.retrieval_feature
-        return extract_features(self.model, images, self.config, self.placement, kind)
+        return extract_features(self.model, images, self.config, self.placement, retrieval_kind(self.config))
 
     def description(self) -> dict[str, Any]:
         """What its features depend on besides the weights: values that JSON can hold."""
@@ -58,6 +57,7 @@ class TrainedModel:
             "height": config.data.height,
             "width": config.data.width,
             "orientation": "as EXIF says",
+            "transparency": "on black",
             "resize": "bilinear, antialiased",
             "channels": "RGB",
             "mean": list(IMAGENET_MEAN),

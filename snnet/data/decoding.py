@@ -16,7 +16,9 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from snnet.data.image_formats import readable_formats
 from snnet.data.image_set import ImageSet
+from snnet.data.transparency import BACKGROUND, on_background, transparent_grey
 from snnet.errors import UserError
 from snnet.progress import progress
 from snnet_kernels.memory_size import free_memory
@@ -177,13 +179,16 @@ def _decode(path: str) -> np.ndarray:
 
 
 def _upright_rgb(image: Image.Image) -> np.ndarray:
-    """The pixels, uint8 [height, width, 3], turned as the EXIF data say."""
+    """The pixels, uint8 [height, width, 3], turned as the EXIF data say, on black where they are transparent.
+
+    Of several frames the first one.
+    """
     turn = _TURNS.get(_orientation(image))
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = _eight_bit(image)
     elif image.mode == "F":
         raise ValueError("its mode F (floating point grey) has no defined white")
-    image = image.convert("RGB")
+    image = on_background(image)
     return np.array(image if turn is None else image.transpose(turn))
 
 
@@ -197,7 +202,11 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         raise ValueError(
             f"its mode {image.mode} has values from {grey.min()} to {grey.max()}, needed are 0 to {0xFFFF}"
         )
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    eight_bit = ((grey + 128) // 257).astype(np.uint8)
+    hidden = transparent_grey(image, grey)
+    if hidden is not None:
+        eight_bit[hidden] = BACKGROUND[0]
+    return Image.fromarray(eight_bit)
 
 
 def _read_size(path: str) -> tuple[int, int]:
@@ -223,7 +232,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _open(path: str) -> Image.Image:
-    return _naming(path, lambda: Image.open(path))
+    return _naming(path, lambda: Image.open(path, formats=readable_formats()))
 
 
 def _naming(path: str, read: Callable[[], Result]) -> Result:

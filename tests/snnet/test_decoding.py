@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +98,119 @@ def test_every_format_is_found_and_decoded(tmp_path: Path) -> None:
     decoded = decode_images(images)
     for place in range(len(suffixes)):
         assert (decoded.image(place).int() - 30 * place).abs().max() <= 2
+
+
+def _on_black(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    return np.rint(colours * (alpha / 255.0)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+def test_colour_under_transparency_does_not_count(tmp_path: Path, suffix: str) -> None:
+    random = np.random.default_rng(0)
+    alpha = np.array([0, 255, 77, 200], np.uint8).repeat(16).reshape(16, 4, 1)
+    seen = random.integers(0, 256, (16, 4, 3), dtype=np.uint8)
+    found = []
+    for number, unseen in enumerate((0, 255)):
+        colours = np.where(alpha == 0, unseen, seen).astype(np.uint8)
+        path = tmp_path / f"{number}.{suffix}"
+        options = {"lossless": True, "exact": True} if suffix == "webp" else {}
+        Image.fromarray(np.concatenate([colours, alpha], axis=2)).save(path, **options)
+        found.append(load_one(path))
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], _on_black(seen, alpha))
+
+
+def test_every_kind_of_transparency_is_on_black(tmp_path: Path) -> None:
+    grey = np.arange(0, 256, 8, dtype=np.uint8).reshape(8, 4)
+    alpha = np.where(grey % 3 == 0, 0, 255).astype(np.uint8)
+    two = Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)])
+    palette = Image.fromarray(grey // 8)
+    palette = palette.convert("P")
+    palette.putpalette([value for place in range(256) for value in (place, 255 - place, 7)])
+    colours = np.stack([grey // 8, 255 - grey // 8, np.full_like(grey, 7)], axis=2)
+    hidden = grey // 8 == 5
+    cases = {
+        "la.png": (two, {}, _on_black(np.repeat(grey[:, :, None], 3, 2), alpha[:, :, None])),
+        "entry.png": (palette, {"transparency": 5}, np.where(hidden[:, :, None], 0, colours)),
+        "bytes.png": (
+            palette,
+            {"transparency": bytes([255, 0, 128] + [255] * 253)},
+            _on_black(colours, np.array([255, 0, 128] + [255] * 253)[grey // 8][:, :, None]),
+        ),
+        "entry.gif": (palette, {"transparency": 5}, np.where(hidden[:, :, None], 0, colours)),
+        "grey.png": (Image.fromarray(grey), {"transparency": 40}, np.where(hidden, 0, grey)[:, :, None]),
+        "rgb.png": (
+            Image.fromarray(colours),
+            {"transparency": (5, 250, 7)},
+            np.where(hidden[:, :, None], 0, colours),
+        ),
+        "sixteen.png": (
+            Image.fromarray(grey.astype("<u2") * 257),
+            {"transparency": 40 * 257},
+            np.where(hidden, 0, grey)[:, :, None],
+        ),
+    }
+    for name, (image, options, expected) in cases.items():
+        image.save(tmp_path / name, **options)
+        found = load_one(tmp_path / name)
+        assert np.array_equal(found, np.broadcast_to(expected, found.shape)), name
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "row", "marked", "expected"),
+    [
+        (1, 0, bytes([0b10100000]), (1,), [[0] * 3, [0] * 3, [0] * 3, [0] * 3]),
+        (2, 0, bytes([0b11011000]), (3,), [[0] * 3, [85] * 3, [170] * 3, [0] * 3]),
+        (4, 0, bytes([0xF1, 0x2F]), (15,), [[0] * 3, [17] * 3, [34] * 3, [0] * 3]),
+        (
+            16,
+            2,
+            b"\x12\x34\x56\x78\x9a\xbc" + b"\x12\x34\x56\x78\xff\xff" + b"\1\0\2\0\3\0" + b"\0" * 6,
+            (0x1234, 0x5678, 0x9ABC),
+            [[0, 0, 0], [0x12, 0x56, 0xFF], [1, 2, 3], [0, 0, 0]],
+        ),
+        (
+            16,
+            4,
+            b"\x80\0\xff\xff" + b"\x80\0\0\0" + b"\xff\xff\xff\xff" + b"\x40\0\xff\xff",
+            None,
+            [[0x80] * 3, [0] * 3, [0xFF] * 3, [0x40] * 3],
+        ),
+        (
+            16,
+            6,
+            b"\x80\0\x10\0\x20\0\xff\xff" + b"\x80\0\x10\0\x20\0\0\0" + b"\xff" * 8 + b"\0" * 8,
+            None,
+            [[0x80, 0x10, 0x20], [0] * 3, [0xFF] * 3, [0] * 3],
+        ),
+    ],
+)
+def test_png_of_every_depth(
+    tmp_path: Path,
+    depth: int,
+    kind: int,
+    row: bytes,
+    marked: tuple[int, ...] | None,
+    expected: list[list[int]],
+) -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, depth, kind, 0, 0, 0))
+    if marked is not None:
+        content += chunk(b"tRNS", struct.pack(f">{len(marked)}H", *marked))
+    content += chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    (tmp_path / "x.png").write_bytes(content)
+    assert load_one(tmp_path / "x.png").tolist() == [expected]
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "tif", "webp", "avif"])
+def test_of_several_frames_the_first_counts(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (16, 32), (shade,) * 3) for shade in (50, 200)]
+    path = tmp_path / f"x.{suffix}"
+    if Image.registered_extensions().get(f".{suffix}") not in Image.SAVE_ALL:
+        pytest.skip(f"this Pillow writes no frames of .{suffix}")
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    with Image.open(path) as image:
+        assert image.n_frames == 2
+    assert np.abs(load_one(path).astype(int) - 50).max() <= 2
