@@ -264,6 +264,10 @@ def _why_no_match(
     query_pids: np.ndarray, gallery_pids: np.ndarray, query_cams: np.ndarray, gallery_cams: np.ndarray
 ) -> str:
     cameras = np.union1d(query_cams, gallery_cams)
+    way_out = (
+        "; to score without cameras give query_cams=None, on the command line --dataset custom with a "
+        "--name-pattern without (?P<cam>...)"
+    )
     ranked_pids = gallery_pids[gallery_pids != -1]
     if not len(ranked_pids):
         why = "every gallery image has pid -1 and is dropped"
@@ -272,10 +276,13 @@ def _why_no_match(
     elif len(cameras) == 1:
         why = (
             f"all images are of one camera ({cameras[0]}), and gallery images of a query's own identity and "
-            "camera are ignored; at least two cameras are needed"
+            f"camera are ignored; at least two cameras are needed{way_out}"
         )
     else:
-        why = "every gallery image of a query's identity is of that query's own camera, and those are ignored"
+        why = (
+            "every gallery image of a query's identity is of that query's own camera, and those are ignored"
+            f"{way_out}"
+        )
     return f"none of the {len(query_pids)} queries has a match in the gallery: {why}"
 
 

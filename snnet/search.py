@@ -135,9 +135,11 @@ def _images(path: Path, flag: str) -> ImageSet:
     """The images of a folder, or the one that a file is."""
     if path.is_dir():
         try:
-            return build_dataset("folder", str(path)).train
+            images = build_dataset("folder", str(path)).train
         except UserError as error:
             raise UserError(f"{flag} {path}: {str(error).removeprefix('dataset folder: ')}") from error
+        say(f"{flag} {path}: {images.summary()}")
+        return images
     if flag == "--query" and path.is_file():
         return ImageSet((str(path),), None, None)
     raise UserError(f"{flag} {path}: there is no such folder" + (" or image" if flag == "--query" else ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,13 @@ from typing import NoReturn
 
 import numpy as np
 
+from snnet.data.image_formats import is_readable, looks_like_image
 from snnet.errors import UserError
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+# Folders that a system keeps beside or in those of its users.
+SYSTEM_FOLDERS = ("@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+MINUS_SIGNS = "-\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"
+_WHOLE_NUMBER = re.compile(rf"([{MINUS_SIGNS}]?)(\d{{1,18}})")
 
 
 def check_folder(name: str, data_dir: str) -> None:
@@ -92,41 +97,80 @@ def _listing(splits: Sequence[Sequence[str]]) -> str:
     return ", ".join(" or ".join(names) for names in splits)
 
 
-def list_images(name: str, folder: str) -> list[str]:
+def list_images(name: str, folder: str) -> tuple[list[str], tuple[str, ...]]:
     """Every image below ``folder``, as sorted paths relative to it with "/" between the parts.
 
-    What has another extension (``Thumbs.db``) or a name that starts with "." is no image. Links to folders
-    are followed, each folder being read once.
+    An image is a file whose ending is one of a format that Pillow decodes on this machine. Links to folders are
+    followed, each folder being read once; a link that leads nowhere is listed, for decoding to name it.
+
+    Returns:
+        The files, and in words what was left out though it looks like an image, by its reason, counted, one named:
+        endings that Pillow does not read here, hidden files, pipes and devices. A "._" file, which macOS
+        puts beside one, is no image.
 
     Raises:
         UserError: there is none, or a folder cannot be read.
     """
     found: list[str] = []
+    left_out: dict[str, list[str]] = {}
+    for relative, entry in _walk(folder):
+        if not looks_like_image(entry.name) or entry.name.startswith("._"):
+            continue
+        if not is_readable(entry.name):
+            left_out.setdefault("of a format that Pillow does not read here", []).append(relative)
+        elif entry.name.startswith("."):
+            left_out.setdefault("hidden", []).append(relative)
+        elif not _may_be_regular(entry):
+            left_out.setdefault("pipes or devices", []).append(relative)
+        else:
+            found.append(relative)
+    words = tuple(f"{len(files):,} {why} (one is {min(files)!r})" for why, files in sorted(left_out.items()))
+    if not found:
+        others = f"; left out: {', '.join(words)}" if words else ""
+        raise UserError(
+            f"dataset {name}: the folder {folder!r} holds no image (.jpg, .png and what else Pillow reads){others}"
+        )
+    return sorted(found), words
+
+
+def _walk(folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """The files below ``folder`` with their paths relative to it, "/" between the parts."""
     seen: set[str] = set()
-    for parent, subfolders, files in os.walk(folder, followlinks=True, onerror=_refuse_folder):
-        real = os.path.realpath(parent)
-        if real in seen:
-            subfolders.clear()
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        path = os.path.join(folder, below)
+        if (real := os.path.realpath(path)) in seen:
             continue
         seen.add(real)
-        subfolders[:] = sorted(entry for entry in subfolders if not entry.startswith("."))
-        relative = os.path.relpath(parent, folder)
-        found += [
-            file if relative == "." else f"{relative}/{file}".replace(os.sep, "/")
-            for file in files
-            if file.lower().endswith(IMAGE_EXTENSIONS) and not file.startswith(".")
-        ]
-    if not found:
-        extensions = ", ".join(IMAGE_EXTENSIONS)
-        raise UserError(f"dataset {name}: the folder {folder!r} holds no image ({extensions})")
-    return sorted(found)
+        try:
+            with os.scandir(path) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except OSError as error:
+            _refuse_folder(error)
+        folders = []
+        for entry in entries:
+            relative = f"{below}/{entry.name}" if below else entry.name
+            if not _is_folder(entry):
+                yield relative, entry
+            elif not entry.name.startswith(".") and entry.name not in SYSTEM_FOLDERS:
+                folders.append(relative)
+        waiting += reversed(folders)
 
 
-def strip_extensions(file: str) -> str:
-    """The name without its image extension, or extensions: some Market-1501 files end in ``.jpg.jpg``."""
-    while (parts := os.path.splitext(file))[1].lower() in IMAGE_EXTENSIONS:
-        file = parts[0]
-    return file
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _may_be_regular(entry: os.DirEntry[str]) -> bool:
+    """Whether opening the entry ends: not of a pipe or a device; of a link that leads nowhere it does, in an error."""
+    try:
+        return entry.is_file() or stat.S_ISREG(entry.stat().st_mode)
+    except OSError:
+        return True
 
 
 @dataclass(frozen=True)
@@ -149,28 +193,60 @@ class NamePattern:
         """What the groups matched in each of ``files``: lists under "pid" and "cam", if it has that group.
 
         Raises:
-            UserError: a name does not match; the first is named.
+            UserError: a name does not match, or the identity leaves out the minus sign that the name begins with;
+                the first is named.
         """
         expression = re.compile(self.text)
         values: dict[str, list[str]] = {key: [] for key in ("pid", "cam") if key in expression.groupindex}
         for file in files:
             match = expression.search(file)
+            path = os.path.join(folder, file)
             if match is None or any(match[key] is None for key in values):
-                path = os.path.join(folder, file)
                 raise UserError(f"dataset {name}: the name of {path!r} does not match {self.text!r}")
+            if "pid" in values and _cuts_minus(file, match):
+                raise UserError(
+                    f"dataset {name}: {self.text!r} takes the identity {match['pid']!r} from {path!r} without the "
+                    "minus sign before it, which marks junk; write (?P<pid>-?\\d+)"
+                )
             for key, column in values.items():
                 column.append(match[key])
         return values
 
 
-def to_numbers(columns: Sequence[Sequence[str]]) -> list[np.ndarray]:
+def _cuts_minus(file: str, match: re.Match[str]) -> bool:
+    """Whether a name begins with a minus sign and, behind that, the number found as its identity."""
+    start = match.start("pid")
+    return (
+        os.path.basename(file)[:1] in tuple(MINUS_SIGNS)
+        and start == len(file) - len(os.path.basename(file)) + 1
+        and whole_number(match["pid"]) is not None
+    )
+
+
+def to_numbers(columns: Sequence[Sequence[str]], *, identities: bool = False) -> list[np.ndarray]:
     """int64 numbers for the strings of several splits, the same string always the same number.
 
-    Where all are integers these are the numbers; otherwise the distinct strings are counted from 0, sorted.
+    Where all are whole numbers, these; otherwise the distinct ones are counted from 0, sorted. Space around, leading
+    zeros and the kind of minus sign do not matter. With ``identities`` a negative number is junk, and is -1 whatever
+    the others are.
     """
-    distinct = sorted({value for column in columns for value in column})
-    if all(re.fullmatch(r"-?[0-9]{1,18}", value) for value in distinct):
-        number = {value: int(value) for value in distinct}
+    key = {value: whole_number(value) for column in columns for value in column}
+    distinct = {value.strip() if number is None else number for value, number in key.items()}
+    if identities:
+        distinct = {value for value in distinct if isinstance(value, str) or value >= 0}
+    if any(isinstance(value, str) for value in distinct):
+        place = {value: position for position, value in enumerate(sorted(distinct, key=str))}
     else:
-        number = {value: position for position, value in enumerate(distinct)}
-    return [np.array([number[value] for value in column], dtype=np.int64) for column in columns]
+        place = {value: int(value) for value in distinct}
+    number_of = {
+        value: place.get(value.strip() if number is None else number, -1) for value, number in key.items()
+    }
+    return [np.array([number_of[value] for value in column], dtype=np.int64) for column in columns]
+
+
+def whole_number(text: str) -> int | None:
+    """The whole number that a text is, whichever minus sign it has; None for any other text."""
+    match = _WHOLE_NUMBER.fullmatch(text.strip())
+    if match is None:
+        return None
+    return -int(match[2]) if match[1] else int(match[2])

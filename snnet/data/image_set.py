@@ -17,6 +17,7 @@ class ImageSet:
         cams: int64 [n] cameras; None where they are unknown.
         styles: for each image its CamStyle files, rendered as other cameras would have seen it (none for
             some images, perhaps); None where CamStyle is off.
+        left_out: in words, what lies beside these images and is none of them: how many of each kind, one named.
 
     Raises:
         ValueError: if a field's length is not the number of paths.
@@ -26,6 +27,7 @@ class ImageSet:
     pids: np.ndarray | None
     cams: np.ndarray | None
     styles: tuple[tuple[str, ...], ...] | None = None
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("pids", "cams", "styles"):
@@ -44,10 +46,11 @@ class ImageSet:
             pids=None if self.pids is None else self.pids[positions],
             cams=None if self.cams is None else self.cams[positions],
             styles=None if self.styles is None else tuple(self.styles[i] for i in positions),
+            left_out=self.left_out,
         )
 
     def summary(self) -> str:
-        """One line: images, and identities, cameras, junk boxes and CamStyle files where there are any."""
+        """One line: images, and identities, cameras, junk, CamStyle files and what is left out, where there are any."""
         parts = [_count(len(self), "image", "images")]
         if self.pids is not None:
             parts.append(_count(len(np.unique(self.pids[self.pids >= 0])), "identity", "identities"))
@@ -57,7 +60,8 @@ class ImageSet:
             parts.append(f"{junk:,} of them junk (pid -1)")
         if self.styles is not None:
             parts.append(_count(sum(map(len, self.styles)), "CamStyle file", "CamStyle files"))
-        return ", ".join(parts)
+        left_out = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
+        return ", ".join(parts) + left_out
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections import defaultdict
@@ -15,13 +16,13 @@ from snnet.data.files import (
     find_entry,
     find_root,
     list_images,
-    strip_extensions,
     to_numbers,
 )
+from snnet.data.image_formats import strip_extensions
 from snnet.data.image_set import ImageSet, ReIDDataset
 from snnet.errors import UserError
 
-MARKET_PATTERN = r"(?P<pid>-?\d+)_c(?P<cam>\d+)"
+MARKET_PATTERN = r"(?P<pid>[-−]?\d+)_c(?P<cam>\d+)"
 MARKET_SPLITS = (("bounding_box_train",), ("query",), ("bounding_box_test",))
 CUSTOM_SPLITS = (
     ("train", "bounding_box_train", "image_train"),
@@ -37,7 +38,7 @@ MSMT17_SPLITS = (
     ("list_gallery.txt",),
 )
 CAMSTYLE_FOLDER = "bounding_box_train_camstyle"
-MSMT17_LINE = re.compile(r"(?P<file>(?:.*/)?[^_/]+_[^_/]+_(?P<cam>\d+)_[^/]*)\s+(?P<pid>\d+)")
+MSMT17_LINE = re.compile(r"(?P<file>(?:.*/)?[^_/]+_[^_/]+_(?P<cam>\d+)_[^/]*)\s+(?P<pid>[-−]?\d+)")
 STYLE_PATTERN = re.compile(r"(?P<stem>.+)_fake_(?:(?P<source>\d+)to)?(?P<target>\d+)")
 
 
@@ -52,25 +53,24 @@ def read_named_splits(
 ) -> ReIDDataset:
     """Three folders whose file names carry identity and camera: Market-1501 and all that copied its layout.
 
-    Training images of pid -1 are left out; those of the gallery stay, for the evaluation to drop.
+    A negative identity is junk, -1. Junk is left out of training; that of the gallery stays, for the evaluation to
+    drop.
     """
     pattern = pattern or NamePattern(MARKET_PATTERN)
     root = find_root(name, data_dir, folder_names, splits)
     folders = [path for names in splits if (path := find_entry(root, names)) is not None]
-    files = [list_images(name, folder) for folder in folders]
+    listed = [list_images(name, folder) for folder in folders]
+    files = [split for split, _ in listed]
     values = [pattern.parse(name, folder, split) for folder, split in zip(folders, files, strict=True)]
-    pids = to_numbers([value["pid"] for value in values])
+    pids = to_numbers([value["pid"] for value in values], identities=True)
     cams = to_numbers([value["cam"] for value in values]) if "cam" in values[0] else [None] * 3
     train, query, gallery = (
-        ImageSet(_join(folder, split), split_pids, split_cams)
-        for folder, split, split_pids, split_cams in zip(folders, files, pids, cams, strict=True)
+        ImageSet(_join(folder, split), split_pids, split_cams, left_out=left_out)
+        for folder, (split, left_out), split_pids, split_cams in zip(folders, listed, pids, cams, strict=True)
     )
     if camstyle:
         train = _with_styles(name, train, root, files[0])
-    train = train.select(pids[0] >= 0)
-    if len(train) == 0:
-        raise UserError(f"dataset {name}: every image in {folders[0]!r} has pid -1: none is left to train on")
-    return ReIDDataset(name, train, query, gallery)
+    return ReIDDataset(name, _without_junk(name, train, folders[0]), query, gallery)
 
 
 def read_msmt17(
@@ -78,7 +78,8 @@ def read_msmt17(
 ) -> ReIDDataset:
     """MSMT17 of either release: ``train``/``test`` (V1) or ``mask_train_v2``/``mask_test_v2`` (V2) and lists.
 
-    The training split is list_train and list_val together (32,621 images), as unsupervised methods count it.
+    The training split is list_train and list_val together (32,621 images), as unsupervised methods count it; junk
+    is treated as in :func:`read_named_splits`.
     """
     root = find_root(name, data_dir, folder_names, MSMT17_SPLITS)
     entries = [path for names in MSMT17_SPLITS if (path := find_entry(root, names)) is not None]
@@ -89,15 +90,26 @@ def read_msmt17(
     gallery = _listed_images(test_folder, _read_list(name, list_gallery))
     if camstyle:
         train = _with_styles(name, train, root, sorted(file for file, _, _ in train_files))
-    return ReIDDataset(name, train, query, gallery)
+    return ReIDDataset(name, _without_junk(name, train, train_folder), query, gallery)
 
 
 def read_folder(name: str, data_dir: str, pattern: NamePattern | None = None) -> ReIDDataset:
     """Any tree of crops: no identities, no evaluation; cameras if a pattern finds them in the names."""
     check_folder(name, data_dir)
-    files = list_images(name, data_dir)
+    files, left_out = list_images(name, data_dir)
     cams = None if pattern is None else to_numbers([pattern.parse(name, data_dir, files)["cam"]])[0]
-    return ReIDDataset(name, ImageSet(_join(data_dir, files), None, cams), None, None)
+    return ReIDDataset(name, ImageSet(_join(data_dir, files), None, cams, left_out=left_out), None, None)
+
+
+def _without_junk(name: str, train: ImageSet, folder: str) -> ImageSet:
+    """The training images of an identity; how many have none is told by the summary."""
+    assert train.pids is not None
+    kept = train.select(train.pids >= 0)
+    if len(kept) == 0:
+        raise UserError(f"dataset {name}: every image in {folder!r} has pid -1: none is left to train on")
+    if junk := len(train) - len(kept):
+        kept = dataclasses.replace(kept, left_out=(f"{junk:,} junk (pid -1)", *kept.left_out))
+    return kept
 
 
 def _join(folder: str, files: Sequence[str]) -> tuple[str, ...]:
@@ -121,7 +133,8 @@ def _read_list(name: str, path: str) -> list[tuple[str, int, int]]:
                 f"dataset {name}: line {number} of {path!r} is {line.strip()!r}, "
                 "not a file name with the camera as its third field, a space and an identity"
             )
-        entries.append((match["file"], int(match["pid"]), int(match["cam"])))
+        pid = to_numbers([[match["pid"]]], identities=True)[0]
+        entries.append((match["file"], int(pid[0]), int(match["cam"])))
     if not entries:
         raise UserError(f"dataset {name}: the list {path!r} is empty")
     return entries
@@ -144,7 +157,7 @@ def _with_styles(name: str, train: ImageSet, root: str, files: Sequence[str]) ->
     if train.cams is None:
         raise UserError(f"dataset {name}: CamStyle needs a name pattern with a group (?P<cam>...)")
     styles: dict[str, list[tuple[int | None, int, str]]] = defaultdict(list)
-    for file in list_images(name, folder):
+    for file in list_images(name, folder)[0]:
         match = STYLE_PATTERN.fullmatch(strip_extensions(file))
         if match is None:
             path = os.path.join(folder, file)
@@ -162,4 +175,4 @@ def _with_styles(name: str, train: ImageSet, root: str, files: Sequence[str]) ->
     )
     if not any(chosen):
         raise UserError(f"dataset {name}: no file in {folder!r} belongs to an image of the training split")
-    return ImageSet(train.paths, train.pids, train.cams, chosen)
+    return dataclasses.replace(train, styles=chosen)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from snnet.data import ImageSet, build_dataset, decode_images
+from snnet.data.image_formats import is_readable, readable_formats
 from snnet.errors import UserError
 
 
@@ -98,6 +99,42 @@ def test_every_format_is_found_and_decoded(tmp_path: Path) -> None:
     decoded = decode_images(images)
     for place in range(len(suffixes)):
         assert (decoded.image(place).int() - 30 * place).abs().max() <= 2
+
+
+def test_every_ending_that_pillow_reads_is_found_and_decoded(tmp_path: Path) -> None:
+    endings = ["JFIF", "jpe", "apng", "ppm", "pcx", "tga", "dib", "ico", "jpg.JPG", "jp2", "avif"]
+    endings = [ending for ending in endings if is_readable(f"x.{ending}")]
+    assert len(endings) >= 9  # jp2 and avif are as Pillow was built
+    for place, ending in enumerate(endings):
+        kind = Image.registered_extensions()["." + ending.lower().split(".")[-1]]
+        Image.new("RGB", (16, 32), (20 * place,) * 3).save(tmp_path / f"{place:02d}.{ending}", kind)
+    decoded = decode_images(build_dataset("folder", str(tmp_path)).train)
+    assert [Path(path).name for path in decoded.images.paths] == [
+        f"{place:02d}.{ending}" for place, ending in enumerate(endings)
+    ]
+    for place in range(len(endings)):
+        assert (decoded.image(place).int() - 20 * place).abs().max() <= 3
+
+
+# What Pillow would hand to another program, or tells by the header and cannot decode.
+@pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 8\n", b"\x89HDF\r\n\x1a\n"])
+def test_formats_of_other_programs_are_not_opened(tmp_path: Path, content: bytes) -> None:
+    assert {"JPEG", "PNG", "TIFF"} <= set(readable_formats()) and not {
+        "EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF"
+    } & set(readable_formats())  # fmt: skip
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.jpg': not an image, or its header is damaged"):
+        decode_images(ImageSet((str(tmp_path / "x.jpg"),), None, None))
+
+
+def test_links_that_lead_nowhere_and_empty_files_are_named(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 32)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("nowhere.png")
+    (tmp_path / "c.png").symlink_to("c.png")
+    (tmp_path / "d.png").touch()
+    with pytest.warns(UserWarning, match="left out 3 of 4 images: .*No such file.*; .*symbolic.*; .*is empty"):
+        decoded = decode_images(build_dataset("folder", str(tmp_path)).train, skip_bad=True)
+    assert [Path(path).name for path in decoded.images.paths] == ["a.png"]
 
 
 def _on_black(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
