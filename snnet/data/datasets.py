@@ -28,6 +28,9 @@ def build_dataset(
 ) -> ReIDDataset:
     """Find and read a dataset. Files are listed in the order of their paths; none is opened.
 
+    An image is a file with an ending of a format that Pillow decodes on this machine; what looks like one and is left
+    out is told by :attr:`ImageSet.left_out`. A negative identity is junk: -1, and no training image.
+
     Args:
         name: one of :data:`DATASETS`.
 
@@ -43,7 +46,7 @@ def build_dataset(
             ``synthetic`` where to draw it (None: a cache folder of the user's).
         name_pattern: for ``custom`` a regular expression searched in each file's path below its split's
             folder, with groups ``pid`` and ``cam`` (default: Market-1501's). Where the matches are not all
-            integers they are numbered. Without ``cam``, cameras are unknown. For ``folder`` it may have a
+            integers they are numbered, junk aside. Without ``cam``, cameras are unknown. For ``folder`` it may have a
             group ``cam``.
         camstyle: also read the CamStyle images from ``bounding_box_train_camstyle``.
 

@@ -47,6 +47,8 @@ Result = TypeVar("Result")
 class DecodedImages:
     """The readable images of a split at their native sizes, upright where EXIF data say how they were taken.
 
+    Of several frames the first; on black where an image is transparent.
+
     Attributes:
         images: the files, without those left out.
         skipped: the unreadable files that were left out.

@@ -13,7 +13,7 @@ class ImageSet:
 
     Attributes:
         paths: the files, in the order that fixes each image's index.
-        pids: int64 [n] identities; None where they are unknown. -1 marks a junk box in a gallery.
+        pids: int64 [n] identities; None where they are unknown. -1 marks junk: no person.
         cams: int64 [n] cameras; None where they are unknown.
         styles: for each image its CamStyle files, rendered as other cameras would have seen it (none for
             some images, perhaps); None where CamStyle is off.

@@ -350,7 +350,9 @@ def test_image_set_checks_its_lengths() -> None:
     "junk", ["-1", "-01", "-001", "\u22121", "\u20131", " -1 ", "-2", "\uff0d1", "-\u0661"], ids=ascii
 )
 @pytest.mark.parametrize("others", [("KA51AB", "7"), ("0003", "7")], ids=["text", "numbers"])
-def test_a_negative_identity_is_junk_in_any_spelling(tmp_path: Path, junk: str, others: tuple[str, str]) -> None:
+def test_a_negative_identity_is_junk_in_any_spelling(
+    tmp_path: Path, junk: str, others: tuple[str, str]
+) -> None:
     first, second = others
     write_files(
         tmp_path,
@@ -400,7 +402,9 @@ def test_junk_in_the_lists_of_msmt17(tmp_path: Path) -> None:
     write_msmt17(tmp_path, "train", "test")
     for name in ("list_train.txt", "list_gallery.txt"):
         with open(tmp_path / name, "a") as file:
-            file.write("0009/0009_000_03_0113noon_0022_1.jpg -1\n0009/0009_001_03_0113noon_0022_1.jpg \u221201\n")
+            file.write(
+                "0009/0009_000_03_0113noon_0022_1.jpg -1\n0009/0009_001_03_0113noon_0022_1.jpg \u221201\n"
+            )
     data = build_dataset("msmt17", str(tmp_path))
     assert data.train.pids.tolist() == [0, 0, 1] and data.train.left_out == ("2 junk (pid -1)",)
     assert data.gallery.pids.tolist() == [4, 5, -1, -1]
@@ -412,7 +416,9 @@ def test_junk_in_the_lists_of_msmt17(tmp_path: Path) -> None:
 
 def test_a_pattern_that_cuts_the_minus_sign_off_is_refused(tmp_path: Path) -> None:
     write_files(tmp_path, {split: ["1_c1.jpg", "-1_c3.jpg"] for split in ("train", "query", "gallery")})
-    with pytest.raises(UserError, match=r"takes the identity '1' from '.*/-1_c3\.jpg' without the minus sign"):
+    with pytest.raises(
+        UserError, match=r"takes the identity '1' from '.*/-1_c3\.jpg' without the minus sign"
+    ):
         build_dataset("custom", str(tmp_path), name_pattern=r"(?P<pid>\d+)_c(?P<cam>\d)")
     # Elsewhere in a name a minus sign is a hyphen.
     write_files(tmp_path / "b", {split: ["id-1_c1.jpg"] for split in ("train", "query", "gallery")})
@@ -443,5 +449,7 @@ def test_what_pillow_reads_is_an_image_and_the_rest_is_counted(tmp_path: Path) -
 
 def test_a_folder_of_images_that_pillow_does_not_read_says_so(tmp_path: Path) -> None:
     write_files(tmp_path, {"x": ["1.heic", "2.heic"]})
-    with pytest.raises(UserError, match=r"holds no image .*; left out: 2 of a format .* \(one is 'x/1\.heic'\)"):
+    with pytest.raises(
+        UserError, match=r"holds no image .*; left out: 2 of a format .* \(one is 'x/1\.heic'\)"
+    ):
         build_dataset("folder", str(tmp_path))

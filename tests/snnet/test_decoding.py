@@ -117,7 +117,9 @@ def test_every_ending_that_pillow_reads_is_found_and_decoded(tmp_path: Path) -> 
 
 
 # What Pillow would hand to another program, or tells by the header and cannot decode.
-@pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 8\n", b"\x89HDF\r\n\x1a\n"])
+@pytest.mark.parametrize(
+    "content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 8\n", b"\x89HDF\r\n\x1a\n"]
+)
 def test_formats_of_other_programs_are_not_opened(tmp_path: Path, content: bytes) -> None:
     assert {"JPEG", "PNG", "TIFF"} <= set(readable_formats()) and not {
         "EPS", "MPEG", "HDF5", "GRIB", "BUFR", "WMF"
@@ -132,7 +134,9 @@ def test_links_that_lead_nowhere_and_empty_files_are_named(tmp_path: Path) -> No
     (tmp_path / "b.png").symlink_to("nowhere.png")
     (tmp_path / "c.png").symlink_to("c.png")
     (tmp_path / "d.png").touch()
-    with pytest.warns(UserWarning, match="left out 3 of 4 images: .*No such file.*; .*symbolic.*; .*is empty"):
+    with pytest.warns(
+        UserWarning, match="left out 3 of 4 images: .*No such file.*; .*symbolic.*; .*is empty"
+    ):
         decoded = decode_images(build_dataset("folder", str(tmp_path)).train, skip_bad=True)
     assert [Path(path).name for path in decoded.images.paths] == ["a.png"]
 

@@ -293,6 +293,19 @@ def test_no_match_at_all_says_why(form, ids, why):
         rank_metrics(np.zeros((2, 3)), *ids)
 
 
+@pytest.mark.parametrize("cameras", [([3, 3], [3, 3, 3]), ([3, 4], [3, 4, 4])])
+def test_without_cameras_to_tell_apart_the_error_says_how_to_score(form, cameras):
+    similarity, pids = np.array([[0.9, 0.2, 0.1], [0.3, 0.8, 0.1]]), ([1, 2], [1, 2, 2])
+    with pytest.raises(
+        UserError,
+        match=r"; to score without cameras give query_cams=None, on the command line --dataset custom with a "
+        r"--name-pattern without \(\?P<cam>\.\.\.\)$",
+    ):
+        rank_metrics(similarity, *pids, *cameras)
+    found = rank_metrics(similarity, *pids, None, None)
+    assert (found.rank1, found.mAP) == (1.0, (1 + (1 + 2 / 3) / 2) / 2)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
