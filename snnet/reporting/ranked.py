@@ -169,7 +169,7 @@ def label_lists(
                 image,
                 float(similarity[image]),
                 rank,
-                None if pids is None else bool(pids[image] == pids[row]),
+                None if pids is None else bool(pids[image] == pids[row] != -1),
                 bool(labels[image]),
             )
             for rank, image in enumerate(order.tolist(), start=1)
