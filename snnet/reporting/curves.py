@@ -29,24 +29,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart; the series are lines, or with ``stacked`` bars on top of one another.
+    """One chart; the series are lines, or with ``stacked`` bars on top of one another."""
 
-    Attributes:
-        name: of its file and its place on the page.
-        epochs: the range of the horizontal axis.
-        unit: of the values, behind each of them.
-        digits: after the decimal point of a value.
-        limits: of the vertical axis; none: from 0 to the highest value.
-        mark: epochs done and words of a vertical line.
-    """
-
-    name: str
+    name: str  # of its file and its place on the page
     series: Sequence[Series]
-    epochs: tuple[int, int]
-    unit: str = ""
-    digits: int = 1
-    limits: tuple[float, float] | None = None
-    mark: tuple[int, str] | None = None
+    epochs: tuple[int, int]  # the range of the horizontal axis
+    unit: str = ""  # of the values, behind each of them
+    digits: int = 1  # after the decimal point of a value
+    limits: tuple[float, float] | None = None  # of the vertical axis; None: from 0 to the highest value
+    mark: tuple[int, str] | None = None  # epochs done and words of a vertical line
     stacked: bool = False
 
     def value(self, number: float) -> str:

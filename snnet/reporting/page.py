@@ -25,22 +25,15 @@ RANK_NAMES = {"rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10", "mAP": 
 
 @dataclass
 class Contents:
-    """What a report shows.
-
-    Attributes:
-        charts, svg: by name, and each as an SVG element.
-        lists: the rows of images of ``ranked_lists``, ``failures`` and ``pseudo_labels``.
-        identities_known: those of the training images.
-        missing: says in a sentence each what of ``ranked`` and ``labels`` could not be shown, and why.
-    """
+    """What a report shows."""
 
     run: Run
-    charts: dict[str, Chart] = field(default_factory=dict)
-    svg: dict[str, str] = field(default_factory=dict)
+    charts: dict[str, Chart] = field(default_factory=dict)  # by name
+    svg: dict[str, str] = field(default_factory=dict)  # each of them as an SVG element
     retrieval: Retrieval | None = None
-    lists: dict[str, list[Row]] = field(default_factory=dict)
-    identities_known: bool = False
-    missing: dict[str, str] = field(default_factory=dict)
+    lists: dict[str, list[Row]] = field(default_factory=dict)  # ranked_lists, failures and pseudo_labels
+    identities_known: bool = False  # those of the training images
+    missing: dict[str, str] = field(default_factory=dict)  # of ranked and labels: why it is not shown
 
 
 def page(contents: Contents) -> str:

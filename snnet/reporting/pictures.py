@@ -19,25 +19,15 @@ _LARGEST = 2  # times that, what a page holds of a larger image
 
 @dataclass(frozen=True)
 class Tile:
-    """One image of a row.
+    """One image of a row."""
 
-    Attributes:
-        image: gives it as uint8 [3, h, w], when it is drawn.
-        caption: a few words below it.
-        right: a tick and a frame, or a cross and a thin frame; None for a plain one.
-        labelled: a bar along its foot.
-        apart: stands off from the one before.
-        alt: all about it, for someone who does not see it.
-        name: of its file.
-    """
-
-    image: Callable[[], Tensor]
-    caption: str
-    right: bool | None = None
-    labelled: bool = False
-    apart: bool = False
-    alt: str = ""
-    name: str = ""
+    image: Callable[[], Tensor]  # gives it as uint8 [3, h, w], when it is drawn
+    caption: str  # a few words below it
+    right: bool | None = None  # a tick and a frame, or a cross and a thin frame; None: a plain one
+    labelled: bool = False  # a bar along its foot
+    apart: bool = False  # stands off from the one before
+    alt: str = ""  # all about it, for someone who does not see it
+    name: str = ""  # of its file
 
     @property
     def uri(self) -> str:

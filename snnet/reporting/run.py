@@ -27,26 +27,16 @@ LARGEST = 1e12  # of any number of a run: seconds, loss, images
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a run has written so far.
-
-    Attributes:
-        folder: where it lies.
-        config: as it was resolved at the start.
-        records: the metrics of each epoch done, all of them finite.
-        before: rank metrics before training, ``after`` and ``reranked`` those of the end; empty where they
-            were not measured or are not known (yet).
-        starts: where it ran, an entry each time that it was started.
-        notes: sentences about what the files hold and cannot be shown.
-    """
+    """What a run has written so far; rank metrics that were not measured or are not known (yet) are empty."""
 
     folder: Path
-    config: Config
-    records: list[dict[str, float]]
-    before: dict[str, Any]
-    after: dict[str, Any]
+    config: Config  # as it was resolved at the start
+    records: list[dict[str, float]]  # the metrics of each epoch done, all of them finite
+    before: dict[str, Any]  # rank metrics before training
+    after: dict[str, Any]  # and at the end
     reranked: dict[str, Any]
-    starts: list[dict[str, Any]]
-    notes: list[str]
+    starts: list[dict[str, Any]]  # where it ran, an entry each time that it was started
+    notes: list[str]  # sentences about what the files hold and cannot be shown
 
     @property
     def finished(self) -> bool:
@@ -126,11 +116,11 @@ def _read_results(path: Path) -> dict[str, Any]:
 
 def _object(content: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(content.decode("utf-8"))
+        value = json.loads(content.decode("utf-8", "surrogateescape"))
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if b"\n" in content else ""
         raise ValueError(f"it is not JSON at {line}column {error.colno}") from None
-    except (ValueError, RecursionError) as error:  # no UTF-8; too many digits; too deep
+    except (ValueError, RecursionError) as error:  # too many digits; too deep
         raise ValueError(f"it is not JSON that can be read ({type(error).__name__})") from None
     if not isinstance(value, dict):
         raise ValueError(f"it is {reprlib.repr(value)}, not an object")

@@ -259,7 +259,9 @@ def test_label_lists_are_read_from_the_memories(run: tuple[Path, dict[str, Any]]
     head = load_checkpoint(run[0])["head"]
 
     class Images:
-        images = dataclasses.make_dataclass("Set", ["pids"])(np.arange(48) // 6 - 1)  # the first six are nobody
+        images = dataclasses.make_dataclass("Set", ["pids"])(
+            np.arange(48) // 6 - 1
+        )  # the first six are nobody
 
         def __len__(self) -> int:
             return 48

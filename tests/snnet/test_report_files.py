@@ -102,6 +102,20 @@ def test_damaged_results_are_named(run: Path, old: str, new: str, message: str) 
         load_run(run)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"rank5", b"rank\xff", "before is not rank metrics: rank5 is missing"),
+        (b": 0.625", b"\xff 0.625", "line 4, "),
+    ],
+)
+def test_bytes_that_are_no_utf8_are_named(run: Path, old: bytes, new: bytes, message: str) -> None:
+    content = (run / "results.json").read_bytes()
+    (run / "results.json").write_bytes(content.replace(old, new, 1))
+    with pytest.raises(UserError, match=f"results.json.*{message}"):
+        load_run(run)
+
+
 def test_values_that_are_not_finite_are_left_out_and_said(run: Path) -> None:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     lines[1] = lines[1].replace("2.5", "NaN").replace('"mAP": 0.375', '"mAP": -Infinity')
