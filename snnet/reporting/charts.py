@@ -101,9 +101,7 @@ def _draw_bars(axes: Axes, chart: Chart) -> list[str]:
 
 def _for_page(svg: str, chart: Chart, tips: list[str]) -> str:
     """matplotlib's file as an element of a page: its own names, colours by role, words for who does not see it."""
-    body = svg[
-        svg.index("</defs>") + len("</defs>") :
-    ]  # behind a style sheet that would count for the whole page
+    body = svg.partition("</defs>")[2]  # behind a style sheet that would count for the whole page
     body = re.sub(r' clip-path="[^"]*"', "", body)  # nothing lies outside of the axes
     body = re.sub(r'<g id="tip-(\d+)">', lambda tip: f"<g><title>{escape(tips[int(tip[1])])}</title>", body)
     body = re.sub(r'( id="|href="#)', rf"\g<1>{chart.name}-", body)

@@ -39,15 +39,14 @@ class Contents:
 def page(contents: Contents) -> str:
     """The whole page."""
     run = contents.run
+    done, planned = len(run.records), epochs(run.config.training.epochs)
     tables = {name: chart.table() for name, chart in contents.charts.items()}
     text = _template().render(
         vars(contents) | _results(contents) | _time(run) | _configuration(run),
         config=run.config,
         charts={n: {"svg": Markup(contents.svg[n]), "head": h, "rows": r} for n, (h, r) in tables.items()},
         title=run.folder.resolve().name,
-        state=f"{epochs(run.config.training.epochs)}, finished"
-        if run.finished
-        else f"{len(run.records)} of {epochs(run.config.training.epochs)} done",
+        state=f"{planned}, finished" if run.finished else f"{done} of {planned} done",
         figures=_figures(run),
         starts=[_start(start) for start in run.starts],
         light=LIGHT,
@@ -142,16 +141,11 @@ def _results(contents: Contents) -> dict[str, Any]:
 def _time(run: Run) -> dict[str, Any]:
     """The table of the training steps' seconds, and the share of what is not the backbone's."""
     parts = total_by_part(run.records)
-    total = sum(parts.values())
+    total = sum(parts.values()) or 1.0  # nothing took any time
     own = sum(parts.get(name, 0.0) for name in ("labels+loss", "update"))
-    return {
-        "own_share": percent(own / (total or 1.0)),
-        "times": [
-            [name, f"{seconds:,.1f}", f"{seconds / len(run.records):,.2f}", percent(seconds / (total or 1.0))]
-            for name, seconds in [*parts.items(), ("together", total)]
-            if parts
-        ],
-    }
+    rows = [*parts.items(), ("together", sum(parts.values()))] if parts else []
+    times = [[name, f"{s:,.1f}", f"{s / len(run.records):,.2f}", percent(s / total)] for name, s in rows]
+    return {"own_share": percent(own / total), "times": times}
 
 
 def _configuration(run: Run) -> dict[str, Any]:
