@@ -20,14 +20,14 @@ from snnet.data import ReIDDataset, build_dataset
 from snnet.features import decode, decode_retrieval_set, retrieval_features
 from snnet.outputs import check_output_folder, write_bytes, write_text
 from snnet.progress import say, set_quiet
-from snnet.reporting import pictures
-from snnet.reporting.chart import draw
+from snnet.reporting.charts import render
 from snnet.reporting.curves import curves
-from snnet.reporting.drawing import to_png
+from snnet.reporting.lists import rows
+from snnet.reporting.own_files import check_own, png_file
 from snnet.reporting.page import Contents, page
-from snnet.reporting.pictures import Lists
+from snnet.reporting.pictures import draw_rows
 from snnet.reporting.ranked import has_labels, label_lists, rank_lists
-from snnet.reporting.run import load_run
+from snnet.reporting.run import checked_ranks, load_run
 from snnet.runtime import show_warnings_as_lines
 from snnet.trained import load_trained_model
 
@@ -48,18 +48,20 @@ def main() -> None:
 def report(command: ReportCommand) -> Path:
     """Write the page and its pictures; returns the page's path.
 
-    Images are left out, and the page says why, where the checkpoint or the dataset cannot be used. Raises
-    :class:`~snnet.errors.UserError` where there is no run, a data folder that was named cannot be used, or the
-    report cannot be written.
+    Images are left out, and the page says why, where the checkpoint or the dataset cannot be used. Files of an
+    earlier report are replaced, or deleted where this one has none of that name. Raises
+    :class:`~snnet.errors.UserError` where there is no run, a data folder that was named cannot be used, the
+    report cannot be written, or a file of its names is there that no report wrote.
     """
     contents = Contents(load_run(command.run))
     check_output_folder(command.output, "--output")
+    _check_own(command.output)
     if command.images:
         add_images(contents, command)
     else:
-        reason = "Images of the dataset were left out (--no-images)."
-        contents.missing = {"ranked": reason, "labels": reason}
-    contents.charts = curves(contents.run)
+        contents.missing = dict.fromkeys(
+            ("ranked", "labels"), "Images of the dataset were left out (--no-images)."
+        )
     _write(contents, command.output)
     return command.output / PAGE_FILE
 
@@ -67,22 +69,18 @@ def report(command: ReportCommand) -> Path:
 def add_images(contents: Contents, command: ReportCommand) -> None:
     """Fill in what needs the checkpoint and the dataset, each part by itself."""
     run = contents.run
+    lacking = "a checkpoint"
     try:
         checkpoint = load_checkpoint(run.checkpoint)
-    except UserError as error:
-        reason = f"Not shown, for want of a checkpoint: {error}."
-        contents.missing |= {"ranked": reason, "labels": reason}
-        return
-    contents.run = run = dataclasses.replace(run, before=run.before or checkpoint["before"])
-    data = run.config.data
-    try:
+        before = run.before or checked_ranks(checkpoint["before"], f"{run.checkpoint}: before")
+        contents.run = run = dataclasses.replace(run, before=before)
+        lacking, data = "the images", run.config.data
         folder = command.options.get("data_dir") or data.data_dir
         dataset = build_dataset(data.dataset, folder, name_pattern=data.name_pattern)
     except UserError as error:
-        if "data_dir" in command.options:
+        if lacking == "the images" and "data_dir" in command.options:
             raise
-        reason = f"Not shown, for want of the images: {error}."
-        contents.missing |= {"ranked": reason, "labels": reason}
+        contents.missing = dict.fromkeys(("ranked", "labels"), f"Not shown, for want of {lacking}: {error}.")
         return
     say(dataset.summary())
     for name, add in (("ranked", _add_rankings), ("labels", _add_labels)):
@@ -102,33 +100,13 @@ def _add_rankings(
     if retrieval is None:
         raise UserError(f"dataset {dataset.name} has no queries and no gallery with identities")
     features = retrieval_features(trained.model, retrieval, config, trained.placement)
-    found = rank_lists(
-        *features, retrieval, config.output.average_precision, lists=command.lists, length=command.top_k
-    )
-    splits = retrieval.query, retrieval.gallery
-    key = "Green, whole frame and ✓: right; red, broken frame and ✗: wrong. Below: camera and cosine similarity."
-    contents.retrieval = found
+    definition = config.output.average_precision
+    found = rank_lists(*features, retrieval, definition, lists=command.lists, length=command.top_k)
     if not found.counted:
         raise UserError("no query has a match in the gallery")
-    contents.ranked = Lists(
-        "ranked_lists",
-        "Ranked lists",
-        f"{len(found.sample)} of these queries, evenly spread over the dataset's order, not chosen by how they "
-        f"turned out. {key}",
-        found.sample,
-        *splits,
-        "query",
-    )
-    if found.failures:
-        contents.failures = Lists(
-            "failures",
-            "Hardest failures",
-            "The queries whose first right image comes last; where that is further down, the list ends with it. "
-            + key,
-            found.failures,
-            *splits,
-            "query",
-        )
+    contents.retrieval = found
+    for name, lists in (("ranked_lists", found.sample), ("failures", found.failures)):
+        contents.lists[name] = rows(lists, retrieval.query, retrieval.gallery, "query")
 
 
 def _add_labels(
@@ -141,32 +119,36 @@ def _add_labels(
     head = checkpoint["head"]
     if not has_labels(head):
         raise UserError("no labels have been predicted yet: the checkpoint is of the warm-up")
-    known = " Green and ✓, red and ✗: whether it is the same person, which training never sees."
-    contents.labels = Lists(
-        "pseudo_labels",
-        "Pseudo labels",
-        "Training images, evenly spread, and those most like them in the exemplar memory. A bar below the image and "
-        "a P: the label memory has it as a positive." + (known if images.images.pids is not None else ""),
-        label_lists(head, images, lists=command.lists, length=command.top_k),
-        images,
-        images,
-        "image",
-    )
+    lists = label_lists(head, images, lists=command.lists, length=command.top_k)
+    contents.lists["pseudo_labels"] = rows(lists, images, images, "image")
+    contents.identities_known = images.images.pids is not None
+
+
+def _check_own(folder: Path) -> None:
+    """No file of the reader's may have the name of one of the report's, written in this report or not."""
+    for name in (PAGE_FILE, *(f"{name}.png" for name in PICTURES)):
+        check_own(folder / name)
 
 
 def _write(contents: Contents, folder: Path) -> None:
     """The pictures, then the page; pictures of an earlier report that are in this one no more are deleted."""
-    drawn = {chart.name: to_png(draw(chart)) for chart in contents.charts}
-    lists = (contents.ranked, contents.failures, contents.labels)
+    contents.charts = curves(contents.run)
+    drawn = {}
+    for name, chart in contents.charts.items():
+        contents.svg[name], drawn[name] = render(chart)
+    for name, lists in contents.lists.items():
+        if lists:
+            drawn[name] = png_file(draw_rows([tiles for _, tiles in lists]))
+    text = page(contents)
     folder.mkdir(parents=True, exist_ok=True)
-    drawn |= {one.name: pictures.to_png(one) for one in lists if one is not None}
+    _check_own(folder)
     for name in PICTURES:
         path = folder / f"{name}.png"
         if name in drawn:
             write_bytes(path, drawn[name])
         else:
             path.unlink(missing_ok=True)
-    write_text(folder / PAGE_FILE, page(contents))
+    write_text(folder / PAGE_FILE, text)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,13 @@ def read_starts(path: Path) -> list[dict[str, Any]]:
     try:
         starts = json.loads(path.read_text(encoding="utf-8"))
         return [start for start in starts if isinstance(start["first_epoch"], int)]
-    except (OSError, ValueError, TypeError, KeyError):  # it is for reading only: no run fails of it
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RecursionError,
+    ):  # it is for reading only: no run fails of it
         return []
 
 

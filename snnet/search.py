@@ -15,17 +15,19 @@ import contextlib
 import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from snnet.data import ImageSet, build_dataset
+from snnet.data.decoding import load_image
 from snnet.features import PAIRS_AT_A_TIME, decode
 from snnet.gallery_cache import gallery_features
-from snnet.match_picture import write_match_picture
-from snnet.outputs import check_output
+from snnet.outputs import check_output, write_atomically
 from snnet.progress import say, set_quiet
+from snnet.reporting.pictures import Tile, draw_rows
 from snnet.runtime import show_warnings_as_lines
 from snnet.trained import load_trained_model
 from snnet_kernels import memory_similarity
@@ -77,10 +79,8 @@ def search(command: SearchCommand) -> list[Matches]:
     ]
     if command.picture is not None:
         shown = found[:PICTURE_ROWS]
-        write_match_picture(
-            command.picture,
-            [(m.query, list(zip(m.gallery, m.similarity, strict=True))) for m in shown],
-        )
+        picture = draw_rows([_tiles(matches) for matches in shown])
+        write_atomically(command.picture, lambda file: picture.save(file, "PNG"))
         say(f"{command.picture}: the matches of {len(shown)} of {len(found)} queries")
     return found
 
@@ -108,6 +108,18 @@ def top_matches(
             best = best[np.argsort(-similarity[best], kind="stable")[:kept]]
             found.append((best + ((place >= 0) & (best >= place)), similarity[best]))
     return found
+
+
+def _tiles(matches: Matches) -> list[Tile]:
+    """A query and its matches as a row of a picture."""
+    pairs = enumerate(zip(matches.gallery, matches.similarity, strict=True), start=1)
+    return [
+        Tile(partial(load_image, matches.query), "query"),
+        *(
+            Tile(partial(load_image, path), f"{rank}: {value:.3f}", apart=rank == 1)
+            for rank, (path, value) in pairs
+        ),
+    ]
 
 
 def match_table(found: list[Matches], gallery: Path) -> str:

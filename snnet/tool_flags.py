@@ -220,7 +220,10 @@ def parse_report_command(arguments: list[str]) -> ReportCommand:
     )
     parser.add_argument("run", metavar="RUN", type=Path, nargs="?", default=None, help="the folder of a run")
     parser.add_argument(
-        "--output", metavar="DIR", type=Path, help="folder to write to (default: report, in that of the run)"
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="folder to write to (default: report, in that of the run); files that no report wrote are left alone",
     )
     parser.add_argument(
         "--lists", metavar="INT", type=_whole_number, help="ranked lists of each kind (default 8)"

@@ -89,7 +89,8 @@ def test_wheel_holds_everything(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
-    for needed in ("snnet/configs/synthetic.yaml", "snnet/py.typed", "snnet_kernels/py.typed"):
+    needed_files = ("snnet/configs/synthetic.yaml", "snnet/py.typed", "snnet_kernels/py.typed")
+    for needed in (*needed_files, "snnet/reporting/page.html", "snnet/reporting/page.css"):
         assert needed in names
     assert len([name for name in names if name.endswith(".so")]) == 2
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "csrc"))]

@@ -1,17 +1,16 @@
-"""The charts that a run's metrics give."""
+"""Which curves a run's metrics give, and what they say in words and numbers."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from snnet.reporting.chart import Chart, Series
 from snnet.reporting.run import Run
 from snnet.timing import seconds_by_part
 
 FEWEST_POINTS = 2  # of a chart: a single value is in the tables
-PERCENT = (0.0, 100.0)
+X_LABEL = "epochs done"
 # The backbone, which is most of it, stays in the background.
 SECONDS_ROLES = {
     "data": "series-1", "backbone": "quiet", "labels+loss": "series-0", "update": "series-2",
@@ -19,128 +18,112 @@ SECONDS_ROLES = {
 }  # fmt: skip
 
 
-def curves(run: Run) -> list[Chart]:
-    """What was measured, as charts; those without values are absent."""
-    start = run.config.method.label_start_epoch
-    whole = 0, len(run.records)
-    begins = (start, "labels begin") if 0 < start < len(run.records) else None
+@dataclass(frozen=True)
+class Series:
+    """A name, its points (epochs done, value) by rising epoch, and the colour role that it is drawn in."""
+
+    name: str
+    points: Sequence[tuple[int, float]]
+    role: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart; the series are lines, or with ``stacked`` bars on top of one another."""
+
+    name: str  # of its file and its place on the page
+    series: Sequence[Series]
+    epochs: tuple[int, int]  # the range of the horizontal axis
+    unit: str = ""  # of the values, behind each of them
+    digits: int = 1  # after the decimal point of a value
+    limits: tuple[float, float] | None = None  # of the vertical axis; None: from 0 to the highest value
+    mark: tuple[int, str] | None = None  # epochs done and words of a vertical line
+    stacked: bool = False
+
+    def value(self, number: float) -> str:
+        """A value with its unit."""
+        return f"{number:.{self.digits}f}{' ' if self.unit else ''}{self.unit}"
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Head and rows of all values, a row for each number of epochs done; empty where there is no value."""
+        values = [dict(series.points) for series in self.series]
+        rows = [
+            [str(x), *(f"{found[x]:.{self.digits}f}" if x in found else "" for found in values)]
+            for x in sorted(set().union(*values))
+        ]
+        unit = f" ({self.unit})" if self.unit else ""
+        return [X_LABEL, *(series.name + unit for series in self.series)], rows
+
+    def description(self) -> str:
+        """The course of each series in words, for someone who does not see the chart."""
+        parts = []
+        for series in self.series:
+            first, last = series.points[0], series.points[-1]
+            words = f"{series.name}: {self.value(first[1])} after {epochs(first[0])}"
+            if last[0] != first[0]:
+                values = [value for _, value in series.points]
+                words += f", {self.value(last[1])} after {epochs(last[0])}"
+                words += f", between {self.value(min(values))} and {self.value(max(values))}"
+            parts.append(words)
+        return "; ".join(parts) + "."
+
+
+def epochs(count: int) -> str:
+    """A number of epochs in words."""
+    return f"{count} epoch{'' if count == 1 else 's'}"
+
+
+def curves(run: Run) -> dict[str, Chart]:
+    """What was measured, as charts by name; those without values are absent."""
+    start, whole = run.config.method.label_start_epoch, (0, len(run.records))
+    mark = (start, "labels begin") if 0 < start < len(run.records) else None
+    quality = {"label_precision": "precision", "label_recall": "recall"}
+    agreement = {
+        "label_symmetry": "symmetry of P",
+        "agreement_symmetric": "agreement with S",
+        "agreement_neighbor": "agreement with N",
+    }
+    ranks = _series(run, {"rank1": "rank-1", "mAP": "mAP"}, 100, run.before)
+    curve = [one for one in ranks if len(one.points) > 2]  # before and after training alone are no curve
+    percent = 0.0, 100.0
     charts = [
-        Chart(
-            "loss",
-            "training",
-            "Training loss",
-            "",
-            "Mean over an epoch. It may rise where predicted labels begin: more images count as positive then.",
-            _series(run, {"loss": "loss"}),
-            whole,
-            digits=3,
-            mark=begins,
-        ),
-        Chart(
-            "retrieval",
-            "training",
-            "Retrieval quality",
-            "%",
-            "Ranking of the gallery for every query. Training never sees these identities.",
-            _retrieval(run),
-            whole,
-            limits=PERCENT,
-        ),
-        Chart(
-            "label_quality",
-            "labels",
-            "Are the pseudo labels right?",
-            "%",
-            "Pairs of different training images in the label memory, against identities that training never sees. "
-            "Precision: the share of the labelled pairs that are right; recall: of the right pairs, those labelled.",
-            _series(run, {"label_precision": "precision", "label_recall": "recall"}, 100),
-            whole,
-            limits=PERCENT,
-            mark=begins,
-        ),
-        Chart(
-            "label_agreement",
-            "labels",
-            "Do the pseudo labels agree?",
-            "%",
-            "Symmetry: of the pairs with P[i, j] set, those with P[j, i] set. Agreement: intersection over union of "
-            "a batch's main labels with its symmetric (S) and its nearest neighbour's labels (N).",
-            _series(
-                run,
-                {
-                    "label_symmetry": "symmetry of P",
-                    "agreement_symmetric": "agreement with S",
-                    "agreement_neighbor": "agreement with N",
-                },
-                100,
-            ),
-            whole,
-            limits=PERCENT,
-            mark=begins,
-        ),
-        Chart(
-            "positives",
-            "labels",
-            "Positives of an image",
-            "",
-            "Mean number of images that the main label counts as the same person, the image itself among them.",
-            _series(run, {"positives": "positives"}),
-            whole,
-            mark=begins,
-        ),
-        Chart(
-            "seconds",
-            "time",
-            "Where the time goes",
-            "s",
-            "Seconds of each epoch. Measuring: quality of the labels, and ranks where they were due.",
-            (seconds := _seconds(run)),
-            (1, len(run.records)),
-            stacked=True,
-            roles=[SECONDS_ROLES[one.name] for one in seconds],
-        ),
+        Chart("loss", _series(run, {"loss": "loss"}), whole, digits=3, mark=mark),
+        Chart("retrieval", curve, whole, "%", limits=percent),
+        Chart("label_quality", _series(run, quality, 100), whole, "%", limits=percent, mark=mark),
+        Chart("label_agreement", _series(run, agreement, 100), whole, "%", limits=percent, mark=mark),
+        Chart("positives", _series(run, {"positives": "positives"}), whole, mark=mark),
+        Chart("seconds", _seconds(run), (1, len(run.records)), "s", stacked=True),
     ]
-    return [chart for chart in charts if any(len(one.points) >= FEWEST_POINTS for one in chart.series)]
+    return {c.name: c for c in charts if any(len(one.points) >= FEWEST_POINTS for one in c.series)}
 
 
-def _series(run: Run, names: dict[str, str], factor: float = 1.0) -> list[Series]:
-    """Metrics by the names that they are shown under; what was never measured is absent."""
-
-    def read(name: str) -> Callable[[dict[str, Any]], float | None]:
-        return lambda record: factor * record[name] if name in record else None
-
-    return [one for name, shown in names.items() if (one := _one(run, shown, read(name))).points]
-
-
-def _one(run: Run, name: str, read: Callable[[dict[str, Any]], float | None]) -> Series:
-    points = [(int(record["epoch"]) + 1, read(record)) for record in run.records]
-    return Series(name, [(x, y) for x, y in points if y is not None and math.isfinite(y)])
-
-
-def _retrieval(run: Run) -> list[Series]:
-    """From before training on; nothing where only its ends were measured, which are no curve."""
-    found = _series(run, {"rank1": "rank-1", "mAP": "mAP"}, 100)
-    if run.before:
-        values = {"rank-1": 100 * run.before["rank1"], "mAP": 100 * run.before["mAP"]}
-        found = [Series(one.name, [(0, values[one.name]), *one.points]) for one in found]
-    return [one for one in found if len(one.points) > 2]
+def _series(
+    run: Run, names: dict[str, str], factor: float = 1.0, before: dict[str, Any] | None = None
+) -> list[Series]:
+    """Metrics by the names that they are shown under, ``before`` training first; those never measured are absent."""
+    records = [(0, before or {}), *enumerate(run.records, start=1)]
+    found = []
+    for place, (name, shown) in enumerate(names.items()):
+        points = [(x, factor * record[name]) for x, record in records if name in record]
+        if points:
+            found.append(Series(shown, points, f"series-{place}"))
+    return found
 
 
 def _seconds(run: Run) -> list[Series]:
     """The parts of a training step, then what an epoch takes besides; 0 where a part was not measured."""
-    parts = list(dict.fromkeys(part for record in run.records for part in seconds_by_part(record)))
-    if not parts:
+    parts = [_parts_of_epoch(record) for record in run.records]
+    if not any(map(seconds_by_part, run.records)):
         return []
-
-    def other(record: dict[str, Any]) -> float:
-        measured = sum(seconds_by_part(record).values()) + record.get("seconds_measure", 0.0)
-        return max(0.0, record["seconds"] - measured)
-
-    series = [
-        _one(run, part, lambda record, part=part: seconds_by_part(record).get(part, 0.0))  # type: ignore[misc]
-        for part in parts
+    return [
+        Series(name, [(x, part.get(name, 0.0)) for x, part in enumerate(parts, start=1)], role)
+        for name, role in SECONDS_ROLES.items()
+        if any(name in part for part in parts)
     ]
-    if any("seconds_measure" in record for record in run.records):
-        series.append(_one(run, "measuring", lambda record: record.get("seconds_measure", 0.0)))
-    series.append(_one(run, "other", other))
-    return series
+
+
+def _parts_of_epoch(record: dict[str, Any]) -> dict[str, float]:
+    parts = seconds_by_part(record)
+    if "seconds_measure" in record:
+        parts["measuring"] = record["seconds_measure"]
+    return {**parts, "other": max(0.0, record["seconds"] - sum(parts.values()))}

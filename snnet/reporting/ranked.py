@@ -18,38 +18,23 @@ from snnet_kernels import memory_similarity, unpack_labels
 
 @dataclass(frozen=True)
 class Shown:
-    """An image of a list.
+    """An image of a list."""
 
-    Attributes:
-        image: its place in its split.
-        similarity: cosine with the list's first image.
-        rank: its rank for a query, from 1.
-        right: whether it is of the first image's identity; None where that is not known.
-        labelled: whether the label memory has it as a positive of the first image; None for a query's list.
-    """
-
-    image: int
-    similarity: float
-    rank: int
-    right: bool | None = None
-    labelled: bool | None = None
+    image: int  # its place in its split
+    similarity: float  # cosine with the list's first image
+    rank: int  # from 1
+    right: bool | None = None  # of the first image's identity; None where that is not known
+    labelled: bool | None = None  # a positive of the first image in the label memory; None for a query's list
 
 
 @dataclass(frozen=True)
 class RankedList:
-    """A query (or a training image), and the images most like it by falling similarity.
+    """A query (or a training image), and the images most like it by falling similarity."""
 
-    Attributes:
-        image: its place in its split.
-        shown: the first of the ranking.
-        first_match: the right image of the best rank, where that is not among those shown.
-        average_precision: of the whole ranking, 0 to 1; None for a training image.
-    """
-
-    image: int
-    shown: Sequence[Shown]
-    first_match: Shown | None = None
-    average_precision: float | None = None
+    image: int  # its place in its split
+    shown: Sequence[Shown]  # the first of the ranking
+    first_match: Shown | None = None  # the right image of the best rank, where that is not among those shown
+    average_precision: float | None = None  # of the whole ranking, 0 to 1; None for a training image
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +154,7 @@ def label_lists(
                 image,
                 float(similarity[image]),
                 rank,
-                None if pids is None else bool(pids[image] == pids[row]),
+                None if pids is None else bool(pids[image] == pids[row] != -1),
                 bool(labels[image]),
             )
             for rank, image in enumerate(order.tolist(), start=1)

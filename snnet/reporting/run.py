@@ -1,8 +1,10 @@
-"""The files of a run, read back."""
+"""The files of a run, read back and checked."""
 
 from __future__ import annotations
 
 import json
+import math
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,28 +14,29 @@ from snnet.errors import UserError
 from snnet.flags import CHECKPOINT_FILE, CONFIG_FILE, load_yaml
 from snnet.runlog import ENVIRONMENT_FILE, METRICS_FILE, RANKS, RESULTS_FILE, read_starts
 
+FRACTIONS = (
+    "rank",
+    "mAP",
+    "mINP",
+    "reranked_",
+    "label_",
+    "agreement_",
+)  # how names of values from 0 to 1 begin
+LARGEST = 1e12  # of any number of a run: seconds, loss, images
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a run has written so far.
-
-    Attributes:
-        folder: where it lies.
-        config: as it was resolved at the start.
-        records: the metrics of each epoch done.
-        before: rank metrics before training, ``after`` and ``reranked`` those of the end; empty where they
-            were not measured or are not known (yet).
-        starts: where it ran, an entry each time that it was started.
-        finished: all its epochs are done.
-    """
+    """What a run has written so far; rank metrics that were not measured or are not known (yet) are empty."""
 
     folder: Path
-    config: Config
-    records: list[dict[str, Any]]
-    before: dict[str, Any]
-    after: dict[str, Any]
+    config: Config  # as it was resolved at the start
+    records: list[dict[str, float]]  # the metrics of each epoch done, all of them finite
+    before: dict[str, Any]  # rank metrics before training
+    after: dict[str, Any]  # and at the end
     reranked: dict[str, Any]
-    starts: list[dict[str, Any]]
+    starts: list[dict[str, Any]]  # where it ran, an entry each time that it was started
+    notes: list[str]  # sentences about what the files hold and cannot be shown
 
     @property
     def finished(self) -> bool:
@@ -56,53 +59,99 @@ def load_run(folder: Path) -> Run:
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(f"{folder}: no run there ({CONFIG_FILE} is missing)")
     config = config_from(load_yaml(folder / CONFIG_FILE))
-    records = _read_records(folder / METRICS_FILE)
-    results = _read_results(folder / RESULTS_FILE)
-    return Run(
-        folder=folder,
-        config=config,
-        records=records,
-        before=_ranks(results, "before"),
-        after=_ranks(results, "after"),
-        reranked=_ranks(results, "reranked"),
-        starts=read_starts(folder / ENVIRONMENT_FILE),
+    records, notes = _read_records(folder / METRICS_FILE)
+    path = folder / RESULTS_FILE
+    results = _read_results(path)
+    before, after, reranked = (
+        checked_ranks(results.get(name), f"{path}: {name}") for name in ("before", "after", "reranked")
     )
+    starts = read_starts(folder / ENVIRONMENT_FILE)
+    return Run(folder, config, records, before, after, reranked, starts, notes)
 
 
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate(_read(path).splitlines(), start=1):
+def checked_ranks(found: Any, source: str) -> dict[str, Any]:
+    """Rank metrics as :func:`snnet.runlog.rank_record` makes them; empty where there are none."""
+    if not found:
+        return {}
+    try:
+        if not isinstance(found, dict):
+            raise ValueError(f"must be an object, got {reprlib.repr(found)}")
+        known = {name: _number(found, name) for name in (*RANKS, "queries", "queries_without_match")}
+        definition = found.get("average_precision")
+        if definition not in ("step", "trapezoid"):
+            raise ValueError(f"average_precision must be step or trapezoid, got {reprlib.repr(definition)}")
+    except ValueError as error:
+        raise UserError(f"{source} is not rank metrics: {error}") from error
+    return {**known, "average_precision": definition}
+
+
+def _read_records(path: Path) -> tuple[list[dict[str, float]], list[str]]:
+    records: list[dict[str, float]] = []
+    notes = []
+    for number, line in enumerate((_read(path) or b"").splitlines(), start=1):
+        epoch = len(records)
         try:
-            record = json.loads(line)
-            if record["epoch"] != len(records):
-                raise ValueError
-            records.append({name: float(value) for name, value in record.items()})
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}: line {number} is not the metrics of epoch {len(records)}") from error
-    return records
+            record = _object(line)
+            if record.get("epoch") != epoch:
+                raise ValueError(f"epoch must be {epoch}, got {reprlib.repr(record.get('epoch'))}")
+            lost = [name for name, value in record.items() if name != "seconds" and _not_finite(value)]
+            needed = ("seconds", *(RANKS if any(name in record for name in RANKS) else ()))
+            records.append({name: _number(record, name) for name in (*needed, *record) if name not in lost})
+        except ValueError as error:
+            raise UserError(f"{path}: line {number} is not the metrics of epoch {epoch}: {error}") from error
+        if lost:
+            notes.append(f"Left out, since they are not finite: {', '.join(lost)} of epoch {epoch}.")
+    return records, notes
 
 
 def _read_results(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+    content = _read(path)
     try:
-        results = json.loads(_read(path))
-    except ValueError:
-        results = None
-    if not isinstance(results, dict):
-        raise UserError(f"{path} is not the results of a run: it must hold one JSON object")
-    return results
+        return {} if content is None else _object(content)
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not the results of a run: it must hold one JSON object, but {error}"
+        ) from error
 
 
-def _ranks(results: dict[str, Any], name: str) -> dict[str, Any]:
-    found = results.get(name)
-    return found if isinstance(found, dict) and set(RANKS) <= found.keys() else {}
-
-
-def _read(path: Path) -> str:
+def _object(content: bytes) -> dict[str, Any]:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        value = json.loads(content.decode("utf-8", "surrogateescape"))
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if b"\n" in content else ""
+        raise ValueError(f"it is not JSON at {line}column {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # too many digits; too deep
+        raise ValueError(f"it is not JSON that can be read ({type(error).__name__})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it is {reprlib.repr(value)}, not an object")
+    return value
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _number(values: dict[str, Any], name: str) -> float:
+    """A number of a record, if it is one that can have been measured."""
+    if name not in values:
+        raise ValueError(f"{name} is missing")
+    value = values[name]
+    fraction = name.startswith(FRACTIONS)
+    count = name.startswith("queries")
+    low = 0 if fraction or count or name.startswith("seconds") else -LARGEST
+    high = 1 if fraction else LARGEST
+    of_kind = isinstance(value, int if count else (int, float)) and not isinstance(value, bool)
+    if not of_kind or not low <= value <= high + 1e-6:  # means in float32 may be a little above 1
+        kind = "whole number" if count else "number"
+        raise ValueError(f"{name} must be a {kind} from {low:g} to {high:g}, got {reprlib.repr(value)}")
+    return value
+
+
+def _read(path: Path) -> bytes | None:
+    """The content of a file; None where there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error

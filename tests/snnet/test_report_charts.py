@@ -1,63 +1,98 @@
-"""Charts of a report: ticks, places, colours."""
+"""Charts of a report: places, colours, words, the same bytes each time."""
 
 from __future__ import annotations
 
 import io
+import re
+from typing import Any
 
+import matplotlib.style
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from PIL import Image
 
-from snnet.reporting.chart import Chart, Series, draw, nice_ticks
-from snnet.reporting.drawing import DARK, LIGHT, PNG_SCALE, Box, Line, to_png, to_svg
+from snnet.reporting.charts import HEIGHT, PNG_SCALE, STYLE, WIDTH, draw, render
+from snnet.reporting.colors import DARK, LIGHT
+from snnet.reporting.curves import Chart, Series
+from snnet.reporting.own_files import MARK
 
 
-def test_ticks_are_round_and_cover_the_values() -> None:
-    assert nice_ticks(0, 100) == [0, 20, 40, 60, 80, 100]
-    assert nice_ticks(0, 4.6) == [0, 1, 2, 3, 4, 5]
-    assert nice_ticks(0, 0.013) == [0, 0.005, 0.01, 0.015]
-    assert nice_ticks(3.0, 3.0) == [3, 4, 5, 6] and nice_ticks(0, 0) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    for high in np.geomspace(1e-3, 1e6, 200):
-        ticks = nice_ticks(0, float(high))
-        assert 2 <= len(ticks) <= 6 and ticks[-1] >= high > ticks[-2]
+def chart(points: list[tuple[int, float]], **changes: Any) -> Chart:
+    values = {"unit": "%", "limits": (0.0, 100.0), "epochs": (0, 4)}
+    return Chart("c", [Series("<one>", points, "series-0")], **{**values, **changes})
+
+
+def styled(chart: Chart) -> tuple[Figure, list[str]]:
+    with matplotlib.style.context(["default", STYLE]):
+        return draw(chart)
+
+
+@pytest.mark.parametrize("high", [0.0, 1e-3, 0.013, 3.0, 4.6, 100.0, 123456.0, 1e12])
+def test_the_axis_begins_at_0_and_its_last_number_is_above_every_value(high: float) -> None:
+    figure, _ = styled(chart([(1, 0.0), (2, high)], limits=None))
+    low, top = figure.axes[0].get_ylim()
+    ticks = [tick for tick in figure.axes[0].get_yticks() if low <= tick <= top]
+    assert 2 <= len(ticks) <= 11
+    if high:
+        assert low == 0 and top == pytest.approx(ticks[-1]) and ticks[-1] >= high > ticks[-2]
 
 
 def test_a_chart_draws_its_values_where_they_belong() -> None:
     points = [(1, 20.0), (2, 60.0), (4, 100.0)]
-    chart = Chart("c", "training", "A <title>", "%", "", [Series("one", points)], (0, 4), limits=(0.0, 100.0))
-    drawing = draw(chart)
-    grid = sorted({i.points[0][1] for i in drawing.items if isinstance(i, Line) and i.role == "grid"})
-    top, bottom = grid[0], grid[-1]
-    line = [i for i in drawing.items if isinstance(i, Line) and i.role == "series-0"][-1]
-    heights = [(bottom - y) / (bottom - top) for _, y in line.points]
-    assert heights == pytest.approx([0.2, 0.6, 1.0])
-    left, right = (
-        (chart_x := next(i.points for i in drawing.items if isinstance(i, Line) and i.role == "axis"))[0][0],
-        chart_x[1][0],
+    figure, tips = styled(chart(points))
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    line = axes.lines[0]
+    assert line.get_xydata().tolist() == [list(point) for point in points]
+    assert axes.get_ylim() == (0, 100) and axes.get_xlim() == (0, 4)
+    area = axes.get_window_extent()
+    places = (axes.transData.transform(points) - (area.x0, area.y0)) / (area.width, area.height)
+    np.testing.assert_allclose(places, [[0.25, 0.2], [0.5, 0.6], [1.0, 1.0]])
+    assert tips == [
+        "<one>: 20.0 % after 1 epoch",
+        "<one>: 60.0 % after 2 epochs",
+        "<one>: 100.0 % after 4 epochs",
+    ]
+    assert chart(points).description() == (
+        "<one>: 20.0 % after 1 epoch, 100.0 % after 4 epochs, between 20.0 % and 100.0 %."
     )
-    assert [(x - left) / (right - left) for x, _ in line.points] == pytest.approx([0.25, 0.5, 1.0])
-    assert chart.description() == (
-        "one: 20.0 % after 1 epoch, 100.0 % after 4 epochs, between 20.0 % and 100.0 %."
-    )
-    svg = to_svg(drawing, "c")
-    assert "A &lt;title&gt;" in svg and svg.count("<circle") == 3
-    image = Image.open(io.BytesIO(to_png(drawing)))
-    assert image.size == (480 * PNG_SCALE, 272 * PNG_SCALE)
-    x, y = line.points[1]
-    assert image.getpixel((round(x * PNG_SCALE), round(y * PNG_SCALE))) == tuple(
-        bytes.fromhex(LIGHT["series-0"][1:])
-    )
+    _, png = render(chart(points))
+    image = Image.open(io.BytesIO(png))
+    assert image.size == (WIDTH * PNG_SCALE, HEIGHT * PNG_SCALE) == (960, 544)
+    x, y = axes.transData.transform(points[1]) / figure.dpi * 72 * PNG_SCALE
+    expected = tuple(bytes.fromhex(LIGHT["series-0"][1:]))
+    assert image.convert("RGB").getpixel((round(x), image.height - round(y))) == expected
+
+
+def test_the_svg_fits_a_page_of_many() -> None:
+    svg, png = render(chart([(1, 20.0), (2, 60.0), (4, 100.0)], mark=(1, "labels begin")))
+    assert svg.startswith('<svg viewBox="0 0 480 272" role="img" aria-labelledby="c-title c-text">')
+    assert "&lt;one&gt;: 60.0 % after 2 epochs</title>" in svg and "<one>" not in svg
+    assert svg.count("<g><title>") == 3 and "labels begin" in svg
+    assert all(name.startswith("c-") for name in re.findall(r' id="([^"]*)"', svg))
+    assert all(name.startswith("#c-") for name in re.findall(r'href="([^"]*)"', svg))
+    assert "url(" not in svg and "<style" not in svg and "http:" not in svg.replace("http://www.w3.org", "")
+    assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) == set()  # every colour is a role's
+    assert {"series-0", "paper", "grid", "axis", "muted", "ink"} == set(re.findall(r"var\(--([\w-]+)\)", svg))
+    # The same bytes again, whatever the process has set for its own plots, which stays as it is.
+    with matplotlib.rc_context({"svg.hashsalt": "other", "lines.linewidth": 9, "text.usetex": True}):
+        assert render(chart([(1, 20.0), (2, 60.0), (4, 100.0)], mark=(1, "labels begin"))) == (svg, png)
+        assert matplotlib.rcParams["lines.linewidth"] == 9
+    assert Image.open(io.BytesIO(png)).info["Software"] == MARK
 
 
 def test_bars_stand_on_one_another() -> None:
-    series = [Series("low", [(1, 3.0), (2, 1.0)]), Series("high", [(1, 1.0), (2, 3.0)])]
-    chart = Chart("c", "time", "", "s", "", series, (1, 2), limits=(0.0, 4.0), stacked=True)
-    boxes = [i for i in draw(chart).items if isinstance(i, Box) and i.width != 12]  # without the legend's
-    low, high = boxes[:2], boxes[2:]
-    assert [box.height / (low[0].height / 3) for box in boxes] == pytest.approx([3, 1, 1, 3])
-    for below, above in zip(low, high, strict=True):
-        assert above.at[1] + above.height == pytest.approx(below.at[1])
-        assert above.at[0] == below.at[0]
+    series = [
+        Series("low", [(1, 3.0), (2, 1.0)], "series-0"), Series("high", [(1, 1.0), (2, 3.0)], "quiet")
+    ]  # fmt: skip
+    figure, tips = styled(Chart("c", series, (1, 2), "s", stacked=True))
+    bars = figure.axes[0].patches
+    assert [(bar.get_y(), bar.get_height()) for bar in bars] == [(0, 3), (0, 1), (3, 1), (1, 3)]
+    assert [bar.get_x() + bar.get_width() / 2 for bar in bars] == pytest.approx([1, 2, 1, 2])
+    assert [to_hex(bar.get_facecolor()) for bar in bars[1:3]] == [LIGHT["series-0"], LIGHT["quiet"]]
+    assert tips[3] == "high: 3.0 s in epoch 2" and bars[3].get_gid() == "tip-3"
 
 
 def contrast(one: str, other: str) -> float:

@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from snnet import gallery_cache, match_picture
+from snnet import gallery_cache
 from snnet import search as command
 from snnet.data import ImageSet, build_dataset
 from snnet.errors import UserError
 from snnet.features import decode
+from snnet.reporting import pictures
 from snnet.search import Matches, search, top_matches
 from snnet.tool_flags import SearchCommand, parse_search_command
 from snnet.trained import load_trained_model
@@ -209,13 +210,14 @@ def test_the_picture_shows_query_and_matches_in_order(
     monkeypatch.setattr(command, "PICTURE_ROWS", 3)
     found = search(parsed("--picture", tmp_path / "m.png", "--top-k", 4))
     picture = np.asarray(Image.open(tmp_path / "m.png"))
-    margin, caption = match_picture.MARGIN, match_picture.CAPTION
-    height, width = match_picture.HEIGHT, match_picture.WIDTH
-    assert picture.shape == (margin + 3 * (height + caption + margin), 2 * margin + 5 * (width + margin), 3)
+    margin, caption, frame = pictures.MARGIN, pictures.CAPTION, pictures.FRAME
+    width, height = pictures.WIDTH, pictures.HEIGHT
+    cell, line = width + 2 * frame + margin, height + 2 * frame + caption + margin
+    assert picture.shape == (margin + 3 * line, 3 * margin + 5 * cell, 3)
     for row, matches in enumerate(found[:3]):
-        top = margin + row * (height + caption + margin)
+        top = margin + row * line + frame
         for column, path in enumerate([matches.query, *matches.gallery]):
-            left = margin + column * (width + margin) + margin * (column > 0)
+            left = margin + column * cell + 2 * margin * (column > 0) + frame
             crop = Image.open(path).convert("RGB").resize((width, height))  # 32 x 16, as the frames are
             shown = picture[top : top + height, left : left + width]
             np.testing.assert_array_equal(shown, np.asarray(crop))

@@ -1,0 +1,225 @@
+"""``snnet.report`` on files that are damaged, hostile or someone else's."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import snnet
+from snnet.errors import UserError
+from snnet.report import PAGE_FILE, PICTURES, report
+from snnet.reporting.curves import curves
+from snnet.reporting.own_files import MARK
+from snnet.reporting.page import Contents, page
+from snnet.reporting.pictures import Tile
+from snnet.reporting.run import load_run
+from snnet.tool_flags import parse_report_command
+
+RANKS = {"rank1": 0.5, "rank5": 0.625, "rank10": 1.0, "mAP": 0.375, "mINP": 0.25}
+MEASURED = {**RANKS, "queries": 16, "queries_without_match": 0, "average_precision": "step"}
+EPOCH = {"loss": 2.5, "positives": 3.0, "label_precision": 0.75, **RANKS, "seconds": 60.0} | {
+    f"seconds_{part}": 10.0 for part in ("data", "forward", "labels", "backward", "update", "measure")
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The files of a run of three epochs, without a checkpoint."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("epochs: 3\n")
+    lines = [json.dumps({"epoch": epoch, **EPOCH}) for epoch in range(3)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "results.json").write_text(json.dumps({"before": MEASURED, "after": MEASURED}, indent=2) + "\n")
+    (folder / "environment.json").write_text(json.dumps([{"first_epoch": 0, "versions": {"torch": "2"}}]))
+    return folder
+
+
+def shown(folder: Path) -> str:
+    loaded = load_run(folder)
+    return page(Contents(loaded, curves(loaded), dict.fromkeys(curves(loaded), "<svg></svg>")))
+
+
+def write(folder: Path, *flags: object) -> Path:
+    return report(parse_report_command([str(folder), "--no-images", *map(str, flags)])).parent
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"loss": 2.5', '"loss" 2.5', "it is not JSON at column 21"),
+        ('"loss": 2.5', '"loss": "2.5"', "loss must be a number from -1e[+]12 to 1e[+]12, got '2.5'"),
+        ('"loss": 2.5', '"loss": true', "loss must be a number from -1e[+]12 to 1e[+]12, got True"),
+        ('"loss": 2.5', '"loss": [[[]]]', r"loss must be a number .* got \[\[\[\]\]\]"),
+        ('"loss": 2.5', '"loss": 1e300', r"loss must be a number .* got 1e[+]300"),
+        ('"loss": 2.5', f'"loss": 1{"0" * 400}', "loss must be a number .* got 100000000000000000.*000"),
+        ('"loss": 2.5', f'"loss": 1{"0" * 5000}', r"it is not JSON that can be read \(ValueError\)"),
+        ('"loss": 2.5', f'"loss": {"[" * 100_000}', r"it is not JSON that can be read \(RecursionError\)"),
+        ('"rank1": 0.5', '"rank1": 9.5', "rank1 must be a number from 0 to 1, got 9.5"),
+        ('"rank5"', '"rank\\u001b"', "rank5 is missing"),
+        ('"seconds": 60.0', '"seconds": NaN', "seconds must be a number from 0 to 1e[+]12, got nan"),
+        ('"seconds": 60.0', '"seconds": -60.0', "seconds must be a number from 0 to 1e[+]12, got -60.0"),
+        ('"seconds":', '"second":', "seconds is missing"),
+        ('"epoch": 1', '"epoch": 7', "epoch must be 1, got 7"),
+        ('{"epoch": 1', '["epoch", 1', r"it is not JSON at column \d+"),
+    ],
+    ids=range(15),
+)
+def test_a_damaged_line_of_the_metrics_is_named(run: Path, old: str, new: str, message: str) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[1] = lines[1].replace(old, new)
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError) as error:
+        load_run(run)
+    expected = rf"{run}/metrics.jsonl: line 2 is not the metrics of epoch 1: ({message})"
+    assert re.fullmatch(expected, str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"mAP": 0.375', '"mAP" 0.375', " is not the results of a run: it must .*, but it is not JSON at line 6, "),
+        ('"mAP": 0.375', '"mAP": 37.5', ": before is not rank metrics: mAP must be a number from 0 to 1, got 37.5"),
+        ('"mAP": 0.375', '"mAP": NaN', ": before is not rank metrics: mAP must be a number from 0 to 1, got nan"),
+        ('"mAP"', '"mAQ"', ": before is not rank metrics: mAP is missing"),
+        ('"queries": 16', '"queries": "16"', ": before is not rank metrics: queries must be a whole number from 0 to"),
+        ('"step"', '"s\\u0007ep"', r": before is not rank metrics: average_precision must be .*, got 's\\x07ep'"),
+        ('"queries": 16', '"queries": 16.5', ": before is not rank metrics: queries must be a whole .*, got 16.5"),
+    ],
+)  # fmt: skip
+def test_damaged_results_are_named(run: Path, old: str, new: str, message: str) -> None:
+    text = (run / "results.json").read_text()
+    (run / "results.json").write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=f"{run}/results.json{message}"):
+        load_run(run)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"rank5", b"rank\xff", "before is not rank metrics: rank5 is missing"),
+        (b": 0.625", b"\xff 0.625", "line 4, "),
+    ],
+)
+def test_bytes_that_are_no_utf8_are_named(run: Path, old: bytes, new: bytes, message: str) -> None:
+    content = (run / "results.json").read_bytes()
+    (run / "results.json").write_bytes(content.replace(old, new, 1))
+    with pytest.raises(UserError, match=f"results.json.*{message}"):
+        load_run(run)
+
+
+def test_values_that_are_not_finite_are_left_out_and_said(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[1] = lines[1].replace("2.5", "NaN").replace('"mAP": 0.375', '"mAP": -Infinity')
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    text = shown(run)
+    assert '<p class="note">Left out, since they are not finite: loss, mAP of epoch 1.</p>' in text
+    assert curves(load_run(run))["loss"].series[0].points == [(1, 2.5), (3, 2.5)]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "results.json", "environment.json"])
+def test_one_changed_byte_gives_a_page_or_one_line(run: Path, name: str) -> None:
+    content = (run / name).read_bytes()
+    rng = np.random.default_rng(0)
+    named = 0
+    for place in rng.permutation(len(content))[:60].tolist():
+        damaged = bytearray(content)
+        damaged[place] = int(rng.integers(0, 256))
+        (run / name).write_bytes(damaged)
+        try:
+            assert shown(run).endswith("</body></html>\n")
+        except UserError as error:
+            named += 1
+            assert str(error).startswith(f"{run / name}") and str(error).isprintable()
+    assert named > 10 if name != "environment.json" else named == 0
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{}", '[{"first_epoch": "0"}]', "\xff"])
+def test_an_environment_that_cannot_be_read_is_said(run: Path, content: str) -> None:
+    (run / "environment.json").write_text(content, "latin-1")
+    assert "It was not recorded (environment.json is missing or damaged)." in shown(run)
+    (run / "environment.json").write_text('[{"first_epoch": 0, "backends": {"a": ["cpu"]}, "versions": [1]}]')
+    assert "Where the epochs from 0 on were trained." in shown(run)
+
+
+def test_names_and_values_are_shown_escaped(run: Path) -> None:
+    """Markup, terminal sequences, direction marks and bytes that are no UTF-8, wherever a text can come from."""
+    evil = "\x1b]0;x\x07<img src=x onerror=alert(1)>\"'\u202egpj.\u200b\x9b2J\udcff"
+    visible = "\\x1b]0;x\\x07<img src=x onerror=alert(1)>\"'\\u202egpj.\\u200b\\x9b2J\\udcff"
+    (run / "config.yaml").write_text(
+        json.dumps({"epochs": 3, "data_dir": evil[:-1], "name_pattern": evil[:-1]})
+    )
+    start = {"first_epoch": 0, evil: evil, "versions": {evil: evil}, "backends": {evil: evil, "b": [evil]}}
+    (run / "environment.json").write_text(json.dumps([start]))
+    tile = Tile(lambda: torch.zeros(3, 4, 2, dtype=torch.uint8), evil, True, alt=evil, name=evil)
+    loaded = load_run(run)
+    contents = Contents(loaded, lists={"pseudo_labels": [(evil, [tile])]}, missing={"ranked": evil})
+    text = page(contents)
+    assert all(character.isprintable() or character == "\n" for character in text)
+    assert "<img src=x" not in text and text.count("<img ") == 1
+    (image,) = re.findall('<img alt="([^"]*)" title="([^"]*)" src="data:image/jpeg;base64,', text)
+    assert [unescape(words) for words in image] == [visible, visible]
+    assert unescape(text).count(visible) == 6 + 5  # list, tile, note; of the environment
+    assert unescape(text).count(visible[:-6]) == 6 + 5 + 4  # options, twice
+
+
+@pytest.mark.parametrize("name", [PAGE_FILE, "loss.png", "pseudo_labels.png"])
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link", "folder"])
+def test_what_no_report_wrote_is_never_replaced_or_deleted(
+    run: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    """Whether this report has a file of that name (loss) or not (pseudo_labels)."""
+    out, target = tmp_path / "out", tmp_path / "target"
+    out.mkdir()
+    path = out / name
+    if kind == "file":
+        path.write_bytes(b"my own picture")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(target)
+        if kind == "link":
+            target.write_text(MARK)
+    with pytest.raises(
+        UserError, match=f"^{path} is in the way: no report wrote it; move it, or name another"
+    ):
+        write(run, "--output", out)
+    assert list(out.iterdir()) == [path] and path.is_symlink() == ("link" in kind)
+    assert kind != "file" or path.read_bytes() == b"my own picture"
+
+
+def test_a_report_replaces_and_deletes_the_files_of_the_one_before(run: Path) -> None:
+    out = write(run)
+    drawn = {"loss", "retrieval", "label_quality", "positives", "seconds"}
+    assert {path.name for path in out.iterdir()} == {PAGE_FILE, *(f"{name}.png" for name in drawn)}
+    first = {path.name: path.read_bytes() for path in out.iterdir()}
+    (out / "notes.txt").write_text("mine")
+    assert all(MARK.encode() in content[:1024] for content in first.values())
+    write(run)
+    assert {name: (out / name).read_bytes() for name in first} == first
+    for name in PICTURES:
+        (out / f"{name}.png").write_bytes(first["loss.png"])
+    (run / "metrics.jsonl").write_text(json.dumps({"epoch": 0, **EPOCH}) + "\n")
+    write(run)
+    assert {path.name for path in out.iterdir()} == {PAGE_FILE, "notes.txt"}
+
+
+def test_matplotlib_is_imported_only_where_charts_are_drawn() -> None:
+    found = []
+    for path in sorted(Path(snnet.__file__).parent.rglob("*.py")):
+        tree = ast.parse(path.read_text("utf-8"))
+        inside = {id(node) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node in ast.walk(f)}
+        for node in ast.walk(tree):
+            names: list[Any] = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            if any(str(name).split(".")[0] == "matplotlib" for name in names) and node.col_offset == 0:
+                found.append((path.name, id(node) in inside))
+    assert found == []
