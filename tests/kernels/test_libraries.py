@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import snnet_kernels as sk
+from snnet import compiled
 from snnet_kernels.libraries import SOURCES, compiled_from, find_libraries, load_library, sources_digest
 from tests.paths import ROOT
 
@@ -133,7 +134,7 @@ def test_python_started_in_a_checkout(tmp_path, changed):
     leave_out = shutil.ignore_patterns("*.so", "__pycache__", "data", "synthetic", "triton")
     for part in ("csrc", "snnet_kernels", "snnet"):
         shutil.copytree(ROOT / part, checkout / part, ignore=leave_out)
-    modules = [path for path in (ROOT / "snnet").glob(f"_rank_metrics{ENDING}")]
+    modules = [Path(compiled.rank_metrics.__file__)] if compiled.rank_metrics else []
     for path in [BUILT.path, *modules]:
         (site / path.parent.name).mkdir(parents=True)
         shutil.copy(path, site / path.parent.name)
