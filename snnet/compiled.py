@@ -32,4 +32,4 @@ def _rank_metrics() -> ModuleType | None:
         return None
 
 
-rank_metrics = _rank_metrics()
+native = _rank_metrics()

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from snnet.checks import positive
-from snnet.compiled import rank_metrics as _native
+from snnet.compiled import native as _native
 from snnet.cpus import available_cpus
 from snnet.errors import UserError
 

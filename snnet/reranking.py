@@ -32,7 +32,7 @@ from torch import Tensor
 
 from snnet import reranking_numpy
 from snnet.checks import check_unit_rows, positive
-from snnet.compiled import rank_metrics as _native
+from snnet.compiled import native as _native
 from snnet.errors import UserError
 from snnet.evaluation import default_threads
 from snnet.progress import progress

@@ -87,7 +87,7 @@ esac
 
 def test_wheel_holds_everything(tmp_path):
     """What `pip install .` puts into an environment, seen from another folder; its libraries are those of here."""
-    kernels, metrics = sk.backend_info().libraries[0].path, compiled.rank_metrics
+    kernels, metrics = sk.backend_info().libraries[0].path, compiled.native
     if kernels is None or metrics is None or shutil.which("c++") is None:
         pytest.skip("the compiled libraries are not here")
     instead = tmp_path / "instead"

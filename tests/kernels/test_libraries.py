@@ -122,7 +122,7 @@ def test_the_next_file_is_tried_where_one_does_not_load(checkout, tmp_path):
 BUILT = {library.name: library for library in sk.backend_info().libraries}["_C"]
 PROGRAM = (
     "import snnet_kernels as sk; print(sk.__file__, sk.backend_info().libraries[0].path);"
-    "from snnet.compiled import rank_metrics as m; print(m and m.__file__)"
+    "from snnet.compiled import native as m; print(m and m.__file__)"
 )
 
 
@@ -134,7 +134,7 @@ def test_python_started_in_a_checkout(tmp_path, changed):
     leave_out = shutil.ignore_patterns("*.so", "__pycache__", "data", "synthetic", "triton")
     for part in ("csrc", "snnet_kernels", "snnet"):
         shutil.copytree(ROOT / part, checkout / part, ignore=leave_out)
-    modules = [Path(compiled.rank_metrics.__file__)] if compiled.rank_metrics else []
+    modules = [Path(compiled.native.__file__)] if compiled.native else []
     for path in [BUILT.path, *modules]:
         (site / path.parent.name).mkdir(parents=True)
         shutil.copy(path, site / path.parent.name)
