@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,8 @@ try:
 except ImportError:
     torch = None
 
+sources_digest = runpy.run_path("snnet_kernels/libraries.py")["sources_digest"]
+
 # One build serves torch 2.10 and later; py_limited_api below makes it serve every CPython from 3.10.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
@@ -59,6 +62,10 @@ if CUDA_MODE not in ("auto", "1", "0"):
 
 def sources(*patterns: str) -> list[str]:
     return sorted(str(path) for pattern in patterns for path in Path().glob(pattern))
+
+
+def headers(*parts: str) -> list[str]:
+    return sources(*(f"csrc/{part}/*.*{end}" for part in parts for end in ("h", "inl")))
 
 
 def warn(message: str) -> None:
@@ -103,6 +110,7 @@ def cuda_extension() -> Extension | None:
     return cpp_extension.CUDAExtension(
         "snnet_kernels._C_cuda",
         sources("csrc/cuda/*.cu", "csrc/cuda/*.cpp"),
+        depends=headers("common", "cuda"),
         py_limited_api=True,
         extra_compile_args={
             "cxx": [*FLAGS, TORCH_TARGET, "-DUSE_CUDA", f"-DSNNET_CUDA_BUILD={build}"],
@@ -123,6 +131,7 @@ def extensions() -> list[Extension]:
             cpp_extension.CppExtension(
                 "snnet_kernels._C",
                 sources("csrc/cpu/*.cpp"),
+                depends=headers("common", "cpu"),
                 py_limited_api=True,
                 extra_compile_args={"cxx": [*FLAGS, *CPU_FLAGS, TORCH_TARGET]},
                 extra_link_args=SANITIZE or (["-s"] if sys.platform == "linux" else []),
@@ -135,6 +144,7 @@ def extensions() -> list[Extension]:
         Extension(
             "snnet._rank_metrics",
             sources("csrc/metrics/*.cpp"),
+            depends=headers("common", "metrics"),
             include_dirs=[pybind11.get_include()],
             language="c++",
             extra_compile_args=["-O3", "-std=c++17", "-g0", "-fvisibility=hidden"],
@@ -151,6 +161,7 @@ class OptionalBuild(cpp_extension.BuildExtension if torch is not None else build
         built, failed = [], []
         for extension in list(self.extensions):
             self.extensions = [extension]
+            self._mark(extension)
             try:
                 super().build_extensions()
                 built.append(extension)
@@ -165,6 +176,16 @@ class OptionalBuild(cpp_extension.BuildExtension if torch is not None else build
                 f"could not be compiled: {'; '.join(failed)}. Left out; plain Python serves in their place. "
                 "`pip install -v .` shows the compiler's output."
             )
+
+    def _mark(self, extension: Extension) -> None:
+        """Give the library the digest of its sources, in a header that only one of them includes."""
+        folder = Path(self.build_temp, "digest", extension.name).resolve()
+        text = f'#define SNNET_DIGEST "{sources_digest(extension.name.rpartition(".")[2], Path("csrc"))}"\n'
+        header = folder / "snnet_digest.h"
+        if not header.exists() or header.read_text() != text:  # ninja goes by the time of the file
+            folder.mkdir(parents=True, exist_ok=True)
+            header.write_text(text)
+        extension.include_dirs.append(str(folder))
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": OptionalBuild})

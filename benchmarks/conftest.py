@@ -39,6 +39,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="begin nothing after it; what floors.yaml has a ratio of comes first (default: none)",
     )
     group.addoption(
+        "--allow-plain",
+        action="store_true",
+        help="run without the compiled library too, where plain PyTorch serves in its place",
+    )
+    group.addoption(
         "--floors-only",
         action="store_true",
         help="only what floors.yaml has a ratio of, without torch.compile",
@@ -59,6 +64,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
     if config.option.device == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: torch finds no CUDA device")
+    if not config.option.allow_plain:
+        _refuse_plain(config.option.device)
+
+
+def _refuse_plain(device: str) -> None:
+    """Refuse to measure where plain PyTorch would race against itself; a forced backend is a choice."""
+    from snnet_kernels import backend_info
+
+    info = backend_info()
+    library = {"cpu": info.libraries[0], "cuda": info.libraries[1]}[device]
+    if info.forced is None and not library.loaded:
+        raise pytest.UsageError(
+            f"the compiled library {library.name} is {library.detail}: "
+            "without it plain PyTorch races against itself (--allow-plain runs all the same)"
+        )
 
 
 def _words(text: str | None) -> list[str]:

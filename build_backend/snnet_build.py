@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import pathlib
+import shutil
 import sys
 import sysconfig
 
@@ -64,6 +65,9 @@ def prepare_metadata_for_build_editable(metadata_directory, config_settings=None
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     _add_target()
+    # setuptools packs all that lies there: also what an earlier build left and this one has no more.
+    for left in pathlib.Path("build").glob("lib*"):
+        shutil.rmtree(left)
     return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
 
 

@@ -8,13 +8,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from snnet.checks import positive
+from snnet.compiled import native as _native
 from snnet.cpus import available_cpus
 from snnet.errors import UserError
-
-try:
-    from snnet import _rank_metrics as _native  # type: ignore[attr-defined, unused-ignore]
-except ImportError:
-    _native = None
 
 AVERAGE_PRECISIONS = ("step", "trapezoid")
 

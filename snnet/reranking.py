@@ -32,15 +32,11 @@ from torch import Tensor
 
 from snnet import reranking_numpy
 from snnet.checks import check_unit_rows, positive
+from snnet.compiled import native as _native
 from snnet.errors import UserError
 from snnet.evaluation import default_threads
 from snnet.progress import progress
 from snnet_kernels import memory_similarity
-
-try:
-    from snnet import _rank_metrics as _native  # type: ignore[attr-defined, unused-ignore]
-except ImportError:
-    _native = None
 
 K1, K2, ORIGINAL_WEIGHT = 20, 6, 0.3  # of the paper's experiments
 

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 import torch
 
+from .libraries import load_library
 from .schemas import OPERATIONS
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 _LIBRARIES = {"cpu": "_C", "cuda": "_C_cuda"}
-_DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
 # For each operation who serves CUDA tensors, filled by :mod:`.gpu`: first over a similarity cache, then without.
 GPU_SERVERS: dict[str, tuple[str, ...]] = {}
@@ -35,11 +35,12 @@ COMPOSED = {"mine_labels_": "mplp"}
 
 @dataclass(frozen=True)
 class LibraryInfo:
-    """One compiled library: whether it loaded, else why not, and what it was built from and for."""
+    """One compiled library: whether it loaded, else why not, what it was built from and for, and its file."""
 
     name: str
     loaded: bool
     detail: str
+    path: pathlib.Path | None = None
 
 
 @dataclass(frozen=True)
@@ -60,23 +61,18 @@ class BackendInfo:
             lines.append(f"SNNET_BACKEND={self.forced}")
         for library in self.libraries:
             state = "loaded" if library.loaded else "not loaded"
-            lines.append(f"  {library.name:<8} {state}: {library.detail}")
+            place = f" ({library.path})" if library.path else ""
+            lines.append(f"  {library.name:<8} {state}: {library.detail}{place}")
         lines.append(f"  {'operation':<28} {'cpu':<10} cuda")
         for name, devices in self.operations.items():
             lines.append(f"  {name:<28} {devices['cpu']:<10} {devices['cuda']}")
         return "\n".join(lines)
 
 
-def _find_library(stem: str) -> pathlib.Path | None:
-    found = sorted(pathlib.Path(__file__).parent.glob(f"{stem}.*so"))
-    return found[0] if found else None
-
-
 def _cpu_library() -> ctypes.CDLL:
-    path = _find_library("_C")
-    if path is None:
-        raise OSError("the compiled CPU library is not built")
-    return ctypes.CDLL(str(path))
+    if "_C" not in _libraries:
+        raise OSError("the compiled CPU library is not loaded")
+    return _libraries["_C"]
 
 
 def instruction_set() -> str:
@@ -96,21 +92,23 @@ def select_instruction_set(name: str) -> str:
     return name
 
 
-def _load_library(stem: str) -> LibraryInfo:
-    path = _find_library(stem)
-    if path is None:
-        return LibraryInfo(stem, False, "not built (`pip install -v .` shows why)")
+def _register(path: pathlib.Path) -> ctypes.CDLL:
+    torch.ops.load_library(str(path))
+    return ctypes.CDLL(str(path))
+
+
+def _load(stem: str) -> LibraryInfo:
     try:
-        torch.ops.load_library(str(path))
-        describe = ctypes.CDLL(str(path)).snnet_describe_build
-        describe.restype = ctypes.c_char_p
-        detail = describe().decode()
-        if stem == "_C":
-            forced = os.environ.get("SNNET_CPU_ISA")
-            detail += f", {select_instruction_set(forced) if forced else instruction_set()}"
-        return LibraryInfo(stem, True, detail)
-    except (OSError, AttributeError) as error:
-        return LibraryInfo(stem, False, f"{path.name} does not load: {error}")
+        path, library = load_library(stem, pathlib.Path(__file__).resolve().parent, _register)
+    except ImportError as error:
+        return LibraryInfo(stem, False, str(error))
+    _libraries[stem] = library
+    library.snnet_describe_build.restype = ctypes.c_char_p
+    detail = library.snnet_describe_build().decode()
+    if stem == "_C":
+        forced = os.environ.get("SNNET_CPU_ISA")
+        detail += f", {select_instruction_set(forced) if forced else instruction_set()}"
+    return LibraryInfo(stem, True, detail, path)
 
 
 def _forced_backend() -> str | None:
@@ -123,11 +121,11 @@ def _forced_backend() -> str | None:
 def _load_all() -> tuple[LibraryInfo, ...]:
     if FORCED == "reference":
         return tuple(LibraryInfo(stem, False, "SNNET_BACKEND=reference") for stem in _LIBRARIES.values())
-    loaded = {"cpu": _load_library("_C")}
+    loaded = {"cpu": _load("_C")}
     if torch.version.cuda is None:
         loaded["cuda"] = LibraryInfo("_C_cuda", False, "this torch is built without CUDA")
     else:
-        loaded["cuda"] = _load_library("_C_cuda")
+        loaded["cuda"] = _load("_C_cuda")
     if FORCED in loaded and not loaded[FORCED].loaded:
         raise ImportError(f"SNNET_BACKEND={FORCED}, but {loaded[FORCED].name} is {loaded[FORCED].detail}")
     if FORCED == "triton" and importlib.util.find_spec("triton") is None:
@@ -135,23 +133,35 @@ def _load_all() -> tuple[LibraryInfo, ...]:
     return tuple(loaded.values())
 
 
+def _lacking(library: LibraryInfo) -> bool:
+    """Whether a library that this machine has use for did not load."""
+    return not library.loaded and (library.name == "_C" or torch.cuda.device_count() > 0)
+
+
+_libraries: dict[str, ctypes.CDLL] = {}
 FORCED = _forced_backend()
 _LOADED = _load_all()
-if FORCED is None and not _LOADED[0].loaded:
-    warnings.warn(
-        f"snnet_kernels: the compiled library {_LOADED[0].name} is {_LOADED[0].detail}; plain PyTorch serves",
-        stacklevel=2,
+# A set, so that a graph can be traced through the question. torch.compiler.assume_constant_result would do as well,
+# but it imports torch._dynamo, which takes as long as torch.
+_CPU_SERVES = frozenset(
+    name for name in OPERATIONS if torch._C._dispatch_has_kernel_for_dispatch_key(f"snnet::{name}", "CPU")
+)
+if FORCED is None and (_missing := [library for library in _LOADED if _lacking(library)]):
+    # One warning for both: they are installed together. And one line: line 0 of a file has no text to show.
+    warnings.warn_explicit(
+        f"snnet_kernels: the compiled library {_missing[0].name} is {_missing[0].detail}; plain PyTorch serves",
+        UserWarning,
+        __file__,
+        0,
     )
 
 
-@torch.compiler.assume_constant_result  # a traced graph asks once
 def serving_backend(operation: str, device_type: str) -> str:
     """The backend that runs ``operation`` for tensors on ``device_type``; two with a comma where it depends."""
     if device_type == "cuda":
         return ", ".join(GPU_SERVERS.get(operation, ())) or "reference"
-    key = _DISPATCH_KEYS.get(device_type)
-    if key and torch._C._dispatch_has_kernel_for_dispatch_key(f"snnet::{operation}", key):
-        return device_type
+    if device_type == "cpu" and operation in _CPU_SERVES:
+        return "cpu"
     return serving_backend(COMPOSED[operation], device_type) if operation in COMPOSED else "reference"
 
 

@@ -20,7 +20,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         env=environment,
-        timeout=60,
+        timeout=900,
     )
 
 
@@ -48,7 +48,7 @@ def test_summary_counts_what_ran(tmp_path):
         "--status=1",
         "--seconds=2",
     ]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=900)
     table = (tmp_path / "tests.txt").read_text().splitlines()
     assert table[0] == "tests: failed with status 1 after 2 s"
     assert table[2:] == ["1 failure, 1 passed", "  failure: b"]

@@ -3,6 +3,8 @@
 
 #include <torch/headeronly/version.h>
 
+#include "sources.h"
+
 #define SNNET_STRING_(x) #x
 #define SNNET_STRING(x) SNNET_STRING_(x)
 
@@ -13,10 +15,4 @@
 #define SNNET_COMPILER "gcc " __VERSION__
 #else
 #define SNNET_COMPILER "another compiler"
-#endif
-
-#if defined(_WIN32)
-#define SNNET_EXPORT extern "C" __declspec(dllexport)
-#else
-#define SNNET_EXPORT extern "C" __attribute__((visibility("default")))
 #endif

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "../common/sources.h"
 #include "parallel.h"
 #include "reranking.h"
 

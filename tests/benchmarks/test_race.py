@@ -235,12 +235,17 @@ def test_forced_backend_that_does_not_serve_is_unavailable(case):
     assert isinstance(race.lanes["snnet-triton"].obstacle, Unavailable)
 
 
-def test_cpu_clock_measures_the_call():
-    import time
+def test_cpu_clock_measures_the_call(monkeypatch):
+    now = [5.0]
+
+    def takes(seconds: float) -> None:
+        now[0] += seconds
 
     clock = CpuClock()
-    assert 0.02 <= clock.warm(lambda: time.sleep(0.02)) < 0.5
-    assert 0.02 <= clock.cold(lambda: time.sleep(0.02)) < 0.5  # without the sweep
+    monkeypatch.setattr("benchmarks.clock.time.perf_counter", lambda: now[0])
+    clock._sweep = type("Sweep", (), {"sum": lambda self: takes(7.0)})()
+    assert clock.warm(lambda: takes(0.25)) == 0.25
+    assert clock.cold(lambda: takes(0.25)) == 0.25 and now == [12.5]  # the sweep before it is not counted
 
 
 class FakeCuda:

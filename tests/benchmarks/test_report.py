@@ -223,24 +223,26 @@ def test_instructions_are_counted_in_the_library_alone():
     assert all(count > 1000 for counts in stated["counts"].values() for count in counts.values())
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_what_is_stated_is_collected_on_every_device(device):
+def test_what_is_stated_is_collected_on_every_device():
     """And nothing else, with ``--floors-only``; collecting needs no GPU."""
     program = (
         "import sys, pytest, torch; torch.cuda.is_available = lambda: True; "
-        "sys.exit(pytest.main(['benchmarks', '--benchmark-only', '--floors-only', '--collect-only', '-q', "
-        f"'-p', 'no:cacheprovider', '--device={device}']))"
+        "words = ['benchmarks', '--benchmark-only', '--floors-only', '--collect-only', '-q', "
+        "'-p', 'no:cacheprovider', '--allow-plain']; "
+        "status = pytest.main([*words, '--device=cpu']); print('=' * 9, flush=True); "
+        "sys.exit(status or pytest.main([*words, '--device=cuda']))"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     command = [sys.executable, "-c", program]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert answer.returncode == 0, answer.stdout[-3000:]
-    found = re.findall(r"::\w+\[(.+)\]", answer.stdout)
-    # Re-ranking is measured only where a size is asked for.
-    floors = [f for f in read_floors() if f.device == device and f.operation != "rerank"]
-    stated = {f"{shape}-{floor.ours}" for floor in floors for shape in floor.limits}
-    allowed = {f"{shape}-{name}" for f in floors for shape in f.limits for name in f.quick_contenders}
-    assert stated <= set(found) <= allowed
+    for device, collected in zip(("cpu", "cuda"), answer.stdout.split("=" * 9), strict=True):
+        found = re.findall(r"::\w+\[(.+)\]", collected)
+        # Re-ranking is measured only where a size is asked for.
+        floors = [f for f in read_floors() if f.device == device and f.operation != "rerank"]
+        stated = {f"{shape}-{floor.ours}" for floor in floors for shape in floor.limits}
+        allowed = {f"{shape}-{name}" for f in floors for shape in f.limits for name in f.quick_contenders}
+        assert stated <= set(found) <= allowed
 
 
 def test_a_smoke_run_writes_results(tmp_path):
@@ -276,3 +278,20 @@ def test_a_smoke_run_writes_results(tmp_path):
     assert all(result.seconds > 0 for result in run.results)
     assert run.find("label-step", "snnet", "tiny-d512-b8").floor_seconds > 0
     assert "host" not in json.dumps(json.loads(Path(results).read_text())["machine_info"])
+
+
+def test_plain_pytorch_does_not_race_against_itself(monkeypatch):
+    from benchmarks.conftest import _refuse_plain
+    from snnet_kernels import BackendInfo, LibraryInfo
+
+    libraries = (LibraryInfo("_C", False, "not built"), LibraryInfo("_C_cuda", True, "CUDA 13.0"))
+    monkeypatch.setattr("snnet_kernels.backend_info", lambda: BackendInfo(None, libraries, {}))
+    _refuse_plain("cuda")
+    message = (
+        "^the compiled library _C is not built: without it plain PyTorch races against itself "
+        r"\(--allow-plain runs all the same\)$"
+    )
+    with pytest.raises(pytest.UsageError, match=message):
+        _refuse_plain("cpu")
+    monkeypatch.setattr("snnet_kernels.backend_info", lambda: BackendInfo("reference", libraries, {}))
+    _refuse_plain("cpu")

@@ -35,7 +35,7 @@ def run_cases(name: str, *options: str, packages: pathlib.Path = ROOT) -> tuple[
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=3600,
     )
     passed = re.search(r"(\d+) passed", result.stdout)
     return int(passed[1]) if passed else 0, result.stdout[-8000:] + result.stderr[-2000:]

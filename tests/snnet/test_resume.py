@@ -109,7 +109,7 @@ def killed(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
         for name, code in (("epoch", IN_AN_EPOCH), ("write", IN_A_WRITE))
     ]
     for process in processes:
-        assert process.wait(timeout=120) == -signal.SIGKILL
+        assert process.wait(timeout=900) == -signal.SIGKILL
     return folders
 
 

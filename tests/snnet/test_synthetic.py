@@ -171,7 +171,7 @@ def test_a_kill_while_drawing_leaves_no_half_set_and_no_worker(
     assert sum(1 for _ in folder.rglob("*.png")) == len(small_plan)
 
 
-def _wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def _wait_for(condition: Callable[[], bool], seconds: float = 900.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"

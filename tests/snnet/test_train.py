@@ -278,6 +278,6 @@ def test_command_prints_one_line_and_exits_with_2(tiny_options: dict[str, Any], 
         for line, message in runs.items()
     }  # fmt: skip
     for process, message in started.items():
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=900)
         assert (process.returncode, errors.strip()) == (2, message)
     assert list(tmp_path.iterdir()) == []
