@@ -74,6 +74,7 @@ def memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
     memory = checks.check_memory("memory", memory)
     features = checks.check_features("features", features, memory.shape[1])
     checks.check_same_device(features=features, memory=memory)
+    checks.check_no_tangent("features", features)
     _serve("memory_similarity", features)
     return _memory_similarity(features, memory)
 
@@ -184,6 +185,7 @@ def nearest_neighbors(
     """
     k = checks.check_count("k", k)
     memory, index, cache, query_rows = _check_inquiry(memory, index, cache, query_rows)
+    k = checks.check_neighbors(k, memory.shape[0])
     _serve("nearest_neighbors", memory)
     return _nearest_neighbors(memory, index, cache, query_rows, k)
 
@@ -214,6 +216,7 @@ def mutual_label_loss(
     similarity = checks.check_rows("similarity", similarity, *similarity.shape)
     labels, weights = checks.check_label_sets(labels, weights, *similarity.shape)
     checks.check_same_device(similarity=similarity, **{f"labels[{k}]": y for k, y in enumerate(labels)})
+    checks.check_no_tangent("similarity", similarity)
     _serve("mutual_label_loss", similarity)
     return _mutual_label_loss(similarity, labels, weights, kind, delta, hard_negative_ratio)[0]
 
@@ -252,6 +255,7 @@ def fused_mutual_label_loss(
         similarity=similarity,
         **{f"labels[{k}]": y for k, y in enumerate(labels)},
     )
+    checks.check_no_tangent("features", features)
     _serve("fused_mutual_label_loss", features)
     return _fused_mutual_label_loss(
         features, memory, similarity, labels, weights, kind, delta, hard_negative_ratio
@@ -297,6 +301,9 @@ def update_memory_(
     )
     bits, floor = _checked_blocks(blocks, cache, n)
     checks.check_same_device(memory=memory, blocks=bits)
+    index, features, momentum, similarity = checks.apart(
+        {"memory": memory, "cache": cache, "blocks.bits": bits}, index, features, momentum, similarity
+    )
     _serve("update_memory_", memory)
     _update_memory(memory, index, features, momentum, cache, similarity, bits, floor)
 
@@ -319,6 +326,7 @@ def write_labels_(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: 
     labels = checks.check_labels("labels", labels, n)
     index = checks.check_index("index", index, n, labels.shape[0])
     checks.check_same_device(row_bits=row_bits, column_bits=column_bits, index=index, labels=labels)
+    index, labels = checks.apart({"row_bits": row_bits, "column_bits": column_bits}, index, labels)
     _serve("write_labels_", row_bits)
     _write_labels(row_bits, column_bits, index, labels)
 
@@ -372,5 +380,11 @@ def mine_labels_(
     bits, floor = _checked_blocks(blocks, cache, n)
     checks.check_same_device(memory=memory, row_bits=row_bits, column_bits=column_bits, blocks=bits)
     options = float(threshold), min_rank, bool(strict)
+    index, query_rows = checks.apart(
+        {"row_bits": row_bits, "column_bits": column_bits},
+        index,
+        query_rows,
+        kept={"memory": memory, "cache": cache, "blocks.bits": bits},
+    )
     _serve("mine_labels_", memory)
     return _mine_labels(memory, index, cache, query_rows, row_bits, column_bits, *options, bits, floor)
