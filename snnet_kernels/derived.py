@@ -91,18 +91,18 @@ def row_checksums(tensor: Tensor, rows: Tensor | None = None) -> Tensor:
 
 
 def _checksums(rows: Tensor) -> Tensor:
-    """Sums of the words of each row modulo 2^64, each word masked by a number of its own so that places count."""
+    """Sums of the words of each row, each word times an odd number of its own, modulo 2^64."""
     width = rows.shape[1] * rows.element_size()
     if width == 0:
         return torch.zeros(rows.shape[0], dtype=torch.int64, device="cpu")
     word = next(word for word in _WORDS if width % word.itemsize == 0)
     words = rows.view(word).to(torch.int64)
-    return words.bitwise_xor_(_masks(words.shape[1])).sum(1)
+    return words.mul_(_factors(words.shape[1])).sum(1)
 
 
 @lru_cache(maxsize=8)
-def _masks(width: int) -> Tensor:
+def _factors(width: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode(False):
-        masks = torch.empty(width, dtype=torch.int64, device="cpu")
-        return masks.random_(-(2**63), None, generator=generator)
+        factors = torch.empty(width, dtype=torch.int64, device="cpu")
+        return factors.random_(-(2**63), None, generator=generator).bitwise_or_(1)
