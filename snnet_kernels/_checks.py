@@ -79,7 +79,7 @@ def check_features(name: str, value: object, feature_dim: int) -> Tensor:
 
 
 def check_lengths(name: str, features: Tensor, tolerance: float = 0.01, finite: bool = True) -> None:
-    """Rows [n, d] are finite (unless that is not asked) and of length 1, or zero; reads them, where they have values."""
+    """Rows [n, d] are of length 1, or zero, and finite unless that is not asked; reads them where they have values."""
     if not has_values(features) or features.numel() == 0:
         return
     lengths = torch.linalg.vector_norm(features.detach().float(), dim=1)
@@ -140,12 +140,14 @@ def byte_range(tensor: Tensor) -> tuple[int, int]:
 def overlap(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors may share memory."""
     (first_a, end_a), (first_b, end_b) = byte_range(a), byte_range(b)
-    return a.device == b.device and first_a < end_b and first_b < end_a and first_a < end_a and first_b < end_b
+    return (
+        a.device == b.device and first_a < end_b and first_b < end_a and first_a < end_a and first_b < end_b
+    )
 
 
 def apart(
     written: dict[str, Tensor | None], *read: Tensor | None, kept: dict[str, Tensor | None] | None = None
-) -> list[Tensor | None]:
+) -> list[Any]:
     """Arguments of an operation that writes: ``read`` ones that share memory with a ``written`` one are copied.
 
     The written ones, and those that are ``kept`` as they are because they are large, must not share memory among
@@ -294,7 +296,9 @@ def check_neighbors(k: object, num_instances: int) -> int:
     """How many neighbours are asked for: a number that the padding of the results keeps in bounds."""
     count = check_count("k", k)
     if count > num_instances + MOST_PADDING:
-        raise ValueError(f"k must be at most n + {MOST_PADDING} = {num_instances + MOST_PADDING}, got {count}")
+        raise ValueError(
+            f"k must be at most n + {MOST_PADDING} = {num_instances + MOST_PADDING}, got {count}"
+        )
     return count
 
 

@@ -5,7 +5,8 @@ a forward pass leaves for the update follows features and memory. A :class:`Sour
 made from. Three signs cost nothing: another storage (assignment, ``load_state_dict(assign=True)``, ``set_``), another
 address, a count of writes that has gone on (in-place operations, those of this package included). Writers that leave
 none of them (``torch.distributed``, ``.data``, numpy, DLPack) change the checksums of rows: on the CPU, outside of
-traced code, a call compares those of the rows that it names, O(B d). A write to other rows, or on a GPU, has to be said.
+traced code, a call compares those of the rows that it names, O(B d). A write to other rows, in traced code or on a GPU
+has to be said: ``mark_written_()`` of the modules.
 """
 
 from __future__ import annotations
@@ -65,7 +66,11 @@ class Source:
         if not has_values(tensor):
             return True
         storage = self._storage
-        if storage is None or storage.cdata != tensor.untyped_storage()._cdata or self._signs != _signs_of(tensor):
+        if (
+            storage is None
+            or storage.cdata != tensor.untyped_storage()._cdata
+            or self._signs != _signs_of(tensor)
+        ):
             return False
         if rows is None or self._sums is None:
             return True

@@ -224,7 +224,9 @@ class SNNetHead(FixedTypeModule):
         last = self._last_forward
         if torch.compiler.is_compiling() or last is None or features.is_inference():
             return None
-        every_row = torch.arange(len(features), device=features.device) if features.device.type == "cpu" else None
+        every_row = (
+            torch.arange(len(features), device=features.device) if features.device.type == "cpu" else None
+        )
         same = self.memory.version == last.memory_version and last.features.holds(features, every_row)
         return last.similarity if same else None
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from . import ops
 from .derived import Source
 from .fixed_type import FixedTypeModule
-from .memory_size import free_memory
+from .memory_size import check_room, free_memory
 from .reference import CacheBlocks
 from .reference.cache_blocks import block_bytes
 
@@ -94,7 +94,7 @@ class ExemplarMemory(FixedTypeModule):
             self._count_change()
 
     def _count_change(self) -> None:
-        """The features are others: S, where there is one, is computed afresh when it is next needed."""
+        """The features are others: S is computed afresh when it is next needed."""
         self._cache_follows = False
         if not torch.compiler.is_compiling():
             self._changes += 1
@@ -158,8 +158,7 @@ class ExemplarMemory(FixedTypeModule):
         """S [n, n] of the features as they are now, or None where no cache is kept.
 
         ``rows`` int64 [B]: positions whose features are compared with those that S was made from (on the CPU).
-        A traced call takes the cache that is there, or none: build it before, and after a write to ``features``
-        other than by the methods of this class call :meth:`mark_written_`.
+        A traced call takes the cache that is there, or none: build it before, and call :meth:`mark_written_`.
         """
         if torch.compiler.is_compiling():
             return self.cache if self._cache_follows else None
@@ -181,9 +180,8 @@ class ExemplarMemory(FixedTypeModule):
         """Fill the memory with the L2-normalised ``features`` [n, d] of an extraction pass.
 
         The cache is built when labels are first asked for, or by :meth:`rebuild_cache_`: do the latter before a
-        compiled step, which takes the cache that is there; one that is there is computed afresh, in place. Raises
-        ValueError where a row is not finite, or neither of length 1 nor zero (reads its values: on a GPU the host
-        waits).
+        compiled step, which takes the cache that is there. Raises ValueError where a row is not finite, or neither
+        of length 1 nor zero (reads its values: on a GPU the host waits).
         """
         features = ops.checks.check_features("features", features, self.feature_dim)
         if len(features) != self.num_instances:
@@ -299,9 +297,7 @@ class PseudoLabelMemory(FixedTypeModule):
         self.num_instances = num_instances
         shape = (num_instances, ops.label_bytes(num_instances))
         with torch.inference_mode(False):
-            probe = torch.empty(0, device=device)
-            if not probe.is_meta:
-                _check_room(num_instances, 2 * shape[0] * shape[1], free_memory(probe.device))
+            check_room(num_instances, 2 * shape[0] * shape[1], torch.empty(0, device=device).device)
             bits = torch.zeros(shape, dtype=torch.uint8, device=device)
             diagonal = torch.arange(num_instances, device=device)
             bit = torch.bitwise_left_shift(torch.ones_like(diagonal), diagonal % 8).to(torch.uint8)
@@ -335,10 +331,7 @@ class PseudoLabelMemory(FixedTypeModule):
         return ops.unpack_labels(self.row_bits, self.num_instances)
 
     def mark_written_(self) -> None:
-        """Say that ``row_bits`` were written past autograd; the transpose is made afresh, in place.
-
-        See :meth:`ExemplarMemory.mark_written_`.
-        """
+        """Say that ``row_bits`` were written past autograd, as :meth:`ExemplarMemory.mark_written_` does."""
         n, block, device = self.num_instances, 1024, self.row_bits.device
         if self.column_bits.device != device:
             with torch.inference_mode(False):
@@ -370,14 +363,6 @@ class PseudoLabelMemory(FixedTypeModule):
 
     def extra_repr(self) -> str:
         return str(self.num_instances)
-
-
-def _check_room(num_instances: int, needed: int, free: int) -> None:
-    if needed > free:
-        raise MemoryError(
-            f"num_instances={num_instances} needs {needed / 2**30:.1f} GiB for the pseudo label memory "
-            f"(two bit matrices), {free / 2**30:.1f} GiB are free"
-        )
 
 
 class MutualLabelLoss(nn.Module):

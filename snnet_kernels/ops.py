@@ -83,8 +83,7 @@ def memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
 def build_similarity_cache(memory: Tensor) -> Tensor:
     """All similarities of the exemplar memory to itself: S = M Mᵀ, float32 [n, n], 4n² bytes.
 
-    Equals ``memory @ memory.t()`` in true float32. :func:`update_memory_` keeps it current without a product. Rows may
-    have any length.
+    Equals ``memory @ memory.t()`` in true float32, for rows of any length; :func:`update_memory_` keeps it current.
     """
     memory = checks.check_memory("memory", memory)
     _serve("build_similarity_cache", memory)
@@ -153,8 +152,7 @@ def mplp(
 
     Equals sorting the similarity row of every candidate and looking where a stands, without a sort.
 
-    Rows of the memory must have length 1, or be shorter: ``threshold`` is a cosine similarity, and without a cache
-    longer rows may get other labels than with one. The lengths are not checked.
+    Rows of the memory must have length 1 or less, which is not checked: without a cache longer ones may get other labels.
 
     Args:
         memory: float32 [n, d], contiguous.
@@ -289,8 +287,7 @@ def update_memory_(
     be finite is skipped, in memory, cache and blocks; with α = 0 the old row does not count, whatever it holds.
 
     The blend weighs a row by its length: features should have length 1, which is not checked. What is written has.
-
-    Arguments that are only read may share memory with those that are written; the written ones among each other may not.
+    Arguments that are only read may share memory with written ones, the written ones among each other may not.
 
     Args:
         memory: float32 [n, d], contiguous, written.
@@ -317,7 +314,7 @@ def update_memory_(
     bits, floor = _checked_blocks(blocks, cache, n)
     checks.check_same_device(memory=memory, blocks=bits)
     index, features, momentum, similarity = checks.apart(
-        {"memory": memory, "cache": cache, "blocks.bits": bits}, index, features, momentum, similarity
+        {"memory": memory, "cache": cache, "blocks": bits}, index, features, momentum, similarity
     )
     _serve("update_memory_", memory)
     _update_memory(memory, index, features, momentum, cache, similarity, bits, floor)
@@ -326,8 +323,7 @@ def update_memory_(
 def write_labels_(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: Tensor) -> None:
     """Write rows of the pseudo label memory and of its transpose, in place: P[index] = labels (Eq. 3).
 
-    Of a repeated index the last row counts; bits past n are not written. ``index`` and ``labels`` may share memory with
-    the matrices, the matrices with each other may not.
+    Of a repeated index the last row counts; bits past n are not written. The matrices must not share memory.
     :class:`snnet_kernels.PseudoLabelMemory` holds both matrices.
 
     Args:
@@ -397,11 +393,10 @@ def mine_labels_(
     bits, floor = _checked_blocks(blocks, cache, n)
     checks.check_same_device(memory=memory, row_bits=row_bits, column_bits=column_bits, blocks=bits)
     options = float(threshold), min_rank, bool(strict)
-    index, query_rows = checks.apart(
+    written, kept = (
         {"row_bits": row_bits, "column_bits": column_bits},
-        index,
-        query_rows,
-        kept={"memory": memory, "cache": cache, "blocks.bits": bits},
+        {"memory": memory, "cache": cache, "blocks": bits},
     )
+    index, query_rows = checks.apart(written, index, query_rows, kept=kept)
     _serve("mine_labels_", memory)
     return _mine_labels(memory, index, cache, query_rows, row_bits, column_bits, *options, bits, floor)

@@ -18,10 +18,14 @@ def clustered_features(
     """
     generator = torch.Generator().manual_seed(seed)
     identities = max(1, n // 17) if identities is None else identities
-    centres = torch.nn.functional.normalize(torch.randn(identities, d, generator=generator, dtype=torch.float32), dim=1)
+    centres = torch.nn.functional.normalize(
+        torch.randn(identities, d, generator=generator, dtype=torch.float32), dim=1
+    )
     kin = torch.randint(identities, (identities,), generator=generator)
     centres = torch.nn.functional.normalize(centres + 0.9 * centres[kin], dim=1)
-    share = torch.rand(identities, generator=generator, dtype=torch.float32).pow(4) + 0.05  # few large clusters, many small
+    share = (
+        torch.rand(identities, generator=generator, dtype=torch.float32).pow(4) + 0.05
+    )  # few large clusters, many small
     identity = (
         torch.multinomial(share, n, replacement=True, generator=generator) if n else torch.zeros(0).long()
     )

@@ -110,8 +110,9 @@ def update_memory_(memory: Tensor, index: Tensor, features: Tensor, momentum: Te
         row = (1 - momentum) * feature
         if momentum != 0:
             row = momentum * memory[i] + row
-        if row.isfinite().all():
-            memory[i] = row / row.norm().clamp_min(EPS)
+        length = row.double().norm().to(row.dtype)
+        if length.isfinite():
+            memory[i] = row / length.clamp_min(EPS)
 
 
 def write_labels_(dense: Tensor, index: Tensor, labels: Tensor) -> None:

@@ -79,7 +79,9 @@ def _blend_rows_(
     Returns the entries that were written, those whose length is finite, and their lengths ν before the division.
     """
     blended = _scaled(momentum, memory[index[entries]]) + (1 - momentum) * features[entries]
-    lengths = torch.linalg.vector_norm(blended, dim=1, dtype=torch.float64).to(blended.dtype)  # a sum of squares
+    lengths = torch.linalg.vector_norm(blended, dim=1, dtype=torch.float64).to(
+        blended.dtype
+    )  # a sum of squares
     finite = lengths.isfinite()
     entries, blended, lengths = entries[finite], blended[finite], lengths[finite].clamp_min(EPS)
     memory[index[entries]] = blended / lengths[:, None]

@@ -65,7 +65,18 @@ def inference(module, name, new):
         getattr(module, name).copy_(new)
 
 
-WRITERS = [assign, assign_again, in_place, assigned_state, loaded_file, data, data_assigned, numpy_view, dlpack, inference]
+WRITERS = [
+    assign,
+    assign_again,
+    in_place,
+    assigned_state,
+    loaded_file,
+    data,
+    data_assigned,
+    numpy_view,
+    dlpack,
+    inference,
+]
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
@@ -168,7 +179,9 @@ def test_a_head_stays_outside_of_data_parallel_wrappers(one_process_group):
     before = head.memory.features.clone()
     index = torch.arange(4)
     wrapped = torch.nn.parallel.DistributedDataParallel(Network(head, inside=True))
-    with pytest.raises(RuntimeError, match="SNNetHead must stay outside of DistributedDataParallel, which overwrites"):
+    with pytest.raises(
+        RuntimeError, match="SNNetHead must stay outside of DistributedDataParallel, which overwrites"
+    ):
         wrapped(FIRST[:4], index)
     assert torch.equal(head.pseudo_labels.to_dense(), torch.eye(N, dtype=torch.bool))
     wrapped = torch.nn.parallel.DistributedDataParallel(Network(head, inside=False))
@@ -310,7 +323,10 @@ def test_buffers_have_their_types_wherever_a_head_is_made(place):
 
 def test_an_assigned_state_of_other_types_is_taken_to_the_buffers_types():
     head = sk.SNNetHead(N, D)
-    state = {name: value.half() if value.is_floating_point() else value for name, value in head.state_dict().items()}
+    state = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in head.state_dict().items()
+    }
     head.load_state_dict(state, assign=True)
     assert head.memory.features.dtype == head.momentum.dtype == torch.float32
     assert torch.isfinite(head(FIRST[:2], torch.arange(2)))
@@ -319,7 +335,7 @@ def test_an_assigned_state_of_other_types_is_taken_to_the_buffers_types():
 def test_features_that_are_not_normalized_are_noticed_once():
     head = sk.SNNetHead(N, D)
     head.initialize_(FIRST)
-    with pytest.raises(ValueError, match="features must have rows of length 1 .*: row 0 has length 3"):
+    with pytest.raises(ValueError, match=r"features must have rows of length 1 .*: row 0 has length 3"):
         head(3 * FIRST[:2], torch.arange(2))
     head(FIRST[:2], torch.arange(2))
     assert head(3 * FIRST[:2], torch.arange(2)).item() > 1  # nobody looks again
