@@ -8,7 +8,7 @@ eager mode. The implementations check them once more, so that a traced call is a
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -146,7 +146,9 @@ def overlap(a: Tensor, b: Tensor) -> bool:
 
 
 def apart(
-    written: dict[str, Tensor | None], *read: Tensor | None, kept: dict[str, Tensor | None] | None = None
+    written: Mapping[str, Tensor | None],
+    *read: Tensor | None,
+    kept: Mapping[str, Tensor | None] | None = None,
 ) -> list[Any]:
     """Arguments of an operation that writes: ``read`` ones that share memory with a ``written`` one are copied.
 

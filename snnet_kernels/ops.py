@@ -152,7 +152,7 @@ def mplp(
 
     Equals sorting the similarity row of every candidate and looking where a stands, without a sort.
 
-    Rows of the memory must have length 1 or less, which is not checked: without a cache longer ones may get other labels.
+    Rows of the memory must have length 1 or less, which is not checked: without a cache longer ones may get others.
 
     Args:
         memory: float32 [n, d], contiguous.
