@@ -23,12 +23,14 @@ def fill(head: sk.SNNetHead, case: Case) -> None:
     head.memory.features.copy_(case.memory)
     head.pseudo_labels.row_bits.copy_(case.label_memory.row_bits)
     head.pseudo_labels.column_bits.copy_(case.label_memory.column_bits)
+    head.pseudo_labels._vouch_for_columns()
     if head.memory.keeps_cache:  # a copy of S in place of the product that would make it
         if head.memory.cache is None:
             head.memory.cache, head.memory.block_bits = case.cache.clone(), case.blocks.bits.clone()
         head.memory.cache.copy_(case.cache)
         head.memory.block_bits.copy_(case.blocks.bits)
-        head.memory._cached_version = head.memory.version
+        head.memory._notice()
+        head.memory._vouch_for_cache()
 
 
 def expected_loss(case: Case, batch: Batch, cache: Tensor | None) -> tuple[Tensor, Tensor]:

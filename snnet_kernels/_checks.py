@@ -8,23 +8,30 @@ eager mode. The implementations check them once more, so that a traced call is a
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
+from .derived import has_values
 from .reference.cache_blocks import CacheBlocks, block_bytes
 from .reference.labels import label_bytes
 
 DEBUG = os.environ.get("SNNET_DEBUG") == "1"
 
 
+MOST_PADDING = 65_536  # neighbours that may be asked for beyond those there are
+
+
 def check_tensor(name: str, value: object, shape: str) -> Tensor:
+    """A dense tensor; sparse, nested, MKLDNN and quantized ones have no rows to read in place."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor {shape}, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested or value.is_quantized:
+        kind = "nested" if value.is_nested else "quantized" if value.is_quantized else str(value.layout)
+        raise TypeError(f"{name} must be a dense tensor {shape}, got a {kind} one")
     return value
 
 
@@ -71,13 +78,14 @@ def check_features(name: str, value: object, feature_dim: int) -> Tensor:
     return features.float()
 
 
-def check_lengths(name: str, features: Tensor, tolerance: float = 0.01) -> None:
-    """Rows [n, d] are finite and of length 1, or zero; reads them, where they have values."""
-    abstract = features.is_meta or isinstance(features, FakeTensor)
-    if abstract or torch.compiler.is_compiling() or features.numel() == 0:
+def check_lengths(name: str, features: Tensor, tolerance: float = 0.01, finite: bool = True) -> None:
+    """Rows [n, d] are of length 1, or zero, and finite unless that is not asked; reads them where they have values."""
+    if not has_values(features) or features.numel() == 0:
         return
-    lengths = torch.linalg.vector_norm(features.detach(), dim=1)
+    lengths = torch.linalg.vector_norm(features.detach().float(), dim=1)
     wrong = ~((lengths - 1).abs() <= tolerance) & (lengths != 0)
+    if not finite:
+        wrong &= lengths.isfinite()
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise ValueError(
@@ -97,7 +105,7 @@ def check_index(
         raise ValueError(f"{name} must have 1 dimension [B], got shape {tuple(index.shape)}")
     if batch_size is not None and index.shape[0] != batch_size:
         raise ValueError(f"{name} must have {batch_size} entries, got {index.shape[0]}")
-    if not torch.compiler.is_compiling():
+    if has_values(index):
         check_index_values(name, index, num_instances, lowest)
     return index
 
@@ -118,6 +126,61 @@ def check_index_values(name: str, index: Tensor, num_instances: int, lowest: int
     if low < lowest or high >= num_instances:
         wrong = low if low < lowest else high
         raise ValueError(f"{name} must lie in [{lowest}, {num_instances}), got {wrong}")
+
+
+def byte_range(tensor: Tensor) -> tuple[int, int]:
+    """The addresses [first, end) that a strided tensor reaches; empty where it has no entries."""
+    first = tensor.data_ptr()
+    if tensor.numel() == 0:
+        return first, first
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return first, first + (last + 1) * tensor.element_size()
+
+
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors may share memory."""
+    (first_a, end_a), (first_b, end_b) = byte_range(a), byte_range(b)
+    return (
+        a.device == b.device and first_a < end_b and first_b < end_a and first_a < end_a and first_b < end_b
+    )
+
+
+def apart(
+    written: Mapping[str, Tensor | None],
+    *read: Tensor | None,
+    kept: Mapping[str, Tensor | None] | None = None,
+) -> list[Any]:
+    """Arguments of an operation that writes: ``read`` ones that share memory with a ``written`` one are copied.
+
+    The written ones, and those that are ``kept`` as they are because they are large, must not share memory among
+    each other. Traced calls are not looked at.
+    """
+    targets = {name: tensor for name, tensor in written.items() if tensor is not None}
+    fixed = targets | {name: tensor for name, tensor in (kept or {}).items() if tensor is not None}
+    if not all(has_values(tensor) for tensor in (*fixed.values(), *read) if tensor is not None):
+        return list(read)
+    names = list(fixed)
+    for place, name in enumerate(names):
+        for other in names[:place]:
+            if (name in targets or other in targets) and overlap(fixed[name], fixed[other]):
+                raise ValueError(f"{name} must not share memory with {other}: one of them is written")
+    return [
+        tensor.clone()
+        if tensor is not None and any(overlap(tensor, target) for target in targets.values())
+        else tensor
+        for tensor in read
+    ]
+
+
+def check_no_tangent(name: str, tensor: Tensor) -> None:
+    """No forward-mode derivative is defined: a tangent would be lost without a word."""
+    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level < 0:
+        return
+    if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
+        raise NotImplementedError(
+            f"{name} has a forward-mode tangent (torch.func.jvp, dual numbers), for which no derivative is defined: "
+            "use reverse mode"
+        )
 
 
 def check_rows(name: str, value: object, batch_size: int, num_instances: int) -> Tensor:
@@ -198,11 +261,14 @@ def check_label_sets(
 def check_momentum(value: float | Tensor, device: torch.device) -> Tensor:
     """The momentum as a float32 0-d tensor on the memory's device."""
     if isinstance(value, Tensor):
+        check_tensor("momentum", value, "[]")
         if value.dim() != 0 or not value.is_floating_point():
             raise ValueError(
                 f"momentum must be a number or a 0-d floating point tensor, got {value.dtype} {tuple(value.shape)}"
             )
-        if not torch.compiler.is_compiling():
+        if value.is_meta and device.type != "meta":
+            raise ValueError(f"momentum must have a value to be used on {device}, got a meta tensor")
+        if has_values(value):
             check_momentum_value(value)
         return value.to(device=device, dtype=torch.float32)
     value = check_number("momentum", value, "a number or a 0-d tensor")
@@ -226,6 +292,16 @@ def check_loss_options(kind: str, delta: float, hard_negative_ratio: float) -> t
     if not 0.0 <= hard_negative_ratio <= 1.0:
         raise ValueError(f"hard_negative_ratio must lie in [0, 1], got {hard_negative_ratio}")
     return kind, delta, hard_negative_ratio
+
+
+def check_neighbors(k: object, num_instances: int) -> int:
+    """How many neighbours are asked for: a number that the padding of the results keeps in bounds."""
+    count = check_count("k", k)
+    if count > num_instances + MOST_PADDING:
+        raise ValueError(
+            f"k must be at most n + {MOST_PADDING} = {num_instances + MOST_PADDING}, got {count}"
+        )
+    return count
 
 
 def check_prediction_options(threshold: float, min_rank: int) -> tuple[float, int]:

@@ -24,6 +24,7 @@ class MPLP:
 
     def predict(self, memory: Tensor, targets: Tensor) -> Tensor:
         """Multi-labels of the images ``targets`` int64 [B] from ``memory`` [n, d]: float32 [B, n] in {0, 1}."""
+        memory = ops.checks.check_matrix("memory", memory)
         labels = ops.mplp(memory.detach().float().contiguous(), targets, self.t)
         return ops.unpack_labels(labels, memory.shape[0]).float()
 
@@ -84,7 +85,9 @@ class Memory(nn.Module):
         self.num_features = num_features
         self.num_classes = num_classes
         self.alpha = alpha
-        self.mem = nn.Parameter(torch.zeros(num_classes, num_features), requires_grad=False)
+        self.mem = nn.Parameter(
+            torch.zeros(num_classes, num_features, dtype=torch.float32), requires_grad=False
+        )
 
     def forward(self, inputs: Tensor, targets: Tensor, epoch: float | None = None) -> Tensor:
         """Logits [B, num_classes] of ``inputs`` [B, num_features]; α is 0.5·epoch/60 where epoch is given."""

@@ -10,16 +10,17 @@ from torch import Tensor
 
 from . import _checks as checks
 from . import ops, reference
-from .modules import ExemplarMemory, FixedTypeModule, MutualLabelLoss, PseudoLabelMemory
+from .derived import Source, has_values
+from .fixed_type import FixedTypeModule
+from .modules import ExemplarMemory, MutualLabelLoss, PseudoLabelMemory
 
 
 class _Forward(NamedTuple):
     """What one forward pass leaves for the update that follows it."""
 
-    features: Tensor
-    features_version: int
+    features: Source
     memory_version: int
-    similarity: Tensor | None
+    similarity: Tensor
 
 
 class SNNetHead(FixedTypeModule):
@@ -34,6 +35,11 @@ class SNNetHead(FixedTypeModule):
     ``head.warmup = True`` trains on one-hot labels and leaves P alone. ``head.momentum`` is α of the memory
     update. In ``eval()`` the loss is computed and nothing is written, neither by ``forward`` nor by
     ``update_``.
+
+    What is derived from M and P follows them; :meth:`mark_written_` says that something wrote them past autograd.
+    Wrap the network in ``DistributedDataParallel``, not the head: RuntimeError is raised inside of it.
+
+    A row of features that is not finite makes the loss NaN and is not written to M.
 
     Args:
         num_instances: number of training images n.
@@ -82,9 +88,12 @@ class SNNetHead(FixedTypeModule):
             weights, kind=loss_kind, delta=delta, hard_negative_ratio=hard_negative_ratio
         )
         self.warmup = False
-        self.register_buffer("_momentum", torch.zeros((), device=device))
+        with torch.inference_mode(False):
+            momentum = torch.zeros((), dtype=torch.float32, device=device)
+        self.register_buffer("_momentum", momentum)
         self._last_forward: _Forward | None = None
         self._label_sets: tuple[Tensor, ...] = ()
+        self._saw_lengths = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SNNetHead:
         self._last_forward = None  # its similarity stays where it was
@@ -104,15 +113,27 @@ class SNNetHead(FixedTypeModule):
         """Fill M with the L2-normalised ``features`` [n, d] of all images; S is built when it is first needed."""
         self.memory.initialize_(features)
 
+    def mark_written_(self) -> None:
+        """Say that M or P were written past autograd; what is derived from them is made afresh, in place.
+
+        See :meth:`ExemplarMemory.mark_written_`.
+        """
+        self._last_forward = None
+        self.memory.mark_written_()
+        self.pseudo_labels.mark_written_()
+
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
         """The loss [] of live, L2-normalised ``features`` [B, d] of the images ``index`` int64 [B].
 
         Predicts the main labels, inquires the symmetric and the neighbor labels from P as it was before,
-        then, in training, writes the main labels to P (Eq. 1-8).
+        then, in training, writes the main labels to P (Eq. 1-8). Raises ValueError where the first features that
+        it sees on the CPU have finite rows that are neither of length 1 nor zero.
         """
+        self._refuse_replication()
         checks.check_features("features", features, self.feature_dim)
         index = checks.check_index("index", index, self.num_instances, features.shape[0])
         checks.check_same_device(memory=self.memory.features, features=features, index=index)
+        self._check_first_lengths(features)
         similarity = self.memory.similarity(features.detach()) if self._uses_similarity() else None
         if self.warmup:
             label_sets: tuple[Tensor, ...] = (reference.identity_labels(index, self.num_instances),)
@@ -132,20 +153,31 @@ class SNNetHead(FixedTypeModule):
             self._remember(features.detach(), similarity)
         return loss
 
+    def _check_first_lengths(self, features: Tensor) -> None:
+        """Features that nobody normalised are so in every batch: it is enough to look once, where a look is cheap."""
+        if torch.compiler.is_compiling() or self._saw_lengths:
+            return
+        if features.device.type == "cpu" and has_values(features):
+            checks.check_lengths("features", features, finite=False)
+            self._saw_lengths = True
+
     def _mine(self, index: Tensor, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """What :meth:`_inquire` returns, with the main labels then written to P."""
-        return ops.mine_labels_(
+        self.pseudo_labels._follow(index)
+        label_sets = ops.mine_labels_(
             self.memory.features,
             index,
             self.pseudo_labels.row_bits,
             self.pseudo_labels.column_bits,
             self.threshold,
             self.min_rank,
-            cache=self.memory.current_cache(),
+            cache=self.memory.current_cache(index),
             query_rows=similarity if self.label_source == "feature" else None,
             blocks=self.memory.current_blocks(),
             strict=self.strict,
         )
+        self.pseudo_labels._vouch_for_columns(index)
+        return label_sets
 
     def _inquire(self, index: Tensor, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The main, symmetric and neighbor labels, packed."""
@@ -162,14 +194,13 @@ class SNNetHead(FixedTypeModule):
         """Step 6: blend ``features`` [B, d] into M[index] with ``momentum``, and bring S up to date.
 
         The similarity of the last forward pass is used again if these are its features and M has not
-        been written since; otherwise it is computed. In the warm-up, which reads no labels from S, S is dropped,
-        to be built when it is next needed. Does nothing in ``eval()``.
+        been written since; otherwise it is computed. In the warm-up, which reads no labels from S, S is left
+        behind, to be computed afresh when it is next needed. Does nothing in ``eval()``.
         """
         if not self.training:
             return
         if self.warmup:
-            self.memory.drop_cache_()
-            ops.update_memory_(self.memory.features, index, features, self._momentum)
+            self.memory._update_rows_(index, features, self._momentum)
         else:
             self.memory.update_(index, features, self._momentum, similarity=self._similarity_of(features))
         self._last_forward = None
@@ -182,23 +213,21 @@ class SNNetHead(FixedTypeModule):
         return self.memory.keeps_cache or self.label_source == "feature"
 
     def _remember(self, features: Tensor, similarity: Tensor | None) -> None:
-        if features.is_inference():  # such tensors do not count their writes
-            self._last_forward = None
-        else:
-            self._last_forward = _Forward(features, features._version, self.memory.version, similarity)
+        self._last_forward = None
+        if similarity is not None and not features.is_inference():  # such tensors do not count their writes
+            source = Source()
+            source.remember_rows(features)
+            self._last_forward = _Forward(source, self.memory.version, similarity)
 
     def _similarity_of(self, features: Tensor) -> Tensor | None:
+        """The similarity of the last forward pass, if these are its features and M has not changed since."""
         last = self._last_forward
         if torch.compiler.is_compiling() or last is None or features.is_inference():
             return None
-        same = (
-            features.data_ptr() == last.features.data_ptr()
-            and features.shape == last.features.shape
-            and features.stride() == last.features.stride()
-            and features.dtype == last.features.dtype
-            and features._version == last.features_version
-            and self.memory.version == last.memory_version
+        every_row = (
+            torch.arange(len(features), device=features.device) if features.device.type == "cpu" else None
         )
+        same = self.memory.version == last.memory_version and last.features.holds(features, every_row)
         return last.similarity if same else None
 
     def label_statistics(self) -> dict[str, Tensor]:
@@ -208,7 +237,7 @@ class SNNetHead(FixedTypeModule):
         if not self._label_sets:
             raise RuntimeError("label_statistics() needs a forward pass first")
         main, *others = self._label_sets
-        nan = torch.full((), torch.nan, device=main.device)
+        nan = torch.full((), torch.nan, dtype=torch.float32, device=main.device)
         agreement = [_count(main & y) / _count(main | y).clamp_min(1) for y in others]
         means = [ratio.mean() for ratio in agreement] or [nan, nan]
         return {

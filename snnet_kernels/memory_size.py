@@ -15,6 +15,16 @@ def free_memory(device: torch.device) -> int:
     return _available_memory()
 
 
+def check_room(num_instances: int, needed: int, device: torch.device) -> None:
+    """Raise MemoryError where a pseudo label memory of ``needed`` bytes does not fit."""
+    free = free_memory(device) if device.type != "meta" else needed
+    if needed > free:
+        raise MemoryError(
+            f"num_instances={num_instances} needs {needed / 2**30:.1f} GiB for the pseudo label memory "
+            f"(two bit matrices), {free / 2**30:.1f} GiB are free"
+        )
+
+
 def _available_memory() -> int:
     """Bytes that this process can take without swapping: the machine's, or its container's if less."""
     available = _container_memory()

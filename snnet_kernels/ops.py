@@ -65,7 +65,8 @@ def memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
     """Similarity of live features to the exemplar memory (Eq. 1): s = f Mᵀ [B, n].
 
     Equals ``features.float() @ memory.t()`` in true float32: under autocast or with TF32 switched on a plain
-    ``@`` would round the inputs. Differentiable in ``features``.
+    ``@`` would round the inputs. Differentiable in ``features``, in reverse mode. Rows may have any length; between
+    rows of length 1 it is the cosine similarity.
 
     Args:
         features: [B, d], any floating type and strides.
@@ -74,6 +75,7 @@ def memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
     memory = checks.check_memory("memory", memory)
     features = checks.check_features("features", features, memory.shape[1])
     checks.check_same_device(features=features, memory=memory)
+    checks.check_no_tangent("features", features)
     _serve("memory_similarity", features)
     return _memory_similarity(features, memory)
 
@@ -81,7 +83,7 @@ def memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
 def build_similarity_cache(memory: Tensor) -> Tensor:
     """All similarities of the exemplar memory to itself: S = M Mᵀ, float32 [n, n], 4n² bytes.
 
-    Equals ``memory @ memory.t()`` in true float32. :func:`update_memory_` keeps it current without a product.
+    Equals ``memory @ memory.t()`` in true float32, for rows of any length; :func:`update_memory_` keeps it current.
     """
     memory = checks.check_memory("memory", memory)
     _serve("build_similarity_cache", memory)
@@ -150,6 +152,8 @@ def mplp(
 
     Equals sorting the similarity row of every candidate and looking where a stands, without a sort.
 
+    Rows of the memory must have length 1 or less, which is not checked: without a cache longer ones may get others.
+
     Args:
         memory: float32 [n, d], contiguous.
         index: int64 [B], positions in the memory.
@@ -179,11 +183,13 @@ def nearest_neighbors(
     """The ``k`` most similar other images of each image: (index int64 [B, k], similarity [B, k]).
 
     Falling similarity, NaN above everything, ties by lower index, never the image itself. Where there are fewer
-    than k others the index is -1 and the similarity -inf. Equals ``S[index]`` with its own column at -inf, stably
-    sorted. Arguments as in :func:`mplp`.
+    than k others the index is -1 and the similarity -inf; k may be up to n + 65536. Equals ``S[index]`` without its own
+    column, stably sorted. Rows of the memory may have any length: longer ones are more similar to everything.
+    Arguments as in :func:`mplp`.
     """
     k = checks.check_count("k", k)
     memory, index, cache, query_rows = _check_inquiry(memory, index, cache, query_rows)
+    k = checks.check_neighbors(k, memory.shape[0])
     _serve("nearest_neighbors", memory)
     return _nearest_neighbors(memory, index, cache, query_rows, k)
 
@@ -202,7 +208,9 @@ def mutual_label_loss(
     ``kind="l2"`` is Eq. 2/5/7 as printed: ``((similarity - y) ** 2).sum(1).mean()`` for each label set.
     ``kind="mmcl"`` is ``delta * mean((1 - s)²)`` over the positives plus ``mean((1 + s)²)`` over the
     ``max(1, floor(hard_negative_ratio * negatives))`` negatives with the largest s (ties by lower index); a
-    term without entries is 0. Differentiable in ``similarity``, once. An empty batch gives 0.
+    term without entries is 0. Differentiable in ``similarity``, once, in reverse mode: a forward-mode tangent raises
+    NotImplementedError. An empty batch gives 0. The targets are 1, -1 (``mmcl``) and 0 (``l2``): similarities are taken
+    for cosines in [-1, 1], which is not checked.
 
     Args:
         similarity: [B, n], any floating type, taken to float32.
@@ -214,6 +222,7 @@ def mutual_label_loss(
     similarity = checks.check_rows("similarity", similarity, *similarity.shape)
     labels, weights = checks.check_label_sets(labels, weights, *similarity.shape)
     checks.check_same_device(similarity=similarity, **{f"labels[{k}]": y for k, y in enumerate(labels)})
+    checks.check_no_tangent("similarity", similarity)
     _serve("mutual_label_loss", similarity)
     return _mutual_label_loss(similarity, labels, weights, kind, delta, hard_negative_ratio)[0]
 
@@ -231,7 +240,9 @@ def fused_mutual_label_loss(
 ) -> Tensor:
     """The same value as ``mutual_label_loss(memory_similarity(features, memory), ...)``, from the features.
 
-    Differentiable in ``features``, once; what is kept for the backward pass is [B, d] and not [B, n].
+    Differentiable in ``features``, once, in reverse mode: a forward-mode tangent raises NotImplementedError. What is
+    kept for the backward pass is [B, d] and not [B, n]. Rows of features and memory should have length 1, which is not
+    checked.
 
     Args:
         features: [B, d], any floating type and strides.
@@ -252,6 +263,7 @@ def fused_mutual_label_loss(
         similarity=similarity,
         **{f"labels[{k}]": y for k, y in enumerate(labels)},
     )
+    checks.check_no_tangent("features", features)
     _serve("fused_mutual_label_loss", features)
     return _fused_mutual_label_loss(
         features, memory, similarity, labels, weights, kind, delta, hard_negative_ratio
@@ -271,7 +283,11 @@ def update_memory_(
     """Momentum update of the exemplar memory, in place: ``M[index] = normalize(α M[index] + (1 − α) f)``.
 
     Repeated indices are applied in batch order, one after the other; a zero vector stays zero. With ``cache``
-    its rows and columns are brought up to date too, without a product with the memory.
+    its rows and columns are brought up to date too, without a product with the memory. An entry whose new row would not
+    be finite is skipped, in memory, cache and blocks; with α = 0 the old row does not count, whatever it holds.
+
+    The blend weighs a row by its length: features should have length 1, which is not checked. What is written has.
+    Arguments that are only read may share memory with written ones, the written ones among each other may not.
 
     Args:
         memory: float32 [n, d], contiguous, written.
@@ -297,6 +313,9 @@ def update_memory_(
     )
     bits, floor = _checked_blocks(blocks, cache, n)
     checks.check_same_device(memory=memory, blocks=bits)
+    index, features, momentum, similarity = checks.apart(
+        {"memory": memory, "cache": cache, "blocks": bits}, index, features, momentum, similarity
+    )
     _serve("update_memory_", memory)
     _update_memory(memory, index, features, momentum, cache, similarity, bits, floor)
 
@@ -304,7 +323,7 @@ def update_memory_(
 def write_labels_(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: Tensor) -> None:
     """Write rows of the pseudo label memory and of its transpose, in place: P[index] = labels (Eq. 3).
 
-    Of a repeated index the last row counts; bits past n are not written.
+    Of a repeated index the last row counts; bits past n are not written. The matrices must not share memory.
     :class:`snnet_kernels.PseudoLabelMemory` holds both matrices.
 
     Args:
@@ -319,6 +338,7 @@ def write_labels_(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: 
     labels = checks.check_labels("labels", labels, n)
     index = checks.check_index("index", index, n, labels.shape[0])
     checks.check_same_device(row_bits=row_bits, column_bits=column_bits, index=index, labels=labels)
+    index, labels = checks.apart({"row_bits": row_bits, "column_bits": column_bits}, index, labels)
     _serve("write_labels_", row_bits)
     _write_labels(row_bits, column_bits, index, labels)
 
@@ -358,7 +378,8 @@ def mine_labels_(
 
     Returns packed (y, y_sym, y_nh), uint8 [B, label_bytes(n)] each. Equals :func:`mplp`, then
     :func:`gather_labels` of ``column_bits`` at ``index`` (Eq. 4) and of ``row_bits`` at the nearest other image
-    (Eq. 6), then :func:`write_labels_` (Eq. 3): the inquiries see P as it was before.
+    (Eq. 6), then :func:`write_labels_` (Eq. 3): the inquiries see P as it was before. Lengths as in :func:`mplp`; the
+    matrices must not share memory.
 
     Args:
         memory, index, threshold, min_rank, cache, query_rows, blocks, strict: as in :func:`mplp`.
@@ -372,5 +393,10 @@ def mine_labels_(
     bits, floor = _checked_blocks(blocks, cache, n)
     checks.check_same_device(memory=memory, row_bits=row_bits, column_bits=column_bits, blocks=bits)
     options = float(threshold), min_rank, bool(strict)
+    written, kept = (
+        {"row_bits": row_bits, "column_bits": column_bits},
+        {"memory": memory, "cache": cache, "blocks": bits},
+    )
+    index, query_rows = checks.apart(written, index, query_rows, kept=kept)
     _serve("mine_labels_", memory)
     return _mine_labels(memory, index, cache, query_rows, row_bits, column_bits, *options, bits, floor)

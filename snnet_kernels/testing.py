@@ -18,10 +18,14 @@ def clustered_features(
     """
     generator = torch.Generator().manual_seed(seed)
     identities = max(1, n // 17) if identities is None else identities
-    centres = torch.nn.functional.normalize(torch.randn(identities, d, generator=generator), dim=1)
+    centres = torch.nn.functional.normalize(
+        torch.randn(identities, d, generator=generator, dtype=torch.float32), dim=1
+    )
     kin = torch.randint(identities, (identities,), generator=generator)
     centres = torch.nn.functional.normalize(centres + 0.9 * centres[kin], dim=1)
-    share = torch.rand(identities, generator=generator).pow(4) + 0.05  # few large clusters, many small
+    share = (
+        torch.rand(identities, generator=generator, dtype=torch.float32).pow(4) + 0.05
+    )  # few large clusters, many small
     identity = (
         torch.multinomial(share, n, replacement=True, generator=generator) if n else torch.zeros(0).long()
     )
@@ -29,6 +33,6 @@ def clustered_features(
     hub = torch.arange(n) % 5 == 4
     base = torch.where(hub[:, None], centres[identity] + 0.9 * centres[other], centres[identity])
     base = torch.nn.functional.normalize(base, dim=1)
-    noise = torch.nn.functional.normalize(torch.randn(n, d, generator=generator), dim=1)
-    length = spread * (0.3 + 1.4 * torch.rand(n, 1, generator=generator))
+    noise = torch.nn.functional.normalize(torch.randn(n, d, generator=generator, dtype=torch.float32), dim=1)
+    length = spread * (0.3 + 1.4 * torch.rand(n, 1, generator=generator, dtype=torch.float32))
     return torch.nn.functional.normalize(base + length * noise, dim=1)

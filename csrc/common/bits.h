@@ -23,12 +23,12 @@ namespace snnet {
 
 SNNET_INLINE int64_t label_bytes(int64_t n) { return 16 * ((n + 127) / 128); }
 
-// Byte `byte` of the packed form of one row of n flags.
-SNNET_INLINE uint8_t pack_byte(const bool* flags, int64_t n, int64_t byte) {
+// Byte `byte` of the packed form of one row of n flags, bytes of which any but 0 is true.
+SNNET_INLINE uint8_t pack_byte(const uint8_t* flags, int64_t n, int64_t byte) {
   const int64_t first = 8 * byte;
   const int64_t count = first >= n ? 0 : (n - first < 8 ? n - first : 8);
   unsigned packed = 0;
-  for (int64_t bit = 0; bit < count; ++bit) packed |= static_cast<unsigned>(flags[first + bit]) << bit;
+  for (int64_t bit = 0; bit < count; ++bit) packed |= static_cast<unsigned>(flags[first + bit] != 0) << bit;
   return static_cast<uint8_t>(packed);
 }
 

@@ -7,19 +7,25 @@ namespace snnet {
 
 constexpr float kSmallestLength = 1e-12f;  // as in torch.nn.functional.normalize
 
+// weight value, and 0 for a weight of 0 whatever the value: 0 NaN would live on.
+SNNET_INLINE float scaled(float weight, float value) { return weight == 0.0f ? 0.0f : weight * value; }
+
+// Whether a row of this length is written: it is finite where its entries are.
+SNNET_INLINE bool is_finite(float length) { return length - length == 0.0f; }
+
 SNNET_INLINE float blended(float before, float live, float alpha, float beta) {
-  return alpha * before + beta * live;
+  return scaled(alpha, before) + beta * live;
 }
 
 // S'[i,l] for l outside the batch; also s[c,i] of a later entry c (before = s[c,i], live = G[c,b]).
 SNNET_INLINE float blended_similarity(float before, float live, float alpha, float beta, float length) {
-  return (alpha * before + beta * live) / length;
+  return blended(before, live, alpha, beta) / length;
 }
 
 // S'[i,j] for entries b, c of the batch at i, j; cross = s[b,j] + s[c,i], gram = G[b,c]. On a GPU it is a product.
 SNNET_INLINE float blended_pair(float before, float cross, float gram, float alpha, float beta, float length_b,
                                 float length_c) {
-  return (alpha * alpha * before + alpha * beta * cross + beta * beta * gram) / (length_b * length_c);
+  return (scaled(alpha * alpha, before) + scaled(alpha * beta, cross) + beta * beta * gram) / (length_b * length_c);
 }
 
 // Old error is multiplied by alpha / length: where that does not shrink it, products are taken afresh.

@@ -14,14 +14,14 @@ Tensor pack_labels(const Tensor& labels) {
   const Tensor flags = torch::stable::contiguous(labels);
   const int64_t batch_size = flags.size(0), n = flags.size(1), width = label_bytes(n);
   Tensor packed = torch::stable::new_empty(flags, {batch_size, width}, ScalarType::Byte);
-  const bool* source = flags.const_data_ptr<bool>();
+  const auto* source = reinterpret_cast<const uint8_t*>(flags.const_data_ptr<bool>());
   uint8_t* target = packed.mutable_data_ptr<uint8_t>();
   torch::stable::parallel_for(0, batch_size, grain(width), [=](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const bool* own = source + row * n;
+      const uint8_t* own = source + row * n;
       for (int64_t byte = 0; byte < n / 8; ++byte) {
         unsigned bits = 0;
-        for (int bit = 0; bit < 8; ++bit) bits |= static_cast<unsigned>(own[8 * byte + bit]) << bit;
+        for (int bit = 0; bit < 8; ++bit) bits |= static_cast<unsigned>(own[8 * byte + bit] != 0) << bit;
         target[row * width + byte] = static_cast<uint8_t>(bits);
       }
       for (int64_t byte = n / 8; byte < width; ++byte) target[row * width + byte] = pack_byte(own, n, byte);

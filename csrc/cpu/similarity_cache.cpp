@@ -47,11 +47,12 @@ std::vector<Round> occurrence_rounds(const int64_t* index, int64_t batch_size) {
   return rounds;
 }
 
-// Blends and renormalises the memory rows of a round; their lengths before the division.
-std::vector<float> blend_rows(const Update& u, const Round& round) {
+// Blends and renormalises the memory rows of a round; their lengths before the division. Entries whose row would not
+// be finite are taken out of the round: nothing is written for them.
+std::vector<float> blend_rows(const Update& u, Round& round) {
   const int64_t count = static_cast<int64_t>(round.size()), d = u.d;
   std::vector<float> lengths(round.size());
-  std::vector<float> blended(round.size() * d);  // features may be rows of the memory if no index comes twice: read all, then write
+  std::vector<float> blended(round.size() * d);
   const VectorKernels& kernels = vector_kernels();
   torch::stable::parallel_for(0, count, grain(3 * d), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
@@ -62,7 +63,15 @@ std::vector<float> blend_rows(const Update& u, const Round& round) {
       kernels.divide(out, lengths[r], d);
     }
   });
-  for (int64_t r = 0; r < count; ++r) std::copy_n(blended.data() + r * d, d, u.memory + u.index[round[r]] * d);
+  std::size_t written = 0;
+  for (int64_t r = 0; r < count; ++r) {
+    if (!is_finite(lengths[r])) continue;
+    std::copy_n(blended.data() + r * d, d, u.memory + u.index[round[r]] * d);
+    round[written] = round[r];
+    lengths[written++] = lengths[r];
+  }
+  round.resize(written);
+  lengths.resize(written);
   return lengths;
 }
 
@@ -251,12 +260,12 @@ void correct_later(const Update& u, const Round& round, const std::vector<float>
 }
 
 void update_rounds(const Update& u) {
-  const std::vector<Round> rounds = occurrence_rounds(u.index, u.batch_size);
+  std::vector<Round> rounds = occurrence_rounds(u.index, u.batch_size);
   std::optional<BatchSimilarity> similarity;
   if (u.cache != nullptr) similarity.emplace(u);
   for (std::size_t turn = 0; turn < rounds.size(); ++turn) {
     const std::vector<float> lengths = blend_rows(u, rounds[turn]);
-    if (u.cache == nullptr) continue;
+    if (u.cache == nullptr || rounds[turn].empty()) continue;
     update_cache(u, rounds[turn], *similarity, lengths, turn == 0);
     for (std::size_t next = turn + 1; next < rounds.size(); ++next) {
       correct_later(u, rounds[turn], lengths, rounds[next], *similarity);

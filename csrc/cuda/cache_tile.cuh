@@ -98,7 +98,9 @@ __device__ __forceinline__ void move_row(const MemoryUpdate& u, int32_t place, c
     return;
   }
 #pragma unroll
-  for (int c = 0; c < kColumnsOfThread; ++c) before[c] = of_row.kept * before[c] + of_row.weight * live[c];
+  for (int c = 0; c < kColumnsOfThread; ++c) {
+    before[c] = scaled(of_row.kept, before[c]) + scaled(of_row.weight, live[c]);
+  }
 #pragma unroll 1
   for (int32_t t = 1; t < of_row.occurrences; ++t) {
     const int64_t b = u.order[place + t].entry;
@@ -106,7 +108,7 @@ __device__ __forceinline__ void move_row(const MemoryUpdate& u, int32_t place, c
 #pragma unroll
     for (int c = 0; c < kColumnsOfThread; ++c) {
       const int64_t column = first_column + threadIdx.x % kWarp + kWarp * c;
-      if (column < end_column) before[c] += weight * u.similarity[b * u.n + column];
+      if (column < end_column && weight != 0.0f) before[c] += weight * u.similarity[b * u.n + column];
     }
   }
 }
@@ -144,7 +146,8 @@ __device__ void update_tile(const MemoryUpdate& u, int64_t tile, UpdateShared& s
   bool afresh = false;
   if (threadIdx.x < kTileRows && shared.rows[threadIdx.x].entry >= 0) {
     shared.factors[threadIdx.x] = u.factors[shared.rows[threadIdx.x].entry];
-    afresh = shared.factors[threadIdx.x].occurrences == 0;
+    afresh = shared.factors[threadIdx.x].occurrences == kAfresh;
+    if (shared.factors[threadIdx.x].occurrences == kUnmoved) shared.rows[threadIdx.x].entry = -1;
   }
   if (__syncthreads_or(afresh)) {
     tile_products(u, first_column, shared);
@@ -157,7 +160,7 @@ __device__ void update_tile(const MemoryUpdate& u, int64_t tile, UpdateShared& s
     const int row = warp + kUpdateWarps * r;
     const PlacedEntry own = shared.rows[row];
     if (own.entry < 0) continue;
-    const bool moved = shared.factors[row].occurrences != 0;
+    const bool moved = shared.factors[row].occurrences != kAfresh;
     if (moved) {
       move_row(u, place + row, shared.factors[row], first_column, end_column, alpha, before[r], live[r]);
     }

@@ -15,7 +15,8 @@ Tensor pack_labels(const Tensor& labels) {
   const Tensor flags = torch::stable::contiguous(labels);
   const int64_t n = flags.size(1), width = label_bytes(n), total = flags.size(0) * width;
   Tensor packed = torch::stable::new_empty(flags, {flags.size(0), width}, ScalarType::Byte);
-  launch(pack_labels_kernel, blocks_for(total, kThreads), kThreads, 0, call.stream(), flags.const_data_ptr<bool>(),
+  launch(pack_labels_kernel, blocks_for(total, kThreads), kThreads, 0, call.stream(),
+         reinterpret_cast<const uint8_t*>(flags.const_data_ptr<bool>()),
          packed.mutable_data_ptr<uint8_t>(), n, width, total);
   return packed;
 }

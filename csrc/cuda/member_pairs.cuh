@@ -20,6 +20,10 @@ __device__ __forceinline__ int32_t member_at(const MemoryUpdate& u, int32_t plac
   return place < u.batch_size && is_first_of_index(u, place) ? u.order[place].column : -1;
 }
 
+__device__ __forceinline__ bool is_moved(const MemoryUpdate& u, int32_t place) {
+  return u.factors[u.order[place].entry].occurrences != kUnmoved;
+}
+
 // S'[i,j] and S'[j,i] are the product of the two rows of the updated memory; the lanes of a warp go along d. No error of
 // the cache before lives on in it.
 __device__ void update_pairs(const MemoryUpdate& u, int64_t block) {
@@ -66,6 +70,7 @@ __device__ void update_pairs(const MemoryUpdate& u, int64_t block) {
   if (lane >= kSide * kSide) return;
   const int64_t i = member_at(u, place_i + lane / kSide), j = member_at(u, place_j + lane % kSide);
   if (i < 0 || j < 0 || place_j + lane % kSide > place_i + lane / kSide) return;
+  if (!is_moved(u, place_i + lane / kSide) && !is_moved(u, place_j + lane % kSide)) return;
   u.cache[i * u.n + j] = own;
   u.cache[j * u.n + i] = own;
   if (u.blocks.bits == nullptr || !(own > u.blocks.floor)) return;

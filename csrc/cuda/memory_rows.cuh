@@ -14,10 +14,12 @@ constexpr int kRowsOfThread = kTileRows / kUpdateWarps, kColumnsOfThread = kTile
 constexpr int kTilePitch = kTileColumns + 1;  // odd: a warp reads a column of the tile without bank conflicts
 constexpr int32_t kMostOccurrences = 16;  // of an index before its cells are products: one thread adds them up
 
+constexpr int32_t kAfresh = 0, kUnmoved = -1;
+
 // How the row of a batch entry's index moves: kept, length and occurrences stand at the first entry of an index.
 struct RowFactors {
   float weight, kept, length;
-  int32_t occurrences;  // 0: the cells of this row are products with the updated memory
+  int32_t occurrences;  // kAfresh: the cells of this row are products with the updated memory; kUnmoved: they stay
 };
 
 // An entry in the order by (index, entry).
@@ -93,7 +95,8 @@ __device__ Turn turn_of(const MemoryUpdate& u, int32_t entry) {
   return turn;
 }
 
-// row <- (alpha row + beta live) / length; the length. staged [d] may be the row itself.
+// row <- (alpha row + beta live) / length, unless that is not finite; the length. staged [d] holds the blend between
+// the passes; without it the blend is made twice.
 __device__ float blend_row(float* row, const float* live, float* staged, int64_t d, float alpha, float beta,
                            double* parts) {
   constexpr int kInFlight = 8;  // loads of a thread before it needs the first
@@ -111,12 +114,15 @@ __device__ float blend_row(float* row, const float* live, float* staged, int64_t
       const int64_t k = first + i * kUpdateThreads;
       const float value = blended(before[i], now[i], alpha, beta);
       squares += static_cast<double>(value) * static_cast<double>(value);
-      if (k < d) staged[k] = value;
+      if (k < d && staged != nullptr) staged[k] = value;
     }
   }
   const float exact = static_cast<float>(sqrt(block_sum(squares, parts)));
   const float length = exact < kSmallestLength ? kSmallestLength : exact;
-  for (int64_t k = threadIdx.x; k < d; k += kUpdateThreads) row[k] = staged[k] / length;
+  if (!is_finite(length)) return length;
+  for (int64_t k = threadIdx.x; k < d; k += kUpdateThreads) {
+    row[k] = (staged != nullptr ? staged[k] : blended(row[k], live[k], alpha, beta)) / length;
+  }
   return length;
 }
 
@@ -125,31 +131,34 @@ __device__ void update_row(const MemoryUpdate& u, int32_t entry, const Turn& tur
   const int64_t column = u.index[entry];
   const float alpha = *u.momentum, beta = 1.0f - alpha;
   float* row = u.memory + column * u.d;
-  float* staged = u.d <= kTileRows * kTilePitch ? shared.tile : row;
+  float* staged = u.d <= kTileRows * kTilePitch ? shared.tile : nullptr;
   const bool publishes = u.cache != nullptr && threadIdx.x == 0;
-  // The tiles and pairs that the row lies in mark its blocks afresh.
-  for (int64_t word = threadIdx.x; word < u.blocks.words; word += kUpdateThreads) u.blocks.row(column)[word] = 0;
-  bool afresh = turn.same > kMostOccurrences;
+  bool afresh = turn.same > kMostOccurrences, moved = false;
   int32_t last = entry;
 #pragma unroll 1
   for (int32_t b = entry, left = turn.same; left > 0; ++b) {
     if (u.index[b] != column) continue;
     const float length = blend_row(row, u.features + b * u.d, staged, u.d, alpha, beta, shared.parts);
     afresh = afresh || error_grows(length, alpha);
+    moved = moved || is_finite(length);
     if (publishes) u.factors[b].length = length;
     last = b;
     --left;
+  }
+  if (moved) {  // the tiles and pairs that the row lies in mark its blocks afresh
+    for (int64_t word = threadIdx.x; word < u.blocks.words; word += kUpdateThreads) u.blocks.row(column)[word] = 0;
   }
   if (!publishes) return;
   float kept = 1.0f;
 #pragma unroll 1
   for (int32_t b = last; b >= entry; --b) {
     if (u.index[b] != column) continue;
-    u.factors[b].weight = beta / u.factors[b].length * kept;
-    kept *= alpha / u.factors[b].length;
+    const bool applied = is_finite(u.factors[b].length);
+    u.factors[b].weight = applied ? beta / u.factors[b].length * kept : 0.0f;
+    if (applied) kept *= alpha / u.factors[b].length;
   }
   u.factors[entry].kept = kept;
-  u.factors[entry].occurrences = afresh ? 0 : turn.same;
+  u.factors[entry].occurrences = !moved ? kUnmoved : afresh ? kAfresh : turn.same;
 }
 
 }  // namespace snnet

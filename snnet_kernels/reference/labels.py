@@ -19,7 +19,7 @@ def pack_labels(labels: Tensor) -> Tensor:
     """bool [B, n] -> uint8 [B, label_bytes(n)]; column j is bit j % 8 of byte j // 8, the tail is 0."""
     batch_size, n = labels.shape
     padded = labels.new_zeros(batch_size, 8 * label_bytes(n), dtype=torch.uint8)
-    padded[:, :n] = labels
+    padded[:, :n] = labels.view(torch.uint8) != 0  # a bool of foreign memory may hold any byte
     return (padded.view(batch_size, label_bytes(n), 8) * _bit_values(labels.device)).sum(2, dtype=torch.uint8)
 
 
@@ -29,11 +29,12 @@ def unpack_labels(labels: Tensor, n: int) -> Tensor:
     return bits.flatten(1)[:, :n].contiguous()
 
 
-def label_entries(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(row, column) int64 [K] of the set bits, row by row; reads bytes and opens only those with a bit."""
+def label_entries(labels: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """(row, column) int64 [K] of the set bits below n, row by row; reads bytes and opens only those with a bit."""
     row, byte = labels.nonzero(as_tuple=True)
     entry, bit = (labels[row, byte, None] & _bit_values(labels.device)).nonzero(as_tuple=True)
-    return row[entry], 8 * byte[entry] + bit
+    row, column = row[entry], 8 * byte[entry] + bit
+    return row[column < n], column[column < n]
 
 
 def labels_at(labels: Tensor, columns: Tensor) -> Tensor:

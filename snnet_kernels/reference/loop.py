@@ -107,8 +107,12 @@ def mutual_label_loss(
 
 def update_memory_(memory: Tensor, index: Tensor, features: Tensor, momentum: Tensor | float) -> None:
     for i, feature in zip(index.tolist(), features, strict=True):
-        row = momentum * memory[i] + (1 - momentum) * feature
-        memory[i] = row / row.norm().clamp_min(EPS)
+        row = (1 - momentum) * feature
+        if momentum != 0:
+            row = momentum * memory[i] + row
+        length = row.double().norm().to(row.dtype)
+        if length.isfinite():
+            memory[i] = row / length.clamp_min(EPS)
 
 
 def write_labels_(dense: Tensor, index: Tensor, labels: Tensor) -> None:

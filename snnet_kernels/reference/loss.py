@@ -129,7 +129,7 @@ def selection_width(labels: Sequence[Tensor], n: int, ratio: float) -> int:
     union = labels[0]
     for other in labels[1:]:
         union = union | other
-    row, _ = label_entries(union)
+    row, _ = label_entries(union, n)
     most = int(torch.bincount(row).max()) if row.numel() else 0
     return min(n, max(1, int(ratio * n)) + most)
 
@@ -153,7 +153,7 @@ def entries_at(
     batch_size = columns.shape[0]
     parts: list[LossEntries] = []
     for label, weight in zip(labels, weights, strict=True):
-        row, column = label_entries(label)
+        row, column = label_entries(label, n)
         positives = torch.bincount(row, minlength=batch_size)
         negatives = n - positives
         hard = (ratio * negatives.double()).floor().long().clamp_min(1).minimum(negatives)

@@ -39,10 +39,12 @@ def nearest_neighbors(
 ) -> tuple[Tensor, Tensor]:
     """The k most similar other images: (index int64 [B, k], similarity [B, k]), falling, ties by lower index."""
     n = memory.shape[0]
-    rows = query_rows.clone() if query_rows is not None else similarity_rows(memory, index, cache)
-    rows.scatter_(1, index[:, None], -torch.inf)
-    others = min(k, n - 1) if n else 0
-    similarity, neighbors = ordered_topk(rows, others)
+    rows = query_rows if query_rows is not None else similarity_rows(memory, index, cache)
+    place = torch.arange(max(n - 1, 0), device=index.device)
+    columns = place + (place >= index[:, None])  # all but the row's own
+    others = min(k, len(place))
+    similarity, places = ordered_topk(rows.gather(1, columns), others)
+    neighbors = columns.gather(1, places)
     missing = (index.shape[0], k - others)
     return (
         torch.cat([neighbors, neighbors.new_full(missing, -1)], dim=1),

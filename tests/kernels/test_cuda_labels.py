@@ -450,3 +450,20 @@ def test_wrong_arguments_are_named(cuda_on_cpu):
     ]:
         with pytest.raises((ValueError, RuntimeError), match=message):
             call()
+
+
+def test_flags_of_any_byte_and_neighbors_infinitely_far(cuda_on_cpu):
+    """As in test_layouts.py for the other backends."""
+    flags = torch.randint(0, 4, (5, 61), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    packed = cuda_on_cpu.operations.pack_labels(flags.view(torch.bool))
+    assert torch.equal(packed, reference.pack_labels(flags > 0))
+    rows = torch.full((2, 5), -torch.inf)
+    rows[1, 2], rows[0, 4] = 0.5, torch.nan
+    for k in (1, 2, 5, 7):
+        index, similarity = cuda_on_cpu.operations.nearest_neighbors(torch.tensor([0, 1]), None, rows, k)
+        assert torch.equal(index[:, :4], torch.tensor([[4, 1, 2, 3], [2, 0, 3, 4]])[:, :k])
+        assert (
+            (index[:, 4:] == -1).all()
+            and similarity[0, 0].isnan()
+            and (similarity[:, 1:] == -torch.inf).all()
+        )

@@ -212,14 +212,31 @@ def test_features_may_be_rows_of_the_memory(update):
     assert largest_error(cache, memory) < 1e-6
 
 
-def test_a_nan_feature_reaches_its_rows_alone(update):
-    memory, index = clustered_features(70, 8), torch.tensor([4, 9])
-    features = clustered_features(2, 8, seed=1)
-    features[1, 3] = torch.nan
-    cache = memory @ memory.t()
-    update(memory, index, features, torch.tensor(0.5), cache, features @ memory.t())
-    assert memory.isnan().any(1).nonzero().flatten().tolist() == [9]
-    assert cache.isnan().sum() == 2 * 70 - 1 and cache[9].isnan().all() and cache[:, 9].isnan().all()
+@pytest.mark.parametrize("d", [8, 4300])  # with the blend in shared memory, and made twice
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_rows_that_are_not_finite_are_not_written(update, d, alpha):
+    """Alone, between good ones of the same index, and all of an index; what is skipped leaves its cells alone."""
+    memory = clustered_features(140, d)
+    if alpha == 0:
+        memory[[4, 130]] = torch.nan  # what stood there does not count
+    index = torch.tensor([4, 9, 4, 77, 9, 4, 100, 130])
+    features = clustered_features(8, d, seed=1)
+    features[2, 3], features[1, 0], features[4, -1], features[6] = torch.nan, torch.inf, -torch.inf, 3e38
+    good = torch.tensor([0, 3, 5, 7])
+    cache, momentum = memory @ memory.t(), torch.tensor(alpha)
+    expected, expected_cache, before = memory.clone(), cache.clone(), memory.clone()
+    for at in good.tolist():
+        one = slice(at, at + 1)
+        reference.update_memory_(expected, index[one], features[one], momentum, cache=expected_cache)
+    alone = memory.clone()
+    update(alone, index, features, momentum, None, None)
+    update(memory, index, features, momentum, cache, features @ memory.t())
+    assert torch.equal(alone, memory)
+    assert torch.equal(memory[[9, 100]], before[[9, 100]])
+    assert (memory - expected).abs().max() < 1e-6
+    assert (cache - expected_cache).abs().max() < 1e-6
+    kept = torch.ones(140, dtype=torch.bool).index_fill(0, index[good], False)
+    assert torch.equal(cache[kept][:, kept], expected_cache[kept][:, kept])
 
 
 def test_one_launch_and_no_dependence_on_the_order_of_blocks(cuda_on_cpu, update):

@@ -426,3 +426,51 @@ def test_goldens(golden):
     loss.backward()
     assert_close(loss.detach(), golden["mmcl_loss"], 1e-5)
     assert_close(features.grad, golden["mmcl_grad_features"], 1e-5)
+
+
+@on_gpu_only
+def test_a_captured_iteration_survives_epochs():
+    """Captured once, replayed over three epochs of what a training loop calls; its twin runs eagerly."""
+    n, d, batch = 700, 64, 32
+    eager, captured = (new_head(n, d, cache=True) for _ in range(2))
+    index, live = batch_of(n, batch).to(DEVICE), clustered_features(batch, d, seed=1).to(DEVICE)
+
+    def iteration(head):
+        loss = head(live, index)
+        head.update_(index, live)
+        return loss
+
+    state = {name: value.clone() for name, value in captured.state_dict().items()}
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # tunes and compiles what is compiled on first use
+        for _ in range(2):
+            iteration(captured)
+    torch.cuda.current_stream().wait_stream(stream)
+    captured.load_state_dict(state)
+    captured.memory.rebuild_cache_()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = iteration(captured).detach()
+    places = {name: buffer.data_ptr() for name, buffer in captured.named_buffers()}
+    for epoch in range(3):
+        for head in (eager, captured):
+            head.momentum = 0.1 * epoch
+            head.warmup = True
+            head.update_(index, live)
+            head.warmup = False
+            head.memory.rebuild_cache_()
+            head.memory.features.data[epoch] = clustered_features(1, d, seed=epoch)[0].to(DEVICE)
+            head.mark_written_()
+        for step in range(3):
+            index.copy_(batch_of(n, batch, 3 * epoch + step))
+            live.copy_(clustered_features(batch, d, seed=3 * epoch + step + 5))
+            graph.replay()
+            assert_close(loss, iteration(eager).detach().cpu(), 1e-6)
+        # The replay wrote S, M and P, which no Python code saw.
+        assert torch.equal(captured.pseudo_labels.row_bits, eager.pseudo_labels.row_bits)
+        assert torch.equal(captured.pseudo_labels.column_bits, eager.pseudo_labels.column_bits)
+        assert (
+            captured.memory.cache - captured.memory.features @ captured.memory.features.t()
+        ).abs().max() < 3e-6
+    assert {name: buffer.data_ptr() for name, buffer in captured.named_buffers()} == places

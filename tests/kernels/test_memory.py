@@ -150,3 +150,59 @@ def test_blocks_of_several_threads_leave_the_flags_as_they_were():
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+IMPLEMENTATIONS = {"compiled": sk.update_memory_, "reference": reference.update_memory_}
+
+
+@pytest.mark.parametrize("update", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_rows_that_are_not_finite_are_not_written(update, alpha):
+    """Alone, between good ones of the same index, and all of an index; memory, cache and marks alike."""
+    memory = clustered_features(140, 8)
+    if alpha == 0:
+        memory[[4, 130]] = torch.nan  # what stood there does not count
+    index = torch.tensor([4, 9, 4, 77, 9, 4, 100, 130])
+    features = clustered_features(8, 8, seed=1)
+    features[2, 3], features[1, 0], features[4, -1] = torch.nan, torch.inf, -torch.inf
+    features[6] = 3e38 if alpha < 1 else torch.nan  # too long for a float32
+    good = torch.tensor([0, 3, 5, 7])
+    cache = memory @ memory.t()
+    blocks = sk.mark_cache_blocks(cache, 0.3)
+    expected, before, cache_before = memory.clone(), memory.clone(), cache.clone()
+    bits = blocks.bits.clone()
+    reference.loop.update_memory_(expected, index, features, alpha)
+    alone = memory.clone()
+    update(alone, index, features, alpha)
+    update(memory, index, features, alpha, cache=cache, blocks=blocks)
+    assert torch.equal(alone, memory)
+    assert torch.equal(memory[[9, 100]], before[[9, 100]])
+    assert (memory - expected).abs().max() < 1e-6 and memory.isfinite().all()
+    assert error(cache, memory) < 1e-6
+    kept = torch.ones(140, dtype=torch.bool).index_fill(0, index[good], False)
+    assert torch.equal(cache[kept][:, kept], cache_before[kept][:, kept])
+    fresh = sk.mark_cache_blocks(cache, 0.3).bits
+    assert not (fresh & ~blocks.bits).any()
+    assert torch.equal(blocks.bits[9] & bits[9], bits[9])  # in a skipped row nothing is cleared
+    nothing = cache.clone()
+    update(memory, index[[2, 6]], features[[2, 6]], alpha, cache=cache, blocks=blocks)
+    assert torch.equal(cache, nothing)
+
+
+@pytest.mark.parametrize("kind", ["mmcl", "l2"])
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_a_step_that_is_not_finite_is_over_when_it_is_over(kind, alpha):
+    """As a step that a GradScaler skips: its loss is NaN, no later one is."""
+    head = sk.SNNetHead(120, 8, cache=True, loss_kind=kind)
+    head.initialize_(clustered_features(120, 8))
+    head.momentum = alpha
+    index = torch.arange(0, 120, 10)
+    features = clustered_features(12, 8, seed=1)
+    bad = features.clone()
+    bad[5] = torch.nan
+    losses = []
+    for live in (bad, features, features):
+        losses.append(head(live, index).item())
+        head.update_(index, live)
+    assert losses[0] != losses[0] and all(0 < loss < 100 for loss in losses[1:])
+    assert head.memory.features.isfinite().all() and error(head.memory.cache, head.memory.features) < 1e-6

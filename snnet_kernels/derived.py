@@ -1,0 +1,113 @@
+"""Whether a tensor still holds what something was derived from.
+
+The similarity cache follows the exemplar memory, the transposed label bits follow the label bits, the similarity that
+a forward pass leaves for the update follows features and memory. A :class:`Source` watches the tensor that they are
+made from. Three signs cost nothing: another storage (assignment, ``load_state_dict(assign=True)``, ``set_``), another
+address, a count of writes that has gone on (in-place operations, those of this package included). Writers that leave
+none of them (``torch.distributed``, ``.data``, numpy, DLPack) change the checksums of rows: on the CPU, outside of
+traced code, a call compares those of the rows that it names, O(B d). A write to other rows, in traced code or on a GPU
+has to be said: ``mark_written_()`` of the modules.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+BYTES_AT_ONCE = 2**22  # of rows whose checksums are taken together: bounds the scratch memory
+_WORDS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether eager code may read the tensor's values and address: not traced, fake, on meta, or transformed."""
+    if torch.compiler.is_compiling():
+        return False
+    abstract = tensor.is_meta or isinstance(tensor, FakeTensor)
+    return not abstract and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+class Source:
+    """A matrix [n, d] as it was when something was derived from it."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Vouch for nothing."""
+        self._storage: StorageWeakRef | None = None
+        self._signs: tuple[Any, ...] = ()
+        self._sums: Tensor | None = None
+
+    def remember(self, tensor: Tensor) -> None:
+        """Vouch for the tensor as it is, by its signs alone."""
+        self.forget()
+        if has_values(tensor):
+            # A weak reference keeps the identity of a storage from being given to another one.
+            self._storage, self._signs = StorageWeakRef(tensor.untyped_storage()), _signs_of(tensor)
+
+    def remember_rows(self, tensor: Tensor, rows: Tensor | None = None) -> None:
+        """The same with checksums: of all rows, or anew of ``rows`` int64 [k] where the others stand as they were."""
+        sums = self._sums
+        self.remember(tensor)
+        if tensor.device.type != "cpu" or not has_values(tensor):
+            return
+        if rows is None or sums is None:
+            self._sums = row_checksums(tensor)
+        else:
+            self._sums = sums.index_copy_(0, rows, row_checksums(tensor, rows))
+
+    def holds(self, tensor: Tensor, rows: Tensor | None = None) -> bool:
+        """Whether nothing is known of a write since; with ``rows`` int64 [k] their checksums are compared too."""
+        if not has_values(tensor):
+            return True
+        storage = self._storage
+        if (
+            storage is None
+            or storage.cdata != tensor.untyped_storage()._cdata
+            or self._signs != _signs_of(tensor)
+        ):
+            return False
+        if rows is None or self._sums is None:
+            return True
+        return torch.equal(self._sums.index_select(0, rows), row_checksums(tensor, rows))
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return (Source, ())  # a copy, or what is read from a file, has another tensor
+
+
+def _signs_of(tensor: Tensor) -> tuple[Any, ...]:
+    writes = None if tensor.is_inference() else tensor._version  # the former do not count
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, writes
+
+
+def row_checksums(tensor: Tensor, rows: Tensor | None = None) -> Tensor:
+    """A checksum int64 [k] of the bits of each row of a CPU matrix [n, d], or of ``rows`` int64 [k] of it."""
+    with torch.inference_mode(False), torch.no_grad():
+        if rows is not None:
+            return _checksums(tensor.detach().index_select(0, rows))
+        step = max(1, BYTES_AT_ONCE // max(1, tensor.shape[1] * tensor.element_size()))
+        parts = tensor.detach().split(step)
+        return torch.cat([_checksums(part.clone(memory_format=torch.contiguous_format)) for part in parts])
+
+
+def _checksums(rows: Tensor) -> Tensor:
+    """Sums of the words of each row, each word times an odd number of its own, modulo 2^64."""
+    width = rows.shape[1] * rows.element_size()
+    if width == 0:
+        return torch.zeros(rows.shape[0], dtype=torch.int64, device="cpu")
+    word = next(word for word in _WORDS if width % word.itemsize == 0)
+    words = rows.view(word).to(torch.int64)
+    return words.mul_(_factors(words.shape[1])).sum(1)
+
+
+@lru_cache(maxsize=8)
+def _factors(width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode(False):
+        factors = torch.empty(width, dtype=torch.int64, device="cpu")
+        return factors.random_(-(2**63), None, generator=generator).bitwise_or_(1)

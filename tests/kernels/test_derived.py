@@ -1,0 +1,402 @@
+"""What is derived from a memory follows it, whoever wrote it; aliases, layouts, wrappers, places to be made in."""
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.functional import normalize
+
+import snnet_kernels as sk
+from snnet_kernels import ops
+from snnet_kernels.derived import Source, row_checksums
+from snnet_kernels.testing import clustered_features
+
+N, D = 300, 32
+FIRST, SECOND = clustered_features(N, D), clustered_features(N, D, seed=1)
+EVERY = torch.arange(N)
+BITS = [sk.mplp(rows, EVERY, 0.4) for rows in (FIRST, SECOND)]
+
+
+def assign(module, name, new):
+    setattr(module, name, new.clone())
+
+
+def assign_again(module, name, new):
+    """The allocator hands the address of the first tensor to the last."""
+    setattr(module, name, torch.zeros_like(new))
+    setattr(module, name, new.clone())
+
+
+def in_place(module, name, new):
+    getattr(module, name).copy_(new)
+
+
+def assigned_state(module, name, new):
+    module.load_state_dict({name: new.clone()}, assign=True)
+
+
+def loaded_file(module, name, new):
+    file = io.BytesIO()
+    torch.save({name: new}, file)
+    file.seek(0)
+    module.load_state_dict(torch.load(file))
+
+
+def data(module, name, new):
+    getattr(module, name).data.copy_(new)
+
+
+def data_assigned(module, name, new):
+    getattr(module, name).data = new.clone()
+
+
+def numpy_view(module, name, new):
+    getattr(module, name).numpy()[:] = new.numpy()
+
+
+def dlpack(module, name, new):
+    torch.from_dlpack(getattr(module, name).numpy()).copy_(new)
+
+
+def inference(module, name, new):
+    with torch.inference_mode():
+        getattr(module, name).copy_(new)
+
+
+WRITERS = [
+    assign,
+    assign_again,
+    in_place,
+    assigned_state,
+    loaded_file,
+    data,
+    data_assigned,
+    numpy_view,
+    dlpack,
+    inference,
+]
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+def test_labels_follow_the_memory(write):
+    memory = sk.ExemplarMemory(N, D, cache=True)
+    memory.features = FIRST.clone()
+    assert torch.equal(memory.predict_labels(EVERY, 0.4), BITS[0])
+    before = memory.version
+    write(memory, "features", SECOND)
+    assert torch.equal(memory.predict_labels(EVERY[:9], 0.4), BITS[1][:9])
+    assert memory.version > before
+    memory.update_(EVERY[:5], FIRST[:5], 0.5)
+    write(memory, "features", FIRST)
+    memory.update_(EVERY[7:9], SECOND[:2], 0.5)
+    assert (memory.cache - memory.features @ memory.features.t()).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+def test_columns_follow_the_rows(write):
+    bits = sk.PseudoLabelMemory(N)
+    bits.write_(EVERY[:50], BITS[0][:50])
+    write(bits, "row_bits", BITS[1])
+    dense = sk.unpack_labels(BITS[1], N)
+    assert torch.equal(bits.columns(EVERY[3:7]), sk.pack_labels(dense[:, 3:7].t()))
+    write(bits, "row_bits", BITS[0])
+    bits.write_(EVERY[40:], BITS[1][40:])
+    assert torch.equal(sk.unpack_labels(bits.column_bits, N), bits.to_dense().t())
+
+
+def test_what_no_sign_tells_can_be_said():
+    """A row that no call names was written past autograd."""
+    head = sk.SNNetHead(N, D, cache=True, threshold=0.4)
+    head.initialize_(FIRST)
+    index = torch.arange(20)
+    head.memory.predict_labels(index, 0.4)
+    place = head.memory.cache.data_ptr()
+    head.memory.features.data[100:] = SECOND[100:]
+    head.pseudo_labels.row_bits.data[100:] = BITS[1][100:]
+    assert torch.equal(head.memory.current_cache(index), FIRST @ FIRST.t())  # not noticed
+    head.mark_written_()
+    now = torch.cat([FIRST[:100], SECOND[100:]])
+    assert (head.memory.cache - now @ now.t()).abs().max() < 1e-6
+    assert torch.equal(head.memory.predict_labels(index, 0.4), sk.mplp(now, index, 0.4, cache=now @ now.t()))
+    assert torch.equal(sk.unpack_labels(head.pseudo_labels.column_bits, N), head.pseudo_labels.to_dense().t())
+    assert head.memory.cache.data_ptr() == place
+
+
+def test_the_similarity_of_a_forward_pass_follows_its_features_and_the_memory():
+    for change in ("features", "memory", "nothing"):
+        head = sk.SNNetHead(N, D, cache=True)
+        head.initialize_(FIRST)
+        head.momentum = 0.3
+        index, features = torch.arange(5), SECOND[:5].clone()
+        head(features, index)
+        if change == "features":
+            features.numpy()[2] = FIRST[50].numpy()
+        elif change == "memory":
+            head.memory.features.numpy()[3] = FIRST[60].numpy()
+        assert (head._similarity_of(features) is None) is (change == "features")
+        head.update_(index, features)
+        assert (head.memory.cache - head.memory.features @ head.memory.features.t()).abs().max() < 1e-6
+
+
+@pytest.fixture
+def one_process_group(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_distributed_writes_are_noticed(one_process_group):
+    """What a receiving process sees: values change, and no sign of a write."""
+    memory = sk.ExemplarMemory(N, D, cache=True)
+    memory.features = FIRST.clone()
+    memory.predict_labels(EVERY, 0.4)
+    before = memory.features._version
+    for operation in (dist.broadcast, dist.all_reduce):
+        memory.features.data.copy_(FIRST)
+        memory.current_cache(EVERY)
+        operation(memory.features, 0) if operation is dist.broadcast else operation(memory.features)
+        memory.features.data.copy_(SECOND)  # one process receives what it sent: the others get this
+        assert torch.equal(memory.predict_labels(EVERY, 0.4), BITS[1])
+    assert memory.features._version >= before
+
+
+class Network(torch.nn.Module):
+    def __init__(self, head: torch.nn.Module, inside: bool) -> None:
+        super().__init__()
+        self.backbone = torch.nn.Linear(D, D)
+        self.head = head if inside else None
+        self.outside = (head,)
+
+    def forward(self, images, index):
+        return self.outside[0](normalize(self.backbone(images), dim=1), index)
+
+
+def test_a_head_stays_outside_of_data_parallel_wrappers(one_process_group):
+    head = sk.SNNetHead(N, D, cache=True)
+    head.initialize_(FIRST)
+    before = head.memory.features.clone()
+    index = torch.arange(4)
+    wrapped = torch.nn.parallel.DistributedDataParallel(Network(head, inside=True))
+    with pytest.raises(
+        RuntimeError, match="SNNetHead must stay outside of DistributedDataParallel, which overwrites"
+    ):
+        wrapped(FIRST[:4], index)
+    assert torch.equal(head.pseudo_labels.to_dense(), torch.eye(N, dtype=torch.bool))
+    wrapped = torch.nn.parallel.DistributedDataParallel(Network(head, inside=False))
+    loss = wrapped(FIRST[:4], index)
+    loss.backward()
+    assert loss.item() > 0 and wrapped.module.backbone.weight.grad.norm() > 0
+    head.update_(index, SECOND[:4])
+    assert not torch.equal(head.memory.features, before)
+    replica = head._replicate_for_data_parallel()
+    with pytest.raises(RuntimeError, match="SNNetHead must stay outside of DataParallel"):
+        replica(FIRST[:4], index)
+
+
+@pytest.mark.parametrize(("module", "call"), [
+    (sk.ExemplarMemory(N, D), lambda memory: memory.predict_labels(EVERY[:2])),
+    (sk.ExemplarMemory(N, D), lambda memory: memory.nearest(EVERY[:2])),
+    (sk.ExemplarMemory(N, D), lambda memory: memory.similarity(FIRST[:2])),
+    (sk.ExemplarMemory(N, D), lambda memory: memory.update_(EVERY[:2], FIRST[:2], 0.5)),
+    (sk.PseudoLabelMemory(N), lambda bits: bits.write_(EVERY[:2], BITS[0][:2])),
+    (sk.PseudoLabelMemory(N), lambda bits: bits.rows(EVERY[:2])),
+    (sk.PseudoLabelMemory(N), lambda bits: bits.columns(EVERY[:2])),
+], ids=lambda value: type(value).__name__)  # fmt: skip
+def test_memories_stay_outside_too(module, call):
+    with pytest.raises(RuntimeError, match=f"{type(module).__name__} must stay outside of DataParallel"):
+        call(module._replicate_for_data_parallel())
+
+
+def test_nothing_moves_over_three_epochs():
+    """A captured CUDA graph goes on reading and writing what it was captured with."""
+    head = sk.SNNetHead(N, D, cache=True)
+    head.initialize_(FIRST)
+    state = copy.deepcopy(head.state_dict())
+    places = None
+    for epoch in range(3):
+        for warmup in (True, False):
+            head.warmup = warmup
+            head.momentum = 0.1 * epoch
+            head.train()
+            head.memory.rebuild_cache_()
+            for step in range(2):
+                index = torch.arange(8) + 20 * step
+                features = SECOND[index].clone().requires_grad_()
+                head(features, index).backward()
+                head.update_(index, features.detach())
+            head.eval()(SECOND[:4], torch.arange(4))
+            head.label_statistics()
+            head.memory.current_cache()
+            now = {name: buffer.data_ptr() for name, buffer in head.named_buffers()}
+            assert places in (None, now)
+            places = now
+        head.to("cpu").float()
+        head.mark_written_()
+        head.initialize_(FIRST)
+        head.load_state_dict(state)
+        assert {name: buffer.data_ptr() for name, buffer in head.named_buffers()} == places
+        assert (head.memory.cache - FIRST @ FIRST.t()).abs().max() < 1e-6
+    assert set(places) == {
+        "_momentum", "memory.features", "memory.cache", "memory.block_bits",
+        "pseudo_labels.row_bits", "pseudo_labels.column_bits",
+    }  # fmt: skip
+
+
+def test_a_source_copied_or_read_from_a_file_vouches_for_nothing():
+    head = sk.SNNetHead(N, D, cache=True)
+    head.initialize_(FIRST)
+    head(FIRST[:4], torch.arange(4))
+    file = io.BytesIO()
+    torch.save(head, file)
+    file.seek(0)
+    for other in (copy.deepcopy(head), torch.load(file, weights_only=False)):
+        assert not other.memory._source.holds(other.memory.features)
+        other.memory.features.data.copy_(SECOND)
+        assert torch.equal(other.memory.predict_labels(EVERY, 0.4), BITS[1])
+    assert head.memory._source.holds(head.memory.features)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.uint8])
+@pytest.mark.parametrize("width", [0, 1, 3, 8])
+def test_checksums_tell_rows_apart(dtype, width):
+    rows = torch.arange(5 * width).reshape(5, width).to(dtype)
+    sums = row_checksums(rows)
+    assert torch.equal(sums[[4, 0]], row_checksums(rows, torch.tensor([4, 0])))
+    assert len(sums.unique()) == (5 if width else 1)
+    if width > 1:
+        assert not (sums == row_checksums(rows.flip(1))).any()  # places count
+    assert torch.equal(row_checksums(rows.t().contiguous().t()), sums)
+
+
+def test_a_source_tells_an_address_that_was_used_again():
+    source, seen = Source(), set()
+    for _ in range(20):
+        tensor = torch.zeros(64, 64)
+        assert not source.holds(tensor)
+        source.remember(tensor)
+        assert source.holds(tensor.detach())
+        seen.add(tensor.data_ptr())
+        del tensor
+    assert len(seen) < 20
+
+
+@pytest.mark.parametrize("place", ["float64", "meta", "inference"])
+def test_buffers_have_their_types_wherever_a_head_is_made(place):
+    expected = sk.SNNetHead(N, D, cache=True)
+    expected.initialize_(FIRST)
+    expected.momentum = 0.25
+    state = copy.deepcopy(expected.state_dict())
+    if place == "float64":
+        torch.set_default_dtype(torch.float64)
+        try:
+            head = sk.SNNetHead(N, D, cache=True)
+            head.load_state_dict(state)
+            head.memory.rebuild_cache_()
+            assert clustered_features(3, 4).dtype == torch.float32
+        finally:
+            torch.set_default_dtype(torch.float32)
+    elif place == "meta":
+        with torch.device("meta"):
+            head = sk.SNNetHead(N, D, cache=True)
+        assert all(buffer.is_meta for buffer in head.buffers())
+        head.load_state_dict(state, assign=True)
+    else:
+        with torch.inference_mode():
+            head = sk.SNNetHead(N, D, cache=True)
+            head.load_state_dict(state)
+            head.memory.rebuild_cache_()
+    index = torch.arange(6)
+    for step in range(2):
+        losses = []
+        for one in (head, expected):
+            features = SECOND[index + step].clone().requires_grad_()
+            losses.append(one(features, index))
+            losses[-1].backward()
+            one.update_(index, features.detach())
+        assert torch.equal(*losses)
+    for (name, ours), theirs in zip(head.named_buffers(), expected.buffers(), strict=True):
+        assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype, name
+        assert not ours.is_inference()
+
+
+def test_an_assigned_state_of_other_types_is_taken_to_the_buffers_types():
+    head = sk.SNNetHead(N, D)
+    state = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in head.state_dict().items()
+    }
+    head.load_state_dict(state, assign=True)
+    assert head.memory.features.dtype == head.momentum.dtype == torch.float32
+    assert torch.isfinite(head(FIRST[:2], torch.arange(2)))
+
+
+def test_features_that_are_not_normalized_are_noticed_once():
+    head = sk.SNNetHead(N, D)
+    head.initialize_(FIRST)
+    with pytest.raises(ValueError, match=r"features must have rows of length 1 .*: row 0 has length 3"):
+        head(3 * FIRST[:2], torch.arange(2))
+    head(FIRST[:2], torch.arange(2))
+    assert head(3 * FIRST[:2], torch.arange(2)).item() > 1  # nobody looks again
+
+
+class TestAliases:
+    """What is only read may lie in what is written; what is written lies alone."""
+
+    def update(self, alias: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        memory = FIRST.clone()
+        cache = memory @ memory.t()
+        features, similarity, momentum = memory[4:7], cache[4:7], memory[0, 0].abs_()
+        index = torch.tensor([4, 5, 4])
+        if not alias:
+            features, similarity, momentum = features.clone(), similarity.clone(), momentum.clone()
+        sk.update_memory_(memory, index, features, momentum, cache=cache, similarity=similarity)
+        return memory, cache
+
+    def test_update(self):
+        for ours, theirs in zip(self.update(True), self.update(False), strict=True):
+            assert torch.equal(ours, theirs)
+
+    def test_labels(self):
+        states = []
+        for alias in (True, False):
+            bits = sk.PseudoLabelMemory(N)
+            bits.write_(EVERY, BITS[0])
+            labels = bits.row_bits[2:6]
+            index = bits.row_bits[100, :32].view(torch.int64) % N
+            bits.write_(index, labels if alias else labels.clone())
+            states.append(bits.column_bits)
+        assert torch.equal(*states)
+
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [
+            (
+                lambda bits, cache: ops.write_labels_(bits, bits, EVERY[:2], BITS[0][:2]),
+                "column_bits must not share memory with row_bits",
+            ),
+            (
+                lambda bits, cache: ops.mine_labels_(FIRST, EVERY[:2], bits, bits),
+                "column_bits must not share memory with row_bits",
+            ),
+            (
+                lambda bits, cache: sk.update_memory_(cache[:, :], EVERY[:2], cache[:2], 0.5, cache=cache),
+                "cache must not share memory with memory",
+            ),
+        ],
+    )
+    def test_written_matrices_lie_apart(self, call, message):
+        bits, cache = BITS[0].clone(), FIRST @ FIRST.t()
+        before = bits.clone(), cache.clone()
+        with pytest.raises(ValueError, match=message):
+            call(bits, cache)
+        assert torch.equal(bits, before[0]) and torch.equal(cache, before[1])
+
+    def test_a_memory_filled_from_a_shifted_view_of_itself(self):
+        rows = torch.cat([FIRST, SECOND[:1]])
+        memory = sk.ExemplarMemory(N, D)
+        memory.features = rows[:N]
+        expected = rows[1:].clone()
+        memory.initialize_(rows[1:])
+        assert torch.equal(memory.features, expected)

@@ -1,0 +1,234 @@
+"""Tensors of other layouts, values and places than the operations take: one error, before anything is written."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import snnet_kernels as sk
+from snnet_kernels import compat, ops, reference
+from snnet_kernels.testing import clustered_features
+
+N, D, B = 40, 8, 3
+MEMORY, INDEX = clustered_features(N, D), torch.tensor([1, 5, 9])
+CACHE, FEATURES = MEMORY @ MEMORY.t(), clustered_features(B, D, seed=1)
+LABELS = reference.pack_labels(torch.rand(B, N, generator=torch.Generator().manual_seed(0)) < 0.2)
+MOMENTUM = torch.tensor(0.5)
+
+
+def nested(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.nested.nested_tensor(list(tensor))
+
+
+FORMS = {
+    "torch.sparse_coo": torch.Tensor.to_sparse,
+    "torch.sparse_csr": torch.Tensor.to_sparse_csr,
+    "torch._mkldnn": torch.Tensor.to_mkldnn,
+    "nested": nested,
+    "quantized": lambda tensor: torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8),
+}
+# operation -> its tensors by name
+CALLS = {
+    "memory_similarity": (sk.memory_similarity, {"features": FEATURES, "memory": MEMORY}),
+    "build_similarity_cache": (sk.build_similarity_cache, {"memory": MEMORY}),
+    "mark_cache_blocks": (sk.mark_cache_blocks, {"cache": CACHE}),
+    "mplp": (sk.mplp, {"memory": MEMORY, "index": INDEX, "cache": CACHE, "query_rows": CACHE[:B]}),
+    "nearest_neighbors": (
+        sk.nearest_neighbors,
+        {"memory": MEMORY, "index": INDEX, "cache": CACHE, "query_rows": CACHE[:B]},
+    ),
+    "update_memory_": (
+        sk.update_memory_,
+        {
+            "memory": MEMORY,
+            "index": INDEX,
+            "features": FEATURES,
+            "momentum": MOMENTUM,
+            "cache": CACHE,
+            "similarity": CACHE[:B],
+        },
+    ),
+    "pack_labels": (sk.pack_labels, {"labels": LABELS > 0}),
+    "unpack_labels": (lambda labels: sk.unpack_labels(labels, N), {"labels": LABELS}),
+    "gather_labels": (ops.gather_labels, {"bits": sk.PseudoLabelMemory(N).row_bits, "index": INDEX}),
+    "write_labels_": (
+        ops.write_labels_,
+        {
+            "row_bits": sk.PseudoLabelMemory(N).row_bits,
+            "column_bits": sk.PseudoLabelMemory(N).column_bits,
+            "index": INDEX,
+            "labels": LABELS,
+        },
+    ),
+    "mine_labels_": (
+        ops.mine_labels_,
+        {
+            "memory": MEMORY,
+            "index": INDEX,
+            "row_bits": sk.PseudoLabelMemory(N).row_bits,
+            "column_bits": sk.PseudoLabelMemory(N).column_bits,
+            "cache": CACHE,
+            "query_rows": CACHE[:B],
+        },
+    ),
+    "mutual_label_loss": (
+        lambda similarity, label: sk.mutual_label_loss(similarity, [label], [1.0]),
+        {"similarity": CACHE[:B], "labels[0]": LABELS},
+    ),
+    "fused_mutual_label_loss": (
+        lambda features, memory, label, similarity: sk.fused_mutual_label_loss(
+            features, memory, [label], [1.0], similarity=similarity
+        ),
+        {"features": FEATURES, "memory": MEMORY, "labels[0]": LABELS, "similarity": CACHE[:B]},
+    ),
+}
+
+
+def call(operation, tensors):
+    named = {
+        name: tensor for name, tensor in tensors.items() if name in ("cache", "query_rows", "similarity")
+    }
+    if operation in (sk.mplp, sk.nearest_neighbors, sk.update_memory_, ops.mine_labels_):
+        return operation(*(tensor for name, tensor in tensors.items() if name not in named), **named)
+    return operation(*tensors.values())
+
+
+@pytest.mark.filterwarnings("ignore")  # torch says that these layouts are prototypes
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", CALLS)
+def test_other_layouts_are_named_and_nothing_is_written(name, form):
+    operation, tensors = CALLS[name]
+    tried = 0
+    for argument, tensor in tensors.items():
+        own = {key: value.clone() for key, value in tensors.items()}
+        before = {key: value.clone() for key, value in own.items()}
+        try:
+            own[argument] = FORMS[form](tensor)
+        except (RuntimeError, TypeError, IndexError):  # torch has no such tensor of this shape or type
+            continue
+        with pytest.raises(TypeError) as raised:
+            call(operation, own)
+        assert str(raised.value).startswith(f"{argument} must be a dense tensor [")
+        assert str(raised.value).endswith(f"got a {form} one")
+        assert all(torch.equal(own[key], before[key]) for key in own if key != argument)
+        tried += 1
+    assert tried or form in ("torch.sparse_csr", "torch._mkldnn")
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_meta_tensor_among_others_is_named_and_nothing_is_written(name):
+    operation, tensors = CALLS[name]
+    for argument in tensors if len(tensors) > 1 else ():
+        own = {key: value.clone() for key, value in tensors.items()}
+        before = {key: value.clone() for key, value in own.items()}
+        own[argument] = tensors[argument].to("meta")
+        with pytest.raises(ValueError, match="meta"):
+            call(operation, own)
+        assert all(torch.equal(own[key], before[key]) for key in own if key != argument)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_modules_name_other_layouts_before_they_write():
+    head = sk.SNNetHead(N, D, cache=True)
+    head.initialize_(MEMORY)
+    before = {name: buffer.clone() for name, buffer in head.named_buffers()}
+    sparse = FEATURES.to_sparse()
+    for name, wrong in {
+        "features": lambda: head(sparse, INDEX),
+        "index": lambda: head(FEATURES, INDEX.to_sparse()),
+        "labels": lambda: head.pseudo_labels.write_(INDEX, LABELS.to_sparse()),
+        "query_rows": lambda: head.memory.predict_labels(INDEX, query_rows=CACHE[:B].to_sparse()),
+        "momentum": lambda: head.memory.update_(INDEX, FEATURES, MOMENTUM.to_sparse()),
+        "memory": lambda: compat.MPLP().predict(MEMORY.to_sparse(), INDEX),
+    }.items():
+        with pytest.raises(TypeError, match=f"{name} must be a dense tensor"):
+            wrong()
+    with pytest.raises(TypeError, match="features must be a dense tensor"):
+        head.initialize_(MEMORY.to_sparse())
+    assert all(torch.equal(before[name], buffer) for name, buffer in head.named_buffers() if name in before)
+
+
+PACKED = {"compiled": sk.pack_labels, "reference": reference.pack_labels}
+
+
+@pytest.mark.parametrize("pack", PACKED.values(), ids=PACKED)
+def test_a_flag_is_set_whatever_its_byte(pack, request):
+    bytes_ = torch.randint(0, 4, (5, 61), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(pack(bytes_.view(torch.bool)), reference.pack_labels(bytes_ > 0))
+    assert pack(bytes_.view(torch.bool))[:, 8:].sum() == 0
+
+
+def with_tail(labels: torch.Tensor) -> torch.Tensor:
+    """The same labels with every bit past n set."""
+    tail = ~reference.pack_labels(torch.ones(1, N, dtype=torch.bool))
+    return labels | tail
+
+
+LOSSES = {"compiled": sk.mutual_label_loss, "reference": reference.mutual_label_loss}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("kind", ["mmcl", "l2"])
+def test_bits_past_the_last_column_count_nowhere(loss, kind):
+    sets, tails = [LABELS, LABELS.flip(0)], [with_tail(LABELS), LABELS.flip(0)]
+    expected = loss(CACHE[:B], [y.contiguous() for y in sets], [1.0, 0.5], kind=kind)
+    assert torch.equal(loss(CACHE[:B], [y.contiguous() for y in tails], [1.0, 0.5], kind=kind), expected)
+    assert torch.equal(sk.unpack_labels(with_tail(LABELS), N), sk.unpack_labels(LABELS, N))
+    for write in (ops.write_labels_, reference.write_labels_):
+        bits = sk.PseudoLabelMemory(N)
+        write(bits.row_bits, bits.column_bits, INDEX, with_tail(LABELS))
+        assert torch.equal(bits.row_bits[INDEX], LABELS)
+
+
+NEAREST = {
+    "compiled": sk.nearest_neighbors,
+    "reference": reference.nearest_neighbors,
+    "loop": reference.loop.nearest_neighbors,
+}
+
+
+@pytest.mark.parametrize("nearest", NEAREST.values(), ids=NEAREST)
+@pytest.mark.parametrize("k", [1, 2, 5, 7])
+def test_the_image_itself_is_no_neighbor_where_others_are_infinitely_far(nearest, k):
+    rows = torch.full((2, 5), -torch.inf)
+    rows[1, 2], rows[0, 4] = 0.5, torch.nan
+    index, similarity = nearest(MEMORY[:5].contiguous(), torch.tensor([0, 1]), k, query_rows=rows)
+    expected = torch.tensor([[4, 1, 2, 3, -1, -1, -1], [2, 0, 3, 4, -1, -1, -1]])[:, :k]
+    assert torch.equal(index, expected)
+    assert similarity[1].tolist() == [0.5, *[-torch.inf] * 6][:k] and similarity[0, 0].isnan()
+
+
+def test_neighbors_beyond_reason_are_refused():
+    index, similarity = sk.nearest_neighbors(MEMORY, INDEX, N + 65_536)
+    assert (index[:, N - 1 :] == -1).all() and similarity.shape == (B, N + 65_536)
+    with pytest.raises(ValueError, match=r"k must be at most n [+] 65536 = 65576, got 2147483646"):
+        sk.nearest_neighbors(MEMORY, INDEX, 2**31 - 2)
+
+
+def test_fake_tensors_have_no_values_to_check():
+    with FakeTensorMode() as mode:
+        memory, index = mode.from_tensor(MEMORY), mode.from_tensor(INDEX)
+        assert sk.mplp(memory, index).shape == (B, 16)
+        sk.update_memory_(memory, index, mode.from_tensor(FEATURES), mode.from_tensor(MOMENTUM))
+        assert sk.nearest_neighbors(memory, index, 2)[0].shape == (B, 2)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda t: sk.memory_similarity(t[:, :D], MEMORY).sum(),
+        lambda t: sk.mutual_label_loss(t, [LABELS], [1.0]),
+        lambda t: sk.fused_mutual_label_loss(t[:, :D], MEMORY, [LABELS], [1.0]),
+    ],
+    ids=["similarity", "loss", "fused"],
+)
+def test_forward_mode_derivatives_are_refused(loss):
+    primal, tangent = CACHE[:B], torch.ones(B, N)
+    with pytest.raises(NotImplementedError, match="has a forward-mode tangent"):
+        torch.func.jvp(loss, (primal,), (tangent,))
+    with torch.autograd.forward_ad.dual_level():
+        assert torch.isfinite(loss(primal))  # without a tangent there is nothing to lose
+        with pytest.raises(NotImplementedError, match="has a forward-mode tangent"):
+            loss(torch.autograd.forward_ad.make_dual(primal, tangent))
+    live = primal.clone().requires_grad_()
+    loss(live).backward()
+    assert live.grad.abs().sum() > 0
