@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -38,15 +39,66 @@ def _available_memory() -> int:
     return min(machine, available)
 
 
-def _container_memory() -> int:
-    """Bytes left under the limit of the control group (version 2), its file cache counting as free."""
+# What the files of a control group are called, by the version of its hierarchy.
+_FILES = {
+    2: ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def _container_memory(process: Path = Path("/proc/self")) -> int:
+    """Bytes left under the memory limits of this process's control groups, their file cache counting as free.
+
+    A group counts under the limits of all its ancestors, too: the least of what they leave is what there is.
+    ``sys.maxsize`` where nothing is limited.
+    """
+    left = sys.maxsize
+    for version, group, root in _groups(process):
+        limit_file, usage_file, cache_name = _FILES[version]
+        for folder in (group, *group.parents):
+            try:
+                limit = int((folder / limit_file).read_text(encoding="ascii"))
+                used = int((folder / usage_file).read_text(encoding="ascii"))
+                cached = _entry(folder / "memory.stat", cache_name)
+            except (OSError, ValueError):  # no limit ("max"), or none of its files, as in the root
+                pass
+            else:
+                left = min(left, max(0, limit - used + cached))
+            if folder == root:
+                break
+    return left
+
+
+def _groups(process: Path) -> list[tuple[int, Path, Path]]:
+    """Version, folder and mount point of each hierarchy that can limit memory: of version 2, of version 1, or both."""
     try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
-            limit = int(file.read())
-        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as file:
-            used = int(file.read())
-        with open("/sys/fs/cgroup/memory.stat", encoding="ascii") as lines:
-            cached = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-    except (OSError, ValueError, StopIteration):
-        return sys.maxsize
-    return max(0, limit - used + cached)
+        mounts = (process / "mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        memberships = (process / "cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return []
+    paths: dict[int, str] = {}
+    for line in memberships:  # "0::/path", or of version 1 "4:memory,cpu:/path"
+        number, controllers, path = line.split(":", 2)
+        if number == "0" and not controllers:
+            paths[2] = path
+        elif "memory" in controllers.split(","):
+            paths[1] = path
+    found = []
+    for line in mounts:  # "36 35 0:30 ROOT POINT options ... - cgroup2 cgroup2 rw,memory"
+        fields, _, rest = line.partition(" - ")
+        words, kind = fields.split(" "), rest.split(" ")
+        version = 2 if kind[0] == "cgroup2" else 1 if kind[0] == "cgroup" else 0
+        if version not in paths or (version == 1 and "memory" not in kind[-1].split(",")):
+            continue
+        root, point = words[3], Path(words[4])
+        # A container may see only its own part of the hierarchy, whose paths the kernel still gives from the top.
+        below = os.path.relpath(paths[version], root)
+        inside = not below.startswith("..")
+        found.append((version, point / below if inside else point, point))
+    return found
+
+
+def _entry(path: Path, name: str) -> int:
+    """The value of the line "name value"; 0 where there is none."""
+    lines = path.read_text(encoding="ascii").splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)
