@@ -16,6 +16,8 @@ import yaml
 
 from snnet.config import GROUPS, OPTIONS, Config, Option, config_from, flatten
 from snnet.errors import UserError, run_command
+from snnet.files.plain_yaml import load_plain_yaml
+from snnet.files.text import FileFault, shown
 
 PRESETS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.yaml"  # the resolved configuration in the folder of a run
@@ -164,11 +166,11 @@ def load_yaml(path: Path) -> dict[str, Any]:
     Raises :class:`~snnet.errors.UserError` naming the file and the key.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_plain_yaml(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except FileFault as error:
+        raise UserError(f"{path} {error}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -191,7 +193,7 @@ def checked_values(values: dict[Any, Any], source: str) -> dict[str, Any]:
     """The mapping, each key known and each value of its option's type; ``source`` is named in errors."""
     for key in values:
         if key not in OPTIONS:
-            raise UserError(f"{source}: unknown key '{key}'{_suggestion(str(key), OPTIONS)}")
+            raise UserError(f"{source}: unknown key '{shown(key)}'{_suggestion(shown(key), OPTIONS)}")
     return {key: _checked(OPTIONS[key], value, source) for key, value in values.items()}
 
 
@@ -334,11 +336,11 @@ def _checked(option: Option, value: Any, source: str) -> Any:
         if isinstance(value, bool):  # YAML's words on and off
             value = "on" if value else "off"
         if value not in choices:
-            hint = _suggestion(str(value), choices)
-            raise UserError(f"{where}must be one of {', '.join(choices)}, got '{value}'{hint}")
+            hint = _suggestion(shown(value), choices)
+            raise UserError(f"{where}must be one of {', '.join(choices)}, got '{shown(value)}'{hint}")
         return value
-    if option.type is float and not isinstance(value, bool):
-        with contextlib.suppress(TypeError, ValueError):
+    if option.type is float and type(value) in (int, float, str):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
             return float(value)  # from an integer, and from 1e-3, which YAML takes for text
     if option.type == (bool | None) and value in (None, "auto"):
         return None
@@ -349,7 +351,9 @@ def _checked(option: Option, value: Any, source: str) -> Any:
         fits = type(value) is (bool if option.type == (bool | None) else option.type)
         needed = _WANTED[option.type]
     if not fits:
-        raise UserError(f"{where}must be {needed}, got '{value}'")
+        raise UserError(f"{where}must be {needed}, got '{shown(value)}'")
+    if type(value) is int and value.bit_length() > 63:
+        raise UserError(f"{where}must be {needed} of at most 63 bits, got '{shown(value)}'")
     return value
 
 

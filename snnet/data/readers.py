@@ -7,6 +7,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from snnet.data.files import (
 from snnet.data.image_formats import strip_extensions
 from snnet.data.image_set import ImageSet, ReIDDataset
 from snnet.errors import UserError
+from snnet.files.text import FileFault, read_text, shown
 
 MARKET_PATTERN = r"(?P<pid>[-−]?\d+)_c(?P<cam>\d+)"
 MARKET_SPLITS = (("bounding_box_train",), ("query",), ("bounding_box_test",))
@@ -37,8 +39,11 @@ MSMT17_SPLITS = (
     ("list_query.txt",),
     ("list_gallery.txt",),
 )
+LIST_BYTES = 1 << 28  # of a list of images, which for MSMT17 has 3 MB
 CAMSTYLE_FOLDER = "bounding_box_train_camstyle"
-MSMT17_LINE = re.compile(r"(?P<file>(?:.*/)?[^_/]+_[^_/]+_(?P<cam>\d+)_[^/]*)\s+(?P<pid>[-−]?\d+)")
+MSMT17_LINE = re.compile(
+    r"(?P<file>(?:.*/)?[^_/]+_[^_/]+_(?P<cam>[0-9]{1,18})_[^/]*)\s+(?P<pid>[-−]?[0-9]{1,18})"
+)
 STYLE_PATTERN = re.compile(r"(?P<stem>.+)_fake_(?:(?P<source>\d+)to)?(?P<target>\d+)")
 
 
@@ -120,17 +125,18 @@ def _read_list(name: str, path: str) -> list[tuple[str, int, int]]:
     """The lines of an MSMT17 list as (file, pid, camera); the camera is the file name's third field."""
     entries = []
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.readlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"dataset {name}: cannot read the list {path!r}: {error}") from error
-    for number, line in enumerate(lines, start=1):
+        text = read_text(Path(path), most_bytes=LIST_BYTES, file_names=True)
+    except OSError as error:
+        raise UserError(f"dataset {name}: cannot read the list {path!r}: {error.strerror}") from error
+    except FileFault as error:
+        raise UserError(f"dataset {name}: the list {path!r} {error}") from error
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
         if not line.strip():
             continue
         match = MSMT17_LINE.fullmatch(line.strip())
         if match is None:
             raise UserError(
-                f"dataset {name}: line {number} of {path!r} is {line.strip()!r}, "
+                f"dataset {name}: line {number} of {path!r} is {shown(line.strip())!r}, "
                 "not a file name with the camera as its third field, a space and an identity"
             )
         pid = to_numbers([[match["pid"]]], identities=True)[0]

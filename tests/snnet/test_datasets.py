@@ -138,6 +138,40 @@ def test_msmt17_reads_both_releases(tmp_path: Path, below: str, train: str, test
     assert data.gallery.pids.tolist() == [4, 5] and data.gallery.cams.tolist() == [3, 15]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "end"),
+    [("utf-8", "\r\n"), ("utf-8-sig", "\n"), ("utf-8-sig", "\r\n\r\n"), ("utf-16", "\r\n"), ("utf-8", "\r"),
+     ("latin-1", "\n")],
+)  # fmt: skip
+def test_msmt17_lists_of_any_encoding_and_line_end(tmp_path: Path, encoding: str, end: str) -> None:
+    write_msmt17(tmp_path, "train", "test")
+    lines = ["", *MSMT17_LISTS["list_train.txt"], "0002/0002_000_03_ä_0006_0.jpg 2", " "]
+    (tmp_path / "list_train.txt").write_bytes(end.join(lines).encode(encoding))
+    train = build_dataset("msmt17", str(tmp_path)).train
+    # A name that is no UTF-8 is the bytes that the list has, as those of files on disk are.
+    last = (
+        os.fsencode("0002_000_03_ä_0006_0.jpg") if encoding != "latin-1" else b"0002_000_03_\xe4_0006_0.jpg"
+    )
+    found = [os.fsencode(name) for name in names(train)]
+    assert found == [
+        b"0000_000_01_0303morning_0015_0.jpg", b"0000_001_02_0303noon_0006_1.jpg",
+        b"0001_000_14_0302morning_0006_0.jpg", last,
+    ]  # fmt: skip
+    assert train.pids.tolist() == [0, 0, 1, 2] and train.cams.tolist() == [1, 2, 14, 3]
+
+
+def test_msmt17_lists_that_are_no_text(tmp_path: Path) -> None:
+    write_msmt17(tmp_path, "train", "test")
+    for content, message in (
+        (b"a\0b", r"list_train.txt' is no text: it has zero bytes"),
+        (b"\xff\xfea", r"list_train.txt' is no UTF-16 text \(byte 0\)|byte 2"),
+        (b"0001/0001_000_14_x.jpg " + b"9" * 5000, r"line 1 of '.*list_train.txt' is '0001/.*…', not a file"),
+    ):
+        (tmp_path / "list_train.txt").write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            build_dataset("msmt17", str(tmp_path))
+
+
 def test_msmt17_names_a_bad_line_and_an_empty_list(tmp_path: Path) -> None:
     write_msmt17(tmp_path, "train", "test")
     (tmp_path / "list_query.txt").write_text("0005/0005_000_07_0303morning_0020_0.jpg 5\nnonsense 3\n")

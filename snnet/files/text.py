@@ -1,0 +1,72 @@
+"""Text files of any usual encoding, and values from files as a few words of a message. Imports no torch."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+from typing import Any
+
+SHOWN_CHARACTERS = 100
+_SHOWN_ENTRIES, _SHOWN_DEPTH = 4, 3
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+
+
+class FileFault(ValueError):
+    """A file cannot be used. The message goes on behind the file's name: "is damaged (...)", "holds ..."."""
+
+
+def shown(value: Any, most: int = SHOWN_CHARACTERS) -> str:
+    """``value`` for a message, short whatever it is: what a file holds can be nested or long beyond all bounds."""
+    text = value if isinstance(value, str) else _shown(value, _SHOWN_DEPTH)
+    return text if len(text) <= most else text[:most] + "…"
+
+
+def _shown(value: Any, depth: int) -> str:
+    if type(value) is int and value.bit_length() > 256:
+        return f"a whole number of {value.bit_length():,} bits"
+    if value is None or type(value) in (bool, int, float):
+        return repr(value)
+    if type(value) is str:
+        return repr(value[:SHOWN_CHARACTERS])
+    if type(value) not in (list, tuple, dict):
+        return f"a {type(value).__name__}"
+    opening, closing = {list: "[]", tuple: "()", dict: "{}"}[type(value)]
+    if not value:
+        return opening + closing
+    if depth == 0:
+        return f"{opening}…{closing}"
+    parts = []
+    for entry in value:
+        if len(parts) == _SHOWN_ENTRIES:
+            parts.append("…")
+            break
+        part = _shown(entry, depth - 1)
+        parts.append(f"{part}: {_shown(value[entry], depth - 1)}" if type(value) is dict else part)
+    return opening + ", ".join(parts) + closing
+
+
+def read_text(path: Path, *, most_bytes: int, file_names: bool = False) -> str:
+    """The text of a file: UTF-8, or what its byte order mark says; with line ends as they are.
+
+    With ``file_names``, bytes that are no UTF-8 become what ``os.fsdecode`` makes of them, so that a name still
+    finds its file. Raises :class:`FileFault` for other bytes and for more than ``most_bytes``, and OSError.
+    """
+    with open(path, "rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise FileFault(f"has more than {most_bytes:,} bytes")
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding, "surrogateescape" if file_names and encoding == "utf-8" else "strict")
+    except UnicodeDecodeError as error:
+        raise FileFault(
+            f"is no {encoding.removesuffix('-sig').upper()} text (byte {error.start:,})"
+        ) from error
+    if "\0" in text:
+        raise FileFault(
+            "is no text: it has zero bytes (UTF-16 is read where it begins with a byte order mark)"
+        )
+    return text
