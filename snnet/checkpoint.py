@@ -1,15 +1,13 @@
 """The checkpoints of a run.
 
 A checkpoint holds tensors and plain values only and is read with ``weights_only=True``: opening one runs no
-code.
+code. It is a zip archive, in which torch.save puts a CRC-32 with each member: these are compared before it is used.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import random
-import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +15,14 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from snnet.errors import UserError
+from snnet.files.text import Damaged, FileFault, shown
+from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault
 from snnet.flags import CHECKPOINT_FILE
 from snnet.outputs import write_atomically
+from snnet_kernels import label_bytes
 
 FORMAT = "snnet-checkpoint"
 VERSION = 1
@@ -64,43 +65,132 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
             f"{path} is no training checkpoint but weights alone: give it to --weights, with --arch"
         )
     try:
-        with open(path, "rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a foreign file's pickle; the error below says what matters
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except pickle.UnpicklingError as error:
+        state = read_torch(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except NeedsCode as error:
         raise UserError(
             f"{path} is refused: it is not a checkpoint of tensors and plain values only"
         ) from error
-    except Exception as error:  # what damaged zip or pickle data raises is not a documented set
-        raise UserError(f"{path} is damaged or not a checkpoint ({type(error).__name__})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    except Damaged as error:
+        raise UserError(f"{path} is damaged or not a checkpoint ({error.reason})") from error
+    except FileFault as error:
+        raise UserError(f"{path} {error}") from error
+    if not isinstance(state, dict) or shown(state.get("format")) != FORMAT:
         raise UserError(
             f"{path} is not a training checkpoint of this package (its weights alone can go to --weights)"
         )
-    if state.get("version") != VERSION:
-        raise UserError(f"{path} has checkpoint version {state.get('version')}; this package reads {VERSION}")
+    version = state.get("version")
+    if type(version) is not int or version != VERSION:
+        raise UserError(f"{path} has checkpoint version {shown(version)}; this package reads {VERSION}")
     for name, kind in _CONTENTS.items():
         if not isinstance(state.get(name), kind):
             raise UserError(f"{path} is not a whole checkpoint: '{name}' is missing or of the wrong type")
+    fault = _metrics_fault(state["metrics"]) or _ranks_fault(state["before"])
+    if fault is not None:
+        raise UserError(f"{path} is not a whole checkpoint: {fault}")
     return state
 
 
+def _metrics_fault(records: list[Any]) -> str | None:
+    """What is wrong with the metrics of a run's epochs; None where they are numbers by name, an epoch a dict."""
+    for epoch, record in enumerate(records):
+        if not isinstance(record, dict) or record.get("epoch") != epoch:
+            return f"its metrics are damaged at epoch {epoch}"
+        for name, value in record.items():
+            if not isinstance(name, str) or type(value) not in (int, float):
+                return f"'{shown(name)}' of epoch {epoch} must be a number, got '{shown(value)}'"
+    return None
+
+
+def _ranks_fault(ranks: dict[Any, Any]) -> str | None:
+    """What is wrong with rank metrics; None where they are numbers and words by name."""
+    for name, value in ranks.items():
+        if not isinstance(name, str) or type(value) not in (int, float, str):
+            return f"'{shown(name)}' of 'before' must be a number or text, got '{shown(value)}'"
+    return None
+
+
 def load_state(module: nn.Module, state: dict[str, Any], path: Path, what: str) -> None:
-    """``module.load_state_dict(state)``; a mismatch of keys or shapes is one line that names some of them."""
-    own = module.state_dict()
-    problems = [f"{key} is missing" for key in own.keys() - state.keys()]
-    problems += [f"{key} is unknown" for key in state.keys() - own.keys()]
-    problems += [
-        f"{key} has shape {_shape(state[key])}, needed {_shape(own[key])}"
-        for key in own.keys() & state.keys()
-        if _shape(state[key]) != _shape(own[key])
-    ]
+    """``module.load_state_dict(state)``; a mismatch of keys, types or shapes is one line that names some of them."""
+    check_state(state, module.state_dict(), path, what)
+    module.load_state_dict(state)
+
+
+def check_state(state: dict[str, Any], wanted: dict[str, Tensor], path: Path, what: str) -> None:
+    """Raise :class:`~snnet.errors.UserError` unless ``state`` has the keys, types and shapes of ``wanted``.
+
+    Names come first, then shapes; no value is looked at.
+    """
+    problems = [f"{key} is missing" for key in wanted.keys() - state.keys()]
+    problems += [f"{shown(key)} is unknown" for key in state.keys() - wanted.keys()]
+    for key in wanted.keys() & state.keys():
+        own, found = wanted[key], state[key]
+        if not isinstance(found, Tensor) or found.shape != own.shape:
+            problems.append(f"{key} has shape {_shape(found)}, needed {tuple(own.shape)}")
+        elif found.dtype != own.dtype:
+            problems.append(f"{key} has {found.dtype}, needed {own.dtype}")
+        elif (fault := tensor_fault(found)) is not None:
+            problems.append(f"{key} is {fault}")
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{path} does not fit this {what}: {'; '.join(sorted(problems)[:3])}{more}")
-    module.load_state_dict(state)
+
+
+def check_measurements(state: dict[str, Any], ranks: Sequence[str], path: Path) -> None:
+    """Raise :class:`~snnet.errors.UserError` unless a checkpoint's metrics and ranks are enough to go on from."""
+    for record in state["metrics"]:
+        if missing := {"loss", "seconds"} - record.keys():
+            raise UserError(f"{path} is not a whole checkpoint: epoch {record['epoch']} lacks {min(missing)}")
+    before = state["before"]
+    numbers = (*ranks, "queries", "queries_without_match")
+    if before and not (
+        all(type(before.get(name)) in (int, float) for name in numbers)
+        and isinstance(before.get("average_precision"), str)
+    ):
+        raise UserError(f"{path} is not a whole checkpoint: the ranks before training are damaged")
+
+
+def label_state(state: dict[str, Any], images: int, path: Path) -> dict[str, Tensor]:
+    """Exemplar memory's features and label memory's bits of ``images`` images, checked by :func:`check_state`."""
+    head = state["head"]
+    features = head.get("memory.features")
+    dim = features.shape[1] if isinstance(features, Tensor) and features.dim() == 2 else 0
+    wanted = {
+        "memory.features": torch.empty(images, dim, device="meta"),
+        "pseudo_labels.row_bits": torch.empty(images, label_bytes(images), dtype=torch.uint8, device="meta"),
+    }
+    found = {name: head[name] for name in wanted if name in head}
+    check_state(found, wanted, path, "exemplar and label memory")
+    return found
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
+    """``optimizer.load_state_dict(state)``, checked as :func:`load_state` checks."""
+    own = optimizer.state_dict()["param_groups"]
+    groups, values = state.get("param_groups"), state.get("state")
+    if not isinstance(groups, list) or not isinstance(values, dict) or len(groups) != len(own):
+        raise UserError(f"{path} is not a whole checkpoint: its optimiser has no state, or other groups")
+    for group, wanted in zip(groups, own, strict=True):
+        for name, value in wanted.items():
+            found = group.get(name) if isinstance(group, dict) else None
+            numbers = type(value) in (int, float) and type(found) in (int, float)
+            if (not numbers and type(found) is not type(value)) or (name == "params" and found != value):
+                raise UserError(
+                    f"{path} is not a whole checkpoint: '{name}' of its optimiser is '{shown(found)}'"
+                )
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, entries in values.items():
+        known = type(index) is int and 0 <= index < len(parameters) and isinstance(entries, dict)
+        for name, value in entries.items() if known else [("", None)]:
+            if value is None and known:
+                continue
+            if not isinstance(value, Tensor) or tensor_fault(value) or value.shape != parameters[index].shape:
+                raise UserError(
+                    f"{path} is not a whole checkpoint: '{shown(name)}' of parameter {shown(index)} of its optimiser "
+                    "is not of the parameter's shape"
+                )
+    optimizer.load_state_dict(state)
 
 
 def rng_state() -> dict[str, Any]:
@@ -115,7 +205,10 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Undo of :func:`rng_state`; CUDA generators are set where there are as many devices as there were."""
+    """Undo of :func:`rng_state`; CUDA generators are set where there are as many devices as there were.
+
+    What is no such state raises nearly anything.
+    """
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -134,5 +227,5 @@ def image_fingerprint(paths: Sequence[str]) -> int:
     return zlib.crc32(names.encode(errors="surrogateescape"))  # the bytes of names that are no UTF-8, too
 
 
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+def _shape(value: Any) -> str:
+    return shown(tuple(value.shape) if isinstance(value, Tensor) else None)

@@ -23,6 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from snnet.files.safetensors_files import write_with_checksum
 from snnet.outputs import check_output, write_atomically
 from snnet.progress import progress, say, set_quiet
 from snnet.runtime import show_warnings_as_lines
@@ -64,10 +65,10 @@ def _write_safetensors(trained: TrainedModel, path: Path) -> list[str]:
     state = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
     header = {name: str(value) for name, value in trained.description().items()}
     content = safetensors.torch.save(state, metadata=header)
-    write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, lambda file: write_with_checksum(content, file))
     model, data = trained.config.model, trained.config.data
     return [
-        f"{path}: {len(state)} tensors of {model.arch}, embedding {model.embedding}, {_megabytes(len(content))}",
+        f"{path}: {len(state)} tensors of {model.arch}, embedding {model.embedding}, {_megabytes(path.stat().st_size)}",
         f"  load it with --arch {model.arch} --embedding {model.embedding} --weights {path} "
         f"--height {data.height} --width {data.width} --retrieval-feature {model.retrieval_feature}",
     ]

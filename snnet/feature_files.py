@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 import warnings
-import zipfile
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 import torch
 from torch import Tensor
 
+from snnet.data.files import to_numbers
 from snnet.errors import UserError
+from snnet.files.archive import check_room
+from snnet.files.arrays import ArrayType, open_arrays
+from snnet.files.safetensors_files import SafetensorsFile, as_array, open_safetensors, write_with_checksum
+from snnet.files.text import Damaged, FileFault, shown
+from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault
 from snnet.outputs import check_output, write_atomically
 
 SUFFIXES = (".npz", ".safetensors")
 TORCH_SUFFIXES = (".pt", ".pth")  # read, and not written
 _TEXT = ("names", "splits")
 _NUMBERS = ("pids", "camids")
+_LISTED = 20  # arrays that a message names
+_EXACT = 2.0**53  # up to which float64 has every whole number
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +71,8 @@ def save_features(path: Path | str, content: FeatureSet) -> None:
     """Write ``content`` to a ``.npz`` or ``.safetensors`` file.
 
     In a ``.npz`` every field is an array of its name, ``metadata`` being JSON text; none needs pickle. In a
-    ``.safetensors`` file text is JSON in the header's metadata. Raises :class:`~snnet.errors.UserError` for
+    ``.safetensors`` file text is JSON in the header's metadata. Both hold checksums, which :func:`load_features`
+    compares. Raises :class:`~snnet.errors.UserError` for
     another ending, or where the file cannot be written.
     """
     path = Path(path)
@@ -86,13 +94,16 @@ def save_features(path: Path | str, content: FeatureSet) -> None:
         else:
             header = {name: json.dumps(values) for name, values in texts.items()}
             header["metadata"] = json.dumps(content.metadata)
-            file.write(safetensors.numpy.save(arrays, metadata=header))
+            write_with_checksum(safetensors.numpy.save(arrays, metadata=header), file)
 
     write_atomically(path, write)
 
 
 def load_features(path: Path | str, key: str | None = None) -> FeatureSet:
     """Read features from a ``.npz``, ``.npy``, ``.safetensors``, ``.pt`` or ``.pth`` file, of this package or another.
+
+    What is not needed is not read, and what cannot be read without running code is left out: a warning says so where
+    it would have been identities, cameras or names. Checksums are compared where a file has them.
 
     Args:
         path: the file. No file can run code: Python objects are refused. One of ``torch.save`` holds a tensor, or a
@@ -101,29 +112,10 @@ def load_features(path: Path | str, key: str | None = None) -> FeatureSet:
             two-dimensional array of real numbers.
 
     Raises:
-        UserError: the file cannot be read, holds no such array or several, or values that are not finite; or
-            identities, cameras or names of another length.
+        UserError: the file cannot be read, holds no such array or several, one that does not fit into memory, or
+            values that are not finite; or identities, cameras or names of another length.
     """
     path = Path(path)
-    arrays, texts = _read(path)
-    features = _real_matrix(arrays, key, path)
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if len(bad):
-        raise UserError(f"{path}: {len(bad)} of {len(features)} features are not finite, first row {bad[0]}")
-    known: dict[str, Any] = {name: _numbers(arrays[name], name, path) for name in _NUMBERS if name in arrays}
-    values = {name: _from_json(text) for name, text in texts.items()}
-    lists: dict[str, Any] = {
-        name: tuple(map(str, values[name])) for name in _TEXT if isinstance(values.get(name), list)
-    }
-    metadata = values.get("metadata")
-    try:
-        return FeatureSet(features, **lists, **known, metadata=metadata if isinstance(metadata, dict) else {})
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays of a file, and its texts as JSON."""
     if path.suffix not in (".npy", *SUFFIXES, *TORCH_SUFFIXES):
         raise UserError(
             f"{path}: features are read from files that end in .npz, .npy, .safetensors, .pt or .pth"
@@ -131,99 +123,191 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     if not path.is_file():
         raise UserError(f"there is no feature file {path}")
     try:
-        if path.suffix == ".safetensors":
-            with safetensors.safe_open(path, framework="pt") as file:
-                arrays = {name: _as_array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-                return arrays, dict(file.metadata() or {})
-        if path.suffix in TORCH_SUFFIXES:
-            return _read_torch(path)
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"features": loaded}, {}
-        with loaded:
-            return _split_texts({name: loaded[name] for name in loaded.files})
+        with _open(path) as source:
+            return _read(source, key, path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-        # numpy takes bytes that it does not know for a pickle.
-        if "allow_pickle" not in str(error):
-            raise UserError(
-                f"{path} is damaged or of another format ({str(error).splitlines()[0]})"
-            ) from error
-        with open(path, "rb") as file:
-            start = file.read(6)
-        if start.startswith((b"PK", b"\x93NUMPY")):
-            raise UserError(f"{path} holds Python objects; save plain arrays of numbers") from error
-        raise UserError(f"{path} is damaged or no {path.suffix} file") from error
+    except NeedsCode as error:
+        raise UserError(
+            f"{path} is damaged, or holds more than tensors and plain values ({error.reason})"
+        ) from error
+    except Damaged as error:
+        torchs = path.suffix in TORCH_SUFFIXES
+        other = ", or holds more than tensors and plain values" if torchs else " or of another format"
+        raise UserError(f"{path} is damaged{other} ({error.reason})") from error
+    except FileFault as error:
+        raise UserError(f"{path} {error}") from error
+    except ValueError as error:  # fields that do not fit together
+        raise UserError(f"{path}: {error}") from error
 
 
-def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """:func:`_read` of what ``torch.save`` wrote: a tensor, or a dict with tensors, and lists of text, by name."""
+class _Source(Protocol):
+    """An open file: the type and shape of each of its arrays, and their values."""
+
+    types: dict[str, ArrayType]
+
+    def read(self, name: str) -> np.ndarray: ...
+
+
+def _open(path: Path) -> AbstractContextManager[_Source]:
+    if path.suffix == ".safetensors":
+        return open_safetensors(path)
+    return nullcontext(_TorchSource(path)) if path.suffix in TORCH_SUFFIXES else open_arrays(path)
+
+
+class _TorchSource:
+    """What ``torch.save`` wrote: a tensor, or a dict with tensors, and lists of text, by name."""
+
+    def __init__(self, path: Path) -> None:
+        content = read_torch(path)
+        if isinstance(content, Tensor):
+            content = {"features": content}
+        if not isinstance(content, dict):
+            raise FileFault(f"must hold a tensor or a dict of tensors, got {type(content).__name__}")
+        self.content = {name: value for name, value in content.items() if isinstance(name, str)}
+        self.types = {
+            name: _type_of(value) for name, value in self.content.items() if isinstance(value, Tensor)
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        value = self.content[name]
+        fault = tensor_fault(value)
+        if fault is not None:
+            raise FileFault(f"cannot be used: '{shown(name)}' is {fault}")
+        return as_array(value)
+
+
+def _type_of(tensor: Tensor) -> ArrayType:
+    """What the array will be; objects for what is no dense tensor of numbers."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        return ArrayType(() if tensor.is_nested else tuple(tensor.shape), np.dtype(object))
+    name = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_floating_point() and name not in ("float16", "float32", "float64"):
+        name = "float32"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a foreign file's pickle; the error below says what matters
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    # What damaged zip or pickle data raises is not a documented set.
-    except Exception as error:
-        raise UserError(f"{path} is damaged, or holds more than tensors and plain values") from error
-    if isinstance(content, Tensor):
-        content = {"features": content}
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a tensor or a dict of tensors, got {type(content).__name__}")
-    dense = {
-        str(name): value
-        for name, value in content.items()
-        if isinstance(value, Tensor) and not value.is_sparse
-    }
-    texts = {
-        name: json.dumps(content[name]) for name in _TEXT if isinstance(content.get(name), (list, tuple))
-    }
-    return {name: _as_array(value) for name, value in dense.items()}, texts
+        return ArrayType(tuple(tensor.shape), np.dtype(name))
+    except TypeError:
+        return ArrayType(tuple(tensor.shape), np.dtype(object))
 
 
-def _as_array(tensor: Tensor) -> np.ndarray:
-    """Floating types that numpy lacks (bfloat16, the 8-bit ones) are taken to float32."""
-    has_it = tensor.dtype in (torch.float16, torch.float32, torch.float64)
-    tensor = tensor.detach().float() if tensor.is_floating_point() and not has_it else tensor.detach()
-    return tensor.resolve_conj().numpy()
+def _read(source: _Source, key: str | None, path: Path) -> FeatureSet:
+    key = _chosen(source.types, key, path)
+    features = _as_float32(source.read(key))
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        raise UserError(f"{path}: {len(bad)} of {len(features)} features are not finite, first row {bad[0]}")
+    left_out: dict[str, str] = {
+        name: "holds Python objects"
+        for name, kind in source.types.items()
+        if not kind.is_plain and name not in (*_NUMBERS, *_TEXT)
+    }
+    known: dict[str, Any] = {}
+    for name in (*_NUMBERS, *_TEXT):
+        try:
+            if name in _TEXT:
+                known[name] = _texts(source, name)
+            elif name in source.types and name != key:
+                known[name] = _whole_numbers(source, name)
+        except _LeftOut as error:
+            left_out[name] = str(error)
+    for name, reason in left_out.items():
+        warnings.warn(f"{path}: '{shown(name)}' is left out: it {reason}", stacklevel=3)
+    return FeatureSet(features, **known, metadata=_metadata(source))
+
+
+def _chosen(types: dict[str, ArrayType], key: str | None, path: Path) -> str:
+    """The name of the features, found by types and shapes alone."""
+    fitting = [name for name, kind in types.items() if len(kind.shape) == 2 and kind.dtype.kind in "fiu"]
+    if key is None:
+        key = "features" if "features" in types else fitting[0] if len(fitting) == 1 else None
+    if key is None or key not in types:
+        listing = [f"{shown(name)} {kind}" for name, kind in types.items()][:_LISTED]
+        more = f" and {len(types) - _LISTED} more" if len(types) > _LISTED else ""
+        problem = f"no array '{key}'" if key is not None else f"{len(fitting)} arrays that may be features"
+        raise UserError(
+            f"{path} has {problem}: name one with --key; it holds {', '.join(listing) or 'nothing'}{more}"
+        )
+    kind = types[key]
+    if kind.is_plain and (key not in fitting or min(kind.shape) < 1):
+        raise UserError(f"{path}: '{key}' must be real numbers [images, dimensions], got {_swapped(kind)}")
+    return key
+
+
+def _swapped(kind: ArrayType) -> str:
+    return f"{shown(str(kind.dtype))} {shown(list(kind.shape))}"
+
+
+def _as_float32(array: np.ndarray) -> np.ndarray:
+    check_room(5 * array.size, "its features as float32")  # and a truth value of each
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, which is an error of its own
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+
+class _LeftOut(Exception):
+    """Why a field that features can do without is not used; the message goes on behind "it"."""
+
+
+def _column(source: _Source, name: str) -> np.ndarray:
+    """An array with one entry an image, [n] or [n, 1]."""
+    kind = source.types[name]
+    if not kind.is_plain:
+        raise _LeftOut("holds Python objects")
+    if len(kind.shape) != 1 and kind.shape[1:] != (1,):
+        raise _LeftOut(f"must have one entry an image, got {_swapped(kind)}")
+    return source.read(name).reshape(-1)
+
+
+def _whole_numbers(source: _Source, name: str) -> np.ndarray:
+    """Identities or cameras, int64 [n], of integers, other whole numbers or text; text that is no number is counted."""
+    values = _column(source, name)
+    kind: str = values.dtype.kind
+    if kind == "S":
+        try:
+            values, kind = np.char.decode(values, "utf-8"), "U"
+        except UnicodeDecodeError:
+            kind = "bytes"
+    if kind == "U":
+        return to_numbers([values.tolist()], identities=name == "pids")[0]
+    if kind in "iu" and values.max(initial=0) <= np.iinfo(np.int64).max:
+        return values.astype(np.int64)
+    if kind == "f" and bool((np.isfinite(values) & (np.abs(values) < _EXACT) & (values % 1 == 0)).all()):
+        return values.astype(np.int64)
+    raise _LeftOut(f"must be whole numbers or text, got {_swapped(source.types[name])}")
+
+
+def _texts(source: _Source, name: str) -> tuple[str, ...] | None:
+    """Names or splits, where the file has them as text."""
+    if isinstance(source, SafetensorsFile):
+        values = _from_json(source.metadata.get(name, "null"))
+        return tuple(map(str, values)) if isinstance(values, list) else None
+    if isinstance(source, _TorchSource):
+        values = source.content.get(name)
+        if not isinstance(values, (list, tuple)):
+            return None
+        if not all(isinstance(value, str) for value in values):
+            raise _LeftOut("must be text, one an image")
+        return tuple(values)
+    if name not in source.types or (source.types[name].is_plain and source.types[name].dtype.kind != "U"):
+        return None
+    return tuple(_column(source, name).tolist())
+
+
+def _metadata(source: _Source) -> dict[str, Any]:
+    """How the features were made, where the file says it as this package does."""
+    text: Any = None
+    if isinstance(source, SafetensorsFile):
+        text = source.metadata.get("metadata")
+    elif not isinstance(source, _TorchSource):
+        kind = source.types.get("metadata")
+        if kind is not None and kind.dtype.kind == "U" and kind.shape == ():
+            text = source.read("metadata").item()
+    found = None if text is None else _from_json(text)
+    return found if isinstance(found, dict) else {}
 
 
 def _from_json(text: str) -> Any:
     """The value; None for what another program may have put under the same name."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-
-
-def _split_texts(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    texts = {}
-    for name in (*_TEXT, "metadata"):
-        if name in arrays and arrays[name].dtype.kind == "U":
-            values = arrays.pop(name).tolist()
-            texts[name] = values if name == "metadata" else json.dumps(values)
-    return arrays, texts
-
-
-def _real_matrix(arrays: dict[str, np.ndarray], key: str | None, path: Path) -> np.ndarray:
-    fitting = [name for name, array in arrays.items() if array.ndim == 2 and array.dtype.kind in "fiu"]
-    if key is None:
-        key = "features" if "features" in arrays else fitting[0] if len(fitting) == 1 else None
-    if key is None or key not in arrays:
-        listing = ", ".join(f"{name} {list(array.shape)} {array.dtype}" for name, array in arrays.items())
-        problem = f"no array '{key}'" if key is not None else f"{len(fitting)} arrays that may be features"
-        raise UserError(f"{path} has {problem}: name one with --key; it holds {listing or 'nothing'}")
-    array = arrays[key]
-    if key not in fitting or 0 in array.shape:
-        raise UserError(
-            f"{path}: '{key}' must be real numbers [images, dimensions], got {array.dtype} {list(array.shape)}"
-        )
-    return np.ascontiguousarray(array, dtype=np.float32)
-
-
-def _numbers(array: np.ndarray, name: str, path: Path) -> np.ndarray:
-    if array.dtype.kind not in "iu" or array.ndim != 1:
-        raise UserError(
-            f"{path}: '{name}' must be integers, one an image, got {array.dtype} {list(array.shape)}"
-        )
-    return array.astype(np.int64)

@@ -18,6 +18,7 @@ import numpy as np
 from snnet.data import ImageSet
 from snnet.errors import UserError
 from snnet.features import decode
+from snnet.files.arrays import open_arrays
 from snnet.outputs import write_atomically
 from snnet.progress import progress, say
 from snnet.trained import TrainedModel
@@ -90,14 +91,22 @@ def _look_at(paths: dict[str, str], known: _Cache, skip_bad: bool) -> dict[str, 
             if before is not None and before.stat == stat:
                 entries[name] = before
             else:
-                with open(path, "rb") as file:
-                    entries[name] = _Entry(stat, hashlib.sha256(file.read()).hexdigest())
+                entries[name] = _Entry(stat, _digest(path))
         except OSError as error:
             problem = f"cannot read image {path!r}: {error.strerror or error}"
             if not skip_bad:
                 raise UserError(f"{problem} (repair or remove it, or use --skip-bad-images)") from error
             warnings.warn(f"left out: {problem}", stacklevel=2)
     return entries
+
+
+def _digest(path: str) -> str:
+    """The SHA-256 of a file, whatever its size."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _extract(
@@ -122,12 +131,13 @@ def _read(file: Path, feature_dim: int) -> _Cache:
     if not file.exists():
         return _Cache({}, {})
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            digests, stats = arrays["digests"].tolist(), arrays["stats"].tolist()
-            content, features = arrays["feature_digests"].tolist(), arrays["features"]
-            names = arrays["names"].tolist()
-        if features.dtype != np.float32 or features.shape != (len(content), feature_dim):
-            raise ValueError("features of another shape")
+        with open_arrays(file) as arrays:
+            kind = arrays.types["features"]
+            if kind.dtype != np.float32 or kind.shape[1:] != (feature_dim,):
+                raise ValueError("features of another shape")
+            digests, stats = arrays.read("digests").tolist(), arrays.read("stats").tolist()
+            content, features = arrays.read("feature_digests").tolist(), arrays.read("features")
+            names = arrays.read("names").tolist()
         entries = {
             name: _Entry((size, modified, changed), digest)
             for name, (size, modified, changed), digest in zip(names, stats, digests, strict=True)

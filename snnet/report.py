@@ -15,7 +15,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from snnet.checkpoint import image_fingerprint, load_checkpoint
+from snnet.checkpoint import image_fingerprint, label_state, load_checkpoint
 from snnet.data import ReIDDataset, build_dataset
 from snnet.features import decode, decode_retrieval_set, retrieval_features
 from snnet.outputs import check_output_folder, write_bytes, write_text
@@ -116,7 +116,7 @@ def _add_labels(
     images = decode(dataset.train, contents.run.config)
     if image_fingerprint(images.images.paths) != checkpoint["images"]:
         raise UserError("the training images that were found are not those of the run")
-    head = checkpoint["head"]
+    head = label_state(checkpoint, len(images), contents.run.checkpoint)
     if not has_labels(head):
         raise UserError("no labels have been predicted yet: the checkpoint is of the warm-up")
     lists = label_lists(head, images, lists=command.lists, length=command.top_k)

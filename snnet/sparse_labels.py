@@ -23,6 +23,7 @@ from torch import Tensor
 
 from snnet.checks import check_unit_rows
 from snnet.errors import UserError
+from snnet.files.arrays import open_arrays
 from snnet.outputs import check_output, write_atomically
 from snnet.progress import progress
 from snnet_kernels import memory_similarity, mplp, nearest_neighbors, unpack_labels
@@ -259,18 +260,39 @@ def save_labels(path: Path | str, labels: SparseLabels) -> None:
 
 
 def load_labels(path: Path | str) -> SparseLabels:
-    """Read what :func:`save_labels` wrote; raises :class:`~snnet.errors.UserError` naming the file."""
+    """Read what :func:`save_labels` wrote, its checksums compared.
+
+    Raises :class:`~snnet.errors.UserError` naming the file.
+    """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_arrays(Path(path)) as arrays:
             sets = {
-                name: SparseMatrix(arrays[f"{name}_indptr"], arrays[f"{name}_indices"]) for name in LABEL_SETS
+                name: SparseMatrix(arrays.read(f"{name}_indptr"), arrays.read(f"{name}_indices"))
+                for name in LABEL_SETS
             }
-            names = tuple(arrays["names"].tolist()) if "names" in arrays else None
-            metadata = json.loads(arrays["metadata"].item())
-            return SparseLabels(**sets, neighbors=arrays["neighbors"], names=names, metadata=metadata)
+            neighbors = arrays.read("neighbors")
+            names = tuple(arrays.read("names").tolist()) if "names" in arrays.types else None
+            metadata = json.loads(arrays.read("metadata").item())
+    except KeyError as error:
+        raise UserError(f"{path} is no label file (it has no array {error})") from error
     # A foreign or damaged file can fail anywhere in the reader.
     except Exception as error:
         raise UserError(f"{path} is no label file ({str(error).splitlines()[0]})") from error
+    n = len(neighbors)
+    whole = neighbors.dtype == np.int64 and neighbors.ndim == 1 and isinstance(metadata, dict)
+    whole = whole and (names is None or len(names) == n) and bool(((neighbors >= -1) & (neighbors < n)).all())
+    if not whole or not all(_is_matrix(matrix, n) for matrix in sets.values()):
+        raise UserError(f"{path} is no label file (its arrays do not fit together)")
+    return SparseLabels(**sets, neighbors=neighbors, names=names, metadata=metadata)
+
+
+def _is_matrix(matrix: SparseMatrix, n: int) -> bool:
+    indptr, indices = matrix.indptr, matrix.indices
+    return (
+        (indptr.dtype, indptr.shape, indices.dtype, indices.ndim) == (np.int64, (n + 1,), np.int32, 1)
+        and bool(indptr[0] == 0 and indptr[-1] == len(indices) and (np.diff(indptr) >= 0).all())
+        and bool(((indices >= 0) & (indices < n)).all())
+    )
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from snnet.flags import (
     CONFIG_FILE,
     RESUME_MAY_CHANGE,
     answer_early,
+    checked_values,
     parse_train_command,
     to_yaml,
 )
@@ -28,8 +29,10 @@ import torch
 from torch import Tensor
 
 from snnet.checkpoint import (
+    check_measurements,
     image_fingerprint,
     load_checkpoint,
+    load_optimizer,
     load_state,
     rng_state,
     save_checkpoint,
@@ -47,6 +50,7 @@ from snnet.features import (
     rerank_gallery,
     retrieval_features,
 )
+from snnet.files.text import shown
 from snnet.label_quality import label_quality, label_symmetry
 from snnet.models import ReIDModel, build_model
 from snnet.outputs import check_output_folder, write_text
@@ -185,11 +189,11 @@ class Learner:
             raise UserError(f"{path} was written for other training images than those that were found")
         load_state(self.model, checkpoint["model"], path, "network")
         load_state(self.head, checkpoint["head"], path, "exemplar and label memory")
+        load_optimizer(self.optimizer, checkpoint["optimizer"], path)
         try:
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
             set_rng_state(checkpoint["rng"])
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} is not a whole checkpoint: {type(error).__name__} {error}") from error
+        except Exception as error:  # the generators check what they are given in ways of their own
+            raise UserError(f"{path} is not a whole checkpoint: its random state is damaged") from error
 
 
 def build_learner(config: Config, model: ReIDModel, data: Data, placement: Placement) -> Learner:
@@ -341,13 +345,13 @@ def _checkpoint_to_resume(config: Config, folder: Path) -> dict[str, Any] | None
         say(f"{folder} has no checkpoint yet: starting at epoch 0")
         return None
     checkpoint = load_checkpoint(folder)
-    if not all(isinstance(record, dict) for record in checkpoint["metrics"]):
-        raise UserError(f"{folder / CHECKPOINT_FILE} is not a whole checkpoint: its metrics are damaged")
+    check_measurements(checkpoint, RANKS, folder / CHECKPOINT_FILE)
+    written = checked_values(checkpoint["config"], str(folder / CHECKPOINT_FILE))
     for name, value in flatten(config).items():
-        was = checkpoint["config"].get(name, OPTIONS[name].default)
+        was = written.get(name, OPTIONS[name].default)
         if name not in (*RESUME_MAY_CHANGE, "output_dir") and value != was:
             raise UserError(
-                f"{folder / CONFIG_FILE} has {name} {value}, but the checkpoint was written with {was}"
+                f"{folder / CONFIG_FILE} has {name} {value}, but the checkpoint was written with {shown(was)}"
             )
     return checkpoint
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,12 @@ from snnet_kernels.memory_size import free_memory
 
 # cache="auto" holds a split's pixels if they take at most this share of the memory that is available.
 MEMORY_SHARE = 1 / 4
+# An image of more pixels is refused: frames of 8K cameras have half as many, and a crop a thousandth.
+MOST_PIXELS = 1 << 26
+# One of more pixels is decoded by itself, so that a core each does not take its memory many times over.
+LARGE_PIXELS = 1 << 24
+BYTES_PER_PIXEL = 16  # what decoding takes at the most at one time: as it is stored, as RGB, turned
+_ROWS = 64  # of a 16-bit image, converted at a time
 LISTED_IMAGES = 5  # of those left out, how many are named
 
 # What sets an image of each EXIF orientation upright, and which of that swap height and width.
@@ -38,6 +46,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAP_SIDES = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
+
+_one_at_a_time = threading.Lock()
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -103,7 +113,11 @@ def decode_images(
     with ThreadPoolExecutor() as pool:
         images = _readable_styles(pool, images, skip_bad)
         # The headers give the sizes, so that all pixels can be decoded into one tensor of the right length.
-        sizes = list(_map(pool, _attempt(_read_size), images.paths))
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # _bounded refuses what it warns of
+            sizes = list(_map(pool, _attempt(_read_size), images.paths))
         _raise_unless(skip_bad, sizes)
         lengths = np.array([0 if isinstance(size, UserError) else 3 * math.prod(size) for size in sizes])
         starts = np.cumsum(lengths) - lengths
@@ -171,13 +185,29 @@ def _listing(reasons: Sequence[UserError]) -> str:
 
 
 def load_image(path: str) -> Tensor:
-    """One image file, uint8 [3, height, width] RGB; raises :class:`UserError` naming it if it is damaged."""
+    """One image file, uint8 [3, height, width] RGB; raises :class:`UserError` naming it if it is damaged.
+
+    So it is where it has more than ``MOST_PIXELS`` pixels, or decoding it takes more memory than is free.
+    """
     return torch.from_numpy(_decode(path)).permute(2, 0, 1)
 
 
 def _decode(path: str) -> np.ndarray:
     with _open(path) as image:
-        return _naming(path, lambda: _upright_rgb(image))
+        size = image.width * image.height
+        with _one_at_a_time if size > LARGE_PIXELS else contextlib.nullcontext():
+            return _naming(path, lambda: _upright_rgb(_with_room(image)))
+
+
+def _with_room(image: Image.Image) -> Image.Image:
+    """``image``, unless decoding it would take more memory than there is."""
+    pixels = image.width * image.height
+    needed = BYTES_PER_PIXEL * pixels
+    if pixels > LARGE_PIXELS and needed > (free := free_memory(torch.device("cpu"))):
+        raise ValueError(
+            f"{pixels:,} pixels take {needed / 2**30:.1f} GiB to decode of the {free / 2**30:.1f} that are free"
+        )
+    return image
 
 
 def _upright_rgb(image: Image.Image) -> np.ndarray:
@@ -199,12 +229,15 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
     Mode I, of 32 bits, is how some files of 16 bits are opened, and is taken for those.
     """
-    grey = np.asarray(image).astype(np.int64)
+    grey = np.asarray(image)
     if grey.min() < 0 or grey.max() > 0xFFFF:
         raise ValueError(
             f"its mode {image.mode} has values from {grey.min()} to {grey.max()}, needed are 0 to {0xFFFF}"
         )
-    eight_bit = ((grey + 128) // 257).astype(np.uint8)
+    eight_bit = np.empty(grey.shape, np.uint8)
+    for start in range(0, len(grey), _ROWS):
+        rows = slice(start, start + _ROWS)
+        eight_bit[rows] = (grey[rows].astype(np.int32) + 128) // 257
     hidden = transparent_grey(image, grey)
     if hidden is not None:
         eight_bit[hidden] = BACKGROUND[0]
@@ -234,7 +267,17 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _open(path: str) -> Image.Image:
-    return _naming(path, lambda: Image.open(path, formats=readable_formats()))
+    return _naming(path, lambda: _bounded(Image.open(path, formats=readable_formats())))
+
+
+def _bounded(image: Image.Image) -> Image.Image:
+    """``image``, unless its header says that it is larger than any that is read."""
+    if image.width * image.height > MOST_PIXELS:
+        with image:
+            raise ValueError(
+                f"{image.width} x {image.height} pixels are more than the {MOST_PIXELS:,} that are read"
+            )
+    return image
 
 
 def _naming(path: str, read: Callable[[], Result]) -> Result:
@@ -285,6 +328,11 @@ def _map(
 
 def _allocate(size: int, cache: Literal["auto"] | bool) -> Tensor | None:
     """A uint8 tensor of ``size`` bytes, or None where the pixels are not to be held."""
-    if not cache or (cache == "auto" and size > MEMORY_SHARE * free_memory(torch.device("cpu"))):
+    free = free_memory(torch.device("cpu"))
+    if not cache or (cache == "auto" and size > MEMORY_SHARE * free):
         return None
+    if size > free:
+        raise UserError(
+            f"--image-cache on: all images decoded take {size / 2**30:.1f} GiB of the {free / 2**30:.1f} that are free"
+        )
     return torch.empty(size, dtype=torch.uint8)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from snnet.checks import positive
 from snnet.cpus import available_cpus
 from snnet.data.decoding import DecodedImages, load_image
-from snnet.data.transforms import UNIFORMS, augment, draw_augmentation, prepare
+from snnet.data.transforms import UNIFORMS, augment, draw_augmentation, prepare, resize
 from snnet.errors import UserError
 
 # The first word of every random stream's key, so that no two kinds of stream share one.
@@ -221,9 +221,9 @@ class _ExtractionBatches(Dataset[Any]):
 
     def __getitem__(self, index: np.ndarray) -> tuple[Tensor, Tensor] | UserError:
         try:
-            images = [self.decoded.image(i) for i in index.tolist()]
+            with _one_thread():  # resized as they come: a batch of large images is never held
+                images = [resize([self.decoded.image(i)], self.height, self.width)[0] for i in index.tolist()]
+                batch = prepare(images, self.height, self.width)
         except UserError as error:
             return error
-        with _one_thread():
-            batch = prepare(images, self.height, self.width)
         return batch, torch.from_numpy(index)

@@ -18,6 +18,14 @@ class FileFault(ValueError):
     """A file cannot be used. The message goes on behind the file's name: "is damaged (...)", "holds ..."."""
 
 
+class Damaged(FileFault):
+    """The file is damaged or of another format than it should be; ``reason`` is what reading it came to."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"is damaged ({reason})")
+        self.reason = reason
+
+
 def shown(value: Any, most: int = SHOWN_CHARACTERS) -> str:
     """``value`` for a message, short whatever it is: what a file holds can be nested or long beyond all bounds."""
     text = value if isinstance(value, str) else _shown(value, _SHOWN_DEPTH)
@@ -33,12 +41,14 @@ def _shown(value: Any, depth: int) -> str:
         return repr(value[:SHOWN_CHARACTERS])
     if type(value) not in (list, tuple, dict):
         return f"a {type(value).__name__}"
-    opening, closing = {list: "[]", tuple: "()", dict: "{}"}[type(value)]
+    opening, closing = (
+        ("[", "]") if type(value) is list else ("(", ")") if type(value) is tuple else ("{", "}")
+    )
     if not value:
         return opening + closing
     if depth == 0:
         return f"{opening}…{closing}"
-    parts = []
+    parts: list[str] = []
     for entry in value:
         if len(parts) == _SHOWN_ENTRIES:
             parts.append("…")

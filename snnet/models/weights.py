@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import re
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
-import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor
 
 from snnet.errors import UserError
-from snnet.progress import bars_shown
+from snnet.files.safetensors_files import open_safetensors
+from snnet.files.text import Damaged, FileFault, shown
+from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault
+from snnet.models.weight_names import open_container, recognised, without_prefix
+from snnet.progress import bars_shown, say
 
 if TYPE_CHECKING:
     from snnet.models.embedding import ReIDModel
 
-_CONTAINER_KEYS = ("state_dict", "model")
 _BACKBONE = "backbone."
 _LISTED_KEYS = 10
 
@@ -65,6 +64,7 @@ def load_weights(model: ReIDModel, weights: str) -> tuple[str, ...]:
     state = {prefix + name: value for name, value in state.items()}
     state = {name: value for name, value in state.items() if not name.startswith(ignored)}
     _check_fit(model, state, weights, prefix)
+    _check_values(model, state, weights, prefix)
     model.load_state_dict(state, strict=False)
     return tuple(state)
 
@@ -72,8 +72,10 @@ def load_weights(model: ReIDModel, weights: str) -> tuple[str, ...]:
 def read_state_dict(path: str) -> dict[str, Tensor]:
     """Tensors by name from a ``.safetensors`` file or one that ``torch.save`` wrote.
 
-    A container with the tensors under "state_dict" or "model" is opened, and the prefix "module." that
-    data-parallel training leaves is taken off. Raises :class:`UserError` naming the file.
+    A container with the tensors under a usual name ("state_dict", "model", "net", ...) is opened, and a prefix that
+    all names have in front of a known network's ("module.", "model.", "encoder_q.", ...) is taken off, both with a
+    line that says so; a prefix that some names have alone is taken for the network where its names are a network's.
+    Raises :class:`UserError` naming the file.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -83,46 +85,54 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
 
 
 def _named_tensors(content: Any, source: str) -> dict[str, Tensor]:
-    for key in _CONTAINER_KEYS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
+    content, opened = open_container(content)
     if not isinstance(content, dict) or not content:
         raise UserError(f"weights: {source} holds no weights by name, but a {type(content).__name__}")
-    state = {str(name).removeprefix("module."): value for name, value in content.items()}
+    named = {str(name): value for name, value in content.items()}
+    state, prefix = without_prefix(named)
+    told = [f"those under '{key}'" for key in opened]
+    if prefix:
+        others = len(named) - len(state)
+        told.append(
+            f"those whose names begin with '{shown(prefix)}'" + (f", not {others} others" if others else "")
+        )
+    if told:
+        say(f"weights of {source}: {', '.join(told)}")
     for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise UserError(f"weights: {name!r} in {source} is no tensor but a {type(value).__name__}")
-        if value.layout != torch.strided or value.is_meta or value.is_quantized:
-            raise UserError(f"weights: {name!r} in {source} is no plain dense tensor")
-        if not torch.isfinite(value).all():
-            raise UserError(f"weights: {name!r} in {source} has values that are not finite")
+        fault = tensor_fault(value)
+        if fault is not None:
+            raise UserError(f"weights: '{shown(name)}' in {source} is {fault}")
     return state
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load_file(file)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(
-            f"weights: {file} is damaged or no safetensors file ({_first_line(error)})"
-        ) from error
+        with open_safetensors(file) as content:
+            return {name: content.tensor(name) for name in content.types}
+    except Damaged as error:
+        raise UserError(f"weights: {file} is damaged or no safetensors file ({error.reason})") from error
+    except FileFault as error:
+        raise UserError(f"weights: {file} {error}") from error
+    except OSError as error:
+        raise UserError(f"weights: cannot read {file}: {error.strerror or error}") from error
 
 
 def _read_torch(file: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a foreign file's pickle; the error below says what matters
-            return torch.load(file, map_location="cpu", weights_only=True)
-    # A damaged file can fail anywhere in the reader, with nearly any exception.
-    except Exception as error:
-        name = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if name:
+        return read_torch(file, _STAND_INS)
+    except NeedsCode as error:
+        if error.name is not None:
             raise UserError(
-                f"weights: {file} can be read only by running code ({name[1]}), which is refused; "
+                f"weights: {file} can be read only by running code ({error.name}), which is refused; "
                 "save its state_dict alone and give that"
             ) from error
-        raise UserError(f"weights: {file} is damaged or no PyTorch file ({_first_line(error)})") from error
+        raise UserError(f"weights: {file} is damaged or no PyTorch file ({error.reason})") from error
+    except Damaged as error:
+        raise UserError(f"weights: {file} is damaged or no PyTorch file ({error.reason})") from error
+    except FileFault as error:
+        raise UserError(f"weights: {file} {error}") from error
+    except OSError as error:
+        raise UserError(f"weights: cannot read {file}: {error.strerror or error}") from error
 
 
 def _imagenet_state(arch: str) -> dict[str, Tensor]:
@@ -160,20 +170,39 @@ def _check_fit(model: ReIDModel, state: dict[str, Tensor], weights: str, prefix:
     ]
     unexpected = [name for name in state if name not in wanted]
     reshaped = [
-        f"{name.removeprefix(prefix)} {tuple(state[name].shape)} for {tuple(wanted[name].shape)}"
+        f"{name.removeprefix(prefix)} {shown(tuple(state[name].shape))} for {tuple(wanted[name].shape)}"
         for name in wanted
         if name in state and state[name].shape != wanted[name].shape
     ]
     faults = [
-        f"{len(names)} {kind}: {_listing([name.removeprefix(prefix) for name in names])}"
+        f"{len(names)} {kind}: {_listing([shown(name.removeprefix(prefix)) for name in names])}"
         for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
         if names
     ]
-    if faults:
-        raise UserError(
-            f"weights: keys of {weights} do not fit {model.arch} with embedding {model.embedding!r}; "
-            + "; ".join(faults)
-        )
+    if not faults:
+        return
+    found = recognised({name.removeprefix(_BACKBONE): value for name, value in state.items()})
+    likeness = (
+        f"this looks like {found.title}: {found.advice}; " if found and found.arch != model.arch else ""
+    )
+    raise UserError(
+        f"weights: {likeness}keys of {weights} do not fit {model.arch} with embedding {model.embedding!r}; "
+        + "; ".join(faults)
+    )
+
+
+def _check_values(model: ReIDModel, state: dict[str, Tensor], weights: str, prefix: str) -> None:
+    """Raise unless the values, of which by now there are as many as the model has, can be the model's."""
+    wanted = model.state_dict()
+    for name, value in state.items():
+        shown_name = shown(name.removeprefix(prefix))
+        if value.is_complex() or (wanted[name].is_floating_point() and not value.is_floating_point()):
+            raise UserError(
+                f"weights: {shown_name!r} in {weights} has values of {value.dtype}, needed are floating-point ones"
+            )
+        # float32 first: torch.isfinite does not know the types of 8 bits
+        if not torch.isfinite(value.float()).all():
+            raise UserError(f"weights: {shown_name!r} in {weights} has values that are not finite")
 
 
 def _listing(names: list[str]) -> str:
@@ -182,6 +211,4 @@ def _listing(names: list[str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    # Where torch says what stopped it, that; its first line then is advice on how to allow code.
-    lines = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-    return ": ".join([type(error).__name__, *lines.strip().splitlines()[:1]])
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

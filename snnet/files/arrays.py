@@ -1,0 +1,114 @@
+"""Arrays in ``.npz`` and ``.npy`` files: types and shapes first, then only those that are asked for."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from snnet.files.archive import check_room, damaged, open_archive
+from snnet.files.text import Damaged, FileFault, shown
+
+BARE = "features"  # how the one array of a .npy file is called
+_HEADERS: dict[tuple[int, int], Any] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+@dataclass(frozen=True)
+class ArrayType:
+    """What a header says of its array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it can be read without running code."""
+        return not self.dtype.hasobject
+
+    def __str__(self) -> str:
+        return f"{shown(list(self.shape))} {shown(str(self.dtype))}"
+
+
+class ArrayFile:
+    """The arrays of an open file. ``types`` has every name; a name's values are read by :meth:`read`."""
+
+    def __init__(self, file: IO[bytes], is_archive: bool) -> None:
+        self._file = file
+        self._archive = open_archive(file) if is_archive else None
+        names = [BARE]
+        if self._archive is not None:
+            members = self._archive.namelist()
+            if not all(member.endswith(".npy") for member in members):
+                raise Damaged("a member of its archive is no .npy")
+            names = [member.removesuffix(".npy") for member in members]
+        self.types: dict[str, ArrayType] = {}
+        for name in names:
+            with self._open(name) as (content, _):
+                self.types[name] = _read_header(content)
+
+    def read(self, name: str) -> np.ndarray:
+        """The values, whose CRC-32 has been checked in a ``.npz``. Raises :class:`FileFault`."""
+        kind = self.types[name]
+        if not kind.is_plain:
+            raise FileFault(f"holds Python objects in '{shown(name)}'; save plain arrays of numbers")
+        with self._open(name) as (content, size):
+            _read_header(content)
+            wanted = math.prod(kind.shape) * kind.dtype.itemsize
+            if min(kind.shape, default=0) < 0 or content.tell() + wanted != size:
+                raise Damaged(f"'{shown(name)}' is said to be {kind}, which is not what there is")
+        check_room(wanted, f"'{shown(name)}' {kind}")
+        with self._open(name) as (content, _):  # again: a member in which one has gone back is not checked
+            try:
+                values = np.lib.format.read_array(content, allow_pickle=False)
+                content.read(1)  # at the end of a member its CRC-32 is compared
+            except MemoryError as error:
+                raise FileFault(f"is not read: '{shown(name)}' {kind} does not fit into memory") from error
+            except Exception as error:
+                raise damaged(error) from error
+        return values
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[tuple[IO[bytes], int]]:
+        """The bytes of an array, and how many there are."""
+        if self._archive is None:
+            self._file.seek(0)
+            yield self._file, os.fstat(self._file.fileno()).st_size
+            return
+        try:
+            member = self._archive.getinfo(f"{name}.npy")
+            content = self._archive.open(member)
+        except Exception as error:
+            raise damaged(error) from error
+        with content:
+            yield content, member.file_size
+
+
+@contextmanager
+def open_arrays(path: Path) -> Iterator[ArrayFile]:
+    """The arrays of a ``.npz`` or ``.npy`` file, told apart by how it begins. Raises OSError and :class:`FileFault`."""
+    with open(path, "rb") as file:
+        start = file.read(6)
+        file.seek(0)
+        if not start.startswith((b"PK", b"\x93NUMPY")):
+            raise FileFault(f"is damaged or no {path.suffix} file")
+        yield ArrayFile(file, start.startswith(b"PK"))
+
+
+def _read_header(content: IO[bytes]) -> ArrayType:
+    try:
+        version = np.lib.format.read_magic(content)
+        if version not in _HEADERS:  # of records whose fields have odd names
+            return ArrayType((), np.dtype(object))
+        shape, _, dtype = _HEADERS[version](content)
+    except Exception as error:
+        raise damaged(error) from error
+    return ArrayType(shape, dtype)

@@ -1,0 +1,117 @@
+"""``.safetensors`` files with a checksum, which the format does not have by itself.
+
+The file's metadata hold ``crc32``: that of the header without this entry (as JSON, its keys sorted, no spaces) and of
+all data behind it, as eight hexadecimal digits. Other programs read such files as any; files without it are read
+unchecked.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from snnet.files.archive import check_room, damaged
+from snnet.files.arrays import ArrayType
+from snnet.files.text import Damaged, shown
+
+CHECKSUM = "crc32"
+_METADATA = "__metadata__"
+_CHUNK = 1 << 20
+_TYPES = {
+    "F16": "float16", "F32": "float32", "F64": "float64", "BF16": "float32", "F8_E4M3": "float32",
+    "F8_E5M2": "float32", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64", "U8": "uint8",
+    "U16": "uint16", "U32": "uint32", "U64": "uint64", "BOOL": "bool", "C64": "complex64",
+}  # fmt: skip
+
+
+def write_with_checksum(content: bytes, file: IO[bytes]) -> int:
+    """Write the bytes that ``safetensors`` made, with their checksum in the metadata; returns how many they are."""
+    length = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + length]), memoryview(content)[8 + length :]
+    checksum = zlib.crc32(data, _start(header))
+    header[_METADATA] = {**header.get(_METADATA, {}), CHECKSUM: f"{checksum:08x}"}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
+    file.write(len(text).to_bytes(8, "little") + text)
+    file.write(data)
+    return 8 + len(text) + len(data)
+
+
+class SafetensorsFile:
+    """The tensors of an open file: ``types`` by name, values by :meth:`read` and :meth:`tensor`; ``metadata``."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.metadata: dict[str, str] = dict(file.metadata() or {})
+        self.types: dict[str, ArrayType] = {}
+        for name in file.keys():  # noqa: SIM118
+            view = file.get_slice(name)
+            self.types[name] = ArrayType(
+                tuple(view.get_shape()), np.dtype(_TYPES.get(view.get_dtype(), object))
+            )
+
+    def tensor(self, name: str) -> Tensor:
+        kind = self.types[name]
+        check_room(
+            int(np.prod(kind.shape, dtype=np.float64)) * kind.dtype.itemsize, f"'{shown(name)}' {kind}"
+        )
+        try:
+            return self._file.get_tensor(name)
+        except Exception as error:
+            raise damaged(error) from error
+
+    def read(self, name: str) -> np.ndarray:
+        """The values; floating types that numpy lacks are taken to float32."""
+        return as_array(self.tensor(name))
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[SafetensorsFile]:
+    """The tensors of a file, its checksum compared where it has one. Raises OSError and :class:`FileFault`."""
+    try:
+        opened = safetensors.safe_open(path, framework="pt")
+    except OSError:
+        raise
+    except Exception as error:
+        raise damaged(error) from error
+    with opened as file:
+        found = SafetensorsFile(file)
+        if CHECKSUM in found.metadata:
+            with open(path, "rb") as again:
+                if found.metadata[CHECKSUM] != f"{_checksum(again):08x}":
+                    raise Damaged("its content has another checksum than was written with it")
+        yield found
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """The tensor as numpy has it; floating types that numpy lacks (bfloat16, the 8-bit ones) as float32."""
+    has_it = tensor.dtype in (torch.float16, torch.float32, torch.float64)
+    tensor = tensor.detach().float() if tensor.is_floating_point() and not has_it else tensor.detach()
+    return tensor.resolve_conj().numpy()
+
+
+def _checksum(file: IO[bytes]) -> int:
+    length = int.from_bytes(file.read(8), "little")
+    try:
+        checksum = _start(json.loads(file.read(length)))
+    except Exception as error:
+        raise damaged(error) from error
+    while chunk := file.read(_CHUNK):
+        checksum = zlib.crc32(chunk, checksum)
+    return checksum
+
+
+def _start(header: dict[str, Any]) -> int:
+    """The checksum of the header, that of the data goes on from it."""
+    metadata = {name: value for name, value in header.get(_METADATA, {}).items() if name != CHECKSUM}
+    text = json.dumps({**header, _METADATA: metadata}, sort_keys=True, separators=(",", ":"))
+    return zlib.crc32(text.encode())

@@ -1,0 +1,108 @@
+"""Files of ``torch.save``, read without running code and without taking more memory than they have bytes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from snnet.files.archive import check_room, damaged, open_archive, verify
+from snnet.files.pickle_scan import scan_pickle
+from snnet.files.text import FileFault, shown
+
+_LEGACY_PICKLES = 5  # what torch.save wrote before it wrote zip archives begins with these
+
+
+class NeedsCode(FileFault):
+    """The file asks for more than tensors and plain values: for the code called ``name``, where it names any."""
+
+    def __init__(self, name: str | None, reason: str) -> None:
+        super().__init__(f"holds more than tensors and plain values ({reason})")
+        self.name = name
+        self.reason = reason
+
+
+def read_torch(path: Path, stand_ins: Sequence[Any] = ()) -> Any:
+    """What ``torch.save`` wrote to ``path``, on the CPU.
+
+    A zip archive, as it has been since torch 1.6, has the CRC-32 of each of its members checked first.
+
+    Args:
+        path: the file.
+        stand_ins: pairs of a class and a name, as ``torch.serialization.safe_globals`` takes them: the class is put
+            in place of what has that name.
+
+    Raises:
+        OSError: the file cannot be read.
+        FileFault: it is damaged, larger than the memory that is free, or made to take more.
+        NeedsCode: it holds more than tensors and plain values.
+    """
+    with open(path, "rb") as file:
+        _check(file)
+        file.seek(0)
+        try:
+            with torch.serialization.safe_globals(list(stand_ins)), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a foreign file's pickle; the error says what matters
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            # Behind this torch says what stopped it; before it is advice on how to allow code.
+            words = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+            name = re.search(r"GLOBAL ([\w.]+)", words)
+            raise NeedsCode(shown(name[1]) if name else None, damaged(type(error)(words)).reason) from error
+        except Exception as error:  # what damaged data raises is not a documented set
+            raise damaged(error) from error
+
+
+def tensor_fault(value: Any) -> str | None:
+    """Why ``value`` is no tensor whose values can be used as they are; None where it is one."""
+    if not isinstance(value, Tensor):
+        return f"no tensor but a {type(value).__name__}"
+    if (
+        type(value) not in (Tensor, torch.nn.Parameter)
+        or value.layout != torch.strided
+        or value.is_meta
+        or value.is_quantized
+        or value.is_nested
+    ):
+        return "no plain dense tensor"
+    taken, held = value.numel() * value.element_size(), value.untyped_storage().nbytes()
+    if taken > held:  # one number can be spread over any shape
+        return (
+            f"{shown(list(value.shape))} {value.dtype} of {taken:,} bytes, of which the file holds {held:,}"
+        )
+    return None
+
+
+def _check(file: IO[bytes]) -> None:
+    """All that can be known before anything is built."""
+    is_archive = file.read(2) == b"PK"
+    file.seek(0)
+    if is_archive:
+        archive = open_archive(file)
+        check_room(sum(member.file_size for member in archive.infolist()), "its content")
+        verify(archive)
+        for name in archive.namelist():
+            if name.endswith("data.pkl"):
+                with archive.open(name) as content:
+                    _scan(content)
+        return
+    size = os.fstat(file.fileno()).st_size
+    for _ in range(_LEGACY_PICKLES):
+        if file.tell() == size or not _scan(file):
+            return
+
+
+def _scan(file: IO[bytes]) -> bool:
+    try:
+        return scan_pickle(file)
+    except FileFault:
+        raise
+    except Exception as error:
+        raise damaged(error) from error

@@ -1,0 +1,125 @@
+"""What the names in a file of weights say: the container they lie in, the prefix they bear, the network they are of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+# Under which names training programs keep the weights, the likelier first.
+_CONTAINERS = (
+    "state_dict", "model", "model_state_dict", "net", "network", "module", "weights", "params", "student", "teacher",
+)  # fmt: skip
+_USUAL = ("state_dict", "model")
+_DEPTH = 3  # containers within containers
+_WRAPPERS = ("module.", "_orig_mod.")  # of data-parallel training, of torch.compile
+# A name that each network of a family has, and no other.
+_RESNET, _OSNET = "layer1.0.conv1.weight", "conv2.0.conv1.conv.weight"
+# Of several networks in one file, the one that is meant: contrastive training keeps two.
+_PREFERRED = ("encoder_q.", "base_encoder.", "online_encoder.", "student.", "model.", "net.", "backbone.")
+_OWN = "backbone."  # ReIDModel's own prefix, beside which there may be these
+_OWN_OTHERS = ("neck.", "classifier.")
+
+_OSNET_WIDTHS = {64: "x1_0", 48: "x0_75", 32: "x0_5", 16: "x0_25"}
+_RESNET_DEPTHS: dict[tuple[int, ...], str] = {
+    (False, 2, 2, 2, 2): "resnet18", (False, 3, 4, 6, 3): "resnet34", (True, 3, 4, 6, 3): "resnet50",
+    (True, 3, 4, 23, 3): "resnet101", (True, 3, 8, 36, 3): "resnet152",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A network that names and shapes tell of; ``arch`` is its name here, None where this package has no such one."""
+
+    title: str
+    arch: str | None
+
+    @property
+    def advice(self) -> str:
+        return "this package has none" if self.arch is None else f"--arch {self.arch}"
+
+
+def open_container(content: Any) -> tuple[Any, list[str]]:
+    """The weights within the containers of a training program, and the unusual names that were opened."""
+    opened = []
+    for _ in range(_DEPTH):
+        key = next(
+            (k for k in _CONTAINERS if isinstance(content, dict) and isinstance(content.get(k), dict)), None
+        )
+        if key is None:
+            break
+        content = content[key]
+        opened.append(key)
+    return content, [key for key in opened if key not in _USUAL]
+
+
+def without_prefix(state: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The network's weights by the names that it gives them, and the prefix that was taken off ("": none).
+
+    Where a file has more than the network with the prefix (a head, a second network), that alone is returned.
+    """
+    state = {_unwrapped(name): value for name, value in state.items()}
+    found = {
+        name.removesuffix(mark)
+        for mark in (_RESNET, _OSNET)
+        for name in state
+        if name.endswith(mark) and (name == mark or name.removesuffix(mark).endswith("."))
+    }
+    if not found or "" in found:
+        return state, ""
+    order = sorted(found, key=lambda prefix: (_place(prefix), prefix))
+    prefix = order[0]
+    # "model.backbone." may be a whole ReIDModel behind "model.".
+    outer = prefix.removesuffix(_OWN)
+    if outer != prefix:
+        inner = [name.removeprefix(outer) for name in state if name.startswith(outer)]
+        if len(inner) == len(state) and all(name.startswith((_OWN, *_OWN_OTHERS)) for name in inner):
+            prefix = outer
+    kept = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return kept, prefix
+
+
+def recognised(state: dict[str, Tensor]) -> Recognised | None:
+    """The network that weights are of, by names without any prefix; None where they say nothing."""
+    if _OSNET in state:
+        return _osnet(state)
+    if _RESNET in state:
+        return _resnet(state)
+    if any(name.endswith(("cls_token", "patch_embed.proj.weight")) for name in state):
+        return Recognised("a vision transformer", None)
+    return None
+
+
+def _osnet(state: dict[str, Tensor]) -> Recognised:
+    stem = state.get("conv1.conv.weight")
+    width = None if stem is None or not stem.dim() else _OSNET_WIDTHS.get(stem.shape[0])
+    if any(name.startswith("conv2.0.conv2.") for name in state):
+        return Recognised("an OSNet-AIN", width and f"osnet_ain_{width}")
+    if any(".IN." in name for name in state):
+        return Recognised("an OSNet-IBN", None)
+    return Recognised("an OSNet", width and f"osnet_{width}")
+
+
+def _resnet(state: dict[str, Tensor]) -> Recognised:
+    if any(".IN." in name for name in state):
+        return Recognised("a ResNet-IBN", None)
+    blocks = [
+        len({name.split(".")[1] for name in state if name.startswith(f"layer{stage}.")})
+        for stage in range(1, 5)
+    ]
+    arch = _RESNET_DEPTHS.get(("layer1.0.conv3.weight" in state, *blocks))
+    middle = state.get("layer1.0.conv2.weight")
+    plain = middle is not None and tuple(middle.shape) == (64, 64, 3, 3)
+    return Recognised("a ResNet", arch) if plain else Recognised("a wide or grouped ResNet", None)
+
+
+def _unwrapped(name: str) -> str:
+    while name.startswith(_WRAPPERS):
+        name = name.partition(".")[2]
+    return name
+
+
+def _place(prefix: str) -> int:
+    """Where a prefix stands among the preferred ones; behind them all where it is not there."""
+    return next((i for i, ending in enumerate(_PREFERRED) if prefix.endswith(ending)), len(_PREFERRED))

@@ -1,0 +1,341 @@
+"""Files that are damaged, or made to take all memory or to hang: one line each, and never other values."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from snnet.checkpoint import load_checkpoint, save_checkpoint
+from snnet.errors import UserError
+from snnet.feature_files import FeatureSet, load_features, save_features
+from snnet.files.archive import check_room
+from snnet.files.pickle_scan import scan_pickle
+from snnet.files.safetensors_files import write_with_checksum
+from snnet.files.text import FileFault, shown
+from snnet.models.weights import read_state_dict
+from snnet.sparse_labels import load_labels, predict_sparse_labels, save_labels
+from tests.snnet.test_checkpoint import contents
+
+MARK = b"\x01\x23\x45\x67\x89\xab\xcd\xef"  # a float64, or two float32, that the written values hold
+
+
+def write_checkpoint(path: Path) -> None:
+    state = contents()
+    state["model"] = {"weight": torch.frombuffer(bytearray(MARK), dtype=torch.float32)}
+    save_checkpoint(path, **state)
+
+
+def write_features(path: Path) -> None:
+    values = np.frombuffer(MARK, dtype=np.float32).reshape(1, 2)
+    save_features(path, FeatureSet(values, ("a.jpg",), np.array([3]), metadata={"arch": "x"}))
+
+
+def write_weights(path: Path) -> None:
+    state = {"weight": torch.frombuffer(bytearray(MARK), dtype=torch.float32)}
+    with open(path, "wb") as file:
+        write_with_checksum(safetensors.torch.save(state), file)
+
+
+def write_labels(path: Path) -> None:
+    save_labels(path, predict_sparse_labels(torch.eye(3)))
+
+
+KINDS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any], bytes]] = {
+    "checkpoint.pt": (write_checkpoint, load_checkpoint, MARK),
+    "features.npz": (write_features, load_features, MARK),
+    "features.safetensors": (write_features, load_features, MARK),
+    "weights.safetensors": (write_weights, lambda path: read_state_dict(str(path)), MARK),
+    "labels.npz": (write_labels, load_labels, np.array([0, 1, 2, 3]).tobytes()),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_one_bit_of_a_value_is_noticed_in_what_this_package_writes(name: str, tmp_path: Path) -> None:
+    write, read, mark = KINDS[name]
+    path = tmp_path / name
+    write(path)
+    read(path)
+    whole = path.read_bytes()
+    place = whole.index(mark)
+    for bit in (0, 21, 62):
+        broken = bytearray(whole)
+        broken[place + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(broken)
+        with pytest.raises(
+            UserError, match=r"Bad CRC-32|has another checksum than was written with it"
+        ) as caught:
+            read(path)
+        assert str(caught.value).count(name) >= 1 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["features.npz", "features.safetensors"])
+def test_a_flip_of_a_header_is_noticed_or_changes_nothing(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    write_features(path)
+    whole, wanted = path.read_bytes(), load_features(path)
+    refused = 0
+    for place in range(0, len(whole), 7):
+        broken = bytearray(whole)
+        broken[place] ^= 4
+        path.write_bytes(broken)
+        try:
+            found = load_features(path)
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        else:
+            assert found.features.tobytes() == wanted.features.tobytes()
+            assert (found.names, found.metadata, found.splits) == (wanted.names, wanted.metadata, None)
+            assert found.pids is not None and found.pids.tolist() == [3]
+    assert refused > 0.6 * len(whole) / 7  # what is left are times, versions and the like
+
+
+def test_files_without_a_checksum_are_read(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"weight": torch.ones(2)}, tmp_path / "w.safetensors")
+    assert read_state_dict(str(tmp_path / "w.safetensors"))["weight"].tolist() == [1.0, 1.0]
+    torch.save({"weight": torch.ones(2)}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    assert read_state_dict(str(tmp_path / "w.pth"))["weight"].tolist() == [1.0, 1.0]
+
+
+def spread() -> torch.Tensor:
+    return torch.zeros(1, 1).expand(2_000_000, 1024)
+
+
+def test_one_number_that_is_spread_over_a_large_shape(tmp_path: Path) -> None:
+    torch.save(spread(), tmp_path / "f.pt")
+    with pytest.raises(
+        UserError, match=r"'features' is \[2000000, 1024\] .* of 8,192,000,000 bytes, .* holds 4$"
+    ):
+        load_features(tmp_path / "f.pt")
+    torch.save({"features": torch.eye(2), "extra": spread()}, tmp_path / "g.pt")
+    assert load_features(tmp_path / "g.pt").features.tolist() == [[1.0, 0.0], [0.0, 1.0]]  # it is not needed
+    torch.save({"model": {"a": torch.eye(2), "extra": spread()}}, tmp_path / "w.pt")
+    with pytest.raises(
+        UserError, match=r"weights: 'extra' in .*w.pt is \[2000000, 1024\] torch.float32 of 8,192"
+    ):
+        read_state_dict(str(tmp_path / "w.pt"))
+
+
+def pickled(*parts: bytes) -> bytes:
+    return b"\x80\x02" + b"".join(parts) + b"."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickled(b"c__builtin__\nbytearray\n", b"J\xff\xff\xff\x7f", b"\x85R"), "it holds a bytearray"),
+        (pickled(b")q\x00", b"h\x00h\x00\x86q\x00" * 40), r"a tuple in it has more than 1,000,000 entries"),
+    ],
+)
+def test_a_pickle_is_scanned_before_it_is_read(content: bytes, message: str) -> None:
+    with pytest.raises(FileFault, match=message):
+        scan_pickle(io.BytesIO(content))
+
+
+def test_bytes_that_are_encoded_again_and_again() -> None:
+    text = b"X\x04\0\0\0aaaa"
+    once = b"c_codecs\nencode\n" + text + b"X\x06\0\0\0latin1\x86R"
+    assert scan_pickle(io.BytesIO(pickled(once)))  # how numpy's scalars are pickled
+    twice = b"c_codecs\nencode\n" + once + b"X\x03\0\0\0hex\x86R"
+    with pytest.raises(FileFault, match="is refused: it encodes bytes"):
+        scan_pickle(io.BytesIO(pickled(twice)))
+
+
+def nested(depth: int) -> tuple[Any, ...]:
+    value: tuple[Any, ...] = ()
+    for _ in range(depth):
+        value = (value, value)
+    return value
+
+
+def test_nested_values_are_neither_hashed_nor_printed_in_full(tmp_path: Path) -> None:
+    state = {"format": "snnet-checkpoint", "version": 1, **contents()}
+    torch.save({**state, "config": {"lr": nested(64)}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(
+        UserError, match=r"checkpoint.pt is refused: a tuple in it has more than 1,000,000 entries"
+    ):
+        load_checkpoint(tmp_path)
+    deep: list[Any] = [1]
+    for _ in range(60):
+        deep = [deep, deep]
+    torch.save({**state, "version": deep}, tmp_path / "checkpoint.pt")
+    with pytest.raises(
+        UserError, match=r"checkpoint version \[\[\[\[…\], \[…\]\], .*; this package reads 1$"
+    ):
+        load_checkpoint(tmp_path)
+
+
+def test_values_are_shown_short() -> None:
+    assert shown("x" * 500) == "x" * 100 + "…" and shown(3.5) == "3.5" and shown([1, "a"]) == "[1, 'a']"
+    assert shown(10**5000) == "a whole number of 16,610 bits"
+    assert shown(torch.zeros(1, 1).expand(10**6, 10**6)) == "a Tensor"
+    assert shown({"a": list(range(9))}) == "{'a': [0, 1, 2, 3, …]}" and shown(()) == "()"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.zeros(2, 3, device="meta"), "weight is no plain dense tensor"),
+        (torch.zeros(2, 3).to_sparse(), "weight is no plain dense tensor"),
+        (torch.quantize_per_tensor(torch.zeros(2, 3), 0.1, 0, torch.qint8), "weight has torch.qint8"),
+        (torch.zeros(1).expand(2, 3), "weight is .* of 24 bytes, of which the file holds 4"),
+        (torch.zeros(2, 3).double(), "weight has torch.float64, needed torch.float32"),
+        ("text", "weight has shape None, needed \\(2, 3\\)"),
+    ],
+)
+def test_weights_of_a_checkpoint_that_are_no_plain_numbers(value: Any, message: str, tmp_path: Path) -> None:
+    from snnet.checkpoint import load_state
+
+    save_checkpoint(tmp_path / "checkpoint.pt", **{**contents(), "model": {"weight": value}})
+    state = load_checkpoint(tmp_path)["model"]
+    with pytest.raises(UserError, match=f"does not fit this network: {message}"):
+        load_state(torch.nn.Linear(3, 2, bias=False), state, tmp_path, "network")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("metrics", [{"epoch": 0, "loss": "low"}], "'loss' of epoch 0 must be a number, got 'low'"),
+        ("metrics", [{"epoch": 1, "loss": 1.0}], "its metrics are damaged at epoch 0"),
+        ("before", {"mAP": torch.zeros(2)}, "'mAP' of 'before' must be a number or text, got 'a Tensor'"),
+    ],
+)
+def test_text_where_a_checkpoint_has_numbers(name: str, value: Any, message: str, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "checkpoint.pt", **{**contents(), name: value})
+    with pytest.raises(UserError, match=f"checkpoint.pt is not a whole checkpoint: {message}"):
+        load_checkpoint(tmp_path)
+
+
+def test_an_optimisers_state_that_does_not_fit(tmp_path: Path) -> None:
+    from snnet.checkpoint import load_optimizer
+
+    def optimizer() -> torch.optim.Optimizer:
+        return torch.optim.SGD([torch.nn.Parameter(torch.zeros(2, 3))], lr=0.1, momentum=0.9)
+
+    good = optimizer().state_dict()
+    good["state"] = {0: {"momentum_buffer": torch.ones(2, 3)}}
+    fresh = optimizer()
+    load_optimizer(fresh, good, tmp_path)
+    assert fresh.state_dict()["state"][0]["momentum_buffer"].tolist() == [[1.0] * 3] * 2
+    group = good["param_groups"][0]
+    for bad, message in (
+        ({**good, "param_groups": [{**group, "lr": "fast"}]}, "'lr' of its optimiser is 'fast'"),
+        ({**good, "param_groups": [{**group, "params": [1]}]}, r"'params' of its optimiser is '\[1\]'"),
+        ({**good, "param_groups": []}, "has no state, or other groups"),
+        ({**good, "state": {0: {"momentum_buffer": torch.ones(3, 2)}}}, "'momentum_buffer' of parameter 0 "),
+        ({**good, "state": {7: {"momentum_buffer": torch.ones(2, 3)}}}, "of parameter 7 of its optimiser"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_optimizer(optimizer(), bad, tmp_path)
+
+
+def npy(shape: str, data: bytes = b"", descr: str = "<f4") -> bytes:
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}"
+    header += " " * (-(len(header) + 11) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + data
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("shape", ["(-1, 4)", "(1000000000000, 4)", "(3, 4)", "(10**9, 4)", "(True, 4)"])
+def test_shapes_that_are_not_what_the_file_holds(shape: str, packed: bool, tmp_path: Path) -> None:
+    content = npy(shape, bytes(32))
+    if packed:
+        path = tmp_path / "f.npz"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("features.npy", content)
+    else:
+        path = tmp_path / "f.npy"
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"is damaged or of another format \(|must be real numbers") as caught:
+        load_features(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_the_arrays_that_are_needed_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "f.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("features.npy", npy("(2, 4)", bytes(range(32))))
+        archive.writestr("large.npy", npy("(4, 1000000)", bytes(16_000_000)))
+    monkeypatch.setattr("snnet.files.archive.free_memory", lambda device: 1_000_000)
+    assert load_features(path).features.shape == (2, 4)
+    with pytest.raises(
+        UserError, match=r"f.npz is not read: 'large' \[4, 1000000\] float32 takes 0.0 GiB of the"
+    ):
+        load_features(path, key="large")
+    torch.save({"features": torch.zeros(600, 1000)}, tmp_path / "f.pt")
+    with pytest.raises(UserError, match=r"f.pt is not read: its content takes"):
+        load_features(tmp_path / "f.pt")
+    check_room(1_000_000, "as much as there is")
+
+
+def test_an_archive_that_lost_its_first_entry(tmp_path: Path) -> None:
+    write_features(tmp_path / "f.npz")
+    content = (tmp_path / "f.npz").read_bytes()
+    start = content.index(b"PK\x01\x02")
+    second = content.index(b"PK\x01\x02", start + 4)
+    end = content.index(b"PK\x05\x06")
+    size = (end - second).to_bytes(4, "little")
+    (tmp_path / "f.npz").write_bytes(content[: end + 12] + size + content[end + 16 :])
+    with pytest.raises(UserError, match=r"its archive does not begin where the file does|zip"):
+        load_features(tmp_path / "f.npz")
+
+
+def test_label_files_whose_arrays_do_not_fit_together(tmp_path: Path) -> None:
+    write_labels(tmp_path / "l.npz")
+    with np.load(tmp_path / "l.npz") as arrays:
+        whole = dict(arrays)
+    for name, value in (
+        ("neighbors", np.array([0, 1, 3])),
+        ("y_indices", np.array([0, 1, -1], np.int32)),
+        ("y_nh_indptr", np.array([0, 2, 1, 3])),
+        ("y_sym_indptr", np.array([0, 1, 2])),
+    ):
+        np.savez(tmp_path / "bad.npz", **{**whole, name: value})
+        with pytest.raises(UserError, match=r"bad.npz is no label file .its arrays do not fit together"):
+            load_labels(tmp_path / "bad.npz")
+    del whole["neighbors"]
+    np.savez(tmp_path / "bad.npz", **whole)
+    with pytest.raises(UserError, match=r"bad.npz is no label file .it has no array 'neighbors'"):
+        load_labels(tmp_path / "bad.npz")
+
+
+def test_what_is_not_needed_and_what_has_another_form(tmp_path: Path) -> None:
+    features, names = np.eye(3, dtype=np.float32), np.array(["a", "b", {}], dtype=object)
+    np.savez(tmp_path / "f.npz", feat=features, paths=names, pids=np.array(["7", "-1", "7"]), names=names)
+    for key in (None, "feat"):
+        with pytest.warns(UserWarning) as warned:
+            found = load_features(tmp_path / "f.npz", key)
+        assert [str(w.message) for w in warned] == [
+            f"{tmp_path / 'f.npz'}: 'paths' is left out: it holds Python objects",
+            f"{tmp_path / 'f.npz'}: 'names' is left out: it holds Python objects",
+        ]
+        assert found.features.tolist() == features.tolist() and found.names is None
+        assert found.pids is not None and found.pids.tolist() == [7, -1, 7]
+    for pids, wanted in (
+        (np.array([[4], [5], [-1]]), [4, 5, -1]),
+        (np.array([4.0, 5.0, -1.0]), [4, 5, -1]),
+        (np.array([b"x9", b"x1", b"x9"]), [1, 0, 1]),
+        (np.array([0.5, 1, 2]), None),
+        (np.array([np.nan, 1, 2]), None),
+        (np.zeros((3, 2), int), None),
+        (np.array([2**64 - 1, 0, 0], np.uint64), None),
+        (np.array([True, False, True]), None),
+    ):
+        np.savez(tmp_path / "p.npz", features=features, pids=pids)
+        if wanted is None:
+            with pytest.warns(UserWarning, match="'pids' is left out: it must "):
+                assert load_features(tmp_path / "p.npz").pids is None
+        else:
+            found = load_features(tmp_path / "p.npz")
+            assert found.pids is not None and found.pids.tolist() == wanted
+    with pytest.raises(UserError, match="holds Python objects in 'paths'; save plain arrays of numbers"):
+        load_features(tmp_path / "f.npz", "paths")
