@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from snnet.data import ImageSet, build_dataset, decode_images
+from snnet.data import ImageSet, build_dataset, decode_images, decoding
 from snnet.data.image_formats import is_readable, readable_formats
 from snnet.errors import UserError
 
@@ -255,3 +255,27 @@ def test_of_several_frames_the_first_counts(tmp_path: Path, suffix: str) -> None
     with Image.open(path) as image:
         assert image.n_frames == 2
     assert np.abs(load_one(path).astype(int) - 50).max() <= 2
+
+
+def test_images_are_bounded_by_their_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decoding.MOST_PIXELS == 67_108_864
+    monkeypatch.setattr(decoding, "MOST_PIXELS", 8 * 4)
+    Image.new("L", (4, 8)).save(tmp_path / "x.png")
+    assert load_one(tmp_path / "x.png").shape == (8, 4, 3)
+    Image.new("L", (11, 3)).save(tmp_path / "x.png")
+    for read in (lambda path: decode_images(ImageSet((path,), None, None)), decoding.load_image):
+        with pytest.raises(UserError, match=r"x.png': 11 x 3 pixels are more than the 32 that are read"):
+            read(str(tmp_path / "x.png"))
+
+
+def test_a_large_image_needs_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("I;16", (4, 8), 257 * 9).save(tmp_path / "x.png")
+    monkeypatch.setattr(decoding, "LARGE_PIXELS", 31)
+    monkeypatch.setattr(decoding, "free_memory", lambda device: 16 * 32)
+    assert load_one(tmp_path / "x.png").tolist() == [[[9] * 3] * 4] * 8
+    monkeypatch.setattr(decoding, "free_memory", lambda device: 16 * 32 - 1)
+    with pytest.raises(UserError, match=r"x.png': 32 pixels take 0.0 GiB to decode of the 0.0 that are free"):
+        decoding.load_image(str(tmp_path / "x.png"))
+    monkeypatch.setattr(decoding, "free_memory", lambda device: 95)
+    with pytest.raises(UserError, match="--image-cache on: all images decoded take"):
+        decode_images(ImageSet((str(tmp_path / "x.png"),), None, None), cache=True)
