@@ -58,7 +58,9 @@ def export(command: ExportCommand) -> list[str]:
     plain = {"device": "cpu", "amp": False, "channels_last": False}
     trained = load_trained_model(network.checkpoint, network.preset, {**network.given, **plain})
     trained.model.eval().requires_grad_(False)
-    return (_write_onnx if as_onnx else _write_safetensors)(trained, command.output)
+    if as_onnx:
+        return _write_onnx(trained, command.output, command.opset)
+    return _write_safetensors(trained, command.output)
 
 
 def _write_safetensors(trained: TrainedModel, path: Path) -> list[str]:
@@ -86,14 +88,19 @@ class _Retrieval(nn.Module):
         return self.model.retrieve(images, self.after_neck)
 
 
-def _write_onnx(trained: TrainedModel, path: Path) -> list[str]:
+def _write_onnx(trained: TrainedModel, path: Path, opset: int) -> list[str]:
+    import onnx
     import onnxruntime
+
+    latest = onnx.defs.onnx_opset_version()
+    if opset > latest:
+        raise UserError(f"--opset must be <= {latest} (of onnx {onnx.__version__}), got {opset}")
 
     data = trained.config.data
     retrieval = _Retrieval(trained).eval()
     retrieval(torch.zeros(1, 3, data.height, data.width))  # a size that cannot be is an error of its own
     say(f"exporting {trained.config.model.arch} for images of {data.height} x {data.width} pixels")
-    content = _to_onnx(retrieval, (3, data.height, data.width), _metadata(trained))
+    content = _to_onnx(retrieval, (3, data.height, data.width), _metadata(trained), opset)
     difference = _largest_difference(retrieval, content, (3, data.height, data.width))
     if not difference <= TOLERANCE:
         raise UserError(
@@ -103,8 +110,8 @@ def _write_onnx(trained: TrainedModel, path: Path) -> list[str]:
     write_atomically(path, lambda file: file.write(content))
     description = trained.description()
     return [
-        f"{path}: {trained.config.model.arch}, {_megabytes(len(content))}; onnxruntime {onnxruntime.__version__} "
-        f"and PyTorch differ by at most {difference:.1e}",
+        f"{path}: {trained.config.model.arch}, {_megabytes(len(content))}, opset {opset}; "
+        f"onnxruntime {onnxruntime.__version__} and PyTorch differ by at most {difference:.1e}",
         f"  input   images    float32 [batch, 3, {data.height}, {data.width}], RGB, resized {description['resize']}",
         f"                    (pixel / 255 - mean) / std, mean {_listed(description['mean'])}, "
         f"std {_listed(description['std'])}",
@@ -113,8 +120,13 @@ def _write_onnx(trained: TrainedModel, path: Path) -> list[str]:
     ]
 
 
-def _to_onnx(retrieval: nn.Module, shape: tuple[int, int, int], metadata: dict[str, str]) -> bytes:
-    """The network as a serialised ONNX model for any batch size, weights inside."""
+def _to_onnx(
+    retrieval: nn.Module, shape: tuple[int, int, int], metadata: dict[str, str], opset: int
+) -> bytes:
+    """The network as a serialised ONNX model for any batch size, weights inside.
+
+    Its IR version is the lowest that ``opset`` allows: runtimes refuse a file of a later one than they know.
+    """
     import onnx
 
     dynamic = {"images": {0: torch.export.Dim("batch")}}
@@ -131,6 +143,7 @@ def _to_onnx(retrieval: nn.Module, shape: tuple[int, int, int], metadata: dict[s
             dynamic_shapes=dynamic,
             optimize=False,
             verbose=False,
+            opset_version=opset,
         )
         if program is None:
             raise RuntimeError("torch.onnx.export returned nothing")
@@ -143,6 +156,9 @@ def _to_onnx(retrieval: nn.Module, shape: tuple[int, int, int], metadata: dict[s
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
+    if [(entry.domain, entry.version) for entry in model.opset_import] != [("", opset)]:
+        raise UserError(f"--opset {opset}: this network cannot be written with it")
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
     onnx.helper.set_model_props(model, metadata)
     graph.doc_string = metadata["description"]
     onnx.checker.check_model(model, full_check=True)

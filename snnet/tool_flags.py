@@ -12,6 +12,7 @@ from snnet.config import OPTIONS, config_from
 from snnet.errors import UserError
 from snnet.flags import CommandParser, default_preset, network_preset
 
+LOWEST_OPSET = 18  # of ONNX, below which torch's exporter does not write
 SPLITS = ("train", "query", "gallery", "all")
 
 _MODEL = tuple(name for name, option in OPTIONS.items() if option.group == "model")
@@ -174,6 +175,7 @@ class ExportCommand:
 
     network: NetworkChoice
     output: Path
+    opset: int
     quiet: bool
 
 
@@ -187,10 +189,19 @@ def parse_export_command(arguments: list[str]) -> ExportCommand:
         usage="--checkpoint FILE|DIR --output FILE [flags]",
     )
     parser.add_argument("--output", metavar="FILE", type=Path, help="what to write: .onnx or .safetensors")
+    parser.add_argument(
+        "--opset",
+        metavar="INT",
+        type=_whole_number,
+        help=f"version of ONNX's operators (default {LOWEST_OPSET}, the lowest); the file "
+        "has the lowest IR version that this opset allows",
+    )
     parser.add_network()
     parser.add_options((*_MODEL, *_INPUT, "seed"), preset=False)
     given = parser.parse(arguments)
-    own = _pop(given, output=None, quiet=False)
+    if "opset" in given and given["opset"] < LOWEST_OPSET:
+        raise UserError(f"--opset must be >= {LOWEST_OPSET}, got {given['opset']}")
+    own = _pop(given, output=None, opset=LOWEST_OPSET, quiet=False)
     if own["output"] is None:
         raise UserError("nothing to write to: give --output FILE.onnx or FILE.safetensors")
     return ExportCommand(_network_choice(given), **own)
@@ -258,6 +269,6 @@ def _pop(given: dict[str, Any], **defaults: Any) -> dict[str, Any]:
 
 
 def _whole_number(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got '{text}'")
     return int(text)

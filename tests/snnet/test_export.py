@@ -71,7 +71,29 @@ def test_onnx_gives_pytorchs_features_for_any_batch(
     assert os.listdir(tmp_path) == ["model.onnx"]  # the weights are inside
     # Nothing of the machine that it was made on.
     assert os.sep.join(Path(command.__file__).parts[-2:]).encode() not in path.read_bytes()
-    assert len(onnx.load(path).graph.node[0].metadata_props) == 0
+    written = onnx.load(path)
+    assert len(written.graph.node[0].metadata_props) == 0
+    # The lowest that there are: an older runtime refuses a file of a later version.
+    assert ([(o.domain, o.version) for o in written.opset_import], written.ir_version) == ([("", 18)], 8)
+
+
+@needs_onnx
+def test_the_opset_is_the_one_asked_for_and_ir_the_lowest_with_it(tmp_path: Path) -> None:
+    import onnx
+
+    path = tmp_path / "model.onnx"
+    lines = exported("--arch", "resnet18", *MODEL, "--output", path, "--opset", 20)
+    model = onnx.load(path)
+    assert ([(o.domain, o.version) for o in model.opset_import], model.ir_version) == ([("", 20)], 9)
+    assert ", opset 20; onnxruntime" in lines[0]
+    path.unlink()
+    for opset, message in (
+        (17, "--opset must be >= 18, got 17"),
+        (999, r"--opset must be <= \d+ .*, got 999"),
+    ):
+        with pytest.raises(UserError, match=message):
+            exported("--arch", "resnet18", *MODEL, "--output", path, "--opset", opset)
+    assert os.listdir(tmp_path) == []
 
 
 @needs_onnx
