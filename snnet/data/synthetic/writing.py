@@ -159,8 +159,8 @@ def _check_finished(folder: Path) -> None:
     """Raise unless ``folder`` holds a manifest and as many images as it says."""
     try:
         counts = json.loads((folder / MANIFEST).read_text())["images"]
-        found = {name: len(list((folder / name).glob("*.png"))) for name in counts}
-    except (OSError, ValueError, KeyError, TypeError):
+        found = {name: len(list((folder / name).glob("*.png"))) for name, _ in counts.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"{folder} is no finished synthetic set: delete it, and the set is drawn again"
         ) from None
