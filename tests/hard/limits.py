@@ -1,0 +1,27 @@
+"""Bounds on what a process may take, so that what goes wrong does not take the machine with it."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+
+def limit_memory(more: int) -> None:
+    """Let this process have at most ``more`` bytes of address space beside what it has."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    limit = pages * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def peak_memory(pid: int | str = "self") -> int:
+    """The most bytes that a process has held since :func:`forget_peak`; 0 where it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def forget_peak() -> None:
+    """Let :func:`peak_memory` of this process count from now on."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
