@@ -61,6 +61,11 @@ def attack(share: Share) -> Tally:
     return tally
 
 
+def is_no_call(kind: str) -> bool:
+    """Whether a row of the table counts something else than calls."""
+    return kind.removeprefix("valid ").startswith(NO_CALLS)
+
+
 def one_case(random: Random, tally: Tally, where: str) -> int:
     """All operations on one set of arguments; returns the number of calls."""
     x = draw(random)
@@ -143,9 +148,7 @@ def predictions(random: Random, x: Arguments) -> Iterator[Result]:
     options = (threshold, MIN_RANKS[random.integers(len(MIN_RANKS))])
     strict = bool(random.integers(4) == 0)
     for rows in (None, spoiled(random, x.similarity)):
-        expected = reference.mplp(
-            x.memory, x.index, *options, cache=x.cache, query_rows=rows, strict=strict
-        )
+        expected = reference.mplp(x.memory, x.index, *options, cache=x.cache, query_rows=rows, strict=strict)
         for form in inquiries(random, x):
             for said, order in orders(random, x.index.shape[0]):
                 given = {} if rows is None else {"query_rows": rows[order]}
@@ -180,7 +183,7 @@ def neighbors(random: Random, x: Arguments) -> Iterator[Result]:
 
 def neighbor_oracle(rows: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The definition: the other images by falling similarity, NaN first, ties by lower index; -1 past the last."""
-    batch, n = rows.shape
+    batch, _n = rows.shape
     places = torch.full((batch, k), -1)
     values = torch.full((batch, k), -torch.inf)
     for b in range(batch):

@@ -131,17 +131,33 @@ class MemoryWalk(Walk):
     def steps(self) -> Sequence[Callable[[], bool]]:
         asked = (self.labels, self.nearest, self.similarity, self.whole_cache, self.labels)
         written = (self.updated, self.initialized, self.assigned, self.copied_into, self.row_written)
-        lived = (self.copied, self.saved_and_loaded, self.pickled, self.moved, self.assigned_state, self.dropped)
+        lived = (
+            self.copied,
+            self.saved_and_loaded,
+            self.pickled,
+            self.moved,
+            self.assigned_state,
+            self.dropped,
+        )
         return (*asked, *asked, *written, *written, *lived, self.loaded_others, self.rebuilt)
 
     def same_memory(self) -> bool:
         return equal(self.module.features, self.oracle)
 
     def labels(self) -> bool:
-        index, options = self.index(), ((0.25, 0.3, 0.6)[self.random.integers(3)], int(self.random.integers(12)))
-        rows = reference.memory_similarity(self.rows(len(index)), self.oracle) if self.random.integers(2) else None
+        index, options = (
+            self.index(),
+            ((0.25, 0.3, 0.6)[self.random.integers(3)], int(self.random.integers(12))),
+        )
+        rows = (
+            reference.memory_similarity(self.rows(len(index)), self.oracle)
+            if self.random.integers(2)
+            else None
+        )
         found = self.module.predict_labels(index, *options, query_rows=rows)
-        return equal(found, reference.mplp(self.oracle, index, *options, query_rows=rows)) and self.same_memory()
+        return (
+            equal(found, reference.mplp(self.oracle, index, *options, query_rows=rows)) and self.same_memory()
+        )
 
     def nearest(self) -> bool:
         index, k = self.index(), int(self.random.integers(1, 4))
@@ -223,7 +239,16 @@ class LabelWalk(Walk):
     def steps(self) -> Sequence[Callable[[], bool]]:
         asked = (self.asked_rows, self.asked_columns, self.dense)
         lived = (self.copied, self.saved_and_loaded, self.pickled, self.moved, self.assigned_state)
-        return (*asked, *asked, self.written, self.written, *lived, self.loaded_others, self.copied_into, self.assigned)
+        return (
+            *asked,
+            *asked,
+            self.written,
+            self.written,
+            *lived,
+            self.loaded_others,
+            self.copied_into,
+            self.assigned,
+        )
 
     def matrix(self) -> Tensor:
         return torch.from_numpy(self.random.random((self.n, self.n)) < self.random.random())
@@ -297,7 +322,14 @@ class HeadWalk(Walk):
     def steps(self) -> Sequence[Callable[[], bool]]:
         trained = (self.forward, self.update, self.forward, self.update, self.forward)
         lived = (self.copied, self.saved_and_loaded, self.pickled, self.moved, self.assigned_state)
-        modes = (self.warmed, self.trained, self.evaluated, self.momentum_set, self.initialized, self.row_written)
+        modes = (
+            self.warmed,
+            self.trained,
+            self.evaluated,
+            self.momentum_set,
+            self.initialized,
+            self.row_written,
+        )
         return (*trained, *trained, *modes, *lived)
 
     def state_is_right(self) -> bool:
