@@ -1,4 +1,4 @@
-"""``python -m tests.hard``: run the attacks, on two processes, and print one table of what they tried and what failed."""
+"""``python -m tests.hard``: run the attacks on two processes; one table of what was tried and what failed."""
 
 from __future__ import annotations
 

@@ -95,11 +95,13 @@ def lost_member(random: Random, content: bytes) -> bytes:
     return _zipped(members)
 
 
+# Words that YAML, JSON or a terminal takes for something else than text.
 HOSTILE_TEXTS = (
     b"2024-13-45", b"!!int ''", b"!!float ''", b"!!timestamp ''", b"9" * 5000, b"1e999", b"-1e999", b".nan", b"NaN",
-    b"Infinity", b"null", b"true", b"[" * 3000, b"{" * 3000, b"[[[[[[[[1]]]]]]]]", b"&a [*a]", b"*b", b"!!python/name:os.system",
-    b"!!set {a, b}", b"<<: 3", b"? [a, b] : c", b"\x00", b"\xff\xfe", b"\xed\xa0\x80", b"\x1b[2J", b"\x85", b'"\\ud800"',
-    b"0x7fffffffffffffffffff", b"1_0", b"0o17", b"1:30:00", b"=", b"|", b">", b"- ", b": ", b"\t", b"'", b'"', b"%YAML 9.9\n---\n",
+    b"Infinity", b"null", b"true", b"[" * 3000, b"{" * 3000, b"[[[[[[[[1]]]]]]]]", b"&a [*a]", b"*b",
+    b"!!python/name:os.system", b"!!set {a, b}", b"<<: 3", b"? [a, b] : c", b"\x00", b"\xff\xfe", b"\xed\xa0\x80",
+    b"\x1b[2J", b"\x85", b'"\\ud800"', b"0x7fffffffffffffffffff", b"1_0", b"0o17", b"1:30:00", b"=", b"|", b">",
+    b"- ", b": ", b"\t", b"'", b'"', b"%YAML 9.9\n---\n",
 )  # fmt: skip
 
 

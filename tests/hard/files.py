@@ -17,7 +17,7 @@ import numpy as np
 
 from snnet.progress import set_quiet
 from tests.hard import damage
-from tests.hard.bombs import bombs
+from tests.hard.bombs import Try, bombs
 from tests.hard.formats import Format, all_formats, same
 from tests.hard.isolation import outcomes
 from tests.hard.share import Share
@@ -31,7 +31,14 @@ def attack(share: Share) -> Tally:
     tally = Tally()
     set_quiet(True)
     warnings.simplefilter("ignore")  # images may be left out, caches be made again
-    formats = all_formats(share.folder)
+    damage_all(share, all_formats(share.folder), tally)
+    if share.part == 0:
+        explode(bombs(share.folder / "bombs"), tally)
+    return tally
+
+
+def damage_all(share: Share, formats: list[Format], tally: Tally) -> None:
+    """As many damaged files as the share has, of the formats in turn."""
     tries, words = [], []
     sound = {format.name: format.read() for format in formats}
     for number in share.numbers(FILES):
@@ -41,12 +48,14 @@ def attack(share: Share) -> Tally:
         words.append((format, how, f"seed {share.seed} file {number}"))
     for (format, how, where), (word, text) in zip(words, outcomes(tries), strict=True):
         _count(tally, format, how, where, word, text)
-    exploding = bombs(share.folder / "bombs") if share.part == 0 else []
+
+
+def explode(exploding: list[Try], tally: Tally) -> None:
+    """Read every bomb."""
     for (name, _), (word, text) in zip(exploding, outcomes([one for _, one in exploding]), strict=True):
         tally.tried("bombs")
         if word == "failure":
             tally.failed("bombs", f"{name}: {text}", name)
-    return tally
 
 
 def _try(random: np.random.Generator, format: Format, sound: Any) -> tuple[str, Callable[[], str]]:

@@ -83,7 +83,7 @@ def all_formats(folder: Path) -> list[Format]:
     return [
         *_run_files(folder, folder / "run"),
         *_weights(folder, trained),
-        *_features(folder),
+        *feature_files(folder),
         _gallery_cache(folder, trained, data / "query"),
         _image_list(folder),
         *_images(folder),
@@ -123,7 +123,7 @@ def _weights(folder: Path, trained: TrainedModel) -> list[Format]:
     ]
 
 
-def _features(folder: Path) -> list[Format]:
+def feature_files(folder: Path) -> list[Format]:
     random = np.random.default_rng(0)
     rows = random.normal(size=(40, 8)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)

@@ -20,7 +20,7 @@ import snnet_kernels as sk
 from snnet_kernels import backends
 from tests.hard.calls import CALLS, Call, Named, copies, results
 from tests.hard.drawing import Arguments, close, draw, instruction_sets
-from tests.hard.limits import limit_memory
+from tests.hard.limits import limited_memory
 from tests.hard.share import Share
 from tests.hard.spoil import NUMBERS, spoil_tensor
 from tests.hard.tally import Tally
@@ -29,6 +29,7 @@ HOSTILE, ALIASED = 80_000, 20_000  # calls at full size
 CALLS_OF_A_CASE = 40
 REFUSALS = (ValueError, TypeError, MemoryError)
 TOLERANCE = 2e-5  # of rows, similarities and losses; what an inexact momentum rounds in a short row
+MEMORY = 4 << 30  # bytes that the process may take more: an absurd number must not take the machine with it
 OVERFLOWS = ("infinite", "huge")  # of such values only refusals and untouched arguments are looked at
 
 Random = np.random.Generator
@@ -37,7 +38,8 @@ One = Callable[[Random, Arguments, Tally, str], None]
 
 def hostile(share: Share) -> Tally:
     """Spoilt calls, one argument at a time."""
-    return _attack(share, HOSTILE, 2, spoilt_call)
+    with limited_memory(MEMORY):
+        return _attack(share, HOSTILE, 2, spoilt_call)
 
 
 def aliased(share: Share) -> Tally:
@@ -48,7 +50,6 @@ def aliased(share: Share) -> Tally:
 def _attack(share: Share, full: int, key: int, one: One) -> Tally:
     tally, done, case = Tally(), 0, share.part
     wanted, sets = share.count(full), instruction_sets()
-    limit_memory(4 << 30)
     warnings.simplefilter("ignore")  # of torch, about layouts that are drafts
     while done < wanted:
         if sets:

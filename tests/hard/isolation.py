@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from snnet.errors import UserError
-from tests.hard.limits import forget_peak, limit_memory, peak_memory
+from tests.hard.limits import forget_peak, limited_memory, peak_memory
 
 MEMORY = 1 << 30  # bytes that a try may take beside what the process has
 CPU_SECONDS = 10.0
@@ -81,12 +81,12 @@ def _memory(pid: int) -> int:
 
 def _run_all(tries: Sequence[Callable[[], str]], pipe: int) -> None:
     try:
-        limit_memory(6 << 30)
         null = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
             os.dup2(null, stream)
-        for one in tries:
-            os.write(pipe, json.dumps(_outcome(one)).encode() + b"\n")
+        with limited_memory(6 * MEMORY):
+            for one in tries:
+                os.write(pipe, json.dumps(_outcome(one)).encode() + b"\n")
     finally:
         os._exit(0)
 

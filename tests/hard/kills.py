@@ -19,7 +19,6 @@ from tests.hard.share import Share
 from tests.hard.tally import Tally
 
 RANDOM_KILLS = 50  # at full size
-OPERATION_STRIDE = 1  # at full size every file operation is a moment to be killed at
 
 # Counts what a process does to files below a folder, and kills it before the k-th operation; k = 0 counts only.
 # fsync raises no audit event. Where `cut` is set, a kill at an fsync takes half of the file with it, as a power

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 
-def limit_memory(more: int) -> None:
-    """Let this process have at most ``more`` bytes of address space beside what it has."""
+@contextlib.contextmanager
+def limited_memory(more: int) -> Iterator[None]:
+    """Inside the block this process can have at most ``more`` bytes of address space beside what it has."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    limit = pages * resource.getpagesize() + more
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def peak_memory(pid: int | str = "self") -> int:
