@@ -151,12 +151,16 @@ def _archives(folder: Path) -> list[Try]:
 
 
 def _texts(folder: Path) -> list[Try]:
-    levels = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
-    aliases = "\n".join(["a0: &a0 [x, x, x, x, x, x, x, x, x]", *levels])
+    levels = ["&a0 [x, x, x, x, x, x, x, x, x]"]
+    levels += [f"&a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
+    aliases = f"[{', '.join(levels)}]"  # the last stands for 9 ** 10 letters
     texts = {
         "aliases": aliases,
-        "aliases as a value": f"{aliases}\nepochs: *a9",
-        "aliases as a key": f"{aliases}\n? *a9\n: 1",
+        "aliases as a value": f"epochs: {aliases}",
+        "aliases as text": f"data_dir: {aliases}",
+        "aliases as a choice": f"dataset: {aliases}",
+        "aliases as a key": f"? {aliases}\n: 1",
+        "merged aliases": f"<<: {aliases}",
         "deep lists": "[" * 100_000,
         "deep maps": "{a: " * 20_000,
         "deep indentation": "\n".join(f"{' ' * i}a:" for i in range(3000)),
@@ -164,7 +168,6 @@ def _texts(folder: Path) -> list[Try]:
         "long value": f"dataset: {'x' * 20_000_000}",
         "long key": f"{'x' * 2_000_000}: 1",
         "many keys": "\n".join(f"k{i}: 1" for i in range(200_000)),
-        "merge": f"{aliases}\n<<: *a9",
         "sexagesimal": f"lr: {'1:' * 20_000}1",
     }
     tries: list[Try] = []
@@ -206,7 +209,7 @@ def _pictures(folder: Path) -> list[Try]:
     side = 13_300
     files = {
         "three of 16 bits": [_png(side, side, 16, 0, side)] * 3,
-        "of 8 bits": [_png(side, side, 8, 2, side)],
+        "of 8 bits": [_png(9_000, 9_000, 8, 2, 9_000)],
         "beyond its data": [_png(60_000, 60_000, 8, 2, 4)],
         "wide": [_png(170_000_000, 1, 8, 0, 1)],
         "tall": [_png(1, 170_000_000, 8, 0, 4)],

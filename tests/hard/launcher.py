@@ -27,7 +27,7 @@ MODULES = ("train", "evaluate", "extract", "label", "search", "report")
 
 @dataclass(frozen=True)
 class Started:
-    """A command that runs, or has run."""
+    """A command that runs, or has run; ``log`` is what it writes to stderr."""
 
     pid: int
     log: Path
@@ -204,8 +204,8 @@ def _become(request: dict[str, Any]) -> None:
     """Be the command, from here to the end of the process."""
     os.setsid()
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
-    null = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((null, 0), (log, 1), (log, 2)):
+    null = os.open(os.devnull, os.O_RDWR)
+    for source, target in ((null, 0), (null, 1), (log, 2)):
         os.dup2(source, target)
     sys.argv = [request["module"], *request["arguments"]]
     if request["hook"]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.hard.launcher import Launcher, Started, end_session, session_members
-from tests.hard.runs import SECONDS, Unbroken, checkpoint_problem, last_line, train_arguments
+from tests.hard.runs import SECONDS, Unbroken, checkpoint_problem, files, last_line, train_arguments
 from tests.hard.share import Share
 from tests.hard.tally import Tally
 from tests.paths import ROOT
@@ -29,6 +30,7 @@ WAYS = ((signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, False)) 
 IMPORTING = 5  # every so-manieth try is a process of its own, met in its imports
 RESUMED = 10  # every so-manieth run is continued to its end
 END_SECONDS = 30.0  # from the signal to the end; the machine may be busy
+WRITTEN = re.compile(r"f\.npz|m\.png|features-\w+\.npz|report\.html|[a-z_]+\.png")  # by the commands, whole
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -64,8 +66,9 @@ def while_training(
     arguments = train_arguments(unbroken.data, run, workers=workers)
     started = launcher.start("snnet.train", arguments, log)
     _wait_for_work(started.pid, float(random.uniform(0.02, 1.2 + workers / 4)))
-    problem = _signalled(launcher, started, chosen, group)
-    problem = problem or checkpoint_problem(run)
+    problem = _signalled(launcher, started, chosen, group) or checkpoint_problem(run)
+    left = files(run) - unbroken.files
+    problem = problem or (f"left behind: {', '.join(sorted(left))}" if left else None)
     if problem is None and number % RESUMED == 0 and not (run / "results.json").exists():
         problem = unbroken.resumed_problem(launcher, run, log)
     _tell(tally, kind, problem, where)
@@ -91,11 +94,11 @@ def while_working(
         "snnet.report": [run, "--output", str(output / "report")],
     }  # fmt: skip
     module = list(commands)[number // IMPORTING % len(commands)]
-    started = launcher.start(module, commands[module], log)
+    started = launcher.start(module, [*commands[module], "--quiet"], log)
     _wait_for_work(started.pid, float(random.uniform(0.02, 0.5)))
     problem = _signalled(launcher, started, chosen, group)
-    half = [path.name for path in output.rglob("*") if path.suffix in (".tmp", ".part")]
-    _tell(tally, f"signal to {module}", problem or (f"left behind: {half}" if half else None), where)
+    left = [path.name for path in output.rglob("*") if path.is_file() and not WRITTEN.fullmatch(path.name)]
+    _tell(tally, f"signal to {module}", problem or (f"left behind: {left}" if left else None), where)
 
 
 def while_importing(
@@ -111,7 +114,7 @@ def while_importing(
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=file,
+            stdout=subprocess.DEVNULL,
             stderr=file,
             env=environment,
             start_new_session=True,
@@ -188,12 +191,8 @@ def _end_problem(code: int | None, session: int, text: str, chosen: signal.Signa
         return f"exit {code}, not {wanted}: {last_line(text)}"
     if "Traceback" in text:
         return f"a traceback, exit {code}: {last_line(text)}"
-    said = [line for line in text.splitlines() if line.strip() and not line.startswith(_SAID_BEFORE)]
-    return None if len(said) == 1 else f"{len(said)} lines: {' / '.join(said)[:160]}"
-
-
-# What a quiet command may have printed before the signal came.
-_SAID_BEFORE = ("warning: ", "dataset ", "  train ", "  query ", "  gallery ", "snnet_kernels: ", "/")
+    lines = text.strip().splitlines()
+    return None if len(lines) == 1 else f"{len(lines)} lines: {' / '.join(lines)[:160]}"
 
 
 def _left(session: int) -> int:
