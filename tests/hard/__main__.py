@@ -6,6 +6,7 @@ import argparse
 import faulthandler
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -58,6 +59,9 @@ def main() -> int:
 def run(names: list[str], seed: int, scale: float, processes: int, folder: Path) -> Tally:
     """All parts of the attacks ``names``, so many at a time, each in a forked process; what they counted together."""
     torch.set_num_threads(1)
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job ignores it, and so would ours
     waiting = [(name, part) for name in names for part in range(ATTACKS[name][1])]
     running: dict[int, tuple[str, int]] = {}
     total = Tally()
@@ -72,8 +76,10 @@ def run(names: list[str], seed: int, scale: float, processes: int, folder: Path)
             running[pid] = name, part
         pid, status = os.wait()
         name, part = running.pop(pid)
-        total.add(_result(folder / f"{name}-{part}", name, status))
-        print(f"{name} {part + 1} of {ATTACKS[name][1]} done", file=sys.stderr, flush=True)
+        found = _result(folder / f"{name}-{part}", name, status)
+        total.add(found)
+        counts = f"{sum(found.tries.values()):,} tries, {found.total_failures():,} failures"
+        print(f"{name} {part + 1} of {ATTACKS[name][1]}: {counts}", file=sys.stderr, flush=True)
         shutil.rmtree(folder / f"{name}-{part}", ignore_errors=True)
     return total
 

@@ -130,6 +130,8 @@ class ForkingLauncher(Launcher):
 def _end_as_interpreter(request: dict[str, Any]) -> None:
     """Be the command, and end without going back into what this process was."""
     code: Any = 1
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # this process may have others
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         _become(request)
         code = 0
