@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 
 import numpy as np
 
 Random = np.random.Generator
+MARKS = re.compile("metadata|digest|checksum|sha256")  # names of members that hold a file's digest
 
 
 def damaged(random: Random, content: bytes, text: bool = False) -> tuple[str, bytes]:
@@ -89,9 +91,15 @@ def swapped_members(random: Random, content: bytes) -> bytes:
 
 
 def lost_member(random: Random, content: bytes) -> bytes:
-    """A zip file, sound by its checksums, without one of its members."""
+    """A zip file, sound by its checksums, without one of its members.
+
+    Not without the one that says who wrote it: what is left would be a sound file of somebody else's.
+    """
     members = _members(content)
-    del members[random.integers(len(members))]
+    others = [place for place, (info, _) in enumerate(members) if not MARKS.search(info.filename)]
+    if not others:
+        return flipped(random, content)
+    del members[others[random.integers(len(others))]]
     return _zipped(members)
 
 
