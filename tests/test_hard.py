@@ -13,6 +13,7 @@ import snnet_kernels as sk
 from snnet_kernels import backends
 from tests.hard import files, fuzz, hostile, kills, signals, two_runs, walks
 from tests.hard.damage import damaged
+from tests.hard.drawing import instruction_sets
 from tests.hard.formats import Format, feature_files
 from tests.hard.isolation import outcomes
 from tests.hard.launcher import ForkingLauncher
@@ -28,9 +29,10 @@ def share(folder: Path, scale: float) -> Share:
 @pytest.fixture(autouse=True)
 def one_instruction_set() -> Iterator[None]:
     """The attacks go from one to the next."""
-    before = backends.instruction_set()
+    before = backends.instruction_set() if instruction_sets() else None
     yield
-    backends.select_instruction_set(before)
+    if before is not None:
+        backends.select_instruction_set(before)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from tests.hard import files, fuzz, hostile, kills, signals, two_runs, walks
+from tests.hard.drawing import instruction_sets
 from tests.hard.share import Share
 from tests.hard.tally import Tally
 
@@ -47,6 +48,8 @@ def main() -> int:
     unknown = [name for name in names if name not in ATTACKS]
     if unknown:
         parser.error(f"--only: there is no attack {unknown[0]!r}; there are {', '.join(ATTACKS)}")
+    if not instruction_sets():
+        parser.error("the compiled CPU library is not loaded (python -m snnet_kernels says why)")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="snnet-hard-") as folder:
         tally = run(names, given.seed, given.scale, given.processes, Path(folder))
