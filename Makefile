@@ -1,6 +1,7 @@
 # make train   install into .venv and train on the built-in set
 # make test    install into .venv and run the test suite
 # make test-sanitize   the kernel tests on a CPU library built with AddressSanitizer and UBSan (gcc)
+# make test-hard       attacks of a quarter of an hour: fuzzed calls, damaged files, kills, signals, two runs
 # make bench   benchmarks against what one would write instead, into build/benchmarks.json
 # make bench-check     the stated ratios of benchmarks/floors.yaml, in a short run that fails where one does not hold
 # make lint    format, lint and type checks
@@ -17,7 +18,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test test-sanitize bench bench-check lint docs clean
+.PHONY: train test test-sanitize test-hard bench bench-check lint docs clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.installed
@@ -35,6 +36,9 @@ test-sanitize: $(VENV)/.installed
 	cd $(SANITIZED)/lib && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(CURDIR)/$(BIN)/python -m pytest \
 	  --import-mode=append -p no:cacheprovider $(CURDIR)/tests/kernels $(ARGS)
+
+test-hard: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hard $(ARGS)
 
 bench: $(VENV)/.installed
 	mkdir -p build

@@ -1,0 +1,143 @@
+"""Tiny random arguments of every operation, and the comparison of results with the reference's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import snnet_kernels as sk
+from snnet_kernels import backends, reference
+
+KINDS = ("exact", "exact", "exact", "same", "zero rows", "duplicates", "unit")
+THRESHOLDS = (-10.0, -0.25, 0.0, 0.1, 0.25, 0.3, 0.5625, 0.6, 0.75, 1.0, 20.0)
+MIN_RANKS = (0, 1, 2, 3, 10, 1000, 2**31 - 1)
+MOMENTA = (0.0, 0.0, 0.25, 0.3, 0.5, 0.75, 1.0)
+
+
+@dataclass(eq=False)
+class Arguments:
+    """What the operations take, of one n, d and B.
+
+    Features are small integers times a power of two: every product of them is exact in float32, in any order of
+    summation and in half precision too, and there are many ties.
+    """
+
+    memory: Tensor  # [n, d]
+    features: Tensor  # [B, d]
+    index: Tensor  # [B]
+    cache: Tensor  # [n, n]
+    similarity: Tensor  # [B, n]
+    labels: tuple[Tensor, Tensor, Tensor]  # uint8 [B, L]
+    row_bits: Tensor  # uint8 [n, L]
+    column_bits: Tensor  # uint8 [n, L]
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        return self.memory.shape[0], self.memory.shape[1], self.index.shape[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by its name."""
+        labels = {f"labels[{k}]": label for k, label in enumerate(self.labels)}
+        return {name: value for name, value in vars(self).items() if name != "labels"} | labels
+
+    def fingerprint(self) -> bytes:
+        """The bytes of all tensors, to see whether a call has touched one."""
+        return b"".join(tensor.numpy().tobytes() for tensor in self.tensors().values())
+
+
+def draw_rows(random: np.random.Generator, n: int, d: int, kind: str) -> np.ndarray:
+    """Rows [n, d] of small multiples of 1/4: with ties, some alike, zero or of length exactly 1."""
+    rows = random.integers(-3, 4, (n, d)).astype(np.float32) / 4
+    if kind == "same":
+        rows[:] = rows[:1]
+    elif kind == "zero rows":
+        rows[::2] = 0
+    elif kind == "duplicates":
+        rows = rows[np.arange(n) // 3]
+    elif kind == "unit":
+        rows = unit_rows(random, n, d)
+    return np.ascontiguousarray(rows)
+
+
+def unit_rows(random: np.random.Generator, n: int, d: int) -> np.ndarray:
+    """Rows [n, d] of length exactly 1 with few distinct products: ±1 in one place, or ±1/2 in four."""
+    rows = np.zeros((n, d), dtype=np.float32)
+    signs = random.choice(np.array([-1, 1, 1, 1], dtype=np.float32), (n, d))
+    places = random.integers(0, d, n)
+    four = (random.random(n) < 0.6) & (d >= 4)
+    rows[np.arange(n), places] = signs[np.arange(n), places]
+    rows[four] = 0
+    rows[four, :4] = signs[four, :4] / 2
+    return rows
+
+
+def draw(random: np.random.Generator) -> Arguments:
+    """Arguments of a random size: n 1…40, d 1…8, B 0…6."""
+    n, d, batch = (int(value) for value in random.integers((1, 1, 0), (41, 9, 7)))
+    rows = draw_rows(random, n + batch, d, KINDS[random.integers(len(KINDS))])
+    memory, features = torch.from_numpy(rows[:n].copy()), torch.from_numpy(rows[n:].copy())
+    index = torch.from_numpy(random.integers(0, n, batch))
+    bits = torch.from_numpy(random.random((3 * batch + n, n)) < random.random())
+    packed = reference.pack_labels(bits)
+    labels = packed[: 3 * batch].clone()
+    return Arguments(
+        memory,
+        features,
+        index,
+        reference.build_similarity_cache(memory),
+        reference.memory_similarity(features, memory),
+        (labels[:batch].clone(), labels[batch : 2 * batch].clone(), labels[2 * batch :].clone()),
+        packed[3 * batch :].clone(),
+        reference.pack_labels(bits[3 * batch :].t()),
+    )
+
+
+def equal(actual: Tensor, expected: Tensor) -> bool:
+    """The same type, shape and values to the bit; a NaN equals a NaN."""
+    if actual.dtype != expected.dtype or actual.shape != expected.shape:
+        return False
+    if torch.equal(actual, expected):
+        return True
+    return bool(((actual == expected) | (actual.isnan() & expected.isnan())).all())
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """The same type and shape, values within ``tolerance`` of each other times the larger of 1 and themselves."""
+    if actual.dtype != expected.dtype or actual.shape != expected.shape:
+        return False
+    if torch.equal(actual, expected):
+        return True
+    bound = tolerance * expected.abs().clamp_min(1)
+    return bool((((actual - expected).abs() <= bound) | (actual.isnan() & expected.isnan())).all())
+
+
+def instruction_sets() -> list[str]:
+    """Those that the compiled CPU library has on this processor; none where it is not loaded."""
+    if not sk.backend_info().libraries[0].loaded:
+        return []
+    before, found = backends.instruction_set(), []
+    for name in backends.INSTRUCTION_SETS:
+        try:
+            found.append(backends.select_instruction_set(name))
+        except ValueError:
+            continue
+    backends.select_instruction_set(before)
+    return found
+
+
+def strided(random: np.random.Generator, tensor: Tensor) -> Tensor:
+    """The same values [B, k] with other strides."""
+    rows, columns = tensor.shape
+    form = random.integers(4)
+    if form == 0:
+        return tensor.t().contiguous().t()
+    if form == 1:
+        wide = tensor.new_full((rows, 2 * columns + 1), torch.nan)
+        wide[:, 1::2] = tensor
+        return wide[:, 1::2]
+    if form == 2:
+        return torch.cat([tensor, tensor])[:rows].flip(0).flip(0)
+    return tensor.to((torch.float64, torch.float16, torch.bfloat16)[random.integers(3)])

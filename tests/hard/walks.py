@@ -1,0 +1,404 @@
+"""Random walks through the methods of the modules, each step compared with a slow oracle.
+
+The oracle keeps M as a tensor and P as a matrix of booleans, makes every similarity afresh from M by a product, and
+knows no cache. Features are of length 1 and exact, and α is 0 or 1 or meets a feature that is its row: every update
+is exact, so that labels, neighbours, M and P must be equal to the bit whatever was written, loaded or moved between.
+A call is one call of a method.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import snnet_kernels as sk
+from snnet_kernels import backends, reference
+from tests.hard.drawing import close, equal, instruction_sets, unit_rows
+from tests.hard.fuzz import neighbor_oracle
+from tests.hard.share import Share
+from tests.hard.tally import Tally
+
+CALLS = 20_000  # at full size
+STEPS = 25  # of a walk
+LOSS_TOLERANCE = 2e-6
+
+Random = np.random.Generator
+
+
+def attack(share: Share) -> Tally:
+    """Walks of the three modules in turn, until there are as many calls as the share has."""
+    tally, done, number = Tally(), 0, share.part
+    wanted, sets = share.count(CALLS), instruction_sets()
+    walkers = (MemoryWalk, LabelWalk, HeadWalk)
+    while done < wanted:
+        if sets:
+            backends.select_instruction_set(sets[number // share.parts % len(sets)])
+        share.breadcrumb(f"walk {number}")
+        walker = walkers[number // share.parts % len(walkers)]
+        done += walk(walker(share.random(4, number)), tally, f"seed {share.seed} walk {number}")
+        number += share.parts
+    return tally
+
+
+def walk(walker: Walk, tally: Tally, where: str) -> int:
+    """One walk, to its end or its first failure; returns the calls."""
+    kind = f"walk of {type(walker.module).__name__}"
+    path: list[str] = []
+    for _ in range(STEPS):
+        step = walker.steps[walker.random.integers(len(walker.steps))]
+        path.append(step.__name__)
+        tally.tried(kind)
+        try:
+            right = step()
+            problem = f"{step.__name__} is wrong"
+        except Exception as error:
+            right, problem = False, f"{step.__name__}: {type(error).__name__} {error}"
+        if not right:
+            tally.failed(kind, f"{problem} after {' '.join(path[-3:-1])}", f"{where}: {' '.join(path)}")
+            break
+    return len(path)
+
+
+class Walk:
+    """A module, its oracle, and the steps: each does something to both and says whether they agree."""
+
+    module: torch.nn.Module
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.n, self.d = int(random.integers(1, 41)), int(random.integers(1, 9))
+
+    @property
+    def steps(self) -> Sequence[Callable[[], bool]]:
+        raise NotImplementedError
+
+    def index(self) -> Tensor:
+        return torch.from_numpy(self.random.integers(0, self.n, int(self.random.integers(7))))
+
+    def rows(self, count: int) -> Tensor:
+        return torch.from_numpy(unit_rows(self.random, count, self.d))
+
+    def cache(self) -> bool | str:
+        return (True, True, False, "auto")[self.random.integers(4)]
+
+    # What every module lives through:
+
+    def copied(self) -> bool:
+        self.module = copy.deepcopy(self.module)
+        return True
+
+    def saved_and_loaded(self) -> bool:
+        file = io.BytesIO()
+        torch.save(self.module.state_dict(), file)
+        file.seek(0)
+        self.module.load_state_dict(torch.load(file, weights_only=True))
+        return True
+
+    def pickled(self) -> bool:
+        file = io.BytesIO()
+        torch.save(self.module, file)
+        file.seek(0)
+        self.module = torch.load(file, weights_only=False)
+        return True
+
+    def moved(self) -> bool:
+        move = (lambda m: m.to("cpu"), lambda m: m.half(), lambda m: m.double(), lambda m: m.float())
+        self.module = move[self.random.integers(len(move))](self.module)
+        return all(b.dtype in (torch.float32, torch.uint8) for b in self.module.buffers())
+
+    def assigned_state(self) -> bool:
+        state = {name: value.clone() for name, value in self.module.state_dict().items()}
+        self.module.load_state_dict(state, assign=True)
+        return True
+
+
+class MemoryWalk(Walk):
+    """ExemplarMemory beside M alone."""
+
+    module: sk.ExemplarMemory
+
+    def __init__(self, random: Random) -> None:
+        super().__init__(random)
+        self.module = sk.ExemplarMemory(self.n, self.d, self.cache(), block_floor=0.25)
+        self.oracle = torch.zeros(self.n, self.d)
+
+    @property
+    def steps(self) -> Sequence[Callable[[], bool]]:
+        asked = (self.labels, self.nearest, self.similarity, self.whole_cache, self.labels)
+        written = (self.updated, self.initialized, self.assigned, self.copied_into, self.row_written)
+        lived = (
+            self.copied,
+            self.saved_and_loaded,
+            self.pickled,
+            self.moved,
+            self.assigned_state,
+            self.dropped,
+        )
+        return (*asked, *asked, *written, *written, *lived, self.loaded_others, self.rebuilt)
+
+    def same_memory(self) -> bool:
+        return equal(self.module.features, self.oracle)
+
+    def labels(self) -> bool:
+        index, options = (
+            self.index(),
+            ((0.25, 0.3, 0.6)[self.random.integers(3)], int(self.random.integers(12))),
+        )
+        rows = (
+            reference.memory_similarity(self.rows(len(index)), self.oracle)
+            if self.random.integers(2)
+            else None
+        )
+        found = self.module.predict_labels(index, *options, query_rows=rows)
+        return (
+            equal(found, reference.mplp(self.oracle, index, *options, query_rows=rows)) and self.same_memory()
+        )
+
+    def nearest(self) -> bool:
+        index, k = self.index(), int(self.random.integers(1, 4))
+        found = self.module.nearest(index, k)
+        wanted = neighbor_oracle(reference.build_similarity_cache(self.oracle)[index], index, k)
+        return all(equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+    def similarity(self) -> bool:
+        features = self.rows(int(self.random.integers(7)))
+        return equal(self.module.similarity(features), features @ self.oracle.t())
+
+    def whole_cache(self) -> bool:
+        cache = self.module.current_cache()
+        kept = (cache is not None) == self.module.keeps_cache
+        return kept and (cache is None or equal(cache, self.oracle @ self.oracle.t()))
+
+    def updated(self) -> bool:
+        index = self.index()
+        momentum = (0.0, 0.0, 1.0, 0.5, 0.25)[self.random.integers(5)]
+        features = self.rows(len(index))
+        if 0 < momentum < 1:  # exact only where a feature is its row
+            features = self.oracle[index]
+        similarity = features @ self.oracle.t() if self.random.integers(2) else None
+        self.module.update_(index, features, momentum, similarity=similarity)
+        if momentum == 0:
+            for place, row in zip(index.tolist(), features, strict=True):
+                self.oracle[place] = row
+        return self.same_memory()
+
+    def initialized(self) -> bool:
+        self.oracle = self.rows(self.n)
+        self.module.initialize_(self.oracle.clone())
+        return self.same_memory()
+
+    def assigned(self) -> bool:
+        self.oracle = self.rows(self.n)
+        self.module.features = self.oracle.clone()
+        return self.same_memory()
+
+    def copied_into(self) -> bool:
+        self.oracle = self.rows(self.n)
+        with torch.no_grad():
+            self.module.features.copy_(self.oracle)
+        return self.same_memory()
+
+    def row_written(self) -> bool:
+        place = int(self.random.integers(self.n))
+        row = self.rows(1)[0]
+        self.module.features[place] = row
+        self.oracle[place] = row
+        return self.same_memory()
+
+    def loaded_others(self) -> bool:
+        self.oracle = self.rows(self.n)
+        assign = bool(self.random.integers(2))
+        self.module.load_state_dict({"features": self.oracle.clone()}, assign=assign)
+        return self.same_memory()
+
+    def rebuilt(self) -> bool:
+        self.module.rebuild_cache_()
+        return self.same_memory()
+
+    def dropped(self) -> bool:
+        self.module.drop_cache_()
+        return self.same_memory()
+
+
+class LabelWalk(Walk):
+    """PseudoLabelMemory beside a matrix of booleans."""
+
+    module: sk.PseudoLabelMemory
+
+    def __init__(self, random: Random) -> None:
+        super().__init__(random)
+        self.module = sk.PseudoLabelMemory(self.n)
+        self.oracle = torch.eye(self.n, dtype=torch.bool)
+
+    @property
+    def steps(self) -> Sequence[Callable[[], bool]]:
+        asked = (self.asked_rows, self.asked_columns, self.dense)
+        lived = (self.copied, self.saved_and_loaded, self.pickled, self.moved, self.assigned_state)
+        return (
+            *asked,
+            *asked,
+            self.written,
+            self.written,
+            *lived,
+            self.loaded_others,
+            self.copied_into,
+            self.assigned,
+        )
+
+    def matrix(self) -> Tensor:
+        return torch.from_numpy(self.random.random((self.n, self.n)) < self.random.random())
+
+    def written(self) -> bool:
+        index = self.index()
+        labels = self.matrix()[torch.arange(len(index)) % self.n]
+        self.module.write_(index, reference.pack_labels(labels))
+        for place, row in zip(index.tolist(), labels, strict=True):
+            self.oracle[place] = row
+        return self.dense()
+
+    def asked_rows(self) -> bool:
+        index = torch.cat([self.index(), torch.tensor([-1])])
+        wanted = torch.cat([self.oracle[index[:-1]], torch.zeros(1, self.n, dtype=torch.bool)])
+        return equal(reference.unpack_labels(self.module.rows(index), self.n), wanted)
+
+    def asked_columns(self) -> bool:
+        index = self.index()
+        return equal(reference.unpack_labels(self.module.columns(index), self.n), self.oracle.t()[index])
+
+    def dense(self) -> bool:
+        return equal(self.module.to_dense(), self.oracle)
+
+    def loaded_others(self) -> bool:
+        self.oracle = self.matrix()
+        assign = bool(self.random.integers(2))
+        self.module.load_state_dict({"row_bits": reference.pack_labels(self.oracle)}, assign=assign)
+        return self.dense()
+
+    def copied_into(self) -> bool:
+        self.oracle = self.matrix()
+        self.module.row_bits.copy_(reference.pack_labels(self.oracle))
+        return self.dense()
+
+    def assigned(self) -> bool:
+        self.oracle = self.matrix()
+        self.module.row_bits = reference.pack_labels(self.oracle)
+        return self.dense()
+
+
+class HeadWalk(Walk):
+    """SNNetHead beside M, P and the reference's functions."""
+
+    module: sk.SNNetHead
+
+    def __init__(self, random: Random) -> None:
+        super().__init__(random)
+        self.options = {
+            "threshold": float((0.25, 0.3, 0.6)[random.integers(3)]),
+            "min_rank": int(random.integers(12)),
+            "strict": bool(random.integers(4) == 0),
+        }
+        self.live = bool(random.integers(3) == 0)
+        self.kind = ("mmcl", "l2")[random.integers(2)]
+        self.module = sk.SNNetHead(
+            self.n,
+            self.d,
+            **self.options,
+            loss_kind=self.kind,
+            label_source="feature" if self.live else "memory",
+            cache=self.cache(),
+        )
+        self.memory = torch.zeros(self.n, self.d)
+        self.labels = torch.eye(self.n, dtype=torch.bool)
+        self.momentum = 0.0
+        self.last: tuple[Tensor, Tensor] | None = None
+        self.initialized()
+
+    @property
+    def steps(self) -> Sequence[Callable[[], bool]]:
+        trained = (self.forward, self.update, self.forward, self.update, self.forward)
+        lived = (self.copied, self.saved_and_loaded, self.pickled, self.moved, self.assigned_state)
+        modes = (
+            self.warmed,
+            self.trained,
+            self.evaluated,
+            self.momentum_set,
+            self.initialized,
+            self.row_written,
+        )
+        return (*trained, *trained, *modes, *lived)
+
+    def state_is_right(self) -> bool:
+        columns = reference.unpack_labels(self.module.pseudo_labels.column_bits, self.n)
+        return (
+            equal(self.module.memory.features, self.memory)
+            and equal(self.module.pseudo_labels.to_dense(), self.labels)
+            and equal(columns, self.labels.t())
+        )
+
+    def forward(self) -> bool:
+        index = self.index()
+        features = self.rows(len(index))
+        live = features.clone().requires_grad_()
+        loss = self.module(live, index)
+        similarity = features @ self.memory.t()
+        if self.module.warmup:
+            sets, weights = [reference.identity_labels(index, self.n)], [1.0]
+        else:
+            rows = similarity if self.live else (self.memory @ self.memory.t())[index]
+            main = reference.mplp(self.memory, index, query_rows=rows, **self.options)
+            nearest = neighbor_oracle(rows, index, 1)[0].flatten()
+            before = torch.cat([self.labels, torch.zeros(1, self.n, dtype=torch.bool)])
+            sets = [main, *(reference.pack_labels(p) for p in (self.labels.t()[index], before[nearest]))]
+            weights = [1.0, 0.8, 0.6]
+            if self.module.training:
+                for place, row in zip(index.tolist(), reference.unpack_labels(main, self.n), strict=True):
+                    self.labels[place] = row
+        wanted = reference.mutual_label_loss(similarity, sets, weights, kind=self.kind)
+        self.last = index, features
+        return close(loss.detach(), wanted, LOSS_TOLERANCE) and self.state_is_right()
+
+    def update(self) -> bool:
+        index, features = self.last or (self.index(), None)
+        if features is None or self.random.integers(3) == 0:
+            features = self.rows(len(index))
+        if 0 < self.momentum < 1:
+            features = self.memory[index]
+        self.module.update_(index, features)
+        if self.module.training and self.momentum == 0:
+            for place, row in zip(index.tolist(), features, strict=True):
+                self.memory[place] = row
+        return self.state_is_right()
+
+    def warmed(self) -> bool:
+        self.module.warmup = not self.module.warmup
+        return True
+
+    def trained(self) -> bool:
+        self.module.train()
+        return True
+
+    def evaluated(self) -> bool:
+        self.module.eval()
+        return True
+
+    def momentum_set(self) -> bool:
+        self.momentum = (0.0, 0.5, 1.0)[self.random.integers(3)]
+        self.module.momentum = self.momentum
+        return float(self.module.momentum) == self.momentum
+
+    def initialized(self) -> bool:
+        self.memory = self.rows(self.n)
+        self.module.initialize_(self.memory.clone())
+        return self.state_is_right()
+
+    def row_written(self) -> bool:
+        place = int(self.random.integers(self.n))
+        self.memory[place] = self.rows(1)[0]
+        with torch.no_grad():
+            self.module.memory.features[place] = self.memory[place]
+        return self.state_is_right()

@@ -1,0 +1,125 @@
+"""Each attack of ``make test-hard`` at a size of seconds, and that the attacks see what they look for."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import snnet_kernels as sk
+from snnet_kernels import backends
+from tests.hard import files, fuzz, hostile, kills, signals, two_runs, walks
+from tests.hard.damage import damaged
+from tests.hard.drawing import instruction_sets
+from tests.hard.formats import Format, feature_files
+from tests.hard.isolation import outcomes
+from tests.hard.launcher import ForkingLauncher
+from tests.hard.runs import Unbroken
+from tests.hard.share import Share
+from tests.hard.tally import Tally
+
+
+def share(folder: Path, scale: float) -> Share:
+    return Share(seed=0, scale=scale, part=0, parts=1, folder=folder)
+
+
+@pytest.fixture(autouse=True)
+def one_instruction_set() -> Iterator[None]:
+    """The attacks go from one to the next."""
+    before = backends.instruction_set() if instruction_sets() else None
+    yield
+    if before is not None:
+        backends.select_instruction_set(before)
+
+
+@pytest.mark.parametrize(
+    ("attack", "scale", "calls"),
+    [(hostile.hostile, 1e-3, 80), (hostile.aliased, 1e-3, 20), (walks.attack, 4e-3, 80)],
+)
+def test_attacks_on_the_kernels(
+    attack: Callable[[Share], Tally], scale: float, calls: int, tmp_path: Path
+) -> None:
+    tally = attack(share(tmp_path, scale))
+    assert calls <= sum(tally.tries.values()) < calls + walks.STEPS
+
+
+def test_valid_calls_are_right(tmp_path: Path) -> None:
+    tally = fuzz.attack(share(tmp_path, 1e-4))
+    assert sum(count for kind, count in tally.tries.items() if not fuzz.is_no_call(kind)) >= 88
+    assert tally.failures == {}
+
+
+def test_a_wrong_label_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mplp = sk.mplp
+
+    def wrong(*arguments: object, **options: object) -> torch.Tensor:
+        labels = mplp(*arguments, **options)  # type: ignore[arg-type]
+        labels[:1, 0] ^= 1
+        return labels
+
+    monkeypatch.setattr(sk, "mplp", wrong)
+    tally = fuzz.attack(share(tmp_path, 1e-4))
+    assert set(tally.failures) == {"valid mplp"}
+
+
+def test_damaged_files_are_counted(tmp_path: Path) -> None:
+    formats = feature_files(tmp_path)
+    tally = Tally()
+    files.damage_all(share(tmp_path, 0.004), formats, tally)
+    assert sum(tally.tries.values()) == 12
+    assert set(tally.tries) == {f"damaged {format.name}" for format in formats}
+
+
+def test_content_that_is_not_what_was_written_is_a_failure(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)))
+    unchecked = Format("unchecked", path, path.read_bytes, "checked")
+    tally = Tally()
+    files.damage_all(share(tmp_path, 0.002), [unchecked], tally)
+    assert tally.failures == {"damaged unchecked": 6}
+    assert path.read_bytes() == bytes(range(256))
+
+
+def test_what_a_try_may_not_do() -> None:
+    def ends() -> str:
+        import os
+
+        os._exit(3)
+
+    def raises() -> str:
+        raise KeyError("key")
+
+    found = list(outcomes([lambda: "read", ends, raises, lambda: "read"]))
+    assert [word for word, _ in found] == ["read", "failure", "failure", "read"]
+    assert found[2][1].startswith("KeyError 'key' in test_hard.py")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    return Unbroken(ForkingLauncher(), tmp_path_factory.mktemp("hard"))
+
+
+def test_a_kill_and_a_signal(unbroken: Unbroken, tmp_path: Path) -> None:
+    tally, launcher = Tally(), ForkingLauncher()
+    kills.at_operations(share(tmp_path, 1e-3), launcher, unbroken, tally)
+    signals.while_training(
+        tmp_path, launcher, unbroken, share(tmp_path, 1).random(7), signal.SIGINT, False, tally, "", 2
+    )
+    assert tally.tries == {"kill at a file operation": 1, "signal to a training with no workers": 1}
+
+
+def test_two_writers_of_one_checkpoint(tmp_path: Path) -> None:
+    tally = Tally()
+    two_runs.two_writers(share(tmp_path, 0.005), tally)
+    assert tally.tries == {"checkpoint that two processes write": 10}
+
+
+def test_every_way_of_damage_changes_the_content() -> None:
+    random = share(Path(), 1).random(0)
+    ways = {damaged(random, bytes(range(256)), text=True)[0] for _ in range(200)}
+    assert ways == {
+        "flipped", "truncated", "zeroed", "exchanged", "overwritten", "repeated", "hostile_text",
+    }  # fmt: skip
