@@ -205,4 +205,6 @@ def inconsistent_pairs(
         # What surely is inconsistent possibly is: the exclusive or leaves the pairs in doubt.
         return marks[0], marks[0] if bounds is None else marks[1].bitwise_xor_(marks[0])
 
-    return launching.with_fastest_tile("rank_counts", memory.device, precision, (batch_size, n, d), run)
+    return launching.with_fastest_tile(
+        ("rank_counts", precision), launching.TILES[precision], memory.device, (batch_size, n, d), run
+    )
