@@ -73,9 +73,9 @@ def with_fastest_tile(
 ) -> Result:
     """``run(tile)`` with the fastest of the tiles, measured once for sizes of one magnitude.
 
-    ``kernel`` names what runs: the kernel and everything that has it compiled anew. ``run`` must have no effect but its result. Where nothing can be measured (under graph capture) or should
-    be (``torch.use_deterministic_algorithms``: another tile rounds the sums of a loss otherwise) the default
-    is taken.
+    ``kernel`` names what runs: the kernel and everything that has it compiled anew. ``run`` must have no effect
+    but its result. Where nothing can be measured (under graph capture) or should be
+    (``torch.use_deterministic_algorithms``: another tile rounds the sums of a loss otherwise) the default is taken.
     """
     key = (*kernel, device, *(size.bit_length() for size in sizes))
     tile = _fastest.get(key)
