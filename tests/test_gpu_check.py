@@ -94,7 +94,7 @@ def test_a_step_that_fails_does_not_end_the_call(environment, tmp_path):
 def test_nothing_begins_when_the_time_of_the_call_is_over(environment, tmp_path):
     status, steps, _ = run({**environment, "LIMIT": "0"}, tmp_path / "out")
     assert status == 1 and steps == [f"{name} no" for name in STEPS[:-1]]  # "skipped, no time is left"
-    assert set(kept(tmp_path / "out")) == {"machine.txt", "load.log"}
+    assert set(kept(tmp_path / "out")) == {"machine.txt"}
 
 
 def test_libraries_are_built_only_where_they_do_not_load(environment, tmp_path):

@@ -248,6 +248,29 @@ def test_labels_with_columns_split_or_not(columns, precision, tile, use_tile, mo
         assert check_labels(memory, index, 1.0, 3, False, precision) > len(index)
 
 
+@pytest.mark.parametrize("programs", [1, 4])
+def test_open_pairs_of_a_group_are_moved_together(programs, monkeypatch):
+    """150 pairs, of which some close in the first part of the columns; by one program, and cut among many."""
+    monkeypatch.setattr(launching, "programs_at_once", lambda tile, device: programs)
+    monkeypatch.setattr(rank_counts, "FEWEST_COLUMNS", 128)
+    batch, n = 10, 300
+    memory, anchors = exact_rows(n, 6), batch_of(n, batch, 2)
+    flags = torch.zeros(batch, n, dtype=torch.bool)
+    flags[:, ::20] = True
+    bars = memory @ memory[anchors].t()  # [n, B]
+    above = memory @ memory.t() > bars.t()[:, :, None]
+    above[torch.arange(batch), :, anchors] = False
+    counted = above.sum(2)
+    limits = counted[:, ::20].median(1).values
+    counts = limits.clamp_min(3)
+    marks, _ = rank_counts.inconsistent_pairs(
+        pairs.find_pairs(reference.pack_labels(flags)), memory, 0x7FFFFFFF - anchors, counts, 3, False, "ieee"
+    )
+    expected = flags & (counted > counts[:, None])
+    assert torch.equal(reference.unpack_labels(marks, n), expected)
+    assert 50 < int(expected.sum()) < 100
+
+
 @pytest.mark.parametrize("min_rank", range(4))
 def test_anchors_are_not_counted(min_rank):
     """Their similarity may be rounded to more in a tile than as a bar, here where the two are summed differently."""
