@@ -20,7 +20,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+import setuptools
+from setuptools import Distribution, Extension, setup
 from setuptools.command.build_ext import build_ext
 
 
@@ -188,4 +189,13 @@ class OptionalBuild(cpp_extension.BuildExtension if torch is not None else build
         extension.include_dirs.append(str(folder))
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": OptionalBuild})
+class WithoutMetadata(Distribution):
+    """For `python setup.py build_ext --inplace` where setuptools cannot read pyproject.toml; pip brings a newer one."""
+
+    def parse_config_files(self, *_: object, **__: object) -> None:
+        pass
+
+
+READS_LICENSE = int(setuptools.__version__.split(".")[0]) >= 77  # an SPDX expression, as of PEP 639
+by_hand = {} if READS_LICENSE else {"distclass": WithoutMetadata, "name": "snnet", "packages": []}
+setup(ext_modules=extensions(), cmdclass={"build_ext": OptionalBuild}, **by_hand)

@@ -35,6 +35,8 @@ class Floor:
     ours: str = "snnet"
     baselines: tuple[str, ...] = ()
     device: str = "cpu"
+    predicted: dict[str, float] = field(default_factory=dict)  # µs of ours by shape, or MB; not measured
+    counted: str = ""  # from what
 
     @property
     def quick_contenders(self) -> tuple[str, ...]:
@@ -66,7 +68,7 @@ def read_floors(path: Path = FILE) -> list[Floor]:
     floors = []
     for number, entry in enumerate(yaml.safe_load(path.read_text()), start=1):
         bounds = [name for name in BOUNDS if name in entry]
-        known = {"work", "operation", "ours", "baselines", "device", *bounds}
+        known = {"work", "operation", "ours", "baselines", "device", "predicted", "counted", *bounds}
         if len(bounds) != 1 or not {"work", "operation"} <= set(entry) <= known:
             raise ValueError(
                 f"{path.name}, entry {number}: needed are work, operation and one of {', '.join(BOUNDS)}; "
@@ -77,6 +79,12 @@ def read_floors(path: Path = FILE) -> list[Floor]:
         rest["baselines"] = tuple(rest.get("baselines", ()))
         if (bound in ("at_least", "at_most")) != bool(rest["baselines"]):
             raise ValueError(f"{path.name}, entry {number}: {bound} and baselines do not go together")
+        if set(entry.get("predicted", {})) - set(entry[bound]) or ("predicted" in entry) != (
+            "counted" in entry
+        ):
+            raise ValueError(
+                f"{path.name}, entry {number}: predicted is of shapes that have a floor, and counted says how"
+            )
         floors.append(Floor(bound=bound, limits=dict(entry[bound]), **rest))
     return floors
 

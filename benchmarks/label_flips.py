@@ -1,8 +1,9 @@
 """How many pseudo labels change when the products behind them are rounded: python -m benchmarks.label_flips
 
-Rounds as the tensor cores do (TF32: 10 bits of mantissa, to nearest) and sums in float32, on any machine, and compares
-the labels of all images with those of float32 products: the share of rows with a changed label, and of the label
-bits that changed. Over a cache that is made of such products (``SNNET_MATMUL_PRECISION``).
+Makes operands TF32 (10 bits of mantissa) and sums in float32, on any machine, and compares the labels of all images
+with those of float32 products: the share of rows with a changed label, and of the label bits that changed. Over a
+cache that is made of such products (``SNNET_MATMUL_PRECISION``). "tf32" and "tf32x3" round to nearest, as the Triton
+kernels do; "tf32, cut off" is what tensor cores make of float32 operands that nobody has rounded.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ def round_to_tf32(x: Tensor) -> Tensor:
     return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
+def cut_to_tf32(x: Tensor) -> Tensor:
+    """float32 with the last 13 bits of the mantissa cut off."""
+    return (x.view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+
 def similarity(memory: Tensor, precision: str) -> Tensor:
     """M Mᵀ [n, n] as the tensor cores would make it."""
-    high = round_to_tf32(memory)
+    high = (cut_to_tf32 if precision == "tf32, cut off" else round_to_tf32)(memory)
     product = high @ high.t()
     if precision == "tf32x3":
         low = round_to_tf32(memory - high)
@@ -58,7 +64,7 @@ def main() -> None:
     print("| d | products | rows with a changed label | changed bits per set bit |\n|---|---|---|---|")
     for d in arguments.d:
         memory = clustered_features(arguments.n, d)
-        for precision in ("tf32x3", "tf32"):
+        for precision in ("tf32x3", "tf32", "tf32, cut off"):
             rows, bits = label_flips(memory, precision)
             print(f"| {d} | {precision} | {100 * rows:.2f} % | {100 * bits:.3f} % |")
 

@@ -59,7 +59,7 @@ def similarity_of(features: Tensor, memory: Tensor) -> Tensor:
     if get_matmul_precision() == "tf32x3" and "triton" in _available:
         from .triton.similarity import memory_similarity
 
-        return memory_similarity(features, memory, "tf32x3")
+        return memory_similarity(features, memory)
     return _product(features, memory.t())
 
 

@@ -85,6 +85,26 @@ esac
 """
 
 
+def test_libraries_are_built_in_place_where_setuptools_is_old(tmp_path):
+    """One that knows no SPDX licence, as on machines without a network: it is not asked to read pyproject.toml."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import setuptools\n"
+        "from setuptools.config import pyprojecttoml\n"
+        "setuptools.__version__ = '70.3.0'\n"
+        "del pyprojecttoml.apply_configuration\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "setup.py", "--name"]
+    result = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path, "SNNET_CUDA": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0 and result.stdout.split()[-1] == "snnet", result.stderr
+
+
 def test_wheel_holds_everything(tmp_path):
     """What `pip install .` puts into an environment, seen from another folder; its libraries are those of here."""
     kernels, metrics = sk.backend_info().libraries[0].path, compiled.native

@@ -55,12 +55,21 @@ Instructions executed inside the compiled library by one call at a small size, o
 fails where an operation takes 2 % more than stated here; a different compiler shifts all of them.
 """
 
+ABOUT_PREDICTIONS = """\
+## What a GPU is expected to do
+
+The floors for a GPU (an H200), and beside each the time of ours (or its memory) as counted from bytes and operations,
+at 4 TB/s, 60 TFLOP/s in float32 and 400 in TF32, 2 µs a launch. **Counted, not measured**: see `CONTRIBUTING.md`,
+"Testing with a GPU", for how to measure it.
+"""
+
 
 def page(runs: Mapping[str, Run], figures: Mapping[str, Mapping[str, Path]], folder: Path) -> str:
     """The page for ``runs`` and their ``figures`` by machine; ``folder`` is where it will lie."""
     parts = [INTRODUCTION]
     for name, run in runs.items():
         parts += _machine(run, figures.get(name, {}), folder)
+    parts += [ABOUT_PREDICTIONS, tables.predicted() + "\n"]
     counts = tables.instructions()
     if counts:
         parts += [ABOUT_INSTRUCTIONS, counts + "\n"]

@@ -59,6 +59,17 @@ def stated(run: Run) -> str:
     return table(("work", "at", "floor", "measured"), rows)
 
 
+def predicted() -> str:
+    """The floors of a GPU beside what was counted for them, measured or not."""
+    rows = []
+    for floor in read_floors():
+        sign = "≥" if floor.bound in ("at_least", "share_of_matmul") else "≤"
+        for shape, value in floor.predicted.items():
+            amount = f"{value:g} MB" if floor.bound == "megabytes" else microseconds(value / 1e6)
+            rows.append((floor.work, shape, f"{sign} {floor.limits[shape]:g}", amount, floor.counted))
+    return table(("work", "at", "floor", "predicted", "counted from"), rows)
+
+
 def head(run: Run) -> str:
     """The stated ratios in short, for the README: a table over d, and a sentence for each of the others."""
     floors = [floor for floor in read_floors() if floor.device == run.machine["device"]]

@@ -27,7 +27,7 @@ struct PlacedEntry {
   int32_t entry, column;  // column: the entry's index, or n where that is out of range
 };
 
-enum Progress { kClaimed, kPlaced, kFinished };
+enum Progress { kClaimed, kPlaced, kFinished, kProgressWords };
 
 struct MemoryUpdate {
   float* memory;            // [n, d]
@@ -36,7 +36,7 @@ struct MemoryUpdate {
   const float* momentum;    // []
   const float* features;    // [B, d]
   const float* similarity;  // [B, n], with the memory before the update
-  int32_t* progress;        // [3], zero at first: tickets claimed, entries placed, entries whose row is finished
+  int32_t* progress;        // [kProgressWords], zero at first: tickets claimed, entries placed, entries whose row is finished
   PlacedEntry* order;       // [B]
   RowFactors* factors;      // [B]
   CacheBlocks blocks;       // of the cache

@@ -58,13 +58,14 @@ void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& fea
     return;
   }
   const Tensor products = apart_from(*similarity, memory, cache);
-  // Four words of progress, then what the entries leave for the tiles.
+  // The words of progress, which begin at zero, then what the entries write for the tiles.
   constexpr int64_t kHead = 4, kWordsOfEntry = (sizeof(RowFactors) + sizeof(PlacedEntry)) / sizeof(int32_t);
-  Tensor scratch = torch::stable::new_zeros(positions, {kHead + kWordsOfEntry * batch_size}, ScalarType::Int);
+  Tensor scratch = torch::stable::new_empty(positions, {kHead + kWordsOfEntry * batch_size}, ScalarType::Int);
   update.blocks = blocks;
   update.cache = cache->mutable_data_ptr<float>();
   update.similarity = products.const_data_ptr<float>();
   update.progress = scratch.mutable_data_ptr<int32_t>();
+  SNNET_CUDA_CHECK(cudaMemsetAsync(update.progress, 0, kProgressWords * sizeof(int32_t), call.stream()));
   update.factors = reinterpret_cast<RowFactors*>(update.progress + kHead);
   update.order = reinterpret_cast<PlacedEntry*>(update.factors + batch_size);
   const int64_t tiles = ((batch_size + kTileRows - 1) / kTileRows) * ((n + kTileColumns - 1) / kTileColumns);

@@ -169,7 +169,9 @@ def candidate_bits(
         )
         return above, near
 
-    return launching.with_fastest_tile("candidates", memory.device, precision, (batch_size, n, d), run)
+    return launching.with_fastest_tile(
+        ("candidates", precision), launching.TILES[precision], memory.device, (batch_size, n, d), run
+    )
 
 
 def candidates(

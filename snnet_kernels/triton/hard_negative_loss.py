@@ -193,5 +193,9 @@ def hard_negative_loss(
         return loss, gradient.mul_(2)
 
     return launching.with_fastest_tile(
-        "hard_negative_loss", memory.device, precision, (batch_size, n, d), run
+        ("hard_negative_loss", precision, sets),
+        launching.TILES[precision],
+        memory.device,
+        (batch_size, n, d),
+        run,
     )

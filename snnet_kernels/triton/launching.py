@@ -65,16 +65,19 @@ def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
 
 
 def with_fastest_tile(
-    name: str, device: torch.device, precision: str, sizes: Sequence[int], run: Callable[[Tile], Result]
+    kernel: tuple[str | int, ...],
+    tiles: Sequence[Tile],
+    device: torch.device,
+    sizes: Sequence[int],
+    run: Callable[[Tile], Result],
 ) -> Result:
-    """``run(tile)`` with the fastest tile of the precision, measured once for sizes of one magnitude.
+    """``run(tile)`` with the fastest of the tiles, measured once for sizes of one magnitude.
 
-    ``run`` must have no effect but its result. Where nothing can be measured (under graph capture) or should
-    be (``torch.use_deterministic_algorithms``: another tile rounds the sums of a loss otherwise) the default
-    is taken.
+    ``kernel`` names what runs: the kernel and everything that has it compiled anew. ``run`` must have no effect
+    but its result. Where nothing can be measured (under graph capture) or should be
+    (``torch.use_deterministic_algorithms``: another tile rounds the sums of a loss otherwise) the default is taken.
     """
-    tiles = TILES[precision]
-    key = (name, device, precision, *(size.bit_length() for size in sizes))
+    key = (*kernel, device, *(size.bit_length() for size in sizes))
     tile = _fastest.get(key)
     if tile is None:
         if len(tiles) == 1 or not _measurable(device):

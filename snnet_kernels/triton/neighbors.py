@@ -185,8 +185,9 @@ def _search(
         if query_rows is not None:
             best = run(GIVEN_TILE)
         else:
-            name = f"neighbors {kept}"
-            best = launching.with_fastest_tile(name, memory.device, precision, (batch_size, n, d), run)
+            kernel = ("neighbors", precision, kept)
+            tiles = launching.TILES[precision]
+            best = launching.with_fastest_tile(kernel, tiles, memory.device, (batch_size, n, d), run)
         wanted = min(kept, k - found)
         best = best.transpose(0, 1).flatten(1)
         keys[:, found : found + wanted] = best.topk(wanted, dim=1).values

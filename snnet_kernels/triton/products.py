@@ -2,7 +2,8 @@
 
 In "ieee" precision every product is the chain ``fma(a[k], b[k], ...)`` with k rising, whatever the tile's shape
 and wherever in a tile the entry stands. So tiles of any configuration, single pairs and both orders of the
-operands agree to the bit. In the other precisions this holds between tiles of one shape.
+operands agree to the bit. In the other precisions this holds between tiles of one shape, in "tf32x3" with the
+operands in one order.
 """
 
 # mypy: allow-untyped-defs
@@ -24,6 +25,21 @@ def load_rows(matrix, stride, rows, k, d, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
+def round_number_to_tf32(x):
+    """:func:`round_to_tf32` where x is no NaN, or where it does not matter what becomes of one."""
+    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def round_to_tf32(x):
+    """fp32 rounded to the 10 bits of mantissa of TF32, to nearest, ties away from zero; NaN as it is.
+
+    As cvt.rna.tf32 does. Tensor cores read fp32 bits as they are and cut the last 13 off.
+    """
+    return tl.where(x == x, round_number_to_tf32(x), x)
+
+
+@triton.jit
 def multiply_add(a, b, products, PRECISION: tl.constexpr):
     """products + a b in the given precision."""
     if PRECISION == "bf16":
@@ -34,6 +50,9 @@ def multiply_add(a, b, products, PRECISION: tl.constexpr):
             b = b.to(tl.float32)
         products = tl.dot(a, b, products)
     else:
+        if PRECISION == "tf32":
+            a = round_to_tf32(a)
+            b = round_to_tf32(b)
         products = tl.dot(a, b, products, input_precision=PRECISION)
     return products
 

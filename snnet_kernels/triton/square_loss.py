@@ -142,4 +142,6 @@ def square_loss(
         loss, gradient = parts.reduce(batch_size, d)
         return loss.div_(batch_size), gradient.mul_(2 / batch_size)
 
-    return launching.with_fastest_tile("square_loss", memory.device, precision, (batch_size, n, d), run)
+    return launching.with_fastest_tile(
+        ("square_loss", precision, sets), launching.TILES[precision], memory.device, (batch_size, n, d), run
+    )

@@ -115,6 +115,20 @@ def test_every_floor_names_what_is_measured():
             assert name in words.CONTENDERS or words.contender(name) != name, name
 
 
+def test_floors_of_a_gpu_stand_beside_what_was_counted_for_them():
+    floors = [floor for floor in read_floors() if floor.device == "cuda"]
+    assert len(floors) == 12 and all(set(floor.predicted) == set(floor.limits) for floor in floors)
+    for floor in floors:
+        if floor.bound in ("microseconds", "megabytes"):
+            assert all(floor.predicted[shape] <= limit for shape, limit in floor.limits.items())
+    rows = tables.predicted().splitlines()
+    assert len(rows) == 2 + sum(len(floor.limits) for floor in floors)
+    assert rows[2].startswith(
+        "| label sets, P, memory and cache update, µs | market-d2048-b128 | ≤ 80 | 46 µs |"
+    )
+    assert page.page({}, {}, ROOT).count(rows[2]) == 1
+
+
 def test_a_damaged_file_of_floors_names_the_entry(tmp_path):
     path = tmp_path / "floors.yaml"
     path.write_text(
@@ -124,6 +138,9 @@ def test_a_damaged_file_of_floors_names_the_entry(tmp_path):
         read_floors(path)
     path.write_text("- {work: a, operation: b, at_least: {x: 1}}\n")
     with pytest.raises(ValueError, match="entry 1: at_least and baselines"):
+        read_floors(path)
+    path.write_text("- {work: a, operation: b, microseconds: {x: 1}, predicted: {y: 1}, counted: c}\n")
+    with pytest.raises(ValueError, match="entry 1: predicted is of shapes that have a floor"):
         read_floors(path)
 
 

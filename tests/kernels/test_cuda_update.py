@@ -125,6 +125,26 @@ def test_the_batch_is_symmetric_where_the_cache_was_not(update):
     assert largest_error(cache, memory) < 1e-6
 
 
+def test_only_the_words_of_progress_are_cleared(cuda_on_cpu):
+    """One fill of 12 bytes and one kernel; the rest of the scratch is written before it is read."""
+    n, batch = 40, 9
+    memory, features = clustered_features(n, 8), clustered_features(batch, 8, seed=1)
+    arguments = (
+        memory,
+        distinct(n, batch),
+        features,
+        torch.tensor(0.4),
+        memory @ memory.t(),
+        features @ memory.t(),
+    )
+    cuda_on_cpu.launches()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        cuda_on_cpu.operations.update_memory_(*arguments, None, 0.0)
+    assert cuda_on_cpu.launches() == 2
+    allocations = [event.name for event in profile.events() if event.name.startswith("aten::new_")]
+    assert allocations == ["aten::new_empty"]
+
+
 @pytest.mark.parametrize("times", [2, 3, 16, 17, 40])
 def test_one_index_many_times(update, times):
     """Up to 16 by the closed form, more by products."""
@@ -239,7 +259,7 @@ def test_rows_that_are_not_finite_are_not_written(update, d, alpha):
     assert torch.equal(cache[kept][:, kept], expected_cache[kept][:, kept])
 
 
-def test_one_launch_and_no_dependence_on_the_order_of_blocks(cuda_on_cpu, update):
+def test_one_kernel_and_no_dependence_on_the_order_of_blocks(cuda_on_cpu, update):
     memory, index = clustered_features(400, 16), indices(100, 60, 0)
     features = clustered_features(60, 16, seed=1)
     features[:9] = -memory[index[:9]]
@@ -250,7 +270,7 @@ def test_one_launch_and_no_dependence_on_the_order_of_blocks(cuda_on_cpu, update
         cuda_on_cpu.seed(seed)
         cuda_on_cpu.launches()
         update(own, index, features, torch.tensor(0.45), cache, similarity)
-        assert cuda_on_cpu.launches() == 1
+        assert cuda_on_cpu.launches() == 2  # its words of progress cleared, one kernel
         results.append((own, cache))
     for own, cache in results[1:]:
         assert torch.equal(own, results[0][0]) and torch.equal(cache, results[0][1])

@@ -32,7 +32,7 @@ from triton.runtime.jit import JITFunction
 
 import snnet_kernels.triton
 from snnet_kernels import reference
-from snnet_kernels.triton import launching
+from snnet_kernels.triton import launching, similarity
 from snnet_kernels.triton.hard_negative_loss import hard_negative_loss
 from snnet_kernels.triton.label_prediction import mplp
 from snnet_kernels.triton.launching import OLD_TRITON, TILES
@@ -116,6 +116,7 @@ def compiling(architecture: int, precision: str, tile: int) -> Iterator[list[Com
         mock.patch.object(driver, "_active", _Device(architecture)),
         mock.patch.object(JITFunction, "run", compile_only),
         mock.patch.dict(launching.TILES, {precision: (TILES[precision][tile],)}),
+        mock.patch.object(similarity, "TILES", similarity.TILES[tile : tile + 1]),
     ):
         knobs.cache.dir = folder  # an empty one: what is found in a cache comes without ptxas's report
         knobs.nvidia.dump_ptxas_log = True
@@ -136,7 +137,7 @@ def check(kernel: Compiled, is_default: bool) -> None:
     """Shared memory, spilled registers and the arithmetic of products are as they should be."""
     assert kernel.shared <= MOST_SHARED[kernel.architecture], kernel
     assert kernel.spilled <= (MOST_SPILLED_BY_DEFAULT if is_default else MOST_SPILLED), kernel
-    precision = kernel.options.get("PRECISION", "ieee")
+    precision = kernel.options.get("PRECISION", "tf32x3" if kernel.name == "similarity_kernel" else "ieee")
     multiplies = "BLOCK_K" in kernel.options and not kernel.options.get("GIVEN", False)
     assert bool(_TENSOR_CORES.search(kernel.ptx)) == (multiplies and precision != "ieee"), kernel
     expected = expected_chains(kernel.options) if multiplies else set()
@@ -147,7 +148,7 @@ def check(kernel: Compiled, is_default: bool) -> None:
 def expected_chains(options: dict[str, Any]) -> set[tuple[int, int]]:
     """(entries of a thread, multiply-adds of each) in the loops of "ieee" products, of tiles and of single pairs."""
     threads = 32 * options.get("num_warps", 4)
-    depth, precision = options["BLOCK_K"], options.get("PRECISION", "ieee")
+    depth, precision = options["BLOCK_K"], options.get("PRECISION")
     if "BLOCK" in options:
         return {(max(1, options["BLOCK"] // threads), depth)}
     chains = set()
@@ -256,7 +257,8 @@ def inputs(d: int = 64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def call_labels(precision: str, d: int = 64) -> None:
     """Everything but the losses."""
     features, memory, index = inputs(d)
-    memory_similarity(features, memory, precision)
+    if precision == "tf32x3":
+        memory_similarity(features, memory)
     for query_rows in (None, torch.zeros(len(index), len(memory))):
         mplp(memory, index, query_rows, 0.6, 10, False, precision)
         for k in (1, 5):

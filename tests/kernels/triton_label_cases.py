@@ -7,7 +7,10 @@ depth past d, bytes past the width of the labels, pairs past their number.
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
+from benchmarks import label_flips
 from snnet_kernels import reference
 from snnet_kernels.testing import clustered_features
 from snnet_kernels.triton import (
@@ -18,8 +21,10 @@ from snnet_kernels.triton import (
     neighbors,
     pairs,
     rank_counts,
+    similarity,
 )
 from snnet_kernels.triton.entries import HIGHEST, NOTHING
+from snnet_kernels.triton.products import round_to_tf32
 from snnet_kernels.triton.row_bounds import row_bounds
 from snnet_kernels.triton.similarity import memory_similarity
 
@@ -60,16 +65,68 @@ def use_tile(monkeypatch):
     return use
 
 
-@pytest.mark.parametrize(("precision", "tile"), ALL_TILES)
+@pytest.mark.parametrize("tile", range(len(similarity.TILES)))
 @pytest.mark.parametrize(("batch", "n", "d"), SIZES)
-def test_similarity(batch, n, d, precision, tile, use_tile):
-    use_tile(precision, tile)
+def test_similarity(batch, n, d, tile, monkeypatch):
+    monkeypatch.setattr(similarity, "TILES", similarity.TILES[tile : tile + 1])
     features, wide = exact_rows(batch, d, 1), exact_rows(n, d + 3)
     for memory in (wide[:, :d], wide[:, 3:].contiguous(), wide[:, :d].t().contiguous().t()):
-        assert torch.equal(memory_similarity(features, memory, precision), features @ memory.t())
+        assert torch.equal(memory_similarity(features, memory), features @ memory.t())
 
 
-def test_similarity_of_more_row_tiles_than_a_group():
+def test_similarity_is_symmetric_to_the_bit_and_as_good_as_float32():
+    """One entry a tile's depth is not 0: how the interpreter sums the others does not count."""
+    memory = torch.zeros(150, 16 * 24)
+    memory[:, ::16] = clustered_features(150, 24)
+    ours = memory_similarity(memory, memory)
+    assert torch.equal(ours, ours.t())
+    exact = memory.double() @ memory.double().t()
+    assert (ours - exact).abs().max() < 3e-7
+    big = label_flips.round_to_tf32(memory)
+    assert (big @ big.t() - exact).abs().max() > 1e-5
+
+
+@triton.jit
+def round_kernel(values, rounded, BLOCK: tl.constexpr):
+    place = tl.arange(0, BLOCK)
+    tl.store(rounded + place, round_to_tf32(tl.load(values + place)))
+
+
+HALF = 2.0**-11  # of the last bit of TF32
+
+
+def test_rounding_to_tf32():
+    """To nearest, ties away from zero; NaN of any bits stays."""
+    values = torch.tensor(
+        [1 + HALF, 1 + 0.99 * HALF, -1 - HALF, 1 + 3 * HALF, 2.0**-130, torch.inf, 3.4028e38, 0.0]
+    )
+    expected = torch.tensor(
+        [1 + 2 * HALF, 1, -1 - 2 * HALF, 1 + 4 * HALF, 2.0**-130, torch.inf, torch.inf, 0.0]
+    )
+    assert torch.equal(label_flips.round_to_tf32(values), expected)
+    nan = torch.tensor([0x7FFFFFFF, -1, 0x7F800001, -0x400000] * 2, dtype=torch.int32).view(torch.float32)
+    rounded = torch.empty(16)
+    round_kernel[(1,)](torch.cat([values, nan]), rounded, BLOCK=16)
+    assert torch.equal(rounded[:8], expected) and rounded[8:].isnan().all()
+    parts = torch.empty(2, 8)
+    similarity.split_kernel[(1,)](values, parts, 8, BLOCK=16)
+    assert torch.equal(parts[0], expected)
+    finite = expected.isfinite()
+    assert ((parts.double().sum(0) - values.double())[finite].abs() <= 2.0**-22 * values[finite].abs()).all()
+
+
+def test_operands_of_tf32_products_are_rounded():
+    """On either side. Tensor cores alone would cut the last 13 bits off, and the interpreter leaves them."""
+    memory, index = torch.tensor([[1 + HALF], [1.0]]), torch.tensor([0, 1])
+    for bar, above in (
+        (1 + 1.5 * HALF, [[True, True], [True, False]]),
+        (1 + 2.5 * HALF, [[True, False], [False] * 2]),
+    ):
+        found, _ = candidates.candidate_bits(memory, index, torch.full((2,), bar), "tf32")
+        assert reference.unpack_labels(found, 2).tolist() == above
+
+
+def test_similarity_of_more_feature_tiles_than_a_group():
     features, memory = exact_rows(64 * 9 + 1, 5, 1), exact_rows(70, 5)
     assert torch.equal(memory_similarity(features, memory), features @ memory.t())
     assert memory_similarity(features[:0], memory).shape == (0, 70)
@@ -189,6 +246,29 @@ def test_labels_with_columns_split_or_not(columns, precision, tile, use_tile, mo
     memory = exact_rows(200, 20)
     for index in (batch_of(200, 2), batch_of(200, 9, 1)):
         assert check_labels(memory, index, 1.0, 3, False, precision) > len(index)
+
+
+@pytest.mark.parametrize("programs", [1, 4])
+def test_open_pairs_of_a_group_are_moved_together(programs, monkeypatch):
+    """150 pairs, of which some close in the first part of the columns; by one program, and cut among many."""
+    monkeypatch.setattr(launching, "programs_at_once", lambda tile, device: programs)
+    monkeypatch.setattr(rank_counts, "FEWEST_COLUMNS", 128)
+    batch, n = 10, 300
+    memory, anchors = exact_rows(n, 6), batch_of(n, batch, 2)
+    flags = torch.zeros(batch, n, dtype=torch.bool)
+    flags[:, ::20] = True
+    bars = memory @ memory[anchors].t()  # [n, B]
+    above = memory @ memory.t() > bars.t()[:, :, None]
+    above[torch.arange(batch), :, anchors] = False
+    counted = above.sum(2)
+    limits = counted[:, ::20].median(1).values
+    counts = limits.clamp_min(3)
+    marks, _ = rank_counts.inconsistent_pairs(
+        pairs.find_pairs(reference.pack_labels(flags)), memory, 0x7FFFFFFF - anchors, counts, 3, False, "ieee"
+    )
+    expected = flags & (counted > counts[:, None])
+    assert torch.equal(reference.unpack_labels(marks, n), expected)
+    assert 50 < int(expected.sum()) < 100
 
 
 @pytest.mark.parametrize("min_rank", range(4))

@@ -1,0 +1,197 @@
+"""What tests and stated figures do not show of a GPU: bits of products, rounding, the time of each kernel.
+
+python scripts/gpu_probe.py [market|tiny] [KERNEL]: each part stands by itself and prints as it goes, 80 s in all. With
+the name of a kernel only that one is launched, three times, for a profiler. ``tiny`` runs on a CPU too.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import traceback
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import normalize
+
+import snnet_kernels as sk
+from benchmarks.case import THRESHOLD, Case
+from benchmarks.clock import clock_of
+from benchmarks.operation import matmul_precision
+from benchmarks.shapes import SIZES, Shape
+
+PRECISIONS = ("ieee", "tf32x3", "tf32")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CLOCK = clock_of(DEVICE)
+
+
+def microseconds(call: Callable[[], object], rounds: int = 15) -> float:
+    call()
+    return round(1e6 * statistics.median(CLOCK.cold(call) for _ in range(rounds)), 1)
+
+
+def symmetry_of_the_cache(case: Case) -> None:
+    """Entries of S = M Mᵀ that differ from their mirror image; the documentation says none in float32 and tf32x3."""
+    for n, d in ((257, 33), (2049, 130), (len(case.memory), case.memory.shape[1])):
+        memory = case.memory if n == len(case.memory) else normalize(torch.randn(n, d, device=DEVICE), dim=1)
+        for precision in PRECISIONS:
+            with matmul_precision(precision):
+                s = sk.build_similarity_cache(memory)
+            print(n, d, precision, int((s != s.t()).sum()))
+
+
+def rounding_of_tf32(case: Case) -> None:
+    """Operands that are cut off give a mean error of about -4e-4 where s > 0.5, rounded ones of 1e-6 or less."""
+    features, memory = case.memory[:512], case.memory
+    exact = features.double() @ memory.double().t()
+    high = exact > 0.5
+    for precision in PRECISIONS:
+        with matmul_precision(precision):
+            error = sk.memory_similarity(features, memory).double() - exact
+        print(precision, f"largest {float(error.abs().max()):.2e}, mean {float(error[high].mean()):.2e}")
+    streamed = {p: _streamed_labels(memory, p) for p in PRECISIONS}
+    for precision, labels in streamed.items():
+        print(
+            precision,
+            "streaming: rows changed",
+            int((labels != streamed["ieee"]).any(1).sum()),
+            "of",
+            len(labels),
+        )
+
+
+def _streamed_labels(memory: torch.Tensor, precision: str) -> torch.Tensor:
+    with matmul_precision(precision):
+        return sk.mplp(memory, torch.arange(min(512, len(memory)), device=memory.device), THRESHOLD, 10)
+
+
+def ways_to_write_s(case: Case) -> None:
+    """Of torch's product and ours, µs."""
+    features, memory = case.batches[0].features, case.memory
+    print("f @ M.t()", microseconds(lambda: features @ memory.t()))
+    print("(M @ f.t()).t()", microseconds(lambda: (memory @ features.t()).t()))
+    for precision in PRECISIONS:
+        with matmul_precision(precision):
+            print(precision, microseconds(lambda: sk.memory_similarity(features, memory)))
+
+
+def pieces_of_a_step(case: Case) -> None:
+    """µs of labels with P, of the update, of both losses with s at hand."""
+    batch, bits = case.batches[0], case.label_memory
+    options = {"cache": case.cache, "blocks": case.blocks}
+    print(
+        "labels",
+        microseconds(
+            lambda: sk.ops.mine_labels_(
+                case.memory, batch.index, bits.row_bits, bits.column_bits, THRESHOLD, 10, **options
+            )
+        ),
+    )
+    print("update", microseconds(lambda: _update(case)))
+    labels = [bits.rows(batch.index)] * 3
+    for kind in ("mmcl", "l2"):
+        print(
+            kind,
+            microseconds(
+                lambda kind=kind: sk.fused_mutual_label_loss(
+                    batch.features,
+                    case.memory,
+                    labels,
+                    (1.0, 0.8, 0.6),
+                    similarity=batch.similarity,
+                    kind=kind,
+                )
+            ),
+        )
+
+
+def _update(case: Case) -> None:
+    batch = case.batches[0]
+    sk.update_memory_(
+        case.memory,
+        batch.index,
+        batch.features,
+        case.momentum,
+        cache=case.cache,
+        similarity=batch.similarity,
+        blocks=case.blocks,
+    )
+
+
+def kernels_of_an_iteration(case: Case) -> None:
+    """µs of each kernel in replays of an iteration, in three precisions."""
+    if DEVICE.type != "cuda":
+        return
+    from torch.profiler import ProfilerActivity, profile
+
+    from benchmarks.heads import head_of
+    from benchmarks.peers.captured import CapturedIteration
+
+    for precision in PRECISIONS:
+        with matmul_precision(precision):
+            replay = CapturedIteration(head_of(case, cache=True), case.batches[0])
+        print(precision, "replay", microseconds(lambda replay=replay: replay(case.batches[2])))
+        with profile(activities=[ProfilerActivity.CUDA]) as found:
+            for batch in case.batches[:10]:
+                replay(batch)
+            torch.cuda.synchronize()
+        for event in sorted(found.key_averages(), key=lambda event: -event.device_time_total)[:16]:
+            print(f"  {event.device_time_total / 10:8.1f} µs {event.count / 10:4.1f} ×  {event.key[:90]}")
+
+
+def tiles_chosen(case: Case) -> None:
+    """Which tile was the fastest, by kernel and size."""
+    from snnet_kernels.triton import launching
+
+    for key, tile in launching._fastest.items():
+        print(*key, "->", tile)
+
+
+PARTS = (
+    symmetry_of_the_cache,
+    rounding_of_tf32,
+    ways_to_write_s,
+    pieces_of_a_step,
+    kernels_of_an_iteration,
+    tiles_chosen,
+)
+
+
+def launch_of(kernel: str, case: Case) -> Callable[[], object]:
+    """A call that launches this kernel."""
+    batch = case.batches[0]
+    if kernel == "update_memory_kernel":
+        return lambda: _update(case)
+    if kernel == "mplp_count_kernel":
+        return lambda: sk.mplp(case.memory, batch.index, THRESHOLD, 10, cache=case.cache, blocks=case.blocks)
+    if kernel == "similarity_kernel":
+        sk.set_matmul_precision("tf32x3")
+        return lambda: sk.memory_similarity(batch.features, case.memory)
+    if kernel == "rank_count_kernel":
+        return lambda: sk.mplp(case.memory, batch.index, THRESHOLD, 10)
+    raise SystemExit(f"no call is known that launches {kernel}")
+
+
+def main() -> int:
+    size, *kernel = sys.argv[1:] or ["market"]
+    market = size != "tiny"
+    case = Case(Shape(size, SIZES[size], 2048 if market else 64, 128 if market else 8), DEVICE)
+    case.prepare("cache", "label_memory", "similarity")
+    if kernel:
+        call = launch_of(kernel[0], case)
+        for _ in range(3):
+            call()
+        return 0
+    failed = 0
+    for part in PARTS:
+        print(f"\n--- {part.__name__}", flush=True)
+        try:
+            part(case)
+        except Exception:  # the parts after it are still of use
+            traceback.print_exc(file=sys.stdout)
+            failed = 1
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
