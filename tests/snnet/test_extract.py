@@ -47,7 +47,7 @@ def test_a_checkpoints_features_with_names_identities_cameras_and_splits(
     model.load_state_dict(load_checkpoint(run)["model"])
     dataset = build_dataset("market1501", str(tiny_market))
     config = config_from(tiny_options)
-    placement = Placement(torch.device("cpu"), amp=False, channels_last=False)
+    placement = Placement(torch.device("cpu"), amp=False, channels_last=True)  # as a CPU has it
     splits = {"train": dataset.train, "query": dataset.query, "gallery": dataset.gallery}
     wanted = {
         name: extract_features(model, decode(images, config), config, placement, "before").numpy()
