@@ -27,6 +27,7 @@ SUFFIXES = (".npz", ".safetensors")
 TORCH_SUFFIXES = (".pt", ".pth")  # read, and not written
 _TEXT = ("names", "splits")
 _NUMBERS = ("pids", "camids")
+_MOST_ENTRY_BYTES = 2**16  # of a name or an identity as text
 _LISTED = 20  # arrays that a message names
 _EXACT = 2.0**53  # up to which float64 has every whole number
 
@@ -205,9 +206,9 @@ def _read(source: _Source, key: str | None, path: Path) -> FeatureSet:
     for name in (*_NUMBERS, *_TEXT):
         try:
             if name in _TEXT:
-                known[name] = _texts(source, name)
+                known[name] = _texts(source, name, len(features))
             elif name in source.types and name != key:
-                known[name] = _whole_numbers(source, name)
+                known[name] = _whole_numbers(source, name, len(features))
         except _LeftOut as error:
             left_out[name] = str(error)
     for name, reason in left_out.items():
@@ -247,19 +248,23 @@ class _LeftOut(Exception):
     """Why a field that features can do without is not used; the message goes on behind "it"."""
 
 
-def _column(source: _Source, name: str) -> np.ndarray:
-    """An array with one entry an image, [n] or [n, 1]."""
+def _column(source: _Source, name: str, images: int) -> np.ndarray:
+    """An array with one entry an image, [n] or [n, 1]; one of another length or of huge entries is not read."""
     kind = source.types[name]
     if not kind.is_plain:
         raise _LeftOut("holds Python objects")
     if len(kind.shape) != 1 and kind.shape[1:] != (1,):
         raise _LeftOut(f"must have one entry an image, got {_swapped(kind)}")
+    if kind.shape[0] != images:
+        raise ValueError(f"{name} has {kind.shape[0]} entries for {images} features")
+    if kind.dtype.itemsize > _MOST_ENTRY_BYTES:
+        raise _LeftOut(f"has entries of {kind.dtype.itemsize} bytes, {_MOST_ENTRY_BYTES} at most are read")
     return source.read(name).reshape(-1)
 
 
-def _whole_numbers(source: _Source, name: str) -> np.ndarray:
+def _whole_numbers(source: _Source, name: str, images: int) -> np.ndarray:
     """Identities or cameras, int64 [n], of integers, other whole numbers or text; text that is no number is counted."""
-    values = _column(source, name)
+    values = _column(source, name, images)
     kind: str = values.dtype.kind
     if kind == "S":
         try:
@@ -275,7 +280,7 @@ def _whole_numbers(source: _Source, name: str) -> np.ndarray:
     raise _LeftOut(f"must be whole numbers or text, got {_swapped(source.types[name])}")
 
 
-def _texts(source: _Source, name: str) -> tuple[str, ...] | None:
+def _texts(source: _Source, name: str, images: int) -> tuple[str, ...] | None:
     """Names or splits, where the file has them as text."""
     if isinstance(source, SafetensorsFile):
         values = _from_json(source.metadata.get(name, "null"))
@@ -289,7 +294,7 @@ def _texts(source: _Source, name: str) -> tuple[str, ...] | None:
         return tuple(values)
     if name not in source.types or (source.types[name].is_plain and source.types[name].dtype.kind != "U"):
         return None
-    return tuple(_column(source, name).tolist())
+    return tuple(_column(source, name, images).tolist())
 
 
 def _metadata(source: _Source) -> dict[str, Any]:

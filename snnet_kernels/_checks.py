@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,12 +27,14 @@ MOST_PADDING = 65_536  # neighbours that may be asked for beyond those there are
 
 
 def check_tensor(name: str, value: object, shape: str) -> Tensor:
-    """A dense tensor; sparse, nested, MKLDNN and quantized ones have no rows to read in place."""
+    """A dense tensor; sparse, nested, MKLDNN, quantized and lazily negated ones have no rows to read in place."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor {shape}, got {type(value).__name__}")
     if value.layout is not torch.strided or value.is_nested or value.is_quantized:
         kind = "nested" if value.is_nested else "quantized" if value.is_quantized else str(value.layout)
         raise TypeError(f"{name} must be a dense tensor {shape}, got a {kind} one")
+    if not torch.compiler.is_compiling() and (value.is_neg() or value._is_zerotensor()):
+        raise TypeError(f"{name} must be a dense tensor {shape}, got one that is not computed yet (clone it)")
     return value
 
 
@@ -313,6 +316,13 @@ def check_finite(name: str, value: object) -> float:
     if not -float("inf") < number < float("inf"):
         raise ValueError(f"{name} must be finite, got {number}")
     return number
+
+
+def check_flag(name: str, value: object) -> bool:
+    """A truth value of Python or numpy."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
+    return bool(value)
 
 
 def check_number(name: str, value: object, wanted: str = "a number") -> float:

@@ -169,7 +169,17 @@ def mplp(
     bits, floor = _checked_blocks(blocks, cache, memory.shape[0])
     checks.check_same_device(memory=memory, blocks=bits)
     _serve("mplp", memory)
-    return _mplp(memory, index, cache, query_rows, float(threshold), min_rank, bool(strict), bits, floor)
+    return _mplp(
+        memory,
+        index,
+        cache,
+        query_rows,
+        float(threshold),
+        min_rank,
+        checks.check_flag("strict", strict),
+        bits,
+        floor,
+    )
 
 
 def nearest_neighbors(
@@ -392,7 +402,7 @@ def mine_labels_(
     column_bits = checks.check_labels("column_bits", column_bits, n, n)
     bits, floor = _checked_blocks(blocks, cache, n)
     checks.check_same_device(memory=memory, row_bits=row_bits, column_bits=column_bits, blocks=bits)
-    options = float(threshold), min_rank, bool(strict)
+    options = float(threshold), min_rank, checks.check_flag("strict", strict)
     written, kept = (
         {"row_bits": row_bits, "column_bits": column_bits},
         {"memory": memory, "cache": cache, "blocks": bits},

@@ -339,3 +339,13 @@ def test_what_is_not_needed_and_what_has_another_form(tmp_path: Path) -> None:
             assert found.pids is not None and found.pids.tolist() == wanted
     with pytest.raises(UserError, match="holds Python objects in 'paths'; save plain arrays of numbers"):
         load_features(tmp_path / "f.npz", "paths")
+
+
+def test_identities_are_not_read_where_their_header_does_not_fit(tmp_path: Path) -> None:
+    path, features = tmp_path / "f.npz", np.eye(4, dtype=np.float32)
+    np.savez_compressed(path, features=features, pids=np.zeros(2**20, np.int8))
+    with pytest.raises(UserError, match="pids has 1048576 entries for 4 features"):
+        load_features(path)
+    np.savez_compressed(path, features=features, pids=np.zeros(4, "U20000"))
+    with pytest.warns(UserWarning, match="'pids' is left out: it has entries of 80000 bytes, 65536 at most"):
+        assert load_features(path).pids is None
