@@ -130,7 +130,7 @@ def test_a_meta_tensor_among_others_is_named_and_nothing_is_written(name):
 def test_values_that_are_not_computed_yet_are_named():
     index, features = torch.tensor([0]), torch.eye(4)[:1]
     for memory in (torch._neg_view(torch.eye(4)), torch._efficientzerotensor(4, 4)):
-        with pytest.raises(TypeError, match="memory must be a dense tensor .* not computed yet"):
+        with pytest.raises(TypeError, match=r"memory must be a dense tensor .* not computed yet"):
             sk.update_memory_(memory, index, features, 0.5)
     with pytest.raises(TypeError, match="strict must be True or False, got Tensor"):
         sk.mplp(MEMORY, INDEX, strict=torch.tensor([0.5, 0.5]))
