@@ -17,7 +17,7 @@ from torch import Tensor
 from snnet.data.files import to_numbers
 from snnet.errors import UserError
 from snnet.files.archive import check_room
-from snnet.files.arrays import ArrayType, open_arrays
+from snnet.files.arrays import ArrayType, open_arrays, write_arrays
 from snnet.files.safetensors_files import SafetensorsFile, as_array, open_safetensors, write_with_checksum
 from snnet.files.text import Damaged, FileFault, shown
 from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault
@@ -91,7 +91,7 @@ def save_features(path: Path | str, content: FeatureSet) -> None:
             texts_as_arrays: dict[str, Any] = {
                 name: np.array(values, dtype=np.str_) for name, values in texts.items()
             }
-            np.savez(file, **arrays, **texts_as_arrays, metadata=np.array(json.dumps(content.metadata)))
+            write_arrays(file, {**arrays, **texts_as_arrays, "metadata": json.dumps(content.metadata)})
         else:
             header = {name: json.dumps(values) for name, values in texts.items()}
             header["metadata"] = json.dumps(content.metadata)

@@ -18,7 +18,7 @@ import numpy as np
 from snnet.data import ImageSet
 from snnet.errors import UserError
 from snnet.features import decode
-from snnet.files.arrays import open_arrays
+from snnet.files.arrays import open_arrays, write_arrays
 from snnet.outputs import write_atomically
 from snnet.progress import progress, say
 from snnet.trained import TrainedModel
@@ -154,14 +154,14 @@ def _write(file: Path, cache: _Cache) -> None:
     stats = np.array([entry.stat for entry in entries.values()], dtype=np.int64).reshape(-1, 3)
 
     def write(handle: IO[bytes]) -> None:
-        np.savez(
-            handle,
-            names=np.array(list(entries), dtype=np.str_),
-            stats=stats,
-            digests=np.array([entry.digest for entry in entries.values()], dtype=np.str_),
-            feature_digests=np.array(list(features), dtype=np.str_),
-            features=np.stack(list(features.values())),
-        )
+        arrays = {
+            "names": np.array(list(entries), dtype=np.str_),
+            "stats": stats,
+            "digests": np.array([entry.digest for entry in entries.values()], dtype=np.str_),
+            "feature_digests": np.array(list(features), dtype=np.str_),
+            "features": np.stack(list(features.values())),
+        }
+        write_arrays(handle, arrays)
 
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

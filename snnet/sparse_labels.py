@@ -23,7 +23,7 @@ from torch import Tensor
 
 from snnet.checks import check_unit_rows
 from snnet.errors import UserError
-from snnet.files.arrays import open_arrays
+from snnet.files.arrays import open_arrays, write_arrays
 from snnet.outputs import check_output, write_atomically
 from snnet.progress import progress
 from snnet_kernels import memory_similarity, mplp, nearest_neighbors, unpack_labels
@@ -241,7 +241,8 @@ def save_labels(path: Path | str, labels: SparseLabels) -> None:
     """Write ``labels`` to a ``.npz`` file, whole or not at all.
 
     Arrays: for each of ``y``, ``y_sym`` and ``y_nh`` an ``_indptr`` int64 [n + 1] and ``_indices`` int32;
-    ``neighbors`` int64 [n]; ``names`` where they are known; ``metadata`` as JSON text. None needs pickle.
+    ``neighbors`` int64 [n]; ``names`` where they are known; ``metadata`` and ``checksums`` as JSON text. None needs
+    pickle.
     """
     path = Path(path)
     check_output(path, (".npz",))
@@ -253,8 +254,7 @@ def save_labels(path: Path | str, labels: SparseLabels) -> None:
         arrays["names"] = np.array(labels.names, dtype=np.str_)
 
     def write(file: IO[bytes]) -> None:
-        metadata = np.array(json.dumps(labels.metadata))
-        np.savez(file, **arrays, neighbors=labels.neighbors, metadata=metadata)
+        write_arrays(file, {**arrays, "neighbors": labels.neighbors, "metadata": json.dumps(labels.metadata)})
 
     write_atomically(path, write)
 

@@ -1,10 +1,16 @@
-"""Arrays in ``.npz`` and ``.npy`` files: types and shapes first, then only those that are asked for."""
+"""Arrays in ``.npz`` and ``.npy`` files: types and shapes first, then only those that are asked for.
+
+A ``.npz`` of this package says in one more array, ``checksums``, which arrays it holds and the CRC-32 of each: one that
+is gone, or stands under another's name, is noticed.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +21,7 @@ import numpy as np
 from snnet.files.archive import check_room, damaged, open_archive
 from snnet.files.text import Damaged, FileFault, shown
 
+CHECKSUMS = "checksums"  # the array that names all others
 BARE = "features"  # how the one array of a .npy file is called
 _HEADERS: dict[tuple[int, int], Any] = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -54,6 +61,17 @@ class ArrayFile:
         for name in names:
             with self._open(name) as (content, _):
                 self.types[name] = _read_header(content)
+        if self._archive is not None and CHECKSUMS in self.types:
+            self._compare_checksums(self._archive)
+
+    def _compare_checksums(self, archive: zipfile.ZipFile) -> None:
+        kind = self.types[CHECKSUMS]
+        if kind.shape != () or kind.dtype.kind != "U":
+            return  # an array of somebody else's
+        text = self.read(CHECKSUMS).item()
+        del self.types[CHECKSUMS]
+        if text != _checksums(archive):
+            raise Damaged("its arrays are not those that were written")
 
     def read(self, name: str) -> np.ndarray:
         """The values, whose CRC-32 has been checked in a ``.npz``. Raises :class:`FileFault`."""
@@ -90,6 +108,26 @@ class ArrayFile:
             raise damaged(error) from error
         with content:
             yield content, member.file_size
+
+
+def write_arrays(file: IO[bytes], arrays: Mapping[str, Any]) -> None:
+    """Write ``arrays`` as :func:`numpy.savez` does, and their checksums."""
+    with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+        for name, values in arrays.items():
+            _write_array(archive, name, values)
+        _write_array(archive, CHECKSUMS, _checksums(archive))
+
+
+def _write_array(archive: zipfile.ZipFile, name: str, values: Any) -> None:
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, np.asanyarray(values), allow_pickle=False)
+
+
+def _checksums(archive: zipfile.ZipFile) -> str:
+    """Name and CRC-32 of every array but this one, as JSON."""
+    members = {member.filename.removesuffix(".npy"): member.CRC for member in archive.infolist()}
+    members.pop(CHECKSUMS, None)
+    return json.dumps(members)
 
 
 @contextmanager

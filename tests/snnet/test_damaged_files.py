@@ -292,7 +292,7 @@ def test_an_archive_that_lost_its_first_entry(tmp_path: Path) -> None:
 def test_label_files_whose_arrays_do_not_fit_together(tmp_path: Path) -> None:
     write_labels(tmp_path / "l.npz")
     with np.load(tmp_path / "l.npz") as arrays:
-        whole = dict(arrays)
+        whole = {name: arrays[name] for name in arrays if name != "checksums"}
     for name, value in (
         ("neighbors", np.array([0, 1, 3])),
         ("y_indices", np.array([0, 1, -1], np.int32)),
@@ -349,3 +349,24 @@ def test_identities_are_not_read_where_their_header_does_not_fit(tmp_path: Path)
     np.savez_compressed(path, features=features, pids=np.zeros(4, "U20000"))
     with pytest.warns(UserWarning, match="'pids' is left out: it has entries of 80000 bytes, 65536 at most"):
         assert load_features(path).pids is None
+
+
+@pytest.mark.parametrize("name", ["features.npz", "labels.npz"])
+def test_arrays_that_are_gone_or_stand_under_anothers_name(name: str, tmp_path: Path) -> None:
+    write, read, _ = KINDS[name]
+    path = tmp_path / name
+    write(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    assert list(members)[-1] == "checksums.npy"
+    one, other = list(members)[:2]
+    for changed in (
+        {key: value for key, value in members.items() if key != other},
+        {**members, one: members[other], other: members[one]},
+        {**members, "splits.npy": members[other]},
+    ):
+        with zipfile.ZipFile(path, "w") as archive:
+            for member, content in changed.items():
+                archive.writestr(member, content)
+        with pytest.raises(UserError, match="its arrays are not those that were written"):
+            read(path)
