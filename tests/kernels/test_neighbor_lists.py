@@ -1,0 +1,147 @@
+"""Neighbour lists: complete above their floors, and labels read from them."""
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+import snnet_kernels as sk
+from snnet_kernels import reference
+from snnet_kernels.neighbor_list_layout import NeighborLists
+from snnet_kernels.reference.list_labels import mplp_from_lists, nearest_from_lists
+from snnet_kernels.reference.memory import _blend_rows_
+from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists, update_lists_
+from snnet_kernels.testing import clustered_features
+from tests.kernels.cpu_inputs import memory_of
+
+KINDS = ("clustered", "exact", "same", "zero rows", "duplicates")
+
+
+def dense(lists: NeighborLists, n: int) -> torch.Tensor:
+    """The listed values [n, n], NaN where nothing is listed."""
+    row, place = (lists.columns >= 0).nonzero().unbind(1)
+    made = torch.full((n, n), torch.nan)
+    made[row, lists.columns[row, place].long()] = lists.values[row, place]
+    return made
+
+
+def check(lists: NeighborLists, similarity: torch.Tensor, tolerance: float) -> None:
+    """Everything above the floors is listed with its value; places, counts and mirrors agree."""
+    n = len(similarity)
+    listed = dense(lists, n)
+    missing = listed.isnan() & (similarity > lists.floors[:, None] + tolerance)
+    assert int(missing.sum()) == 0
+    if n:
+        assert (listed - similarity).nan_to_num().abs().max() <= tolerance
+    places = torch.arange(lists.capacity) < lists.counts[:, None]
+    assert torch.equal(places, lists.columns >= 0)
+    assert torch.equal(places, lists.values > -torch.inf)
+    if lists.mirrors is not None:
+        assert torch.equal(listed.isnan(), listed.t().isnan())
+        assert torch.equal(listed.nan_to_num(), listed.t().nan_to_num())
+        row, place = places.nonzero().unbind(1)
+        column, mirror = lists.columns[row, place].long(), lists.mirrors[row, place].long()
+        assert torch.equal(lists.columns[column, mirror].long(), row)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (7, 3), (33, 33), (40, 9), (1100, 20)])
+def test_the_largest_of_each_row_are_listed(kind, n, k):
+    features = memory_of(kind, n, 8, seed=n)
+    similarity = features @ features.t()
+    lists = neighbor_lists(features, k)
+    check(lists, similarity, 1e-6)
+    if kind != "clustered":  # exact: every tie is one
+        values, columns = similarity.sort(dim=1, descending=True, stable=True)
+        assert torch.equal(lists.columns.long(), columns[:, :k])
+        assert torch.equal(lists.values, values[:, :k])
+        assert torch.equal(lists.floors, values[:, k] if k < n else torch.full((n,), -torch.inf))
+
+
+def test_a_floor_leaves_out_what_is_not_above_it():
+    features = memory_of("exact", 50, 8, seed=0)
+    similarity = features @ features.t()
+    lists = neighbor_lists(features, 50, 0.5)
+    assert torch.equal(lists.counts, (similarity > 0.5).sum(1, dtype=torch.int32))
+    assert lists.floors.tolist() == [0.5] * 50
+    check(lists, similarity, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "k", "capacity"), [(1, 1, 1), (40, 5, 10), (40, 5, 5), (64, 64, 8), (64, 20, 64)])
+def test_symmetric_lists_hold_each_pair_twice(kind, n, k, capacity):
+    features = memory_of(kind, n, 8, seed=n)
+    lists = symmetric_lists(neighbor_lists(features, k), capacity)
+    check(lists, features @ features.t(), 1e-6)
+    assert lists.capacity == capacity
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize(("k", "capacity"), [(12, 24), (4, 4), (200, 200), (1, 40)])
+def test_no_entry_is_missing_after_many_updates(alpha, k, capacity):
+    n, d, batch = 200, 24, 16
+    generator = torch.Generator().manual_seed(0)
+    memory = clustered_features(n, d)
+    lists = symmetric_lists(neighbor_lists(memory, k), capacity)
+    for step in range(60):
+        index = torch.randperm(n, generator=generator)[:batch]
+        noise = torch.randn(batch, d, generator=generator)
+        features = normalize(memory[index] + 0.2 * noise, dim=1)
+        features[:2] = normalize(noise[:2] * 1e-2 - memory[index[:2]], dim=1)  # nearly opposite
+        s = features @ memory.t()
+        lengths = _blend_rows_(memory, index, features, alpha)
+        update_lists_(lists, memory, index, s, lengths, alpha)
+        if step % 10 == 9:
+            check(lists, memory @ memory.t(), 2e-6)
+    exact = memory @ memory.t()
+    index = torch.arange(n)
+    labels, made = mplp_from_lists(memory, index, lists, 0.6, 10)
+    expected = reference.mplp(memory, index, 0.6, 10, cache=exact)
+    assert torch.equal(labels, expected)
+    neighbors, _, _ = nearest_from_lists(memory, index, lists, 3)
+    assert torch.equal(neighbors, reference.nearest_neighbors(memory, index, 3, cache=exact)[0])
+    if capacity == n:
+        assert made == 0
+
+
+OPERATIONS = torch.ops.snnet
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "k", "capacity"), [(1, 1, 1), (40, 5, 5), (130, 130, 20), (1100, 30, 40)])
+def test_compiled_lists_are_those_of_the_reference(kind, n, k, capacity):
+    features = memory_of(kind, n, 8, seed=n)
+    expected, lists = reference.neighbor_lists(features, k), sk.neighbor_lists(features, k)
+    if kind == "clustered":
+        check(lists, features @ features.t(), 1e-6)
+    else:  # exact
+        for found, wanted in zip(lists[:4], expected[:4], strict=True):
+            assert torch.equal(found, wanted)
+    wanted = reference.symmetric_lists(lists, capacity)
+    found = NeighborLists(*OPERATIONS.symmetric_lists(*lists[:4], capacity))
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("source", ["memory", "feature"])
+@pytest.mark.parametrize(("n", "k", "capacity", "threshold"), [
+    (1, 1, 1, 0.6), (40, 40, 40, 0.5), (130, 12, 20, 0.3), (130, 3, 5, 0.1), (600, 30, 60, 0.4),
+])  # fmt: skip
+def test_labels_and_neighbors_from_lists_are_those_of_all_similarities(kind, source, n, k, capacity, threshold):
+    memory = memory_of(kind, n, 8, seed=n)
+    index = torch.randint(n, (50,), generator=torch.Generator().manual_seed(1))
+    lists = reference.symmetric_lists(sk.neighbor_lists(memory, k), capacity)
+    cache = memory @ memory.t()
+    rows = None if source == "memory" else (memory[index] + 0.25) @ memory.t()
+    expected = reference.mplp(memory, index, threshold, 4, cache=cache, query_rows=rows)
+    labels, made = OPERATIONS.mplp_from_lists(memory, index, *lists[:4], rows, threshold, 4)
+    assert torch.equal(labels, expected)
+    plain, plain_made = reference.mplp_from_lists(memory, index, lists, threshold, 4, query_rows=rows)
+    assert torch.equal(plain, expected)
+    assert (int(made) == 0) == (plain_made == 0)
+    for count in (1, 3):
+        neighbors, similarity, made = OPERATIONS.nearest_from_lists(memory, index, *lists[:4], count)
+        wanted, values = reference.nearest_neighbors(memory, index, count, cache=cache)
+        assert torch.equal(neighbors, wanted)
+        assert (similarity - values).nan_to_num().abs().max() < 1e-6
+        assert int(made) == reference.nearest_from_lists(memory, index, lists, count)[2]
