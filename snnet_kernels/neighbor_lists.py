@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _checks as checks
 from . import backends, reference
-from ._checks import check_index_values
+from ._checks import check_index_values, check_momentum_value
 from .neighbor_list_layout import NeighborLists
 from .reference.labels import label_bytes
 from .schemas import LIBRARY, define_operation
@@ -64,6 +64,26 @@ def _nearest_from_lists(
     return index.new_empty(index.shape[0], k), memory.new_empty(index.shape[0], k), index.new_empty(())
 
 
+# memory [n, d], index [B], features [B, d], momentum [], similarity [B, n]
+@define_operation(
+    "update_memory_lists_(Tensor(a!) memory, Tensor index, Tensor features, Tensor momentum, Tensor(b!) columns, "
+    "Tensor(c!) values, Tensor(d!) counts, Tensor(e!) floors, Tensor(f!) mirrors, Tensor? similarity) -> ()"
+)
+def _update_memory_lists(
+    memory: Tensor,
+    index: Tensor,
+    features: Tensor,
+    momentum: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    floors: Tensor,
+    mirrors: Tensor,
+    similarity: Tensor | None,
+) -> None:
+    return None
+
+
 def _empty_tables(like: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n = like.shape[0]
     return (
@@ -112,11 +132,30 @@ def _plain_nearest_from_lists(
     return neighbors, similarity, torch.tensor(products, device=index.device)
 
 
+def _plain_update_memory_lists(
+    memory: Tensor,
+    index: Tensor,
+    features: Tensor,
+    momentum: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    floors: Tensor,
+    mirrors: Tensor,
+    similarity: Tensor | None,
+) -> None:
+    check_index_values("index", index, memory.shape[0])
+    check_momentum_value(momentum)
+    lists = NeighborLists(columns, values, counts, floors, mirrors)
+    reference.update_memory_lists_(memory, index, features, momentum, lists, similarity)
+
+
 for _name, _implementation in {
     "neighbor_lists": _plain_neighbor_lists,
     "symmetric_lists": _plain_symmetric_lists,
     "mplp_from_lists": _plain_mplp_from_lists,
     "nearest_from_lists": _plain_nearest_from_lists,
+    "update_memory_lists_": _plain_update_memory_lists,
 }.items():
     LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
 

@@ -16,7 +16,7 @@ from .loss import (
     mutual_label_loss_with_grad,
 )
 from .memory import update_memory_
-from .neighbor_lists import neighbor_lists, symmetric_lists, update_lists_
+from .neighbor_lists import neighbor_lists, symmetric_lists, update_memory_lists_
 from .similarity import (
     build_similarity_cache,
     memory_similarity,
@@ -47,7 +47,7 @@ __all__ = [
     "pack_labels",
     "symmetric_lists",
     "unpack_labels",
-    "update_lists_",
     "update_memory_",
+    "update_memory_lists_",
     "write_labels_",
 ]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..neighbor_list_layout import NeighborLists
+from .memory import _blend_rows_, occurrence_rounds
 from .precision import matmul
 from .selection import ordered_topk
 
@@ -126,6 +127,34 @@ def _tables(row: Tensor, column: Tensor, value: Tensor, floors: Tensor, n: int, 
     columns[row, place], mirrors[row, place] = column.to(torch.int32), mirror.to(torch.int32)
     values[row, place] = value
     return NeighborLists(columns, values, counts.to(torch.int32), floors, mirrors)
+
+
+def update_memory_lists_(
+    memory: Tensor,
+    index: Tensor,
+    features: Tensor,
+    momentum: Tensor | float,
+    lists: NeighborLists,
+    similarity: Tensor | None = None,
+) -> None:
+    """M[index] <- normalize(α M[index] + (1 − α) f) and its symmetric lists; repeated indices one after the other.
+
+    ``similarity`` [B, n] is f Mᵀ of the memory before the update.
+    """
+    if index.numel() == 0:
+        return
+    s = matmul(features, memory.t()) if similarity is None else similarity
+    rounds = occurrence_rounds(index)
+    if len(rounds) > 1:
+        s = s.clone()
+    for entries in rounds:
+        entries, lengths = _blend_rows_(memory, index, features, entries, momentum)
+        if entries.numel() == 0:
+            continue
+        position = index[entries]
+        update_lists_(lists, memory, position, s[entries], lengths, momentum)
+        if len(rounds) > 1:  # the later entries meet the memory as it is now
+            s[:, position] = matmul(features, memory[position].t())
 
 
 def update_lists_(

@@ -8,8 +8,7 @@ import snnet_kernels as sk
 from snnet_kernels import reference
 from snnet_kernels.neighbor_list_layout import NeighborLists
 from snnet_kernels.reference.list_labels import mplp_from_lists, nearest_from_lists
-from snnet_kernels.reference.memory import _blend_rows_
-from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists, update_lists_
+from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists, update_memory_lists_
 from snnet_kernels.testing import clustered_features
 from tests.kernels.cpu_inputs import memory_of
 
@@ -75,35 +74,69 @@ def test_symmetric_lists_hold_each_pair_twice(kind, n, k, capacity):
     assert lists.capacity == capacity
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize(("k", "capacity"), [(12, 24), (4, 4), (200, 200), (1, 40)])
-def test_no_entry_is_missing_after_many_updates(alpha, k, capacity):
-    n, d, batch = 200, 24, 16
-    generator = torch.Generator().manual_seed(0)
-    memory = clustered_features(n, d)
-    lists = symmetric_lists(neighbor_lists(memory, k), capacity)
-    for step in range(60):
-        index = torch.randperm(n, generator=generator)[:batch]
+OPERATIONS = torch.ops.snnet
+
+
+def compiled_update_(memory, index, features, alpha, lists, similarity=None):
+    OPERATIONS.update_memory_lists_(memory, index, features, torch.tensor(alpha), *lists, similarity)
+
+
+UPDATES = {"reference": update_memory_lists_, "compiled": compiled_update_}
+
+
+def moving_batches(memory, steps, batch, repeated, seed=0):
+    """Batches of features near their rows, nearly opposite to them, and far; each sees the memory as it is then."""
+    n, d = memory.shape
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        index = torch.randint(n, (batch,), generator=generator) if repeated else torch.randperm(n, generator=generator)[:batch]
         noise = torch.randn(batch, d, generator=generator)
         features = normalize(memory[index] + 0.2 * noise, dim=1)
-        features[:2] = normalize(noise[:2] * 1e-2 - memory[index[:2]], dim=1)  # nearly opposite
-        s = features @ memory.t()
-        lengths = _blend_rows_(memory, index, features, alpha)
-        update_lists_(lists, memory, index, s, lengths, alpha)
+        features[:2] = normalize(noise[:2] * 1e-2 - memory[index[:2]], dim=1)
+        features[2:3] = normalize(noise[2:3], dim=1)
+        yield index, features
+
+
+@pytest.mark.parametrize("form", UPDATES)
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize(("k", "capacity"), [(12, 24), (4, 4), (200, 200), (1, 40)])
+def test_no_entry_is_missing_after_many_updates(form, repeated, alpha, k, capacity):
+    n = 200
+    memory = clustered_features(n, 24)
+    lists = symmetric_lists(neighbor_lists(memory, k), capacity)
+    for step, (index, features) in enumerate(moving_batches(memory, 40, 16, repeated)):
+        similarity = features @ memory.t() if step % 2 else None
+        UPDATES[form](memory, index, features, alpha, lists, similarity)
         if step % 10 == 9:
             check(lists, memory @ memory.t(), 2e-6)
     exact = memory @ memory.t()
     index = torch.arange(n)
     labels, made = mplp_from_lists(memory, index, lists, 0.6, 10)
-    expected = reference.mplp(memory, index, 0.6, 10, cache=exact)
-    assert torch.equal(labels, expected)
+    assert torch.equal(labels, reference.mplp(memory, index, 0.6, 10, cache=exact))
     neighbors, _, _ = nearest_from_lists(memory, index, lists, 3)
     assert torch.equal(neighbors, reference.nearest_neighbors(memory, index, 3, cache=exact)[0])
     if capacity == n:
         assert made == 0
 
 
-OPERATIONS = torch.ops.snnet
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+@pytest.mark.parametrize(("k", "capacity"), [(12, 24), (4, 4), (6, 100)])
+def test_compiled_updates_list_what_those_of_the_reference_list(repeated, alpha, k, capacity):
+    n = 120
+    memory = clustered_features(n, 24, seed=1)
+    lists = symmetric_lists(neighbor_lists(memory, k), capacity)
+    other_memory, other = memory.clone(), NeighborLists(*(part.clone() for part in lists))
+    for index, features in moving_batches(memory, 30, 12, repeated):
+        update_memory_lists_(memory, index, features, alpha, lists)
+        compiled_update_(other_memory, index, features, alpha, other)
+    assert (memory - other_memory).abs().max() < 1e-6
+    one, two = dense(lists, n), dense(other, n)
+    assert torch.equal(one.isnan(), two.isnan())
+    assert (one - two).nan_to_num().abs().max() < 2e-6
+    assert torch.equal(lists.counts, other.counts)
+    assert (lists.floors - other.floors).nan_to_num().abs().max() < 2e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
