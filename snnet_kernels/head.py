@@ -48,7 +48,7 @@ class SNNetHead(FixedTypeModule):
         weights: λ of the main, the symmetric and the neighbor label (Eq. 8); any may be 0.
         loss_kind, delta, hard_negative_ratio: see :func:`snnet_kernels.mutual_label_loss`.
         label_source: ``"memory"`` predicts labels from S[index], ``"feature"`` from the live s.
-        cache: see :class:`ExemplarMemory`.
+        cache, neighbors: see :class:`ExemplarMemory`.
     """
 
     _momentum: Tensor
@@ -67,6 +67,7 @@ class SNNetHead(FixedTypeModule):
         hard_negative_ratio: float = 0.01,
         label_source: str = "memory",
         cache: bool | str = "auto",
+        neighbors: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -81,7 +82,13 @@ class SNNetHead(FixedTypeModule):
         self.min_rank = min_rank
         self.strict = strict
         self.label_source = label_source
-        self.memory = ExemplarMemory(num_instances, feature_dim, cache, block_floor=threshold, device=device)
+        if strict and neighbors:
+            raise ValueError(
+                f"strict must be False where labels are read from lists, got neighbors={neighbors}"
+            )
+        self.memory = ExemplarMemory(
+            num_instances, feature_dim, cache, neighbors=neighbors, block_floor=threshold, device=device
+        )
         self.num_instances, self.feature_dim = self.memory.num_instances, self.memory.feature_dim
         self.pseudo_labels = PseudoLabelMemory(num_instances, device=device)
         self.loss = MutualLabelLoss(
@@ -164,6 +171,10 @@ class SNNetHead(FixedTypeModule):
     def _mine(self, index: Tensor, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """What :meth:`_inquire` returns, with the main labels then written to P."""
         self.pseudo_labels._follow(index)
+        if self.memory.lists is not None:
+            label_sets = self._inquire(index, similarity)
+            self.pseudo_labels.write_(index, label_sets[0])
+            return label_sets
         label_sets = ops.mine_labels_(
             self.memory.features,
             index,
@@ -206,11 +217,11 @@ class SNNetHead(FixedTypeModule):
         self._last_forward = None
 
     def _uses_similarity(self) -> bool:
-        """Whether s is worth its B x n floats: the cache update reads it again, or labels are made of it.
+        """Whether s is worth its B x n floats: the update of S or lists reads it again, or labels are made of it.
 
-        Without a cache the loss streams over the memory and s would be read once.
+        Without them the loss streams over the memory and s would be read once.
         """
-        return self.memory.keeps_cache or self.label_source == "feature"
+        return self.memory.keeps_cache or self.memory.lists is not None or self.label_source == "feature"
 
     def _remember(self, features: Tensor, similarity: Tensor | None) -> None:
         self._last_forward = None

@@ -12,12 +12,15 @@ from torch import Tensor
 from . import _checks as checks
 from . import backends, reference
 from ._checks import check_index_values, check_momentum_value
+from .defaults import count_writes
 from .neighbor_list_layout import NeighborLists
 from .reference.labels import label_bytes
 from .schemas import LIBRARY, define_operation
 
 
-@define_operation("neighbor_lists(Tensor features, SymInt k, float floor) -> (Tensor, Tensor, Tensor, Tensor)")
+@define_operation(
+    "neighbor_lists(Tensor features, SymInt k, float floor) -> (Tensor, Tensor, Tensor, Tensor)"
+)
 def _neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _empty_tables(features, min(k, features.shape[0]))
 
@@ -101,7 +104,8 @@ def _plain_neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tenso
 def _plain_symmetric_lists(
     columns: Tensor, values: Tensor, counts: Tensor, floors: Tensor, capacity: int
 ) -> tuple[Tensor, ...]:
-    return tuple(reference.symmetric_lists(NeighborLists(columns, values, counts, floors), capacity))
+    made = reference.symmetric_lists(NeighborLists(columns, values, counts, floors), capacity)
+    return tuple(part for part in made if part is not None)
 
 
 def _plain_mplp_from_lists(
@@ -158,6 +162,7 @@ for _name, _implementation in {
     "update_memory_lists_": _plain_update_memory_lists,
 }.items():
     LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
+count_writes("update_memory_lists_", (0, 4, 5, 6, 7, 8))
 
 
 def neighbor_lists(features: Tensor, k: int = 256, *, floor: float | None = None) -> NeighborLists:

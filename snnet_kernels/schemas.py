@@ -45,7 +45,9 @@ def _unpack_labels(labels: Tensor, n: int) -> Tensor:
 
 
 # row_bits, column_bits: uint8 [n, L], P and its transpose; index [B], labels uint8 [B, L]
-@define_operation("write_labels_(Tensor(a!) row_bits, Tensor(b!) column_bits, Tensor index, Tensor labels) -> ()")
+@define_operation(
+    "write_labels_(Tensor(a!) row_bits, Tensor(b!) column_bits, Tensor index, Tensor labels) -> ()"
+)
 def _write_labels(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: Tensor) -> None:
     return None
 

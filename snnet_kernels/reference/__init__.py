@@ -7,8 +7,8 @@ the per-sample form.
 from . import loop
 from .cache_blocks import CacheBlocks, block_bits, mark_cache_blocks
 from .label_prediction import mplp
-from .list_labels import mplp_from_lists, nearest_from_lists
 from .labels import gather_labels, identity_labels, label_bytes, pack_labels, unpack_labels, write_labels_
+from .list_labels import mplp_from_lists, nearest_from_lists
 from .loss import (
     fused_mutual_label_loss,
     fused_mutual_label_loss_with_grad,

@@ -114,7 +114,7 @@ def _first_inconsistent(
 def _ranks_behind(
     lists: NeighborLists, candidates: Tensor, anchors: Tensor, max_rank: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Whether more than ``max_rank`` images are more similar to a candidate than its anchor, and where lists do not tell.
+    """Whether more than ``max_rank`` images are more similar to a candidate than its anchor; where lists do not tell.
 
     What counts is above S[p, a]. A candidate that lists its anchor lists all of that down to its floor; one that does
     not has it at or below its floor, and all that it lists above the floor counts.

@@ -35,7 +35,9 @@ def neighbor_lists(features: Tensor, k: int, floor: float = -torch.inf) -> Neigh
     columns = torch.zeros(n, 0, dtype=torch.int64, device=features.device)
     top = [(values[at : at + TILE], columns[at : at + TILE]) for at in range(0, n, TILE)]
     blocks = [features[at : at + TILE] for at in range(0, n, TILE)]
-    for a, left in enumerate(blocks):  # tiles of the upper triangle; each row meets its columns in rising order
+    for a, left in enumerate(
+        blocks
+    ):  # tiles of the upper triangle; each row meets its columns in rising order
         for b in range(a, len(blocks)):
             product = matmul(left, blocks[b].t())
             if a == b:
@@ -55,7 +57,9 @@ def _keep_largest(
 ) -> tuple[Tensor, Tensor]:
     """The ``most`` largest of a block's rows and of a product with later columns, in the order of the columns."""
     fresh = torch.arange(first_column, first_column + product.shape[1], device=product.device)
-    values = torch.cat([values, product.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)], dim=1)
+    values = torch.cat(
+        [values, product.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)], dim=1
+    )
     columns = torch.cat([columns, fresh.expand_as(product)], dim=1)
     values, places = ordered_topk(values, min(most, values.shape[1]))
     columns, order = columns.gather(1, places).sort(dim=1)
@@ -105,7 +109,7 @@ def _first_of_each(key: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rank_in_row(row: Tensor, column: Tensor, value: Tensor, n: int) -> Tensor:
-    """The position of each entry in its row by falling value, ties by lower column; entries are sorted by (row, column)."""
+    """The position of each entry in its row by falling value, ties by lower column; entries come by (row, column)."""
     order = value.sort(descending=True, stable=True).indices
     order = order[row[order].sort(stable=True).indices]
     counts = torch.bincount(row, minlength=n)
@@ -114,7 +118,9 @@ def _rank_in_row(row: Tensor, column: Tensor, value: Tensor, n: int) -> Tensor:
     return rank
 
 
-def _tables(row: Tensor, column: Tensor, value: Tensor, floors: Tensor, n: int, capacity: int) -> NeighborLists:
+def _tables(
+    row: Tensor, column: Tensor, value: Tensor, floors: Tensor, n: int, capacity: int
+) -> NeighborLists:
     """Tables of symmetric entries that are sorted by (row, column)."""
     counts = torch.bincount(row, minlength=n)
     place = _rank_in_row(row, column, value, n)
@@ -167,8 +173,8 @@ def update_lists_(
 ) -> None:
     """Bring symmetric lists up to the updated ``memory`` [n, d], whose rows ``index`` [b] (distinct) have moved.
 
-    ``similarity`` [b, n] is the product of the features with the memory before the update, ``lengths`` [b] the ν of each
-    row. Pairs at or below both floors go; of the others a row keeps the first K by falling similarity, ties by lower
+    ``similarity`` [b, n] is the product of the features with the memory before the update, ``lengths`` [b] the ν of
+    each row. Pairs at or below both floors go; of the others a row keeps the first K by falling similarity, ties by lower
     column, and a pair that finds no room in one of its rows raises the floors of both.
     """
     n = memory.shape[0]
@@ -193,7 +199,8 @@ def update_lists_(
     floors = lists.floors.scatter_reduce(0, row[~room], value[~room], "amax")
     made = _tables(row[room], column[room], value[room], floors, n, lists.capacity)
     for old, new in zip(lists, made, strict=True):
-        old.copy_(new)
+        if old is not None and new is not None:
+            old.copy_(new)
 
 
 def _moved_pairs(

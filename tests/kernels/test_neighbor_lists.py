@@ -66,7 +66,9 @@ def test_a_floor_leaves_out_what_is_not_above_it():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("n", "k", "capacity"), [(1, 1, 1), (40, 5, 10), (40, 5, 5), (64, 64, 8), (64, 20, 64)])
+@pytest.mark.parametrize(
+    ("n", "k", "capacity"), [(1, 1, 1), (40, 5, 10), (40, 5, 5), (64, 64, 8), (64, 20, 64)]
+)
 def test_symmetric_lists_hold_each_pair_twice(kind, n, k, capacity):
     features = memory_of(kind, n, 8, seed=n)
     lists = symmetric_lists(neighbor_lists(features, k), capacity)
@@ -89,7 +91,11 @@ def moving_batches(memory, steps, batch, repeated, seed=0):
     n, d = memory.shape
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        index = torch.randint(n, (batch,), generator=generator) if repeated else torch.randperm(n, generator=generator)[:batch]
+        index = (
+            torch.randint(n, (batch,), generator=generator)
+            if repeated
+            else torch.randperm(n, generator=generator)[:batch]
+        )
         noise = torch.randn(batch, d, generator=generator)
         features = normalize(memory[index] + 0.2 * noise, dim=1)
         features[:2] = normalize(noise[:2] * 1e-2 - memory[index[:2]], dim=1)
@@ -160,7 +166,9 @@ def test_compiled_lists_are_those_of_the_reference(kind, n, k, capacity):
 @pytest.mark.parametrize(("n", "k", "capacity", "threshold"), [
     (1, 1, 1, 0.6), (40, 40, 40, 0.5), (130, 12, 20, 0.3), (130, 3, 5, 0.1), (600, 30, 60, 0.4),
 ])  # fmt: skip
-def test_labels_and_neighbors_from_lists_are_those_of_all_similarities(kind, source, n, k, capacity, threshold):
+def test_labels_and_neighbors_from_lists_are_those_of_all_similarities(
+    kind, source, n, k, capacity, threshold
+):
     memory = memory_of(kind, n, 8, seed=n)
     index = torch.randint(n, (50,), generator=torch.Generator().manual_seed(1))
     lists = reference.symmetric_lists(sk.neighbor_lists(memory, k), capacity)
@@ -178,3 +186,85 @@ def test_labels_and_neighbors_from_lists_are_those_of_all_similarities(kind, sou
         assert torch.equal(neighbors, wanted)
         assert (similarity - values).nan_to_num().abs().max() < 1e-6
         assert int(made) == reference.nearest_from_lists(memory, index, lists, count)[2]
+
+
+@pytest.mark.parametrize("source", ["memory", "feature"])
+@pytest.mark.parametrize("neighbors", [6, 40, 300])
+def test_a_head_with_lists_trains_as_one_with_all_similarities(source, neighbors):
+    n, d, batch = 150, 16, 12
+    features = clustered_features(n, d)
+    heads = [
+        sk.SNNetHead(n, d, label_source=source, cache=True),
+        sk.SNNetHead(n, d, label_source=source, neighbors=neighbors),
+    ]
+    for head in heads:
+        head.initialize_(features)
+        head.momentum = 0.3
+    generator = torch.Generator().manual_seed(0)
+    for epoch in range(3):
+        for head in heads:
+            head.warmup = epoch == 0
+        for index in torch.randperm(n, generator=generator).split(batch):
+            live = normalize(features[index] + 0.2 * torch.randn(len(index), d, generator=generator), dim=1)
+            losses = []
+            for head in heads:
+                losses.append(head(live, index))
+                head.update_(index, live)
+            assert torch.equal(heads[0]._label_sets[0], heads[1]._label_sets[0])
+            assert torch.allclose(*losses, atol=1e-5)
+    assert torch.equal(heads[0].pseudo_labels.row_bits, heads[1].pseudo_labels.row_bits)
+    assert torch.equal(heads[0].memory.features, heads[1].memory.features)
+    if neighbors >= n:
+        assert int(heads[1].memory.lists.products) == 0
+
+
+def test_lists_follow_what_they_are_made_of():
+    n, index = 80, torch.arange(80)
+    first, second = clustered_features(n, 8), clustered_features(n, 8, seed=5)
+    memory = sk.ExemplarMemory(n, 8, neighbors=20)
+    memory.initialize_(first)
+    memory.predict_labels(index)
+    expected = reference.mplp(second, index)
+    memory.features = second.clone()
+    assert torch.equal(memory.predict_labels(index), expected)
+    memory.features.copy_(first)
+    assert torch.equal(memory.predict_labels(index), reference.mplp(first, index))
+    memory.features.numpy()[:] = second.numpy()  # counts no write: rows that are named tell
+    assert torch.equal(memory.predict_labels(index), expected)
+    memory.load_state_dict({"features": first}, assign=True)
+    assert torch.equal(memory.predict_labels(index), reference.mplp(first, index))
+    assert set(memory.state_dict()) == {"features"}
+
+
+def test_lists_stay_in_their_place():
+    memory = sk.ExemplarMemory(80, 8, neighbors=20)
+    memory.initialize_(clustered_features(80, 8))
+    memory.rebuild_cache_()
+    before = [part.data_ptr() for part in memory.lists.tables]
+    for epoch in range(3):
+        index = torch.arange(epoch, 80, 7)
+        memory.update_(index, clustered_features(len(index), 8, seed=epoch), 0.2)
+        memory.rebuild_cache_()
+    assert [part.data_ptr() for part in memory.lists.tables] == before
+
+
+def test_what_lists_refuse():
+    with pytest.raises(ValueError, match="cache must not be True where neighbors=5"):
+        sk.ExemplarMemory(10, 4, True, neighbors=5)
+    with pytest.raises(ValueError, match="neighbors must be an integer of at least 0, got -1"):
+        sk.ExemplarMemory(10, 4, neighbors=-1)
+    with pytest.raises(ValueError, match="strict must be False"):
+        sk.SNNetHead(10, 4, neighbors=5, strict=True)
+    memory, index = clustered_features(10, 4), torch.tensor([1])
+    lists = sk.neighbor_lists(memory, 3)
+    with pytest.raises(ValueError, match="lists must be symmetric"):
+        sk.update_memory_(memory, index, memory[:1], 0.5, lists=lists)
+    with pytest.raises(TypeError, match="lists must be NeighborLists"):
+        sk.update_memory_(memory, index, memory[:1], 0.5, lists=memory)
+    whole = symmetric_lists(lists, 6)
+    with pytest.raises(ValueError, match=r"lists.counts must have shape \[10\], got \[9\]"):
+        sk.update_memory_(memory, index, memory[:1], 0.5, lists=whole._replace(counts=whole.counts[:9]))
+    with pytest.raises(ValueError, match="k must be an integer of at least 1"):
+        sk.neighbor_lists(memory, 0)
+    with pytest.raises(ValueError, match="floor must be finite"):
+        sk.neighbor_lists(memory, 3, floor=float("nan"))
