@@ -100,6 +100,7 @@ class SNNetHead(FixedTypeModule):
         self.register_buffer("_momentum", momentum)
         self._last_forward: _Forward | None = None
         self._label_sets: tuple[Tensor, ...] = ()
+        self._products: Tensor | None = None  # rows that the last forward pass multiplied beside its lists
         self._saw_lengths = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SNNetHead:
@@ -193,10 +194,13 @@ class SNNetHead(FixedTypeModule):
     def _inquire(self, index: Tensor, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The main, symmetric and neighbor labels, packed."""
         query_rows = similarity if self.label_source == "feature" else None
+        lists = self.memory.current_lists(index)
+        before = None if lists is None else lists.products.clone()
         labels = self.memory.predict_labels(
             index, self.threshold, self.min_rank, query_rows=query_rows, strict=self.strict
         )
         neighbor = self.memory.nearest(index, query_rows=query_rows)[0].squeeze(1)
+        self._products = None if lists is None or before is None else lists.products - before
         # A single image has no neighbour (-1), and so an empty label.
         return labels, self.pseudo_labels.columns(index), self.pseudo_labels.rows(neighbor)
 
@@ -244,18 +248,20 @@ class SNNetHead(FixedTypeModule):
     def label_statistics(self) -> dict[str, Tensor]:
         """Means over the last batch, 0-d tensors without a synchronisation: ``positives`` per row of the main
         label, and its agreement (intersection over union) with the symmetric and the neighbor label,
-        ``agreement_symmetric`` and ``agreement_neighbor`` (NaN in the warm-up, which has only main labels)."""
+        ``agreement_symmetric`` and ``agreement_neighbor`` (NaN in the warm-up, which has only main labels). With
+        neighbour lists also ``products``: rows that were multiplied because their lists are too short to tell."""
         if not self._label_sets:
             raise RuntimeError("label_statistics() needs a forward pass first")
         main, *others = self._label_sets
         nan = torch.full((), torch.nan, dtype=torch.float32, device=main.device)
         agreement = [_count(main & y) / _count(main | y).clamp_min(1) for y in others]
         means = [ratio.mean() for ratio in agreement] or [nan, nan]
-        return {
+        found = {
             "positives": _count(main).mean(),
             "agreement_symmetric": means[0],
             "agreement_neighbor": means[1],
         }
+        return found if self._products is None else found | {"products": self._products.float()}
 
 
 def _count(labels: Tensor) -> Tensor:

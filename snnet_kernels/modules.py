@@ -30,8 +30,8 @@ class ExemplarMemory(FixedTypeModule):
     all of them (``cache``), the largest of each row (``neighbors``), or nothing, where products are made as needed.
 
     S, or its lists, follow M. Assignment, in-place operations and ``load_state_dict`` are noticed by themselves. What
-    writes past autograd (``torch.distributed``, ``.data``, numpy, DLPack) is noticed on the CPU, in eager mode, where it
-    changed a row that a call names, and otherwise has to be said: :meth:`mark_written_`.
+    writes past autograd (``torch.distributed``, ``.data``, numpy, DLPack) is noticed on the CPU, in eager mode, where
+    it changed a row that a call names, and otherwise has to be said: :meth:`mark_written_`.
 
     Args:
         num_instances: number of images n.

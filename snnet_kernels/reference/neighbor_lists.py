@@ -174,8 +174,8 @@ def update_lists_(
     """Bring symmetric lists up to the updated ``memory`` [n, d], whose rows ``index`` [b] (distinct) have moved.
 
     ``similarity`` [b, n] is the product of the features with the memory before the update, ``lengths`` [b] the ν of
-    each row. Pairs at or below both floors go; of the others a row keeps the first K by falling similarity, ties by lower
-    column, and a pair that finds no room in one of its rows raises the floors of both.
+    each row. Pairs at or below both floors go; of the others a row keeps the first K by falling similarity, ties by
+    lower column, and a pair that finds no room in one of its rows raises the floors of both.
     """
     n = memory.shape[0]
     changed = torch.zeros(n, dtype=torch.bool, device=memory.device)
