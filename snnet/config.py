@@ -125,6 +125,12 @@ class MethodConfig:
     cache: Literal["auto", "on", "off"] = option(
         "auto", "keep the similarity matrix of the memory (4 n*n bytes); auto: where it fits"
     )
+    neighbors: int = option(
+        0,
+        "keep this many of the largest similarities of each image in place of the matrix (12 bytes each): the same "
+        "labels for sets of any size; 256 are ample; 0: none",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,8 @@ def epoch_line(record: dict[str, Any]) -> str:
     ]
     if labels:
         parts.append("labels " + " ".join(labels))
+    if record.get("products", 0) >= 1:
+        parts.append(f"{record['products']:.0f} rows multiplied a step (fewer with more --neighbors)")
     if "mAP" in record:
         parts.append(f"rank-1 {100 * record['rank1']:.1f} mAP {100 * record['mAP']:.1f}")
     spent = [f"{part} {seconds:.1f}" for part, seconds in seconds_by_part(record).items()]

@@ -211,7 +211,8 @@ def build_learner(config: Config, model: ReIDModel, data: Data, placement: Place
             delta=method.delta,
             hard_negative_ratio=method.hard_negative_ratio,
             label_source=method.label_source,
-            cache=cache_mode(method.cache),
+            cache="auto" if method.neighbors else cache_mode(method.cache),
+            neighbors=method.neighbors,
             device=placement.device,
         )
     except MemoryError as error:

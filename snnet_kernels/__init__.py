@@ -4,6 +4,8 @@ from . import compat, gpu, reference
 from .backends import BackendInfo, LibraryInfo, backend_info
 from .head import SNNetHead
 from .modules import ExemplarMemory, MutualLabelLoss, PseudoLabelMemory
+from .neighbor_list_layout import NeighborLists
+from .neighbor_lists import neighbor_lists
 from .ops import (
     build_similarity_cache,
     fused_mutual_label_loss,
@@ -30,6 +32,7 @@ __all__ = [
     "ExemplarMemory",
     "LibraryInfo",
     "MutualLabelLoss",
+    "NeighborLists",
     "PseudoLabelMemory",
     "SNNetHead",
     "__version__",
@@ -44,6 +47,7 @@ __all__ = [
     "mplp",
     "mutual_label_loss",
     "nearest_neighbors",
+    "neighbor_lists",
     "pack_labels",
     "reference",
     "set_matmul_precision",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .derived import has_values
+from .neighbor_list_layout import NeighborLists
 from .reference.cache_blocks import CacheBlocks, block_bytes
 from .reference.labels import label_bytes
 
@@ -218,6 +219,25 @@ def check_blocks(name: str, value: object, cache: Tensor | None, num_instances: 
     if tuple(bits.shape) != expected:
         raise ValueError(f"{name}.bits must have shape {list(expected)}, got {tuple(bits.shape)}")
     return CacheBlocks(bits, check_finite(f"{name}.floor", value.floor))
+
+
+def check_lists(name: str, value: object, num_instances: int, symmetric: bool = False) -> NeighborLists:
+    """Neighbour lists of n rows; ``symmetric`` ones have the places of their mirrored entries."""
+    if not isinstance(value, NeighborLists):
+        raise TypeError(f"{name} must be NeighborLists (see neighbor_lists), got {type(value).__name__}")
+    if symmetric and value.mirrors is None:
+        raise ValueError(f"{name} must be symmetric (have mirrors) to follow an update")
+    for part, tensor in value._asdict().items():
+        if tensor is None:
+            continue
+        shape = (num_instances,) if part in ("counts", "floors") else (num_instances, value.columns.shape[-1])
+        check_tensor(f"{name}.{part}", tensor, str(list(shape)))
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name}.{part} must have shape {list(shape)}, got {list(tensor.shape)}")
+        check_storage(
+            f"{name}.{part}", tensor, torch.float32 if part in ("values", "floors") else torch.int32
+        )
+    return value
 
 
 def check_labels(name: str, value: object, num_instances: int, batch_size: int | None = None) -> Tensor:

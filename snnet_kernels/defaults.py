@@ -127,13 +127,14 @@ def _count_writes(operation: torch._ops.OpOverload, written: tuple[int, ...]) ->
     return count_and_run
 
 
+def count_writes(name: str, written: tuple[int, ...]) -> None:
+    """Let ``snnet::name`` count its writes to the arguments at the positions ``written``."""
+    counted = _count_writes(getattr(torch.ops.snnet, name).default, written)
+    LIBRARY.impl(name, counted, "ADInplaceOrView", with_keyset=True)
+
+
 for _name, _written in {"write_labels_": (0, 1), "mine_labels_": (4, 5), "update_memory_": (0, 4, 6)}.items():
-    LIBRARY.impl(
-        _name,
-        _count_writes(getattr(torch.ops.snnet, _name).default, _written),
-        "ADInplaceOrView",
-        with_keyset=True,
-    )
+    count_writes(_name, _written)
 
 
 def _save_memory(ctx: Any, inputs: tuple, output: Any) -> None:

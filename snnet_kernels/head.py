@@ -48,7 +48,7 @@ class SNNetHead(FixedTypeModule):
         weights: λ of the main, the symmetric and the neighbor label (Eq. 8); any may be 0.
         loss_kind, delta, hard_negative_ratio: see :func:`snnet_kernels.mutual_label_loss`.
         label_source: ``"memory"`` predicts labels from S[index], ``"feature"`` from the live s.
-        cache: see :class:`ExemplarMemory`.
+        cache, neighbors: see :class:`ExemplarMemory`.
     """
 
     _momentum: Tensor
@@ -67,6 +67,7 @@ class SNNetHead(FixedTypeModule):
         hard_negative_ratio: float = 0.01,
         label_source: str = "memory",
         cache: bool | str = "auto",
+        neighbors: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -81,7 +82,13 @@ class SNNetHead(FixedTypeModule):
         self.min_rank = min_rank
         self.strict = strict
         self.label_source = label_source
-        self.memory = ExemplarMemory(num_instances, feature_dim, cache, block_floor=threshold, device=device)
+        if strict and neighbors:
+            raise ValueError(
+                f"strict must be False where labels are read from lists, got neighbors={neighbors}"
+            )
+        self.memory = ExemplarMemory(
+            num_instances, feature_dim, cache, neighbors=neighbors, block_floor=threshold, device=device
+        )
         self.num_instances, self.feature_dim = self.memory.num_instances, self.memory.feature_dim
         self.pseudo_labels = PseudoLabelMemory(num_instances, device=device)
         self.loss = MutualLabelLoss(
@@ -93,6 +100,7 @@ class SNNetHead(FixedTypeModule):
         self.register_buffer("_momentum", momentum)
         self._last_forward: _Forward | None = None
         self._label_sets: tuple[Tensor, ...] = ()
+        self._products: Tensor | None = None  # rows that the last forward pass multiplied beside its lists
         self._saw_lengths = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SNNetHead:
@@ -164,6 +172,10 @@ class SNNetHead(FixedTypeModule):
     def _mine(self, index: Tensor, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """What :meth:`_inquire` returns, with the main labels then written to P."""
         self.pseudo_labels._follow(index)
+        if self.memory.lists is not None:
+            label_sets = self._inquire(index, similarity)
+            self.pseudo_labels.write_(index, label_sets[0])
+            return label_sets
         label_sets = ops.mine_labels_(
             self.memory.features,
             index,
@@ -182,10 +194,13 @@ class SNNetHead(FixedTypeModule):
     def _inquire(self, index: Tensor, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The main, symmetric and neighbor labels, packed."""
         query_rows = similarity if self.label_source == "feature" else None
+        lists = self.memory.current_lists(index)
+        before = None if lists is None else lists.products.clone()
         labels = self.memory.predict_labels(
             index, self.threshold, self.min_rank, query_rows=query_rows, strict=self.strict
         )
         neighbor = self.memory.nearest(index, query_rows=query_rows)[0].squeeze(1)
+        self._products = None if lists is None or before is None else lists.products - before
         # A single image has no neighbour (-1), and so an empty label.
         return labels, self.pseudo_labels.columns(index), self.pseudo_labels.rows(neighbor)
 
@@ -206,11 +221,11 @@ class SNNetHead(FixedTypeModule):
         self._last_forward = None
 
     def _uses_similarity(self) -> bool:
-        """Whether s is worth its B x n floats: the cache update reads it again, or labels are made of it.
+        """Whether s is worth its B x n floats: the update of S or lists reads it again, or labels are made of it.
 
-        Without a cache the loss streams over the memory and s would be read once.
+        Without them the loss streams over the memory and s would be read once.
         """
-        return self.memory.keeps_cache or self.label_source == "feature"
+        return self.memory.keeps_cache or self.memory.lists is not None or self.label_source == "feature"
 
     def _remember(self, features: Tensor, similarity: Tensor | None) -> None:
         self._last_forward = None
@@ -233,18 +248,20 @@ class SNNetHead(FixedTypeModule):
     def label_statistics(self) -> dict[str, Tensor]:
         """Means over the last batch, 0-d tensors without a synchronisation: ``positives`` per row of the main
         label, and its agreement (intersection over union) with the symmetric and the neighbor label,
-        ``agreement_symmetric`` and ``agreement_neighbor`` (NaN in the warm-up, which has only main labels)."""
+        ``agreement_symmetric`` and ``agreement_neighbor`` (NaN in the warm-up, which has only main labels). With
+        neighbour lists also ``products``: rows that were multiplied because their lists are too short to tell."""
         if not self._label_sets:
             raise RuntimeError("label_statistics() needs a forward pass first")
         main, *others = self._label_sets
         nan = torch.full((), torch.nan, dtype=torch.float32, device=main.device)
         agreement = [_count(main & y) / _count(main | y).clamp_min(1) for y in others]
         means = [ratio.mean() for ratio in agreement] or [nan, nan]
-        return {
+        found = {
             "positives": _count(main).mean(),
             "agreement_symmetric": means[0],
             "agreement_neighbor": means[1],
         }
+        return found if self._products is None else found | {"products": self._products.float()}
 
 
 def _count(labels: Tensor) -> Tensor:

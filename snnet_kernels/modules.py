@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from . import ops
 from .derived import Source
 from .fixed_type import FixedTypeModule
+from .memory_lists import MemoryLists
 from .memory_size import check_room, free_memory
 from .reference import CacheBlocks
 from .reference.cache_blocks import block_bytes
@@ -25,11 +26,12 @@ ENTRIES_AT_ONCE = 2**24  # of S that are computed together: bounds the scratch m
 
 
 class ExemplarMemory(FixedTypeModule):
-    """The most recent feature of every image, M [n, d], and optionally its similarities S = M Mᵀ [n, n].
+    """The most recent feature of every image, M [n, d], and what labels read of its similarities S = M Mᵀ [n, n]:
+    all of them (``cache``), the largest of each row (``neighbors``), or nothing, where products are made as needed.
 
-    S follows M. Assignment, in-place operations and ``load_state_dict`` are noticed by themselves. What writes past
-    autograd (``torch.distributed``, ``.data``, numpy, DLPack) is noticed on the CPU, in eager mode, where it changed
-    a row that a call names, and otherwise has to be said: :meth:`mark_written_`.
+    S, or its lists, follow M. Assignment, in-place operations and ``load_state_dict`` are noticed by themselves. What
+    writes past autograd (``torch.distributed``, ``.data``, numpy, DLPack) is noticed on the CPU, in eager mode, where
+    it changed a row that a call names, and otherwise has to be said: :meth:`mark_written_`.
 
     Args:
         num_instances: number of images n.
@@ -37,6 +39,8 @@ class ExemplarMemory(FixedTypeModule):
         cache: keep S, 4n² bytes, so that labels need no product: ``True``, ``False`` or ``"auto"``, which
             keeps it where it takes at most 40 % of the memory that is free at :meth:`initialize_`, or, after a
             state was loaded, when it is first needed.
+        neighbors: keep lists of this many places a row in place of S, 12 bytes a place: the same labels at any number
+            of images. 256 are ample where a row has some tens of candidates; 0 keeps no lists.
         block_floor: of the marked blocks, which labels look into instead of whole rows of S: best the threshold of
             the labels. With another threshold they are the same labels, found with more reading.
 
@@ -55,6 +59,7 @@ class ExemplarMemory(FixedTypeModule):
         feature_dim: int,
         cache: bool | str = "auto",
         *,
+        neighbors: int = 0,
         block_floor: float = 0.6,
         device: torch.device | str | None = None,
     ) -> None:
@@ -63,9 +68,13 @@ class ExemplarMemory(FixedTypeModule):
         feature_dim = ops.checks.check_count("feature_dim", feature_dim)
         if not (isinstance(cache, bool) or (isinstance(cache, str) and cache == "auto")):
             raise ValueError(f"cache must be True, False or 'auto', got {cache!r}")
+        neighbors = ops.checks.check_count("neighbors", neighbors, lowest=0)
+        if neighbors and cache is True:
+            raise ValueError(f"cache must not be True where neighbors={neighbors} lists take its place")
         self.num_instances = num_instances
         self.feature_dim = feature_dim
         self.cache_mode = cache
+        self.lists = MemoryLists(neighbors) if neighbors else None
         with torch.inference_mode(False):
             features = torch.zeros(num_instances, feature_dim, dtype=torch.float32, device=device)
         self.register_buffer("features", features)
@@ -75,7 +84,7 @@ class ExemplarMemory(FixedTypeModule):
         self._source = Source()  # the features as they are known
         self._changes = 0  # of the features, as far as they are known
         self._cache_follows = False  # S is that of the features as they are known
-        self._keeps_cache: bool | None = None if cache == "auto" else bool(cache)
+        self._keeps_cache: bool | None = False if neighbors else None if cache == "auto" else bool(cache)
 
     @property
     def version(self) -> int:
@@ -127,18 +136,24 @@ class ExemplarMemory(FixedTypeModule):
         compiled step or a CUDA graph runs on features that anything but the methods of this class has written.
         """
         self._count_change()
-        if self.cache is not None:
+        if self.cache is not None or (self.lists is not None and self.lists.tables is not None):
             self.rebuild_cache_()
 
     def drop_cache_(self) -> None:
-        """Free S; it is built again when labels are next asked for. A captured CUDA graph that uses S is lost."""
+        """Free S, or its lists, until labels are next asked for. A captured CUDA graph that uses them is lost."""
         self.cache, self.block_bits, self._cache_follows = None, None, False
+        if self.lists is not None:
+            self.lists.drop_()
 
     def rebuild_cache_(self) -> None:
-        """Compute S afresh from ``features`` where a cache is kept; drops the rounding of earlier updates.
+        """Compute S, or its lists, afresh from ``features`` where they are kept; drops the rounding of earlier updates.
 
-        In place where S is built already: a captured CUDA graph goes on with the new values.
+        In place where they are built already: a captured CUDA graph goes on with the new values.
         """
+        if self.lists is not None:
+            self.lists.build_(self.features)
+            self._notice()
+            self._vouch_for_cache()
         if not self.keeps_cache:
             return
         n, features = self.num_instances, self.features
@@ -175,6 +190,18 @@ class ExemplarMemory(FixedTypeModule):
         if self.current_cache() is None or self.block_bits is None:
             return None
         return CacheBlocks(self.block_bits, self.block_floor)
+
+    def current_lists(self, rows: Tensor | None = None) -> MemoryLists | None:
+        """The lists of the features as they are now, or None where none are kept; ``rows`` as for
+        :meth:`current_cache`. A traced call takes those that are there."""
+        if self.lists is None:
+            return None
+        if torch.compiler.is_compiling():
+            return self.lists if self.lists.tables is not None and self._cache_follows else None
+        self._notice(rows)
+        if self.lists.tables is None or not self._cache_follows:
+            self.rebuild_cache_()
+        return self.lists
 
     def initialize_(self, features: Tensor) -> None:
         """Fill the memory with the L2-normalised ``features`` [n, d] of an extraction pass.
@@ -214,6 +241,12 @@ class ExemplarMemory(FixedTypeModule):
         """Packed pseudo labels uint8 [B, label_bytes(n)] of ``index`` [B]; see :func:`snnet_kernels.mplp`."""
         self._refuse_replication()
         index = ops.checks.check_index("index", index, self.num_instances)
+        lists = self.current_lists(index)
+        if lists is not None and not strict:
+            threshold, min_rank = ops.checks.check_prediction_options(threshold, min_rank)
+            if query_rows is not None:
+                query_rows = ops.checks.check_rows("query_rows", query_rows, len(index), self.num_instances)
+            return lists.mplp(self.features, index, threshold, min_rank, query_rows)
         return ops.mplp(
             self.features,
             index,
@@ -231,6 +264,9 @@ class ExemplarMemory(FixedTypeModule):
         """The ``k`` nearest other images; see :func:`snnet_kernels.nearest_neighbors`."""
         self._refuse_replication()
         index = ops.checks.check_index("index", index, self.num_instances)
+        lists = self.current_lists(index)
+        if lists is not None and query_rows is None:
+            return lists.nearest(self.features, index, ops.checks.check_neighbors(k, self.num_instances))
         return ops.nearest_neighbors(
             self.features, index, k, cache=self.current_cache(index), query_rows=query_rows
         )
@@ -242,13 +278,20 @@ class ExemplarMemory(FixedTypeModule):
         self._refuse_replication()
         index = ops.checks.check_index("index", index, self.num_instances)
         known = self._changes
-        cache, blocks = self.current_cache(index), self.current_blocks()
+        lists, cache, blocks = self.current_lists(index), self.current_cache(index), self.current_blocks()
         if not torch.compiler.is_compiling() and self._changes != known:
             similarity = None  # of what the memory was before something else wrote it
         ops.update_memory_(
-            self.features, index, features, momentum, cache=cache, similarity=similarity, blocks=blocks
+            self.features,
+            index,
+            features,
+            momentum,
+            cache=cache,
+            similarity=similarity,
+            blocks=blocks,
+            lists=None if lists is None else lists.tables,
         )
-        if cache is None:
+        if cache is None and lists is None:
             self._count_change()
         else:
             self._vouch_for_cache(index)
@@ -273,7 +316,8 @@ class ExemplarMemory(FixedTypeModule):
         self.mark_written_()
 
     def extra_repr(self) -> str:
-        return f"{self.num_instances}, {self.feature_dim}, cache={self.cache_mode!r}"
+        kept = f"cache={self.cache_mode!r}" if self.lists is None else f"neighbors={self.lists.capacity}"
+        return f"{self.num_instances}, {self.feature_dim}, {kept}"
 
 
 class PseudoLabelMemory(FixedTypeModule):

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from . import _checks as checks
-from . import backends, defaults, reference  # noqa: F401  (defaults registers the implementations)
+from . import backends, defaults, neighbor_lists, reference  # noqa: F401  (these register the implementations)
+from .neighbor_list_layout import NeighborLists
 from .reference import CacheBlocks
 
 _pack_labels = torch.ops.snnet.pack_labels.default
@@ -28,6 +29,7 @@ _mine_labels = torch.ops.snnet.mine_labels_.default
 _mutual_label_loss = torch.ops.snnet.mutual_label_loss.default
 _fused_mutual_label_loss = torch.ops.snnet.fused_mutual_label_loss.default
 _update_memory = torch.ops.snnet.update_memory_.default
+_update_memory_lists = torch.ops.snnet.update_memory_lists_.default
 
 
 def _serve(operation: str, tensor: Tensor) -> None:
@@ -289,6 +291,7 @@ def update_memory_(
     cache: Tensor | None = None,
     similarity: Tensor | None = None,
     blocks: CacheBlocks | None = None,
+    lists: NeighborLists | None = None,
 ) -> None:
     """Momentum update of the exemplar memory, in place: ``M[index] = normalize(α M[index] + (1 − α) f)``.
 
@@ -308,6 +311,7 @@ def update_memory_(
         similarity: ``memory_similarity(features, memory)`` [B, n] before the update; computed if it is absent
             and the cache needs it.
         blocks: :func:`mark_cache_blocks` of the cache, whose bits are written.
+        lists: symmetric neighbour lists of the memory before the update, in place of a cache; written.
     """
     memory = checks.check_memory("memory", memory)
     n = memory.shape[0]
@@ -323,9 +327,17 @@ def update_memory_(
     )
     bits, floor = _checked_blocks(blocks, cache, n)
     checks.check_same_device(memory=memory, blocks=bits)
-    index, features, momentum, similarity = checks.apart(
-        {"memory": memory, "cache": cache, "blocks": bits}, index, features, momentum, similarity
-    )
+    written = {"memory": memory, "cache": cache, "blocks": bits}
+    if lists is not None:
+        lists = checks.check_lists("lists", lists, n, symmetric=True)
+        if cache is not None:
+            raise ValueError("cache and lists are two forms of the same similarities: give one of them")
+        checks.check_same_device(memory=memory, lists=lists.columns)
+        written |= {f"lists.{name}": tensor for name, tensor in lists._asdict().items()}
+    index, features, momentum, similarity = checks.apart(written, index, features, momentum, similarity)
+    if lists is not None:
+        _serve("update_memory_lists_", memory)
+        return _update_memory_lists(memory, index, features, momentum, *lists, similarity)
     _serve("update_memory_", memory)
     _update_memory(memory, index, features, momentum, cache, similarity, bits, floor)
 

@@ -19,7 +19,7 @@ LIBRARY = torch.library.Library("snnet", "DEF")
 OPERATIONS: list[str] = []  # their names, in the order of this file
 
 
-def _operation(schema: str) -> Callable[[Callable], Callable]:
+def define_operation(schema: str) -> Callable[[Callable], Callable]:
     """Define ``snnet::schema``; the decorated function computes an empty result for tracing."""
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     name = schema.split("(", 1)[0]
@@ -33,55 +33,57 @@ def _operation(schema: str) -> Callable[[Callable], Callable]:
 
 
 # labels: bool [B, n] -> uint8 [B, L]
-@_operation("pack_labels(Tensor labels) -> Tensor")
+@define_operation("pack_labels(Tensor labels) -> Tensor")
 def _pack_labels(labels: Tensor) -> Tensor:
     return labels.new_empty(labels.shape[0], label_bytes(labels.shape[1]), dtype=torch.uint8)
 
 
 # labels: uint8 [B, L] -> bool [B, n]
-@_operation("unpack_labels(Tensor labels, SymInt n) -> Tensor")
+@define_operation("unpack_labels(Tensor labels, SymInt n) -> Tensor")
 def _unpack_labels(labels: Tensor, n: int) -> Tensor:
     return labels.new_empty(labels.shape[0], n, dtype=torch.bool)
 
 
 # row_bits, column_bits: uint8 [n, L], P and its transpose; index [B], labels uint8 [B, L]
-@_operation("write_labels_(Tensor(a!) row_bits, Tensor(b!) column_bits, Tensor index, Tensor labels) -> ()")
+@define_operation(
+    "write_labels_(Tensor(a!) row_bits, Tensor(b!) column_bits, Tensor index, Tensor labels) -> ()"
+)
 def _write_labels(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: Tensor) -> None:
     return None
 
 
 # bits uint8 [n, L], index [B] -> uint8 [B, L]; index -1 gives an empty label
-@_operation("gather_labels(Tensor bits, Tensor index) -> Tensor")
+@define_operation("gather_labels(Tensor bits, Tensor index) -> Tensor")
 def _gather_labels(bits: Tensor, index: Tensor) -> Tensor:
     return bits.new_empty(index.shape[0], bits.shape[1])
 
 
 # features [B, d], memory [n, d] -> s [B, n]
-@_operation("memory_similarity(Tensor features, Tensor memory) -> Tensor")
+@define_operation("memory_similarity(Tensor features, Tensor memory) -> Tensor")
 def _memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
     return features.new_empty(features.shape[0], memory.shape[0])
 
 
 # grad [B, n], memory [n, d] -> [B, d]
-@_operation("memory_similarity_backward(Tensor grad, Tensor memory) -> Tensor")
+@define_operation("memory_similarity_backward(Tensor grad, Tensor memory) -> Tensor")
 def _memory_similarity_backward(grad: Tensor, memory: Tensor) -> Tensor:
     return grad.new_empty(grad.shape[0], memory.shape[1])
 
 
 # memory [n, d] -> S [n, n]
-@_operation("build_similarity_cache(Tensor memory) -> Tensor")
+@define_operation("build_similarity_cache(Tensor memory) -> Tensor")
 def _build_similarity_cache(memory: Tensor) -> Tensor:
     return memory.new_empty(memory.shape[0], memory.shape[0])
 
 
 # cache [n, n] -> uint8 [n, block_bytes(n)]
-@_operation("mark_cache_blocks(Tensor cache, float floor) -> Tensor")
+@define_operation("mark_cache_blocks(Tensor cache, float floor) -> Tensor")
 def _mark_cache_blocks(cache: Tensor, floor: float) -> Tensor:
     return cache.new_empty(cache.shape[0], block_bytes(cache.shape[0]), dtype=torch.uint8)
 
 
 # memory [n, d], index [B], cache [n, n], query_rows [B, n], block_bits uint8 [n, block_bytes(n)] -> uint8 [B, L]
-@_operation(
+@define_operation(
     "mplp(Tensor memory, Tensor index, Tensor? cache, Tensor? query_rows, float threshold, "
     "int min_rank, bool strict, Tensor? block_bits=None, float block_floor=0.) -> Tensor"
 )
@@ -100,7 +102,7 @@ def _mplp(
 
 
 # the same -> index int64 [B, k], similarity [B, k]
-@_operation(
+@define_operation(
     "nearest_neighbors(Tensor memory, Tensor index, Tensor? cache, Tensor? query_rows, int k) "
     "-> (Tensor, Tensor)"
 )
@@ -112,7 +114,7 @@ def _nearest_neighbors(
 
 # row_bits, column_bits uint8 [n, L] are P and its transpose, the rest as for mplp
 # -> main, symmetric and neighbor labels, uint8 [B, L] each
-@_operation(
+@define_operation(
     "mine_labels_(Tensor memory, Tensor index, Tensor? cache, Tensor? query_rows, Tensor(a!) row_bits, "
     "Tensor(b!) column_bits, float threshold, int min_rank, bool strict, Tensor? block_bits=None, "
     "float block_floor=0.) -> (Tensor, Tensor, Tensor)"
@@ -135,7 +137,7 @@ def _mine_labels(
 
 
 # similarity [B, n], labels uint8 [B, L] each -> loss [], ∂L/∂s [B, n]
-@_operation(
+@define_operation(
     "mutual_label_loss(Tensor similarity, Tensor[] labels, float[] weights, str kind, float delta, "
     "float hard_negative_ratio) -> (Tensor, Tensor)"
 )
@@ -151,7 +153,7 @@ def _mutual_label_loss(
 
 
 # features [B, d], memory [n, d], similarity [B, n] -> loss [], ∂L/∂f [B, d]
-@_operation(
+@define_operation(
     "fused_mutual_label_loss(Tensor features, Tensor memory, Tensor? similarity, Tensor[] labels, "
     "float[] weights, str kind, float delta, float hard_negative_ratio) -> (Tensor, Tensor)"
 )
@@ -169,7 +171,7 @@ def _fused_mutual_label_loss(
 
 
 # memory [n, d], index [B], features [B, d], momentum [], cache [n, n], similarity [B, n], block_bits as for mplp
-@_operation(
+@define_operation(
     "update_memory_(Tensor(a!) memory, Tensor index, Tensor features, Tensor momentum, Tensor(b!)? cache, "
     "Tensor? similarity, Tensor(c!)? block_bits=None, float block_floor=0.) -> ()"
 )

@@ -8,6 +8,7 @@
 #include "../common/recurrence.h"
 #include "cache_blocks.h"
 #include "checks.h"
+#include "memory_rows.h"
 #include "products.h"
 #include "vector.h"
 
@@ -31,49 +32,10 @@ struct Update {
   int64_t n, d, batch_size;
   float alpha, beta;
   CacheBlocks blocks;
+
+  MemoryRows rows() const { return {memory, index, features, d, alpha, beta}; }
 };
 
-using Round = std::vector<int64_t>;  // batch entries of distinct index
-
-// Batch entries split so that no index comes twice in a part, earlier entries in earlier parts.
-std::vector<Round> occurrence_rounds(const int64_t* index, int64_t batch_size) {
-  std::vector<Round> rounds;
-  std::unordered_map<int64_t, std::size_t> seen;
-  for (int64_t b = 0; b < batch_size; ++b) {
-    const std::size_t turn = seen[index[b]]++;
-    if (turn == rounds.size()) rounds.emplace_back();
-    rounds[turn].push_back(b);
-  }
-  return rounds;
-}
-
-// Blends and renormalises the memory rows of a round; their lengths before the division. Entries whose row would not
-// be finite are taken out of the round: nothing is written for them.
-std::vector<float> blend_rows(const Update& u, Round& round) {
-  const int64_t count = static_cast<int64_t>(round.size()), d = u.d;
-  std::vector<float> lengths(round.size());
-  std::vector<float> blended(round.size() * d);
-  const VectorKernels& kernels = vector_kernels();
-  torch::stable::parallel_for(0, count, grain(3 * d), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      float* out = blended.data() + r * d;
-      kernels.blend(out, u.memory + u.index[round[r]] * d, u.features + round[r] * d, u.alpha, u.beta, d);
-      const float length = static_cast<float>(std::sqrt(kernels.dot(out, out, d)));
-      lengths[r] = length < kSmallestLength ? kSmallestLength : length;
-      kernels.divide(out, lengths[r], d);
-    }
-  });
-  std::size_t written = 0;
-  for (int64_t r = 0; r < count; ++r) {
-    if (!is_finite(lengths[r])) continue;
-    std::copy_n(blended.data() + r * d, d, u.memory + u.index[round[r]] * d);
-    round[written] = round[r];
-    lengths[written++] = lengths[r];
-  }
-  round.resize(written);
-  lengths.resize(written);
-  return lengths;
-}
 
 // s at the batch's own positions, as the memory stands: after a round it differs from the given s there only, so
 // that repeated indices need no copies of its rows.
@@ -264,21 +226,13 @@ void update_rounds(const Update& u) {
   std::optional<BatchSimilarity> similarity;
   if (u.cache != nullptr) similarity.emplace(u);
   for (std::size_t turn = 0; turn < rounds.size(); ++turn) {
-    const std::vector<float> lengths = blend_rows(u, rounds[turn]);
+    const std::vector<float> lengths = blend_rows(u.rows(), rounds[turn]);
     if (u.cache == nullptr || rounds[turn].empty()) continue;
     update_cache(u, rounds[turn], *similarity, lengths, turn == 0);
     for (std::size_t next = turn + 1; next < rounds.size(); ++next) {
       correct_later(u, rounds[turn], lengths, rounds[next], *similarity);
     }
   }
-}
-
-float checked_momentum(const Tensor& momentum) {
-  SNNET_CHECK(momentum.is_cpu() && momentum.scalar_type() == ScalarType::Float && momentum.dim() == 0,
-                  "momentum must be a 0-d float32 tensor on the cpu");
-  const float alpha = *momentum.const_data_ptr<float>();
-  SNNET_CHECK(alpha >= 0.0f && alpha <= 1.0f, "momentum must lie in [0, 1], got ", alpha);
-  return alpha;
 }
 
 // M[index] <- normalize(alpha M[index] + (1 - alpha) f), and the cache.

@@ -19,6 +19,9 @@ struct VectorKernels {
   // The same with value + scale * rest[l] > bar.
   int64_t (*collect_reaching)(const float* row, const float* rest, float scale, int64_t n, float bar,
                               int32_t first_column, Entry* out);
+  // The same with value > bar or value > gain * floors[l] - slack.
+  int64_t (*collect_rising)(const float* row, const float* floors, int64_t n, float bar, float gain, float slack,
+                            Entry* out);
   // #{l : row[l] > bar}, or some number above limit as soon as it is known to be.
   int64_t (*count_above)(const float* row, int64_t n, float bar, int64_t limit);
   // The same over the marked blocks of the row alone; marks [block_row_bytes(n)].

@@ -69,6 +69,25 @@ int64_t collect_reaching(const float* row, const float* rest, float scale, int64
   return found;
 }
 
+int64_t collect_rising(const float* row, const float* floors, int64_t n, float bar, float gain, float slack,
+                       Entry* out) {
+  int64_t found = 0;
+  float above[kBlock];
+  for (int64_t l = 0; l < n; l += kBlock) {
+    const int64_t size = n - l < kBlock ? n - l : kBlock;
+    for (int64_t i = 0; i < size; ++i) {
+      const float own = row[l + i] - bar, other = row[l + i] - (gain * floors[l + i] - slack);
+      above[i] = other > own ? other : own;
+    }
+    for (int64_t i = size; i < kBlock; ++i) above[i] = 0.0f;
+    for (uint64_t mask = passing<false>(above, 0.0f); mask != 0; mask &= mask - 1) {
+      const int64_t i = l + lowest_bit(mask);
+      out[found++] = {row[i], static_cast<int32_t>(i)};
+    }
+  }
+  return found;
+}
+
 int64_t count_above(const float* row, int64_t n, float bar, int64_t limit) {
   constexpr int64_t kStep = 512;  // a check of the limit a step
   int64_t count = 0, l = 0;
@@ -258,7 +277,7 @@ double squares(float* __restrict out, const float* __restrict row, float scale, 
 #define SNNET_TABLE(name) SNNET_TABLE_(name)
 extern const VectorKernels SNNET_TABLE(SNNET_ISA);
 const VectorKernels SNNET_TABLE(SNNET_ISA) = {
-    collect_above,  collect_from, collect_reaching, count_above,        count_in_blocks, high_blocks,
+    collect_above,  collect_from, collect_reaching, collect_rising, count_above,        count_in_blocks, high_blocks,
     largest,        group_maxima, bar_of_largest,   dot,                dots,            add_scaled,
     blend,          divide,       blend_similarities, squares,
 };

@@ -8,6 +8,7 @@ from . import loop
 from .cache_blocks import CacheBlocks, block_bits, mark_cache_blocks
 from .label_prediction import mplp
 from .labels import gather_labels, identity_labels, label_bytes, pack_labels, unpack_labels, write_labels_
+from .list_labels import mplp_from_lists, nearest_from_lists
 from .loss import (
     fused_mutual_label_loss,
     fused_mutual_label_loss_with_grad,
@@ -15,6 +16,7 @@ from .loss import (
     mutual_label_loss_with_grad,
 )
 from .memory import update_memory_
+from .neighbor_lists import neighbor_lists, symmetric_lists, update_memory_lists_
 from .similarity import (
     build_similarity_cache,
     memory_similarity,
@@ -36,11 +38,16 @@ __all__ = [
     "memory_similarity",
     "memory_similarity_backward",
     "mplp",
+    "mplp_from_lists",
     "mutual_label_loss",
     "mutual_label_loss_with_grad",
+    "nearest_from_lists",
     "nearest_neighbors",
+    "neighbor_lists",
     "pack_labels",
+    "symmetric_lists",
     "unpack_labels",
     "update_memory_",
+    "update_memory_lists_",
     "write_labels_",
 ]

@@ -25,6 +25,7 @@ def arguments() -> dict[str, tuple]:
     blocks = sk.mark_cache_blocks(cache)
     loss = ([labels, labels.flip(0).contiguous()], [1.0, 0.5], "mmcl", 5.0, 0.05)
     differentiable = features.clone().requires_grad_()
+    lists = reference.symmetric_lists(reference.neighbor_lists(memory, 10), 20)
     return {
         "pack_labels": (torch.rand(B, N) < 0.3,),
         "unpack_labels": (labels, N),
@@ -51,6 +52,11 @@ def arguments() -> dict[str, tuple]:
         "mutual_label_loss": (similarity.clone().requires_grad_(), *loss),
         "fused_mutual_label_loss": (differentiable, memory, None, *loss),
         "update_memory_": (memory, index, features, torch.tensor(0.3), cache, None, *blocks),
+        "neighbor_lists": (memory, 10, 0.2),
+        "symmetric_lists": (*reference.neighbor_lists(memory, 10)[:4], 20),
+        "mplp_from_lists": (memory, index, *lists[:4], None, 0.6, 10),
+        "nearest_from_lists": (memory, index, *lists[:4], 3),
+        "update_memory_lists_": (memory, index, features, torch.tensor(0.3), *lists, None),
     }
 
 

@@ -1,0 +1,294 @@
+// Label prediction (MPLP) and nearest neighbours from neighbour lists; a product of a row where its list does not tell.
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "candidates.h"
+#include "checks.h"
+#include "neighbor_lists.h"
+#include "products.h"
+#include "selection.h"
+
+namespace snnet {
+namespace {
+
+constexpr int64_t kProductFloats = int64_t{4} << 20;  // of rows that are multiplied at once
+
+bool comes_first(const Entry& a, const Entry& b) { return comes_before(a, b); }
+
+// Rows of S by products, for those images in `rows` (distinct): calls use(position in rows, row [n]) in parallel.
+template <class Use>
+void multiply_rows(const Tensor& memory, const std::vector<int64_t>& rows, const Use& use) {
+  const int64_t n = memory.size(0), count = static_cast<int64_t>(rows.size());
+  const int64_t step = std::max<int64_t>(1, kProductFloats / std::max<int64_t>(n, 1));
+  for (int64_t first = 0; first < count; first += step) {
+    const int64_t size = std::min(step, count - first);
+    const std::vector<int64_t> part(rows.begin() + first, rows.begin() + first + size);
+    const Tensor products = batch_products(rows_at(memory, part), memory);
+    torch::stable::parallel_for(0, size, grain(n), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) use(first + r, const_floats(products) + r * n);
+    });
+  }
+}
+
+std::vector<int64_t> distinct(std::vector<int64_t> values) {
+  std::sort(values.begin(), values.end());
+  values.erase(std::unique(values.begin(), values.end()), values.end());
+  return values;
+}
+
+enum class Verdict { kConsistent, kInconsistent, kUntold };
+
+class ListPrediction {
+ public:
+  ListPrediction(const Tensor& memory, const int64_t* index, int64_t batch_size, const NeighborLists& lists,
+                 const float* query_rows, const PredictionOptions& options)
+      : memory_(memory), index_(index), lists_(lists), query_rows_(query_rows), options_(options),
+        samples_(batch_size) {}
+
+  void predict(uint8_t* labels) {
+    find_candidates();
+    std::vector<int64_t> walking(samples_.size());
+    for (std::size_t s = 0; s < samples_.size(); ++s) walking[s] = static_cast<int64_t>(s);
+    while (!walking.empty()) walking = walk(walking);
+    const int64_t width = label_bytes(lists_.n);
+    for (std::size_t s = 0; s < samples_.size(); ++s) {
+      const Sample& sample = samples_[s];
+      decide_labels(sample.candidates.data(), sample.count(), sample.position, index_[s], options_.strict,
+                    labels + static_cast<int64_t>(s) * width);
+    }
+  }
+
+  int64_t products() const { return products_; }
+
+ private:
+  struct Sample {
+    std::vector<Entry> candidates;
+    int64_t position = 0;  // the candidate that is looked at; in the end the first inconsistent one
+
+    int64_t count() const { return static_cast<int64_t>(candidates.size()); }
+  };
+
+  int64_t rank_of(const Sample& sample) const {
+    return largest_consistent_rank(sample.count(), options_.min_rank, options_.strict);
+  }
+
+  void take(const float* row, int64_t n, Sample& sample) const {
+    std::vector<Entry>& found = sample.candidates;
+    found.resize(n);
+    found.resize(vector_kernels().collect_above(row, n, options_.threshold, 0, found.data()));
+  }
+
+  void find_candidates() {
+    const int64_t size = static_cast<int64_t>(samples_.size());
+    torch::stable::parallel_for(0, size, grain(query_rows_ != nullptr ? lists_.n : 2 * lists_.capacity),
+                                [&](int64_t begin, int64_t end) {
+      for (int64_t s = begin; s < end; ++s) {
+        Sample& sample = samples_[s];
+        const int64_t i = index_[s];
+        if (query_rows_ != nullptr) {
+          take(query_rows_ + s * lists_.n, lists_.n, sample);
+        } else if (!(lists_.floors[i] > options_.threshold)) {
+          take(lists_.values_of(i), lists_.counts[i], sample);
+          for (Entry& entry : sample.candidates) entry.column = lists_.columns_of(i)[entry.column];
+        }
+      }
+    });
+    if (query_rows_ == nullptr) multiply_incomplete();
+    torch::stable::parallel_for(0, size, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t s = begin; s < end; ++s) {
+        std::sort(samples_[s].candidates.begin(), samples_[s].candidates.end(), comes_first);
+      }
+    });
+  }
+
+  // Candidates of the samples whose lists end above the threshold.
+  void multiply_incomplete() {
+    std::vector<int64_t> which, rows;
+    for (std::size_t s = 0; s < samples_.size(); ++s) {
+      if (!(lists_.floors[index_[s]] > options_.threshold)) continue;
+      which.push_back(static_cast<int64_t>(s));
+      rows.push_back(index_[s]);
+    }
+    products_ += static_cast<int64_t>(rows.size());
+    multiply_rows(memory_, rows, [&](int64_t r, const float* row) { take(row, lists_.n, samples_[which[r]]); });
+  }
+
+  // Whether more than `rank` images are more similar to p than the anchor is. What p lists above S[p, anchor] is all of
+  // that if S[p, anchor] is not below the floor of p.
+  Verdict look(int64_t p, int32_t anchor, int64_t rank) const {
+    const int32_t* columns = lists_.columns_of(p);
+    const int32_t* end = columns + lists_.counts[p];
+    const int32_t* found = std::find(columns, end, anchor);
+    const float floor = lists_.floors[p], bar = found == end ? floor : lists_.values_of(p)[found - columns];
+    if (vector_kernels().count_above(lists_.values_of(p), lists_.counts[p], bar, rank) > rank) {
+      return Verdict::kInconsistent;
+    }
+    return found != end && bar >= floor ? Verdict::kConsistent : Verdict::kUntold;
+  }
+
+  // Takes each sample as far as lists tell, and one candidate further by products; returns those that go on.
+  std::vector<int64_t> walk(const std::vector<int64_t>& walking) {
+    std::vector<char> is_untold(walking.size());
+    torch::stable::parallel_for(0, static_cast<int64_t>(walking.size()), grain(64 * lists_.capacity),
+                                [&](int64_t begin, int64_t end) {
+      for (int64_t w = begin; w < end; ++w) {
+        Sample& sample = samples_[walking[w]];
+        const int64_t rank = rank_of(sample);
+        if (!needs_walk(sample.count(), options_.strict) || rank >= lists_.n - 1) sample.position = sample.count();
+        Verdict verdict = Verdict::kConsistent;
+        for (; sample.position < sample.count(); ++sample.position) {
+          verdict = look(sample.candidates[sample.position].column, sample.candidates[0].column, rank);
+          if (verdict != Verdict::kConsistent) break;
+        }
+        is_untold[w] = verdict == Verdict::kUntold;
+      }
+    });
+    std::vector<int64_t> untold, rows;
+    for (std::size_t w = 0; w < walking.size(); ++w) {
+      if (!is_untold[w]) continue;
+      untold.push_back(walking[w]);
+      rows.push_back(samples_[walking[w]].candidates[samples_[walking[w]].position].column);
+    }
+    const std::vector<int64_t> images = distinct(rows);
+    products_ += static_cast<int64_t>(images.size());
+    std::vector<std::vector<int64_t>> asked(images.size());
+    for (std::size_t u = 0; u < untold.size(); ++u) {
+      asked[std::lower_bound(images.begin(), images.end(), rows[u]) - images.begin()].push_back(untold[u]);
+    }
+    multiply_rows(memory_, images, [&](int64_t r, const float* row) {
+      for (int64_t s : asked[r]) {
+        Sample& sample = samples_[s];
+        const int64_t rank = rank_of(sample);
+        const float bar = row[sample.candidates[0].column];
+        const bool is_consistent = !(vector_kernels().count_above(row, lists_.n, bar, rank) > rank);
+        if (is_consistent) {
+          ++sample.position;
+        } else {
+          sample.position = ~sample.position;  // ended; negative until all rows are done
+        }
+      }
+    });
+    std::vector<int64_t> goes_on;
+    for (int64_t s : untold) {
+      if (samples_[s].position < 0) {
+        samples_[s].position = ~samples_[s].position;
+      } else {
+        goes_on.push_back(s);
+      }
+    }
+    return goes_on;
+  }
+
+  Tensor memory_;
+  const int64_t* index_;
+  NeighborLists lists_;
+  const float* query_rows_;  // [B, n] in place of the rows of the index, or null
+  PredictionOptions options_;
+  std::vector<Sample> samples_;
+  int64_t products_ = 0;
+};
+
+struct CheckedLists {
+  Tensor index;
+  NeighborLists lists;
+
+  CheckedLists(const Tensor& memory, const Tensor& positions, const Tensor& columns, const Tensor& values,
+               const Tensor& counts, const Tensor& floors)
+      : index(checked_index(positions, rows_of(memory, "memory"))),
+        lists(columns, values, counts, floors, memory.size(0)) {
+    check_storage(memory, "memory", ScalarType::Float, lists.n, memory.size(1));
+  }
+
+  const int64_t* positions() const { return index.const_data_ptr<int64_t>(); }
+};
+
+Tensor count_tensor(const Tensor& like, int64_t count) {
+  Tensor made = torch::stable::new_empty(like, {}, ScalarType::Long);
+  *made.mutable_data_ptr<int64_t>() = count;
+  return made;
+}
+
+// -> labels uint8 [B, label_bytes(n)], rows that were multiplied int64 []
+std::tuple<Tensor, Tensor> mplp_from_lists(const Tensor& memory, const Tensor& index, const Tensor& columns,
+                                           const Tensor& values, const Tensor& counts, const Tensor& floors,
+                                           const std::optional<Tensor>& query_rows, double threshold,
+                                           int64_t min_rank) {
+  const CheckedLists checked(memory, index, columns, values, counts, floors);
+  SNNET_CHECK(std::isfinite(threshold), "threshold must be finite, got ", threshold);
+  SNNET_CHECK(min_rank >= 0, "min_rank must be at least 0, got ", min_rank);
+  const int64_t n = checked.lists.n, batch_size = checked.index.size(0);
+  std::optional<Tensor> queries;
+  if (query_rows) {
+    check_matrix(*query_rows, "query_rows", ScalarType::Float, batch_size, n);
+    queries = torch::stable::contiguous(*query_rows);
+  }
+  Tensor labels = torch::stable::new_zeros(memory, {batch_size, label_bytes(n)}, ScalarType::Byte);
+  ListPrediction prediction(memory, checked.positions(), batch_size, checked.lists,
+                            queries ? const_floats(*queries) : nullptr,
+                            {static_cast<float>(threshold), min_rank, false});
+  prediction.predict(labels.mutable_data_ptr<uint8_t>());
+  return {labels, count_tensor(memory, prediction.products())};
+}
+
+// The k nearest others of a row as keys, falling.
+void keep_others(std::vector<uint64_t>& keys, int64_t own, int64_t k, int64_t* neighbors, float* similarity) {
+  keys.erase(std::remove_if(keys.begin(), keys.end(), [&](uint64_t key) { return column_of_key(key) == own; }),
+             keys.end());
+  keep_largest(keys, k);
+  for (int64_t j = 0; j < k; ++j) {
+    const bool is_there = j < static_cast<int64_t>(keys.size());
+    neighbors[j] = is_there ? column_of_key(keys[j]) : -1;
+    similarity[j] = is_there ? value_of_key(keys[j]) : -std::numeric_limits<float>::infinity();
+  }
+}
+
+// -> index int64 [B, k], similarity [B, k], rows that were multiplied int64 []
+std::tuple<Tensor, Tensor, Tensor> nearest_from_lists(const Tensor& memory, const Tensor& index, const Tensor& columns,
+                                                      const Tensor& values, const Tensor& counts,
+                                                      const Tensor& floors, int64_t k) {
+  const CheckedLists checked(memory, index, columns, values, counts, floors);
+  SNNET_CHECK(k >= 1 && k < std::numeric_limits<int32_t>::max(), "k must be at least 1, got ", k);
+  const NeighborLists& lists = checked.lists;
+  const int64_t n = lists.n, batch_size = checked.index.size(0);
+  Tensor neighbors = torch::stable::new_empty(memory, {batch_size, k}, ScalarType::Long);
+  Tensor similarity = torch::stable::new_empty(memory, {batch_size, k}, ScalarType::Float);
+  int64_t* at = neighbors.mutable_data_ptr<int64_t>();
+  float* value = floats(similarity);
+  std::vector<char> is_told(batch_size);
+  torch::stable::parallel_for(0, batch_size, grain(8 * lists.capacity), [&](int64_t begin, int64_t end) {
+    std::vector<uint64_t> keys;
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t i = checked.positions()[b];
+      keys.clear();
+      for (int32_t j = 0; j < lists.counts[i]; ++j) {
+        keys.push_back(selection_key(lists.values_of(i)[j], lists.columns_of(i)[j]));
+      }
+      keep_others(keys, i, k, at + b * k, value + b * k);
+      // What is not listed may be as large as the floor, and come first by its column.
+      is_told[b] = value[b * k + k - 1] > lists.floors[i] || lists.floors[i] == -std::numeric_limits<float>::infinity();
+    }
+  });
+  std::vector<int64_t> untold, rows;
+  for (int64_t b = 0; b < batch_size; ++b) {
+    if (is_told[b]) continue;
+    untold.push_back(b);
+    rows.push_back(checked.positions()[b]);
+  }
+  multiply_rows(memory, rows, [&](int64_t r, const float* row) {
+    SelectionScratch scratch;
+    std::vector<uint64_t> keys = select_largest(row, n, k + 1, scratch);
+    keep_others(keys, rows[r], k, at + untold[r] * k, value + untold[r] * k);
+  });
+  return {neighbors, similarity, count_tensor(memory, static_cast<int64_t>(rows.size()))};
+}
+
+}  // namespace
+}  // namespace snnet
+
+STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) {
+  m.impl("mplp_from_lists", TORCH_BOX(&snnet::mplp_from_lists));
+  m.impl("nearest_from_lists", TORCH_BOX(&snnet::nearest_from_lists));
+}

@@ -1,0 +1,306 @@
+// The momentum update of the exemplar memory and of its symmetric neighbour lists, without a product with the memory.
+//
+// A pair that is listed follows the recurrence of the similarity matrix. A pair that is not is at or below the floors of
+// both rows, so that s = f Mᵀ tells which few may rise above one of them: for those a product of two rows decides.
+#include <optional>
+#include <vector>
+
+#include "../common/recurrence.h"
+#include "checks.h"
+#include "memory_rows.h"
+#include "neighbor_lists.h"
+#include "products.h"
+#include "vector.h"
+
+namespace snnet {
+namespace {
+
+constexpr float kSlack = 1e-5f;  // of a similarity: more than rounding can make of a bound
+
+struct Pair {
+  int32_t row, column;
+  float value;
+};
+
+// Lists in which i lists l exactly where l lists i; mirrors[i, j] is the place of i in the row columns[i, j].
+class SymmetricLists : public NeighborLists {
+ public:
+  SymmetricLists(const NeighborLists& lists, int32_t* mirror_places) : NeighborLists(lists), mirrors(mirror_places) {}
+
+  int32_t* mirrors_of(int64_t i) const { return mirrors + i * capacity; }
+
+  void set_value(int64_t i, int64_t place, float value) const {
+    values_of(i)[place] = value;
+    values_of(columns_of(i)[place])[mirrors_of(i)[place]] = value;
+  }
+
+  void raise_floors(const Pair& pair) const {
+    floors[pair.row] = std::max(floors[pair.row], pair.value);
+    floors[pair.column] = std::max(floors[pair.column], pair.value);
+  }
+
+  // Both rows have room.
+  void insert(const Pair& pair) const {
+    const int32_t place = append(pair.row, pair.column, pair.value);
+    const int32_t other = pair.row == pair.column ? place : append(pair.column, pair.row, pair.value);
+    mirrors_of(pair.row)[place] = other;
+    mirrors_of(pair.column)[other] = place;
+  }
+
+  void remove(int32_t i, int32_t l) const {
+    const int32_t* columns = columns_of(i);
+    const auto place = static_cast<int32_t>(std::find(columns, columns + counts[i], l) - columns);
+    if (place == counts[i]) return;
+    const int32_t other = mirrors_of(i)[place];
+    erase(i, place);
+    if (l != i) erase(l, other);
+  }
+
+  int32_t* mirrors;  // [n, capacity]
+
+ private:
+  int32_t append(int32_t i, int32_t column, float value) const {
+    const int32_t place = counts[i]++;
+    columns_of(i)[place] = column;
+    values_of(i)[place] = value;
+    return place;
+  }
+
+  // The last entry of row i takes the place.
+  void erase(int32_t i, int32_t place) const {
+    const int32_t last = --counts[i];
+    int32_t *columns = columns_of(i), *places = mirrors_of(i);
+    float* values = values_of(i);
+    if (place != last) {
+      columns[place] = columns[last];
+      values[place] = values[last];
+      places[place] = places[last];
+      if (columns[place] == i) places[place] = place;  // the row itself
+      mirrors_of(columns[place])[places[place]] = place;
+    }
+    columns[last] = places[last] = -1;
+    values[last] = -std::numeric_limits<float>::infinity();
+  }
+};
+
+// One round of an update: its rows have moved already.
+class ListUpdate {
+ public:
+  ListUpdate(const SymmetricLists& lists, const MemoryRows& rows, const Round& round,
+             const std::vector<float>& lengths, const std::vector<const float*>& similarity)
+      : lists_(lists), rows_(rows), round_(round), lengths_(lengths), similarity_(similarity),
+        count_(static_cast<int64_t>(round.size())), entry_of_(lists.n, -1), places_(count_ * count_, -1),
+        dropped_(round.size()), risen_(round.size()) {
+    for (int64_t r = 0; r < count_; ++r) entry_of_[row_of(r)] = static_cast<int32_t>(r);
+  }
+
+  void run() {
+    torch::stable::parallel_for(0, count_, 1, [&](int64_t begin, int64_t end) {
+      std::vector<char> is_listed(lists_.n);
+      std::vector<Entry> rising(lists_.n);
+      for (int64_t r = begin; r < end; ++r) {
+        follow_listed(r, is_listed);
+        if (rows_.beta > 0.0f) find_risen(r, is_listed, rising);
+        for (int32_t j = 0; j < lists_.counts[row_of(r)]; ++j) is_listed[lists_.columns_of(row_of(r))[j]] = 0;
+      }
+    });
+    torch::stable::parallel_for(0, count_, grain(count_ * rows_.d), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) multiply_moved(r);
+    });
+    for (const auto& pairs : dropped_) {
+      for (const Pair& pair : pairs) lists_.remove(pair.row, pair.column);
+    }
+    insert_risen();
+  }
+
+ private:
+  int64_t row_of(int64_t r) const { return rows_.index[round_[r]]; }
+  const float* memory_row(int64_t i) const { return rows_.memory + i * rows_.d; }
+
+  float product(int64_t i, int64_t l) const {
+    return static_cast<float>(vector_kernels().dot(memory_row(i), memory_row(l), rows_.d));
+  }
+
+  bool is_above_a_floor(int64_t i, int64_t l, float value) const {
+    return value > lists_.floors[i] || value > lists_.floors[l];
+  }
+
+  // S'[i, l] of the pairs of a moved row with unmoved ones that it lists; marks all that it lists.
+  void follow_listed(int64_t r, std::vector<char>& is_listed) {
+    const int64_t i = row_of(r);
+    const float* s = similarity_[r];
+    const bool afresh = error_grows(lengths_[r], rows_.alpha);
+    const int32_t *columns = lists_.columns_of(i), *mirrors = lists_.mirrors_of(i);
+    for (int32_t j = 0; j < lists_.counts[i]; ++j) {
+      constexpr int32_t kAhead = 16;  // the mirrored entries are anywhere in memory
+      if (j + kAhead < lists_.counts[i]) {
+        __builtin_prefetch(lists_.values_of(columns[j + kAhead]) + mirrors[j + kAhead], 1);
+        __builtin_prefetch(s + columns[j + kAhead]);
+      }
+      const int32_t l = columns[j];
+      is_listed[l] = 1;
+      if (entry_of_[l] >= 0) {
+        places_[r * count_ + entry_of_[l]] = j;
+        continue;
+      }
+      const float value = afresh ? product(i, l)
+                                 : blended_similarity(lists_.values_of(i)[j], s[l], rows_.alpha, rows_.beta,
+                                                      lengths_[r]);
+      lists_.set_value(i, j, value);
+      if (!is_above_a_floor(i, l, value)) dropped_[r].push_back({static_cast<int32_t>(i), l, value});
+    }
+  }
+
+  // Unlisted pairs of a moved row with unmoved ones that are above a floor now.
+  void find_risen(int64_t r, const std::vector<char>& is_listed, std::vector<Entry>& rising) {
+    const int64_t i = row_of(r);
+    const float gain = (lengths_[r] - rows_.alpha) / rows_.beta, slack = kSlack / rows_.beta;
+    const int64_t found = vector_kernels().collect_rising(similarity_[r], lists_.floors, lists_.n,
+                                                          lists_.floors[i] * gain - slack, gain, slack, rising.data());
+    for (int64_t e = 0; e < found; ++e) {
+      const int32_t l = rising[e].column;
+      if (is_listed[l] || entry_of_[l] >= 0) continue;
+      const float value = product(i, l);
+      if (is_above_a_floor(i, l, value)) risen_[r].push_back({static_cast<int32_t>(i), l, value});
+    }
+  }
+
+  // Pairs of moved rows: products.
+  void multiply_moved(int64_t r) {
+    const int64_t i = row_of(r);
+    for (int64_t c = 0; c <= r; ++c) {
+      const int64_t l = row_of(c);
+      const int32_t place = places_[r * count_ + c];
+      const Pair pair{static_cast<int32_t>(i), static_cast<int32_t>(l), product(i, l)};
+      if (place >= 0) lists_.set_value(i, place, pair.value);
+      if (is_above_a_floor(i, l, pair.value) == (place >= 0)) continue;
+      (place >= 0 ? dropped_ : risen_)[r].push_back(pair);
+    }
+  }
+
+  // A row keeps the first `capacity` of what it lists and what is new to it; a pair without room in one of its rows
+  // raises the floors of both.
+  void insert_risen() {
+    std::unordered_map<int32_t, std::vector<uint64_t>> fresh;  // what is new to each row
+    for (const auto& pairs : risen_) {
+      for (const Pair& pair : pairs) {
+        fresh[pair.row].push_back(selection_key(pair.value, pair.column));
+        if (pair.row != pair.column) fresh[pair.column].push_back(selection_key(pair.value, pair.row));
+      }
+    }
+    std::unordered_map<int32_t, uint64_t> last;  // the smallest key that a row has room for, where not for all
+    std::vector<Pair> removed;
+    for (auto& [i, keys] : fresh) {
+      if (lists_.counts[i] + static_cast<int64_t>(keys.size()) <= lists_.capacity) continue;
+      for (int32_t j = 0; j < lists_.counts[i]; ++j) {
+        keys.push_back(selection_key(lists_.values_of(i)[j], lists_.columns_of(i)[j]));
+      }
+      std::nth_element(keys.begin(), keys.begin() + lists_.capacity - 1, keys.end(), std::greater<>());
+      last[i] = keys[lists_.capacity - 1];
+      for (int32_t j = 0; j < lists_.counts[i]; ++j) {
+        const Pair pair{i, lists_.columns_of(i)[j], lists_.values_of(i)[j]};
+        if (selection_key(pair.value, pair.column) < last[i]) removed.push_back(pair);
+      }
+    }
+    for (const Pair& pair : removed) {
+      lists_.remove(pair.row, pair.column);
+      lists_.raise_floors(pair);
+    }
+    const auto has_room = [&](int32_t i, int32_t column, float value) {
+      const auto found = last.find(i);
+      return found == last.end() || selection_key(value, column) >= found->second;
+    };
+    for (const auto& pairs : risen_) {
+      for (const Pair& pair : pairs) {
+        if (has_room(pair.row, pair.column, pair.value) && has_room(pair.column, pair.row, pair.value)) {
+          lists_.insert(pair);
+        } else {
+          lists_.raise_floors(pair);
+        }
+      }
+    }
+  }
+
+  const SymmetricLists& lists_;
+  const MemoryRows& rows_;
+  const Round& round_;
+  const std::vector<float>& lengths_;
+  const std::vector<const float*>& similarity_;  // [n] of each entry of the round
+  int64_t count_;
+  std::vector<int32_t> entry_of_;  // [n], the entry that moved a row, or -1
+  std::vector<int32_t> places_;    // [r, c] is where the row of entry r lists that of entry c, or -1
+  std::vector<std::vector<Pair>> dropped_, risen_;
+};
+
+// s of each batch entry as the memory stands: copies only of those that meet rows moved by entries before them.
+class LiveSimilarity {
+ public:
+  LiveSimilarity(const float* similarity, int64_t n, const std::vector<Round>& rounds, int64_t batch_size)
+      : rows_(batch_size) {
+    for (int64_t b = 0; b < batch_size; ++b) rows_[b] = similarity + b * n;
+    std::size_t later = 0;
+    for (std::size_t turn = 1; turn < rounds.size(); ++turn) later += rounds[turn].size();
+    copies_.resize(later * n);
+    float* next = copies_.data();
+    for (std::size_t turn = 1; turn < rounds.size(); ++turn) {
+      for (int64_t b : rounds[turn]) {
+        rows_[b] = std::copy_n(rows_[b], n, next) - n;
+        next += n;
+      }
+    }
+  }
+
+  // Entries of later rounds meet the rows that `round` has moved.
+  void follow(const MemoryRows& rows, const Round& round, const Round& later) {
+    for (int64_t e : later) {
+      for (int64_t b : round) {
+        const int64_t i = rows.index[b];
+        const_cast<float*>(rows_[e])[i] = static_cast<float>(
+            vector_kernels().dot(rows.features + e * rows.d, rows.memory + i * rows.d, rows.d));
+      }
+    }
+  }
+
+  std::vector<const float*> of(const Round& round) const {
+    std::vector<const float*> found;
+    for (int64_t b : round) found.push_back(rows_[b]);
+    return found;
+  }
+
+ private:
+  std::vector<const float*> rows_;
+  std::vector<float> copies_;
+};
+
+// M[index] <- normalize(alpha M[index] + (1 - alpha) f), and its lists.
+void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum,
+                          const Tensor& columns, const Tensor& values, const Tensor& counts, const Tensor& floors,
+                          const Tensor& mirrors, const std::optional<Tensor>& similarity) {
+  const int64_t n = rows_of(memory, "memory"), d = memory.size(1);
+  check_storage(memory, "memory", ScalarType::Float, n, d);
+  const Tensor positions = checked_index(index, n);
+  const int64_t batch_size = positions.size(0);
+  check_matrix(features, "features", ScalarType::Float, batch_size, d);
+  const float alpha = checked_momentum(momentum);
+  const NeighborLists tables(columns, values, counts, floors, n);
+  check_storage(mirrors, "lists.mirrors", ScalarType::Int, n, tables.capacity);
+  if (similarity) check_matrix(*similarity, "similarity", ScalarType::Float, batch_size, n);
+  if (batch_size == 0) return;
+  const SymmetricLists lists(tables, mirrors.mutable_data_ptr<int32_t>());
+  const Tensor live = torch::stable::contiguous(features);
+  const Tensor s = similarity ? torch::stable::contiguous(*similarity) : batch_products(live, memory);
+  const MemoryRows rows{floats(memory), positions.const_data_ptr<int64_t>(), const_floats(live), d, alpha, 1.0f - alpha};
+  std::vector<Round> rounds = occurrence_rounds(rows.index, batch_size);
+  LiveSimilarity current(const_floats(s), n, rounds, batch_size);
+  for (std::size_t turn = 0; turn < rounds.size(); ++turn) {
+    const std::vector<float> lengths = blend_rows(rows, rounds[turn]);
+    if (rounds[turn].empty()) continue;
+    ListUpdate(lists, rows, rounds[turn], lengths, current.of(rounds[turn])).run();
+    for (std::size_t next = turn + 1; next < rounds.size(); ++next) current.follow(rows, rounds[turn], rounds[next]);
+  }
+}
+
+}  // namespace
+}  // namespace snnet
+
+STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) { m.impl("update_memory_lists_", TORCH_BOX(&snnet::update_memory_lists_)); }

@@ -1,0 +1,75 @@
+// The momentum update of rows of the exemplar memory: m' = normalize(alpha m + (1 - alpha) f).
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <unordered_map>
+#include <vector>
+
+#include "../common/recurrence.h"
+#include "checks.h"
+#include "vector.h"
+
+namespace snnet {
+
+// What an update of rows reads and writes; index [B], features [B, d].
+struct MemoryRows {
+  float* memory;  // [n, d]
+  const int64_t* index;
+  const float* features;
+  int64_t d;
+  float alpha, beta;
+};
+
+using Round = std::vector<int64_t>;  // batch entries of distinct index
+
+// Batch entries split so that no index comes twice in a part, earlier entries in earlier parts.
+inline std::vector<Round> occurrence_rounds(const int64_t* index, int64_t batch_size) {
+  std::vector<Round> rounds;
+  std::unordered_map<int64_t, std::size_t> seen;
+  for (int64_t b = 0; b < batch_size; ++b) {
+    const std::size_t turn = seen[index[b]]++;
+    if (turn == rounds.size()) rounds.emplace_back();
+    rounds[turn].push_back(b);
+  }
+  return rounds;
+}
+
+// Blends and renormalises the memory rows of a round; their lengths before the division. Entries whose row would not
+// be finite are taken out of the round: nothing is written for them.
+inline std::vector<float> blend_rows(const MemoryRows& rows, Round& round) {
+  const int64_t count = static_cast<int64_t>(round.size()), d = rows.d;
+  std::vector<float> lengths(round.size());
+  std::vector<float> blended(round.size() * d);
+  const VectorKernels& kernels = vector_kernels();
+  torch::stable::parallel_for(0, count, grain(3 * d), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      float* out = blended.data() + r * d;
+      kernels.blend(out, rows.memory + rows.index[round[r]] * d, rows.features + round[r] * d, rows.alpha, rows.beta,
+                    d);
+      const float length = static_cast<float>(std::sqrt(kernels.dot(out, out, d)));
+      lengths[r] = length < kSmallestLength ? kSmallestLength : length;
+      kernels.divide(out, lengths[r], d);
+    }
+  });
+  std::size_t written = 0;
+  for (int64_t r = 0; r < count; ++r) {
+    if (!is_finite(lengths[r])) continue;
+    std::copy_n(blended.data() + r * d, d, rows.memory + rows.index[round[r]] * d);
+    round[written] = round[r];
+    lengths[written++] = lengths[r];
+  }
+  round.resize(written);
+  lengths.resize(written);
+  return lengths;
+}
+
+inline float checked_momentum(const Tensor& momentum) {
+  SNNET_CHECK(momentum.is_cpu() && momentum.scalar_type() == ScalarType::Float && momentum.dim() == 0,
+                  "momentum must be a 0-d float32 tensor on the cpu");
+  const float alpha = *momentum.const_data_ptr<float>();
+  SNNET_CHECK(alpha >= 0.0f && alpha <= 1.0f, "momentum must lie in [0, 1], got ", alpha);
+  return alpha;
+}
+
+}  // namespace snnet

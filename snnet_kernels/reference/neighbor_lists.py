@@ -1,0 +1,243 @@
+"""Neighbour lists: what the labels read of S = M Mᵀ, built by products, then kept through momentum updates.
+
+A row lists every column above its floor φ. Lists that follow an update are symmetric: i lists l exactly where l lists
+i. With m'_i = (α m_i + (1 − α) f_b) / ν_b and s = f Mᵀ of the memory before the update,
+
+    listed pairs:    S'[i, l] = (α S[i, l] + (1 − α) s[b, l]) / ν_b
+    unlisted pairs:  S[i, l] <= φ_i and S[i, l] <= φ_l, so S'[i, l] > φ_i needs s[b, l] > φ_i (ν_b − α) / (1 − α),
+                     and S'[i, l] > φ_l the same with φ_l: for the few that pass, one product of two rows decides
+
+so that no list misses an entry above its floor, and nothing of size n is multiplied.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..neighbor_list_layout import NeighborLists
+from .memory import _blend_rows_, occurrence_rounds
+from .precision import matmul
+from .selection import ordered_topk
+
+TILE = 512  # rows and columns of a product at once
+SLACK = 1e-5  # of a similarity: more than the rounding of listed values, of s and of ν can make of a bound
+
+
+def neighbor_lists(features: Tensor, k: int, floor: float = -torch.inf) -> NeighborLists:
+    """The ``k`` largest similarities above ``floor`` of each row of ``features`` [n, d], the row itself among them.
+
+    By falling similarity, ties by lower column. NaN is above nothing.
+    """
+    n = features.shape[0]
+    width = min(k, n)
+    values = features.new_empty(n, 0)
+    columns = torch.zeros(n, 0, dtype=torch.int64, device=features.device)
+    top = [(values[at : at + TILE], columns[at : at + TILE]) for at in range(0, n, TILE)]
+    blocks = [features[at : at + TILE] for at in range(0, n, TILE)]
+    for a, left in enumerate(
+        blocks
+    ):  # tiles of the upper triangle; each row meets its columns in rising order
+        for b in range(a, len(blocks)):
+            product = matmul(left, blocks[b].t())
+            if a == b:
+                product = product.tril() + product.tril(-1).t()
+            top[a] = _keep_largest(*top[a], product, b * TILE, width + 1)
+            if a != b:
+                top[b] = _keep_largest(*top[b], product.t(), a * TILE, width + 1)
+    if top:
+        values, columns = (torch.cat(parts) for parts in zip(*top, strict=True))
+    order = values.sort(dim=1, descending=True, stable=True).indices
+    values, columns = values.gather(1, order), columns.gather(1, order)
+    return _within_floor(values, columns, width, floor)
+
+
+def _keep_largest(
+    values: Tensor, columns: Tensor, product: Tensor, first_column: int, most: int
+) -> tuple[Tensor, Tensor]:
+    """The ``most`` largest of a block's rows and of a product with later columns, in the order of the columns."""
+    fresh = torch.arange(first_column, first_column + product.shape[1], device=product.device)
+    values = torch.cat(
+        [values, product.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)], dim=1
+    )
+    columns = torch.cat([columns, fresh.expand_as(product)], dim=1)
+    values, places = ordered_topk(values, min(most, values.shape[1]))
+    columns, order = columns.gather(1, places).sort(dim=1)
+    return values.gather(1, order), columns
+
+
+def _within_floor(values: Tensor, columns: Tensor, width: int, floor: float) -> NeighborLists:
+    """Lists of the sorted ``values`` [n, >= width] that are above the floor; the first one left out raises it."""
+    floors = torch.full((values.shape[0],), floor, dtype=values.dtype, device=values.device)
+    listed = values[:, :width] > floors[:, None]
+    if values.shape[1] > width:
+        floors = floors.maximum(values[:, width])
+    return NeighborLists(
+        columns[:, :width].masked_fill(~listed, -1).to(torch.int32),
+        values[:, :width].masked_fill(~listed, -torch.inf),
+        listed.sum(1, dtype=torch.int32),
+        floors,
+    )
+
+
+def symmetric_lists(lists: NeighborLists, capacity: int) -> NeighborLists:
+    """Symmetric lists with ``capacity`` places a row: a pair is kept where either row lists it and both have room.
+
+    A row has room for the first ``capacity`` of its pairs by falling similarity, ties by lower column. A pair that is
+    not kept raises the floors of both rows to its similarity.
+    """
+    n = lists.columns.shape[0]
+    row, place = (lists.columns >= 0).nonzero().unbind(1)
+    column, value = lists.columns[row, place].long(), lists.values[row, place]
+    # Each pair twice, once from either side, whoever lists it.
+    key = torch.cat([row * n + column, column * n + row])
+    key, first = _first_of_each(key)
+    row, column, value = key // n, key % n, torch.cat([value, value])[first]
+    rank = _rank_in_row(row, column, value, n)
+    mirror = torch.searchsorted(key, column * n + row)
+    kept = (rank < capacity) & (rank[mirror] < capacity)
+    floors = lists.floors.scatter_reduce(0, row[~kept], value[~kept], "amax")
+    row, column, value = row[kept], column[kept], value[kept]
+    return _tables(row, column, value, floors, n, capacity)
+
+
+def _first_of_each(key: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct keys in rising order, and where each stands first."""
+    distinct, inverse = key.unique(return_inverse=True)
+    at = torch.arange(len(key), device=key.device)
+    return distinct, torch.full_like(distinct, len(key)).scatter_reduce(0, inverse, at, "amin")
+
+
+def _rank_in_row(row: Tensor, column: Tensor, value: Tensor, n: int) -> Tensor:
+    """The position of each entry in its row by falling value, ties by lower column; entries come by (row, column)."""
+    order = value.sort(descending=True, stable=True).indices
+    order = order[row[order].sort(stable=True).indices]
+    counts = torch.bincount(row, minlength=n)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=row.device) - (counts.cumsum(0) - counts)[row[order]]
+    return rank
+
+
+def _tables(
+    row: Tensor, column: Tensor, value: Tensor, floors: Tensor, n: int, capacity: int
+) -> NeighborLists:
+    """Tables of symmetric entries that are sorted by (row, column)."""
+    counts = torch.bincount(row, minlength=n)
+    place = _rank_in_row(row, column, value, n)
+    key = row * n + column
+    mirror = place[torch.searchsorted(key, column * n + row)]
+    shape = n, capacity
+    columns = torch.full(shape, -1, dtype=torch.int32, device=row.device)
+    mirrors = columns.clone()
+    values = torch.full(shape, -torch.inf, dtype=value.dtype, device=row.device)
+    columns[row, place], mirrors[row, place] = column.to(torch.int32), mirror.to(torch.int32)
+    values[row, place] = value
+    return NeighborLists(columns, values, counts.to(torch.int32), floors, mirrors)
+
+
+def update_memory_lists_(
+    memory: Tensor,
+    index: Tensor,
+    features: Tensor,
+    momentum: Tensor | float,
+    lists: NeighborLists,
+    similarity: Tensor | None = None,
+) -> None:
+    """M[index] <- normalize(α M[index] + (1 − α) f) and its symmetric lists; repeated indices one after the other.
+
+    ``similarity`` [B, n] is f Mᵀ of the memory before the update.
+    """
+    if index.numel() == 0:
+        return
+    s = matmul(features, memory.t()) if similarity is None else similarity
+    rounds = occurrence_rounds(index)
+    if len(rounds) > 1:
+        s = s.clone()
+    for entries in rounds:
+        entries, lengths = _blend_rows_(memory, index, features, entries, momentum)
+        if entries.numel() == 0:
+            continue
+        position = index[entries]
+        update_lists_(lists, memory, position, s[entries], lengths, momentum)
+        if len(rounds) > 1:  # the later entries meet the memory as it is now
+            s[:, position] = matmul(features, memory[position].t())
+
+
+def update_lists_(
+    lists: NeighborLists,
+    memory: Tensor,
+    index: Tensor,
+    similarity: Tensor,
+    lengths: Tensor,
+    momentum: Tensor | float,
+) -> None:
+    """Bring symmetric lists up to the updated ``memory`` [n, d], whose rows ``index`` [b] (distinct) have moved.
+
+    ``similarity`` [b, n] is the product of the features with the memory before the update, ``lengths`` [b] the ν of
+    each row. Pairs at or below both floors go; of the others a row keeps the first K by falling similarity, ties by
+    lower column, and a pair that finds no room in one of its rows raises the floors of both.
+    """
+    n = memory.shape[0]
+    changed = torch.zeros(n, dtype=torch.bool, device=memory.device)
+    changed[index] = True
+    row, column, value = _moved_pairs(lists, memory, index, similarity, lengths, momentum, changed)
+    wanted = (value > lists.floors[row]) | (value > lists.floors[column])
+    row, column, value = row[wanted], column[wanted], value[wanted]
+    # The entries of all rows: those between unmoved rows as they are, and the moved pairs from both sides.
+    kept_row, place = (lists.columns >= 0).nonzero().unbind(1)
+    kept_column = lists.columns[kept_row, place].long()
+    still = ~(changed[kept_row] | changed[kept_column])
+    kept_row, kept_column = kept_row[still], kept_column[still]
+    away = row != column
+    row, column = torch.cat([kept_row, row, column[away]]), torch.cat([kept_column, column, row[away]])
+    value = torch.cat([lists.values[kept_row, place[still]], value, value[away]])
+    key, order = (row * n + column).sort()
+    row, column, value = row[order], column[order], value[order]
+    rank = _rank_in_row(row, column, value, n)
+    mirror = torch.searchsorted(key, column * n + row)
+    room = (rank < lists.capacity) & (rank[mirror] < lists.capacity)
+    floors = lists.floors.scatter_reduce(0, row[~room], value[~room], "amax")
+    made = _tables(row[room], column[room], value[room], floors, n, lists.capacity)
+    for old, new in zip(lists, made, strict=True):
+        if old is not None and new is not None:
+            old.copy_(new)
+
+
+def _moved_pairs(
+    lists: NeighborLists,
+    memory: Tensor,
+    index: Tensor,
+    similarity: Tensor,
+    lengths: Tensor,
+    momentum: Tensor | float,
+    changed: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Every pair of a moved row that may be listed after the update, once: (row, column, S')."""
+    b, place = (lists.columns[index] >= 0).nonzero().unbind(1)
+    column = lists.columns[index[b], place].long()
+    listed = torch.zeros(len(index), memory.shape[0], dtype=torch.bool, device=memory.device)
+    listed[b, column] = True
+    # Where ν <= α old error would grow: products.
+    blends = ~changed[column] & (lengths[b] > momentum)
+    blended = (momentum * lists.values[index[b], place] + (1 - momentum) * similarity[b, column]) / lengths[b]
+    by_product = _may_rise(lists.floors, index, similarity, lengths, momentum) & ~listed & ~changed
+    by_product[b[~blends], column[~blends]] = True
+    by_product[:, index] = torch.ones(len(index), len(index), dtype=torch.bool, device=memory.device).tril()
+    other, other_column = by_product.nonzero().unbind(1)
+    products = (memory[index[other]] * memory[other_column]).sum(1)
+    return (
+        index[torch.cat([b[blends], other])],
+        torch.cat([column[blends], other_column]),
+        torch.cat([blended[blends], products]),
+    )
+
+
+def _may_rise(
+    floors: Tensor, index: Tensor, similarity: Tensor, lengths: Tensor, momentum: Tensor | float
+) -> Tensor:
+    """Unlisted pairs [b, n] that the update may lift above one of their floors."""
+    if momentum == 1.0:
+        return torch.zeros_like(similarity, dtype=torch.bool)
+    gain, slack = ((lengths - momentum) / (1 - momentum))[:, None], SLACK / (1 - momentum)
+    own, others = floors[index][:, None] * gain, floors[None, :] * gain
+    return (similarity > own - slack) | (similarity > others - slack)

@@ -1,0 +1,270 @@
+"""Neighbour lists: complete above their floors, and labels read from them."""
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+import snnet_kernels as sk
+from snnet_kernels import reference
+from snnet_kernels.neighbor_list_layout import NeighborLists
+from snnet_kernels.reference.list_labels import mplp_from_lists, nearest_from_lists
+from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists, update_memory_lists_
+from snnet_kernels.testing import clustered_features
+from tests.kernels.cpu_inputs import memory_of
+
+KINDS = ("clustered", "exact", "same", "zero rows", "duplicates")
+
+
+def dense(lists: NeighborLists, n: int) -> torch.Tensor:
+    """The listed values [n, n], NaN where nothing is listed."""
+    row, place = (lists.columns >= 0).nonzero().unbind(1)
+    made = torch.full((n, n), torch.nan)
+    made[row, lists.columns[row, place].long()] = lists.values[row, place]
+    return made
+
+
+def check(lists: NeighborLists, similarity: torch.Tensor, tolerance: float) -> None:
+    """Everything above the floors is listed with its value; places, counts and mirrors agree."""
+    n = len(similarity)
+    listed = dense(lists, n)
+    missing = listed.isnan() & (similarity > lists.floors[:, None] + tolerance)
+    assert int(missing.sum()) == 0
+    if n:
+        assert (listed - similarity).nan_to_num().abs().max() <= tolerance
+    places = torch.arange(lists.capacity) < lists.counts[:, None]
+    assert torch.equal(places, lists.columns >= 0)
+    assert torch.equal(places, lists.values > -torch.inf)
+    if lists.mirrors is not None:
+        assert torch.equal(listed.isnan(), listed.t().isnan())
+        assert torch.equal(listed.nan_to_num(), listed.t().nan_to_num())
+        row, place = places.nonzero().unbind(1)
+        column, mirror = lists.columns[row, place].long(), lists.mirrors[row, place].long()
+        assert torch.equal(lists.columns[column, mirror].long(), row)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (7, 3), (33, 33), (40, 9), (1100, 20)])
+def test_the_largest_of_each_row_are_listed(kind, n, k):
+    features = memory_of(kind, n, 8, seed=n)
+    similarity = features @ features.t()
+    lists = neighbor_lists(features, k)
+    check(lists, similarity, 1e-6)
+    if kind != "clustered":  # exact: every tie is one
+        values, columns = similarity.sort(dim=1, descending=True, stable=True)
+        assert torch.equal(lists.columns.long(), columns[:, :k])
+        assert torch.equal(lists.values, values[:, :k])
+        assert torch.equal(lists.floors, values[:, k] if k < n else torch.full((n,), -torch.inf))
+
+
+def test_a_floor_leaves_out_what_is_not_above_it():
+    features = memory_of("exact", 50, 8, seed=0)
+    similarity = features @ features.t()
+    lists = neighbor_lists(features, 50, 0.5)
+    assert torch.equal(lists.counts, (similarity > 0.5).sum(1, dtype=torch.int32))
+    assert lists.floors.tolist() == [0.5] * 50
+    check(lists, similarity, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("n", "k", "capacity"), [(1, 1, 1), (40, 5, 10), (40, 5, 5), (64, 64, 8), (64, 20, 64)]
+)
+def test_symmetric_lists_hold_each_pair_twice(kind, n, k, capacity):
+    features = memory_of(kind, n, 8, seed=n)
+    lists = symmetric_lists(neighbor_lists(features, k), capacity)
+    check(lists, features @ features.t(), 1e-6)
+    assert lists.capacity == capacity
+
+
+OPERATIONS = torch.ops.snnet
+
+
+def compiled_update_(memory, index, features, alpha, lists, similarity=None):
+    OPERATIONS.update_memory_lists_(memory, index, features, torch.tensor(alpha), *lists, similarity)
+
+
+UPDATES = {"reference": update_memory_lists_, "compiled": compiled_update_}
+
+
+def moving_batches(memory, steps, batch, repeated, seed=0):
+    """Batches of features near their rows, nearly opposite to them, and far; each sees the memory as it is then."""
+    n, d = memory.shape
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        index = (
+            torch.randint(n, (batch,), generator=generator)
+            if repeated
+            else torch.randperm(n, generator=generator)[:batch]
+        )
+        noise = torch.randn(batch, d, generator=generator)
+        features = normalize(memory[index] + 0.2 * noise, dim=1)
+        features[:2] = normalize(noise[:2] * 1e-2 - memory[index[:2]], dim=1)
+        features[2:3] = normalize(noise[2:3], dim=1)
+        yield index, features
+
+
+@pytest.mark.parametrize("form", UPDATES)
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize(("k", "capacity"), [(12, 24), (4, 4), (200, 200), (1, 40)])
+def test_no_entry_is_missing_after_many_updates(form, repeated, alpha, k, capacity):
+    n = 200
+    memory = clustered_features(n, 24)
+    lists = symmetric_lists(neighbor_lists(memory, k), capacity)
+    for step, (index, features) in enumerate(moving_batches(memory, 40, 16, repeated)):
+        similarity = features @ memory.t() if step % 2 else None
+        UPDATES[form](memory, index, features, alpha, lists, similarity)
+        if step % 10 == 9:
+            check(lists, memory @ memory.t(), 2e-6)
+    exact = memory @ memory.t()
+    index = torch.arange(n)
+    labels, made = mplp_from_lists(memory, index, lists, 0.6, 10)
+    assert torch.equal(labels, reference.mplp(memory, index, 0.6, 10, cache=exact))
+    neighbors, _, _ = nearest_from_lists(memory, index, lists, 3)
+    assert torch.equal(neighbors, reference.nearest_neighbors(memory, index, 3, cache=exact)[0])
+    if capacity == n:
+        assert made == 0
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+@pytest.mark.parametrize(("k", "capacity"), [(12, 24), (4, 4), (6, 100)])
+def test_compiled_updates_list_what_those_of_the_reference_list(repeated, alpha, k, capacity):
+    n = 120
+    memory = clustered_features(n, 24, seed=1)
+    lists = symmetric_lists(neighbor_lists(memory, k), capacity)
+    other_memory, other = memory.clone(), NeighborLists(*(part.clone() for part in lists))
+    for index, features in moving_batches(memory, 30, 12, repeated):
+        update_memory_lists_(memory, index, features, alpha, lists)
+        compiled_update_(other_memory, index, features, alpha, other)
+    assert (memory - other_memory).abs().max() < 1e-6
+    one, two = dense(lists, n), dense(other, n)
+    assert torch.equal(one.isnan(), two.isnan())
+    assert (one - two).nan_to_num().abs().max() < 2e-6
+    assert torch.equal(lists.counts, other.counts)
+    assert (lists.floors - other.floors).nan_to_num().abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "k", "capacity"), [(1, 1, 1), (40, 5, 5), (130, 130, 20), (1100, 30, 40)])
+def test_compiled_lists_are_those_of_the_reference(kind, n, k, capacity):
+    features = memory_of(kind, n, 8, seed=n)
+    expected, lists = reference.neighbor_lists(features, k), sk.neighbor_lists(features, k)
+    if kind == "clustered":
+        check(lists, features @ features.t(), 1e-6)
+    else:  # exact
+        for found, wanted in zip(lists[:4], expected[:4], strict=True):
+            assert torch.equal(found, wanted)
+    wanted = reference.symmetric_lists(lists, capacity)
+    found = NeighborLists(*OPERATIONS.symmetric_lists(*lists[:4], capacity))
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("source", ["memory", "feature"])
+@pytest.mark.parametrize(("n", "k", "capacity", "threshold"), [
+    (1, 1, 1, 0.6), (40, 40, 40, 0.5), (130, 12, 20, 0.3), (130, 3, 5, 0.1), (600, 30, 60, 0.4),
+])  # fmt: skip
+def test_labels_and_neighbors_from_lists_are_those_of_all_similarities(
+    kind, source, n, k, capacity, threshold
+):
+    memory = memory_of(kind, n, 8, seed=n)
+    index = torch.randint(n, (50,), generator=torch.Generator().manual_seed(1))
+    lists = reference.symmetric_lists(sk.neighbor_lists(memory, k), capacity)
+    cache = memory @ memory.t()
+    rows = None if source == "memory" else (memory[index] + 0.25) @ memory.t()
+    expected = reference.mplp(memory, index, threshold, 4, cache=cache, query_rows=rows)
+    labels, made = OPERATIONS.mplp_from_lists(memory, index, *lists[:4], rows, threshold, 4)
+    assert torch.equal(labels, expected)
+    plain, plain_made = reference.mplp_from_lists(memory, index, lists, threshold, 4, query_rows=rows)
+    assert torch.equal(plain, expected)
+    assert (int(made) == 0) == (plain_made == 0)
+    for count in (1, 3):
+        neighbors, similarity, made = OPERATIONS.nearest_from_lists(memory, index, *lists[:4], count)
+        wanted, values = reference.nearest_neighbors(memory, index, count, cache=cache)
+        assert torch.equal(neighbors, wanted)
+        assert (similarity - values).nan_to_num().abs().max() < 1e-6
+        assert int(made) == reference.nearest_from_lists(memory, index, lists, count)[2]
+
+
+@pytest.mark.parametrize("source", ["memory", "feature"])
+@pytest.mark.parametrize("neighbors", [6, 40, 300])
+def test_a_head_with_lists_trains_as_one_with_all_similarities(source, neighbors):
+    n, d, batch = 150, 16, 12
+    features = clustered_features(n, d)
+    heads = [
+        sk.SNNetHead(n, d, label_source=source, cache=True),
+        sk.SNNetHead(n, d, label_source=source, neighbors=neighbors),
+    ]
+    for head in heads:
+        head.initialize_(features)
+        head.momentum = 0.3
+    generator = torch.Generator().manual_seed(0)
+    for epoch in range(3):
+        for head in heads:
+            head.warmup = epoch == 0
+        for index in torch.randperm(n, generator=generator).split(batch):
+            live = normalize(features[index] + 0.2 * torch.randn(len(index), d, generator=generator), dim=1)
+            losses = []
+            for head in heads:
+                losses.append(head(live, index))
+                head.update_(index, live)
+            assert torch.equal(heads[0]._label_sets[0], heads[1]._label_sets[0])
+            assert torch.allclose(*losses, atol=1e-5)
+    assert torch.equal(heads[0].pseudo_labels.row_bits, heads[1].pseudo_labels.row_bits)
+    assert torch.equal(heads[0].memory.features, heads[1].memory.features)
+    if neighbors >= n:
+        assert int(heads[1].memory.lists.products) == 0
+
+
+def test_lists_follow_what_they_are_made_of():
+    n, index = 80, torch.arange(80)
+    first, second = clustered_features(n, 8), clustered_features(n, 8, seed=5)
+    memory = sk.ExemplarMemory(n, 8, neighbors=20)
+    memory.initialize_(first)
+    memory.predict_labels(index)
+    expected = reference.mplp(second, index)
+    memory.features = second.clone()
+    assert torch.equal(memory.predict_labels(index), expected)
+    memory.features.copy_(first)
+    assert torch.equal(memory.predict_labels(index), reference.mplp(first, index))
+    memory.features.numpy()[:] = second.numpy()  # counts no write: rows that are named tell
+    assert torch.equal(memory.predict_labels(index), expected)
+    memory.load_state_dict({"features": first}, assign=True)
+    assert torch.equal(memory.predict_labels(index), reference.mplp(first, index))
+    assert set(memory.state_dict()) == {"features"}
+
+
+def test_lists_stay_in_their_place():
+    memory = sk.ExemplarMemory(80, 8, neighbors=20)
+    memory.initialize_(clustered_features(80, 8))
+    memory.rebuild_cache_()
+    before = [part.data_ptr() for part in memory.lists.tables]
+    for epoch in range(3):
+        index = torch.arange(epoch, 80, 7)
+        memory.update_(index, clustered_features(len(index), 8, seed=epoch), 0.2)
+        memory.rebuild_cache_()
+    assert [part.data_ptr() for part in memory.lists.tables] == before
+
+
+def test_what_lists_refuse():
+    with pytest.raises(ValueError, match="cache must not be True where neighbors=5"):
+        sk.ExemplarMemory(10, 4, True, neighbors=5)
+    with pytest.raises(ValueError, match="neighbors must be an integer of at least 0, got -1"):
+        sk.ExemplarMemory(10, 4, neighbors=-1)
+    with pytest.raises(ValueError, match="strict must be False"):
+        sk.SNNetHead(10, 4, neighbors=5, strict=True)
+    memory, index = clustered_features(10, 4), torch.tensor([1])
+    lists = sk.neighbor_lists(memory, 3)
+    with pytest.raises(ValueError, match="lists must be symmetric"):
+        sk.update_memory_(memory, index, memory[:1], 0.5, lists=lists)
+    with pytest.raises(TypeError, match="lists must be NeighborLists"):
+        sk.update_memory_(memory, index, memory[:1], 0.5, lists=memory)
+    whole = symmetric_lists(lists, 6)
+    with pytest.raises(ValueError, match=r"lists.counts must have shape \[10\], got \[9\]"):
+        sk.update_memory_(memory, index, memory[:1], 0.5, lists=whole._replace(counts=whole.counts[:9]))
+    with pytest.raises(ValueError, match="k must be an integer of at least 1"):
+        sk.neighbor_lists(memory, 0)
+    with pytest.raises(ValueError, match="floor must be finite"):
+        sk.neighbor_lists(memory, 3, floor=float("nan"))
