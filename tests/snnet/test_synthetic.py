@@ -158,9 +158,7 @@ def test_a_kill_while_drawing_leaves_no_half_set_and_no_worker(
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
     try:
-        _wait_for(
-            lambda: len(list(tmp_path.glob("worker-*"))) == 2 and any(root.glob(".synthetic-*/*/*.png"))
-        )
+        _wait_for(lambda: len(list(tmp_path.glob("worker-*"))) == 2 and any(root.glob(".snnet-*/*/*.png")))
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
