@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -183,8 +185,11 @@ def _share(images: Tensor) -> Tensor | np.ndarray:
     if get_worker_info() is None:
         return images
     if _can_share:
-        with contextlib.suppress(RuntimeError):  # torch's word for a full /dev/shm
+        try:
             return images.share_memory_()
+        except RuntimeError:  # torch's word for a full /dev/shm, where it leaves an empty file
+            for left in Path("/dev/shm").glob(f"torch_{os.getpid()}_*"):
+                left.unlink(missing_ok=True)
     return images.numpy()
 
 

@@ -167,6 +167,7 @@ def test_a_kill_while_drawing_leaves_no_half_set_and_no_worker(
     _wait_for(lambda: not any(_is_running(worker) for worker in workers))
     folder = generate(root)
     assert sum(1 for _ in folder.rglob("*.png")) == len(small_plan)
+    assert os.listdir(root) == [folder.name]  # the draft of the dead process is gone, too
 
 
 def _wait_for(condition: Callable[[], bool], seconds: float = 900.0) -> None:
