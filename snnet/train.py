@@ -23,12 +23,11 @@ from snnet.flags import (
 if __name__ == "__main__":
     answer_early(parse_train_command)
 
-import contextlib
 import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +87,11 @@ def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
     a checkpoint that cannot be used, where another run writes to the folder, and where the loss stops being finite.
     """
     with _own_folder(config, resume) as folder:
+        if resume is None and (folder / CHECKPOINT_FILE).exists():
+            raise UserError(
+                f"{folder} has the checkpoint of a run: continue it with --resume {folder}, or choose another "
+                "--output-dir"
+            )
         return _train(config, folder, resumed=resume is not None)
 
 
@@ -349,26 +353,14 @@ def measure_epoch(
     return measured | {"seconds_measure": time.perf_counter() - started}
 
 
-@contextlib.contextmanager
-def _own_folder(config: Config, resume: Path | None) -> Iterator[Path]:
+def _own_folder(config: Config, resume: Path | None) -> AbstractContextManager[Path]:
     """The folder that this run has for itself."""
-    data, output_dir = config.data, config.output.output_dir
     if resume is not None:
-        with run_folder(resume, "--resume") as folder:
-            yield folder
-    elif output_dir is None:
-        with new_run_folder(
-            f"runs/{data.dataset}-{config.model.arch}-{time.strftime('%Y%m%d-%H%M%S')}"
-        ) as folder:
-            yield folder
-    else:
-        with run_folder(Path(expand_home(output_dir)), "--output-dir") as folder:
-            if (folder / CHECKPOINT_FILE).exists():
-                raise UserError(
-                    f"{folder} has the checkpoint of a run: continue it with --resume {folder}, or choose another "
-                    "--output-dir"
-                )
-            yield folder
+        return run_folder(resume, "--resume")
+    if config.output.output_dir is not None:
+        return run_folder(Path(expand_home(config.output.output_dir)), "--output-dir")
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return new_run_folder(f"runs/{config.data.dataset}-{config.model.arch}-{stamp}")
 
 
 def _checkpoint_to_resume(config: Config, folder: Path) -> dict[str, Any] | None:
