@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -104,7 +105,8 @@ def make_folder(folder: Path, made: list[Path], *, is_new: bool = False) -> None
         try:
             path.mkdir()
         except FileExistsError:
-            if (is_new and path == folder) or not path.is_dir():  # else another process was faster
+            # Another process was faster; where it has deleted it again, this is a FileNotFoundError.
+            if (is_new and path == folder) or not stat.S_ISDIR(os.stat(path).st_mode):
                 raise
         else:
             made.insert(0, path)

@@ -32,14 +32,16 @@ def run_folder(folder: Path, flag: str) -> Iterator[Path]:
     made: list[Path] = []
     with afterwards(lambda: remove_empty(made)), contextlib.ExitStack() as stack:
         with naming_folder(folder, flag):
-            for _ in range(_ATTEMPTS):
-                make_folder(folder, made)
-                # It is gone again where another run that was the first one here has failed.
-                with contextlib.suppress(FileNotFoundError):
+            for attempt in range(_ATTEMPTS):
+                try:
+                    make_folder(folder, made)
                     descriptor = _lock(folder / LOCK_FILE, f"{flag} {folder}")
                     break
-            else:
-                raise OSError(f"{LOCK_FILE} changes all the time")
+                except (
+                    FileNotFoundError
+                ):  # a run that was the first one here has failed, and deleted it again
+                    if attempt == _ATTEMPTS - 1:
+                        raise
         stack.enter_context(afterwards(lambda: _unlock(folder / LOCK_FILE, descriptor)))
         yield folder
 
@@ -55,8 +57,11 @@ def new_run_folder(stem: str) -> Iterator[Path]:
                 try:
                     make_folder(folder, made, is_new=True)
                     break
-                except FileExistsError:
-                    if not folder.parent.is_dir():
+                except FileExistsError as error:
+                    if error.filename != str(folder):  # one above it is a file
+                        raise
+                except FileNotFoundError:  # a run that has failed has deleted the one above it
+                    if number == _ATTEMPTS:
                         raise
         with run_folder(folder, "the folder"):
             yield folder
