@@ -20,7 +20,7 @@ class OutputLost(Exception):
         self.reader_gone = error.errno == errno.EPIPE
 
 
-def shown(text: object) -> str:
+def printable(text: object) -> str:
     """``text`` as one line that is safe to print, for names and values that somebody else has chosen.
 
     Characters that move the cursor, start an escape sequence, turn the direction of writing, end a line or cannot be
@@ -33,7 +33,7 @@ def shown(text: object) -> str:
 
 
 def tell(*lines: object) -> None:
-    """Print lines, each through :func:`shown`, at once; a stdout that is gone or full stops no command.
+    """Print lines, each through :func:`printable`, at once; a stdout that is gone or full stops no command.
 
     Where it is full, a warning says so once.
     """
@@ -47,7 +47,7 @@ def tell(*lines: object) -> None:
 
 
 def answer(*lines: object) -> None:
-    """Print what a command was asked for, each line through :func:`shown`; :class:`OutputLost` where that fails."""
+    """Print what a command was asked for, each line through :func:`printable`; :class:`OutputLost` where that fails."""
     try:
         _print(lines)
     except OSError as error:
@@ -55,9 +55,9 @@ def answer(*lines: object) -> None:
 
 
 def complain(line: object) -> None:
-    """Print an error or a warning on stderr, through :func:`shown`; where that is gone there is nobody to tell."""
+    """Print an error or a warning on stderr, through :func:`printable`; where that is gone there is nobody to tell."""
     with contextlib.suppress(OSError):
-        print(shown(line), file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def open_streams() -> None:
@@ -94,7 +94,7 @@ def close_streams() -> None:
 
 
 def _print(lines: tuple[object, ...]) -> None:
-    print("\n".join(map(shown, lines)), flush=True)
+    print("\n".join(map(printable, lines)), flush=True)
 
 
 def _drain(stream: TextIO) -> OSError | None:

@@ -14,7 +14,7 @@ from snnet import terminal
 from snnet.errors import UserError, run_command
 from snnet.progress import say
 from snnet.runtime import show_warnings_as_lines
-from snnet.terminal import answer, shown, tell
+from snnet.terminal import answer, printable, tell
 from tests.snnet.tiny_run import environment
 
 HOSTILE = "a\x1b[2Jb\nc\r\x07\x9b1m\u202ed\u2028e\udcff\x7f\t"
@@ -27,9 +27,9 @@ def nothing_is_lost_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_acts_on_a_terminal_is_an_escape() -> None:
-    assert shown(HOSTILE) == ESCAPED and shown(Path("a\nb")) == r"a\nb"
+    assert printable(HOSTILE) == ESCAPED and printable(Path("a\nb")) == r"a\nb"
     for text in ("data/Zoë/图像 1.jpg", "C:\\new\\table", "a\u00a0b\u3000c", "'\"", ""):
-        assert shown(text) == text
+        assert printable(text) == text
 
 
 def test_every_way_to_print_escapes(
