@@ -251,10 +251,8 @@ def warn_of_no_labels(config: Config) -> None:
     """Warn of a run that is over before labels are predicted."""
     start, epochs = config.method.label_start_epoch, config.training.epochs
     if start >= epochs:
-        warnings.warn(
-            f"no label is ever predicted: --label-start-epoch {start} is not below --epochs {epochs}",
-            stacklevel=3,
-        )
+        line = f"no label is ever predicted: --label-start-epoch {start} is not below --epochs {epochs}"
+        warnings.warn(line, stacklevel=3)
 
 
 def with_choices_made(config: Config, head: SNNetHead, placement: Placement) -> Config:
