@@ -1,6 +1,10 @@
 """Person re-identification learned from images without labels. See ``python -m snnet.train --help``."""
 
-from typing import Any
+from __future__ import annotations
+
+TYPE_CHECKING = False  # typing takes longer to import than a command may wait before it sees to Ctrl-C
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def __getattr__(name: str) -> Any:

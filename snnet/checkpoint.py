@@ -44,7 +44,7 @@ def save_checkpoint(path: Path, **contents: Any) -> None:
         except RuntimeError as error:  # torch's zip writer reports a full disk in its own words
             raise OSError(f"the file could not be completed ({str(error).splitlines()[0]})") from error
 
-    write_atomically(path, write, one_writer=True)
+    write_atomically(path, write)
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from snnet.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()
+
 from snnet.errors import UserError, run_command
 from snnet.flags import EvaluateCommand, answer_early, parse_evaluate_command
 
@@ -19,6 +24,7 @@ from snnet.features import decode_retrieval_set, rank_gallery, rerank_gallery, r
 from snnet.progress import say, set_quiet
 from snnet.runlog import rank_record, rank_table
 from snnet.runtime import show_warnings_as_lines
+from snnet.terminal import answer
 from snnet.trained import load_trained_model
 
 
@@ -30,10 +36,10 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr):
         result = evaluate(command)
     if command.json:
-        print(json.dumps(result))
+        answer(json.dumps(result))
     else:
         again = {"re-ranked": result["reranked"]} if "reranked" in result else {}
-        print(rank_table({result["arch"]: result, **again}))
+        answer(*rank_table({result["arch"]: result, **again}).split("\n"))
 
 
 def evaluate(command: EvaluateCommand) -> dict[str, Any]:
@@ -48,7 +54,7 @@ def evaluate(command: EvaluateCommand) -> dict[str, Any]:
     retrieval = decode_retrieval_set(dataset, config)
     if retrieval is None:
         raise UserError(f"dataset {data.dataset} has no query and gallery: there is nothing to evaluate on")
-    say(dataset.summary())
+    say(*dataset.summary().split("\n"))
     features = retrieval_features(trained.model, retrieval, config, trained.placement)
     definition = config.output.average_precision
     result = {

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from snnet.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()
+
 from snnet.errors import UserError, run_command
 from snnet.flags import answer_early
 from snnet.tool_flags import ExportCommand, parse_export_command
@@ -27,6 +32,7 @@ from snnet.files.safetensors_files import write_with_checksum
 from snnet.outputs import check_output, write_atomically
 from snnet.progress import progress, say, set_quiet
 from snnet.runtime import show_warnings_as_lines
+from snnet.terminal import tell
 from snnet.trained import TrainedModel, load_trained_model
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # the extra "onnx"
@@ -39,8 +45,7 @@ def main() -> None:
     show_warnings_as_lines()
     command = parse_export_command(sys.argv[1:])
     set_quiet(command.quiet)
-    for line in export(command):
-        print(line)
+    tell(*export(command))
 
 
 def export(command: ExportCommand) -> list[str]:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from snnet.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()
+
 from snnet.errors import UserError, run_command
 from snnet.flags import answer_early
 from snnet.tool_flags import SPLITS, ExtractCommand, parse_extract_command
@@ -20,8 +25,10 @@ from snnet.data import ImageSet, ReIDDataset, build_dataset
 from snnet.feature_files import SUFFIXES, FeatureSet, save_features
 from snnet.features import decode
 from snnet.outputs import check_output
+from snnet.paths import expand_home
 from snnet.progress import say, set_quiet
 from snnet.runtime import show_warnings_as_lines
+from snnet.terminal import tell
 from snnet.trained import TrainedModel, load_trained_model
 
 
@@ -31,7 +38,7 @@ def main() -> None:
     set_quiet(command.quiet)
     content = extract(command)
     images, dimensions = content.features.shape
-    print(f"{command.output}: {images:,} features of {dimensions} dimensions")
+    tell(f"{command.output}: {images:,} features of {dimensions} dimensions")
 
 
 def extract(command: ExtractCommand) -> FeatureSet:
@@ -45,7 +52,7 @@ def extract(command: ExtractCommand) -> FeatureSet:
     trained = load_trained_model(network.checkpoint, network.preset, network.given)
     data = trained.config.data
     dataset = build_dataset(data.dataset, data.data_dir, name_pattern=data.name_pattern)
-    say(dataset.summary())
+    say(*dataset.summary().split("\n"))
     folder = _folder(dataset, data.data_dir if data.dataset == "folder" else None)
     parts = [
         _split_features(trained, images, name, folder)
@@ -92,7 +99,7 @@ def _joined(parts: list[FeatureSet], metadata: dict[str, Any]) -> FeatureSet:
 def _folder(dataset: ReIDDataset, data_dir: str | None) -> str:
     """The folder that names are relative to: that of the dataset, whichever of its splits are taken."""
     if data_dir is not None:
-        return os.path.expanduser(data_dir)
+        return expand_home(data_dir)
     splits = [images for images in (dataset.train, dataset.query, dataset.gallery) if images is not None]
     return os.path.commonpath([os.path.dirname(path) for images in splits for path in images.paths])
 

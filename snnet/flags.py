@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import os
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from snnet.config import GROUPS, OPTIONS, Config, Option, config_from, flatten
 from snnet.errors import UserError, run_command
 from snnet.files.plain_yaml import load_plain_yaml
 from snnet.files.text import FileFault, shown
+from snnet.paths import expand_home
+from snnet.terminal import open_streams
 
 PRESETS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.yaml"  # the resolved configuration in the folder of a run
@@ -57,6 +58,8 @@ def answer_early(parse: Callable[[list[str]], object]) -> None:
 
     What the environment forces on snnet_kernels and it does not have is answered here too.
     """
+
+    open_streams()
 
     def main() -> None:
         parse(sys.argv[1:])
@@ -149,7 +152,7 @@ def resolve(preset: str | None, given: dict[str, Any]) -> Config:
 def _absolute(values: dict[str, Any]) -> dict[str, str]:
     """Files and folders by their whole path: a run may be resumed or evaluated from another folder."""
     return {
-        name: str(Path(os.path.expanduser(value)).absolute())
+        name: str(Path(expand_home(value)).absolute())
         for name in ("data_dir", "weights")
         if (value := values.get(name)) is not None and not (name == "weights" and value == "imagenet")
     }
@@ -205,7 +208,7 @@ def _preset_path(preset: str) -> Path:
     if preset in preset_names():
         return PRESETS / f"{preset}.yaml"
     if preset.endswith((".yaml", ".yml")):
-        return Path(os.path.expanduser(preset))
+        return Path(expand_home(preset))
     names = preset_names()
     raise UserError(
         f"unknown preset '{preset}'{_suggestion(preset, names)}; presets: {', '.join(names)}; or a .yaml file"
@@ -302,7 +305,7 @@ class CommandParser(argparse.ArgumentParser):
                 f"{kind} '{word}'{_suggestion(word, self._option_string_actions)} (--help lists the flags)"
             )
         return {
-            name: type(value)(os.path.expanduser(value))
+            name: type(value)(expand_home(str(value)))
             if isinstance(value, Path) or (name in FILES and value is not None)
             else value
             for name, value in vars(given).items()

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from snnet.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()
+
 from snnet.errors import run_command
 from snnet.flags import answer_early
 from snnet.tool_flags import LabelCommand, parse_label_command
@@ -24,6 +29,7 @@ from snnet.outputs import check_output
 from snnet.progress import say, set_quiet
 from snnet.runtime import choose_device, kernels_line, show_warnings_as_lines
 from snnet.sparse_labels import LABEL_SETS, SparseLabels, SparseMatrix, predict_sparse_labels, save_labels
+from snnet.terminal import complain, tell
 from snnet_kernels.version import __version__
 
 # A row with more than this share of all images as positives beside its own tells nobody from anybody.
@@ -35,8 +41,7 @@ def main() -> None:
     command = parse_label_command(sys.argv[1:])
     set_quiet(command.quiet)
     labels, pids = label(command)
-    print(f"{command.output}: labels of {len(labels.y):,} images")
-    print(label_table(labels, pids))
+    tell(f"{command.output}: labels of {len(labels.y):,} images", *label_table(labels, pids).split("\n"))
 
 
 def label(command: LabelCommand) -> tuple[SparseLabels, np.ndarray | None]:
@@ -60,10 +65,9 @@ def label(command: LabelCommand) -> tuple[SparseLabels, np.ndarray | None]:
     save_labels(command.output, labels)
     full = int((_others(labels.y) > FULL_ROW * len(labels.y)).sum())
     if full > len(labels.y) / 2:
-        print(
+        complain(
             f"warning: {full:,} of {len(labels.y):,} images have more than {FULL_ROW:.0%} of all as positives: "
-            f"--threshold {method.threshold} is low for these features",
-            file=sys.stderr,
+            f"--threshold {method.threshold} is low for these features"
         )
     return labels, content.pids
 

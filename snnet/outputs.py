@@ -3,39 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from snnet.drafts import clear_abandoned, draft_file
 from snnet.errors import UserError
+from snnet.signals import afterwards
+
+# What a file system answers that has no such thing as a sync, or gives nobody a folder's handle for it.
+_NO_SYNC = {
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EBADF,
+    errno.EACCES,
+    errno.EPERM,
+}
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object], *, one_writer: bool = False) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Replace ``path`` by what ``write`` puts into the file it is handed, or leave it untouched.
 
-    The bytes go to a temporary file in the same folder, reach the disk, and are then renamed: whoever reads
-    ``path`` (also after a power cut) sees the old content or the new; of several processes the last one wins.
-    ``one_writer``: only this process writes ``path``, and what one that was killed left behind is written over.
-    Raises :class:`~snnet.errors.UserError` where the folder cannot be written or the disk is full.
+    The bytes go to a new file in the same folder, reach the disk, and are then renamed: whoever reads ``path`` (also
+    after a power cut) sees the old content or the new; of several processes the last one wins. What a process that
+    was killed left of this in the folder is deleted. Raises :class:`~snnet.errors.UserError` where the folder cannot
+    be written or the disk is full.
     """
-    temporary = path.with_name(path.name + (".tmp" if one_writer else f".{os.getpid()}.tmp"))
     try:
-        try:
-            with open(temporary, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        clear_abandoned(path.parent)
+        with draft_file(path.parent) as (draft, file):
+            write(file)
+            file.flush()
+            _sync(file.fileno())
+            file.close()  # a disk over the network may be full only now
+            os.replace(draft, path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -69,17 +77,65 @@ def check_output_folder(folder: Path, flag: str) -> None:
 
     That is tried, since permissions do not tell it of every file system; nothing is left behind.
     """
-    new = []
-    try:
-        new = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
+    made: list[Path] = []
+    with afterwards(lambda: remove_empty(made)), naming_folder(folder, flag):
+        make_folder(folder, made)
         with tempfile.TemporaryFile(dir=folder):
             pass
+
+
+@contextlib.contextmanager
+def naming_folder(folder: Path, flag: str) -> Iterator[None]:
+    """Turn an OSError into a :class:`~snnet.errors.UserError` that says what ``folder`` has to be."""
+    try:
+        yield
     except OSError as error:
-        raise UserError(
-            f"{flag} {folder}: must be a folder that can be written to ({error.strerror})"
-        ) from error
+        reason = error.strerror or error
+        raise UserError(f"{flag} {folder}: must be a folder that can be written to ({reason})") from error
+
+
+def make_folder(folder: Path, made: list[Path], *, is_new: bool = False) -> None:
+    """Make ``folder`` and those above it, and put each that was not there at the front of ``made``.
+
+    With ``is_new`` a ``folder`` that is there is a FileExistsError: of two processes one makes it.
+    """
+    for path in (*reversed(folder.parents), folder):
+        if path.is_dir() and not (is_new and path == folder):
+            continue
+        try:
+            path.mkdir()
+        except FileExistsError:
+            # Another process was faster; where it has deleted it again, this is a FileNotFoundError.
+            if (is_new and path == folder) or not stat.S_ISDIR(os.stat(path).st_mode):
+                raise
+        else:
+            made.insert(0, path)
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Delete those of the folders that are empty, in order."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let a rename reach the disk, where that can be asked for: the file is in its place without it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+        return
+    try:
+        _sync(descriptor)
     finally:
-        for path in new:
-            with contextlib.suppress(OSError):
-                path.rmdir()
+        os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise

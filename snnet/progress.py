@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from snnet.terminal import tell
+
 _quiet = False
 
 
@@ -26,10 +28,10 @@ def bars_shown() -> bool:
     return not _quiet and sys.stderr.isatty()
 
 
-def say(text: str) -> None:
-    """Print a line about what is being done, at once."""
+def say(*lines: str) -> None:
+    """Print lines about what is being done, as :func:`~snnet.terminal.tell` does."""
     if not _quiet:
-        print(text, flush=True)
+        tell(*lines)
 
 
 def progress(

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from snnet.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()
+
 from snnet.errors import UserError, run_command
 from snnet.flags import answer_early
 from snnet.tool_flags import ReportCommand, parse_report_command
@@ -29,6 +34,7 @@ from snnet.reporting.pictures import draw_rows
 from snnet.reporting.ranked import has_labels, label_lists, rank_lists
 from snnet.reporting.run import checked_ranks, load_run
 from snnet.runtime import show_warnings_as_lines
+from snnet.terminal import tell
 from snnet.trained import load_trained_model
 
 PAGE_FILE = "report.html"
@@ -42,7 +48,7 @@ def main() -> None:
     show_warnings_as_lines()
     command = parse_report_command(sys.argv[1:])
     set_quiet(command.quiet)
-    print(report(command))
+    tell(report(command))
 
 
 def report(command: ReportCommand) -> Path:
@@ -82,7 +88,7 @@ def add_images(contents: Contents, command: ReportCommand) -> None:
             raise
         contents.missing = dict.fromkeys(("ranked", "labels"), f"Not shown, for want of {lacking}: {error}.")
         return
-    say(dataset.summary())
+    say(*dataset.summary().split("\n"))
     for name, add in (("ranked", _add_rankings), ("labels", _add_labels)):
         try:
             add(contents, dataset, checkpoint, command)

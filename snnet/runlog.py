@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from snnet.evaluation import RankMetrics
+from snnet.event_file import EventFile
 from snnet.outputs import write_text
 from snnet.timing import seconds_by_part
 
@@ -98,7 +97,7 @@ class RunLog:
         self.folder = folder
         self.records = records
         self._write_metrics()
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=max(len(records) - 1, 0))
+        self._events = EventFile(folder / "tensorboard", first=max(len(records) - 1, 0))
         if records:  # a run killed behind its checkpoint may not have published it
             self._write_events(records[-1])
 
@@ -117,10 +116,8 @@ class RunLog:
         self._write_events(self.records[-1])
 
     def _write_events(self, record: dict[str, Any]) -> None:
-        for name, value in record.items():
-            if name != "epoch":
-                self._events.add_scalar(_tag(name), value, record["epoch"])
-        self._events.flush()
+        scalars = {_tag(name): value for name, value in record.items() if name != "epoch"}
+        self._events.add(record["epoch"], scalars)
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Publish the outcome of the run and close the log."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from snnet.config import RuntimeConfig
 from snnet.errors import UserError
 from snnet.evaluation import default_threads
+from snnet.terminal import printable
 from snnet_kernels import backend_info
 from snnet_kernels.backends import instruction_set
 from snnet_kernels.version import __version__
@@ -83,7 +84,7 @@ def choose_device(name: str) -> torch.device:
 
 def show_warnings_as_lines() -> None:
     """Print a warning as one line, without the source line that caused it."""
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {printable(message)}\n"
 
 
 def kernels_line(device: torch.device) -> str:

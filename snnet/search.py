@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from snnet.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()
+
 from snnet.errors import UserError, run_command
 from snnet.flags import answer_early
 from snnet.tool_flags import SearchCommand, parse_search_command
@@ -29,6 +34,7 @@ from snnet.outputs import check_output, write_atomically
 from snnet.progress import say, set_quiet
 from snnet.reporting.pictures import Tile, draw_rows
 from snnet.runtime import show_warnings_as_lines
+from snnet.terminal import answer
 from snnet.trained import load_trained_model
 from snnet_kernels import memory_similarity
 
@@ -52,9 +58,9 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr):
         found = search(command)
     if command.json:
-        print(json.dumps([_record(matches) for matches in found]))
+        answer(json.dumps([_record(matches) for matches in found]))
     else:
-        print(match_table(found, command.gallery))
+        answer(*match_table(found, command.gallery))
 
 
 def search(command: SearchCommand) -> list[Matches]:
@@ -122,7 +128,7 @@ def _tiles(matches: Matches) -> list[Tile]:
     ]
 
 
-def match_table(found: list[Matches], gallery: Path) -> str:
+def match_table(found: list[Matches], gallery: Path) -> list[str]:
     """The matches of each query as lines; gallery files by their names below its folder."""
     lines = []
     for matches in found:
@@ -132,7 +138,7 @@ def match_table(found: list[Matches], gallery: Path) -> str:
             f"{rank:>6}  {similarity:>10.4f}  {os.path.relpath(path, gallery)}"
             for rank, (similarity, path) in enumerate(pairs, start=1)
         ]
-    return "\n".join(lines)
+    return lines
 
 
 def _record(matches: Matches) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from snnet.config import OPTIONS, config_from
 from snnet.errors import UserError
 from snnet.flags import CommandParser, default_preset, network_preset
+from snnet.paths import cache_folder
 
 LOWEST_OPSET = 18  # of ONNX, below which torch's exporter does not write
 SPLITS = ("train", "query", "gallery", "all")
@@ -158,7 +158,7 @@ def parse_search_command(arguments: list[str]) -> SearchCommand:
     parser.add_network()
     parser.add_options((*_MODEL, *_IMAGES, *_MACHINE), preset=False)
     given = parser.parse(arguments)
-    cache = Path(os.path.expanduser(os.environ.get("SNNET_CACHE") or "~/.cache/snnet"))
+    cache = None if "feature_cache" in given else cache_folder()
     own = _pop(
         given, gallery=None, query=None, top_k=10, picture=Path("matches.png"), feature_cache=cache,
         json=False, quiet=False,

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from snnet.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()
+
 from snnet.errors import UserError, run_command
 from snnet.flags import (
     CHECKPOINT_FILE,
@@ -21,6 +26,8 @@ if __name__ == "__main__":
 import dataclasses
 import math
 import time
+import warnings
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,10 +60,13 @@ from snnet.features import (
 from snnet.files.text import shown
 from snnet.label_quality import label_quality, label_symmetry
 from snnet.models import ReIDModel, build_model
-from snnet.outputs import check_output_folder, write_text
+from snnet.outputs import write_text
+from snnet.paths import expand_home
 from snnet.progress import progress, say, set_quiet
+from snnet.run_folder import new_run_folder, run_folder
 from snnet.runlog import RANKS, RunLog, epoch_line, rank_record, rank_table, time_line
 from snnet.runtime import Placement, environment, kernels_line, prepare, show_warnings_as_lines
+from snnet.terminal import tell
 from snnet.timing import Laps, total_by_part
 from snnet_kernels import SNNetHead
 
@@ -74,10 +84,20 @@ def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
     """Train as ``config`` says, from the beginning or from the checkpoint in the folder ``resume``.
 
     Returns what is written to ``results.json``. Raises :class:`~snnet.errors.UserError` for data, weights or
-    a checkpoint that cannot be used, and where the loss stops being finite.
+    a checkpoint that cannot be used, where another run writes to the folder, and where the loss stops being finite.
     """
-    folder = _run_folder(config, resume)
-    checkpoint = _checkpoint_to_resume(config, folder) if resume else None
+    with _own_folder(config, resume) as folder:
+        if resume is None and (folder / CHECKPOINT_FILE).exists():
+            raise UserError(
+                f"{folder} has the checkpoint of a run: continue it with --resume {folder}, or choose another "
+                "--output-dir"
+            )
+        return _train(config, folder, resumed=resume is not None)
+
+
+def _train(config: Config, folder: Path, resumed: bool) -> dict[str, Any]:
+    warn_of_no_labels(config)
+    checkpoint = _checkpoint_to_resume(config, folder) if resumed else None
     placement = prepare(config.runtime)
     dataset = find_dataset(config)
     # A resumed run has its weights in the checkpoint: the file that they began with is not needed again.
@@ -96,7 +116,6 @@ def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
             say(f"before training: rank-1 {100 * before['rank1']:.1f} mAP {100 * before['mAP']:.1f}")
         learner.head.initialize_(extract_features(learner.model, data.images, config, placement, "train"))
 
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / CONFIG_FILE, to_yaml(config))
     log = RunLog(folder, records)
     log.write_start(environment(placement))
@@ -117,9 +136,10 @@ def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
     log.write_results(results)
     if before:
         rows = {"before": results["before"], "after": results["after"]}
-        print(rank_table(rows | ({"re-ranked": results["reranked"]} if "reranked" in results else {})))
+        rows |= {"re-ranked": results["reranked"]} if "reranked" in results else {}
+        tell(*rank_table(rows).split("\n"))
     say(time_line(results["seconds_by_part"]))
-    print(f"run folder: {folder}")
+    tell(f"run folder: {folder}")
     return results
 
 
@@ -138,7 +158,7 @@ def find_dataset(config: Config) -> ReIDDataset:
     dataset = build_dataset(
         data.dataset, data.data_dir, name_pattern=data.name_pattern, camstyle=data.camstyle
     )
-    say(dataset.summary())
+    say(*dataset.summary().split("\n"))
     return dataset
 
 
@@ -226,6 +246,14 @@ def build_learner(config: Config, model: ReIDModel, data: Data, placement: Place
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return Learner(model, head, optimizer, image_fingerprint(data.images.images.paths))
+
+
+def warn_of_no_labels(config: Config) -> None:
+    """Warn of a run that is over before labels are predicted."""
+    start, epochs = config.method.label_start_epoch, config.training.epochs
+    if start >= epochs:
+        line = f"no label is ever predicted: --label-start-epoch {start} is not below --epochs {epochs}"
+        warnings.warn(line, stacklevel=3)
 
 
 def with_choices_made(config: Config, head: SNNetHead, placement: Placement) -> Config:
@@ -324,20 +352,14 @@ def measure_epoch(
     return measured | {"seconds_measure": time.perf_counter() - started}
 
 
-def _run_folder(config: Config, resume: Path | None) -> Path:
+def _own_folder(config: Config, resume: Path | None) -> AbstractContextManager[Path]:
+    """The folder that this run has for itself."""
     if resume is not None:
-        check_output_folder(resume, "--resume")
-        return resume
+        return run_folder(resume, "--resume")
+    if config.output.output_dir is not None:
+        return run_folder(Path(expand_home(config.output.output_dir)), "--output-dir")
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = Path(config.output.output_dir or f"runs/{config.data.dataset}-{config.model.arch}-{stamp}")
-    folder = folder.expanduser()
-    if (folder / CHECKPOINT_FILE).exists():
-        raise UserError(
-            f"{folder} has the checkpoint of a run: continue it with --resume {folder}, or choose another "
-            "--output-dir"
-        )
-    check_output_folder(folder, "--output-dir")
-    return folder
+    return new_run_folder(f"runs/{config.data.dataset}-{config.model.arch}-{stamp}")
 
 
 def _checkpoint_to_resume(config: Config, folder: Path) -> dict[str, Any] | None:

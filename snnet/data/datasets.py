@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from snnet.data.files import NamePattern
@@ -10,6 +9,7 @@ from snnet.data.image_set import ImageSet, ReIDDataset
 from snnet.data.readers import CUSTOM_SPLITS, MARKET_PATTERN, read_folder, read_msmt17, read_named_splits
 from snnet.data.synthetic import generate
 from snnet.errors import UserError
+from snnet.paths import expand_home
 
 __all__ = ["DATASETS", "ImageSet", "ReIDDataset", "build_dataset"]
 
@@ -64,7 +64,7 @@ def build_dataset(
         return read_named_splits(name, str(generate(data_dir)), camstyle=camstyle)
     if data_dir is None:
         raise UserError(f"dataset {name} needs a data folder (--data-dir)")
-    data_dir = os.path.expanduser(data_dir)
+    data_dir = expand_home(str(data_dir))
     if name == "msmt17":
         return read_msmt17(name, data_dir, FOLDER_NAMES[name], camstyle=camstyle)
     if name == "folder":

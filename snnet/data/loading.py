@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from snnet.checks import positive
 from snnet.cpus import available_cpus
 from snnet.data.decoding import DecodedImages, load_image
 from snnet.data.transforms import UNIFORMS, augment, draw_augmentation, prepare, resize
 from snnet.errors import UserError
+from snnet.signals import begin_worker
 
 # The first word of every random stream's key, so that no two kinds of stream share one.
 PERMUTATION, AUGMENTATION = 1, 2
+
+Batch = tuple[Tensor | np.ndarray, np.ndarray]  # images and index, as a worker hands them over
 
 
 class BatchLoader:
@@ -33,11 +43,22 @@ class BatchLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self._loader:
+        try:
+            if self._loader.num_workers > 0:
+                multiprocessing.Lock()  # the first thing to fail; DataLoader's own failure there prints a traceback
+            with _no_news_of_deaths():
+                batches = iter(self._loader)
+        except OSError as error:  # no process, or no semaphore in a full /dev/shm
+            raise UserError(
+                f"cannot start processes that load images ({error.strerror or error}): use --workers 0"
+            ) from error
+        while (batch := _next(batches)) is not None:
             # A worker hands an error back instead of raising it, which would wrap its message in a traceback.
             if isinstance(batch, UserError):
                 raise UserError(str(batch))
-            images, index = batch
+            images, index = (
+                torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in batch
+            )
             yield images, index
 
 
@@ -130,11 +151,70 @@ def _check_numbers(height: int, width: int, batch_size: int, workers: int) -> No
         raise UserError(f"workers must be >= 0, not {workers}")
 
 
+def _next(batches: Iterator[Any]) -> Any:
+    """The next batch, None behind the last; a :class:`UserError` where a worker has died."""
+    try:
+        return next(batches, None)
+    except RuntimeError as error:
+        if not str(error).startswith(("DataLoader worker", "Pin memory thread")):
+            raise
+        raise UserError(
+            "a process that loads images has died, as for want of memory or of room in /dev/shm: use --workers 0, "
+            f"or fewer than now ({error})"
+        ) from error
+
+
+@contextmanager
+def _no_news_of_deaths() -> Iterator[None]:
+    """Undo torch's handler of SIGCHLD, which raises an error wherever this process is when a worker dies.
+
+    Waiting for a batch notices it, too.
+    """
+    before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    yield
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _share(images: Tensor) -> Tensor | np.ndarray:
+    """A batch as a worker hands it over: in shared memory, where there is room, else to be copied.
+
+    Left to the queue it would be put there by another thread, which drops the batch for want of room: the main
+    process would wait for it for ever.
+    """
+    if get_worker_info() is None:
+        return images
+    if _can_share:
+        try:
+            return images.share_memory_()
+        except RuntimeError:  # torch's word for a full /dev/shm, where it leaves an empty file
+            for left in Path("/dev/shm").glob(f"torch_{os.getpid()}_*"):
+                left.unlink(missing_ok=True)
+    return images.numpy()
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+_can_share = False  # whether this process, a worker, can hand over a tensor in shared memory
+
+
+def _begin_worker(worker: int) -> None:
+    global _can_share
+    begin_worker()
+    with contextlib.suppress(OSError, RuntimeError):  # it takes a socket in the temporary folder, too
+        ForkingPickler.dumps(torch.zeros(1))
+        _can_share = True
+
+
 def _data_loader(batches: Dataset[Any], sampler: Any, workers: int, pin_memory: bool) -> DataLoader[Any]:
     return DataLoader(
         batches,
         batch_size=None,  # an item of the dataset is a whole batch
         sampler=sampler,
+        collate_fn=_as_it_is,
+        worker_init_fn=_begin_worker,
         num_workers=min(workers, available_cpus()),  # torch warns of more
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
@@ -187,7 +267,7 @@ class _TrainingBatches(Dataset[Any]):
         self.seed = seed
         self.styles = decoded.images.styles if camstyle else None
 
-    def __getitem__(self, key: tuple[int, np.ndarray]) -> tuple[Tensor, Tensor] | UserError:
+    def __getitem__(self, key: tuple[int, np.ndarray]) -> Batch | UserError:
         epoch, index = key
         uniforms = np.stack(
             [
@@ -203,7 +283,7 @@ class _TrainingBatches(Dataset[Any]):
         augmentation = draw_augmentation(uniforms[:, 1:], sizes, self.height, self.width)
         with _one_thread():
             batch = augment(images, augmentation, self.height, self.width)
-        return batch, torch.from_numpy(index)
+        return _share(batch), index
 
     def _image(self, index: int, choice: float) -> Tensor:
         """The image, or with CamStyle that of its styles which ``choice`` in [0, 1) picks."""
@@ -219,11 +299,11 @@ class _ExtractionBatches(Dataset[Any]):
         self.height = height
         self.width = width
 
-    def __getitem__(self, index: np.ndarray) -> tuple[Tensor, Tensor] | UserError:
+    def __getitem__(self, index: np.ndarray) -> Batch | UserError:
         try:
             with _one_thread():  # resized as they come: a batch of large images is never held
                 images = [resize([self.decoded.image(i)], self.height, self.width)[0] for i in index.tolist()]
                 batch = prepare(images, self.height, self.width)
         except UserError as error:
             return error
-        return batch, torch.from_numpy(index)
+        return _share(batch), index

@@ -14,6 +14,7 @@ from snnet.files.safetensors_files import open_safetensors
 from snnet.files.text import Damaged, FileFault, shown
 from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault
 from snnet.models.weight_names import open_container, recognised, without_prefix
+from snnet.paths import expand_home
 from snnet.progress import bars_shown, say
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
     line that says so; a prefix that some names have alone is taken for the network where its names are a network's.
     Raises :class:`UserError` naming the file.
     """
-    file = Path(path).expanduser()
+    file = Path(expand_home(str(path)))
     if not file.is_file():
         raise UserError(f"weights: {path} is no file; needed is 'imagenet' or the path of a weights file")
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
@@ -144,6 +145,7 @@ def _imagenet_state(arch: str) -> dict[str, Tensor]:
         )
     entry = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
     try:
+        expand_home(torch.hub.get_dir())  # torch would make a folder that is called ~
         content = entry.get_state_dict(
             progress=bars_shown(), check_hash=True, map_location="cpu", weights_only=True
         )

@@ -80,7 +80,7 @@ def test_text_that_is_no_utf8_is_written_as_escapes(tmp_path: Path) -> None:
 
 
 def test_a_leftover_of_a_killed_write_is_neither_read_nor_in_the_way(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint.pt.tmp").write_bytes(b"half")
+    (tmp_path / f".snnet-{'0' * 32}.tmp").write_bytes(b"half")
     save_checkpoint(tmp_path / "checkpoint.pt", **contents(3.0))
     assert load_checkpoint(tmp_path)["model"]["weight"].sum() == 18.0
     assert os.listdir(tmp_path) == ["checkpoint.pt"]

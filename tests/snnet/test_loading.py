@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import signal
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -325,6 +328,55 @@ def test_a_damaged_style_file_is_named_on_one_line(styled: DecodedImages, worker
     with pytest.raises(UserError, match=r"3_(red|green)\.png': the file is empty") as raised:
         list(loader)
     assert "\n" not in str(raised.value)
+
+
+def refuse_shared_memory(tensor: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError(
+        "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+    )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux only")
+@pytest.mark.parametrize("lacking", ["room", "folder for sockets"])
+def test_batches_arrive_without_shared_memory(
+    decoded: DecodedImages, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    if lacking == "room":
+        monkeypatch.setattr(torch.Tensor, "share_memory_", refuse_shared_memory)
+    else:  # a socket's path has at most 107 bytes
+        monkeypatch.setattr("multiprocessing.util.get_temp_dir", lambda: "/tmp/" + "x" * 200)
+    assert equal(load(decoded, workers=1), load(decoded))
+
+
+def test_a_system_that_starts_no_process_is_told_how_to_go_on(
+    decoded: DecodedImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("multiprocessing.Lock", refuse)
+    with pytest.raises(UserError) as caught:
+        load(decoded, workers=1)
+    assert str(caught.value) == (
+        "cannot start processes that load images (No space left on device): use --workers 0"
+    )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux only")
+def test_a_worker_that_is_killed_is_one_line(decoded: DecodedImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    monkeypatch.setattr(
+        "torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data.__defaults__", (0.1,)
+    )
+    monkeypatch.setattr(DecodedImages, "image", lambda self, index: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError) as caught:
+        load(decoded, workers=1)
+    assert re.fullmatch(
+        r"a process that loads images has died, as for want of memory or of room in /dev/shm: use --workers 0, or "
+        r"fewer than now \(DataLoader worker \(pid\(s\) \d+\) exited unexpectedly\)",
+        str(caught.value),
+    )
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
 
 
 def test_camstyle_without_styles_is_an_error(decoded: DecodedImages) -> None:

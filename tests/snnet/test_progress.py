@@ -53,7 +53,9 @@ def test_quiet_commands_print_their_results_alone(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = command_line({**tiny_options, "epochs": 1, "output_dir": tmp_path / "run"})
+    options = command_line(
+        {**tiny_options, "epochs": 1, "label_start_epoch": 0, "output_dir": tmp_path / "run"}
+    )
     monkeypatch.setattr("sys.argv", ["train", "--quiet", *options])
     train.main()
     after_training = capsys.readouterr()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import signal
 import subprocess
@@ -117,12 +118,13 @@ def killed(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
 def test_a_killed_run_ends_as_one_left_alone(moment: str, killed: dict[str, Path], whole: Path) -> None:
     folder = killed[moment]
     assert [record["epoch"] for record in load_checkpoint(folder)["metrics"]] == [0, 1]
-    assert (folder / "checkpoint.pt.tmp").exists() == (moment == "write")
+    assert len(list(folder.glob(".snnet-*.tmp"))) == (moment == "write")
+    assert json.loads((folder / "run.lock").read_text())["host"] == platform.node()
     assert not (folder / "results.json").exists()
     command = parse_train_command(["--resume", str(folder), "--workers", "1"])
     train(command.config, resume=command.resume)
     assert_same(outcome(folder), outcome(whole))
-    assert not (folder / "checkpoint.pt.tmp").exists()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
 def test_tensorboard_shows_each_epoch_once_after_a_resume(killed: dict[str, Path], whole: Path) -> None:

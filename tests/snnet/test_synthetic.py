@@ -158,9 +158,7 @@ def test_a_kill_while_drawing_leaves_no_half_set_and_no_worker(
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
     try:
-        _wait_for(
-            lambda: len(list(tmp_path.glob("worker-*"))) == 2 and any(root.glob(".synthetic-*/*/*.png"))
-        )
+        _wait_for(lambda: len(list(tmp_path.glob("worker-*"))) == 2 and any(root.glob(".snnet-*/*/*.png")))
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -169,6 +167,7 @@ def test_a_kill_while_drawing_leaves_no_half_set_and_no_worker(
     _wait_for(lambda: not any(_is_running(worker) for worker in workers))
     folder = generate(root)
     assert sum(1 for _ in folder.rglob("*.png")) == len(small_plan)
+    assert os.listdir(root) == [folder.name]  # the draft of the dead process is gone, too
 
 
 def _wait_for(condition: Callable[[], bool], seconds: float = 900.0) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,16 @@ def test_what_cannot_be_used_is_named_before_anything_is_written(
         train(config_from({**tiny_options, **changes, "output_dir": str(tmp_path / "run")}))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("start", "warned"), [(4, True), (5, True), (3, False), (0, False)])
+def test_a_run_that_ends_before_it_predicts_labels_is_told(start: int, warned: bool) -> None:
+    config = config_from({"epochs": 4, "label_start_epoch": start})
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        trainer.warn_of_no_labels(config)
+    line = f"no label is ever predicted: --label-start-epoch {start} is not below --epochs 4"
+    assert [str(warning.message) for warning in found] == [line] * warned
 
 
 def test_one_camera_only_is_explained(tiny_options: dict[str, Any], tmp_path: Path) -> None:

@@ -7,10 +7,8 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
-import uuid
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,8 +19,11 @@ from PIL import Image
 from snnet.cpus import available_cpus
 from snnet.data.synthetic.image import draw_image
 from snnet.data.synthetic.plan import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER, Shot, plan_shots
+from snnet.drafts import clear_abandoned, draft_folder
 from snnet.errors import UserError
+from snnet.paths import cache_folder, expand_home
 from snnet.progress import progress
+from snnet.signals import begin_worker
 
 VERSION = 1  # of the drawing: it rises whenever the same seed would give other pixels
 MANIFEST = "manifest.json"
@@ -48,7 +49,7 @@ def generate(root: str | os.PathLike[str] | None = None, *, seed: int = 0) -> Pa
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise UserError(f"seed of the synthetic set: got {seed!r}, need a whole number >= 0")
-    parent = Path(root or os.environ.get("SNNET_CACHE") or Path("~/.cache/snnet")).expanduser()
+    parent = cache_folder() if root is None else Path(expand_home(os.fspath(root)))
     target = parent / f"synthetic-v{VERSION}-seed{seed}"
     if not target.exists():
         try:
@@ -76,23 +77,22 @@ def _check_own(parent: Path) -> None:
 
 def _draw_beside(target: Path, seed: int) -> None:
     """Draw the set in a hidden sibling of ``target`` and rename it; whatever happens, the sibling is gone then."""
-    draft = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-    try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    clear_abandoned(target.parent)
+    with draft_folder(target.parent) as draft:
         _draw_set(draft, seed)
         try:
             os.replace(draft, target)
         except OSError:
             if not target.is_dir():  # else another process was faster; its set has the same pixels
                 raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _draw_set(folder: Path, seed: int) -> None:
     shots = plan_shots(seed)
     counts = {}
     for name in (TRAIN_FOLDER, QUERY_FOLDER, GALLERY_FOLDER):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir()
         counts[name] = sum(shot.folder == name for shot in shots)
     chunks = [shots[start : start + _CHUNK] for start in range(0, len(shots), _CHUNK)]
     digests: Digests = {}
@@ -149,8 +149,8 @@ def _processors() -> int:
 
 
 def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent (workers would print tracebacks), and die with it where it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave Ctrl-C to the parent, and die with it where it is killed."""
+    begin_worker()
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of Linux: a pool's idle workers would wait for ever
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 

@@ -1,0 +1,152 @@
+"""The folder of a run: one that no other run has, locked for as long as the run writes to it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from snnet.errors import UserError
+from snnet.locks import hold, let_go, lock
+from snnet.outputs import make_folder, naming_folder, remove_empty
+from snnet.signals import afterwards
+
+LOCK_FILE = "run.lock"
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_ATTEMPTS = 100  # each is lost only where another process came or went in the same moment
+
+
+@contextlib.contextmanager
+def run_folder(folder: Path, flag: str) -> Iterator[Path]:
+    """Make ``folder`` where it is not there, and keep other runs out of it; it is gone behind the block if empty.
+
+    Raises :class:`~snnet.errors.UserError`, which names ``flag``, where another run writes to it, saying which, and
+    where it cannot be written to.
+    """
+    made: list[Path] = []
+    with afterwards(lambda: remove_empty(made)), contextlib.ExitStack() as stack:
+        with naming_folder(folder, flag):
+            for attempt in range(_ATTEMPTS):
+                try:
+                    make_folder(folder, made)
+                    descriptor = _lock(folder / LOCK_FILE, f"{flag} {folder}")
+                    break
+                except (
+                    FileNotFoundError
+                ):  # a run that was the first one here has failed, and deleted it again
+                    if attempt == _ATTEMPTS - 1:
+                        raise
+        stack.enter_context(afterwards(lambda: _unlock(folder / LOCK_FILE, descriptor)))
+        yield folder
+
+
+@contextlib.contextmanager
+def new_run_folder(stem: str) -> Iterator[Path]:
+    """:func:`run_folder` of a folder that was not there: ``stem``, else ``stem-2``, ``stem-3`` ..."""
+    made: list[Path] = []
+    with afterwards(lambda: remove_empty(made)):
+        for number in itertools.count(1):
+            folder = Path(stem if number == 1 else f"{stem}-{number}")
+            with naming_folder(folder, "the folder"):
+                try:
+                    make_folder(folder, made, is_new=True)
+                    break
+                except FileExistsError as error:
+                    if error.filename != str(folder):  # one above it is a file
+                        raise
+                except FileNotFoundError:  # a run that has failed has deleted the one above it
+                    if number == _ATTEMPTS:
+                        raise
+        with run_folder(folder, "the folder"):
+            yield folder
+
+
+def _lock(path: Path, where: str) -> int:
+    """Create the lock file and return its descriptor; the file of a run that is dead is replaced."""
+    for _ in range(_ATTEMPTS):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o666)
+        except FileExistsError:
+            _remove_if_dead(path, where)
+            continue
+        # Another process may have taken it for abandoned before it was locked.
+        if lock(descriptor) is not False and _is_file(path, descriptor):
+            holder = {
+                "pid": os.getpid(),
+                "host": platform.node(),
+                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            }
+            os.write(descriptor, json.dumps(holder).encode())
+            hold(descriptor)
+            return descriptor
+        os.close(descriptor)
+    raise OSError(f"{LOCK_FILE} changes all the time")
+
+
+def _unlock(path: Path, descriptor: int) -> None:
+    if _is_file(path, descriptor):
+        path.unlink()
+    let_go(descriptor)
+
+
+def _remove_if_dead(path: Path, where: str) -> None:
+    """Delete the lock file of a run that has died; :class:`~snnet.errors.UserError` where it lives."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | _NO_FOLLOW)
+    except FileNotFoundError:  # the run has just ended
+        return
+    try:
+        free = lock(descriptor)
+        holder = _holder(os.read(descriptor, 4096))
+        known = free is not None
+        if free is None:  # no locks here: what the file says has to do
+            free = holder.get("host") == platform.node() and not _is_running(holder.get("pid"))
+        if not free:
+            raise UserError(_refusal(where, holder, None if known else path))
+        if _is_file(path, descriptor):
+            path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _refusal(where: str, holder: dict[str, Any], doubtful: Path | None) -> str:
+    who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+    since = f" since {holder['since']}" if holder else ""
+    text = f"{where}: {who} is writing a run there{since}; wait until it has ended, or choose another folder"
+    return text if doubtful is None else f"{text} (should it have died, delete {doubtful})"
+
+
+def _holder(content: bytes) -> dict[str, Any]:
+    """What a lock file says; empty where it is not (yet) one."""
+    try:
+        holder = json.loads(content)
+    except ValueError:
+        return {}
+    whole = isinstance(holder, dict) and {"pid", "host", "since"} <= holder.keys()
+    return holder if whole else {}
+
+
+def _is_running(process: Any) -> bool:
+    if not isinstance(process, int) or process < 1:
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is another user's
+        return True
+    return True
+
+
+def _is_file(path: Path, descriptor: int) -> bool:
+    """Whether the open file is the one at ``path``."""
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
+    except OSError:
+        return False

@@ -1,0 +1,132 @@
+"""Files that are whole or absent, whoever else writes beside them and on whatever file system."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from snnet import drafts
+from snnet.drafts import clear_abandoned, draft_file, draft_folder
+from snnet.errors import UserError
+from snnet.locks import hold, let_go, lock
+from snnet.outputs import check_output_folder, write_atomically, write_bytes
+
+ABANDONED = ".snnet-" + "0f" * 16 + ".tmp"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_sync_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: str
+) -> None:
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == (kind == "folder"):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_bytes(tmp_path / "a.npz", b"whole")
+    assert (tmp_path / "a.npz").read_bytes() == b"whole"
+
+
+def test_a_sync_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match=r"cannot write .*a\.npz: Input/output error"):
+        write_bytes(tmp_path / "a.npz", b"whole")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_draft_is_created_and_never_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: Callable[[Path, Path], None]
+) -> None:
+    (tmp_path / "victim").write_bytes(b"mine")
+    link(tmp_path / "victim", tmp_path / ABANDONED)
+    monkeypatch.setattr(drafts.secrets, "token_hex", lambda size: ABANDONED[7:-4])
+    monkeypatch.setattr("snnet.outputs.clear_abandoned", lambda folder: None)
+    with pytest.raises(UserError, match=r"cannot write .*a\.npz: File exists"):
+        write_bytes(tmp_path / "a.npz", b"whole")
+    assert (tmp_path / "victim").read_bytes() == b"mine" and not (tmp_path / "a.npz").exists()
+
+
+def test_names_differ_and_the_umask_holds(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with draft_file(tmp_path) as (one, _), draft_file(tmp_path) as (two, _):
+            assert one != two and len(one.name) == len(ABANDONED)
+        long = tmp_path / ("x" * 251 + ".npz")  # no file's name can be longer
+        write_bytes(long, b"whole")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(long.stat().st_mode) == 0o640 and os.listdir(tmp_path) == [long.name]
+
+
+def test_drafts_of_the_dead_are_cleared_and_those_of_the_living_are_not(tmp_path: Path) -> None:
+    (tmp_path / ABANDONED).write_bytes(b"half")
+    (tmp_path / ABANDONED.replace("0f", "1f")).mkdir()
+    (tmp_path / ABANDONED.replace("0f", "1f") / "image.png").touch()
+    (tmp_path / "user.tmp").touch()
+    (tmp_path / (ABANDONED + "x")).touch()
+
+    def write(file: IO[bytes]) -> None:
+        file.write(b"one")
+        with draft_folder(tmp_path) as folder:
+            clear_abandoned(tmp_path)
+            assert folder.is_dir() and len(os.listdir(tmp_path)) == 4
+
+    write_atomically(tmp_path / "a.npz", write)
+    assert sorted(os.listdir(tmp_path)) == sorted([ABANDONED + "x", "a.npz", "user.tmp"])
+    clear_abandoned(tmp_path / "gone")
+
+
+def test_a_draft_that_is_cleared_before_its_lock_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, made = drafts._create_file, []
+
+    def cleared_once(path: Path) -> int:
+        descriptor = create(path)
+        made.append(path)
+        if len(made) == 1:
+            clear_abandoned(tmp_path)
+        return descriptor
+
+    monkeypatch.setattr(drafts, "_create_file", cleared_once)
+    write_bytes(tmp_path / "a.npz", b"whole")
+    assert (tmp_path / "a.npz").read_bytes() == b"whole" and len(made) == 2
+
+
+def test_a_forked_worker_does_not_keep_a_lock(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
+    hold(descriptor)
+    assert lock(descriptor) is True
+    child = os.fork()
+    if child == 0:
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    other = os.open(tmp_path / "lock", os.O_RDWR)
+    assert lock(other) is False
+    let_go(descriptor)
+    let_go(descriptor)
+    assert lock(other) is True
+    os.close(other)
+
+
+def test_a_folder_that_is_tried_is_not_left(tmp_path: Path) -> None:
+    check_output_folder(tmp_path / "a" / "b", "--output")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^--output .*file/b: must be a folder that can be written to \("):
+        check_output_folder(tmp_path / "file" / "b", "--output")

@@ -1,0 +1,80 @@
+"""Ctrl-C, SIGTERM and a terminal that closes end a command at once: one line, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.snnet.tiny_run import environment
+
+# Each ends itself in a moment at which Ctrl-C is awkward.
+MOMENTS = {
+    "in an import": "import hostile",
+    "where a library catches everything": (
+        "try:\n os.kill(os.getpid(), number)\nexcept BaseException:\n pass\n"
+        "try:\n os.kill(os.getpid(), number)\nexcept BaseException:\n pass"
+    ),
+    "in a callback": (
+        "import weakref\nclass A: pass\na = A()\n"
+        "r = weakref.ref(a, lambda _: os.kill(os.getpid(), number))\ndel a"
+    ),
+    "in a write": (
+        "from pathlib import Path; from snnet.outputs import write_atomically\n"
+        "def write(file):\n file.write(b'half'); os.kill(os.getpid(), number)\n"
+        "write_atomically(Path('a.npz'), write)"
+    ),
+    "in the folder of a run": (
+        "from snnet.run_folder import new_run_folder\n"
+        "with new_run_folder('runs/x'):\n os.kill(os.getpid(), number)"
+    ),
+    "with worker processes": (
+        "import multiprocessing as m, time; from snnet.signals import begin_worker\n"
+        "from snnet.drafts import draft_folder; from pathlib import Path\n"
+        "context = m.get_context('fork'); ready = context.Event()\n"
+        "def work():\n begin_worker(); m.util.get_temp_dir(); ready.set(); time.sleep(600)\n"
+        "with draft_folder(Path('.')) as folder:\n"
+        " w = context.Process(target=work, daemon=True); w.start(); ready.wait()\n"
+        " print(w.pid, flush=True); os.killpg(0, number); time.sleep(600)"
+    ),
+}
+
+
+CASES = [(signal.SIGINT, "interrupted", moment) for moment in MOMENTS]
+CASES += [(signal.SIGTERM, "terminated", moment) for moment in ("in a write", "with worker processes")]
+CASES += [(signal.SIGHUP, "hung up", "in the folder of a run")]
+
+
+@pytest.mark.parametrize(("number", "line", "moment"), CASES)
+def test_a_signal_ends_a_command(number: signal.Signals, line: str, moment: str, tmp_path: Path) -> None:
+    (tmp_path / "hostile.py").write_text(
+        "import os\ntry:\n os.kill(os.getpid(), number)\nfinally:\n raise ImportError"
+    )
+    (tmp_path / "tmp").mkdir()
+    start = (
+        "import builtins, os; from snnet.signals import end_on_signals\n"
+        f"end_on_signals(); builtins.number = {int(number)}\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", start + MOMENTS[moment] + "\nprint('went on')"],
+        env={**environment(), "TMPDIR": str(tmp_path / "tmp"), "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=tmp_path, capture_output=True, text=True, check=False, start_new_session=True,
+    )  # fmt: skip
+    assert (process.returncode, process.stderr) == (128 + number, line + "\n")
+    assert "went on" not in process.stdout
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["hostile.py", "tmp"]
+    if "worker" in moment:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(process.stdout), 0)
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    code = (
+        "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from snnet.signals import end_on_signals; end_on_signals(); os.kill(os.getpid(), signal.SIGHUP)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env=environment(), check=False).returncode == 0
