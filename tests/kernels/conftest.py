@@ -1,12 +1,12 @@
 """Fixtures of the kernel tests."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 
-from tests.kernels.cuda_on_cpu import Emulation, emulation
+from tests.kernels.cuda_on_cpu import Emulation, emulation, mutants
 from tests.paths import DATA
 
 GOLDEN_CASES = range(6)
@@ -37,3 +37,26 @@ def golden(request: pytest.FixtureRequest) -> dict[str, torch.Tensor]:
 def cuda_on_cpu() -> Emulation:
     """The CUDA sources on CPU tensors."""
     return emulation()
+
+
+@pytest.fixture(scope="session")
+def small_constants() -> Emulation:
+    """The kernels of labels and neighbours with constants so small that small inputs take every path."""
+    return mutants.small_constants()
+
+
+@pytest.fixture(scope="session")
+def switched_barriers() -> Emulation:
+    return mutants.switched_barriers()
+
+
+@pytest.fixture
+def without_barrier(switched_barriers) -> Iterator[Callable[[str], Emulation]]:
+    """The kernels without the barrier of this name."""
+
+    def leave_out(name: str) -> Emulation:
+        switched_barriers.leave_out(list(mutants.BARRIERS).index(name))
+        return switched_barriers
+
+    yield leave_out
+    switched_barriers.leave_out(-1)

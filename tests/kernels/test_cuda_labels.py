@@ -1,6 +1,5 @@
 """The CUDA label kernels, run on CPU tensors by the emulation, against the reference: every bit equal."""
 
-import re
 from collections.abc import Callable
 
 import numpy as np
@@ -10,39 +9,10 @@ import torch
 from snnet_kernels import reference
 from snnet_kernels.testing import clustered_features
 from tests.kernels.cpu_inputs import exact_rows, rearranged
-from tests.kernels.cuda_on_cpu import Emulation, mutant, without_barrier
 
 # Around the borders of a byte, of a warp's word, of a 16-byte word, and rows at every alignment.
 SIZES = [1, 2, 7, 9, 33, 127, 128, 129, 302]
 KINDS = ["exact", "clustered", "same", "zero rows", "duplicates"]
-
-
-def constants(**values: int) -> Callable[[str], str]:
-    """An edit that gives constants of a source other values, so that small inputs take every path."""
-
-    def edit(text: str) -> str:
-        for name, value in values.items():
-            text, found = re.subn(rf"(constexpr int {name} = )[^;]+;", rf"\g<1>{value};", text)
-            assert found == 1, name
-        return text
-
-    return edit
-
-
-@pytest.fixture(scope="module")
-def small_prediction(tmp_path_factory) -> Emulation:
-    """Few listed candidates, few threads: rows overflow, loops go round, samples come in several groups."""
-    edit = constants(kListed=6, kSelectThreads=64, kCountThreads=64, kDecideThreads=32, kRowLoads=2)
-    return mutant(
-        "label_plan.cuh", edit, folder=tmp_path_factory.mktemp("small"), source="label_prediction.cu"
-    )
-
-
-@pytest.fixture(scope="module")
-def small_neighbors(tmp_path_factory) -> Emulation:
-    """Neighbours are sorted in global memory from the fifth on."""
-    edit = constants(kNeighborThreads=64, kSharedNeighbors=4, kNeighborLoads=2)
-    return mutant("neighbors.cuh", edit, folder=tmp_path_factory.mktemp("small"))
 
 
 def memory_of(kind: str, n: int, seed: int) -> torch.Tensor:
@@ -116,7 +86,7 @@ def check_mplp(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", SIZES)
-def test_mplp(cuda_on_cpu, small_prediction, n, kind):
+def test_mplp(cuda_on_cpu, small_constants, n, kind):
     memory = memory_of(kind, n, n)
     check_mplp(cuda_on_cpu, memory, indices(n, 5, n), seed=n)
     query_rows = (
@@ -124,7 +94,7 @@ def test_mplp(cuda_on_cpu, small_prediction, n, kind):
     ) @ memory.t()
     for threshold, min_rank, strict in [(0.6, 10, False), (0.5, 3, True), (0.0, 0, False), (0.6, 0, True)]:
         for rows in (None, query_rows) if strict else (None,):
-            check_mplp(small_prediction, memory, indices(n, 40, n), threshold, min_rank, strict, rows, seed=n)
+            check_mplp(small_constants, memory, indices(n, 40, n), threshold, min_rank, strict, rows, seed=n)
 
 
 def test_long_rows(cuda_on_cpu):
@@ -135,9 +105,9 @@ def test_long_rows(cuda_on_cpu):
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("threshold", [-50.0, 50.0])
-def test_every_image_or_none_is_a_candidate(cuda_on_cpu, small_prediction, threshold, strict):
+def test_every_image_or_none_is_a_candidate(cuda_on_cpu, small_constants, threshold, strict):
     memory = memory_of("exact", 302, 0)
-    for build in (cuda_on_cpu, small_prediction):
+    for build in (cuda_on_cpu, small_constants):
         labels = check_mplp(build, memory, indices(302, 5, 0), threshold, 0, strict)
         positives = reference.unpack_labels(labels, 302).sum(1)
         assert (positives == (302 if threshold < 0 else 1)).all()
@@ -157,30 +127,30 @@ def test_more_candidates_than_are_listed(cuda_on_cpu):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_walks_end_where_the_first_candidate_fails(cuda_on_cpu, small_prediction, seed):
+def test_walks_end_where_the_first_candidate_fails(cuda_on_cpu, small_constants, seed):
     """Clusters with hubs: many candidates fail, in any order of blocks and threads the same labels."""
     memory = clustered_features(500, 24, seed=seed)
     index = torch.arange(seed, 500, 11)
-    for build in (cuda_on_cpu, small_prediction):
+    for build in (cuda_on_cpu, small_constants):
         labels = reference.unpack_labels(check_mplp(build, memory, index, seed=seed), 500)
     candidates = memory[index] @ memory.t() > 0.6
     assert 1 - (labels & candidates).sum() / candidates.sum() > 0.1  # thresholding alone would not pass
 
 
-def test_the_sample_may_not_be_its_own_anchor(cuda_on_cpu, small_prediction):
+def test_the_sample_may_not_be_its_own_anchor(cuda_on_cpu, small_constants):
     """Another image first, by a larger similarity or a lower index; the anchor's own rank counts then."""
     generator = torch.Generator().manual_seed(1)
     memory = torch.randn(130, 4, generator=generator)  # not of length 1
     cache = (memory @ memory.t()).div_(3)
     cache[5, 7] = cache[5, 5]
     cache[9, 2] = cache[9, 9]
-    for build, index in ((cuda_on_cpu, torch.arange(4, 11)), (small_prediction, torch.arange(130))):
+    for build, index in ((cuda_on_cpu, torch.arange(4, 11)), (small_constants, torch.arange(130))):
         for min_rank in (0, 5):
             check_mplp(build, memory, index, 0.6, min_rank, cache=cache)
             check_mplp(build, memory, index, 0.6, min_rank, strict=True, cache=cache)
 
 
-def test_nan_is_no_candidate_and_no_rank(cuda_on_cpu, small_prediction):
+def test_nan_is_no_candidate_and_no_rank(cuda_on_cpu, small_constants):
     generator = torch.Generator().manual_seed(2)
     memory = memory_of("clustered", 200, 2)
     cache = memory @ memory.t()
@@ -188,12 +158,12 @@ def test_nan_is_no_candidate_and_no_rank(cuda_on_cpu, small_prediction):
     cache[3] = torch.nan
     index = torch.arange(0, 200, 3)
     expected = reference.mplp(memory, index, cache=cache, query_rows=cache[index].nan_to_num(-torch.inf))
-    for build in (cuda_on_cpu, small_prediction):
+    for build in (cuda_on_cpu, small_constants):
         assert torch.equal(build.operations.mplp(index, cache, None, 0.6, 10, False), expected)
 
 
 @pytest.mark.parametrize("floor", [-2.0, 0.0, 0.55, 0.6, 0.65, 1.5])
-def test_marks_down_to_any_floor_give_the_same_labels(cuda_on_cpu, small_prediction, floor):
+def test_marks_down_to_any_floor_give_the_same_labels(cuda_on_cpu, small_constants, floor):
     """Where the anchor lies below the floor the whole row is counted; NaN counts nowhere."""
     memory = clustered_features(700, 24, seed=3)
     cache = memory @ memory.t()
@@ -204,7 +174,7 @@ def test_marks_down_to_any_floor_give_the_same_labels(cuda_on_cpu, small_predict
     bits = cuda_on_cpu.operations.mark_cache_blocks(cache, floor)
     assert torch.equal(bits, reference.block_bits(cache, floor))
     needless = bits | 0xAA
-    for build in (cuda_on_cpu, small_prediction):
+    for build in (cuda_on_cpu, small_constants):
         for marks in (bits, needless):
             arguments = (index, cache, query_rows, 0.6, 10, False, marks, floor)
             assert torch.equal(build.operations.mplp(*arguments), expected)
@@ -292,16 +262,16 @@ def check_mining(build, memory, index, query_rows=None, seed=0, min_rank=10, thr
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", SIZES)
-def test_mining(cuda_on_cpu, small_prediction, n, kind):
+def test_mining(cuda_on_cpu, small_constants, n, kind):
     """Labels, both inquiries as P was before, P and its transpose after; repeated indices, more samples than images."""
     memory = memory_of(kind, n, n)
     check_mining(cuda_on_cpu, memory, indices(n, 12, n), seed=n)
-    check_mining(small_prediction, memory, indices(n, 90, n), seed=n)
+    check_mining(small_constants, memory, indices(n, 90, n), seed=n)
     generator = torch.Generator().manual_seed(n)
     query_rows = (torch.randint(-3, 4, (90, 6), generator=generator).float() / 4) @ memory.t()
     for marked in (True, False):
         check_mining(
-            small_prediction, memory, indices(n, 90, n), query_rows, seed=n, min_rank=2, marked=marked
+            small_constants, memory, indices(n, 90, n), query_rows, seed=n, min_rank=2, marked=marked
         )
 
 
@@ -333,11 +303,11 @@ def test_indices_out_of_range_write_nothing(cuda_on_cpu):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", SIZES)
-def test_nearest_neighbors(cuda_on_cpu, small_neighbors, n, kind):
+def test_nearest_neighbors(cuda_on_cpu, small_constants, n, kind):
     memory = memory_of(kind, n, n)
     cache = memory @ memory.t()
     index = indices(n, 6, n)
-    for build in (cuda_on_cpu, small_neighbors):
+    for build in (cuda_on_cpu, small_constants):
         build.seed(n)
         for k in (
             (1, 5, 31)
@@ -378,23 +348,12 @@ def outcome(check: Callable[[], object]) -> bool:
     return True
 
 
-@pytest.mark.parametrize(
-    ("file", "barrier", "which"),
-    [
-        ("label_count.cuh", "group_barrier<kGroup>();", 3),  # after the count
-        ("label_count.cuh", "__syncwarp();", 2),  # after the list of marked blocks
-        ("rows.cuh", "__syncthreads();", 0),
-    ],
-)
-def test_a_kernel_without_a_barrier_is_found(tmp_path, file, barrier, which):
-    broken = mutant(
-        file,
-        lambda text: without_barrier(text, which, barrier),
-        folder=tmp_path,
-        source="label_prediction.cu",
-    )
+@pytest.mark.parametrize("barrier", ["after the count", "after the list of marked blocks", "of rows"])
+def test_a_kernel_without_a_barrier_is_found(switched_barriers, without_barrier, barrier):
     memory = clustered_features(300, 24)
     index = torch.arange(0, 300, 7)
+    check_mining(switched_barriers, memory, index)
+    broken = without_barrier(barrier)
     assert not all(
         outcome(lambda s=seed, marked=marked: check_mining(broken, memory, index, seed=s, marked=marked))
         for seed in range(5)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from snnet_kernels import reference
 from snnet_kernels.testing import clustered_features
-from tests.kernels import cuda_on_cpu as emulator
 
 WEIGHTS = [1.0, 0.8, 0.6]
 EVERY_SHARED = 163 * 1024  # what a block of the emulated device can have
@@ -245,18 +244,12 @@ def test_wrong_arguments_are_named(operations, change, message):
         operations.mutual_label_loss(*arguments.values())
 
 
-def test_a_missing_barrier_is_noticed(operations, tmp_path):
+def test_a_missing_barrier_is_noticed(operations, switched_barriers, without_barrier):
     """Without the barrier between counting digits and choosing one, another threshold is found, or none."""
-    text = (emulator.SOURCES / "cuda" / "hard_negatives.cuh").read_text()
-    counted = text.count("__syncthreads();", 0, text.index("// From the counts, the digit")) - 1
-    broken = emulator.mutant(
-        "hard_negatives.cuh",
-        lambda text: emulator.without_barrier(text, counted),
-        folder=tmp_path,
-        source="loss.cu",
-    )
     similarity = torch.rand(1, 3000, generator=torch.Generator().manual_seed(0))
     labels = random_labels(1, 3000, 1, 0.01, 0)
     arguments = (similarity, labels, [1.0], "mmcl", 5.0, 0.01)
     right = operations.mutual_label_loss(*arguments)[1]
+    assert torch.equal(switched_barriers.operations.mutual_label_loss(*arguments)[1], right)
+    broken = without_barrier("after counting digits")
     assert not torch.equal(broken.operations.mutual_label_loss(*arguments)[1], right)

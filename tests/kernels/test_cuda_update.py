@@ -9,7 +9,6 @@ from torch.nn.functional import normalize
 
 from snnet_kernels import reference
 from snnet_kernels.testing import clustered_features
-from tests.kernels import cuda_on_cpu as emulator
 
 
 @pytest.fixture(scope="module")
@@ -324,21 +323,17 @@ def test_wrong_arguments_are_named(cuda_on_cpu, change, message):
         cuda_on_cpu.operations.update_memory_(*arguments.values())
 
 
-def test_a_missing_barrier_is_noticed(update, tmp_path):
+def test_a_missing_barrier_is_noticed(update, switched_barriers, without_barrier):
     """Without the barrier before the columns, a warp writes what the others have not yet computed."""
-    text = (emulator.SOURCES / "cuda" / "cache_tile.cuh").read_text()
-    last = text.count("__syncthreads();", 0, text.index("// The columns, 32 sectors")) - 1
-    broken = emulator.mutant(
-        "cache_tile.cuh",
-        lambda text: emulator.without_barrier(text, last),
-        folder=tmp_path,
-        source="memory_update.cu",
-    )
     memory, index = clustered_features(200, 8), distinct(200, 40)
     features = clustered_features(40, 8, seed=1)
     similarity = features @ memory.t()
-    caches = []
-    for operation in (update, broken.operations.update_memory_):
-        caches.append(memory @ memory.t())
-        operation(memory.clone(), index, features, torch.tensor(0.5), caches[-1], similarity)
-    assert not torch.equal(*caches)
+
+    def updated(operation) -> Tensor:
+        cache = memory @ memory.t()
+        operation(memory.clone(), index, features, torch.tensor(0.5), cache, similarity)
+        return cache
+
+    right = updated(update)
+    assert torch.equal(updated(switched_barriers.operations.update_memory_), right)
+    assert not torch.equal(updated(without_barrier("before the columns").operations.update_memory_), right)

@@ -1,8 +1,9 @@
 """The CUDA sources, unmodified, on CPU tensors: compiled with g++ against the headers of this folder.
 
 ``emulation()`` builds all of ``csrc/cuda`` once (kept under ``build/cuda_on_cpu`` by the hash of what went in) and
-registers it, so that ``torch.ops.snnet_cuda.*`` run on CPU tensors. A mutant, the same sources after an edit, goes to
-a namespace of its own. What the emulation checks is told in ``fibres.h``.
+registers it, so that ``torch.ops.snnet_cuda.*`` run on CPU tensors. A mutant, the same sources after edits, goes to
+a namespace of its own; those that the tests share are in ``mutants.py``. What the emulation checks is told in
+``fibres.h``.
 """
 
 from __future__ import annotations
@@ -13,12 +14,10 @@ import hashlib
 import os
 import pathlib
 import platform
-import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import pytest
@@ -62,6 +61,10 @@ class Emulation:
         """Bytes of shared memory that a block of the emulated device can have."""
         self.library.cuda_on_cpu_most_shared(ctypes.c_int64(size))
 
+    def leave_out(self, number: int) -> None:
+        """Run a mutant of barriers without its barrier ``number``; with all of them for -1, as at first."""
+        self.library.cuda_on_cpu_leave_out(ctypes.c_int64(number))
+
 
 def compiler() -> str:
     """The compiler, or a skipped test."""
@@ -99,22 +102,21 @@ def _in_place(target: pathlib.Path, make: Callable[[str], None]) -> pathlib.Path
 
 
 def build(sources: Iterable[pathlib.Path], headers: Iterable[pathlib.Path], *flags: str) -> pathlib.Path:
-    """A shared library of ``sources``, each compiled with ``flags`` unless it is there from an earlier session."""
-    cxx = compiler()
+    """A shared library of ``sources``, compiled with ``flags`` unless it is there from an earlier session.
+
+    They are one translation unit: most of the time of each would go into torch's headers.
+    """
+    cxx, sources = compiler(), list(sources)
     version = subprocess.run([*cxx.split(), "--version"], capture_output=True, check=True).stdout
-    texts = [path.read_bytes() for path in sorted({*headers, *HERE.glob("*.h")})]
-    common = _digest(version, torch.__version__, *COMPILE, *flags, *texts)
+    texts = [path.read_bytes() for path in [*sorted({*headers, *HERE.glob("*.h")}), *sources]]
 
-    def compile_one(source: pathlib.Path) -> pathlib.Path:
-        target = BUILDS / f"{source.stem}-{_digest(common, source.read_bytes())}.o"
-        command = [*cxx.split(), *COMPILE, *flags, "-c", str(source)]
-        return _in_place(target, lambda part: _run([*command, "-o", part]))
+    def compile_and_link(part: str) -> None:
+        unit = pathlib.Path(part).with_suffix(".cu")
+        unit.write_text("".join(f'#include "{source}"\n' for source in sources))
+        _run([*cxx.split(), *COMPILE, *flags, str(unit), *LINK, "-o", part])
 
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-        objects = list(pool.map(compile_one, sources))
-    target = BUILDS / f"lib{_digest(*(path.name for path in objects))}.so"
-    command = [*cxx.split(), *map(str, objects), *LINK]
-    return _in_place(target, lambda part: _run([*command, "-o", part]))
+    digest = _digest(version, torch.__version__, *COMPILE, *LINK, *flags, *texts)
+    return _in_place(BUILDS / f"lib{digest}.so", compile_and_link)
 
 
 def load(library: pathlib.Path, namespace: str) -> Emulation:
@@ -135,33 +137,27 @@ def emulation() -> Emulation:
     return load(build(*cuda_sources()), "snnet_cuda")
 
 
-def mutant(
-    file: str, edit: Callable[[str], str], *flags: str, folder: pathlib.Path, source: str | None = None
-) -> Emulation:
-    """One source of csrc/cuda after ``edit``, alone in a namespace of its own; ``folder`` is the test's.
+def mutant(edits: Mapping[str, Callable[[str], str]], *sources: str) -> Emulation:
+    """``sources`` of csrc/cuda after ``edits`` of its files, in a namespace of their own.
 
-    ``file`` is what is edited, ``source`` what is compiled (by default the ``.cu`` of the same stem). ``edit`` gets
-    the text of ``file`` and must change it, unless ``flags`` are given.
+    An edit gets the text of its file and must change it.
     """
-    csrc = folder / "csrc"
-    shutil.copytree(SOURCES, csrc, dirs_exist_ok=True)
-    path = csrc / "cuda" / file
-    before = path.read_text()
-    path.write_text(edit(before))
-    assert flags or path.read_text() != before, f"the edit of {file} changed nothing"
-    compiled = csrc / "cuda" / source if source else path.with_suffix(".cu")
-    namespace = f"snnet_cuda_{_digest(str(compiled.name), file, path.read_text(), *flags)}"
-    library = torch.library.Library(namespace, "DEF")
-    for schema in gpu_schemas.SCHEMAS:
-        library.define(schema)
-    _KEPT.append(library)
-    return load(build([compiled], cuda_sources(csrc)[1], f"-Dsnnet_cuda={namespace}", *flags), namespace)
-
-
-def without_barrier(text: str, which: int, barrier: str = "__syncthreads();") -> str:
-    """``text`` less its ``which``-th ``barrier``."""
-    found = list(re.finditer(re.escape(barrier), text))[which]
-    return text[: found.start()] + text[found.end() :]
+    with tempfile.TemporaryDirectory() as folder:
+        csrc = pathlib.Path(folder) / "csrc"
+        shutil.copytree(SOURCES, csrc)
+        for file, edit in edits.items():
+            path = csrc / "cuda" / file
+            before = path.read_text()
+            path.write_text(edit(before))
+            assert path.read_text() != before, f"the edit of {file} changed nothing"
+        edited = [(csrc / "cuda" / file).read_text() for file in edits]
+        namespace = f"snnet_cuda_{_digest(*sources, *edits, *edited)}"
+        library = torch.library.Library(namespace, "DEF")
+        for schema in gpu_schemas.SCHEMAS:
+            library.define(schema)
+        _KEPT.append(library)
+        compiled = [csrc / "cuda" / source for source in sources]
+        return load(build(compiled, cuda_sources(csrc)[1], f"-Dsnnet_cuda={namespace}"), namespace)
 
 
 _KEPT: list[torch.library.Library] = []  # a schema goes when its Library does

@@ -133,6 +133,9 @@ __attribute__((weak, visibility("default"))) void cuda_on_cpu_seed(uint64_t seed
 __attribute__((weak, visibility("default"))) void cuda_on_cpu_most_shared(int64_t bytes) {
   cuda_on_cpu::settings.most_shared = static_cast<std::size_t>(bytes);
 }
+__attribute__((weak, visibility("default"))) void cuda_on_cpu_leave_out(int64_t barrier) {
+  cuda_on_cpu::settings.left_out = barrier;
+}
 __attribute__((weak, visibility("default"))) int64_t cuda_on_cpu_launches() {
   const int64_t launches = cuda_on_cpu::settings.launches;
   cuda_on_cpu::settings.launches = 0;

@@ -95,6 +95,7 @@ struct Settings {
   uint64_t random = 0x9e3779b97f4a7c15u;
   std::size_t most_shared = 163 * 1024;  // of a block, as on compute capability 8.0
   int64_t launches = 0;
+  int64_t left_out = -1;  // the barrier that a mutant goes without
 };
 inline Settings settings;
 
