@@ -135,7 +135,10 @@ def _of(kernel: Any, name: str, architecture: int, options: dict[str, Any], log:
 
 def check(kernel: Compiled, is_default: bool) -> None:
     """Shared memory, spilled registers and the arithmetic of products are as they should be."""
-    assert kernel.shared <= MOST_SHARED[kernel.architecture], kernel
+    # What is compiled with a default tile fits where there is the least of it.
+    assert kernel.shared <= (min(MOST_SHARED.values()) if is_default else MOST_SHARED[kernel.architecture]), (
+        kernel
+    )
     assert kernel.spilled <= (MOST_SPILLED_BY_DEFAULT if is_default else MOST_SPILLED), kernel
     precision = kernel.options.get("PRECISION", "tf32x3" if kernel.name == "similarity_kernel" else "ieee")
     multiplies = "BLOCK_K" in kernel.options and not kernel.options.get("GIVEN", False)
@@ -233,6 +236,8 @@ def kernel_names() -> set[str]:
 def configurations(*precisions: str) -> list[Any]:
     """(architecture, precision, number of the tile) of what is compiled, for ``pytest.mark.parametrize``.
 
+    For 9.0 everything. For the others the default tiles of all but "tf32": those of "tf32x3" have the same rows,
+    columns and depth and make two products more with the same instructions. That shared memory fits is seen for 9.0.
     Triton before 3.8 ends with an error of its own for 10.0.
     """
     return [
@@ -242,7 +247,7 @@ def configurations(*precisions: str) -> list[Any]:
         for architecture in ARCHITECTURES
         for precision in precisions
         for number, tile in enumerate(TILES[precision])
-        if number == 0 or architecture == 90 or EVERYTHING
+        if architecture == 90 or EVERYTHING or (number == 0 and precision != "tf32")
         if not (OLD_TRITON and architecture == 100)
     ]
 
@@ -254,12 +259,12 @@ def inputs(d: int = 64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return features, memory, torch.arange(64)
 
 
-def call_labels(precision: str, d: int = 64) -> None:
-    """Everything but the losses."""
+def call_labels(precision: str, d: int = 64, given: bool = True) -> None:
+    """Everything but the losses; unless ``given``, only what reads rows of length d."""
     features, memory, index = inputs(d)
     if precision == "tf32x3":
         memory_similarity(features, memory)
-    for query_rows in (None, torch.zeros(len(index), len(memory))):
+    for query_rows in (None, torch.zeros(len(index), len(memory)))[: 1 + given]:
         mplp(memory, index, query_rows, 0.6, 10, False, precision)
         for k in (1, 5):
             nearest_neighbors(memory, index, k, query_rows, precision)

@@ -4,9 +4,11 @@ Needs SNNET_BACKEND=reference (nothing else serves CPU tensors then) and TRITON_
 """
 
 from snnet_kernels import backends, gpu
+from snnet_kernels.triton import pairs
 from tests.kernels.cuda_on_cpu import emulation
 
 emulation()
 backends.FORCED = None
+pairs.PAIRS_AT_ONCE = 256  # the interpreter takes its time for each tile
 gpu.register("CPU")
 assert gpu.available_backends("CPU")[0] == "cuda"
