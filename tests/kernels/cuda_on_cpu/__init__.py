@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from snnet_kernels import gpu_schemas
+from snnet_kernels.backends import cuda_library
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -152,7 +152,7 @@ def mutant(
     compiled = csrc / "cuda" / source if source else path.with_suffix(".cu")
     namespace = f"snnet_cuda_{_digest(str(compiled.name), file, path.read_text(), *flags)}"
     library = torch.library.Library(namespace, "DEF")
-    for schema in gpu_schemas.SCHEMAS:
+    for schema in cuda_library.SCHEMAS:
         library.define(schema)
     _KEPT.append(library)
     return load(build([compiled], cuda_sources(csrc)[1], f"-Dsnnet_cuda={namespace}", *flags), namespace)

@@ -3,10 +3,10 @@
 Needs SNNET_BACKEND=reference (nothing else serves CPU tensors then) and TRITON_INTERPRET=1 in the environment.
 """
 
-from snnet_kernels import backends, gpu
+from snnet_kernels.backends import gpu, table
 from tests.kernels.cuda_on_cpu import emulation
 
 emulation()
-backends.FORCED = None
+table.FORCED = None
 gpu.register("CPU")
-assert gpu.available_backends("CPU")[0] == "cuda"
+assert table.AVAILABLE["cuda"]
