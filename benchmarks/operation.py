@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import snnet_kernels as sk
-from snnet_kernels import backends
+from snnet_kernels.backends import table
 
 from .bounds import Work
 from .case import Batch, Case, Unavailable
@@ -138,17 +138,17 @@ def check_available(contender: Contender) -> None:
 
 
 def _forced(backend: str, run: Run) -> Run:
-    if backend not in backends.BACKENDS or os.environ.get("SNNET_BACKEND"):
+    if backend not in table.BACKENDS or os.environ.get("SNNET_BACKEND"):
         raise Unavailable("SNNET_BACKEND is set")
 
     def only(batch: Batch) -> Any:
-        before, backends.FORCED = backends.FORCED, backend
+        before, table.FORCED = table.FORCED, backend
         try:
             return run(batch)
         except NotImplementedError as error:
             raise Unavailable(str(error)) from error
         finally:
-            backends.FORCED = before
+            table.FORCED = before
 
     return only
 

@@ -141,7 +141,7 @@ def kernels_of_an_iteration(case: Case) -> None:
 
 def tiles_chosen(case: Case) -> None:
     """Which tile was the fastest, by kernel and size."""
-    from snnet_kernels.triton import launching
+    from snnet_kernels.triton.common import launching
 
     for key, tile in launching._fastest.items():
         print(*key, "->", tile)

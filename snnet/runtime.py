@@ -22,7 +22,7 @@ from snnet.errors import UserError
 from snnet.evaluation import default_threads
 from snnet.terminal import printable
 from snnet_kernels import backend_info
-from snnet_kernels.backends import instruction_set
+from snnet_kernels.backends import instruction_set, servers
 from snnet_kernels.version import __version__
 
 
@@ -90,7 +90,7 @@ def show_warnings_as_lines() -> None:
 def kernels_line(device: torch.device) -> str:
     """Which kernels serve tensors on ``device``, as one line; ``python -m snnet_kernels`` shows the table."""
     info = backend_info()
-    served = {name for devices in info.operations.values() for name in devices[device.type].split(", ")}
+    served = {name for operation in info.operations for name in servers(operation, device.type)}
     titles = {"cpu": "CPU", "cuda": "CUDA", "triton": "Triton"}
     found = " and ".join(title for name, title in titles.items() if name in served)
     notes = [instruction_set()] if "cpu" in served else []

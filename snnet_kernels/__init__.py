@@ -1,11 +1,12 @@
 """Fused memory kernels for unsupervised re-identification: labels, losses and memories of SNNet and MMCL."""
 
-from . import compat, gpu, reference
+from . import compat, reference
 from .backends import BackendInfo, LibraryInfo, backend_info
+from .backends.gpu import register as _serve_gpu
 from .head import SNNetHead
+from .layout import CacheBlocks
 from .modules import ExemplarMemory, MutualLabelLoss, PseudoLabelMemory
 from .neighbor_list_layout import NeighborLists
-from .neighbor_lists import neighbor_lists
 from .ops import (
     build_similarity_cache,
     fused_mutual_label_loss,
@@ -15,16 +16,16 @@ from .ops import (
     mplp,
     mutual_label_loss,
     nearest_neighbors,
+    neighbor_lists,
     pack_labels,
     unpack_labels,
     update_memory_,
 )
 from .precision import get_matmul_precision, set_matmul_precision
-from .reference import CacheBlocks
 from .version import __version__
 
 if backend_info().forced != "reference":
-    gpu.register()
+    _serve_gpu()
 
 __all__ = [
     "BackendInfo",

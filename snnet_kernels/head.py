@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _checks as checks
-from . import ops, reference
+from . import checks, ops
 from .derived import Source, has_values
 from .fixed_type import FixedTypeModule
+from .layout import identity_labels
 from .modules import ExemplarMemory, MutualLabelLoss, PseudoLabelMemory
 
 
@@ -144,7 +144,7 @@ class SNNetHead(FixedTypeModule):
         self._check_first_lengths(features)
         similarity = self.memory.similarity(features.detach()) if self._uses_similarity() else None
         if self.warmup:
-            label_sets: tuple[Tensor, ...] = (reference.identity_labels(index, self.num_instances),)
+            label_sets: tuple[Tensor, ...] = (identity_labels(index, self.num_instances),)
         else:
             label_sets = self._mine(index, similarity) if self.training else self._inquire(index, similarity)
         weights = (1.0,) if self.warmup else self.loss.weights
@@ -183,10 +183,9 @@ class SNNetHead(FixedTypeModule):
             self.pseudo_labels.column_bits,
             self.threshold,
             self.min_rank,
-            cache=self.memory.current_cache(index),
             query_rows=similarity if self.label_source == "feature" else None,
-            blocks=self.memory.current_blocks(),
             strict=self.strict,
+            **self.memory._at_hand(index),
         )
         self.pseudo_labels._vouch_for_columns(index)
         return label_sets

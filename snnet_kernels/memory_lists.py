@@ -5,11 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import backends
 from .neighbor_list_layout import NeighborLists
-from .neighbor_lists import neighbor_lists
-
-_operations = torch.ops.snnet
+from .ops.neighbor_lists import mplp_from_lists, nearest_from_lists, neighbor_lists, symmetric_lists
 
 
 class MemoryLists(nn.Module):
@@ -48,7 +45,7 @@ class MemoryLists(nn.Module):
         n = features.shape[0]
         capacity = min(self.capacity, n)
         nearest = neighbor_lists(features, n if capacity == n else max(1, capacity // 2))
-        made = _operations.symmetric_lists.default(*nearest[:4], capacity)
+        made = symmetric_lists(*nearest[:4], capacity)
         if self.columns is not None and self.columns.device == features.device:
             for old, new in zip(self._buffers.values(), (*made, 0), strict=True):
                 old.copy_(new) if isinstance(new, Tensor) else old.zero_()  # type: ignore[union-attr]
@@ -67,27 +64,16 @@ class MemoryLists(nn.Module):
         self, memory: Tensor, index: Tensor, threshold: float, min_rank: int, query_rows: Tensor | None
     ) -> Tensor:
         """Packed pseudo labels uint8 [B, label_bytes(n)] as :func:`snnet_kernels.mplp` predicts them."""
-        _serve("mplp_from_lists", memory)
-        labels, products = _operations.mplp_from_lists.default(
-            memory, index, *self._inquired(), query_rows, threshold, min_rank
-        )
+        labels, products = mplp_from_lists(memory, index, *self._inquired(), query_rows, threshold, min_rank)
         self.products += products
         return labels
 
     def nearest(self, memory: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k most similar other images as :func:`snnet_kernels.nearest_neighbors` finds them."""
-        _serve("nearest_from_lists", memory)
-        neighbors, similarity, products = _operations.nearest_from_lists.default(
-            memory, index, *self._inquired(), k
-        )
+        neighbors, similarity, products = nearest_from_lists(memory, index, *self._inquired(), k)
         self.products += products
         return neighbors, similarity
 
     def _inquired(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         assert self.columns is not None
         return self.columns, self.values, self.counts, self.floors
-
-
-def _serve(operation: str, tensor: Tensor) -> None:
-    if backends.FORCED is not None:
-        backends.require_forced_backend(operation, tensor.device.type)

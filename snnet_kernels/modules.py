@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from . import ops
 from .derived import Source
 from .fixed_type import FixedTypeModule
+from .layout import CacheBlocks, block_bytes
 from .memory_lists import MemoryLists
 from .memory_size import check_room, free_memory
-from .reference import CacheBlocks
-from .reference.cache_blocks import block_bytes
 
 CACHE_SHARE = 0.4  # of the free memory: what a similarity cache may take with cache="auto"
 ENTRIES_AT_ONCE = 2**24  # of S that are computed together: bounds the scratch memory
@@ -203,6 +202,10 @@ class ExemplarMemory(FixedTypeModule):
             self.rebuild_cache_()
         return self.lists
 
+    def _at_hand(self, index: Tensor) -> dict[str, Any]:
+        """What :func:`snnet_kernels.mplp` of the rows ``index`` int64 [B] can use of this memory, by argument."""
+        return {"cache": self.current_cache(index), "blocks": self.current_blocks()}
+
     def initialize_(self, features: Tensor) -> None:
         """Fill the memory with the L2-normalised ``features`` [n, d] of an extraction pass.
 
@@ -252,10 +255,9 @@ class ExemplarMemory(FixedTypeModule):
             index,
             threshold,
             min_rank,
-            cache=self.current_cache(index),
             query_rows=query_rows,
-            blocks=self.current_blocks(),
             strict=strict,
+            **self._at_hand(index),
         )
 
     def nearest(

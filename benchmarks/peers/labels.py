@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from snnet_kernels.precision import matmul
 from snnet_kernels.reference.label_prediction import first_inconsistent_candidate, select_candidates
-from snnet_kernels.reference.precision import matmul
 
 from ..case import MIN_RANK, THRESHOLD
 

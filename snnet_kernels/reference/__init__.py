@@ -4,10 +4,11 @@ The functions take the arguments of :mod:`snnet_kernels` unchecked, in any float
 the per-sample form.
 """
 
+from ..layout import CacheBlocks, identity_labels, label_bytes
 from . import loop
-from .cache_blocks import CacheBlocks, block_bits, mark_cache_blocks
+from .cache_blocks import block_bits, mark_cache_blocks
 from .label_prediction import mplp
-from .labels import gather_labels, identity_labels, label_bytes, pack_labels, unpack_labels, write_labels_
+from .labels import gather_labels, pack_labels, unpack_labels, write_labels_
 from .list_labels import mplp_from_lists, nearest_from_lists
 from .loss import (
     fused_mutual_label_loss,
@@ -15,13 +16,13 @@ from .loss import (
     mutual_label_loss,
     mutual_label_loss_with_grad,
 )
-from .memory import update_memory_
+from .memory_update import update_memory_
 from .neighbor_lists import neighbor_lists, symmetric_lists, update_memory_lists_
+from .neighbors import nearest_neighbors
 from .similarity import (
     build_similarity_cache,
     memory_similarity,
     memory_similarity_backward,
-    nearest_neighbors,
 )
 
 __all__ = [

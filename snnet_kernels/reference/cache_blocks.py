@@ -6,29 +6,14 @@ not be read to count it. The bits follow the cache through its updates; one that
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from .labels import label_bytes, pack_labels
+from ..layout import BLOCK_COLUMNS, CacheBlocks, block_bytes
+from .labels import pack_labels
 
-BLOCK_COLUMNS = 32
 # Entries of the cache that are looked at together: bounds the scratch memory.
 ENTRIES_AT_ONCE = 2**24
-
-
-class CacheBlocks(NamedTuple):
-    """Marked blocks of a similarity cache: bit c of row i of ``bits`` is set where S[i, 32c : 32c + 32] may hold a
-    value above ``floor``; uint8 [n, label_bytes(ceil(n / 32))], a column a block."""
-
-    bits: Tensor
-    floor: float
-
-
-def block_bytes(n: int) -> int:
-    """Bytes of the block bits of one cache row."""
-    return label_bytes((n + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS)
 
 
 def _high_blocks(rows: Tensor, floor: float) -> Tensor:

@@ -1,17 +1,12 @@
-"""MPLP, memory-based positive label prediction, in three stages: select, count, decide.
-
-A row of the similarity matrix may be cut into column slices held by several processes. Selection and
-counting work on a slice (``column_offset`` is the position of its first column among all
-``num_instances``); between the stages the candidates are merged and the counts added up.
-"""
+"""MPLP, memory-based positive label prediction, in three stages: select, count, decide."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .cache_blocks import CacheBlocks
-from .labels import label_bytes, pack_labels
+from ..layout import CacheBlocks, label_bytes
+from .labels import pack_labels
 from .selection import ordered_topk
 from .similarity import similarity_rows
 
@@ -19,10 +14,8 @@ from .similarity import similarity_rows
 ROWS_AT_ONCE = 512
 
 
-def select_candidates(
-    rows: Tensor, threshold: float, *, column_offset: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Candidates above the threshold in each row slice [B, m], by falling similarity, ties by lower column.
+def select_candidates(rows: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Candidates above the threshold in each row [B, n], by falling similarity, ties by lower column.
 
     Returns (columns int64 [B, max(c, 1)], similarity [B, max(c, 1)], count c int64 [B]), c the largest
     count of the batch. The first column is the row's anchor also where nothing passes the threshold;
@@ -35,11 +28,11 @@ def select_candidates(
     similarity, columns = ordered_topk(rows, width)
     if bool(similarity[:, :1].isnan().any()):  # topk puts NaN first
         similarity, columns = ordered_topk(rows.masked_fill(rows.isnan(), -torch.inf), width)
-    return columns + column_offset, similarity, counts
+    return columns, similarity, counts
 
 
 def count_above(rows: Tensor, bars: Tensor) -> Tensor:
-    """#{l : S[p, l] > bar} int64 [K] over row slices [K, m] and their bars [K]; slices' counts add up."""
+    """#{l : S[p, l] > bar} int64 [K] over rows [K, n] and their bars [K]."""
     return (rows > bars[:, None]).sum(1)
 
 

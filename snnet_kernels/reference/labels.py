@@ -5,14 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def label_bytes(n: int) -> int:
-    """Bytes of one packed label row of n columns: whole 16-byte words."""
-    return 16 * ((n + 127) // 128)
-
-
-def _bit_values(device: torch.device) -> Tensor:
-    return 1 << torch.arange(8, dtype=torch.uint8, device=device)
+from ..layout import bit_values, label_bytes
 
 
 def pack_labels(labels: Tensor) -> Tensor:
@@ -20,33 +13,26 @@ def pack_labels(labels: Tensor) -> Tensor:
     batch_size, n = labels.shape
     padded = labels.new_zeros(batch_size, 8 * label_bytes(n), dtype=torch.uint8)
     padded[:, :n] = labels.view(torch.uint8) != 0  # a bool of foreign memory may hold any byte
-    return (padded.view(batch_size, label_bytes(n), 8) * _bit_values(labels.device)).sum(2, dtype=torch.uint8)
+    return (padded.view(batch_size, label_bytes(n), 8) * bit_values(labels.device)).sum(2, dtype=torch.uint8)
 
 
 def unpack_labels(labels: Tensor, n: int) -> Tensor:
     """uint8 [B, label_bytes(n)] -> bool [B, n], the inverse of :func:`pack_labels`."""
-    bits = (labels[:, :, None] & _bit_values(labels.device)) != 0
+    bits = (labels[:, :, None] & bit_values(labels.device)) != 0
     return bits.flatten(1)[:, :n].contiguous()
 
 
 def label_entries(labels: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """(row, column) int64 [K] of the set bits below n, row by row; reads bytes and opens only those with a bit."""
     row, byte = labels.nonzero(as_tuple=True)
-    entry, bit = (labels[row, byte, None] & _bit_values(labels.device)).nonzero(as_tuple=True)
+    entry, bit = (labels[row, byte, None] & bit_values(labels.device)).nonzero(as_tuple=True)
     row, column = row[entry], 8 * byte[entry] + bit
     return row[column < n], column[column < n]
 
 
 def labels_at(labels: Tensor, columns: Tensor) -> Tensor:
     """bool [B, k]: the label bits at ``columns`` [B, k]."""
-    return (labels.gather(1, columns // 8) & _bit_values(labels.device)[columns % 8]) != 0
-
-
-def identity_labels(index: Tensor, n: int) -> Tensor:
-    """Packed one-hot rows at ``index`` [B]: uint8 [B, label_bytes(n)], the labels of the warm-up."""
-    labels = torch.zeros(index.shape[0], label_bytes(n), dtype=torch.uint8, device=index.device)
-    bits = _bit_values(index.device)[index % 8]
-    return labels.scatter_(1, (index // 8)[:, None], bits[:, None])
+    return (labels.gather(1, columns // 8) & bit_values(labels.device)[columns % 8]) != 0
 
 
 def write_labels_(rows: Tensor, columns: Tensor, index: Tensor, labels: Tensor) -> None:
@@ -62,7 +48,7 @@ def write_labels_(rows: Tensor, columns: Tensor, index: Tensor, labels: Tensor) 
     changed = unpack_labels(rows[index] ^ labels, n)
     entry, column = changed.nonzero(as_tuple=True)
     row = index[entry]
-    bit = _bit_values(rows.device)[row % 8]
+    bit = bit_values(rows.device)[row % 8]
     became_set = (labels[entry, column // 8] >> (column % 8).to(torch.uint8)) & 1
     # Each pair flips its own bit, so adding or subtracting the bit (modulo 256) is the same as XOR,
     # and several flips in one byte add up.

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..layout import label_bytes
 from ..neighbor_list_layout import NeighborLists
+from ..precision import matmul
 from .label_prediction import ROWS_AT_ONCE, count_above, decide_labels, select_candidates
-from .labels import label_bytes
-from .precision import matmul
+from .neighbors import nearest_neighbors
 from .selection import ordered_topk
-from .similarity import nearest_neighbors
 
 
 def mplp_from_lists(

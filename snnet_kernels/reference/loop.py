@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..precision import matmul
 from .labels import pack_labels, unpack_labels
-from .memory import EPS
-from .precision import matmul
+from .memory_update import EPS
 
 
 def mplp(

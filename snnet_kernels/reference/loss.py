@@ -120,7 +120,7 @@ def select_entries(
 ) -> LossEntries:
     """Stage one: the entries of an ``mmcl`` loss with their weights (those of the batch mean included)."""
     n = similarity.shape[1]
-    columns = hardest_columns(similarity, selection_width(labels, n, ratio))[1]
+    columns = ordered_topk(similarity, selection_width(labels, n, ratio))[1]
     return entries_at(columns, labels, weights, n, delta, ratio, similarity.dtype)
 
 
@@ -132,12 +132,6 @@ def selection_width(labels: Sequence[Tensor], n: int, ratio: float) -> int:
     row, _ = label_entries(union, n)
     most = int(torch.bincount(row).max()) if row.numel() else 0
     return min(n, max(1, int(ratio * n)) + most)
-
-
-def hardest_columns(similarity: Tensor, width: int, *, column_offset: int = 0) -> tuple[Tensor, Tensor]:
-    """The ``width`` largest s of each row slice [B, m] as (similarity, columns); slices are merged by value."""
-    values, columns = ordered_topk(similarity, min(width, similarity.shape[1]))
-    return values, columns + column_offset
 
 
 def entries_at(
@@ -168,17 +162,9 @@ def entries_at(
     return LossEntries(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def reduce_entries(
-    similarity: Tensor, entries: LossEntries, *, column_offset: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Stage two of ``mmcl``: (the part of the loss in this slice of columns [B, m], ∂L/∂s_e [K]).
-
-    Entries outside the slice count nothing there, so the parts of all slices add up to the loss.
-    """
-    column = entries.column - column_offset
-    inside = (column >= 0) & (column < similarity.shape[1])
-    difference = similarity[entries.row, column.where(inside, 0)] - entries.target
-    difference = torch.where(inside, difference, 0)
+def reduce_entries(similarity: Tensor, entries: LossEntries) -> tuple[Tensor, Tensor]:
+    """Stage two of ``mmcl``: (the loss, ∂L/∂s_e [K])."""
+    difference = similarity[entries.row, entries.column] - entries.target
     return (entries.weight * difference.square()).sum(), 2 * entries.weight * difference
 
 

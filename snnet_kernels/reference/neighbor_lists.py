@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..neighbor_list_layout import NeighborLists
-from .memory import _blend_rows_, occurrence_rounds
-from .precision import matmul
+from ..precision import matmul
+from .memory_update import _blend_rows_, occurrence_rounds
 from .selection import ordered_topk
 
 TILE = 512  # rows and columns of a product at once

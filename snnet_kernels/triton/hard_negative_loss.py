@@ -10,13 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.loss import _active as active_labels
-from . import launching, loss_gradient
-from .entries import column_of_key, ordered_bits, ordered_of_key
-from .hardest_negatives import hardest_negatives
-from .launching import Tile
-from .loss_gradient import REGISTERS, add_slope_products, label_tile, partials
-from .products import tile_products, unknown_zero
+from .common import launching, loss_gradient
+from .common.entries import column_of_key, ordered_bits, ordered_of_key
+from .common.hardest_negatives import hardest_negatives
+from .common.launching import Tile
+from .common.loss_gradient import REGISTERS, active_labels, add_slope_products, label_tile, partials
+from .common.products import tile_products, unknown_zero
 
 
 @triton.jit

@@ -12,11 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.labels import label_bytes as bytes_of_labels
-from . import launching
-from .candidates import candidates, given_candidates
-from .entries import HIGHEST, NOTHING
-from .pairs import (
+from ..layout import label_bytes as bytes_of_labels
+from ..precision import get_matmul_precision
+from .common import launching
+from .common.candidates import candidates, given_candidates
+from .common.entries import HIGHEST, NOTHING
+from .common.pairs import (
     Pairs,
     find_pairs,
     largest_key_kernel,
@@ -25,8 +26,8 @@ from .pairs import (
     pair_keys,
     pairs_of_tile,
 )
-from .rank_counts import inconsistent_pairs
-from .row_bounds import row_bounds
+from .common.rank_counts import inconsistent_pairs
+from .common.row_bounds import row_bounds
 
 LABEL_BYTES_AT_ONCE = 4096
 
@@ -157,12 +158,15 @@ def positive_kernel(
 def mplp(
     memory: Tensor,
     index: Tensor,
+    cache: Tensor | None,
     query_rows: Tensor | None,
     threshold: float,
     min_rank: int,
     strict: bool,
-    precision: str = "ieee",
-    bound_scale: float = 1.0,
+    block_bits: Tensor | None = None,
+    block_floor: float = 0.0,
+    *,
+    precision: str | None = None,
 ) -> Tensor:
     """Packed pseudo labels uint8 [B, label_bytes(n)] as :func:`snnet_kernels.mplp` defines them.
 
@@ -172,9 +176,10 @@ def mplp(
         memory: fp32 [n, d], contiguous.
         index: int64 [B], any stride.
         query_rows: fp32 [B, n], any strides, in place of S[index].
-        precision: one of ``PRECISIONS``.
-        bound_scale: widens the error bound of "bf16", which then decides less by itself (for tests).
+        cache, block_bits, block_floor: not read.
+        precision: one of ``PRECISIONS``, by default the chosen one.
     """
+    precision = precision or get_matmul_precision()
     batch_size, (n, _) = index.shape[0], memory.shape
     width = bytes_of_labels(n)
     if batch_size == 0 or n == 0:
@@ -186,7 +191,7 @@ def mplp(
         bits = given_candidates(query_rows, threshold)
     else:
         bars = torch.full((batch_size,), threshold, dtype=torch.float32, device=memory.device)
-        bits = candidates(memory, index, bars, precision, bounds, bound_scale)
+        bits = candidates(memory, index, bars, precision, bounds)
     found = find_pairs(bits)
     walked, labels = _start_labels(found, index, n, min_rank, strict)
     pairs = found._replace(sizes=walked, ends=walked.cumsum(0))
@@ -198,7 +203,7 @@ def mplp(
         largest_key_kernel, pairs, memory, index, query_rows, ceilings, anchor_keys, OTHERS=False
     )
     inconsistent, in_doubt = inconsistent_pairs(
-        pairs, memory, anchor_keys, found.sizes, min_rank, strict, precision, bounds, bound_scale
+        pairs, memory, anchor_keys, found.sizes, min_rank, strict, precision, bounds
     )
     if bounds is not None:
         decided, _ = inconsistent_pairs(

@@ -12,13 +12,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launching
-from .candidates import candidate_bits
-from .entries import HIGHEST, NOTHING, column_of_key, join_key, ordered_bits, ordered_of_key, value_of_key
-from .launching import Tile
-from .pairs import find_pairs, largest_key_kernel, launch_over_pairs
-from .products import tile_products, unknown_zero
-from .row_bounds import RowBounds, row_bounds
+from ..precision import get_matmul_precision
+from .common import launching
+from .common.candidates import candidate_bits
+from .common.entries import (
+    HIGHEST,
+    NOTHING,
+    column_of_key,
+    join_key,
+    ordered_bits,
+    ordered_of_key,
+    value_of_key,
+)
+from .common.launching import Tile
+from .common.pairs import find_pairs, largest_key_kernel, launch_over_pairs
+from .common.products import tile_products, unknown_zero
+from .common.row_bounds import RowBounds, row_bounds
 
 KEPT = 16
 KEYS_AT_ONCE = 1024
@@ -52,7 +61,6 @@ def nearest_kernel(
     n,
     d,
     span,
-    bound_scale,
     BLOCK_A: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -87,7 +95,7 @@ def nearest_kernel(
             own_row = image + unknown_zero(first)
             error = tl.load(residuals + own_row)[:, None] * tl.load(norms + row)[None, :]
             error += tl.load(norms + own_row)[:, None] * tl.load(residuals + row)[None, :]
-            value -= error * bound_scale
+            value -= error
             value = tl.where(value == value, value, float("-inf"))
         ordered = ordered_bits(value)
         own = tl.load(index + sample, mask=in_batch, other=0)
@@ -116,16 +124,18 @@ def read_keys_kernel(keys, columns, values, size, BLOCK: tl.constexpr, NOTHING: 
 def nearest_neighbors(
     memory: Tensor,
     index: Tensor,
+    cache: Tensor | None,
+    query_rows: Tensor | None,
     k: int,
-    query_rows: Tensor | None = None,
-    precision: str = "ieee",
-    bound_scale: float = 1.0,
+    *,
+    precision: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(index int64 [B, k], similarity fp32 [B, k]) as :func:`snnet_kernels.nearest_neighbors` defines them.
 
     "bf16" gives what "ieee" gives: rounded products only sort out what cannot be among the k. Arguments as for
     :func:`.label_prediction.mplp`; scratch is B k keys and 16 keys for each row a program has.
     """
+    precision = precision or get_matmul_precision()
     batch_size, (n, _) = index.shape[0], memory.shape
     keys = torch.full((batch_size, k), NOTHING, dtype=torch.int64, device=memory.device)
     others = min(k, n - 1)
@@ -135,7 +145,7 @@ def nearest_neighbors(
         if query_rows is not None:
             _search(memory, index, query_rows, keys[:, :others], "ieee")
         elif precision == "bf16":
-            _search_rounded(memory, index, keys[:, :others], bound_scale)
+            _search_rounded(memory, index, keys[:, :others])
         else:
             _search(memory, index, None, keys[:, :others], precision)
     return _read_keys(keys)
@@ -148,7 +158,6 @@ def _search(
     keys: Tensor,  # int64 [B, k]: out, falling
     precision: str,
     bounds: RowBounds | None = None,
-    bound_scale: float = 1.0,
 ) -> None:
     batch_size, (n, d), k = index.shape[0], memory.shape, keys.shape[1]
     kept = 1 if k == 1 else KEPT
@@ -172,7 +181,6 @@ def _search(
             n,
             d,
             span,
-            bound_scale,
             PRECISION=precision,
             GIVEN=query_rows is not None,
             KEPT=kept,
@@ -194,13 +202,13 @@ def _search(
         ceilings = keys[:, found + wanted - 1].contiguous()
 
 
-def _search_rounded(memory: Tensor, index: Tensor, keys: Tensor, bound_scale: float) -> None:
+def _search_rounded(memory: Tensor, index: Tensor, keys: Tensor) -> None:
     """k images are at least as similar as the k-th lower bound: what may reach that is looked at exactly."""
     bounds = row_bounds(memory)
     lowest = torch.empty_like(keys)
-    _search(memory, index, None, lowest, "bf16", bounds, bound_scale)
+    _search(memory, index, None, lowest, "bf16", bounds)
     bars = _read_keys(lowest)[1][:, -1].contiguous()
-    above, near = candidate_bits(memory, index, bars, "bf16", bounds, bound_scale)
+    above, near = candidate_bits(memory, index, bars, "bf16", bounds)
     pairs = find_pairs(above.bitwise_or_(near))
     ceilings = torch.full((index.shape[0],), HIGHEST, dtype=torch.int64, device=memory.device)
     for place in range(keys.shape[1]):

@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launching
-from .launching import Tile
-from .products import load_rows, round_number_to_tf32, round_to_tf32
+from .common import launching
+from .common.launching import Tile
+from .common.products import load_rows, round_number_to_tf32, round_to_tf32
 
 # Rows of the memory by features: a warp group has 64 of either, and three sums of 32 registers a thread.
 TILES = (Tile(128, 64, 16, 8, 4), Tile(64, 64, 16, 4, 4))

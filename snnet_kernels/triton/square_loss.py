@@ -10,11 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.loss import _active as active_labels
-from . import launching, loss_gradient
-from .launching import Tile
-from .loss_gradient import REGISTERS, add_slope_products, label_tile, partials
-from .products import tile_products
+from .common import launching, loss_gradient
+from .common.launching import Tile
+from .common.loss_gradient import REGISTERS, active_labels, add_slope_products, label_tile, partials
+from .common.products import tile_products
 
 
 @triton.jit(do_not_specialize=["batch_size", "n", "span"])

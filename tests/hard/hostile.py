@@ -9,16 +9,19 @@ refused, or gives what copies give, from the compiled operation and from the ref
 from __future__ import annotations
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import snnet_kernels as sk
-from snnet_kernels import backends, defaults, ops
+from snnet_kernels import backends, ops
+from snnet_kernels.ops.operation import OPERATIONS
 from tests.hard.calls import CALLS, Call, Named, copies, results
 from tests.hard.drawing import Arguments, close, draw, instruction_sets
 from tests.hard.limits import limited_memory
@@ -200,13 +203,11 @@ def aliased_call(random: Random, x: Arguments, tally: Tally, where: str) -> None
 @contextlib.contextmanager
 def _served_by_reference(operation: str) -> Iterator[None]:
     """Let the public function, with its checks, call the reference, as SNNET_BACKEND=reference does."""
-    name = f"_{operation.rstrip('_')}"
-    compiled = getattr(ops, name)
-    setattr(ops, name, defaults._DEFAULTS[operation])
-    try:
+    name = f"_{operation}"
+    families = [module for key, module in sys.modules.items() if key.startswith(f"{ops.__name__}.")]
+    (family,) = (module for module in families if hasattr(module, name))
+    with mock.patch.object(family, name, OPERATIONS[operation].plain):
         yield
-    finally:
-        setattr(ops, name, compiled)
 
 
 def _restore(tensor: Tensor, raw: bytes) -> None:

@@ -10,7 +10,8 @@ import torch
 
 import snnet_kernels as sk
 from snnet_kernels import backends, reference
-from snnet_kernels.schemas import OPERATIONS
+from snnet_kernels.backends import cuda_library, table
+from snnet_kernels.ops.operation import OPERATIONS
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess:
@@ -34,6 +35,28 @@ def test_info_names_every_operation():
         assert set(devices["cuda"].split(", ")) <= {"cuda", "triton", "reference"}
 
 
+@pytest.mark.skipif("cpu" not in backends.servers("mplp", "cpu"), reason="the CPU library is not loaded")
+def test_the_table_says_what_the_cpu_library_has():
+    registered = {
+        name for name in OPERATIONS if torch._C._dispatch_has_kernel_for_dispatch_key(f"snnet::{name}", "CPU")
+    }
+    composed = {"mine_labels_"}  # of operations that it has
+    assert {name for name, row in table.TABLE.items() if row.cpu} == registered | composed
+    assert len(registered) == 16
+
+
+def test_the_cuda_library_has_the_arguments_of_the_operations():
+    """Less the memory, where similarities are at hand."""
+    for name in set(cuda_library.OPERATIONS) - {"sparse_label_loss"}:
+        contract = getattr(torch.ops.snnet, name).default._schema
+        compiled = getattr(torch.ops.snnet_cuda, name).default._schema
+        dropped = len(contract.arguments) - len(compiled.arguments)
+        assert dropped == (name in ("mplp", "nearest_neighbors", "mine_labels_"))
+        ours = [argument.name for argument in compiled.arguments]
+        assert ours == [argument.name for argument in contract.arguments][dropped:]
+    assert len(cuda_library.OPERATIONS) == 11
+
+
 def test_compiled_and_reference_agree():
     compiled = {library.name: library.loaded for library in sk.backend_info().libraries}
     served = sk.backend_info().operations["pack_labels"]["cpu"]
@@ -55,7 +78,7 @@ def test_forced_reference_loads_nothing():
 
 @pytest.mark.parametrize("forced", ["cuda", "triton"])
 def test_operation_outside_a_forced_backend_raises(monkeypatch, forced):
-    monkeypatch.setattr(backends, "FORCED", forced)
+    monkeypatch.setattr(table, "FORCED", forced)
     with pytest.raises(
         NotImplementedError, match=f"SNNET_BACKEND={forced} does not serve pack_labels for cpu tensors"
     ):
@@ -68,10 +91,10 @@ def test_a_backend_that_there_is_not_raises(monkeypatch):
     with pytest.raises(
         ValueError, match="SNNET_BACKEND must be one of reference, cpu, cuda, triton, got 'gpu'"
     ):
-        backends._forced_backend()
+        table.forced_backend()
 
 
-@pytest.mark.skipif(backends.serving_backend("mplp", "cpu") != "cpu", reason="the CPU library is not loaded")
+@pytest.mark.skipif("cpu" not in backends.servers("mplp", "cpu"), reason="the CPU library is not loaded")
 def test_a_forced_cpu_backend_serves_an_iteration():
     code = (
         "import torch, snnet_kernels as sk; f = torch.eye(6)[:, :4] + 0.1; "

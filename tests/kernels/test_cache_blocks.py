@@ -10,7 +10,8 @@ from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet_kernels import backends, reference
-from snnet_kernels.reference.cache_blocks import block_bytes, update_cache_blocks_
+from snnet_kernels.layout import block_bytes
+from snnet_kernels.reference.cache_blocks import update_cache_blocks_
 from snnet_kernels.testing import clustered_features
 from tests.kernels.cpu_inputs import indices, memory_of
 
@@ -23,7 +24,7 @@ def implementation(request):
     if request.param == "reference":
         yield reference
         return
-    if backends.serving_backend("mplp", "cpu") != "cpu":
+    if "cpu" not in backends.servers("mplp", "cpu"):
         pytest.skip("the CPU library is not loaded")
     before = backends.instruction_set()
     try:
@@ -79,7 +80,7 @@ def test_every_instruction_set_counts_the_same(implementation):
     assert torch.equal(implementation.mplp(memory, index, cache=cache, blocks=blocks), expected)
 
 
-@pytest.mark.skipif(backends.serving_backend("mplp", "cpu") != "cpu", reason="the CPU library is not loaded")
+@pytest.mark.skipif("cpu" not in backends.servers("mplp", "cpu"), reason="the CPU library is not loaded")
 def test_marks_are_what_is_read():
     memory, index = clustered_features(2000, 64), torch.arange(256)
     cache = sk.build_similarity_cache(memory)
@@ -201,7 +202,7 @@ def test_a_head_marks_down_to_its_threshold():
     assert torch.equal(blocks.bits, sk.mark_cache_blocks(head.memory.cache, 0.5).bits)
 
 
-@pytest.mark.skipif(backends.serving_backend("mplp", "cpu") != "cpu", reason="the CPU library is not loaded")
+@pytest.mark.skipif("cpu" not in backends.servers("mplp", "cpu"), reason="the CPU library is not loaded")
 def test_threads_mark_bytes_of_their_own():
     """Parts of 256 columns: one thread and four leave the same bits."""
     memory = clustered_features(4100, 16)

@@ -159,8 +159,8 @@ def test_python_started_in_a_checkout(tmp_path, changed):
         return
     (line,) = warned
     assert line == (
-        f"{checkout / 'snnet_kernels' / 'backends.py'}:0: UserWarning: snnet_kernels: the compiled library _C is "
-        f"not usable: {kernels} was compiled from other sources than {checkout / 'csrc'} "
+        f"{checkout / 'snnet_kernels' / 'backends' / 'loaded.py'}:0: UserWarning: snnet_kernels: the compiled "
+        f"library _C is not usable: {kernels} was compiled from other sources than {checkout / 'csrc'} "
         f"(run `pip install .` in {checkout}); plain PyTorch serves"
     )
 

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 import snnet_kernels as sk
 from snnet_kernels import reference
-from snnet_kernels.reference import loss as stages
 from snnet_kernels.testing import clustered_features
 
 
@@ -128,23 +127,3 @@ def test_second_derivatives_are_refused():
     loss = sk.mutual_label_loss(similarity, labels, weights)
     with pytest.raises(RuntimeError, match="once only"):
         torch.autograd.grad(loss, similarity, create_graph=True)
-
-
-def test_stages_over_column_slices_give_the_whole():
-    """Two processes with half the columns each: the hardest merged, the partial losses added."""
-    similarity, labels, weights = problem(5, 400, 3)
-    cut, n = 170, 400
-    normed = [weight / sum(weights) for weight in weights]
-    width = stages.selection_width(labels, n, 0.01)
-    parts = [
-        stages.hardest_columns(similarity[:, :cut], width),
-        stages.hardest_columns(similarity[:, cut:], width, column_offset=cut),
-    ]
-    values = torch.cat([part[0] for part in parts], dim=1)
-    columns = torch.cat([part[1] for part in parts], dim=1)
-    columns = columns.gather(1, values.topk(width, dim=1).indices)
-    entries = stages.entries_at(columns, labels, normed, n, 5.0, 0.01, similarity.dtype)
-    left = stages.reduce_entries(similarity[:, :cut], entries)[0]
-    right = stages.reduce_entries(similarity[:, cut:], entries, column_offset=cut)[0]
-    whole = reference.mutual_label_loss(similarity, labels, weights)
-    assert (left + right).item() == pytest.approx(whole.item(), rel=1e-12)

@@ -1,5 +1,8 @@
 """Registration, tracing and argument checks of every operation."""
 
+import pathlib
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet_kernels import ops, reference
-from snnet_kernels.schemas import OPERATIONS
+from snnet_kernels.ops.operation import OPERATIONS
 from snnet_kernels.testing import clustered_features
 
 N, D, B = 90, 12, 5
@@ -259,6 +262,17 @@ def test_every_write_is_counted_once():
     assert [tensor._version for tensor in written] == [version + 1 for version in before]
     with torch.inference_mode():
         sk.update_memory_(MEMORY.clone(), INDEX, FEATURES, 0.5)  # such tensors have no counter
+
+
+def test_nothing_but_the_operations_imports_the_reference():
+    """An error in code that they shared would show in no test."""
+    package = pathlib.Path(sk.__file__).parent
+    importing = {
+        path.relative_to(package).parts[0]
+        for path in package.rglob("*.py")
+        if re.search(r"^\s*(from|import) .*\breference\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert importing == {"__init__.py", "ops"}
 
 
 def test_reference_is_checked_nowhere_and_equal():

@@ -59,8 +59,8 @@ def test_cases(name, chosen, tests):
     ("file", "mask", "without", "cases"),
     [
         ("similarity.py", " & (column < n)[:, None]", "", "test_similarity"),
-        ("candidates.py", "inside = (column < n)", "inside = (column >= 0)", "test_candidates"),
-        ("rank_counts.py", "(column < end)", "(column >= 0)", "test_labels_with_columns"),
+        ("common/candidates.py", "inside = (column < n)", "inside = (column >= 0)", "test_candidates"),
+        ("common/rank_counts.py", "(column < end)", "(column >= 0)", "test_labels_with_columns"),
     ],
 )
 def test_cases_fail_without_a_mask(file, mask, without, cases, tmp_path):

@@ -6,9 +6,9 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 from snnet_kernels import reference
-from snnet_kernels.triton import launching
+from snnet_kernels.triton.common import launching
+from snnet_kernels.triton.common.launching import TILES
 from snnet_kernels.triton.hard_negative_loss import hard_negative_loss
-from snnet_kernels.triton.launching import TILES
 from snnet_kernels.triton.square_loss import square_loss
 
 DEVICE = torch.device("cpu")

@@ -32,10 +32,11 @@ from triton.runtime.jit import JITFunction
 
 import snnet_kernels.triton
 from snnet_kernels import reference
-from snnet_kernels.triton import launching, similarity
+from snnet_kernels.triton import similarity
+from snnet_kernels.triton.common import launching
+from snnet_kernels.triton.common.launching import OLD_TRITON, TILES
 from snnet_kernels.triton.hard_negative_loss import hard_negative_loss
 from snnet_kernels.triton.label_prediction import mplp
-from snnet_kernels.triton.launching import OLD_TRITON, TILES
 from snnet_kernels.triton.neighbors import nearest_neighbors
 from snnet_kernels.triton.similarity import memory_similarity
 from snnet_kernels.triton.square_loss import square_loss
@@ -222,8 +223,8 @@ def launched_names(call: Callable[[], object]) -> set[str]:
 def kernel_names() -> set[str]:
     """All kernels of the package: the Triton functions whose name ends in ``_kernel``."""
     modules = [
-        importlib.import_module(f"snnet_kernels.triton.{module.name}")
-        for module in pkgutil.iter_modules(snnet_kernels.triton.__path__)
+        importlib.import_module(module.name)
+        for module in pkgutil.walk_packages(snnet_kernels.triton.__path__, "snnet_kernels.triton.")
     ]
     return {
         name
@@ -265,9 +266,9 @@ def call_labels(precision: str, d: int = 64, given: bool = True) -> None:
     if precision == "tf32x3":
         memory_similarity(features, memory)
     for query_rows in (None, torch.zeros(len(index), len(memory)))[: 1 + given]:
-        mplp(memory, index, query_rows, 0.6, 10, False, precision)
+        mplp(memory, index, None, query_rows, 0.6, 10, False, precision=precision)
         for k in (1, 5):
-            nearest_neighbors(memory, index, k, query_rows, precision)
+            nearest_neighbors(memory, index, None, query_rows, k, precision=precision)
 
 
 def call_losses(precision: str, sets: int, d: int = 64) -> None:

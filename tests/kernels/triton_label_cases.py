@@ -13,19 +13,11 @@ import triton.language as tl
 from benchmarks import label_flips
 from snnet_kernels import reference
 from snnet_kernels.testing import clustered_features
-from snnet_kernels.triton import (
-    PRECISIONS,
-    candidates,
-    label_prediction,
-    launching,
-    neighbors,
-    pairs,
-    rank_counts,
-    similarity,
-)
-from snnet_kernels.triton.entries import HIGHEST, NOTHING
-from snnet_kernels.triton.products import round_to_tf32
-from snnet_kernels.triton.row_bounds import row_bounds
+from snnet_kernels.triton import PRECISIONS, label_prediction, neighbors, similarity
+from snnet_kernels.triton.common import candidates, launching, pairs, rank_counts
+from snnet_kernels.triton.common.entries import HIGHEST, NOTHING
+from snnet_kernels.triton.common.products import round_to_tf32
+from snnet_kernels.triton.common.row_bounds import RowBounds, row_bounds
 from snnet_kernels.triton.similarity import memory_similarity
 
 assert launching.INTERPRETED
@@ -63,6 +55,21 @@ def use_tile(monkeypatch):
         monkeypatch.setitem(launching.TILES, precision, (launching.TILES[precision][number],))
 
     return use
+
+
+@pytest.fixture
+def scale_bounds(monkeypatch):
+    """Widens the error bounds of "bf16", which then decides less by itself, or takes them away."""
+
+    def scale_by(scale: float) -> None:
+        def scaled(matrix: torch.Tensor) -> RowBounds:
+            norms, residuals = row_bounds(matrix)
+            return RowBounds(norms, residuals * scale)
+
+        for module in (label_prediction, neighbors):
+            monkeypatch.setattr(module, "row_bounds", scaled)
+
+    return scale_by
 
 
 @pytest.mark.parametrize("tile", range(len(similarity.TILES)))
@@ -214,8 +221,10 @@ def test_row_bounds():
     assert (residuals <= 1.0003 * lost + 1.001 * slack * longer).all()
 
 
-def check_labels(memory, index, threshold, min_rank, strict, precision="ieee", rows=None, **options):
-    labels = label_prediction.mplp(memory, index, rows, threshold, min_rank, strict, precision, **options)
+def check_labels(memory, index, threshold, min_rank, strict, precision="ieee", rows=None):
+    labels = label_prediction.mplp(
+        memory, index, None, rows, threshold, min_rank, strict, precision=precision
+    )
     expected = reference.mplp(memory, index, threshold, min_rank, query_rows=rows, strict=strict)
     assert torch.equal(labels, expected)
     return int(reference.unpack_labels(expected, len(memory)).sum())
@@ -288,36 +297,39 @@ ROUNDED = (clustered_features(100, 40), batch_of(100, 8))
 
 @pytest.mark.parametrize(("strict", "min_rank"), [(True, 0), (False, 3)])
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
-def test_bf16_labels_are_those_of_float32(scale, strict, min_rank):
+def test_bf16_labels_are_those_of_float32(scale, strict, min_rank, scale_bounds):
     memory, index = ROUNDED
-    assert check_labels(memory, index, 0.3, min_rank, strict, "bf16", bound_scale=scale) > len(index)
+    scale_bounds(scale)
+    assert check_labels(memory, index, 0.3, min_rank, strict, "bf16") > len(index)
 
 
-def bf16_labels(scale: float) -> torch.Tensor:
+def bf16_labels() -> torch.Tensor:
     memory, index = ROUNDED
-    return label_prediction.mplp(memory, index, None, 0.3, 3, False, "bf16", scale)
+    return label_prediction.mplp(memory, index, None, None, 0.3, 3, False, precision="bf16")
 
 
-def test_bf16_labels_need_the_second_look_at_candidates(monkeypatch):
-    before = bf16_labels(30.0)
+def test_bf16_labels_need_the_second_look_at_candidates(monkeypatch, scale_bounds):
+    scale_bounds(30.0)
+    before = bf16_labels()
     monkeypatch.setattr(candidates, "launch_over_pairs", lambda *arguments: None)
-    assert not torch.equal(bf16_labels(30.0), before)
+    assert not torch.equal(bf16_labels(), before)
 
 
-def test_bf16_labels_need_the_second_look_at_ranks(monkeypatch):
-    before, count = bf16_labels(1e4), rank_counts.inconsistent_pairs
+def test_bf16_labels_need_the_second_look_at_ranks(monkeypatch, scale_bounds):
+    scale_bounds(1e4)
+    before, count = bf16_labels(), rank_counts.inconsistent_pairs
 
     def only_sure(*arguments):
         sure, doubtful = count(*arguments)
         return sure, torch.zeros_like(doubtful)
 
     monkeypatch.setattr(label_prediction, "inconsistent_pairs", only_sure)
-    assert not torch.equal(bf16_labels(1e4), before)
+    assert not torch.equal(bf16_labels(), before)
 
 
-def check_neighbors(memory, index, k, rows=None, precision="ieee", **options):
+def check_neighbors(memory, index, k, rows=None, precision="ieee"):
     expected_columns, expected_values = reference.nearest_neighbors(memory, index, k, query_rows=rows)
-    columns, values = neighbors.nearest_neighbors(memory, index, k, rows, precision, **options)
+    columns, values = neighbors.nearest_neighbors(memory, index, None, rows, k, precision=precision)
     assert torch.equal(columns, expected_columns)
     torch.testing.assert_close(values, expected_values, rtol=0, atol=0, equal_nan=True)
 
@@ -368,16 +380,19 @@ ALIKE = torch.nn.functional.normalize(
 
 @pytest.mark.parametrize("k", [1, 5, 18])
 @pytest.mark.parametrize("scale", [1.0, 1e4])
-def test_bf16_neighbors_are_those_of_float32(scale, k):
+def test_bf16_neighbors_are_those_of_float32(scale, k, scale_bounds):
+    scale_bounds(scale)
     index = batch_of(100, 8)
-    columns, values = neighbors.nearest_neighbors(ALIKE, index, k)
-    ours, similarity = neighbors.nearest_neighbors(ALIKE, index, k, None, "bf16", scale)
+    columns, values = neighbors.nearest_neighbors(ALIKE, index, None, None, k)
+    ours, similarity = neighbors.nearest_neighbors(ALIKE, index, None, None, k, precision="bf16")
     assert torch.equal(ours, columns)
     # The interpreter sums tiles and single pairs in different orders.
     torch.testing.assert_close(similarity, values, rtol=1e-6, atol=0)
 
 
-def test_bf16_neighbors_need_the_error_bound():
+def test_bf16_neighbors_need_the_error_bound(scale_bounds):
+    scale_bounds(0.0)
     index = batch_of(100, 8)
-    exact = neighbors.nearest_neighbors(ALIKE, index, 5)[0]
-    assert not torch.equal(neighbors.nearest_neighbors(ALIKE, index, 5, None, "bf16", 0.0)[0], exact)
+    exact = neighbors.nearest_neighbors(ALIKE, index, None, None, 5)[0]
+    rounded = neighbors.nearest_neighbors(ALIKE, index, None, None, 5, precision="bf16")[0]
+    assert not torch.equal(rounded, exact)

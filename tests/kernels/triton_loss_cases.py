@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from snnet_kernels import reference
-from snnet_kernels.triton import hardest_negatives, launching, loss_gradient
+from snnet_kernels.triton.common import hardest_negatives, launching, loss_gradient
+from snnet_kernels.triton.common.hardest_negatives import Sampling
 from snnet_kernels.triton.hard_negative_loss import hard_negative_loss
-from snnet_kernels.triton.hardest_negatives import Sampling
 from snnet_kernels.triton.square_loss import square_loss
 from tests.kernels.triton_label_cases import exact_rows
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from snnet_kernels import gpu_schemas
+from snnet_kernels.backends import cuda_library
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -153,7 +153,7 @@ def mutant(edits: Mapping[str, Callable[[str], str]], *sources: str) -> Emulatio
         edited = [(csrc / "cuda" / file).read_text() for file in edits]
         namespace = f"snnet_cuda_{_digest(*sources, *edits, *edited)}"
         library = torch.library.Library(namespace, "DEF")
-        for schema in gpu_schemas.SCHEMAS:
+        for schema in cuda_library.SCHEMAS:
             library.define(schema)
         _KEPT.append(library)
         compiled = [csrc / "cuda" / source for source in sources]

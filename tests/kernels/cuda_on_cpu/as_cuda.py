@@ -3,12 +3,12 @@
 Needs SNNET_BACKEND=reference (nothing else serves CPU tensors then) and TRITON_INTERPRET=1 in the environment.
 """
 
-from snnet_kernels import backends, gpu
-from snnet_kernels.triton import pairs
+from snnet_kernels.backends import gpu, table
+from snnet_kernels.triton.common import pairs
 from tests.kernels.cuda_on_cpu import emulation
 
 emulation()
-backends.FORCED = None
+table.FORCED = None
 pairs.PAIRS_AT_ONCE = 256  # the interpreter takes its time for each tile
 gpu.register("CPU")
-assert gpu.available_backends("CPU")[0] == "cuda"
+assert table.AVAILABLE["cuda"]

@@ -94,7 +94,6 @@ def rank_count_kernel(
     d,
     min_rank,
     strict,
-    bound_scale,
     BLOCK_A: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -186,7 +185,6 @@ def rank_count_kernel(
                         candidate_row = tl.load(candidates + place).to(tl.int64)
                         error = tl.load(residuals + candidate_row)[:, None] * tl.load(norms + row)[None, :]
                         error += tl.load(norms + candidate_row)[:, None] * tl.load(residuals + row)[None, :]
-                        error *= bound_scale
                         unlikely = (
                             products + error <= bar[:, None]
                         )  # false where an infinite bound leaves NaN
@@ -233,7 +231,6 @@ def inconsistent_pairs(
     strict: bool,
     precision: str,
     bounds: RowBounds | None = None,
-    bound_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Bits of the pairs with more than k columns above their anchor, uint8 [B, L].
 
@@ -271,7 +268,6 @@ def inconsistent_pairs(
             d,
             min_rank,
             int(strict),
-            bound_scale,
             PRECISION=precision,
             PAIR_K=PAIR_DEPTH,
             ITEMS=ITEMS,

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.labels import label_bytes as bytes_of_labels
+from ...layout import label_bytes as bytes_of_labels
 from . import launching
 from .entries import label_bytes, pack_bits, value_of_key
 from .launching import Tile
@@ -31,7 +31,6 @@ def candidate_kernel(
     batch_size,
     n,
     d,
-    bound_scale,
     BLOCK_A: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -51,7 +50,6 @@ def candidate_kernel(
     if PRECISION == "bf16":
         error = tl.load(residuals + image)[:, None] * tl.load(norms + row)[None, :]
         error += tl.load(norms + image)[:, None] * tl.load(residuals + row)[None, :]
-        error *= bound_scale
         is_above = products - error > bar
         # Also where an infinite bound leaves NaN, of which nothing is known.
         is_near = ~(products + error < bar) & ~is_above & inside
@@ -138,7 +136,6 @@ def candidate_bits(
     bars: Tensor,  # fp32 [B]
     precision: str,
     bounds: RowBounds | None = None,
-    bound_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Bits of the columns with S[index] > bars, uint8 [B, label_bytes(n)].
 
@@ -163,7 +160,6 @@ def candidate_bits(
             batch_size,
             n,
             d,
-            bound_scale,
             PRECISION=precision,
             **tile.options(),
         )
@@ -180,10 +176,9 @@ def candidates(
     bars: Tensor,  # fp32 [B]
     precision: str,
     bounds: RowBounds | None = None,
-    bound_scale: float = 1.0,
 ) -> Tensor:
     """Bits of the columns with S[index] > bars, uint8 [B, label_bytes(n)]; in bf16 those of "ieee"."""
-    above, near = candidate_bits(memory, index, bars, precision, bounds, bound_scale)
+    above, near = candidate_bits(memory, index, bars, precision, bounds)
     if bounds is not None:
         launch_over_pairs(
             recheck_kernel, find_pairs(near), memory, index, None, bars, above.view(torch.int32)

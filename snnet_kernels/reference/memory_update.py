@@ -15,8 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .cache_blocks import CacheBlocks, update_cache_blocks_
-from .precision import matmul
+from ..layout import CacheBlocks
+from ..precision import matmul
+from .cache_blocks import update_cache_blocks_
 
 EPS = 1e-12  # the smallest length a row is divided by, as in torch.nn.functional.normalize
 

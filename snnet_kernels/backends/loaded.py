@@ -1,10 +1,7 @@
-"""Which compiled libraries are loaded, and which of them serves each operation on this machine.
+"""The compiled libraries that load.
 
-``SNNET_BACKEND`` forces one for every operation: ``reference`` (plain PyTorch), ``cpu`` (the compiled CPU
-library), ``cuda`` (the compiled CUDA library) or ``triton``. A forced backend that is not there raises at
-import, one that does not serve an operation, or this form of it, raises at its call. ``SNNET_CPU_ISA`` forces the
-instruction set of the CPU library: ``baseline``, ``avx2`` or ``avx512``; without it the widest of this processor is
-used.
+``SNNET_CPU_ISA`` forces the instruction set of the CPU library: ``baseline``, ``avx2`` or ``avx512``; without it the
+widest of this processor is used.
 """
 
 from __future__ import annotations
@@ -18,19 +15,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .libraries import load_library
-from .schemas import OPERATIONS
+from ..libraries import load_library
+from . import table
 
-BACKENDS = ("reference", "cpu", "cuda", "triton")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
+PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 _LIBRARIES = {"cpu": "_C", "cuda": "_C_cuda"}
-_DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
-# For each operation who serves CUDA tensors, filled by :mod:`.gpu`: first over a similarity cache, then without.
-GPU_SERVERS: dict[str, tuple[str, ...]] = {}
-# Single matrix products: every backend leaves them to torch (the CPU library cuts the first into tiles).
-PLAIN_PRODUCTS = ("memory_similarity", "memory_similarity_backward", "build_similarity_cache")
-# Where no backend fuses them, these are made of other operations: the first of them names who serves.
-COMPOSED = {"mine_labels_": "mplp"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +89,7 @@ def _register(path: pathlib.Path) -> ctypes.CDLL:
 
 def _load(stem: str) -> LibraryInfo:
     try:
-        path, library = load_library(stem, pathlib.Path(__file__).resolve().parent, _register)
+        path, library = load_library(stem, PACKAGE, _register)
     except ImportError as error:
         return LibraryInfo(stem, False, str(error))
     _libraries[stem] = library
@@ -111,25 +101,21 @@ def _load(stem: str) -> LibraryInfo:
     return LibraryInfo(stem, True, detail, path)
 
 
-def _forced_backend() -> str | None:
-    name = os.environ.get("SNNET_BACKEND") or None
-    if name is not None and name not in BACKENDS:
-        raise ValueError(f"SNNET_BACKEND must be one of {', '.join(BACKENDS)}, got {name!r}")
-    return name
-
-
 def _load_all() -> tuple[LibraryInfo, ...]:
-    if FORCED == "reference":
+    if table.FORCED == "reference":
         return tuple(LibraryInfo(stem, False, "SNNET_BACKEND=reference") for stem in _LIBRARIES.values())
     loaded = {"cpu": _load("_C")}
     if torch.version.cuda is None:
         loaded["cuda"] = LibraryInfo("_C_cuda", False, "this torch is built without CUDA")
     else:
         loaded["cuda"] = _load("_C_cuda")
-    if FORCED in loaded and not loaded[FORCED].loaded:
-        raise ImportError(f"SNNET_BACKEND={FORCED}, but {loaded[FORCED].name} is {loaded[FORCED].detail}")
-    if FORCED == "triton" and importlib.util.find_spec("triton") is None:
+    if table.FORCED in loaded and not loaded[table.FORCED].loaded:
+        raise ImportError(
+            f"SNNET_BACKEND={table.FORCED}, but {loaded[table.FORCED].name} is {loaded[table.FORCED].detail}"
+        )
+    if table.FORCED == "triton" and importlib.util.find_spec("triton") is None:
         raise ImportError("SNNET_BACKEND=triton, but triton is not installed")
+    table.AVAILABLE["cpu"] = loaded["cpu"].loaded
     return tuple(loaded.values())
 
 
@@ -139,14 +125,8 @@ def _lacking(library: LibraryInfo) -> bool:
 
 
 _libraries: dict[str, ctypes.CDLL] = {}
-FORCED = _forced_backend()
 _LOADED = _load_all()
-# A set, so that a graph can be traced through the question. torch.compiler.assume_constant_result would do as well,
-# but it imports torch._dynamo, which takes as long as torch.
-_CPU_SERVES = frozenset(
-    name for name in OPERATIONS if torch._C._dispatch_has_kernel_for_dispatch_key(f"snnet::{name}", "CPU")
-)
-if FORCED is None and (_missing := [library for library in _LOADED if _lacking(library)]):
+if table.FORCED is None and (_missing := [library for library in _LOADED if _lacking(library)]):
     # One warning for both: they are installed together. And one line: line 0 of a file has no text to show.
     warnings.warn_explicit(
         f"snnet_kernels: the compiled library {_missing[0].name} is {_missing[0].detail}; plain PyTorch serves",
@@ -156,29 +136,10 @@ if FORCED is None and (_missing := [library for library in _LOADED if _lacking(l
     )
 
 
-def serving_backend(operation: str, device_type: str) -> str:
-    """The backend that runs ``operation`` for tensors on ``device_type``; two with a comma where it depends."""
-    if device_type == "cuda":
-        return ", ".join(GPU_SERVERS.get(operation, ())) or "reference"
-    if device_type == "cpu" and operation in _CPU_SERVES:
-        return "cpu"
-    return serving_backend(COMPOSED[operation], device_type) if operation in COMPOSED else "reference"
-
-
-def require_forced_backend(operation: str, device_type: str) -> None:
-    """Raise where SNNET_BACKEND forces a backend that does not serve ``operation`` on ``device_type``."""
-    if operation in PLAIN_PRODUCTS and FORCED is not None and device_type == _DEVICES.get(FORCED):
-        return
-    if FORCED is not None and FORCED not in serving_backend(operation, device_type).split(", "):
-        raise NotImplementedError(
-            f"SNNET_BACKEND={FORCED} does not serve {operation} for {device_type} tensors; "
-            f"without it the {serving_backend(operation, device_type)} backend would"
-        )
-
-
 def backend_info() -> BackendInfo:
     """The loaded libraries and, for each operation, the backend that serves it on CPU and CUDA tensors."""
     operations = {
-        name: {device: serving_backend(name, device) for device in ("cpu", "cuda")} for name in OPERATIONS
+        name: {device: ", ".join(table.servers(name, device)) for device in ("cpu", "cuda")}
+        for name in table.TABLE
     }
-    return BackendInfo(FORCED, _LOADED, operations)
+    return BackendInfo(table.FORCED, _LOADED, operations)

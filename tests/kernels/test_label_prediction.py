@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 import snnet_kernels as sk
 from snnet_kernels import reference
-from snnet_kernels.reference import label_prediction as stages
 from snnet_kernels.reference.selection import ordered_topk
 from snnet_kernels.testing import clustered_features
 
@@ -107,36 +106,6 @@ def test_threshold_is_strict_and_rounded_to_float32():
     memory = torch.tensor([[1.0, 0.0], [0.6, 0.8]])  # similarity is float32(0.6) exactly
     assert sk.unpack_labels(sk.mplp(memory, torch.tensor([0]), 0.6), 2).tolist() == [[True, False]]
     assert sk.unpack_labels(sk.mplp(memory, torch.tensor([0]), 0.5999999), 2).tolist() == [[True, True]]
-
-
-def test_stages_over_column_slices_give_the_whole():
-    """Two processes with half the columns each: candidates merged, counts added."""
-    n, cut = 500, 211
-    memory, index = clustered_features(n, 24), torch.arange(0, 500, 13)
-    cache = sk.build_similarity_cache(memory)
-    rows = cache[index]
-    parts = [
-        stages.select_candidates(rows[:, :cut], 0.6),
-        stages.select_candidates(rows[:, cut:], 0.6, column_offset=cut),
-    ]
-    counts = parts[0][2] + parts[1][2]
-    columns = torch.cat([part[0] for part in parts], dim=1)
-    values = torch.cat([part[1] for part in parts], dim=1)
-    order = ordered_topk(values, max(int(counts.max()), 1))[1]
-    columns = columns.gather(1, order)
-    max_rank, first = counts.clamp_min(10), counts.clone()
-    for b in range(index.shape[0]):
-        for j in range(int(counts[b])):
-            p, anchor = columns[b, j], columns[b, 0]
-            bar = cache[p, anchor][None]
-            ranks = stages.count_above(cache[p : p + 1, :cut], bar) + stages.count_above(
-                cache[p : p + 1, cut:], bar
-            )
-            if ranks.item() > max_rank[b]:
-                first[b] = j
-                break
-    labels = stages.decide_labels(columns, counts, first, index, n, strict=False)
-    assert torch.equal(labels, sk.mplp(memory, index, cache=cache))
 
 
 @pytest.mark.parametrize("k", [0, 1, 5, 16, 17])

@@ -9,6 +9,7 @@ partials are added up in order, so a loss is the same in every run; nothing grow
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -48,6 +49,13 @@ class Partials(NamedTuple):
         tiles = self.gradient.sum(0).transpose(1, 2)
         gradient = tiles.flatten(0, 1).flatten(1, 2)[:batch_size, :d]
         return self.loss.sum().float(), gradient.contiguous()
+
+
+def active_labels(labels: Sequence[Tensor], weights: Sequence[float]) -> tuple[list[Tensor], list[float]]:
+    """The label sets of some weight, and their shares of the sum of the weights."""
+    total = sum(weights)
+    kept = [k for k, weight in enumerate(weights) if weight > 0]
+    return [labels[k] for k in kept], [weights[k] / total for k in kept]
 
 
 def column_span(

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.precision import matmul
+from ...precision import matmul
 from . import launching
 from .entries import column_of_key, count_bits, label_bytes, selection_key
 from .launching import Tile

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from .derived import has_values
+from .layout import CacheBlocks, block_bytes, label_bytes
 from .neighbor_list_layout import NeighborLists
-from .reference.cache_blocks import CacheBlocks, block_bytes
-from .reference.labels import label_bytes
 
 DEBUG = os.environ.get("SNNET_DEBUG") == "1"
 
@@ -57,6 +56,21 @@ def check_memory(name: str, value: object) -> Tensor:
     return memory
 
 
+def check_shape(name: str, tensor: Tensor, *shape: int | str, note: str = "") -> None:
+    """The sizes of a tensor; one that is given as a letter may be any."""
+    if any(
+        not isinstance(wanted, str) and size != wanted
+        for size, wanted in zip(tensor.shape, shape, strict=True)
+    ):
+        sizes = ", ".join(str(wanted) for wanted in shape)
+        raise ValueError(f"{name} must have shape [{sizes}]{note}, got {tuple(tensor.shape)}")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be a floating point tensor, got {tensor.dtype}")
+
+
 def check_storage(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
     if tensor.dtype != dtype:
         raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
@@ -75,10 +89,8 @@ def check_same_device(**tensors: Tensor | None) -> None:
 def check_features(name: str, value: object, feature_dim: int) -> Tensor:
     """Live features: any floating type and any strides, taken to float32 [B, d]."""
     features = check_matrix(name, value, "B", "d")
-    if not features.is_floating_point():
-        raise TypeError(f"{name} must be a floating point tensor, got {features.dtype}")
-    if features.shape[1] != feature_dim:
-        raise ValueError(f"{name} must have shape [B, {feature_dim}], got {tuple(features.shape)}")
+    check_floating(name, features)
+    check_shape(name, features, "B", feature_dim)
     return features.float()
 
 
@@ -190,35 +202,47 @@ def check_no_tangent(name: str, tensor: Tensor) -> None:
 def check_rows(name: str, value: object, batch_size: int, num_instances: int) -> Tensor:
     """Similarity rows: float [B, n], taken to float32."""
     rows = check_matrix(name, value, "B", "n")
-    if not rows.is_floating_point():
-        raise TypeError(f"{name} must be a floating point tensor, got {rows.dtype}")
-    if tuple(rows.shape) != (batch_size, num_instances):
-        raise ValueError(f"{name} must have shape [{batch_size}, {num_instances}], got {tuple(rows.shape)}")
+    check_floating(name, rows)
+    check_shape(name, rows, batch_size, num_instances)
     return rows.float()
 
 
 def check_cache(name: str, value: object, num_instances: int) -> Tensor:
     cache = check_matrix(name, value, "n", "n")
-    if tuple(cache.shape) != (num_instances, num_instances):
-        raise ValueError(
-            f"{name} must have shape [{num_instances}, {num_instances}], got {tuple(cache.shape)}"
-        )
+    check_shape(name, cache, num_instances, num_instances)
     check_storage(name, cache, torch.float32)
     return cache
 
 
-def check_blocks(name: str, value: object, cache: Tensor | None, num_instances: int) -> CacheBlocks:
-    """The marked blocks of a cache: their bits and a finite floor."""
+def check_blocks(
+    name: str, value: object, cache: Tensor | None, num_instances: int
+) -> tuple[Tensor | None, float]:
+    """The marked blocks of a cache, or None: their bits and a finite floor."""
+    if value is None:
+        return None, 0.0
     if not isinstance(value, CacheBlocks):
         raise TypeError(f"{name} must be CacheBlocks (see mark_cache_blocks), got {type(value).__name__}")
     if cache is None:
         raise ValueError(f"{name} say what a cache holds: cache must be given with them")
     bits = check_matrix(f"{name}.bits", value.bits, "n", "block_bytes(n)")
     check_storage(f"{name}.bits", bits, torch.uint8)
-    expected = (num_instances, block_bytes(num_instances))
-    if tuple(bits.shape) != expected:
-        raise ValueError(f"{name}.bits must have shape {list(expected)}, got {tuple(bits.shape)}")
-    return CacheBlocks(bits, check_finite(f"{name}.floor", value.floor))
+    check_shape(f"{name}.bits", bits, num_instances, block_bytes(num_instances))
+    return bits, check_finite(f"{name}.floor", value.floor)
+
+
+def check_inquiry(
+    memory: Tensor, index: Tensor, cache: Tensor | None, query_rows: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """What labels and neighbours are sought in: memory, positions, and the similarities that are at hand."""
+    memory = check_memory("memory", memory)
+    n = memory.shape[0]
+    index = check_index("index", index, n)
+    if cache is not None:
+        cache = check_cache("cache", cache, n)
+    if query_rows is not None:
+        query_rows = check_rows("query_rows", query_rows, index.shape[0], n).detach()
+    check_same_device(memory=memory, index=index, cache=cache, query_rows=query_rows)
+    return memory, index, cache, query_rows
 
 
 def check_lists(name: str, value: object, num_instances: int, symmetric: bool = False) -> NeighborLists:
@@ -244,12 +268,8 @@ def check_labels(name: str, value: object, num_instances: int, batch_size: int |
     """Packed label bits: contiguous uint8 [B, label_bytes(n)]."""
     labels = check_matrix(name, value, "B", "label_bytes(n)")
     check_storage(name, labels, torch.uint8)
-    width = label_bytes(num_instances)
-    if labels.shape[1] != width or batch_size not in (None, labels.shape[0]):
-        rows = "B" if batch_size is None else batch_size
-        raise ValueError(
-            f"{name} must have shape [{rows}, {width}] for {num_instances} instances, got {tuple(labels.shape)}"
-        )
+    rows = "B" if batch_size is None else batch_size
+    check_shape(name, labels, rows, label_bytes(num_instances), note=f" for {num_instances} instances")
     return labels
 
 
@@ -294,15 +314,19 @@ def check_momentum(value: float | Tensor, device: torch.device) -> Tensor:
         if has_values(value):
             check_momentum_value(value)
         return value.to(device=device, dtype=torch.float32)
-    value = check_number("momentum", value, "a number or a 0-d tensor")
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"momentum must lie in [0, 1], got {value}")
+    value = check_share("momentum", check_number("momentum", value, "a number or a 0-d tensor"))
     return torch.full((), value, dtype=torch.float32, device=device)
 
 
 def check_momentum_value(momentum: Tensor) -> None:
-    if momentum.device.type == "cpu" and not 0.0 <= float(momentum) <= 1.0:
-        raise ValueError(f"momentum must lie in [0, 1], got {float(momentum)}")
+    if momentum.device.type == "cpu":
+        check_share("momentum", float(momentum))
+
+
+def check_share(name: str, value: float) -> float:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    return value
 
 
 def check_loss_options(kind: str, delta: float, hard_negative_ratio: float) -> tuple[str, float, float]:
@@ -311,10 +335,8 @@ def check_loss_options(kind: str, delta: float, hard_negative_ratio: float) -> t
     delta = check_number("delta", delta)
     if not 0.0 <= delta < float("inf"):
         raise ValueError(f"delta must be finite and not negative, got {delta}")
-    hard_negative_ratio = check_number("hard_negative_ratio", hard_negative_ratio)
-    if not 0.0 <= hard_negative_ratio <= 1.0:
-        raise ValueError(f"hard_negative_ratio must lie in [0, 1], got {hard_negative_ratio}")
-    return kind, delta, hard_negative_ratio
+    ratio = check_share("hard_negative_ratio", check_number("hard_negative_ratio", hard_negative_ratio))
+    return kind, delta, ratio
 
 
 def check_neighbors(k: object, num_instances: int) -> int:

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet_kernels import reference
-from snnet_kernels.reference.precision import exact_float32
+from snnet_kernels.precision import exact_float32
 from snnet_kernels.testing import clustered_features
 
 

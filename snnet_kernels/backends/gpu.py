@@ -1,0 +1,156 @@
+"""The operations for CUDA tensors, with the arguments of ``snnet::``.
+
+What reads the similarity cache, or similarities at hand, goes to the compiled library; what has to make its products
+as it goes, to Triton. Where one of the two is missing the other serves if it can, else plain PyTorch does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops.operation import LIBRARY, OPERATIONS
+from ..precision import exact_float32, get_matmul_precision, tf32_product
+from . import cuda_library, table
+from .table import choose
+
+_compiled = torch.ops.snnet_cuda
+# Bytes of similarities [B, n] up to which a loss from features makes them all: about what the L2 cache holds. That is
+# one product of torch's and a sparse one, or two of torch's, where Triton makes three or two. Counted, not measured.
+HELD_SIMILARITIES = 64 * 2**20
+# Share of hard negatives up to which the sparse backward product is cheaper than a dense one of that precision: the
+# first is bound by reading rows of the memory, the second by arithmetic. Counted from both, not measured.
+_SPARSE_UP_TO = {"ieee": 0.05, "bf16": 0.05, "tf32x3": 0.05, "tf32": 0.01}
+
+
+def similarity_of(features: Tensor, memory: Tensor) -> Tensor:
+    """``features memoryᵀ`` [B, n] in the chosen precision."""
+    if get_matmul_precision() == "tf32x3" and table.AVAILABLE["triton"]:
+        from ..triton.similarity import memory_similarity
+
+        return memory_similarity(features, memory)
+    return product(features, memory.t())
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in the chosen precision, ieee in place of tf32x3.
+
+    For the product of a gradient with the memory the kernel of tf32x3 would be no good: it reads both operands along
+    their rows, for which the memory would have to be copied, and one of its programs would sum over all images.
+    """
+    with exact_float32(a.device):
+        return tf32_product(a, b) if get_matmul_precision() == "tf32" else a @ b
+
+
+def _compiled_or_plain(name: str) -> Callable[..., Any]:
+    """An operation that the compiled library has as it is."""
+
+    def serve(*args: Any) -> Any:
+        if choose(name) == "cuda":
+            return getattr(_compiled, name).default(*args)
+        return OPERATIONS[name].plain(*args)
+
+    return serve
+
+
+def _mplp(memory: Tensor, index: Tensor, cache: Tensor | None, *rest: Any) -> Tensor:
+    match choose("mplp", at_hand=cache is not None):
+        case "cuda":
+            return _compiled.mplp.default(index, cache, *rest)
+        case "triton":
+            from ..triton.label_prediction import mplp
+
+            return mplp(memory, index, cache, *rest)
+    return OPERATIONS["mplp"].plain(memory, index, cache, *rest)
+
+
+def _nearest_neighbors(
+    memory: Tensor, index: Tensor, cache: Tensor | None, query_rows: Tensor | None, k: int
+) -> tuple[Tensor, Tensor]:
+    at_hand = cache is not None or query_rows is not None
+    match choose("nearest_neighbors", at_hand):
+        case "cuda":
+            rows = query_rows if at_hand else similarity_of(memory[index], memory)
+            return _compiled.nearest_neighbors.default(index, cache, rows, k)
+        case "triton":
+            from ..triton.neighbors import nearest_neighbors
+
+            return nearest_neighbors(memory, index, cache, query_rows, k)
+    return OPERATIONS["nearest_neighbors"].plain(memory, index, cache, query_rows, k)
+
+
+def _mine_labels_(memory: Tensor, index: Tensor, cache: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    if cache is not None and choose("mine_labels_") == "cuda":
+        return _compiled.mine_labels_.default(index, cache, *rest)
+    return OPERATIONS["mine_labels_"].plain(memory, index, cache, *rest)
+
+
+def _fused_mutual_label_loss(
+    features: Tensor,
+    memory: Tensor,
+    similarity: Tensor | None,
+    labels: list[Tensor],
+    weights: list[float],
+    kind: str,
+    *options: float,
+) -> tuple[Tensor, Tensor]:
+    few = 4 * len(features) * len(memory) <= HELD_SIMILARITIES
+    features = features.contiguous()
+    match choose("fused_mutual_label_loss", at_hand=similarity is not None or few):
+        case "cuda":
+            s = similarity_of(features, memory) if similarity is None else similarity
+            _, hard_negative_ratio = options
+            if kind == "mmcl" and hard_negative_ratio <= _SPARSE_UP_TO[get_matmul_precision()]:
+                return _compiled.sparse_label_loss.default(s, memory, labels, weights, *options)
+            loss, grad = _compiled.mutual_label_loss.default(s, labels, weights, kind, *options)
+            return loss, product(grad, memory)
+        case "triton":
+            from ..triton.loss import fused_mutual_label_loss
+
+            return fused_mutual_label_loss(features, memory, similarity, labels, weights, kind, *options)
+    plain = OPERATIONS["fused_mutual_label_loss"].plain
+    return plain(features, memory, similarity, labels, weights, kind, *options)
+
+
+def _update_memory_(
+    memory: Tensor,
+    index: Tensor,
+    features: Tensor,
+    momentum: Tensor,
+    cache: Tensor | None,
+    similarity: Tensor | None,
+    *blocks: Any,
+) -> None:
+    if cache is None:
+        similarity = None
+    elif similarity is None:
+        similarity = similarity_of(features, memory)
+    serve = _compiled_or_plain("update_memory_")
+    serve(memory, index, features, momentum, cache, similarity, *blocks)
+
+
+_IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
+    "memory_similarity": similarity_of,
+    "memory_similarity_backward": product,
+    "build_similarity_cache": lambda memory: similarity_of(memory, memory),
+    "mplp": _mplp,
+    "nearest_neighbors": _nearest_neighbors,
+    "mine_labels_": _mine_labels_,
+    "fused_mutual_label_loss": _fused_mutual_label_loss,
+    "update_memory_": _update_memory_,
+}
+
+
+def register(dispatch_key: str = "CUDA") -> None:
+    """Serve the operations on tensors of ``dispatch_key`` with what is there; plain PyTorch for the rest."""
+    table.AVAILABLE["cuda"] = all(
+        torch._C._dispatch_has_kernel_for_dispatch_key(f"snnet_cuda::{name}", dispatch_key)
+        for name in cuda_library.OPERATIONS
+    )
+    table.AVAILABLE["triton"] = importlib.util.find_spec("triton") is not None
+    for name in OPERATIONS:
+        LIBRARY.impl(name, _IMPLEMENTATIONS.get(name) or _compiled_or_plain(name), dispatch_key)

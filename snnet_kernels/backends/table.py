@@ -1,0 +1,95 @@
+"""Who serves which operation on which device: the one table that dispatch, ``SNNET_BACKEND`` and ``backend_info`` read.
+
+``SNNET_BACKEND`` forces one backend for every operation: ``reference`` (plain PyTorch), ``cpu`` (the compiled CPU
+library), ``cuda`` (the compiled CUDA library) or ``triton``. A forced backend that is not there raises at
+import, one that does not serve an operation, or this form of it, raises at its call.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+BACKENDS = ("reference", "cpu", "cuda", "triton")
+_DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
+
+
+class Servers(NamedTuple):
+    """The backends that can serve an operation, best first; where none of them is there, plain PyTorch does."""
+
+    cpu: tuple[str, ...]  # CPU tensors
+    at_hand: tuple[str, ...]  # CUDA tensors, with a similarity cache, or similarities at hand or few to make
+    streaming: tuple[str, ...]  # CUDA tensors otherwise: products are made as they are needed
+    plain: bool = False  # a single matrix product, which every backend leaves to torch
+
+
+_COMPILED = Servers(("cpu",), ("cuda",), ("cuda",))
+_ON_CPU = Servers(("cpu",), (), ())
+TABLE = {
+    "pack_labels": _COMPILED,
+    "unpack_labels": _COMPILED,
+    "write_labels_": _COMPILED,
+    "gather_labels": _COMPILED,
+    "memory_similarity": Servers(("cpu",), (), (), plain=True),
+    "memory_similarity_backward": Servers((), (), (), plain=True),
+    "build_similarity_cache": Servers((), (), (), plain=True),
+    "mark_cache_blocks": _COMPILED,
+    "mplp": Servers(("cpu",), ("cuda", "triton"), ("triton",)),
+    "nearest_neighbors": Servers(("cpu",), ("cuda", "triton"), ("triton", "cuda")),
+    # Only "cuda" fuses these; elsewhere they are made of other operations, of which mplp says who serves.
+    "mine_labels_": Servers(("cpu",), ("cuda", "triton"), ("triton",)),
+    "mutual_label_loss": _COMPILED,
+    "fused_mutual_label_loss": Servers(("cpu",), ("cuda", "triton"), ("triton", "cuda")),
+    "update_memory_": _COMPILED,
+    "neighbor_lists": _ON_CPU,
+    "symmetric_lists": _ON_CPU,
+    "mplp_from_lists": _ON_CPU,
+    "nearest_from_lists": _ON_CPU,
+    "update_memory_lists_": _ON_CPU,
+}
+AVAILABLE: dict[str, bool] = dict.fromkeys(BACKENDS, False)  # set as libraries load
+
+
+def forced_backend() -> str | None:
+    """What ``SNNET_BACKEND`` asks for; ValueError where that is no backend."""
+    name = os.environ.get("SNNET_BACKEND") or None
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"SNNET_BACKEND must be one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+FORCED = forced_backend()
+
+
+def servers(operation: str, device_type: str) -> tuple[str, ...]:
+    """The backends that run ``operation`` for tensors on ``device_type``; two where it depends on the call."""
+    row = TABLE[operation]
+    could = {"cpu": row.cpu, "cuda": row.at_hand + row.streaming}.get(device_type, ())
+    return tuple(dict.fromkeys(name for name in could if AVAILABLE[name])) or ("reference",)
+
+
+def require_forced_backend(operation: str, device_type: str) -> None:
+    """Raise where SNNET_BACKEND forces a backend that does not serve ``operation`` on ``device_type``."""
+    if FORCED is None or (TABLE[operation].plain and device_type == _DEVICES.get(FORCED)):
+        return
+    serving = servers(operation, device_type)
+    if FORCED not in serving:
+        raise NotImplementedError(
+            f"SNNET_BACKEND={FORCED} does not serve {operation} for {device_type} tensors; "
+            f"without it the {', '.join(serving)} backend would"
+        )
+
+
+def choose(operation: str, at_hand: bool = True) -> str:
+    """The backend for a call on CUDA tensors: the best that is there, or the forced one, or NotImplementedError."""
+    preferred = TABLE[operation].at_hand if at_hand else TABLE[operation].streaming
+    for name in preferred:
+        if AVAILABLE[name] and FORCED in (None, name):
+            return name
+    if FORCED is not None:
+        there = [name for name in ("cuda", "triton") if AVAILABLE[name]]
+        raise NotImplementedError(
+            f"SNNET_BACKEND={FORCED} does not serve this call of {operation} (of the backends that could, "
+            f"{', '.join(preferred)}, there are: {', '.join(there) or 'none'})"
+        )
+    return "reference"

@@ -1,0 +1,38 @@
+"""The operations: a file for each family, which holds all that is said of an operation once.
+
+That is its arguments and its plain PyTorch form (:func:`.operation.operation`), the shapes of its result for tracing,
+its gradient, and the public function that checks arguments. Backends only implement: see :mod:`snnet_kernels.backends`.
+
+Every function works on CPU and CUDA tensors, under ``torch.compile(fullgraph=True)`` and in float32
+whatever autocast or the global TF32 flag say. B batch entries, n images, d feature dimensions, L = label_bytes(n).
+Similarities, memory and cache are float32, indices int64, label bits uint8.
+"""
+
+from .. import checks
+from .label_prediction import mine_labels_, mplp
+from .labels import gather_labels, label_bytes, pack_labels, unpack_labels, write_labels_
+from .loss import fused_mutual_label_loss, mutual_label_loss
+from .memory_update import update_memory_
+from .neighbor_lists import neighbor_lists
+from .neighbors import nearest_neighbors
+from .similarity import memory_similarity
+from .similarity_cache import build_similarity_cache, mark_cache_blocks
+
+__all__ = [
+    "build_similarity_cache",
+    "checks",
+    "fused_mutual_label_loss",
+    "gather_labels",
+    "label_bytes",
+    "mark_cache_blocks",
+    "memory_similarity",
+    "mine_labels_",
+    "mplp",
+    "mutual_label_loss",
+    "nearest_neighbors",
+    "neighbor_lists",
+    "pack_labels",
+    "unpack_labels",
+    "update_memory_",
+    "write_labels_",
+]

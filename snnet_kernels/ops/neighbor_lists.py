@@ -1,0 +1,133 @@
+"""Neighbour lists: building them, and the labels, the neighbours and the update that read them.
+
+n images, d feature dimensions, B batch entries, K places a row, L = label_bytes(n). The tensors of lists travel as
+columns int32 [n, K], values float32 [n, K], counts int32 [n], floors float32 [n], mirrors int32 [n, K].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import checks, reference
+from ..checks import check_index_values, check_momentum_value
+from ..layout import label_bytes
+from ..neighbor_list_layout import NeighborLists
+from .operation import operation
+
+
+def _empty_tables(like: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n = like.shape[0]
+    return (
+        like.new_empty(n, capacity, dtype=torch.int32),
+        like.new_empty(n, capacity),
+        like.new_empty(n, dtype=torch.int32),
+        like.new_empty(n),
+    )
+
+
+@operation(lambda features, k, floor: _empty_tables(features, min(k, features.shape[0])))
+def _neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return reference.neighbor_lists(features, k, floor)[:4]
+
+
+@operation(
+    lambda columns, values, counts, floors, capacity: (
+        *_empty_tables(values, capacity),
+        values.new_empty(values.shape[0], capacity, dtype=torch.int32),
+    )
+)
+def symmetric_lists(
+    columns: Tensor, values: Tensor, counts: Tensor, floors: Tensor, capacity: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Symmetric lists of ``capacity`` places a row, with their mirrors."""
+    made = reference.symmetric_lists(NeighborLists(columns, values, counts, floors), capacity)
+    assert made.mirrors is not None
+    return (*made[:4], made.mirrors)
+
+
+@operation(
+    lambda memory, index, *_: (
+        memory.new_empty(index.shape[0], label_bytes(memory.shape[0]), dtype=torch.uint8),
+        index.new_empty(()),
+    )
+)
+def mplp_from_lists(
+    memory: Tensor,
+    index: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    floors: Tensor,
+    query_rows: Tensor | None,
+    threshold: float,
+    min_rank: int,
+) -> tuple[Tensor, Tensor]:
+    """Labels uint8 [B, L], and the number int64 [] of rows that were multiplied."""
+    check_index_values("index", index, memory.shape[0])
+    lists = NeighborLists(columns, values, counts, floors)
+    labels, products = reference.mplp_from_lists(
+        memory, index, lists, threshold, min_rank, query_rows=query_rows
+    )
+    return labels, torch.tensor(products, device=index.device)
+
+
+@operation(
+    lambda memory, index, columns, values, counts, floors, k: (
+        index.new_empty(index.shape[0], k),
+        memory.new_empty(index.shape[0], k),
+        index.new_empty(()),
+    )
+)
+def nearest_from_lists(
+    memory: Tensor, index: Tensor, columns: Tensor, values: Tensor, counts: Tensor, floors: Tensor, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Neighbours int64 [B, k] and their similarities [B, k], and the number int64 [] of rows that were multiplied."""
+    check_index_values("index", index, memory.shape[0])
+    lists = NeighborLists(columns, values, counts, floors)
+    neighbors, similarity, products = reference.nearest_from_lists(memory, index, lists, k)
+    return neighbors, similarity, torch.tensor(products, device=index.device)
+
+
+@operation(lambda *_: None, writes=("memory", "columns", "values", "counts", "floors", "mirrors"))
+def update_memory_lists_(
+    memory: Tensor,
+    index: Tensor,
+    features: Tensor,
+    momentum: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    floors: Tensor,
+    mirrors: Tensor,
+    similarity: Tensor | None,
+) -> None:
+    """The momentum update of the memory, and of lists of it."""
+    check_index_values("index", index, memory.shape[0])
+    check_momentum_value(momentum)
+    lists = NeighborLists(columns, values, counts, floors, mirrors)
+    reference.update_memory_lists_(memory, index, features, momentum, lists, similarity)
+
+
+def neighbor_lists(features: Tensor, k: int = 256, *, floor: float | None = None) -> NeighborLists:
+    """The ``k`` largest similarities of each row of ``features``, exact, with bounded memory.
+
+    A row lists itself too. Falling similarity, ties by lower column; NaN is above nothing. Equals
+    ``(features @ features.t()).sort(dim=1, descending=True, stable=True)`` cut to k columns, in true float32, and to
+    what is above ``floor``; nothing of size n × n is held.
+
+    Args:
+        features: [n, d], any floating type and strides.
+        k: places a row; n of them at most are made.
+        floor: list only what is above it, for a threshold graph: complete where k is at least the largest count. The
+            floor of a row that has more is the largest similarity that it leaves out.
+
+    Returns:
+        NeighborLists: ``columns`` int32 [n, K], -1 behind the last entry; ``values`` float32 [n, K], -inf there;
+        ``counts`` int32 [n]; ``floors`` float32 [n]: every column with a larger similarity is listed.
+    """
+    k = checks.check_count("k", k)
+    features = checks.check_matrix("features", features, "n", "d")
+    features = checks.check_features("features", features, features.shape[1]).detach()
+    lowest = -float("inf") if floor is None else checks.check_finite("floor", floor)
+    return NeighborLists(*_neighbor_lists(features, k, lowest))

@@ -1,0 +1,57 @@
+"""The similarity of features to the exemplar memory, and its derivatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks, reference
+from .operation import operation, set_gradient
+
+
+@operation(lambda features, memory: features.new_empty(features.shape[0], memory.shape[0]))
+def _memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
+    return reference.memory_similarity(features, memory)
+
+
+@operation(lambda grad, memory: grad.new_empty(grad.shape[0], memory.shape[1]))
+def _memory_similarity_backward(grad: Tensor, memory: Tensor) -> Tensor:
+    return reference.memory_similarity_backward(grad, memory)
+
+
+def _save_memory(ctx: Any, inputs: tuple, output: Any) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (memory,) = ctx.saved_tensors
+    return torch.ops.snnet.memory_similarity_backward.default(grad.contiguous(), memory), None
+
+
+def _second_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (memory,) = ctx.saved_tensors
+    return torch.ops.snnet.memory_similarity.default(grad.contiguous(), memory), None
+
+
+set_gradient("memory_similarity", _save_memory, _gradient)
+set_gradient("memory_similarity_backward", _save_memory, _second_gradient)
+
+
+def memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
+    """Similarity of live features to the exemplar memory (Eq. 1): s = f Mᵀ [B, n].
+
+    Equals ``features.float() @ memory.t()`` in true float32: under autocast or with TF32 switched on a plain
+    ``@`` would round the inputs. Differentiable in ``features``, in reverse mode. Rows may have any length; between
+    rows of length 1 it is the cosine similarity.
+
+    Args:
+        features: [B, d], any floating type and strides.
+        memory: float32 [n, d], contiguous.
+    """
+    memory = checks.check_memory("memory", memory)
+    features = checks.check_features("features", features, memory.shape[1])
+    checks.check_same_device(features=features, memory=memory)
+    checks.check_no_tangent("features", features)
+    return _memory_similarity(features, memory)
