@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from snnet import evaluation
-from snnet.evaluation import RankMetrics, rank_metrics
+from snnet.retrieval import rank_metrics as evaluation
+from snnet.retrieval.rank_metrics import RankMetrics, rank_metrics
 
 from .case import Unavailable
 from .equality import Unequal

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from snnet import reranking
-from snnet.reranking import rerank
+from snnet.retrieval import reranking
+from snnet.retrieval.reranking import rerank
 from snnet_kernels.memory_size import free_memory
 
 from .case import Unavailable

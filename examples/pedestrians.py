@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import snnet_kernels as sk
-from snnet.data.synthetic.image import draw_image
-from snnet.data.synthetic.plan import TRAIN_FOLDER, plan_shots
 from snnet.models import ReIDModel, build_model
+from snnet.synthetic.image import draw_image
+from snnet.synthetic.plan import TRAIN_FOLDER, plan_shots
 
 BATCH = 32
 

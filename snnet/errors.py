@@ -1,15 +1,6 @@
-"""The one kind of error that is the user's to mend, and how a command reports it."""
+"""The one kind of error that is the user's to mend."""
 
 from __future__ import annotations
-
-import contextlib
-import sys
-from collections.abc import Callable
-from typing import NoReturn
-
-from snnet.terminal import OutputLost, close_streams, complain, escape_what_cannot_be_encoded
-
-READER_GONE = 141  # the exit status of a command that SIGPIPE ended
 
 
 class UserError(Exception):
@@ -18,44 +9,3 @@ class UserError(Exception):
     The message is one line that names it, says what came and what is needed. Commands print it as
     ``error: ...`` and exit with status 2; a program that calls the functions catches it like any exception.
     """
-
-
-def run_command(main: Callable[[], None]) -> None:
-    """Run the ``main`` of a command; a :class:`UserError` becomes one line on stderr and exit status 2.
-
-    So does a path that may not be looked at, wherever it was met, a call that the backend that the environment
-    forces does not serve, and a stdout that does not take the answer; where that has no reader any more, the command
-    ends without a word. What a terminal cannot show, as in file names that are no UTF-8, is printed as escapes.
-    """
-    escape_what_cannot_be_encoded()
-    try:
-        try:
-            main()
-        except SystemExit:  # of --help
-            close_streams()
-            raise
-        close_streams()
-    except UserError as error:
-        _exit(2, f"error: {error}")
-    except PermissionError as error:
-        if error.filename is None:
-            raise
-        _exit(2, f"error: cannot read {error.filename}: {error.strerror}")
-    except NotImplementedError as error:
-        if not str(error).startswith("SNNET_BACKEND="):
-            raise
-        _exit(2, f"error: {error}")
-    except OutputLost as error:
-        if error.reader_gone:
-            _exit(READER_GONE)
-        _exit(2, f"error: {error}")
-    except KeyboardInterrupt:
-        _exit(130, "interrupted")
-
-
-def _exit(status: int, line: str | None = None) -> NoReturn:
-    if line is not None:
-        complain(line)
-    with contextlib.suppress(OutputLost):
-        close_streams()
-    sys.exit(status)

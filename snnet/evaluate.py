@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from snnet.signals import end_on_signals
+from snnet.system.signals import end_on_signals
 
 if __name__ == "__main__":
     end_on_signals()
 
-from snnet.errors import UserError, run_command
-from snnet.flags import EvaluateCommand, answer_early, parse_evaluate_command
+from snnet.config.flags import EvaluateCommand, answer_early, parse_evaluate_command
+from snnet.errors import UserError
+from snnet.system.command import run_command
 
 if __name__ == "__main__":
     answer_early(parse_evaluate_command)
@@ -20,12 +21,12 @@ import json
 from typing import Any
 
 from snnet.data import build_dataset
-from snnet.features import decode_retrieval_set, rank_gallery, rerank_gallery, retrieval_features
-from snnet.progress import say, set_quiet
-from snnet.runlog import rank_record, rank_table
+from snnet.retrieval.features import decode_retrieval_set, rank_gallery, rerank_gallery, retrieval_features
+from snnet.retrieval.rank_tables import rank_record, rank_table
+from snnet.retrieval.trained import load_trained_model
 from snnet.runtime import show_warnings_as_lines
-from snnet.terminal import answer
-from snnet.trained import load_trained_model
+from snnet.system.progress import say, set_quiet
+from snnet.system.terminal import answer
 
 
 def main() -> None:
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 def evaluate(command: EvaluateCommand) -> dict[str, Any]:
-    """Rank the gallery for every query; returns :func:`snnet.runlog.rank_record` and what was evaluated.
+    """Rank the gallery for every query; returns :func:`snnet.retrieval.rank_tables.rank_record` and what was evaluated.
 
     With ``--rerank`` the same after k-reciprocal re-ranking is under ``reranked``.
     Raises :class:`~snnet.errors.UserError` for a checkpoint, weights or data that cannot be used.

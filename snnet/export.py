@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from snnet.signals import end_on_signals
+from snnet.system.signals import end_on_signals
 
 if __name__ == "__main__":
     end_on_signals()
 
-from snnet.errors import UserError, run_command
-from snnet.flags import answer_early
-from snnet.tool_flags import ExportCommand, parse_export_command
+from snnet.config.flags import answer_early
+from snnet.config.tool_flags import ExportCommand, parse_export_command
+from snnet.errors import UserError
+from snnet.system.command import run_command
 
 if __name__ == "__main__":
     answer_early(parse_export_command)
@@ -28,12 +29,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from snnet.files.outputs import check_output, write_atomically
 from snnet.files.safetensors_files import write_with_checksum
-from snnet.outputs import check_output, write_atomically
-from snnet.progress import progress, say, set_quiet
+from snnet.retrieval.trained import TrainedModel, load_trained_model
 from snnet.runtime import show_warnings_as_lines
-from snnet.terminal import tell
-from snnet.trained import TrainedModel, load_trained_model
+from snnet.system.progress import progress, say, set_quiet
+from snnet.system.terminal import tell
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # the extra "onnx"
 TOLERANCE = 1e-4  # largest difference of a feature's component to PyTorch's; rows have length 1

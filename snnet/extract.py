@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from snnet.signals import end_on_signals
+from snnet.system.signals import end_on_signals
 
 if __name__ == "__main__":
     end_on_signals()
 
-from snnet.errors import UserError, run_command
-from snnet.flags import answer_early
-from snnet.tool_flags import SPLITS, ExtractCommand, parse_extract_command
+from snnet.config.flags import answer_early
+from snnet.config.tool_flags import SPLITS, ExtractCommand, parse_extract_command
+from snnet.errors import UserError
+from snnet.system.command import run_command
 
 if __name__ == "__main__":
     answer_early(parse_extract_command)
@@ -22,14 +23,14 @@ from typing import Any
 import numpy as np
 
 from snnet.data import ImageSet, ReIDDataset, build_dataset
-from snnet.feature_files import SUFFIXES, FeatureSet, save_features
-from snnet.features import decode
-from snnet.outputs import check_output
-from snnet.paths import expand_home
-from snnet.progress import say, set_quiet
+from snnet.files.outputs import check_output
+from snnet.files.paths import expand_home
+from snnet.retrieval.feature_files import SUFFIXES, FeatureSet, save_features
+from snnet.retrieval.features import decode
+from snnet.retrieval.trained import TrainedModel, load_trained_model
 from snnet.runtime import show_warnings_as_lines
-from snnet.terminal import tell
-from snnet.trained import TrainedModel, load_trained_model
+from snnet.system.progress import say, set_quiet
+from snnet.system.terminal import tell
 
 
 def main() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from snnet.signals import end_on_signals
+from snnet.system.signals import end_on_signals
 
 if __name__ == "__main__":
     end_on_signals()
 
-from snnet.errors import run_command
-from snnet.flags import answer_early
-from snnet.tool_flags import LabelCommand, parse_label_command
+from snnet.config.flags import answer_early
+from snnet.config.tool_flags import LabelCommand, parse_label_command
+from snnet.system.command import run_command
 
 if __name__ == "__main__":
     answer_early(parse_label_command)
@@ -23,13 +23,19 @@ import numpy as np
 import torch
 
 from snnet.checks import UNIT_SLACK
-from snnet.config import config_from
-from snnet.feature_files import FeatureSet, load_features
-from snnet.outputs import check_output
-from snnet.progress import say, set_quiet
+from snnet.config.options import config_from
+from snnet.files.outputs import check_output
+from snnet.retrieval.feature_files import FeatureSet, load_features
+from snnet.retrieval.sparse_labels import (
+    LABEL_SETS,
+    SparseLabels,
+    SparseMatrix,
+    predict_sparse_labels,
+    save_labels,
+)
 from snnet.runtime import choose_device, kernels_line, show_warnings_as_lines
-from snnet.sparse_labels import LABEL_SETS, SparseLabels, SparseMatrix, predict_sparse_labels, save_labels
-from snnet.terminal import complain, tell
+from snnet.system.progress import say, set_quiet
+from snnet.system.terminal import complain, tell
 from snnet_kernels.version import __version__
 
 # A row with more than this share of all images as positives beside its own tells nobody from anybody.

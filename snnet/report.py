@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from snnet.signals import end_on_signals
+from snnet.system.signals import end_on_signals
 
 if __name__ == "__main__":
     end_on_signals()
 
-from snnet.errors import UserError, run_command
-from snnet.flags import answer_early
-from snnet.tool_flags import ReportCommand, parse_report_command
+from snnet.config.flags import answer_early
+from snnet.config.tool_flags import ReportCommand, parse_report_command
+from snnet.errors import UserError
+from snnet.system.command import run_command
 
 if __name__ == "__main__":
     answer_early(parse_report_command)
@@ -20,11 +21,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from snnet.checkpoint import image_fingerprint, label_state, load_checkpoint
 from snnet.data import ReIDDataset, build_dataset
-from snnet.features import decode, decode_retrieval_set, retrieval_features
-from snnet.outputs import check_output_folder, write_bytes, write_text
-from snnet.progress import say, set_quiet
+from snnet.files.outputs import check_output_folder, write_bytes, write_text
 from snnet.reporting.charts import render
 from snnet.reporting.curves import curves
 from snnet.reporting.lists import rows
@@ -33,9 +31,12 @@ from snnet.reporting.page import Contents, page
 from snnet.reporting.pictures import draw_rows
 from snnet.reporting.ranked import has_labels, label_lists, rank_lists
 from snnet.reporting.run import checked_ranks, load_run
+from snnet.retrieval.features import decode, decode_retrieval_set, retrieval_features
+from snnet.retrieval.trained import load_trained_model
 from snnet.runtime import show_warnings_as_lines
-from snnet.terminal import tell
-from snnet.trained import load_trained_model
+from snnet.system.progress import say, set_quiet
+from snnet.system.terminal import tell
+from snnet.training.checkpoint import image_fingerprint, label_state, load_checkpoint
 
 PAGE_FILE = "report.html"
 PICTURES = (

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snnet.config import RuntimeConfig
+from snnet.config.options import RuntimeConfig
 from snnet.errors import UserError
-from snnet.evaluation import default_threads
-from snnet.terminal import printable
+from snnet.system.cpus import available_cpus
+from snnet.system.terminal import printable
 from snnet_kernels import backend_info
 from snnet_kernels.backends import instruction_set, servers
 from snnet_kernels.version import __version__
@@ -108,7 +108,7 @@ def environment(placement: Placement) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "device": str(device),
         "device_name": name,
-        "cores": default_threads(),
+        "cores": available_cpus(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from snnet.signals import end_on_signals
+from snnet.system.signals import end_on_signals
 
 if __name__ == "__main__":
     end_on_signals()
 
-from snnet.errors import UserError, run_command
-from snnet.flags import answer_early
-from snnet.tool_flags import SearchCommand, parse_search_command
+from snnet.config.flags import answer_early
+from snnet.config.tool_flags import SearchCommand, parse_search_command
+from snnet.errors import UserError
+from snnet.system.command import run_command
 
 if __name__ == "__main__":
     answer_early(parse_search_command)
@@ -28,14 +29,14 @@ import torch
 
 from snnet.data import ImageSet, build_dataset
 from snnet.data.decoding import load_image
-from snnet.features import PAIRS_AT_A_TIME, decode
-from snnet.gallery_cache import gallery_features
-from snnet.outputs import check_output, write_atomically
-from snnet.progress import say, set_quiet
+from snnet.files.outputs import check_output, write_atomically
 from snnet.reporting.pictures import Tile, draw_rows
+from snnet.retrieval.features import PAIRS_AT_A_TIME, decode
+from snnet.retrieval.gallery_cache import gallery_features
+from snnet.retrieval.trained import load_trained_model
 from snnet.runtime import show_warnings_as_lines
-from snnet.terminal import answer
-from snnet.trained import load_trained_model
+from snnet.system.progress import say, set_quiet
+from snnet.system.terminal import answer
 from snnet_kernels import memory_similarity
 
 PICTURE_ROWS = 50  # queries that a picture shows

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from snnet.signals import end_on_signals
+from snnet.system.signals import end_on_signals
 
 if __name__ == "__main__":
     end_on_signals()
 
-from snnet.errors import UserError, run_command
-from snnet.flags import (
+from snnet.config.flags import (
     CHECKPOINT_FILE,
     CONFIG_FILE,
     RESUME_MAY_CHANGE,
@@ -19,6 +18,8 @@ from snnet.flags import (
     parse_train_command,
     to_yaml,
 )
+from snnet.errors import UserError
+from snnet.system.command import run_command
 
 if __name__ == "__main__":
     answer_early(parse_train_command)
@@ -35,7 +36,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snnet.checkpoint import (
+from snnet.config.options import OPTIONS, Config, cache_mode, flatten
+from snnet.data import DecodedImages, ReIDDataset, TrainingLoader, build_dataset, training_loader
+from snnet.files.outputs import write_text
+from snnet.files.paths import expand_home
+from snnet.files.text import shown
+from snnet.models import ReIDModel, build_model
+from snnet.retrieval.features import (
+    RetrievalSet,
+    decode,
+    decode_retrieval_set,
+    extract_features,
+    rank_gallery,
+    rerank_gallery,
+    retrieval_features,
+)
+from snnet.retrieval.rank_tables import rank_record, rank_table
+from snnet.runtime import Placement, environment, kernels_line, prepare, show_warnings_as_lines
+from snnet.system.progress import progress, say, set_quiet
+from snnet.system.terminal import tell
+from snnet.training.checkpoint import (
     check_measurements,
     image_fingerprint,
     load_checkpoint,
@@ -45,29 +65,11 @@ from snnet.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
-from snnet.config import OPTIONS, Config, cache_mode, flatten
-from snnet.data import DecodedImages, ReIDDataset, TrainingLoader, build_dataset, training_loader
-from snnet.divergence import LossWatch, check_weights
-from snnet.features import (
-    RetrievalSet,
-    decode,
-    decode_retrieval_set,
-    extract_features,
-    rank_gallery,
-    rerank_gallery,
-    retrieval_features,
-)
-from snnet.files.text import shown
-from snnet.label_quality import label_quality, label_symmetry
-from snnet.models import ReIDModel, build_model
-from snnet.outputs import write_text
-from snnet.paths import expand_home
-from snnet.progress import progress, say, set_quiet
-from snnet.run_folder import new_run_folder, run_folder
-from snnet.runlog import RANKS, RunLog, epoch_line, rank_record, rank_table, time_line
-from snnet.runtime import Placement, environment, kernels_line, prepare, show_warnings_as_lines
-from snnet.terminal import tell
-from snnet.timing import Laps, total_by_part
+from snnet.training.divergence import LossWatch, check_weights
+from snnet.training.label_quality import label_quality, label_symmetry
+from snnet.training.run_folder import new_run_folder, run_folder
+from snnet.training.runlog import RANKS, RunLog, epoch_line, run_results, time_line
+from snnet.training.timing import Laps
 from snnet_kernels import SNNetHead
 
 
@@ -132,7 +134,7 @@ def _train(config: Config, folder: Path, resumed: bool) -> dict[str, Any]:
         log.write_epoch()
         say(epoch_line(records[-1]))
 
-    results = _results(config, before, records)
+    results = run_results(config, before, records)
     log.write_results(results)
     if before:
         rows = {"before": results["before"], "after": results["after"]}
@@ -377,24 +379,6 @@ def _checkpoint_to_resume(config: Config, folder: Path) -> dict[str, Any] | None
                 f"{folder / CONFIG_FILE} has {name} {value}, but the checkpoint was written with {shown(was)}"
             )
     return checkpoint
-
-
-def _results(config: Config, before: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
-    last = records[-1]
-    results: dict[str, Any] = {
-        "dataset": config.data.dataset,
-        "arch": config.model.arch,
-        "epochs": len(records),
-        "seed": config.runtime.seed,
-        "loss": last["loss"],
-        "seconds": sum(record["seconds"] for record in records),
-        "seconds_by_part": total_by_part(records),
-    }
-    if before:
-        results |= {"before": before, "after": before | {name: last[name] for name in RANKS}}
-    if "reranked_mAP" in last:
-        results["reranked"] = before | {name: last[f"reranked_{name}"] for name in RANKS}
-    return results
 
 
 if __name__ == "__main__":

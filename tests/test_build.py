@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 import snnet_kernels as sk
-from snnet import compiled
+from snnet.retrieval import compiled
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -134,7 +134,7 @@ def test_wheel_holds_everything(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
-    needed_files = ("snnet/configs/synthetic.yaml", "snnet/py.typed", "snnet_kernels/py.typed")
+    needed_files = ("snnet/config/presets/synthetic.yaml", "snnet/py.typed", "snnet_kernels/py.typed")
     for needed in (*needed_files, "snnet/reporting/page.html", "snnet/reporting/page.css"):
         assert needed in names
     assert len([name for name in names if name.endswith(".so")]) == 2

@@ -1,6 +1,6 @@
 // Ranks of a query's matches in its similarity row, found by counting: no row is sorted.
 //
-// Who is a match, junk or dropped is decided by the caller (snnet/evaluation.py); here entries are counted.
+// Who is a match, junk or dropped is decided by the caller (snnet/retrieval/rank_metrics.py); here entries are counted.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>

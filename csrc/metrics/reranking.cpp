@@ -1,5 +1,5 @@
 // k-reciprocal re-ranking (Zhong et al., CVPR 2017) without a matrix of all pairs. The definition stands in
-// snnet/reranking.py, in words and in numpy; here each of its steps is done with sparse rows.
+// snnet/retrieval/reranking.py, in words and in numpy; here each of its steps is done with sparse rows.
 
 #include "reranking.h"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from snnet.data.files import NamePattern
 from snnet.data.image_set import ImageSet, ReIDDataset
 from snnet.data.readers import CUSTOM_SPLITS, MARKET_PATTERN, read_folder, read_msmt17, read_named_splits
-from snnet.data.synthetic import generate
 from snnet.errors import UserError
-from snnet.paths import expand_home
+from snnet.files.paths import expand_home
+from snnet.synthetic import generate
 
 __all__ = ["DATASETS", "ImageSet", "ReIDDataset", "build_dataset"]
 

@@ -22,7 +22,7 @@ from snnet.data.image_formats import readable_formats
 from snnet.data.image_set import ImageSet
 from snnet.data.transparency import BACKGROUND, on_background, transparent_grey
 from snnet.errors import UserError
-from snnet.progress import progress
+from snnet.system.progress import progress
 from snnet_kernels.memory_size import free_memory
 
 # cache="auto" holds a split's pixels if they take at most this share of the memory that is available.

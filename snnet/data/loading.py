@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from snnet.checks import positive
-from snnet.cpus import available_cpus
 from snnet.data.decoding import DecodedImages, load_image
 from snnet.data.transforms import UNIFORMS, augment, draw_augmentation, prepare, resize
 from snnet.errors import UserError
-from snnet.signals import begin_worker
+from snnet.system.cpus import available_cpus
+from snnet.system.signals import begin_worker
 
 # The first word of every random stream's key, so that no two kinds of stream share one.
 PERMUTATION, AUGMENTATION = 1, 2

@@ -1,1 +1,1 @@
-"""Reading files that may be damaged or made to do harm: bounded in memory and time, checked before use."""
+"""Files: whole or absent when written; bounded, and checked before use, when they may be damaged or made to do harm."""

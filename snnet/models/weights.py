@@ -10,12 +10,12 @@ import torchvision
 from torch import Tensor
 
 from snnet.errors import UserError
+from snnet.files.paths import expand_home
 from snnet.files.safetensors_files import open_safetensors
 from snnet.files.text import Damaged, FileFault, shown
 from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault
 from snnet.models.weight_names import open_container, recognised, without_prefix
-from snnet.paths import expand_home
-from snnet.progress import bars_shown, say
+from snnet.system.progress import bars_shown, say
 
 if TYPE_CHECKING:
     from snnet.models.embedding import ReIDModel

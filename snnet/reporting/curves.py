@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from snnet.reporting.run import Run
-from snnet.timing import seconds_by_part
+from snnet.training.timing import seconds_by_part
 
 FEWEST_POINTS = 2  # of a chart: a single value is in the tables
 X_LABEL = "epochs done"

@@ -10,15 +10,16 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from snnet.config import GROUPS, OPTIONS, config_from, flatten
+from snnet.config.options import GROUPS, OPTIONS, config_from, flatten
 from snnet.reporting.colors import DARK, LIGHT
 from snnet.reporting.curves import Chart, epochs
 from snnet.reporting.lists import Row
 from snnet.reporting.own_files import MARK
 from snnet.reporting.ranked import Retrieval
 from snnet.reporting.run import Run
-from snnet.runlog import RANKS
-from snnet.timing import total_by_part
+from snnet.system.terminal import printable
+from snnet.training.runlog import RANKS
+from snnet.training.timing import total_by_part
 
 RANK_NAMES = {"rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10", "mAP": "mAP", "mINP": "mINP"}
 
@@ -72,9 +73,7 @@ def _template() -> jinja2.Template:
 
 def visible(value: object) -> object:
     """Text whose characters that would not be seen, as of control and of direction, are written as escapes."""
-    if isinstance(value, Markup):
-        return value
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
+    return value if isinstance(value, Markup) else printable(value)
 
 
 def percent(fraction: float) -> str:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from snnet.data import DecodedImages
-from snnet.evaluation import QueryScores, score_queries
-from snnet.features import PAIRS_AT_A_TIME, RetrievalSet
+from snnet.retrieval.features import PAIRS_AT_A_TIME, RetrievalSet
+from snnet.retrieval.rank_metrics import QueryScores, score_queries
 from snnet_kernels import memory_similarity, unpack_labels
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snnet.config import Config, config_from
+from snnet.config.flags import CHECKPOINT_FILE, CONFIG_FILE, load_yaml
+from snnet.config.options import Config, config_from
 from snnet.errors import UserError
-from snnet.flags import CHECKPOINT_FILE, CONFIG_FILE, load_yaml
-from snnet.runlog import ENVIRONMENT_FILE, METRICS_FILE, RANKS, RESULTS_FILE, read_starts
+from snnet.training.runlog import ENVIRONMENT_FILE, METRICS_FILE, RANKS, RESULTS_FILE, read_starts
 
 FRACTIONS = (
     "rank",
@@ -70,7 +70,7 @@ def load_run(folder: Path) -> Run:
 
 
 def checked_ranks(found: Any, source: str) -> dict[str, Any]:
-    """Rank metrics as :func:`snnet.runlog.rank_record` makes them; empty where there are none."""
+    """Rank metrics as :func:`snnet.training.runlog.rank_record` makes them; empty where there are none."""
     if not found:
         return {}
     try:

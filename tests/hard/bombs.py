@@ -16,14 +16,14 @@ import torch
 import yaml
 from PIL import Image
 
-from snnet.checkpoint import FORMAT, VERSION, load_checkpoint
+from snnet.config.flags import load_yaml
 from snnet.data import build_dataset
 from snnet.data.decoding import decode_images
-from snnet.feature_files import load_features
-from snnet.flags import load_yaml
 from snnet.models.weights import read_state_dict
 from snnet.reporting.run import load_run
-from snnet.sparse_labels import load_labels
+from snnet.retrieval.feature_files import load_features
+from snnet.retrieval.sparse_labels import load_labels
+from snnet.training.checkpoint import FORMAT, VERSION, load_checkpoint
 
 Try = tuple[str, Callable[[], str]]
 UNPACKED = 3 << 29  # bytes that a member of a zip file unpacks to: more than a try may take

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from snnet.progress import set_quiet
+from snnet.system.progress import set_quiet
 from tests.hard import damage
 from tests.hard.bombs import Try, bombs
 from tests.hard.formats import Format, all_formats, same

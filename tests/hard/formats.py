@@ -15,20 +15,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from snnet.checkpoint import load_checkpoint
-from snnet.config import config_from, flatten
+from snnet.config.flags import parse_train_command
+from snnet.config.options import config_from, flatten
+from snnet.config.tool_flags import parse_export_command, parse_report_command
 from snnet.data import build_dataset
 from snnet.data.decoding import decode_images, load_image
 from snnet.export import export
-from snnet.feature_files import FeatureSet, load_features, save_features
-from snnet.flags import parse_train_command
-from snnet.gallery_cache import gallery_features
 from snnet.models.weights import read_state_dict
 from snnet.report import report
-from snnet.sparse_labels import load_labels, predict_sparse_labels, save_labels
-from snnet.tool_flags import parse_export_command, parse_report_command
+from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
+from snnet.retrieval.gallery_cache import gallery_features
+from snnet.retrieval.sparse_labels import load_labels, predict_sparse_labels, save_labels
+from snnet.retrieval.trained import TrainedModel, load_trained_model
 from snnet.train import train
-from snnet.trained import TrainedModel, load_trained_model
+from snnet.training.checkpoint import load_checkpoint
 from tests.snnet.tiny_run import draw_market
 
 # How much a reader can know of damage:

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from snnet.checkpoint import load_checkpoint
 from snnet.errors import UserError
+from snnet.training.checkpoint import load_checkpoint
 from tests.hard.formats import same, tiny_options
 from tests.hard.isolation import one_line
 from tests.hard.launcher import Launcher

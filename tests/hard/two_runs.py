@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from snnet.checkpoint import load_checkpoint, save_checkpoint
 from snnet.errors import UserError
+from snnet.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.hard.formats import same
 from tests.hard.launcher import Launcher, end_session
 from tests.hard.runs import SECONDS, Unbroken, error_problem, files, last_line, outcome, train_arguments

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import snnet_kernels as sk
-from snnet import compiled
+from snnet.retrieval import compiled
 from snnet_kernels.libraries import SOURCES, compiled_from, find_libraries, load_library, sources_digest
 from tests.paths import ROOT
 
@@ -122,7 +122,7 @@ def test_the_next_file_is_tried_where_one_does_not_load(checkout, tmp_path):
 BUILT = {library.name: library for library in sk.backend_info().libraries}["_C"]
 PROGRAM = (
     "import snnet_kernels as sk; print(sk.__file__, sk.backend_info().libraries[0].path);"
-    "from snnet.compiled import native as m; print(m and m.__file__)"
+    "from snnet.retrieval.compiled import native as m; print(m and m.__file__)"
 )
 
 

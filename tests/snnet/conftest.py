@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from snnet.progress import set_quiet
+from snnet.system.progress import set_quiet
 from tests.snnet.tiny_run import draw_market
 
 

@@ -16,7 +16,9 @@ import pytest
 import torch
 from torch import nn
 
-from snnet.checkpoint import (
+from snnet.errors import UserError
+from snnet.files.outputs import write_atomically, write_text
+from snnet.training.checkpoint import (
     image_fingerprint,
     load_checkpoint,
     load_state,
@@ -24,8 +26,6 @@ from snnet.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
-from snnet.errors import UserError
-from snnet.outputs import write_atomically, write_text
 
 
 def contents(value: float = 1.0) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def test_a_leftover_of_a_killed_write_is_neither_read_nor_in_the_way(tmp_path: P
 def test_of_two_processes_that_write_one_path_the_last_wins(tmp_path: Path) -> None:
     path = tmp_path / "features.npz"
     other = (
-        "import sys; from pathlib import Path; from snnet.outputs import write_atomically\n"
+        "import sys; from pathlib import Path; from snnet.files.outputs import write_atomically\n"
         "write_atomically(Path(sys.argv[1]), lambda file: file.write(b'other'))"
     )
 

@@ -10,11 +10,10 @@ from typing import get_args
 import pytest
 import yaml
 
-from snnet import flags
-from snnet.config import OPTIONS, Config, config_from, flatten
-from snnet.errors import UserError
-from snnet.flags import load_yaml, parse_evaluate_command, parse_train_command, to_yaml
-from snnet.tool_flags import (
+from snnet.config import flags
+from snnet.config.flags import load_yaml, parse_evaluate_command, parse_train_command, to_yaml
+from snnet.config.options import OPTIONS, Config, config_from, flatten
+from snnet.config.tool_flags import (
     LabelCommand,
     parse_export_command,
     parse_extract_command,
@@ -22,6 +21,7 @@ from snnet.tool_flags import (
     parse_report_command,
     parse_search_command,
 )
+from snnet.errors import UserError
 
 
 def parse(line: str) -> Config:
@@ -355,8 +355,8 @@ def test_help_names_every_flag_once_with_its_help(capsys: pytest.CaptureFixture[
 
 def test_choices_are_those_of_the_parts() -> None:
     from snnet.data import DATASETS
-    from snnet.evaluation import AVERAGE_PRECISIONS
     from snnet.models import ARCHITECTURES
+    from snnet.retrieval.rank_metrics import AVERAGE_PRECISIONS
 
     assert get_args(OPTIONS["dataset"].type) == DATASETS
     assert get_args(OPTIONS["average_precision"].type) == AVERAGE_PRECISIONS

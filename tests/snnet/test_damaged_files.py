@@ -13,15 +13,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from snnet.checkpoint import load_checkpoint, save_checkpoint
 from snnet.errors import UserError
-from snnet.feature_files import FeatureSet, load_features, save_features
 from snnet.files.archive import check_room
 from snnet.files.pickle_scan import scan_pickle
 from snnet.files.safetensors_files import write_with_checksum
 from snnet.files.text import FileFault, shown
 from snnet.models.weights import read_state_dict
-from snnet.sparse_labels import load_labels, predict_sparse_labels, save_labels
+from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
+from snnet.retrieval.sparse_labels import load_labels, predict_sparse_labels, save_labels
+from snnet.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.snnet.test_checkpoint import contents
 
 MARK = b"\x01\x23\x45\x67\x89\xab\xcd\xef"  # a float64, or two float32, that the written values hold
@@ -193,7 +193,7 @@ def test_values_are_shown_short() -> None:
     ],
 )
 def test_weights_of_a_checkpoint_that_are_no_plain_numbers(value: Any, message: str, tmp_path: Path) -> None:
-    from snnet.checkpoint import load_state
+    from snnet.training.checkpoint import load_state
 
     save_checkpoint(tmp_path / "checkpoint.pt", **{**contents(), "model": {"weight": value}})
     state = load_checkpoint(tmp_path)["model"]
@@ -216,7 +216,7 @@ def test_text_where_a_checkpoint_has_numbers(name: str, value: Any, message: str
 
 
 def test_an_optimisers_state_that_does_not_fit(tmp_path: Path) -> None:
-    from snnet.checkpoint import load_optimizer
+    from snnet.training.checkpoint import load_optimizer
 
     def optimizer() -> torch.optim.Optimizer:
         return torch.optim.SGD([torch.nn.Parameter(torch.zeros(2, 3))], lr=0.1, momentum=0.9)

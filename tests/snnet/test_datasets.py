@@ -10,7 +10,7 @@ import pytest
 
 from snnet.data import DATASETS, ImageSet, build_dataset, datasets
 from snnet.errors import UserError
-from snnet.evaluation import rank_metrics
+from snnet.retrieval.rank_metrics import rank_metrics
 
 MARKET_FILES = {
     "bounding_box_train": [

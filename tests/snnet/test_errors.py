@@ -9,8 +9,9 @@ import sys
 import pytest
 import torch
 
-from snnet.errors import UserError, run_command
+from snnet.errors import UserError
 from snnet.runtime import kernels_line
+from snnet.system.command import run_command
 from snnet_kernels.backends import BACKENDS, backend_info, instruction_set
 from tests.snnet.tiny_run import environment
 

@@ -11,13 +11,13 @@ import safetensors.torch
 import torch
 
 from snnet import evaluate as command
-from snnet.checkpoint import load_checkpoint, save_checkpoint
-from snnet.config import config_from
+from snnet.config.flags import parse_evaluate_command
+from snnet.config.options import config_from
 from snnet.errors import UserError
 from snnet.evaluate import evaluate
-from snnet.flags import parse_evaluate_command
+from snnet.retrieval.trained import load_trained_model
 from snnet.train import train
-from snnet.trained import load_trained_model
+from snnet.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")

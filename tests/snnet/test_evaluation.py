@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snnet import evaluation
 from snnet.errors import UserError
-from snnet.evaluation import RankMetrics, rank_metrics, score_queries
+from snnet.retrieval import rank_metrics as evaluation
+from snnet.retrieval.rank_metrics import RankMetrics, rank_metrics, score_queries
 
 COMPILED = evaluation._native
 FORMS = [

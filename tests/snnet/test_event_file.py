@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from snnet.event_file import EventFile
+from snnet.training.event_file import EventFile
 
 
 def test_steps_that_are_done_again_count_once(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import safetensors
 import torch
 
 from snnet import export as command
-from snnet.checkpoint import load_checkpoint
-from snnet.config import config_from
+from snnet.config.options import config_from
+from snnet.config.tool_flags import parse_export_command
 from snnet.errors import UserError
 from snnet.export import export
 from snnet.models import build_model
-from snnet.tool_flags import parse_export_command
 from snnet.train import train
+from snnet.training.checkpoint import load_checkpoint
 
 needs_onnx = pytest.mark.skipif(
     any(command.importlib.util.find_spec(name) is None for name in command.ONNX_PACKAGES),

@@ -14,17 +14,17 @@ import safetensors.torch
 import torch
 
 from snnet import extract as command
-from snnet.checkpoint import load_checkpoint
-from snnet.config import config_from
+from snnet.config.options import config_from
+from snnet.config.tool_flags import parse_extract_command
 from snnet.data import build_dataset
 from snnet.errors import UserError
 from snnet.extract import extract
-from snnet.feature_files import FeatureSet, load_features, save_features
-from snnet.features import decode, extract_features
 from snnet.models import build_model
+from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
+from snnet.retrieval.features import decode, extract_features
 from snnet.runtime import Placement
-from snnet.tool_flags import parse_extract_command
 from snnet.train import train
+from snnet.training.checkpoint import load_checkpoint
 
 SIZE = ("--height", 32, "--width", 16, "--workers", 0, "--device", "cpu")
 

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from snnet import features as module
-from snnet.config import Config, RuntimeConfig, config_from
+from snnet.config.options import Config, RuntimeConfig, config_from
 from snnet.data import build_dataset
 from snnet.errors import UserError
-from snnet.features import (
+from snnet.models import ReIDModel, build_model
+from snnet.retrieval import features as module
+from snnet.retrieval.features import (
     RetrievalSet,
     decode_retrieval_set,
     extract_features,
     rank_gallery,
     retrieval_features,
 )
-from snnet.models import ReIDModel, build_model
 from snnet.runtime import Placement, channels_last
 
 CPU = Placement(torch.device("cpu"), amp=False, channels_last=False)
@@ -66,7 +66,7 @@ def test_features_are_in_order_of_norm_one_and_of_the_kind_asked_for(
 
 
 def config_with(config: Config, **values: Any) -> Config:
-    from snnet.config import flatten
+    from snnet.config.options import flatten
 
     return config_from({**flatten(config), **values})
 

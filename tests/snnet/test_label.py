@@ -10,12 +10,12 @@ import torch
 
 import snnet_kernels as sk
 from snnet import label as command
-from snnet import sparse_labels as module
+from snnet.config.tool_flags import parse_label_command
 from snnet.errors import UserError
-from snnet.feature_files import FeatureSet, save_features
 from snnet.label import label, label_table
-from snnet.sparse_labels import SparseMatrix, load_labels, predict_sparse_labels
-from snnet.tool_flags import parse_label_command
+from snnet.retrieval import sparse_labels as module
+from snnet.retrieval.feature_files import FeatureSet, save_features
+from snnet.retrieval.sparse_labels import SparseMatrix, load_labels, predict_sparse_labels
 from snnet_kernels.testing import clustered_features
 
 N, D = 300, 24

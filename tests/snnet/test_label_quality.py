@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from snnet import label_quality as module
-from snnet.label_quality import label_quality, label_symmetry
+from snnet.training import label_quality as module
+from snnet.training.label_quality import label_quality, label_symmetry
 from snnet_kernels import PseudoLabelMemory, pack_labels
 
 

@@ -11,11 +11,11 @@ from typing import IO
 
 import pytest
 
-from snnet import drafts
-from snnet.drafts import clear_abandoned, draft_file, draft_folder
 from snnet.errors import UserError
-from snnet.locks import hold, let_go, lock
-from snnet.outputs import check_output_folder, write_atomically, write_bytes
+from snnet.files import drafts
+from snnet.files.drafts import clear_abandoned, draft_file, draft_folder
+from snnet.files.locks import hold, let_go, lock
+from snnet.files.outputs import check_output_folder, write_atomically, write_bytes
 
 ABANDONED = ".snnet-" + "0f" * 16 + ".tmp"
 
@@ -51,7 +51,7 @@ def test_a_draft_is_created_and_never_opened(
     (tmp_path / "victim").write_bytes(b"mine")
     link(tmp_path / "victim", tmp_path / ABANDONED)
     monkeypatch.setattr(drafts.secrets, "token_hex", lambda size: ABANDONED[7:-4])
-    monkeypatch.setattr("snnet.outputs.clear_abandoned", lambda folder: None)
+    monkeypatch.setattr("snnet.files.outputs.clear_abandoned", lambda folder: None)
     with pytest.raises(UserError, match=r"cannot write .*a\.npz: File exists"):
         write_bytes(tmp_path / "a.npz", b"whole")
     assert (tmp_path / "victim").read_bytes() == b"mine" and not (tmp_path / "a.npz").exists()

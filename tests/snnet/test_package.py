@@ -1,7 +1,9 @@
 """The package itself."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +24,36 @@ def test_imports_leave_out_what_takes_long():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\nFalse\n"
+
+
+LEVELS = (
+    *(
+        {"errors"},
+        {"checks"},
+        {"system"},
+        {"files"},
+        {"config"},
+        {"synthetic"},
+        {"data", "models"},
+        {"runtime"},
+    ),
+    *({"training"}, {"retrieval"}, {"reporting"}),
+    {"train", "evaluate", "extract", "label", "search", "export", "report"},
+)
+
+
+def test_imports_point_one_way():
+    """A room of the package, or a module at its top, imports itself and those before it; no command another one."""
+    level = {name: i for i, names in enumerate(LEVELS) for name in names}
+    package = Path(snnet.__file__).parent
+    found = []
+    for path in package.rglob("*.py"):
+        room = path.relative_to(package).with_suffix("").parts[0]
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+            modules += [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            for module in modules:
+                part = module.split(".")[1] if module.startswith("snnet.") else room
+                if part != room and level[part] >= level[room]:
+                    found.append((path.name, module))
+    assert found == []

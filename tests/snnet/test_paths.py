@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from snnet.config.flags import parse_train_command
+from snnet.config.tool_flags import parse_search_command
 from snnet.errors import UserError
-from snnet.flags import parse_train_command
-from snnet.paths import cache_folder, expand_home
-from snnet.tool_flags import parse_search_command
+from snnet.files.paths import cache_folder, expand_home
 
 SEARCH = ["--gallery", "g", "--query", "q", "--checkpoint", "c"]
 

@@ -10,8 +10,8 @@ import pytest
 from torch import device
 
 from snnet import evaluate, train
-from snnet.progress import bars_shown, progress, say, set_quiet
 from snnet.runtime import kernels_line
+from snnet.system.progress import bars_shown, progress, say, set_quiet
 from tests.snnet.tiny_run import command_line
 
 

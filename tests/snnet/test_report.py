@@ -15,18 +15,18 @@ import pytest
 import torch
 from PIL import Image
 
-from snnet.checkpoint import load_checkpoint
-from snnet.config import config_from
+from snnet.config.options import config_from
+from snnet.config.tool_flags import parse_report_command
 from snnet.errors import UserError
-from snnet.features import RetrievalSet
 from snnet.report import PAGE_FILE, PICTURES, report
 from snnet.reporting.curves import curves
 from snnet.reporting.own_files import MARK
 from snnet.reporting.page import duration
 from snnet.reporting.ranked import has_labels, label_lists, rank_lists
 from snnet.reporting.run import load_run
-from snnet.tool_flags import parse_report_command
+from snnet.retrieval.features import RetrievalSet
 from snnet.train import train
+from snnet.training.checkpoint import load_checkpoint
 from snnet_kernels import unpack_labels
 from tests.snnet.browser import browser
 

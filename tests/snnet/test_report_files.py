@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import snnet
+from snnet.config.tool_flags import parse_report_command
 from snnet.errors import UserError
 from snnet.report import PAGE_FILE, PICTURES, report
 from snnet.reporting.curves import curves
@@ -21,7 +22,6 @@ from snnet.reporting.own_files import MARK
 from snnet.reporting.page import Contents, page
 from snnet.reporting.pictures import Tile
 from snnet.reporting.run import load_run
-from snnet.tool_flags import parse_report_command
 
 RANKS = {"rank1": 0.5, "rank5": 0.625, "rank10": 1.0, "mAP": 0.375, "mINP": 0.25}
 MEASURED = {**RANKS, "queries": 16, "queries_without_match": 0, "average_precision": "step"}

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from snnet import reranking, reranking_numpy
-from snnet.config import config_from
+from snnet.config.flags import parse_evaluate_command
+from snnet.config.options import config_from
 from snnet.errors import UserError
 from snnet.evaluate import evaluate
-from snnet.evaluation import rank_metrics
-from snnet.features import RetrievalSet, rerank_gallery
-from snnet.flags import parse_evaluate_command
-from snnet.reranking import rerank
+from snnet.retrieval import reranking, reranking_numpy
+from snnet.retrieval.features import RetrievalSet, rerank_gallery
+from snnet.retrieval.rank_metrics import rank_metrics
+from snnet.retrieval.reranking import rerank
 from snnet.train import train
 
 COMPILED = reranking._native

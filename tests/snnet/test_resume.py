@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from snnet import train as trainer
-from snnet.checkpoint import load_checkpoint, save_checkpoint
-from snnet.config import Config, config_from
+from snnet.config.flags import parse_train_command
+from snnet.config.options import Config, config_from
 from snnet.errors import UserError
-from snnet.flags import parse_train_command
 from snnet.train import train
+from snnet.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.snnet.tiny_run import command_line, environment
 
 # Kill this process, as `kill -9` does, at the n-th of a kind of call.

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from snnet import run_folder as module
 from snnet.errors import UserError
-from snnet.run_folder import LOCK_FILE, new_run_folder, run_folder
+from snnet.training import run_folder as module
+from snnet.training.run_folder import LOCK_FILE, new_run_folder, run_folder
 
 
 def refusal(folder: Path) -> str:

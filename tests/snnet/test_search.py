@@ -13,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from snnet import gallery_cache
 from snnet import search as command
+from snnet.config.tool_flags import SearchCommand, parse_search_command
 from snnet.data import ImageSet, build_dataset
 from snnet.errors import UserError
-from snnet.features import decode
 from snnet.reporting import pictures
+from snnet.retrieval import gallery_cache
+from snnet.retrieval.features import decode
+from snnet.retrieval.trained import load_trained_model
 from snnet.search import Matches, search, top_matches
-from snnet.tool_flags import SearchCommand, parse_search_command
-from snnet.trained import load_trained_model
 
 MODEL = ("--arch", "osnet_x0_25", "--weights", "none", "--seed", "3")
 SIZE = ("--height", "32", "--width", "16", "--workers", "0", "--device", "cpu")

@@ -24,17 +24,17 @@ MOMENTS = {
         "r = weakref.ref(a, lambda _: os.kill(os.getpid(), number))\ndel a"
     ),
     "in a write": (
-        "from pathlib import Path; from snnet.outputs import write_atomically\n"
+        "from pathlib import Path; from snnet.files.outputs import write_atomically\n"
         "def write(file):\n file.write(b'half'); os.kill(os.getpid(), number)\n"
         "write_atomically(Path('a.npz'), write)"
     ),
     "in the folder of a run": (
-        "from snnet.run_folder import new_run_folder\n"
+        "from snnet.training.run_folder import new_run_folder\n"
         "with new_run_folder('runs/x'):\n os.kill(os.getpid(), number)"
     ),
     "with worker processes": (
-        "import multiprocessing as m, time; from snnet.signals import begin_worker\n"
-        "from snnet.drafts import draft_folder; from pathlib import Path\n"
+        "import multiprocessing as m, time; from snnet.system.signals import begin_worker\n"
+        "from snnet.files.drafts import draft_folder; from pathlib import Path\n"
         "context = m.get_context('fork'); ready = context.Event()\n"
         "def work():\n begin_worker(); m.util.get_temp_dir(); ready.set(); time.sleep(600)\n"
         "with draft_folder(Path('.')) as folder:\n"
@@ -56,7 +56,7 @@ def test_a_signal_ends_a_command(number: signal.Signals, line: str, moment: str,
     )
     (tmp_path / "tmp").mkdir()
     start = (
-        "import builtins, os; from snnet.signals import end_on_signals\n"
+        "import builtins, os; from snnet.system.signals import end_on_signals\n"
         f"end_on_signals(); builtins.number = {int(number)}\n"
     )
     process = subprocess.run(
@@ -75,6 +75,6 @@ def test_a_signal_ends_a_command(number: signal.Signals, line: str, moment: str,
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     code = (
         "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        "from snnet.signals import end_on_signals; end_on_signals(); os.kill(os.getpid(), signal.SIGHUP)"
+        "from snnet.system.signals import end_on_signals; end_on_signals(); os.kill(os.getpid(), signal.SIGHUP)"
     )
     assert subprocess.run([sys.executable, "-c", code], env=environment(), check=False).returncode == 0

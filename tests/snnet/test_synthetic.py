@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snnet.data.synthetic import generate, plan, writing
-from snnet.data.synthetic.image import draw_image
-from snnet.data.synthetic.person import person_of
-from snnet.data.synthetic.plan import Shot, plan_shots
 from snnet.errors import UserError
-from snnet.evaluation import rank_metrics
+from snnet.retrieval.rank_metrics import rank_metrics
+from snnet.synthetic import generate, plan, writing
+from snnet.synthetic.image import draw_image
+from snnet.synthetic.person import person_of
+from snnet.synthetic.plan import Shot, plan_shots
 
 FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -150,7 +150,7 @@ def test_a_kill_while_drawing_leaves_no_half_set_and_no_worker(
 ) -> None:
     root = tmp_path / "root"
     code = (
-        "import os\nfrom snnet.data.synthetic import writing\nwriting._processors = lambda: 2\n"
+        "import os\nfrom snnet.synthetic import writing\nwriting._processors = lambda: 2\n"
         "follow = writing._follow_parent\n"
         f"def note():\n    follow()\n    open({str(tmp_path)!r} + f'/worker-{{os.getpid()}}', 'w').close()\n"
         f"writing._follow_parent = note\nwriting.generate({str(root)!r})"

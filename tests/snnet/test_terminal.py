@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from snnet import terminal
-from snnet.errors import UserError, run_command
-from snnet.progress import say
+from snnet.errors import UserError
 from snnet.runtime import show_warnings_as_lines
-from snnet.terminal import answer, printable, tell
+from snnet.system import terminal
+from snnet.system.command import run_command
+from snnet.system.progress import say
+from snnet.system.terminal import answer, printable, tell
 from tests.snnet.tiny_run import environment
 
 HOSTILE = "a\x1b[2Jb\nc\r\x07\x9b1m\u202ed\u2028e\udcff\x7f\t"
@@ -137,7 +138,7 @@ def test_streams_of_the_shell(redirection: str, status: int, output: str) -> Non
 
 def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from snnet.terminal import open_streams; open_streams()\n"
+        "import os, sys; from snnet.system.terminal import open_streams; open_streams()\n"
         f"file = open({str(tmp_path / 'file')!r}, 'w'); os.write(2, b'of a library'); print('x', file=sys.stderr)\n"
         "print('y'); sys.exit(file.fileno())"
     )

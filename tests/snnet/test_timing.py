@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from snnet import timing
-from snnet.config import RuntimeConfig
-from snnet.runlog import RunLog, epoch_line, read_starts, time_line
+from snnet.config.options import RuntimeConfig
 from snnet.runtime import environment, prepare
-from snnet.timing import Laps, seconds_by_part, total_by_part
+from snnet.training import timing
+from snnet.training.runlog import RunLog, epoch_line, read_starts, time_line
+from snnet.training.timing import Laps, seconds_by_part, total_by_part
 
 RECORD = {
     "epoch": 4, "loss": 2.0, "positives": 3.0, "seconds": 12.0,

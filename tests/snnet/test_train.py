@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from snnet import train as trainer
-from snnet.checkpoint import load_checkpoint
-from snnet.config import config_from
-from snnet.divergence import LossWatch, check_weights
+from snnet.config.flags import load_yaml
+from snnet.config.options import config_from
 from snnet.errors import UserError
-from snnet.flags import load_yaml
 from snnet.models import ReIDModel
 from snnet.train import set_schedule, train
+from snnet.training.checkpoint import load_checkpoint
+from snnet.training.divergence import LossWatch, check_weights
 from tests.snnet.tiny_run import command_line, draw_market, environment
 
 

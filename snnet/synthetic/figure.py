@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from snnet.data.synthetic.canvas import Canvas, Paint, ellipse_points
-from snnet.data.synthetic.carried import draw_backpack, draw_bag, draw_hat, draw_straps, draw_suitcase
-from snnet.data.synthetic.cloth import cut_cloth, print_shapes
-from snnet.data.synthetic.person import Person
-from snnet.data.synthetic.view import Pose, Position, View
+from snnet.synthetic.canvas import Canvas, Paint, ellipse_points
+from snnet.synthetic.carried import draw_backpack, draw_bag, draw_hat, draw_straps, draw_suitcase
+from snnet.synthetic.cloth import cut_cloth, print_shapes
+from snnet.synthetic.person import Person
+from snnet.synthetic.view import Pose, Position, View
 
 # Rings of the body (height, half width, half depth), relative to the person's height.
 _SHOULDER, _CHEST, _HIP = 0.815, 0.735, 0.52

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from snnet.data.synthetic.plan import STREAM_PERSON
+from snnet.synthetic.plan import STREAM_PERSON
 
 Colour = tuple[int, int, int]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from PIL import Image, ImageDraw
 
-from snnet.data.synthetic.canvas import Paint, Point
-from snnet.data.synthetic.person import Colour, Garment
+from snnet.synthetic.canvas import Paint, Point
+from snnet.synthetic.person import Colour, Garment
 
 
 def cut_cloth(

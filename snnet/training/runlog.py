@@ -6,39 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from snnet.evaluation import RankMetrics
-from snnet.event_file import EventFile
-from snnet.outputs import write_text
-from snnet.timing import seconds_by_part
+from snnet.config.options import Config
+from snnet.files.outputs import write_text
+from snnet.training.event_file import EventFile
+from snnet.training.timing import seconds_by_part, total_by_part
 
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 ENVIRONMENT_FILE = "environment.json"
 RANKS = ("rank1", "rank5", "rank10", "mAP", "mINP")
-
-
-def rank_record(metrics: RankMetrics) -> dict[str, Any]:
-    """The numbers of ``metrics`` that are written down; qualities are fractions from 0 to 1."""
-    return {
-        **{name: float(getattr(metrics, name)) for name in RANKS},
-        "queries": metrics.num_queries,
-        "queries_without_match": metrics.num_without_match,
-        "average_precision": metrics.average_precision,
-    }
-
-
-def rank_table(rows: dict[str, dict[str, Any]]) -> str:
-    """Named :func:`rank_record` results as lines of percentages."""
-    width = max(10, *(len(name) + 2 for name in rows))
-    lines = [" " * width + "".join(f"{name:>9}" for name in RANKS)]
-    lines += [
-        f"{name:<{width}}" + "".join(f"{100 * row[r]:>9.2f}" for r in RANKS) for name, row in rows.items()
-    ]
-    last = list(rows.values())[-1]
-    note = f"{last['queries']} queries, mAP by {last['average_precision']}"
-    if last["queries_without_match"]:
-        note += f"; {last['queries_without_match']} more have no match in the gallery and do not count"
-    return "\n".join([*lines, f"({note}; in percent)"])
 
 
 def epoch_line(record: dict[str, Any]) -> str:
@@ -67,6 +43,25 @@ def time_line(seconds: dict[str, float]) -> str:
     total = sum(seconds.values())
     shares = [f"{part} {100 * value / total:.1f} %" for part, value in seconds.items()]
     return f"time of the training steps: {', '.join(shares)}"
+
+
+def run_results(config: Config, before: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
+    """What ``results.json`` says of a run whose epochs are all done; ``before`` is empty where nothing was ranked."""
+    last = records[-1]
+    results: dict[str, Any] = {
+        "dataset": config.data.dataset,
+        "arch": config.model.arch,
+        "epochs": len(records),
+        "seed": config.runtime.seed,
+        "loss": last["loss"],
+        "seconds": sum(record["seconds"] for record in records),
+        "seconds_by_part": total_by_part(records),
+    }
+    if before:
+        results |= {"before": before, "after": before | {name: last[name] for name in RANKS}}
+    if "reranked_mAP" in last:
+        results["reranked"] = before | {name: last[f"reranked_{name}"] for name in RANKS}
+    return results
 
 
 def read_starts(path: Path) -> list[dict[str, Any]]:

@@ -17,11 +17,11 @@ import numpy as np
 
 from snnet.data import ImageSet
 from snnet.errors import UserError
-from snnet.features import decode
 from snnet.files.arrays import open_arrays, write_arrays
-from snnet.outputs import write_atomically
-from snnet.progress import progress, say
-from snnet.trained import TrainedModel
+from snnet.files.outputs import write_atomically
+from snnet.retrieval.features import decode
+from snnet.retrieval.trained import TrainedModel
+from snnet.system.progress import progress, say
 
 
 @dataclass(frozen=True)

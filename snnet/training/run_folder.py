@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from snnet.errors import UserError
-from snnet.locks import hold, let_go, lock
-from snnet.outputs import make_folder, naming_folder, remove_empty
-from snnet.signals import afterwards
+from snnet.files.locks import hold, let_go, lock
+from snnet.files.outputs import make_folder, naming_folder, remove_empty
+from snnet.system.signals import afterwards
 
 LOCK_FILE = "run.lock"
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from snnet.cpus import available_cpus
-from snnet.data.synthetic.image import draw_image
-from snnet.data.synthetic.plan import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER, Shot, plan_shots
-from snnet.drafts import clear_abandoned, draft_folder
 from snnet.errors import UserError
-from snnet.paths import cache_folder, expand_home
-from snnet.progress import progress
-from snnet.signals import begin_worker
+from snnet.files.drafts import clear_abandoned, draft_folder
+from snnet.files.paths import cache_folder, expand_home
+from snnet.synthetic.image import draw_image
+from snnet.synthetic.plan import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER, Shot, plan_shots
+from snnet.system.cpus import available_cpus
+from snnet.system.progress import progress
+from snnet.system.signals import begin_worker
 
 VERSION = 1  # of the drawing: it rises whenever the same seed would give other pixels
 MANIFEST = "manifest.json"

@@ -7,13 +7,13 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-from snnet.data.synthetic.camera import CAMERAS, Camera, expose, scene_of
-from snnet.data.synthetic.canvas import Canvas
-from snnet.data.synthetic.figure import Figure
-from snnet.data.synthetic.person import Person, person_of, sample_person
-from snnet.data.synthetic.plan import STREAM_IMAGE, Shot
-from snnet.data.synthetic.scene import SCENE_HEIGHT, SCENE_WIDTH
-from snnet.data.synthetic.view import Pose, View
+from snnet.synthetic.camera import CAMERAS, Camera, expose, scene_of
+from snnet.synthetic.canvas import Canvas
+from snnet.synthetic.figure import Figure
+from snnet.synthetic.person import Person, person_of, sample_person
+from snnet.synthetic.plan import STREAM_IMAGE, Shot
+from snnet.synthetic.scene import SCENE_HEIGHT, SCENE_WIDTH
+from snnet.synthetic.view import Pose, View
 
 HEIGHT, WIDTH = 128, 64
 # A detector's box is narrower than 1:2; what lies in it is stretched to the images' size.

@@ -1,4 +1,4 @@
-"""Command lines and YAML presets into a :class:`~snnet.config.Config`. Reading them imports no torch."""
+"""Command lines and YAML presets into a :class:`~snnet.config.options.Config`. Reading them imports no torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 
-from snnet.config import GROUPS, OPTIONS, Config, Option, config_from, flatten
-from snnet.errors import UserError, run_command
+from snnet.config.options import GROUPS, OPTIONS, Config, Option, config_from, flatten
+from snnet.errors import UserError
+from snnet.files.paths import expand_home
 from snnet.files.plain_yaml import load_plain_yaml
 from snnet.files.text import FileFault, shown
-from snnet.paths import expand_home
-from snnet.terminal import open_streams
+from snnet.system.command import run_command
+from snnet.system.terminal import open_streams
 
-PRESETS = Path(__file__).parent / "configs"
+PRESETS = Path(__file__).parent / "presets"
 CONFIG_FILE = "config.yaml"  # the resolved configuration in the folder of a run
 CHECKPOINT_FILE = "checkpoint.pt"  # here, because command lines are read before torch is imported
 RESUME_MAY_CHANGE = ("device", "workers", "data_dir")  # what may differ between the parts of a resumed run
@@ -248,7 +249,7 @@ def _resumed_config(run: Path, given: dict[str, Any]) -> Config:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Flags from :data:`snnet.config.OPTIONS`; whatever is wrong is one line."""
+    """Flags from :data:`snnet.config.options.OPTIONS`; whatever is wrong is one line."""
 
     def __init__(self, module: str, description: str, usage: str = "[flags]") -> None:
         prog = f"python -m {module}"

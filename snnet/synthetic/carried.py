@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from snnet.data.synthetic.canvas import Canvas, Point, ellipse_points
-from snnet.data.synthetic.person import Colour, Person
-from snnet.data.synthetic.view import Position, View
+from snnet.synthetic.canvas import Canvas, Point, ellipse_points
+from snnet.synthetic.person import Colour, Person
+from snnet.synthetic.view import Position, View
 
 
 def draw_backpack(canvas: Canvas, person: Person, view: View) -> None:

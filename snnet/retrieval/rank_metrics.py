@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from snnet.checks import positive
-from snnet.compiled import native as _native
-from snnet.cpus import available_cpus
 from snnet.errors import UserError
+from snnet.retrieval.compiled import native as _native
+from snnet.system.cpus import available_cpus
 
 AVERAGE_PRECISIONS = ("step", "trapezoid")
 

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snnet.config.flags import CHECKPOINT_FILE
 from snnet.errors import UserError
+from snnet.files.outputs import write_atomically
 from snnet.files.text import Damaged, FileFault, shown
 from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault
-from snnet.flags import CHECKPOINT_FILE
-from snnet.outputs import write_atomically
 from snnet_kernels import label_bytes
 
 FORMAT = "snnet-checkpoint"

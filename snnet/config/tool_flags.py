@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snnet.config import OPTIONS, config_from
+from snnet.config.flags import CommandParser, default_preset, network_preset
+from snnet.config.options import OPTIONS, config_from
 from snnet.errors import UserError
-from snnet.flags import CommandParser, default_preset, network_preset
-from snnet.paths import cache_folder
+from snnet.files.paths import cache_folder
 
 LOWEST_OPSET = 18  # of ONNX, below which torch's exporter does not write
 SPLITS = ("train", "query", "gallery", "all")

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snnet.config import Config, cache_mode
+from snnet.config.options import Config, cache_mode
 from snnet.data import DecodedImages, ImageSet, ReIDDataset, decode_images, extraction_loader
 from snnet.errors import UserError
-from snnet.evaluation import RankMetrics, rank_metrics
 from snnet.models import ReIDModel
-from snnet.progress import progress
-from snnet.reranking import rerank
+from snnet.retrieval.rank_metrics import RankMetrics, rank_metrics
+from snnet.retrieval.reranking import rerank
 from snnet.runtime import Placement
+from snnet.system.progress import progress
 from snnet_kernels import memory_similarity
 
 # Query-gallery pairs whose similarity is held at a time: 1 GB in float32.
@@ -94,7 +94,7 @@ def extract_features(
 
 
 def retrieval_kind(config: Config) -> Literal["before", "after"]:
-    """The side of the neck that ``config``, as :func:`snnet.config.config_from` makes it, ranks with."""
+    """The side of the neck that ``config``, as :func:`snnet.config.options.config_from` makes it, ranks with."""
     return "after" if config.model.retrieval_feature == "after" else "before"
 
 
@@ -139,7 +139,7 @@ def rerank_gallery(
     retrieval: RetrievalSet,
     average_precision: Literal["step", "trapezoid"],
 ) -> RankMetrics:
-    """CMC and mAP after k-reciprocal re-ranking (:mod:`snnet.reranking`).
+    """CMC and mAP after k-reciprocal re-ranking (:mod:`snnet.retrieval.reranking`).
 
     Gallery images of pid -1, which no ranking has, are nobody's neighbours here either.
     """

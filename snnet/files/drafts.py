@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from snnet.locks import hold, let_go, lock
-from snnet.signals import afterwards
+from snnet.files.locks import hold, let_go, lock
+from snnet.system.signals import afterwards
 
 _NAME = re.compile(r"\.snnet-[0-9a-f]{32}\.tmp")
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)

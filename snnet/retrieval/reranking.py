@@ -30,12 +30,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snnet import reranking_numpy
 from snnet.checks import check_unit_rows, positive
-from snnet.compiled import native as _native
 from snnet.errors import UserError
-from snnet.evaluation import default_threads
-from snnet.progress import progress
+from snnet.retrieval import reranking_numpy
+from snnet.retrieval.compiled import native as _native
+from snnet.retrieval.rank_metrics import default_threads
+from snnet.system.progress import progress
 from snnet_kernels import memory_similarity
 
 K1, K2, ORIGINAL_WEIGHT = 20, 6, 0.3  # of the paper's experiments

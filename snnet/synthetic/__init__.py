@@ -19,6 +19,6 @@ The size is fixed (:mod:`.plan`): 5 cameras; 200 training identities with 2,400 
 with 300 queries and 1,800 gallery images; 150 distractors.
 """
 
-from snnet.data.synthetic.writing import generate
+from snnet.synthetic.writing import generate
 
 __all__ = ["generate"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from snnet.terminal import tell
+from snnet.system.terminal import tell
 
 _quiet = False
 
@@ -29,7 +29,7 @@ def bars_shown() -> bool:
 
 
 def say(*lines: str) -> None:
-    """Print lines about what is being done, as :func:`~snnet.terminal.tell` does."""
+    """Print lines about what is being done, as :func:`~snnet.system.terminal.tell` does."""
     if not _quiet:
         tell(*lines)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from snnet.data.synthetic.canvas import Point
+from snnet.synthetic.canvas import Point
 
 # Body metres throughout: x to the person's left, y up, z where the person faces.
 Position = tuple[float, float, float]

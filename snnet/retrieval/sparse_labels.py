@@ -24,8 +24,8 @@ from torch import Tensor
 from snnet.checks import check_unit_rows
 from snnet.errors import UserError
 from snnet.files.arrays import open_arrays, write_arrays
-from snnet.outputs import check_output, write_atomically
-from snnet.progress import progress
+from snnet.files.outputs import check_output, write_atomically
+from snnet.system.progress import progress
 from snnet_kernels import memory_similarity, mplp, nearest_neighbors, unpack_labels
 from snnet_kernels.checks import check_features, check_matrix, check_prediction_options
 from snnet_kernels.memory_size import free_memory

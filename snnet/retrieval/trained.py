@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from snnet.checkpoint import load_checkpoint, load_state
-from snnet.config import Config, config_from
+from snnet.config.flags import checked_values, resolve
+from snnet.config.options import Config, config_from
 from snnet.data import DecodedImages
 from snnet.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from snnet.errors import UserError
-from snnet.features import extract_features, retrieval_kind
-from snnet.flags import checked_values, resolve
 from snnet.models import ReIDModel, build_model
-from snnet.progress import say
+from snnet.retrieval.features import extract_features, retrieval_kind
 from snnet.runtime import Placement, prepare
+from snnet.system.progress import say
+from snnet.training.checkpoint import load_checkpoint, load_state
 from snnet_kernels.version import __version__
 
 BELONG_TO_CHECKPOINT = ("arch", "embedding", "weights")

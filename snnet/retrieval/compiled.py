@@ -23,7 +23,7 @@ def _import(path: Path) -> ModuleType:
 
 def _rank_metrics() -> ModuleType | None:
     try:
-        return load_library("_rank_metrics", Path(__file__).resolve().parent, _import)[1]
+        return load_library("_rank_metrics", Path(__file__).resolve().parents[1], _import)[1]
     except ImportError as error:
         kernels = backend_info()
         if kernels.forced is None and kernels.libraries[0].loaded:  # else its warning has said it

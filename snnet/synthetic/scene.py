@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from snnet.data.synthetic.person import Colour
+from snnet.synthetic.person import Colour
 
 SCENE_WIDTH, SCENE_HEIGHT = 480, 160
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from snnet.data.synthetic.plan import STREAM_SCENE
-from snnet.data.synthetic.scene import paint_scene
+from snnet.synthetic.plan import STREAM_SCENE
+from snnet.synthetic.scene import paint_scene
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from snnet.drafts import clear_abandoned, draft_file
 from snnet.errors import UserError
-from snnet.signals import afterwards
+from snnet.files.drafts import clear_abandoned, draft_file
+from snnet.system.signals import afterwards
 
 # What a file system answers that has no such thing as a sync, or gives nobody a folder's handle for it.
 _NO_SYNC = {

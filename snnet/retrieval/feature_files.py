@@ -18,10 +18,10 @@ from snnet.data.files import to_numbers
 from snnet.errors import UserError
 from snnet.files.archive import check_room
 from snnet.files.arrays import ArrayType, open_arrays, write_arrays
+from snnet.files.outputs import check_output, write_atomically
 from snnet.files.safetensors_files import SafetensorsFile, as_array, open_safetensors, write_with_checksum
 from snnet.files.text import Damaged, FileFault, shown
 from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault
-from snnet.outputs import check_output, write_atomically
 
 SUFFIXES = (".npz", ".safetensors")
 TORCH_SUFFIXES = (".pt", ".pth")  # read, and not written

@@ -1,0 +1,1 @@
+"""What a run writes and watches while it trains: its folder, checkpoint, metrics, times and label quality."""
