@@ -19,7 +19,7 @@ from snnet.errors import UserError
 from snnet.report import PAGE_FILE, PICTURES, report
 from snnet.reporting.curves import curves
 from snnet.reporting.own_files import MARK
-from snnet.reporting.page import Contents, page
+from snnet.reporting.page import Contents, page, visible
 from snnet.reporting.pictures import Tile
 from snnet.reporting.run import load_run
 
@@ -169,6 +169,10 @@ def test_names_and_values_are_shown_escaped(run: Path) -> None:
     assert [unescape(words) for words in image] == [visible, visible]
     assert unescape(text).count(visible) == 6 + 5  # list, tile, note; of the environment
     assert unescape(text).count(visible[:-6]) == 6 + 5 + 4  # options, twice
+
+
+def test_a_space_of_any_script_is_shown_as_it_is() -> None:
+    assert visible("a\u3000b\u00a0c\u2028") == "a\u3000b\u00a0c\\u2028"
 
 
 @pytest.mark.parametrize("name", [PAGE_FILE, "loss.png", "pseudo_labels.png"])

@@ -64,6 +64,11 @@ def test_parts_sum_up_their_laps() -> None:
     )
 
 
+def test_cores_are_all_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(40)), raising=False)
+    assert environment(prepare(RuntimeConfig(device="cpu")))["cores"] == 40
+
+
 def test_each_start_of_a_run_is_on_record(tmp_path: Path) -> None:
     here = environment(prepare(RuntimeConfig(device="cpu")))
     assert here["versions"]["torch"] == torch.__version__ or here["versions"]["torch"] in torch.__version__
