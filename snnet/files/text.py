@@ -55,6 +55,8 @@ def _shown(value: Any, depth: int) -> str:
             break
         part = _shown(entry, depth - 1)
         parts.append(f"{part}: {_shown(value[entry], depth - 1)}" if type(value) is dict else part)
+    if type(value) is tuple and len(value) == 1:
+        closing = ",)"
     return opening + ", ".join(parts) + closing
 
 

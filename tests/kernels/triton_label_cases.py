@@ -258,8 +258,8 @@ def test_labels_with_columns_split_or_not(columns, precision, tile, use_tile, mo
 
 
 @pytest.mark.parametrize("programs", [1, 4])
-def test_open_pairs_of_a_group_are_moved_together(programs, monkeypatch):
-    """150 pairs, of which some close in the first part of the columns; by one program, and cut among many."""
+def test_pairs_that_close_at_different_columns(programs, monkeypatch):
+    """150 pairs, of which some close among the first columns; by one program, and cut among many."""
     monkeypatch.setattr(launching, "programs_at_once", lambda tile, device: programs)
     monkeypatch.setattr(rank_counts, "FEWEST_COLUMNS", 128)
     batch, n = 10, 300

@@ -101,7 +101,7 @@ def test_files_are_plain_arrays_for_other_programs(tmp_path: Path) -> None:
     save_features(str(tmp_path / "f.npz"), content)
     save_features(tmp_path / "f.safetensors", content)
     with np.load(tmp_path / "f.npz", allow_pickle=False) as arrays:
-        assert sorted(arrays.files) == ["features", "metadata", "names", "pids"]
+        assert sorted(arrays.files) == ["checksums", "features", "metadata", "names", "pids"]
         assert arrays["features"].dtype == np.float32 and arrays["names"].tolist() == ["ä/1.jpg", "b.jpg"]
         assert arrays["pids"].tolist() == [4, -1]
     with safetensors.safe_open(tmp_path / "f.safetensors", framework="np") as file:
