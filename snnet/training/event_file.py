@@ -24,7 +24,9 @@ class EventFile:
 
     def __init__(self, folder: Path, first: int) -> None:
         self._folder = folder
-        name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}"
+        # TensorBoard reads the files of a folder in the order of their names, those of one second too.
+        seconds, rest = divmod(time.time_ns(), 10**9)
+        name = f"events.out.tfevents.{seconds:010d}.{rest:09d}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}"
         self._file: Any = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
