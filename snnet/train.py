@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snnet.config.options import OPTIONS, Config, cache_mode, flatten
+from snnet.config.options import OPTIONS, Config, flatten
 from snnet.data import DecodedImages, ReIDDataset, TrainingLoader, build_dataset, training_loader
 from snnet.files.outputs import write_text
 from snnet.files.paths import expand_home
@@ -107,7 +107,7 @@ def _train(config: Config, folder: Path, resumed: bool) -> dict[str, Any]:
     model = build_model(config.model.arch, embedding=config.model.embedding, weights=weights)
     data = load_data(dataset, config, placement)
     learner = build_learner(config, model, data, placement)
-    config = with_choices_made(config, learner.head, placement)
+    config = with_choices_made(config, placement)
 
     if checkpoint is not None:
         learner.load(checkpoint, folder / CHECKPOINT_FILE)
@@ -210,7 +210,7 @@ class Learner:
         if checkpoint["images"] != self.fingerprint:
             raise UserError(f"{path} was written for other training images than those that were found")
         load_state(self.model, checkpoint["model"], path, "network")
-        load_state(self.head, checkpoint["head"], path, "exemplar and label memory")
+        load_state(self.head, checkpoint["head"], path, "exemplar and label memory", optional="memory.lists.")
         load_optimizer(self.optimizer, checkpoint["optimizer"], path)
         try:
             set_rng_state(checkpoint["rng"])
@@ -233,7 +233,6 @@ def build_learner(config: Config, model: ReIDModel, data: Data, placement: Place
             delta=method.delta,
             hard_negative_ratio=method.hard_negative_ratio,
             label_source=method.label_source,
-            cache="auto" if method.neighbors else cache_mode(method.cache),
             neighbors=method.neighbors,
             device=placement.device,
         )
@@ -258,11 +257,10 @@ def warn_of_no_labels(config: Config) -> None:
         warnings.warn(line, stacklevel=3)
 
 
-def with_choices_made(config: Config, head: SNNetHead, placement: Placement) -> Config:
+def with_choices_made(config: Config, placement: Placement) -> Config:
     """What was left to this machine as what it came to, so that a resumed run does the same arithmetic."""
-    method = dataclasses.replace(config.method, cache="on" if head.memory.keeps_cache else "off")
     runtime = dataclasses.replace(config.runtime, channels_last=placement.channels_last)
-    return dataclasses.replace(config, method=method, runtime=runtime)
+    return dataclasses.replace(config, runtime=runtime)
 
 
 def set_schedule(learner: Learner, config: Config, epoch: int) -> dict[str, float]:
@@ -290,7 +288,8 @@ def train_epoch(
     head.train()
     laps = Laps(placement.device)
     if not head.warmup:
-        head.memory.rebuild_cache_()  # drops rounding, and lets a resumed run equal an unbroken one
+        head.memory.current_lists()
+        head.memory.renew_lists_()
         laps.end("labels")
     loader.set_epoch(epoch)
     totals: dict[str, Tensor] = {}

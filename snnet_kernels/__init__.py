@@ -3,15 +3,14 @@
 from . import compat, reference
 from .backends import BackendInfo, LibraryInfo, backend_info
 from .backends.gpu import register as _serve_gpu
+from .exemplar_memory import ExemplarMemory
 from .head import SNNetHead
-from .layout import CacheBlocks
-from .modules import ExemplarMemory, MutualLabelLoss, PseudoLabelMemory
+from .label_loss import MutualLabelLoss
+from .label_memory import PseudoLabelMemory
 from .neighbor_list_layout import NeighborLists
 from .ops import (
-    build_similarity_cache,
     fused_mutual_label_loss,
     label_bytes,
-    mark_cache_blocks,
     memory_similarity,
     mplp,
     mutual_label_loss,
@@ -29,7 +28,6 @@ if backend_info().forced != "reference":
 
 __all__ = [
     "BackendInfo",
-    "CacheBlocks",
     "ExemplarMemory",
     "LibraryInfo",
     "MutualLabelLoss",
@@ -38,12 +36,10 @@ __all__ = [
     "SNNetHead",
     "__version__",
     "backend_info",
-    "build_similarity_cache",
     "compat",
     "fused_mutual_label_loss",
     "get_matmul_precision",
     "label_bytes",
-    "mark_cache_blocks",
     "memory_similarity",
     "mplp",
     "mutual_label_loss",

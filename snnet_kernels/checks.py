@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .derived import has_values
-from .layout import CacheBlocks, block_bytes, label_bytes
+from .layout import label_bytes
 from .neighbor_list_layout import NeighborLists
 
 DEBUG = os.environ.get("SNNET_DEBUG") == "1"
@@ -207,46 +207,24 @@ def check_rows(name: str, value: object, batch_size: int, num_instances: int) ->
     return rows.float()
 
 
-def check_cache(name: str, value: object, num_instances: int) -> Tensor:
-    cache = check_matrix(name, value, "n", "n")
-    check_shape(name, cache, num_instances, num_instances)
-    check_storage(name, cache, torch.float32)
-    return cache
-
-
-def check_blocks(
-    name: str, value: object, cache: Tensor | None, num_instances: int
-) -> tuple[Tensor | None, float]:
-    """The marked blocks of a cache, or None: their bits and a finite floor."""
-    if value is None:
-        return None, 0.0
-    if not isinstance(value, CacheBlocks):
-        raise TypeError(f"{name} must be CacheBlocks (see mark_cache_blocks), got {type(value).__name__}")
-    if cache is None:
-        raise ValueError(f"{name} say what a cache holds: cache must be given with them")
-    bits = check_matrix(f"{name}.bits", value.bits, "n", "block_bytes(n)")
-    check_storage(f"{name}.bits", bits, torch.uint8)
-    check_shape(f"{name}.bits", bits, num_instances, block_bytes(num_instances))
-    return bits, check_finite(f"{name}.floor", value.floor)
-
-
 def check_inquiry(
-    memory: Tensor, index: Tensor, cache: Tensor | None, query_rows: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    memory: Tensor, index: Tensor, query_rows: Tensor | None, lists: NeighborLists | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """What labels and neighbours are sought in: memory, positions, and the similarities that are at hand."""
     memory = check_memory("memory", memory)
     n = memory.shape[0]
     index = check_index("index", index, n)
-    if cache is not None:
-        cache = check_cache("cache", cache, n)
     if query_rows is not None:
         query_rows = check_rows("query_rows", query_rows, index.shape[0], n).detach()
-    check_same_device(memory=memory, index=index, cache=cache, query_rows=query_rows)
-    return memory, index, cache, query_rows
+    check_same_device(memory=memory, index=index, query_rows=query_rows)
+    if lists is not None:
+        check_lists("lists", lists, memory)
+    return memory, index, query_rows
 
 
-def check_lists(name: str, value: object, num_instances: int, symmetric: bool = False) -> NeighborLists:
-    """Neighbour lists of n rows; ``symmetric`` ones have the places of their mirrored entries."""
+def check_lists(name: str, value: object, memory: Tensor, symmetric: bool = False) -> NeighborLists:
+    """Neighbour lists of the memory [n, d]; ``symmetric`` ones have the places of their mirrored entries."""
+    num_instances = memory.shape[0]
     if not isinstance(value, NeighborLists):
         raise TypeError(f"{name} must be NeighborLists (see neighbor_lists), got {type(value).__name__}")
     if symmetric and value.mirrors is None:
@@ -261,6 +239,7 @@ def check_lists(name: str, value: object, num_instances: int, symmetric: bool = 
         check_storage(
             f"{name}.{part}", tensor, torch.float32 if part in ("values", "floors") else torch.int32
         )
+        check_same_device(memory=memory, **{f"{name}.{part}": tensor})
     return value
 
 

@@ -10,9 +10,13 @@ from torch import Tensor
 
 from . import checks, ops
 from .derived import Source, has_values
+from .exemplar_memory import ExemplarMemory
 from .fixed_type import FixedTypeModule
+from .label_loss import MutualLabelLoss
+from .label_memory import PseudoLabelMemory
 from .layout import identity_labels
-from .modules import ExemplarMemory, MutualLabelLoss, PseudoLabelMemory
+
+BELOW_THRESHOLD = 0.3  # where lists start: ranks are counted from the similarity of a candidate and an anchor
 
 
 class _Forward(NamedTuple):
@@ -24,7 +28,7 @@ class _Forward(NamedTuple):
 
 
 class SNNetHead(FixedTypeModule):
-    """Exemplar memory M, similarity cache S, pseudo label memory P and the loss, as one module::
+    """Exemplar memory M with its neighbour lists, pseudo label memory P and the loss, as one module::
 
         head = SNNetHead(num_instances=n, feature_dim=d)
         head.initialize_(features)                   # [n, d], L2-normalised, of an extraction pass
@@ -44,11 +48,11 @@ class SNNetHead(FixedTypeModule):
     Args:
         num_instances: number of training images n.
         feature_dim: feature dimensions d.
-        threshold, min_rank, strict: of the label prediction, see :func:`snnet_kernels.mplp`.
+        threshold, min_rank: of the label prediction, see :func:`snnet_kernels.mplp`.
         weights: λ of the main, the symmetric and the neighbor label (Eq. 8); any may be 0.
         loss_kind, delta, hard_negative_ratio: see :func:`snnet_kernels.mutual_label_loss`.
-        label_source: ``"memory"`` predicts labels from S[index], ``"feature"`` from the live s.
-        cache, neighbors: see :class:`ExemplarMemory`.
+        label_source: ``"memory"`` predicts labels from the memory's rows S[index], ``"feature"`` from the live s.
+        neighbors: places of the neighbour lists, see :class:`ExemplarMemory`; 0 keeps none.
     """
 
     _momentum: Tensor
@@ -60,14 +64,12 @@ class SNNetHead(FixedTypeModule):
         *,
         threshold: float = 0.6,
         min_rank: int = 10,
-        strict: bool = False,
         weights: Sequence[float] = (1.0, 0.8, 0.6),
         loss_kind: str = "mmcl",
         delta: float = 5.0,
         hard_negative_ratio: float = 0.01,
         label_source: str = "memory",
-        cache: bool | str = "auto",
-        neighbors: int = 0,
+        neighbors: int = 256,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -80,14 +82,9 @@ class SNNetHead(FixedTypeModule):
             raise ValueError(f"label_source must be 'memory' or 'feature', got {label_source!r}")
         self.threshold = threshold
         self.min_rank = min_rank
-        self.strict = strict
         self.label_source = label_source
-        if strict and neighbors:
-            raise ValueError(
-                f"strict must be False where labels are read from lists, got neighbors={neighbors}"
-            )
         self.memory = ExemplarMemory(
-            num_instances, feature_dim, cache, neighbors=neighbors, block_floor=threshold, device=device
+            num_instances, feature_dim, neighbors=neighbors, floor=threshold - BELOW_THRESHOLD, device=device
         )
         self.num_instances, self.feature_dim = self.memory.num_instances, self.memory.feature_dim
         self.pseudo_labels = PseudoLabelMemory(num_instances, device=device)
@@ -118,7 +115,7 @@ class SNNetHead(FixedTypeModule):
         self._momentum.copy_(checks.check_momentum(value, self._momentum.device))
 
     def initialize_(self, features: Tensor) -> None:
-        """Fill M with the L2-normalised ``features`` [n, d] of all images; S is built when it is first needed."""
+        """Fill M with the L2-normalised ``features`` [n, d] of all images; lists are built when first needed."""
         self.memory.initialize_(features)
 
     def mark_written_(self) -> None:
@@ -146,7 +143,9 @@ class SNNetHead(FixedTypeModule):
         if self.warmup:
             label_sets: tuple[Tensor, ...] = (identity_labels(index, self.num_instances),)
         else:
-            label_sets = self._mine(index, similarity) if self.training else self._inquire(index, similarity)
+            label_sets = self._inquire(index, similarity)
+            if self.training:
+                self.pseudo_labels.write_(index, label_sets[0])
         weights = (1.0,) if self.warmup else self.loss.weights
         loss = ops.fused_mutual_label_loss(
             features,
@@ -169,35 +168,12 @@ class SNNetHead(FixedTypeModule):
             checks.check_lengths("features", features, finite=False)
             self._saw_lengths = True
 
-    def _mine(self, index: Tensor, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """What :meth:`_inquire` returns, with the main labels then written to P."""
-        self.pseudo_labels._follow(index)
-        if self.memory.lists is not None:
-            label_sets = self._inquire(index, similarity)
-            self.pseudo_labels.write_(index, label_sets[0])
-            return label_sets
-        label_sets = ops.mine_labels_(
-            self.memory.features,
-            index,
-            self.pseudo_labels.row_bits,
-            self.pseudo_labels.column_bits,
-            self.threshold,
-            self.min_rank,
-            query_rows=similarity if self.label_source == "feature" else None,
-            strict=self.strict,
-            **self.memory._at_hand(index),
-        )
-        self.pseudo_labels._vouch_for_columns(index)
-        return label_sets
-
     def _inquire(self, index: Tensor, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The main, symmetric and neighbor labels, packed."""
         query_rows = similarity if self.label_source == "feature" else None
         lists = self.memory.current_lists(index)
         before = None if lists is None else lists.products.clone()
-        labels = self.memory.predict_labels(
-            index, self.threshold, self.min_rank, query_rows=query_rows, strict=self.strict
-        )
+        labels = self.memory.predict_labels(index, self.threshold, self.min_rank, query_rows=query_rows)
         neighbor = self.memory.nearest(index, query_rows=query_rows)[0].squeeze(1)
         self._products = None if lists is None or before is None else lists.products - before
         # A single image has no neighbour (-1), and so an empty label.
@@ -205,11 +181,11 @@ class SNNetHead(FixedTypeModule):
 
     @torch.no_grad()
     def update_(self, index: Tensor, features: Tensor) -> None:
-        """Step 6: blend ``features`` [B, d] into M[index] with ``momentum``, and bring S up to date.
+        """Step 6: blend ``features`` [B, d] into M[index] with ``momentum``, and bring the lists up to date.
 
         The similarity of the last forward pass is used again if these are its features and M has not
-        been written since; otherwise it is computed. In the warm-up, which reads no labels from S, S is left
-        behind, to be computed afresh when it is next needed. Does nothing in ``eval()``.
+        been written since; otherwise it is computed. In the warm-up, which predicts no labels, lists are left
+        behind, to be made afresh when they are next needed. Does nothing in ``eval()``.
         """
         if not self.training:
             return
@@ -220,11 +196,11 @@ class SNNetHead(FixedTypeModule):
         self._last_forward = None
 
     def _uses_similarity(self) -> bool:
-        """Whether s is worth its B x n floats: the update of S or lists reads it again, or labels are made of it.
+        """Whether s is worth its B x n floats: the update of lists reads it again, or labels are made of it.
 
         Without them the loss streams over the memory and s would be read once.
         """
-        return self.memory.keeps_cache or self.memory.lists is not None or self.label_source == "feature"
+        return self.memory.lists is not None or self.label_source == "feature"
 
     def _remember(self, features: Tensor, similarity: Tensor | None) -> None:
         self._last_forward = None

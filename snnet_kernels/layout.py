@@ -1,13 +1,9 @@
-"""How labels and marked blocks lie in memory: what every backend and the reference agree on."""
+"""How labels lie in memory: what every backend and the reference agree on."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-
-BLOCK_COLUMNS = 32  # of a row of the similarity cache that one bit of its marked blocks stands for
 
 
 def label_bytes(n: int) -> int:
@@ -25,16 +21,3 @@ def identity_labels(index: Tensor, n: int) -> Tensor:
     labels = torch.zeros(index.shape[0], label_bytes(n), dtype=torch.uint8, device=index.device)
     bits = bit_values(index.device)[index % 8]
     return labels.scatter_(1, (index // 8)[:, None], bits[:, None])
-
-
-class CacheBlocks(NamedTuple):
-    """Marked blocks of a similarity cache: bit c of row i of ``bits`` is set where S[i, 32c : 32c + 32] may hold a
-    value above ``floor``; uint8 [n, label_bytes(ceil(n / 32))], a column a block."""
-
-    bits: Tensor
-    floor: float
-
-
-def block_bytes(n: int) -> int:
-    """Bytes of the block bits of one cache row."""
-    return label_bytes((n + BLOCK_COLUMNS - 1) // BLOCK_COLUMNS)

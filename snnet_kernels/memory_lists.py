@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from .neighbor_list_layout import NeighborLists
+from .derived import row_checksums
+from .neighbor_list_layout import NeighborLists, are_symmetric
 from .ops.neighbor_lists import mplp_from_lists, nearest_from_lists, neighbor_lists, symmetric_lists
 
 
 class MemoryLists(nn.Module):
     """Symmetric neighbour lists with ``capacity`` places a row, 12 bytes a place, and what is read from them.
 
-    Labels and neighbours are those of the whole matrix S. Rows that have more to list than places are multiplied where
-    their lists do not tell: ``products`` int64 [] counts them since :meth:`build_`. Lists are built half full, so that
-    later updates find room.
+    Labels and neighbours are those of the whole matrix S. Where the list of a row does not tell, because it has more to
+    list than places, the row is multiplied: ``products`` int64 [] counts these rows since :meth:`build_`. Lists start
+    from ``floor`` and are built at most half full, so that later updates find room.
 
-    Buffers (None until they are built, not saved): ``columns``, ``values``, ``counts``, ``floors``, ``mirrors``, see
+    Buffers (None until they are built): ``columns``, ``values``, ``counts``, ``floors``, ``mirrors``, see
     :class:`snnet_kernels.NeighborLists`; ``products``.
     """
 
@@ -27,11 +31,15 @@ class MemoryLists(nn.Module):
     mirrors: Tensor
     products: Tensor
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, floor: float) -> None:
         super().__init__()
         self.capacity = capacity
+        self.floor = floor
+        self._has_warned = False
         for name in (*NeighborLists._fields, "products"):
-            self.register_buffer(name, None, persistent=False)
+            self.register_buffer(
+                name, None, persistent=False
+            )  # saved by save_: only with what they were made from
 
     @property
     def tables(self) -> NeighborLists | None:
@@ -44,36 +52,95 @@ class MemoryLists(nn.Module):
         """Make the lists of ``features`` [n, d] by n²d/2 multiply-adds; in place where they are built already."""
         n = features.shape[0]
         capacity = min(self.capacity, n)
-        nearest = neighbor_lists(features, n if capacity == n else max(1, capacity // 2))
+        nearest = neighbor_lists(
+            features,
+            n if capacity == n else max(1, capacity // 2),
+            floor=None if capacity == n else self.floor,
+        )
         made = symmetric_lists(*nearest[:4], capacity)
-        if self.columns is not None and self.columns.device == features.device:
-            for old, new in zip(self._buffers.values(), (*made, 0), strict=True):
-                old.copy_(new) if isinstance(new, Tensor) else old.zero_()  # type: ignore[union-attr]
+        products = torch.zeros((), dtype=torch.int64, device=features.device)
+        self._take(dict(zip((*NeighborLists._fields, "products"), (*made, products), strict=True)))
+
+    def _take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the tensors as buffers, in the place of those that are there."""
+        if self.columns is not None and self.columns.device == tensors["columns"].device:
+            for name, tensor in tensors.items():
+                getattr(self, name).copy_(tensor)
             return
         with torch.inference_mode(False):  # they may be written outside of that
-            for name, tensor in zip(NeighborLists._fields, made, strict=True):
+            for name, tensor in tensors.items():
                 setattr(self, name, tensor.clone() if tensor.is_inference() else tensor)
-            self.products = torch.zeros((), dtype=torch.int64, device=features.device)
 
     def drop_(self) -> None:
         """Free the lists."""
         for name in self._buffers:
             setattr(self, name, None)
 
+    def are_worn(self) -> bool:
+        """Whether more rows have been multiplied beside the lists than a build multiplies: n/2."""
+        if self.columns is None:
+            return False
+        made = int(self.products)
+        self._warn_if_slow(made)
+        return 2 * made > len(self.columns)
+
     def mplp(
         self, memory: Tensor, index: Tensor, threshold: float, min_rank: int, query_rows: Tensor | None
     ) -> Tensor:
         """Packed pseudo labels uint8 [B, label_bytes(n)] as :func:`snnet_kernels.mplp` predicts them."""
         labels, products = mplp_from_lists(memory, index, *self._inquired(), query_rows, threshold, min_rank)
-        self.products += products
+        self._count(products)
         return labels
 
     def nearest(self, memory: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k most similar other images as :func:`snnet_kernels.nearest_neighbors` finds them."""
         neighbors, similarity, products = nearest_from_lists(memory, index, *self._inquired(), k)
-        self.products += products
+        self._count(products)
         return neighbors, similarity
 
     def _inquired(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         assert self.columns is not None
         return self.columns, self.values, self.counts, self.floors
+
+    def _count(self, products: Tensor) -> None:
+        self.products += products
+        if not torch.compiler.is_compiling() and products.device.type == "cpu" and not self._has_warned:
+            self._warn_if_slow(int(self.products))
+
+    def _warn_if_slow(self, products: int) -> None:
+        """Once, where products took more than twice what the lists took to build."""
+        if self._has_warned or self.columns is None or products <= len(self.columns):
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"neighbour lists of {self.capacity} places are too short for many rows: {products} products of a row were "
+            "made beside them, which is right but slow. Give more places (neighbors=...), or a higher threshold; "
+            "renew_lists_() once an epoch lowers floors that have risen",
+            stacklevel=5,
+        )
+
+    def save_(self, destination: dict[str, Tensor], prefix: str, features: Tensor) -> None:
+        """Write the lists of ``features`` [n, d] to a state dict, with checksums of what they were made from."""
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                destination[prefix + name] = buffer.detach()
+        destination[prefix + "source"] = row_checksums(features)
+
+    def load_(self, state: Mapping[str, Tensor], prefix: str, features: Tensor) -> bool:
+        """Take the lists of ``features`` [n, d] from a state dict; whether it has such lists, of this capacity.
+
+        Lists of other features, for instance where only these were edited, are not taken.
+        """
+        names = (*NeighborLists._fields, "products", "source")
+        if not all(isinstance(state.get(prefix + name), Tensor) for name in names):
+            return False
+        found = {name: state[prefix + name].to(features.device) for name in names}
+        source = found.pop("source")
+        tables = NeighborLists(*(found[name] for name in NeighborLists._fields))
+        shape = (features.shape[0], min(self.capacity, features.shape[0]))
+        if tables.columns.shape != shape or not are_symmetric(tables) or found["products"].numel() != 1:
+            return False
+        if not torch.equal(source, row_checksums(features)):
+            return False
+        self._take({name: tensor.clone() for name, tensor in found.items()})
+        return True

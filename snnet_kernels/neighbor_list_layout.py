@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -27,3 +28,31 @@ class NeighborLists(NamedTuple):
     def capacity(self) -> int:
         """Entries K that a row has room for."""
         return self.columns.shape[1]
+
+
+def are_symmetric(lists: NeighborLists) -> bool:
+    """Whether the tables are symmetric lists in every respect but that no entry is missing; on any device."""
+    columns, values, counts, floors, mirrors = lists
+    if mirrors is None or columns.dim() != 2:
+        return False
+    n, capacity = columns.shape
+    types = {columns.dtype, counts.dtype, mirrors.dtype} | {values.dtype, floors.dtype}
+    if types != {torch.int32, torch.float32} or columns.dtype != torch.int32 or values.dtype != torch.float32:
+        return False
+    if not (values.shape == mirrors.shape == columns.shape and counts.shape == floors.shape == (n,)):
+        return False
+    if bool(((counts < 0) | (counts > capacity)).any()):
+        return False
+    listed = torch.arange(capacity, device=columns.device) < counts[:, None]
+    row, place = listed.nonzero().unbind(1)
+    column, mirror = columns[row, place].long(), mirrors[row, place].long()
+    if bool(((column < 0) | (column >= n) | (mirror < 0) | (mirror >= capacity)).any()):
+        return False
+    empty = (columns == -1) & (mirrors == -1) & (values == -torch.inf)
+    return bool(
+        (empty | listed).all()
+        and (columns[column, mirror] == row).all()
+        and (mirrors[column, mirror] == place).all()
+        and (mirror < counts[column]).all()
+        and (values[column, mirror] == values[row, place]).all()
+    )

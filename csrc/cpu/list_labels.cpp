@@ -56,7 +56,7 @@ class ListPrediction {
     const int64_t width = label_bytes(lists_.n);
     for (std::size_t s = 0; s < samples_.size(); ++s) {
       const Sample& sample = samples_[s];
-      decide_labels(sample.candidates.data(), sample.count(), sample.position, index_[s], options_.strict,
+      decide_labels(sample.candidates.data(), sample.count(), sample.position, index_[s],
                     labels + static_cast<int64_t>(s) * width);
     }
   }
@@ -72,7 +72,7 @@ class ListPrediction {
   };
 
   int64_t rank_of(const Sample& sample) const {
-    return largest_consistent_rank(sample.count(), options_.min_rank, options_.strict);
+    return largest_consistent_rank(sample.count(), options_.min_rank, false);
   }
 
   void take(const float* row, int64_t n, Sample& sample) const {
@@ -137,7 +137,7 @@ class ListPrediction {
       for (int64_t w = begin; w < end; ++w) {
         Sample& sample = samples_[walking[w]];
         const int64_t rank = rank_of(sample);
-        if (!needs_walk(sample.count(), options_.strict) || rank >= lists_.n - 1) sample.position = sample.count();
+        if (!needs_check(sample.count(), options_, lists_.n)) sample.position = sample.count();
         Verdict verdict = Verdict::kConsistent;
         for (; sample.position < sample.count(); ++sample.position) {
           verdict = look(sample.candidates[sample.position].column, sample.candidates[0].column, rank);
@@ -228,7 +228,7 @@ std::tuple<Tensor, Tensor> mplp_from_lists(const Tensor& memory, const Tensor& i
   Tensor labels = torch::stable::new_zeros(memory, {batch_size, label_bytes(n)}, ScalarType::Byte);
   ListPrediction prediction(memory, checked.positions(), batch_size, checked.lists,
                             queries ? const_floats(*queries) : nullptr,
-                            {static_cast<float>(threshold), min_rank, false});
+                            {static_cast<float>(threshold), min_rank});
   prediction.predict(labels.mutable_data_ptr<uint8_t>());
   return {labels, count_tensor(memory, prediction.products())};
 }

@@ -14,6 +14,7 @@ namespace snnet {
 
 // What an update of rows reads and writes; index [B], features [B, d].
 struct MemoryRows {
+  Tensor tensor;  // the memory
   float* memory;  // [n, d]
   const int64_t* index;
   const float* features;

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "../common/cache_blocks.h"
+#include "../common/bits.h"
 #include "../common/select.h"
 
 namespace snnet {
@@ -24,10 +24,6 @@ struct VectorKernels {
                             Entry* out);
   // #{l : row[l] > bar}, or some number above limit as soon as it is known to be.
   int64_t (*count_above)(const float* row, int64_t n, float bar, int64_t limit);
-  // The same over the marked blocks of the row alone; marks [block_row_bytes(n)].
-  int64_t (*count_in_blocks)(const float* row, int64_t n, const uint8_t* marks, float bar, int64_t limit);
-  // Bit i is set where block i of row[0, n) holds a value above the floor, i < 8.
-  uint8_t (*high_blocks)(const float* row, int64_t n, float floor);
   // The first largest entry of row[0, n), NaN above everything; value -inf and column -1 if none is above -inf.
   Entry (*largest)(const float* row, int64_t n);
   // maxima[g] = max of row[l] over l % groups == g (at least -inf); groups is a multiple of 16. True if a NaN.
@@ -44,8 +40,6 @@ struct VectorKernels {
   void (*blend)(float* out, const float* before, const float* live, float alpha, float beta, int64_t n);
   // out /= length
   void (*divide)(float* out, float length, int64_t n);
-  // row = (alpha * row + beta * live) / length
-  void (*blend_similarities)(float* row, const float* live, float alpha, float beta, float length, int64_t n);
   // out = scale * row (out may be null); the sum of row[l]²
   double (*squares)(float* out, const float* row, float scale, int64_t n);
 };

@@ -101,35 +101,6 @@ int64_t count_above(const float* row, int64_t n, float bar, int64_t limit) {
   return count;
 }
 
-SNNET_INLINE int32_t count_in_block(const float* row, int64_t n, int64_t first, float bar) {
-  int32_t above = 0;
-  if (first + kBlockColumns <= n) {
-    for (int i = 0; i < kBlockColumns; ++i) above += row[first + i] > bar;
-  } else {
-    for (int64_t l = first; l < n; ++l) above += row[l] > bar;
-  }
-  return above;
-}
-
-int64_t count_in_blocks(const float* row, int64_t n, const uint8_t* marks, float bar, int64_t limit) {
-  int64_t count = 0;
-  for (int64_t word = 0; 64 * kBlockColumns * word < n; ++word) {
-    for (uint64_t bits = label_word(marks, word); bits != 0; bits &= bits - 1) {
-      count += count_in_block(row, n, (64 * word + lowest_bit(bits)) * kBlockColumns, bar);
-    }
-    if (count > limit) break;
-  }
-  return count;
-}
-
-uint8_t high_blocks(const float* row, int64_t n, float floor) {
-  unsigned marks = 0;
-  for (int block = 0; block < 8; ++block) {
-    marks |= static_cast<unsigned>(count_in_block(row, n, block * kBlockColumns, floor) > 0) << block;
-  }
-  return static_cast<uint8_t>(marks);
-}
-
 Entry largest(const float* row, int64_t n) {
   constexpr int64_t kStep = 256;
   float best = -__builtin_inff();
@@ -259,11 +230,6 @@ void divide(float* out, float length, int64_t n) {
   for (int64_t l = 0; l < n; ++l) out[l] /= length;
 }
 
-void blend_similarities(float* __restrict row, const float* __restrict live, float alpha, float beta,
-                        float length, int64_t n) {
-  for (int64_t l = 0; l < n; ++l) row[l] = blended_similarity(row[l], live[l], alpha, beta, length);
-}
-
 double squares(float* __restrict out, const float* __restrict row, float scale, int64_t n) {
   if (out != nullptr) {
     for (int64_t l = 0; l < n; ++l) out[l] = scale * row[l];
@@ -277,7 +243,6 @@ double squares(float* __restrict out, const float* __restrict row, float scale, 
 #define SNNET_TABLE(name) SNNET_TABLE_(name)
 extern const VectorKernels SNNET_TABLE(SNNET_ISA);
 const VectorKernels SNNET_TABLE(SNNET_ISA) = {
-    collect_above,  collect_from, collect_reaching, collect_rising, count_above,        count_in_blocks, high_blocks,
-    largest,        group_maxima, bar_of_largest,   dot,                dots,            add_scaled,
-    blend,          divide,       blend_similarities, squares,
+    collect_above, collect_from, collect_reaching, collect_rising, count_above, largest, group_maxima,
+    bar_of_largest, dot,         dots,             add_scaled,     blend,       divide,  squares,
 };

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 
-from snnet.config.options import GROUPS, OPTIONS, Config, Option, config_from, flatten
+from snnet.config.options import GROUPS, OPTIONS, RETIRED, Config, Option, config_from, flatten
 from snnet.errors import UserError
 from snnet.files.paths import expand_home
 from snnet.files.plain_yaml import load_plain_yaml
@@ -196,9 +196,9 @@ def to_yaml(config: Config) -> str:
 def checked_values(values: dict[Any, Any], source: str) -> dict[str, Any]:
     """The mapping, each key known and each value of its option's type; ``source`` is named in errors."""
     for key in values:
-        if key not in OPTIONS:
+        if key not in OPTIONS and key not in RETIRED:
             raise UserError(f"{source}: unknown key '{shown(key)}'{_suggestion(shown(key), OPTIONS)}")
-    return {key: _checked(OPTIONS[key], value, source) for key, value in values.items()}
+    return {key: _checked(OPTIONS[key], value, source) for key, value in values.items() if key in OPTIONS}
 
 
 def _preset_values(preset: str | None) -> dict[str, Any]:

@@ -122,13 +122,10 @@ class MethodConfig:
     label_start_epoch: int = option(
         5, "first epoch (from 0) with predicted labels; before it each image is its own class", at_least=0
     )
-    cache: Literal["auto", "on", "off"] = option(
-        "auto", "keep the similarity matrix of the memory (4 n*n bytes); auto: where it fits"
-    )
     neighbors: int = option(
-        0,
-        "keep this many of the largest similarities of each image in place of the matrix (12 bytes each): the same "
-        "labels for sets of any size; 256 are ample; 0: none",
+        256,
+        "keep up to this many of the largest similarities of each image (12 bytes each), which makes labels fast; "
+        "they are the same with any number; 0: none",
         at_least=0,
     )
 
@@ -203,6 +200,10 @@ OPTIONS: dict[str, Option] = {
     for group, cls in GROUPS.items()
     for f in dataclasses.fields(cls)
 }
+
+
+# Of runs by earlier versions: read without effect, since labels are the same with any value.
+RETIRED = ("cache",)
 
 
 def cache_mode(word: str) -> Literal["auto"] | bool:

@@ -111,9 +111,18 @@ def _ranks_fault(ranks: dict[Any, Any]) -> str | None:
     return None
 
 
-def load_state(module: nn.Module, state: dict[str, Any], path: Path, what: str) -> None:
-    """``module.load_state_dict(state)``; a mismatch of keys, types or shapes is one line that names some of them."""
-    check_state(state, module.state_dict(), path, what)
+def load_state(
+    module: nn.Module, state: dict[str, Any], path: Path, what: str, optional: str | None = None
+) -> None:
+    """``module.load_state_dict(state)``; a mismatch of keys, types or shapes is one line that names some of them.
+
+    Tensors whose names begin with ``optional`` may be there or not; the module looks at their shapes itself.
+    """
+    wanted = module.state_dict()
+    if optional is not None:
+        found = {n: t for n, t in state.items() if shown(n).startswith(optional) and isinstance(t, Tensor)}
+        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith(optional)} | found
+    check_state(state, wanted, path, what)
     module.load_state_dict(state)
 
 

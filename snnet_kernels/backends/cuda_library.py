@@ -12,16 +12,10 @@ import torch
 from ..ops.operation import OPERATIONS as CONTRACTS
 
 LIBRARY = torch.library.Library("snnet_cuda", "DEF")
-NO_MEMORY = ("Tensor memory, ", "")  # similarities are at hand
-SOME_CACHE = ("Tensor? cache", "Tensor cache")
 
 
-def _like(name: str, *changes: tuple[str, str]) -> str:
-    schema = CONTRACTS[name].schema
-    for before, after in changes:
-        assert before in schema, f"{before!r} is not in {schema}"
-        schema = schema.replace(before, after)
-    return schema
+def _like(name: str) -> str:
+    return CONTRACTS[name].schema
 
 
 SCHEMAS = (
@@ -29,15 +23,19 @@ SCHEMAS = (
     _like("unpack_labels"),
     _like("gather_labels"),
     _like("write_labels_"),
-    _like("mark_cache_blocks"),
-    _like("mplp", NO_MEMORY, SOME_CACHE),
-    _like("nearest_neighbors", NO_MEMORY),  # one of cache and query_rows is given
-    _like("mine_labels_", NO_MEMORY, SOME_CACHE),
+    "mark_cache_blocks(Tensor cache, float floor) -> Tensor",
+    "mplp(Tensor index, Tensor cache, Tensor? query_rows, float threshold, SymInt min_rank, bool strict, "
+    "Tensor? block_bits=None, float block_floor=0.0) -> Tensor",
+    "nearest_neighbors(Tensor index, Tensor? cache, Tensor? query_rows, SymInt k) -> (Tensor, Tensor)",
+    "mine_labels_(Tensor index, Tensor cache, Tensor? query_rows, Tensor(a!) row_bits, Tensor(b!) column_bits, "
+    "float threshold, SymInt min_rank, bool strict, Tensor? block_bits=None, float block_floor=0.0) "
+    "-> (Tensor, Tensor, Tensor)",
     _like("mutual_label_loss"),
     # kind mmcl -> loss [], ∂L/∂f [B, d] through the sparse rows of ∂L/∂s
     "sparse_label_loss(Tensor similarity, Tensor memory, Tensor[] labels, float[] weights, float delta, "
     "float hard_negative_ratio) -> (Tensor, Tensor)",
-    _like("update_memory_"),  # similarity [B, n] is given where a cache is
+    "update_memory_(Tensor(a!) memory, Tensor index, Tensor features, Tensor momentum, Tensor(b!)? cache, "
+    "Tensor? similarity, Tensor(c!)? block_bits=None, float block_floor=0.0) -> ()",
 )
 for _schema in SCHEMAS:
     LIBRARY.define(_schema)

@@ -57,36 +57,28 @@ def _compiled_or_plain(name: str) -> Callable[..., Any]:
     return serve
 
 
-def _mplp(memory: Tensor, index: Tensor, cache: Tensor | None, *rest: Any) -> Tensor:
-    match choose("mplp", at_hand=cache is not None):
-        case "cuda":
-            return _compiled.mplp.default(index, cache, *rest)
-        case "triton":
-            from ..triton.label_prediction import mplp
+def _mplp(
+    memory: Tensor, index: Tensor, query_rows: Tensor | None, threshold: float, min_rank: int
+) -> Tensor:
+    if choose("mplp") == "triton":
+        from ..triton.label_prediction import mplp
 
-            return mplp(memory, index, cache, *rest)
-    return OPERATIONS["mplp"].plain(memory, index, cache, *rest)
+        return mplp(memory, index, None, query_rows, threshold, min_rank, False)
+    return OPERATIONS["mplp"].plain(memory, index, query_rows, threshold, min_rank)
 
 
 def _nearest_neighbors(
-    memory: Tensor, index: Tensor, cache: Tensor | None, query_rows: Tensor | None, k: int
+    memory: Tensor, index: Tensor, query_rows: Tensor | None, k: int
 ) -> tuple[Tensor, Tensor]:
-    at_hand = cache is not None or query_rows is not None
-    match choose("nearest_neighbors", at_hand):
+    match choose("nearest_neighbors", at_hand=query_rows is not None):
         case "cuda":
-            rows = query_rows if at_hand else similarity_of(memory[index], memory)
-            return _compiled.nearest_neighbors.default(index, cache, rows, k)
+            rows = similarity_of(memory[index], memory) if query_rows is None else query_rows
+            return _compiled.nearest_neighbors.default(index, None, rows, k)
         case "triton":
             from ..triton.neighbors import nearest_neighbors
 
-            return nearest_neighbors(memory, index, cache, query_rows, k)
-    return OPERATIONS["nearest_neighbors"].plain(memory, index, cache, query_rows, k)
-
-
-def _mine_labels_(memory: Tensor, index: Tensor, cache: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    if cache is not None and choose("mine_labels_") == "cuda":
-        return _compiled.mine_labels_.default(index, cache, *rest)
-    return OPERATIONS["mine_labels_"].plain(memory, index, cache, *rest)
+            return nearest_neighbors(memory, index, None, query_rows, k)
+    return OPERATIONS["nearest_neighbors"].plain(memory, index, query_rows, k)
 
 
 def _fused_mutual_label_loss(
@@ -116,30 +108,18 @@ def _fused_mutual_label_loss(
     return plain(features, memory, similarity, labels, weights, kind, *options)
 
 
-def _update_memory_(
-    memory: Tensor,
-    index: Tensor,
-    features: Tensor,
-    momentum: Tensor,
-    cache: Tensor | None,
-    similarity: Tensor | None,
-    *blocks: Any,
-) -> None:
-    if cache is None:
-        similarity = None
-    elif similarity is None:
-        similarity = similarity_of(features, memory)
-    serve = _compiled_or_plain("update_memory_")
-    serve(memory, index, features, momentum, cache, similarity, *blocks)
+def _update_memory_(memory: Tensor, index: Tensor, features: Tensor, momentum: Tensor) -> None:
+    if choose("update_memory_") == "cuda":
+        _compiled.update_memory_.default(memory, index, features, momentum, None, None, None, 0.0)
+    else:
+        OPERATIONS["update_memory_"].plain(memory, index, features, momentum)
 
 
 _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "memory_similarity": similarity_of,
     "memory_similarity_backward": product,
-    "build_similarity_cache": lambda memory: similarity_of(memory, memory),
     "mplp": _mplp,
     "nearest_neighbors": _nearest_neighbors,
-    "mine_labels_": _mine_labels_,
     "fused_mutual_label_loss": _fused_mutual_label_loss,
     "update_memory_": _update_memory_,
 }

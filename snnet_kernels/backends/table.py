@@ -32,12 +32,8 @@ TABLE = {
     "gather_labels": _COMPILED,
     "memory_similarity": Servers(("cpu",), (), (), plain=True),
     "memory_similarity_backward": Servers((), (), (), plain=True),
-    "build_similarity_cache": Servers((), (), (), plain=True),
-    "mark_cache_blocks": _COMPILED,
-    "mplp": Servers(("cpu",), ("cuda", "triton"), ("triton",)),
+    "mplp": Servers(("cpu",), ("triton",), ("triton",)),
     "nearest_neighbors": Servers(("cpu",), ("cuda", "triton"), ("triton", "cuda")),
-    # Only "cuda" fuses these; elsewhere they are made of other operations, of which mplp says who serves.
-    "mine_labels_": Servers(("cpu",), ("cuda", "triton"), ("triton",)),
     "mutual_label_loss": _COMPILED,
     "fused_mutual_label_loss": Servers(("cpu",), ("cuda", "triton"), ("triton", "cuda")),
     "update_memory_": _COMPILED,

@@ -9,24 +9,20 @@ Similarities, memory and cache are float32, indices int64, label bits uint8.
 """
 
 from .. import checks
-from .label_prediction import mine_labels_, mplp
+from .label_prediction import mplp
 from .labels import gather_labels, label_bytes, pack_labels, unpack_labels, write_labels_
 from .loss import fused_mutual_label_loss, mutual_label_loss
 from .memory_update import update_memory_
 from .neighbor_lists import neighbor_lists
 from .neighbors import nearest_neighbors
 from .similarity import memory_similarity
-from .similarity_cache import build_similarity_cache, mark_cache_blocks
 
 __all__ = [
-    "build_similarity_cache",
     "checks",
     "fused_mutual_label_loss",
     "gather_labels",
     "label_bytes",
-    "mark_cache_blocks",
     "memory_similarity",
-    "mine_labels_",
     "mplp",
     "mutual_label_loss",
     "nearest_neighbors",

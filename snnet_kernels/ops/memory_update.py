@@ -1,4 +1,4 @@
-"""The momentum update of the exemplar memory and of what follows it."""
+"""The momentum update of the exemplar memory and of its neighbour lists."""
 
 from __future__ import annotations
 
@@ -6,29 +6,16 @@ from torch import Tensor
 
 from .. import checks, reference
 from ..checks import check_index_values, check_momentum_value
-from ..layout import CacheBlocks
 from ..neighbor_list_layout import NeighborLists
 from .neighbor_lists import update_memory_lists_
 from .operation import operation
 
 
-@operation(lambda *_: None, writes=("memory", "cache", "block_bits"))
-def _update_memory_(
-    memory: Tensor,
-    index: Tensor,
-    features: Tensor,
-    momentum: Tensor,
-    cache: Tensor | None,
-    similarity: Tensor | None,
-    block_bits: Tensor | None = None,
-    block_floor: float = 0.0,
-) -> None:
+@operation(lambda *_: None, writes=("memory",))
+def _update_memory_(memory: Tensor, index: Tensor, features: Tensor, momentum: Tensor) -> None:
     check_index_values("index", index, memory.shape[0])
     check_momentum_value(momentum)
-    blocks = None if block_bits is None else CacheBlocks(block_bits, block_floor)
-    reference.update_memory_(
-        memory, index, features, momentum, cache=cache, similarity=similarity, blocks=blocks
-    )
+    reference.update_memory_(memory, index, features, momentum)
 
 
 def update_memory_(
@@ -37,16 +24,14 @@ def update_memory_(
     features: Tensor,
     momentum: float | Tensor,
     *,
-    cache: Tensor | None = None,
-    similarity: Tensor | None = None,
-    blocks: CacheBlocks | None = None,
     lists: NeighborLists | None = None,
+    similarity: Tensor | None = None,
 ) -> None:
     """Momentum update of the exemplar memory, in place: ``M[index] = normalize(α M[index] + (1 − α) f)``.
 
-    Repeated indices are applied in batch order, one after the other; a zero vector stays zero. With ``cache``
-    its rows and columns are brought up to date too, without a product with the memory. An entry whose new row would not
-    be finite is skipped, in memory, cache and blocks; with α = 0 the old row does not count, whatever it holds.
+    Repeated indices are applied in batch order, one after the other; a zero vector stays zero. With ``lists`` these are
+    brought up to date too, without a product with the memory. An entry whose new row would not be finite is skipped, in
+    memory and lists; with α = 0 the old row does not count, whatever it holds.
 
     The blend weighs a row by its length: features should have length 1, which is not checked. What is written has.
     Arguments that are only read may share memory with written ones, the written ones among each other may not.
@@ -56,34 +41,23 @@ def update_memory_(
         index: int64 [B].
         features: [B, d], any floating type and strides.
         momentum: α in [0, 1], a number or a 0-d tensor (a number that changes recompiles a traced graph).
-        cache: S = M Mᵀ float32 [n, n] of the memory before the update, contiguous, written.
+        lists: symmetric neighbour lists of the memory before the update, written.
         similarity: ``memory_similarity(features, memory)`` [B, n] before the update; computed if it is absent
-            and the cache needs it.
-        blocks: :func:`mark_cache_blocks` of the cache, whose bits are written.
-        lists: symmetric neighbour lists of the memory before the update, in place of a cache; written.
+            and the lists need it.
     """
     memory = checks.check_memory("memory", memory)
     n = memory.shape[0]
     features = checks.check_features("features", features, memory.shape[1]).detach()
     index = checks.check_index("index", index, n, features.shape[0])
     momentum = checks.check_momentum(momentum, memory.device)
-    if cache is not None:
-        cache = checks.check_cache("cache", cache, n)
     if similarity is not None:
         similarity = checks.check_rows("similarity", similarity, features.shape[0], n).detach()
-    checks.check_same_device(
-        memory=memory, index=index, features=features, cache=cache, similarity=similarity
-    )
-    bits, floor = checks.check_blocks("blocks", blocks, cache, n)
-    checks.check_same_device(memory=memory, blocks=bits)
-    written = {"memory": memory, "cache": cache, "blocks": bits}
+    checks.check_same_device(memory=memory, index=index, features=features, similarity=similarity)
+    written = {"memory": memory}
     if lists is not None:
-        lists = checks.check_lists("lists", lists, n, symmetric=True)
-        if cache is not None:
-            raise ValueError("cache and lists are two forms of the same similarities: give one of them")
-        checks.check_same_device(memory=memory, lists=lists.columns)
+        lists = checks.check_lists("lists", lists, memory, symmetric=True)
         written |= {f"lists.{name}": tensor for name, tensor in lists._asdict().items()}
     index, features, momentum, similarity = checks.apart(written, index, features, momentum, similarity)
-    if lists is not None:
-        return update_memory_lists_(memory, index, features, momentum, *lists, similarity)
-    _update_memory_(memory, index, features, momentum, cache, similarity, bits, floor)
+    if lists is None:
+        return _update_memory_(memory, index, features, momentum)
+    update_memory_lists_(memory, index, features, momentum, *lists, similarity)

@@ -6,20 +6,22 @@ from torch import Tensor
 
 from .. import checks, reference
 from ..checks import check_index_values
+from ..neighbor_list_layout import NeighborLists
+from .neighbor_lists import nearest_from_lists
 from .operation import operation
 
 
 @operation(
-    lambda memory, index, cache, query_rows, k: (
+    lambda memory, index, query_rows, k: (
         index.new_empty(index.shape[0], k),
         memory.new_empty(index.shape[0], k),
     )
 )
 def _nearest_neighbors(
-    memory: Tensor, index: Tensor, cache: Tensor | None, query_rows: Tensor | None, k: int
+    memory: Tensor, index: Tensor, query_rows: Tensor | None, k: int
 ) -> tuple[Tensor, Tensor]:
     check_index_values("index", index, memory.shape[0])
-    return reference.nearest_neighbors(memory, index, k, cache=cache, query_rows=query_rows)
+    return reference.nearest_neighbors(memory, index, k, query_rows=query_rows)
 
 
 def nearest_neighbors(
@@ -27,7 +29,7 @@ def nearest_neighbors(
     index: Tensor,
     k: int = 1,
     *,
-    cache: Tensor | None = None,
+    lists: NeighborLists | None = None,
     query_rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` most similar other images of each image: (index int64 [B, k], similarity [B, k]).
@@ -35,9 +37,11 @@ def nearest_neighbors(
     Falling similarity, NaN above everything, ties by lower index, never the image itself. Where there are fewer
     than k others the index is -1 and the similarity -inf; k may be up to n + 65536. Equals ``S[index]`` without its own
     column, stably sorted. Rows of the memory may have any length: longer ones are more similar to everything.
-    Arguments as in :func:`mplp`.
+    Arguments as in :func:`mplp`; with ``query_rows`` lists are not read. Lists hold no NaN, and so find none.
     """
     k = checks.check_count("k", k)
-    memory, index, cache, query_rows = checks.check_inquiry(memory, index, cache, query_rows)
+    memory, index, query_rows = checks.check_inquiry(memory, index, query_rows, lists)
     k = checks.check_neighbors(k, memory.shape[0])
-    return _nearest_neighbors(memory, index, cache, query_rows, k)
+    if lists is None or query_rows is not None:
+        return _nearest_neighbors(memory, index, query_rows, k)
+    return nearest_from_lists(memory, index, *lists[:4], k)[:2]

@@ -4,9 +4,8 @@ The functions take the arguments of :mod:`snnet_kernels` unchecked, in any float
 the per-sample form.
 """
 
-from ..layout import CacheBlocks, identity_labels, label_bytes
+from ..layout import identity_labels, label_bytes
 from . import loop
-from .cache_blocks import block_bits, mark_cache_blocks
 from .label_prediction import mplp
 from .labels import gather_labels, pack_labels, unpack_labels, write_labels_
 from .list_labels import mplp_from_lists, nearest_from_lists
@@ -26,8 +25,6 @@ from .similarity import (
 )
 
 __all__ = [
-    "CacheBlocks",
-    "block_bits",
     "build_similarity_cache",
     "fused_mutual_label_loss",
     "fused_mutual_label_loss_with_grad",
@@ -35,7 +32,6 @@ __all__ = [
     "identity_labels",
     "label_bytes",
     "loop",
-    "mark_cache_blocks",
     "memory_similarity",
     "memory_similarity_backward",
     "mplp",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..layout import CacheBlocks, label_bytes
+from ..layout import label_bytes
 from .labels import pack_labels
 from .selection import ordered_topk
 from .similarity import similarity_rows
@@ -89,12 +89,12 @@ def mplp(
     *,
     cache: Tensor | None = None,
     query_rows: Tensor | None = None,
-    blocks: CacheBlocks | None = None,
     strict: bool = False,
 ) -> Tensor:
     """Packed pseudo labels [B, label_bytes(n)] of ``index`` [B] by the cycle consistency of their candidates.
 
-    ``blocks`` would save reading and change nothing: whole rows are counted here.
+    ``cache`` is S = M Mᵀ [n, n], where it is at hand. ``strict`` is the reading of the MMCL paper: k = c, and exactly
+    the candidates before the inconsistent one.
     """
     num_instances = memory.shape[0]
     if index.numel() == 0:

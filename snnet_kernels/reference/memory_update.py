@@ -15,9 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..layout import CacheBlocks
 from ..precision import matmul
-from .cache_blocks import update_cache_blocks_
 
 EPS = 1e-12  # the smallest length a row is divided by, as in torch.nn.functional.normalize
 
@@ -30,7 +28,6 @@ def update_memory_(
     *,
     cache: Tensor | None = None,
     similarity: Tensor | None = None,
-    blocks: CacheBlocks | None = None,
 ) -> None:
     """M[index] <- normalize(α M[index] + (1 − α) f), in place; repeated indices one after the other."""
     if index.numel() == 0:
@@ -44,20 +41,16 @@ def update_memory_(
     rounds = occurrence_rounds(index)
     if len(rounds) > 1:
         s = s.clone()
-    written = torch.zeros_like(index, dtype=torch.bool)
     for entries in rounds:
         entries, lengths = _blend_rows_(memory, index, features, entries, momentum)
         if entries.numel() == 0:
             continue
-        written[entries] = True
         position = index[entries]
         update_cache_(cache, memory, position, s[entries], gram[entries][:, entries], lengths, momentum)
         if len(rounds) > 1:  # the later entries meet the memory as it is now
             s[:, position] = (_scaled(momentum, s[:, position]) + (1 - momentum) * gram[:, entries]) / lengths
             grows = position[lengths <= momentum]
             s[:, grows] = matmul(features, memory[grows].t())
-    if blocks is not None and written.any():
-        update_cache_blocks_(blocks, cache, index[written].unique())
 
 
 def occurrence_rounds(index: Tensor) -> list[Tensor]:

@@ -2,7 +2,9 @@
 //
 // A pair that is listed follows the recurrence of the similarity matrix. A pair that is not is at or below the floors of
 // both rows, so that s = f Mᵀ tells which few may rise above one of them: for those a product of two rows decides.
+#include <memory>
 #include <optional>
+#include <unordered_map>
 #include <vector>
 
 #include "../common/recurrence.h"
@@ -90,23 +92,21 @@ class ListUpdate {
              const std::vector<float>& lengths, const std::vector<const float*>& similarity)
       : lists_(lists), rows_(rows), round_(round), lengths_(lengths), similarity_(similarity),
         count_(static_cast<int64_t>(round.size())), entry_of_(lists.n, -1), places_(count_ * count_, -1),
-        dropped_(round.size()), risen_(round.size()) {
+        dropped_(round.size()), risen_(round.size()), products_(products_of_moved(rows, round)) {
     for (int64_t r = 0; r < count_; ++r) entry_of_[row_of(r)] = static_cast<int32_t>(r);
   }
 
   void run() {
     torch::stable::parallel_for(0, count_, 1, [&](int64_t begin, int64_t end) {
       std::vector<char> is_listed(lists_.n);
-      std::vector<Entry> rising(lists_.n);
+      const std::unique_ptr<Entry[]> rising(new Entry[lists_.n]);
       for (int64_t r = begin; r < end; ++r) {
         follow_listed(r, is_listed);
-        if (rows_.beta > 0.0f) find_risen(r, is_listed, rising);
+        if (rows_.beta > 0.0f) find_risen(r, is_listed, rising.get());
         for (int32_t j = 0; j < lists_.counts[row_of(r)]; ++j) is_listed[lists_.columns_of(row_of(r))[j]] = 0;
       }
     });
-    torch::stable::parallel_for(0, count_, grain(count_ * rows_.d), [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) multiply_moved(r);
-    });
+    for (int64_t r = 0; r < count_; ++r) take_moved(r);
     for (const auto& pairs : dropped_) {
       for (const Pair& pair : pairs) lists_.remove(pair.row, pair.column);
     }
@@ -152,11 +152,11 @@ class ListUpdate {
   }
 
   // Unlisted pairs of a moved row with unmoved ones that are above a floor now.
-  void find_risen(int64_t r, const std::vector<char>& is_listed, std::vector<Entry>& rising) {
+  void find_risen(int64_t r, const std::vector<char>& is_listed, Entry* rising) {
     const int64_t i = row_of(r);
     const float gain = (lengths_[r] - rows_.alpha) / rows_.beta, slack = kSlack / rows_.beta;
     const int64_t found = vector_kernels().collect_rising(similarity_[r], lists_.floors, lists_.n,
-                                                          lists_.floors[i] * gain - slack, gain, slack, rising.data());
+                                                          lists_.floors[i] * gain - slack, gain, slack, rising);
     for (int64_t e = 0; e < found; ++e) {
       const int32_t l = rising[e].column;
       if (is_listed[l] || entry_of_[l] >= 0) continue;
@@ -165,13 +165,21 @@ class ListUpdate {
     }
   }
 
+  static Tensor products_of_moved(const MemoryRows& rows, const Round& round) {
+    std::vector<int64_t> positions;
+    for (int64_t b : round) positions.push_back(rows.index[b]);
+    const Tensor moved = rows_at(rows.tensor, positions);
+    return inner_products(moved, moved);
+  }
+
   // Pairs of moved rows: products.
-  void multiply_moved(int64_t r) {
+  void take_moved(int64_t r) {
+    const float* products = const_floats(products_) + r * count_;
     const int64_t i = row_of(r);
     for (int64_t c = 0; c <= r; ++c) {
       const int64_t l = row_of(c);
       const int32_t place = places_[r * count_ + c];
-      const Pair pair{static_cast<int32_t>(i), static_cast<int32_t>(l), product(i, l)};
+      const Pair pair{static_cast<int32_t>(i), static_cast<int32_t>(l), products[c]};
       if (place >= 0) lists_.set_value(i, place, pair.value);
       if (is_above_a_floor(i, l, pair.value) == (place >= 0)) continue;
       (place >= 0 ? dropped_ : risen_)[r].push_back(pair);
@@ -230,6 +238,7 @@ class ListUpdate {
   std::vector<int32_t> entry_of_;  // [n], the entry that moved a row, or -1
   std::vector<int32_t> places_;    // [r, c] is where the row of entry r lists that of entry c, or -1
   std::vector<std::vector<Pair>> dropped_, risen_;
+  Tensor products_;  // of the moved rows with each other
 };
 
 // s of each batch entry as the memory stands: copies only of those that meet rows moved by entries before them.
@@ -272,7 +281,22 @@ class LiveSimilarity {
   std::vector<float> copies_;
 };
 
-// M[index] <- normalize(alpha M[index] + (1 - alpha) f), and its lists.
+// M[index] <- normalize(alpha M[index] + (1 - alpha) f)
+void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum) {
+  const int64_t n = rows_of(memory, "memory"), d = memory.size(1);
+  check_storage(memory, "memory", ScalarType::Float, n, d);
+  const Tensor positions = checked_index(index, n);
+  const int64_t batch_size = positions.size(0);
+  check_matrix(features, "features", ScalarType::Float, batch_size, d);
+  const float alpha = checked_momentum(momentum);
+  if (batch_size == 0) return;
+  const Tensor live = torch::stable::contiguous(features);
+  const MemoryRows rows{memory,       floats(memory), positions.const_data_ptr<int64_t>(), const_floats(live), d, alpha,
+                        1.0f - alpha};
+  for (Round& round : occurrence_rounds(rows.index, batch_size)) blend_rows(rows, round);
+}
+
+// The same, and its lists.
 void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum,
                           const Tensor& columns, const Tensor& values, const Tensor& counts, const Tensor& floors,
                           const Tensor& mirrors, const std::optional<Tensor>& similarity) {
@@ -289,7 +313,7 @@ void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tenso
   const SymmetricLists lists(tables, mirrors.mutable_data_ptr<int32_t>());
   const Tensor live = torch::stable::contiguous(features);
   const Tensor s = similarity ? torch::stable::contiguous(*similarity) : batch_products(live, memory);
-  const MemoryRows rows{floats(memory), positions.const_data_ptr<int64_t>(), const_floats(live), d, alpha, 1.0f - alpha};
+  const MemoryRows rows{memory, floats(memory), positions.const_data_ptr<int64_t>(), const_floats(live), d, alpha, 1.0f - alpha};
   std::vector<Round> rounds = occurrence_rounds(rows.index, batch_size);
   LiveSimilarity current(const_floats(s), n, rounds, batch_size);
   for (std::size_t turn = 0; turn < rounds.size(); ++turn) {
@@ -303,4 +327,7 @@ void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tenso
 }  // namespace
 }  // namespace snnet
 
-STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) { m.impl("update_memory_lists_", TORCH_BOX(&snnet::update_memory_lists_)); }
+STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) {
+  m.impl("update_memory_", TORCH_BOX(&snnet::update_memory_));
+  m.impl("update_memory_lists_", TORCH_BOX(&snnet::update_memory_lists_));
+}

@@ -1,12 +1,15 @@
-// Label prediction without a cache: candidates and their ranks from tiles of products.
-#include "streaming.h"
+// Label prediction (MPLP) without lists: candidates and their ranks from tiles of products.
 
 #include <atomic>
+#include <cmath>
 #include <limits>
+#include <optional>
 
+#include "candidates.h"
+#include "inquiry.h"
 #include "products.h"
+#include "rank_counts.h"
 #include "selection.h"
-#include "streaming_ranks.h"
 
 namespace snnet {
 namespace {
@@ -106,18 +109,18 @@ class Prediction {
     const int64_t width = label_bytes(n_);
     for (std::size_t s = 0; s < samples_.size(); ++s) {
       const Sample& sample = samples_[s];
-      decide_labels(sample.candidates.data(), sample.count(), first_inconsistent_[s], index_[s], options_.strict,
+      decide_labels(sample.candidates.data(), sample.count(), first_inconsistent_[s], index_[s],
                     labels + s * width);
     }
   }
 
  private:
   int64_t rank_of(const Sample& sample) const {
-    return largest_consistent_rank(sample.count(), options_.min_rank, options_.strict);
+    return largest_consistent_rank(sample.count(), options_.min_rank, false);
   }
 
   bool walks(const Sample& sample) const {
-    return needs_walk(sample.count(), options_.strict) && rank_of(sample) < n_ - 1;
+    return needs_check(sample.count(), options_, n_);
   }
 
   // A single sample's candidates are always held.
@@ -259,14 +262,25 @@ void predict(const Inquiry& inquiry, const PredictionOptions& options, const Row
   predict(inquiry, options, lengths, middle, end, labels);
 }
 
-}  // namespace
-
-void predict_streaming(const Inquiry& inquiry, const PredictionOptions& options, uint8_t* labels) {
-  if (inquiry.batch_size == 0) return;
-  const RowLengths lengths = measure_rows(inquiry.memory);
-  for (int64_t begin = 0; begin < inquiry.batch_size; begin += kSamplesAtOnce) {
-    predict(inquiry, options, lengths, begin, std::min(begin + kSamplesAtOnce, inquiry.batch_size), labels);
+// -> labels uint8 [B, label_bytes(n)]
+Tensor mplp(const Tensor& memory, const Tensor& index, const std::optional<Tensor>& query_rows, double threshold,
+            int64_t min_rank) {
+  const CheckedInquiry checked(memory, index, query_rows);
+  SNNET_CHECK(std::isfinite(threshold), "threshold must be finite, got ", threshold);
+  SNNET_CHECK(min_rank >= 0, "min_rank must be at least 0, got ", min_rank);
+  const int64_t batch_size = checked.inquiry.batch_size;
+  Tensor labels = torch::stable::new_zeros(memory, {batch_size, label_bytes(memory.size(0))}, ScalarType::Byte);
+  if (batch_size == 0) return labels;
+  const PredictionOptions options{static_cast<float>(threshold), min_rank};
+  const RowLengths lengths = measure_rows(memory);
+  for (int64_t begin = 0; begin < batch_size; begin += kSamplesAtOnce) {
+    predict(checked.inquiry, options, lengths, begin, std::min(begin + kSamplesAtOnce, batch_size),
+            labels.mutable_data_ptr<uint8_t>());
   }
+  return labels;
 }
 
+}  // namespace
 }  // namespace snnet
+
+STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) { m.impl("mplp", TORCH_BOX(&snnet::mplp)); }

@@ -1,4 +1,4 @@
-#include "streaming_ranks.h"
+#include "rank_counts.h"
 
 #include <cmath>
 #include <limits>

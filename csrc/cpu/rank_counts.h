@@ -3,7 +3,8 @@
 
 #include <vector>
 
-#include "streaming.h"
+#include "inquiry.h"
+#include "vector.h"
 
 namespace snnet {
 

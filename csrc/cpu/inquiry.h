@@ -1,4 +1,4 @@
-// Label prediction and nearest neighbours without a cache: products in tiles, nothing of size [B, n] kept.
+// What labels and neighbours without lists are sought in: products in tiles, nothing of size [B, n] kept.
 //
 // Scratch memory, whatever n and the number of candidates: a tile of products and its rows (16 MB), the candidates
 // of the samples that are at work together (4 MB; samples that have more are taken in smaller groups), pairs that
@@ -6,8 +6,8 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
 
-#include "candidates.h"
 #include "checks.h"
 
 namespace snnet {
@@ -31,10 +31,20 @@ inline int64_t tile_columns(int64_t n, int64_t d, int64_t rows) {
   return std::clamp<int64_t>(most, 1, std::max<int64_t>(n, 1));
 }
 
-// labels: uint8 [B, label_bytes(n)], all 0
-void predict_streaming(const Inquiry& inquiry, const PredictionOptions& options, uint8_t* labels);
+struct CheckedInquiry {
+  Tensor index, query_rows;
+  Inquiry inquiry;
 
-// neighbors [B, k], similarity [B, k]
-void nearest_streaming(const Inquiry& inquiry, int64_t k, int64_t* neighbors, float* similarity);
+  CheckedInquiry(const Tensor& memory, const Tensor& positions, const std::optional<Tensor>& rows)
+      : index(checked_index(positions, rows_of(memory, "memory"))), query_rows(memory),
+        inquiry{memory, index.const_data_ptr<int64_t>(), index.size(0), nullptr} {
+    const int64_t n = memory.size(0);
+    check_storage(memory, "memory", ScalarType::Float, n, memory.size(1));
+    if (!rows) return;
+    check_matrix(*rows, "query_rows", ScalarType::Float, inquiry.batch_size, n);
+    query_rows = torch::stable::contiguous(*rows);
+    inquiry.query_rows = const_floats(query_rows);
+  }
+};
 
 }  // namespace snnet

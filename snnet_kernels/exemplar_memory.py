@@ -1,0 +1,243 @@
+"""The exemplar memory M, and the neighbour lists that follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .derived import Source
+from .fixed_type import FixedTypeModule
+from .memory_lists import MemoryLists
+
+FLOOR = 0.3  # of the lists: the similarities that the usual threshold, 0.6, reads are mostly above it
+
+
+class ExemplarMemory(FixedTypeModule):
+    """The most recent feature of every image, M [n, d], and neighbour lists of it: what labels read of S = M Mᵀ.
+
+    Lists follow M. Assignment, in-place operations and ``load_state_dict`` are noticed by themselves. What writes past
+    autograd (``torch.distributed``, ``.data``, numpy, DLPack) is noticed on the CPU, in eager mode, where it changed a
+    row that a call names, and otherwise has to be said: :meth:`mark_written_`.
+
+    Args:
+        num_instances: number of images n.
+        feature_dim: feature dimensions d.
+        neighbors: places K of a list, 12 bytes each: labels need no product, at any n. They are the same labels with
+            any K; where a row has more candidates than places it is multiplied, which takes longer. 256 are ample
+            where a row has some tens of candidates. 0: no lists, products are made as they are needed.
+        floor: lists start from here: below the threshold of the labels, and better too low than too high.
+            The same labels with any; lower ones fill the lists with what is hardly read.
+
+    Buffer: ``features`` float32 [n, d]. ``lists`` is a :class:`.MemoryLists`, or None with ``neighbors=0``: built when
+    it is first needed, and saved by ``state_dict()`` from then on. Once built its tensors stay where they are, so that
+    a captured CUDA graph may go on using them, until :meth:`drop_lists_` or a move to another device.
+    """
+
+    features: Tensor
+
+    def __init__(
+        self,
+        num_instances: int,
+        feature_dim: int,
+        *,
+        neighbors: int = 256,
+        floor: float = FLOOR,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_instances = ops.checks.check_count("num_instances", num_instances)
+        self.feature_dim = ops.checks.check_count("feature_dim", feature_dim)
+        neighbors = ops.checks.check_count("neighbors", neighbors, lowest=0)
+        floor = ops.checks.check_finite("floor", floor)
+        with torch.inference_mode(False):
+            features = torch.zeros(self.num_instances, self.feature_dim, dtype=torch.float32, device=device)
+        self.register_buffer("features", features)
+        self.lists = MemoryLists(neighbors, floor) if neighbors else None
+        self._source = Source()  # the features as they are known
+        self._changes = 0  # of the features, as far as they are known
+        self._lists_follow = False  # they are those of the features as they are known
+
+    @property
+    def version(self) -> int:
+        """Counts the changes of ``features`` that are known: writes by the methods of this class, writes that were
+        noticed (another tensor, in-place operations, changed rows that a call named) and :meth:`mark_written_`.
+
+        Another number means that the features may have changed. The same number does not mean the same content
+        where something wrote past autograd and did not say so.
+        """
+        self._notice()
+        return self._changes
+
+    def _notice(self, rows: Tensor | None = None) -> None:
+        """Count a change where the features, or ``rows`` int64 [B] of them, are not what they were."""
+        if not torch.compiler.is_compiling() and not self._source.holds(self.features, rows):
+            self._count_change()
+
+    def _count_change(self) -> None:
+        """The features are others: lists are made afresh when they are next needed."""
+        self._lists_follow = False
+        if not torch.compiler.is_compiling():
+            self._changes += 1
+            self._source.remember(self.features)
+
+    def _vouch_for_lists(self, rows: Tensor | None = None) -> None:
+        """Lists are those of the features, of which ``rows`` int64 [B] have just been written, or all were read."""
+        if not torch.compiler.is_compiling():
+            self._changes += rows is not None
+            self._source.remember_rows(self.features, rows)
+        self._lists_follow = True
+
+    def mark_written_(self) -> None:
+        """Say that ``features`` were written past autograd; lists, where they are built, are made afresh in place.
+
+        Call it after ``torch.distributed`` operations, writes through ``.data``, numpy or DLPack, and before a
+        compiled step or a CUDA graph runs on features that anything but the methods of this class has written.
+        """
+        self._count_change()
+        if self.lists is not None and self.lists.tables is not None:
+            self.build_lists_()
+
+    def drop_lists_(self) -> None:
+        """Free the lists until labels are next asked for. A captured CUDA graph that uses them is lost."""
+        self._lists_follow = False
+        if self.lists is not None:
+            self.lists.drop_()
+
+    def build_lists_(self) -> None:
+        """Make the lists afresh from ``features``, n²d/2 multiply-adds; does nothing where none are kept.
+
+        In place where they are built already: a captured CUDA graph goes on with the new values.
+        """
+        if self.lists is not None:
+            self.lists.build_(self.features)
+            self._notice()
+            self._vouch_for_lists()
+
+    def renew_lists_(self) -> None:
+        """Make the lists afresh where that is cheaper than to go on: the floors of full rows rise, and only a build
+        lowers them. Call it once an epoch. On a GPU the host waits."""
+        if self.lists is not None and self.lists.are_worn():
+            self.build_lists_()
+
+    def current_lists(self, rows: Tensor | None = None) -> MemoryLists | None:
+        """The lists of the features as they are now, or None where none are kept.
+
+        ``rows`` int64 [B]: positions whose features are compared with those that lists were made from (on the CPU).
+        A traced call takes the lists that are there, or none: build them before, and call :meth:`mark_written_`.
+        """
+        if self.lists is None:
+            return None
+        if torch.compiler.is_compiling():
+            return self.lists if self.lists.tables is not None and self._lists_follow else None
+        self._notice(rows)
+        if self.lists.tables is None or not self._lists_follow:
+            self.build_lists_()
+        return self.lists
+
+    def initialize_(self, features: Tensor) -> None:
+        """Fill the memory with the L2-normalised ``features`` [n, d] of an extraction pass.
+
+        Lists are built when labels are first asked for, or by :meth:`build_lists_`: do the latter before a
+        compiled step, which takes the lists that are there. Raises ValueError where a row is not finite, or neither
+        of length 1 nor zero (reads its values: on a GPU the host waits).
+        """
+        features = ops.checks.check_features("features", features, self.feature_dim)
+        if len(features) != self.num_instances:
+            expected = [self.num_instances, self.feature_dim]
+            raise ValueError(f"features must have shape {expected}, got {list(features.shape)}")
+        ops.checks.check_lengths("features", features)
+        (features,) = ops.checks.apart({"memory": self.features}, features)
+        with torch.no_grad():
+            self.features.copy_(features)
+        if torch.compiler.is_compiling():
+            self._count_change()
+        else:
+            self.mark_written_()
+
+    def similarity(self, features: Tensor) -> Tensor:
+        """s = f Mᵀ [B, n] of ``features`` [B, d] (Eq. 1); see :func:`snnet_kernels.memory_similarity`."""
+        self._refuse_replication()
+        return ops.memory_similarity(features, self.features)
+
+    def predict_labels(
+        self, index: Tensor, threshold: float = 0.6, min_rank: int = 10, *, query_rows: Tensor | None = None
+    ) -> Tensor:
+        """Packed pseudo labels uint8 [B, label_bytes(n)] of ``index`` [B]; see :func:`snnet_kernels.mplp`."""
+        self._refuse_replication()
+        index = ops.checks.check_index("index", index, self.num_instances)
+        lists = self.current_lists(index)
+        if lists is None:
+            return ops.mplp(self.features, index, threshold, min_rank, query_rows=query_rows)
+        threshold, min_rank = ops.checks.check_prediction_options(threshold, min_rank)
+        if query_rows is not None:
+            query_rows = ops.checks.check_rows("query_rows", query_rows, len(index), self.num_instances)
+        return lists.mplp(self.features, index, threshold, min_rank, query_rows)
+
+    def nearest(
+        self, index: Tensor, k: int = 1, *, query_rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The ``k`` nearest other images; see :func:`snnet_kernels.nearest_neighbors`."""
+        self._refuse_replication()
+        index = ops.checks.check_index("index", index, self.num_instances)
+        lists = self.current_lists(index)
+        if lists is None or query_rows is not None:
+            return ops.nearest_neighbors(self.features, index, k, query_rows=query_rows)
+        return lists.nearest(self.features, index, ops.checks.check_neighbors(k, self.num_instances))
+
+    def update_(
+        self, index: Tensor, features: Tensor, momentum: float | Tensor, *, similarity: Tensor | None = None
+    ) -> None:
+        """Momentum update of M and of its lists; see :func:`snnet_kernels.update_memory_`."""
+        self._refuse_replication()
+        index = ops.checks.check_index("index", index, self.num_instances)
+        known = self._changes
+        lists = self.current_lists(index)
+        if not torch.compiler.is_compiling() and self._changes != known:
+            similarity = None  # of what the memory was before something else wrote it
+        tables = None if lists is None else lists.tables
+        ops.update_memory_(self.features, index, features, momentum, lists=tables, similarity=similarity)
+        if lists is None:
+            self._count_change()
+        else:
+            self._vouch_for_lists(index)
+
+    def _update_rows_(self, index: Tensor, features: Tensor, momentum: float | Tensor) -> None:
+        """The same for M alone: lists stay where they are and are made afresh when they are next needed."""
+        self._refuse_replication()
+        ops.update_memory_(self.features, index, features, momentum)
+        self._count_change()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExemplarMemory:
+        if fn(self.features.new_empty(0)).device != self.features.device:
+            self.drop_lists_()  # they are cheaper to build than to move
+        super()._apply(fn, recurse)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        self._notice()
+        if self.lists is not None and self.lists.tables is not None and self._lists_follow:
+            self.lists.save_(destination, f"{prefix}lists.", self.features)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Lists are optional: a state may have none, this memory may keep none.
+        own = f"{prefix}lists."
+        found = {name: state_dict.pop(name) for name in list(state_dict) if name.startswith(own)}
+        device = self.features.device
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.features.device != device:
+            self.drop_lists_()
+        self._count_change()
+        if self.lists is not None:
+            if self.lists.load_(found, own, self.features):
+                self._vouch_for_lists()
+            else:
+                self.mark_written_()
+
+    def extra_repr(self) -> str:
+        kept = self.lists.capacity if self.lists is not None else 0
+        return f"{self.num_instances}, {self.feature_dim}, neighbors={kept}"
