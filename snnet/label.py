@@ -60,11 +60,7 @@ def label(command: LabelCommand) -> tuple[SparseLabels, np.ndarray | None]:
     device, method = choose_device(config.runtime.device), config.method
     content = load_features(command.features, command.key)
     say(kernels_line(device))
-    options: dict[str, Any] = {
-        "threshold": method.threshold,
-        "min_rank": method.min_rank,
-        "strict": command.strict,
-    }
+    options: dict[str, Any] = {"threshold": method.threshold, "min_rank": method.min_rank}
     labels = predict_sparse_labels(torch.from_numpy(_of_length_one(content)).to(device), **options)
     metadata = {"made_by": f"snnet {__version__}", **options}
     labels = dataclasses.replace(labels, names=content.names, metadata=metadata)

@@ -123,10 +123,10 @@ def _add_labels(
     images = decode(dataset.train, contents.run.config)
     if image_fingerprint(images.images.paths) != checkpoint["images"]:
         raise UserError("the training images that were found are not those of the run")
-    head = label_state(checkpoint, len(images), contents.run.checkpoint)
-    if not has_labels(head):
+    memory, labels = label_state(checkpoint, len(images), contents.run.checkpoint)
+    if not has_labels(labels):
         raise UserError("no labels have been predicted yet: the checkpoint is of the warm-up")
-    lists = label_lists(head, images, lists=command.lists, length=command.top_k)
+    lists = label_lists(memory, labels, images, lists=command.lists, length=command.top_k)
     contents.lists["pseudo_labels"] = rows(lists, images, images, "image")
     contents.identities_known = images.images.pids is not None
 

@@ -56,6 +56,7 @@ from snnet.runtime import Placement, environment, kernels_line, prepare, show_wa
 from snnet.system.progress import progress, say, set_quiet
 from snnet.system.terminal import tell
 from snnet.training.checkpoint import (
+    LISTS,
     check_measurements,
     image_fingerprint,
     load_checkpoint,
@@ -210,7 +211,7 @@ class Learner:
         if checkpoint["images"] != self.fingerprint:
             raise UserError(f"{path} was written for other training images than those that were found")
         load_state(self.model, checkpoint["model"], path, "network")
-        load_state(self.head, checkpoint["head"], path, "exemplar and label memory", optional="memory.lists.")
+        load_state(self.head, checkpoint["head"], path, "exemplar and label memory", optional=LISTS)
         load_optimizer(self.optimizer, checkpoint["optimizer"], path)
         try:
             set_rng_state(checkpoint["rng"])

@@ -53,6 +53,7 @@ class SNNetHead(FixedTypeModule):
         loss_kind, delta, hard_negative_ratio: see :func:`snnet_kernels.mutual_label_loss`.
         label_source: ``"memory"`` predicts labels from the memory's rows S[index], ``"feature"`` from the live s.
         neighbors: places of the neighbour lists, see :class:`ExemplarMemory`; 0 keeps none.
+        label_storage: see :class:`PseudoLabelMemory`.
     """
 
     _momentum: Tensor
@@ -70,6 +71,7 @@ class SNNetHead(FixedTypeModule):
         hard_negative_ratio: float = 0.01,
         label_source: str = "memory",
         neighbors: int = 256,
+        label_storage: str = "auto",
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -87,7 +89,7 @@ class SNNetHead(FixedTypeModule):
             num_instances, feature_dim, neighbors=neighbors, floor=threshold - BELOW_THRESHOLD, device=device
         )
         self.num_instances, self.feature_dim = self.memory.num_instances, self.memory.feature_dim
-        self.pseudo_labels = PseudoLabelMemory(num_instances, device=device)
+        self.pseudo_labels = PseudoLabelMemory(num_instances, storage=label_storage, device=device)
         self.loss = MutualLabelLoss(
             weights, kind=loss_kind, delta=delta, hard_negative_ratio=hard_negative_ratio
         )

@@ -1,4 +1,4 @@
-"""The pseudo label memory P."""
+"""The pseudo label memory P, kept as bits or as lists."""
 
 from __future__ import annotations
 
@@ -7,68 +7,118 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
+from . import checks, ops
 from .derived import Source
 from .fixed_type import FixedTypeModule
+from .label_tables import LabelTables
 from .memory_size import check_room
+
+MOST_BITS = 2**30  # bytes of both bit matrices up to which they are kept: 65,536 images
 
 
 class PseudoLabelMemory(FixedTypeModule):
-    """The most recent main label of every image, P [n, n] as bits, with its transpose; starts as identity.
+    """The most recent main label of every image, P [n, n], with its transpose; starts as identity.
 
-    A column P[:, i] (Eq. 4) is a contiguous row of the transpose. Takes 2 · n · label_bytes(n) bytes.
+    As bits it takes n²/4 bytes: a column P[:, i] (Eq. 4) is a contiguous row of the transpose. As lists of int32, of
+    each row its columns and of each column its rows, it takes some 30 bytes for each positive label, at any n. What
+    goes in and comes out is the same.
 
-    The transpose follows P as S follows the exemplar memory (:class:`ExemplarMemory`): what writes ``row_bits`` past
-    autograd is noticed on the CPU where it changed a row that a call names, and otherwise has to be said, by
-    :meth:`mark_written_`.
+    The transpose of bits follows P as lists follow the exemplar memory (:class:`ExemplarMemory`): what writes
+    ``row_bits`` past autograd is noticed on the CPU where it changed a row that a call names, and otherwise has to be
+    said, by :meth:`mark_written_`. Lists are written by the methods of this class alone.
 
-    Buffers: ``row_bits`` and ``column_bits`` uint8 [n, label_bytes(n)] (only the first is saved).
+    Args:
+        num_instances: number of images n.
+        storage: ``"bits"``, ``"lists"``, or ``"auto"``: bits up to 65,536 images. Lists grow with their labels: on
+            a GPU the host waits at each call, and a write cannot be traced or captured.
+
+    Buffers: ``row_bits`` and ``column_bits`` uint8 [n, label_bytes(n)] (only the first is saved), or None with lists.
+    ``state_dict()`` of lists has ``row_entries`` int32 [E], the columns of each row in order, and ``row_counts`` int32
+    [n]. Either storage loads the state of the other.
     """
 
-    row_bits: Tensor
-    column_bits: Tensor
+    row_bits: Tensor | None
+    column_bits: Tensor | None
 
-    def __init__(self, num_instances: int, *, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, num_instances: int, *, storage: str = "auto", device: torch.device | str | None = None
+    ) -> None:
         super().__init__()
-        num_instances = ops.checks.check_count("num_instances", num_instances)
+        num_instances = checks.check_count("num_instances", num_instances)
+        if storage not in ("auto", "bits", "lists"):
+            raise ValueError(f"storage must be 'auto', 'bits' or 'lists', got {storage!r}")
         self.num_instances = num_instances
-        shape = (num_instances, ops.label_bytes(num_instances))
+        needed = 2 * num_instances * ops.label_bytes(num_instances)
+        self.storage = ("bits" if needed <= MOST_BITS else "lists") if storage == "auto" else storage
+        self.tables = LabelTables(num_instances, device) if self.storage == "lists" else None
+        bits = None
         with torch.inference_mode(False):
-            check_room(num_instances, 2 * shape[0] * shape[1], torch.empty(0, device=device).device)
-            bits = torch.zeros(shape, dtype=torch.uint8, device=device)
-            diagonal = torch.arange(num_instances, device=device)
-            bit = torch.bitwise_left_shift(torch.ones_like(diagonal), diagonal % 8).to(torch.uint8)
-            bits[diagonal, diagonal // 8] = bit
+            if self.tables is None:
+                check_room(num_instances, needed, torch.empty(0, device=device).device)
+                bits = _identity(num_instances, device)
             self.register_buffer("row_bits", bits)
-            self.register_buffer("column_bits", bits.clone(), persistent=False)
+            self.register_buffer("column_bits", None if bits is None else bits.clone(), persistent=False)
         self._source = Source()  # the rows that the transpose was made from
         self._vouch_for_columns()
+
+    @property
+    def device(self) -> torch.device:
+        """Where P is kept."""
+        held = self.row_bits if self.tables is None else self.tables.device_tensor
+        assert held is not None
+        return held.device
 
     def write_(self, index: Tensor, labels: Tensor) -> None:
         """P[index] = labels (Eq. 3): ``index`` int64 [B], packed ``labels`` uint8 [B, label_bytes(n)].
 
         Of a repeated index the last row counts.
         """
+        if self.tables is not None:
+            index = self._checked(index)
+            labels = checks.check_labels("labels", labels, self.num_instances, len(index))
+            checks.check_same_device(tables=self.tables.device_tensor, index=index, labels=labels)
+            self.tables.write_(index, labels)
+            return
         self._follow(index)
+        assert self.row_bits is not None and self.column_bits is not None
         ops.write_labels_(self.row_bits, self.column_bits, index, labels)
         self._vouch_for_columns(index)
 
     def rows(self, index: Tensor) -> Tensor:
         """P[index], packed, uint8 [B, label_bytes(n)]: the labels of images ``index`` [B] (Eq. 6), empty at -1."""
+        if self.tables is not None:
+            return self.tables.rows(self._checked(index, lowest=-1))
         self._refuse_replication()
+        assert self.row_bits is not None
         return ops.gather_labels(self.row_bits, index)
 
     def columns(self, index: Tensor) -> Tensor:
         """P[:, index]ᵀ, packed, uint8 [B, label_bytes(n)]: who has images ``index`` [B] as positive (Eq. 4)."""
+        if self.tables is not None:
+            return self.tables.columns(self._checked(index, lowest=-1))
         self._follow(index, lowest=-1)
+        assert self.column_bits is not None
         return ops.gather_labels(self.column_bits, index)
+
+    def pairs(self, first: int = 0, last: int | None = None) -> tuple[Tensor, Tensor]:
+        """Where P is set in the rows [first, last): (row int64 [E], column int64 [E]), by row, then by column."""
+        last = self.num_instances if last is None else min(last, self.num_instances)
+        if self.tables is not None:
+            return self.tables.pairs(first, last)
+        assert self.row_bits is not None
+        row, column = ops.unpack_labels(self.row_bits[first:last], self.num_instances).nonzero().unbind(1)
+        return row + first, column
 
     def to_dense(self) -> Tensor:
         """P as bool [n, n], n² bytes."""
-        return ops.unpack_labels(self.row_bits, self.num_instances)
+        return ops.unpack_labels(
+            self.rows(torch.arange(self.num_instances, device=self.device)), self.num_instances
+        )
 
     def mark_written_(self) -> None:
         """Say that ``row_bits`` were written past autograd, as :meth:`ExemplarMemory.mark_written_` does."""
+        if self.row_bits is None or self.column_bits is None:
+            return
         n, block, device = self.num_instances, 1024, self.row_bits.device
         if self.column_bits.device != device:
             with torch.inference_mode(False):
@@ -79,11 +129,14 @@ class PseudoLabelMemory(FixedTypeModule):
             self.column_bits[:, start // 8 : start // 8 + packed.shape[1]] = packed
         self._vouch_for_columns()
 
+    def _checked(self, index: Tensor, lowest: int = 0) -> Tensor:
+        self._refuse_replication()
+        return checks.check_index("index", index, self.num_instances, lowest=lowest)
+
     def _follow(self, index: Tensor, lowest: int = 0) -> None:
         """Before the transpose is read or written: make it afresh where P, or its rows ``index``, have changed."""
-        self._refuse_replication()
-        index = ops.checks.check_index("index", index, self.num_instances, lowest=lowest)
-        if torch.compiler.is_compiling():
+        index = self._checked(index, lowest)
+        if torch.compiler.is_compiling() or self.row_bits is None:
             return
         rows = index.clamp_min(0) if lowest < 0 and index.device.type == "cpu" else index
         if not self._source.holds(self.row_bits, rows):
@@ -91,12 +144,57 @@ class PseudoLabelMemory(FixedTypeModule):
 
     def _vouch_for_columns(self, rows: Tensor | None = None) -> None:
         """The transpose is that of P, of which ``rows`` int64 [B] (default: all) are new."""
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and self.row_bits is not None:
             self._source.remember_rows(self.row_bits, rows)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.tables is not None:
+            destination[prefix + "row_entries"], destination[prefix + "row_counts"] = self.tables.saved()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        names = [prefix + name for name in ("row_bits", "row_entries", "row_counts")]
+        bits, entries, counts = (state_dict.get(name) for name in names)
+        rest = {name: value for name, value in state_dict.items() if name not in names}
+        has_lists = isinstance(entries, Tensor) and isinstance(counts, Tensor)
+        if self.tables is None:
+            if isinstance(entries, Tensor) and isinstance(counts, Tensor):
+                bits = _bits_of_lists(entries, counts, self.num_instances)
+            rest |= {} if bits is None else {names[0]: bits}
+        else:
+            if isinstance(bits, Tensor) and not has_lists:
+                entries, counts = _lists_of_bits(bits, self.num_instances)
+            if isinstance(entries, Tensor) and isinstance(counts, Tensor):
+                self.tables.load_(entries, counts)
+            else:
+                args[2].extend(names[1:])  # missing
+        super()._load_from_state_dict(rest, prefix, *args)
         self.mark_written_()
 
     def extra_repr(self) -> str:
-        return str(self.num_instances)
+        return f"{self.num_instances}, storage={self.storage!r}"
+
+
+def _identity(n: int, device: torch.device | str | None) -> Tensor:
+    bits = torch.zeros(n, ops.label_bytes(n), dtype=torch.uint8, device=device)
+    diagonal = torch.arange(n, device=device)
+    bits[diagonal, diagonal // 8] = torch.bitwise_left_shift(torch.ones_like(diagonal), diagonal % 8).to(
+        torch.uint8
+    )
+    return bits
+
+
+def _bits_of_lists(entries: Tensor, counts: Tensor, n: int) -> Tensor:
+    tables = LabelTables(n, entries.device)
+    tables.load_(entries, counts)
+    return tables.rows(torch.arange(n, device=entries.device))
+
+
+def _lists_of_bits(bits: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    checks.check_labels("row_bits", bits, n, n)
+    entries, counts = [], []
+    for start in range(0, n, 1024):
+        part = ops.unpack_labels(bits[start : start + 1024], n)
+        entries.append(part.nonzero()[:, 1].to(torch.int32))
+        counts.append(part.sum(1, dtype=torch.int32))
+    return torch.cat(entries), torch.cat(counts)

@@ -1,9 +1,8 @@
 // Labels as bits: pack, unpack, and the pseudo label memory with its transpose.
 #include <algorithm>
-#include <utility>
-#include <vector>
 
 #include "checks.h"
+#include "label_entries.h"
 
 namespace snnet {
 namespace {
@@ -52,19 +51,6 @@ Tensor unpack_labels(const Tensor& labels, int64_t n) {
     }
   });
   return flags;
-}
-
-// The batch entries that count: of a repeated index the last, by rising index.
-std::vector<std::pair<int64_t, int64_t>> newest_entries(const int64_t* index, int64_t batch_size) {
-  std::vector<std::pair<int64_t, int64_t>> entries(batch_size);
-  for (int64_t b = 0; b < batch_size; ++b) entries[b] = {index[b], b};
-  std::sort(entries.begin(), entries.end());
-  std::size_t kept = 0;
-  for (std::size_t e = 0; e < entries.size(); ++e) {
-    if (e + 1 == entries.size() || entries[e + 1].first != entries[e].first) entries[kept++] = entries[e];
-  }
-  entries.resize(kept);
-  return entries;
 }
 
 // P[index] <- labels; in the transpose the bits that change are flipped.

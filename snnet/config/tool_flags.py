@@ -70,7 +70,6 @@ class LabelCommand:
     features: Path
     key: str | None
     output: Path
-    strict: bool
     options: dict[str, Any]
     quiet: bool
 
@@ -96,14 +95,9 @@ def parse_label_command(arguments: list[str]) -> LabelCommand:
     parser.add_argument(
         "--key", metavar="NAME", help="the array to take from a file that has several (default: features)"
     )
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="the MMCL paper's reading of the cycle check: --min-rank is ignored, no least number of positives",
-    )
     parser.add_options(("threshold", "min_rank", "device"), preset=False)
     given = parser.parse(arguments)
-    own = _pop(given, features=None, key=None, output=None, strict=False, quiet=False)
+    own = _pop(given, features=None, key=None, output=None, quiet=False)
     if own["features"] is None:
         raise UserError("nothing to label: give a file of features (snnet.extract writes one)")
     if own["output"] is None:

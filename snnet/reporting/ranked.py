@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from snnet.data import DecodedImages
 from snnet.retrieval.features import PAIRS_AT_A_TIME, RetrievalSet
 from snnet.retrieval.rank_metrics import QueryScores, score_queries
-from snnet_kernels import memory_similarity, unpack_labels
+from snnet_kernels import PseudoLabelMemory, memory_similarity, unpack_labels
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ def _by_camera(
 
 
 def label_lists(
-    head: dict[str, Any],  # the checkpoint's exemplar and label memory
+    memory: Tensor,  # [n, d] of the exemplar memory
+    labels: PseudoLabelMemory,
     images: DecodedImages,
     *,
     lists: int,
@@ -141,12 +142,11 @@ def label_lists(
 
     Which of these are its positives is read from the label memory.
     """
-    memory, bits = head["memory.features"], head["pseudo_labels.row_bits"]
     n, pids = len(images), images.images.pids
     found = []
     for row in np.unique(np.linspace(0, n - 1, min(lists, n)).round().astype(np.int64)).tolist():
         similarity = memory_similarity(memory[row : row + 1], memory)[0].numpy()
-        labels = unpack_labels(bits[row : row + 1], n)[0].numpy()
+        positive = unpack_labels(labels.rows(torch.tensor([row])), n)[0].numpy()
         order = np.argsort(-similarity, kind="stable")
         order = order[order != row][:length]
         shown = [
@@ -155,7 +155,7 @@ def label_lists(
                 float(similarity[image]),
                 rank,
                 None if pids is None else bool(pids[image] == pids[row] != -1),
-                bool(labels[image]),
+                bool(positive[image]),
             )
             for rank, image in enumerate(order.tolist(), start=1)
         ]
@@ -163,10 +163,10 @@ def label_lists(
     return found
 
 
-def has_labels(head: dict[str, Any]) -> bool:
+def has_labels(labels: PseudoLabelMemory) -> bool:
     """Whether the label memory has been written: in the warm-up it is the identity."""
-    bits = head["pseudo_labels.row_bits"]
-    others = bits.clone()
-    rows = torch.arange(len(bits))
-    others[rows, rows // 8] &= ~torch.bitwise_left_shift(torch.ones_like(rows), rows % 8).to(torch.uint8)
-    return bool(others.any())
+    for first in range(0, labels.num_instances, 1024):
+        row, column = labels.pairs(first, first + 1024)
+        if bool((row != column).any()):
+            return True
+    return False

@@ -101,7 +101,6 @@ def predict_sparse_labels(
     *,
     threshold: float = 0.6,
     min_rank: int = 10,
-    strict: bool = False,
 ) -> SparseLabels:
     """Pseudo labels of all images: :func:`snnet_kernels.mplp` and its inquiries for a complete P.
 
@@ -110,7 +109,7 @@ def predict_sparse_labels(
     Args:
         features: [n, d] of any floating type, rows of norm 1 (a row of zeros is like no other), on the device that
             is to do the products; taken to float32.
-        threshold, min_rank, strict: see :func:`snnet_kernels.mplp`.
+        threshold, min_rank: see :func:`snnet_kernels.mplp`.
 
     Raises:
         TypeError, ValueError: an argument of a wrong type, shape or value.
@@ -124,9 +123,9 @@ def predict_sparse_labels(
     check_unit_rows("features", given, "labels compare directions")
     check_prediction_options(threshold, min_rank)
     candidates, neighbors = _collect_candidates(features, threshold)
-    y, doubtful = _decide(candidates, min_rank, strict)
+    y, doubtful = _decide(candidates, min_rank)
     if len(doubtful):
-        rows = _predict_rows(features, doubtful, threshold, min_rank, strict)
+        rows = _predict_rows(features, doubtful, threshold, min_rank)
         y = _with_rows(y, dict(zip(doubtful.tolist(), rows, strict=True)))
     _check_room(int(y.counts()[neighbors].sum()), "the nearest neighbours' labels")
     return SparseLabels(y, y.transpose(), y.gather(neighbors), neighbors)
@@ -165,7 +164,7 @@ def _collect_candidates(features: Tensor, threshold: float) -> tuple[_Candidates
     return _Candidates(_starts(counts), columns, similarity), np.concatenate(neighbors)
 
 
-def _decide(candidates: _Candidates, min_rank: int, strict: bool) -> tuple[SparseMatrix, np.ndarray]:
+def _decide(candidates: _Candidates, min_rank: int) -> tuple[SparseMatrix, np.ndarray]:
     """The labels of all images; and the images whose anchor is no candidate of one of their candidates.
 
     Those are not decided: their anchor is another image than they themselves, or rounding put a similarity above the
@@ -185,13 +184,13 @@ def _decide(candidates: _Candidates, min_rank: int, strict: bool) -> tuple[Spars
     wanted = columns * n + anchors[row]
     place = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
     known = keys[place] == wanted
-    most = counts if strict else np.maximum(counts, min_rank)
+    most = np.maximum(counts, min_rank)
     first = counts.copy()  # position of the first inconsistent candidate
     bad = known & (ranks[place] > most[row])
     np.minimum.at(first, row[bad], position[bad])
-    positives = np.minimum(first if strict else np.maximum(first, 2), counts)
+    positives = np.minimum(np.maximum(first, 2), counts)
     chosen = position < positives[row]
-    needs_walk = counts > (0 if strict else 2)
+    needs_walk = counts > 2
     doubtful = np.unique(row[~known & needs_walk[row] & (position < first[row])])
     own = np.arange(n)
     return _from_pairs(
@@ -207,13 +206,11 @@ def _entries_above(candidates: _Candidates, row: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(np.where(new, entry, 0)) - candidates.indptr[row]
 
 
-def _predict_rows(
-    features: Tensor, index: np.ndarray, threshold: float, min_rank: int, strict: bool
-) -> list[np.ndarray]:
+def _predict_rows(features: Tensor, index: np.ndarray, threshold: float, min_rank: int) -> list[np.ndarray]:
     """The positives of a few images by the operation itself."""
     found = []
     for part in torch.from_numpy(index).to(features.device).split(max(1, TILE_ENTRIES // len(features))):
-        labels = unpack_labels(mplp(features, part, threshold, min_rank, strict=strict), len(features))
+        labels = unpack_labels(mplp(features, part, threshold, min_rank), len(features))
         found += [row.nonzero().flatten().cpu().numpy() for row in labels]
     return found
 

@@ -22,7 +22,7 @@ from snnet.errors import UserError
 from snnet.files.outputs import write_atomically
 from snnet.files.text import Damaged, FileFault, shown
 from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault
-from snnet_kernels import label_bytes
+from snnet_kernels import PseudoLabelMemory
 
 FORMAT = "snnet-checkpoint"
 VERSION = 1
@@ -111,19 +111,26 @@ def _ranks_fault(ranks: dict[Any, Any]) -> str | None:
     return None
 
 
+# Of exemplar and label memory: what is there or not, and of a size of its own.
+LISTS = (
+    "memory.lists.", "row_entries", "row_counts", "pseudo_labels.row_entries", "pseudo_labels.row_counts"
+)  # fmt: skip
+
+
 def load_state(
-    module: nn.Module, state: dict[str, Any], path: Path, what: str, optional: str | None = None
+    module: nn.Module, state: dict[str, Any], path: Path, what: str, optional: tuple[str, ...] = ()
 ) -> None:
     """``module.load_state_dict(state)``; a mismatch of keys, types or shapes is one line that names some of them.
 
-    Tensors whose names begin with ``optional`` may be there or not; the module looks at their shapes itself.
+    Of tensors whose names begin with one of ``optional`` the module itself sees whether it needs them and how.
     """
-    wanted = module.state_dict()
-    if optional is not None:
-        found = {n: t for n, t in state.items() if shown(n).startswith(optional) and isinstance(t, Tensor)}
-        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith(optional)} | found
-    check_state(state, wanted, path, what)
-    module.load_state_dict(state)
+    found = {n: t for n, t in state.items() if shown(n).startswith(optional) and isinstance(t, Tensor)}
+    own = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(optional)}
+    check_state(state, own | found, path, what)
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{path} does not fit this {what}: {' '.join(str(error).split())}") from error
 
 
 def check_state(state: dict[str, Any], wanted: dict[str, Tensor], path: Path, what: str) -> None:
@@ -160,18 +167,18 @@ def check_measurements(state: dict[str, Any], ranks: Sequence[str], path: Path) 
         raise UserError(f"{path} is not a whole checkpoint: the ranks before training are damaged")
 
 
-def label_state(state: dict[str, Any], images: int, path: Path) -> dict[str, Tensor]:
-    """Exemplar memory's features and label memory's bits of ``images`` images, checked by :func:`check_state`."""
+def label_state(state: dict[str, Any], images: int, path: Path) -> tuple[Tensor, PseudoLabelMemory]:
+    """The exemplar memory's features [n, d] and the label memory of ``images`` images, checked as they are loaded."""
     head = state["head"]
     features = head.get("memory.features")
     dim = features.shape[1] if isinstance(features, Tensor) and features.dim() == 2 else 0
-    wanted = {
-        "memory.features": torch.empty(images, dim, device="meta"),
-        "pseudo_labels.row_bits": torch.empty(images, label_bytes(images), dtype=torch.uint8, device="meta"),
-    }
-    found = {name: head[name] for name in wanted if name in head}
-    check_state(found, wanted, path, "exemplar and label memory")
-    return found
+    what, own = "exemplar and label memory", "pseudo_labels."
+    wanted = {"memory.features": torch.empty(images, dim, device="meta")}
+    check_state({name: head[name] for name in wanted if name in head}, wanted, path, what)
+    labels = PseudoLabelMemory(images)
+    rows = {shown(name)[len(own) :]: value for name, value in head.items() if shown(name).startswith(own)}
+    load_state(labels, rows, path, what, optional=LISTS)
+    return head["memory.features"], labels
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snnet_kernels import PseudoLabelMemory, unpack_labels
+from snnet_kernels import PseudoLabelMemory
 
 ROWS_AT_A_TIME = 1024
 
@@ -23,19 +23,15 @@ def label_quality(labels: PseudoLabelMemory, pids: np.ndarray) -> dict[str, floa
         |true|, over all ordered pairs i != j; an entry whose denominator is 0 is absent.
     """
     n = len(pids)
-    device = labels.row_bits.device
-    identities = torch.as_tensor(pids, device=device)
-    predicted, correct = 0, torch.zeros((), dtype=torch.int64, device=device)
-    for start in range(0, n, ROWS_AT_A_TIME):
-        index = torch.arange(start, min(start + ROWS_AT_A_TIME, n), device=device)
-        # Few of the n² pairs are set.
-        row, column = _others(labels.rows(index), index, n).nonzero(as_tuple=True)
+    identities = torch.as_tensor(pids, device=labels.device)
+    predicted = correct = 0
+    for first in range(0, n, ROWS_AT_A_TIME):
+        row, column = _others(labels, first)
         predicted += len(row)
-        of_row = identities[index[row]]
-        correct = correct + torch.count_nonzero((of_row == identities[column]) & (of_row >= 0))
+        correct += int(((identities[row] == identities[column]) & (identities[row] >= 0)).sum())
     _, sizes = np.unique(pids[pids >= 0], return_counts=True)
     counts = {"label_precision": predicted, "label_recall": int((sizes * (sizes - 1)).sum())}
-    return {name: int(correct) / count for name, count in counts.items() if count}
+    return {name: correct / count for name, count in counts.items() if count}
 
 
 def label_symmetry(labels: PseudoLabelMemory) -> dict[str, float]:
@@ -46,22 +42,21 @@ def label_symmetry(labels: PseudoLabelMemory) -> dict[str, float]:
         pair is set.
     """
     n = labels.num_instances
-    device = labels.row_bits.device
-    pairs = mutual = torch.zeros((), dtype=torch.int64, device=device)
-    for start in range(0, n, ROWS_AT_A_TIME):
-        index = torch.arange(start, min(start + ROWS_AT_A_TIME, n), device=device)
-        rows = labels.rows(index)
-        pairs = pairs + torch.count_nonzero(_others(rows, index, n))
-        mutual = mutual + torch.count_nonzero(_others(rows & labels.columns(index), index, n))
-    return {"label_symmetry": int(mutual) / int(pairs)} if int(pairs) else {}
+    keys, mirrored = [], []
+    for first in range(0, n, ROWS_AT_A_TIME):
+        row, column = _others(labels, first)
+        keys.append(row * n + column)
+        mirrored.append(column * n + row)
+    pairs = torch.cat(keys) if keys else torch.zeros(0)
+    if not len(pairs):
+        return {}
+    return {
+        "label_symmetry": int(torch.isin(torch.cat(mirrored), pairs, assume_unique=True).sum()) / len(pairs)
+    }
 
 
-def _others(
-    labels: Tensor,  # uint8 [B, L], packed rows of P
-    index: Tensor,  # int64 [B], whose they are
-    n: int,
-) -> Tensor:
-    """The labels as bool [B, n] without each image's own."""
-    found = unpack_labels(labels, n)
-    found[torch.arange(len(index), device=index.device), index] = False
-    return found
+def _others(labels: PseudoLabelMemory, first: int) -> tuple[Tensor, Tensor]:
+    """The pairs (row, column) of some rows from ``first`` on, without each image's own."""
+    row, column = labels.pairs(first, first + ROWS_AT_A_TIME)
+    away = row != column
+    return row[away], column[away]

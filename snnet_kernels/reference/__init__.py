@@ -6,6 +6,7 @@ the per-sample form.
 
 from ..layout import identity_labels, label_bytes
 from . import loop
+from .label_lists import gather_label_lists, write_label_lists_
 from .label_prediction import mplp
 from .labels import gather_labels, pack_labels, unpack_labels, write_labels_
 from .list_labels import mplp_from_lists, nearest_from_lists
@@ -28,6 +29,7 @@ __all__ = [
     "build_similarity_cache",
     "fused_mutual_label_loss",
     "fused_mutual_label_loss_with_grad",
+    "gather_label_lists",
     "gather_labels",
     "identity_labels",
     "label_bytes",
@@ -46,5 +48,6 @@ __all__ = [
     "unpack_labels",
     "update_memory_",
     "update_memory_lists_",
+    "write_label_lists_",
     "write_labels_",
 ]

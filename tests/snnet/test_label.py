@@ -53,7 +53,7 @@ def features() -> torch.Tensor:
 
 
 OPTIONS: list[dict[str, object]] = [
-    {}, {"threshold": 0.7, "min_rank": 2}, {"strict": True}, {"threshold": 0.2, "min_rank": 0},
+    {}, {"threshold": 0.7, "min_rank": 2}, {"threshold": 0.2, "min_rank": 0},
 ]  # fmt: skip
 
 
@@ -189,7 +189,7 @@ def test_the_file_is_plain_arrays_that_scipy_takes(features: torch.Tensor, tmp_p
         np.testing.assert_array_equal(dense(getattr(read, name)), dense(getattr(written, name)))
     np.testing.assert_array_equal(read.neighbors, written.neighbors)
     assert read.names is not None and read.names[7] == "7.jpg"
-    assert read.metadata["threshold"] == 0.6 and read.metadata["strict"] is False
+    assert read.metadata["threshold"] == 0.6 and read.metadata["min_rank"] == 10
     sparse = pytest.importorskip("scipy.sparse")
     with np.load(tmp_path / "y.npz", allow_pickle=False) as arrays:
         indices, indptr = arrays["y_indices"], arrays["y_indptr"]

@@ -1,0 +1,182 @@
+// The pseudo label memory as lists: of each row its columns, of each column its rows.
+//
+// A table keeps n lists in one array. List i has counts[i] entries from starts[i] on, and room for sizes[i]. One that
+// needs more moves to the end of what is used; the places that it leaves are lost until the table is made afresh.
+#include <algorithm>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "checks.h"
+#include "label_entries.h"
+
+namespace snnet {
+namespace {
+
+constexpr int32_t kSmallestSize = 8;
+
+int32_t grown_size(int64_t count) {
+  int64_t size = kSmallestSize;
+  while (size < count) size *= 2;
+  return static_cast<int32_t>(std::min<int64_t>(size, INT32_MAX));
+}
+
+struct Table {
+  int32_t* entries;
+  int64_t* starts;
+  int32_t *counts, *sizes;
+  int64_t* used;
+  int64_t n, places;
+
+  Table(const Tensor& entries_tensor, const Tensor& starts_tensor, const Tensor& counts_tensor,
+        const Tensor& sizes_tensor, const Tensor& used_tensor)
+      : n(starts_tensor.size(0)), places(entries_tensor.size(0)) {
+    check(entries_tensor, "entries", ScalarType::Int, places);
+    check(starts_tensor, "starts", ScalarType::Long, n);
+    check(counts_tensor, "counts", ScalarType::Int, n);
+    check(sizes_tensor, "sizes", ScalarType::Int, n);
+    SNNET_CHECK(used_tensor.is_cpu() && used_tensor.scalar_type() == ScalarType::Long && used_tensor.numel() == 1,
+                "used must be one int64 on the cpu");
+    entries = entries_tensor.mutable_data_ptr<int32_t>();
+    starts = starts_tensor.mutable_data_ptr<int64_t>();
+    counts = counts_tensor.mutable_data_ptr<int32_t>();
+    sizes = sizes_tensor.mutable_data_ptr<int32_t>();
+    used = used_tensor.mutable_data_ptr<int64_t>();
+  }
+
+  int32_t* list(int64_t i) const { return entries + starts[i]; }
+
+  // Places at the end that list i takes to hold `count` entries.
+  int64_t places_for(int64_t i, int64_t count) const { return count > sizes[i] ? grown_size(count) : 0; }
+
+  // Room for `count` entries in list i; the table has the places.
+  void make_room(int64_t i, int64_t count) const {
+    if (count <= sizes[i]) return;
+    const int32_t size = grown_size(count);
+    std::copy_n(list(i), counts[i], entries + *used);
+    starts[i] = *used;
+    sizes[i] = size;
+    *used += size;
+  }
+
+  void add(int64_t i, int32_t entry) const {
+    make_room(i, int64_t{counts[i]} + 1);
+    list(i)[counts[i]++] = entry;
+  }
+
+  void remove(int64_t i, int32_t entry) const {
+    int32_t *begin = list(i), *end = begin + counts[i];
+    int32_t* found = std::find(begin, end, entry);
+    SNNET_CHECK(found != end, "the lists of rows and columns contradict each other at ", entry, " of ", i);
+    *found = *(end - 1);
+    --counts[i];
+  }
+
+ private:
+  static void check(const Tensor& tensor, const char* name, ScalarType type, int64_t size) {
+    SNNET_CHECK(tensor.is_cpu() && tensor.scalar_type() == type && tensor.dim() == 1 && tensor.is_contiguous() &&
+                    tensor.size(0) == size,
+                name, " must be a contiguous vector of ", size, " on the cpu");
+  }
+};
+
+// What a write of row i changes.
+struct Change {
+  int64_t row;
+  std::vector<int32_t> added, removed;
+  int64_t count;  // of the new row
+};
+
+std::vector<int32_t> set_columns(const uint8_t* labels, int64_t n) {
+  std::vector<int32_t> columns;
+  for (int64_t word = 0; 64 * word < n; ++word) {
+    for (uint64_t bits = label_word(labels, word) & columns_of_word(word, n); bits != 0; bits &= bits - 1) {
+      columns.push_back(static_cast<int32_t>(64 * word + lowest_bit(bits)));
+    }
+  }
+  return columns;
+}
+
+// Lists of rows and of columns with P[index] <- labels; or, where a table has too few places left, nothing: how many
+// places either needs, int64 [2], zeros where the write is done.
+Tensor write_label_lists_(const Tensor& row_entries, const Tensor& row_starts, const Tensor& row_counts,
+                          const Tensor& row_sizes, const Tensor& row_used, const Tensor& column_entries,
+                          const Tensor& column_starts, const Tensor& column_counts, const Tensor& column_sizes,
+                          const Tensor& column_used, const Tensor& index, const Tensor& labels) {
+  const Table rows(row_entries, row_starts, row_counts, row_sizes, row_used);
+  const Table columns(column_entries, column_starts, column_counts, column_sizes, column_used);
+  const int64_t n = rows.n;
+  SNNET_CHECK(columns.n == n, "there must be as many lists of columns as of rows");
+  const Tensor positions = checked_index(index, n);
+  check_matrix(labels, "labels", ScalarType::Byte, positions.size(0), label_bytes(n));
+  const Tensor given = torch::stable::contiguous(labels);
+  const auto entries = newest_entries(positions.const_data_ptr<int64_t>(), positions.size(0));
+  std::vector<Change> changes(entries.size());
+  torch::stable::parallel_for(0, static_cast<int64_t>(entries.size()), grain(label_bytes(n) / 8),
+                              [&](int64_t begin, int64_t end) {
+    for (int64_t e = begin; e < end; ++e) {
+      const auto [row, entry] = entries[e];
+      const std::vector<int32_t> wanted =
+          set_columns(given.const_data_ptr<uint8_t>() + entry * label_bytes(n), n);
+      std::vector<int32_t> before(rows.list(row), rows.list(row) + rows.counts[row]);
+      std::sort(before.begin(), before.end());
+      Change& change = changes[e];
+      change.row = row;
+      change.count = static_cast<int64_t>(wanted.size());
+      std::set_difference(wanted.begin(), wanted.end(), before.begin(), before.end(),
+                          std::back_inserter(change.added));
+      std::set_difference(before.begin(), before.end(), wanted.begin(), wanted.end(),
+                          std::back_inserter(change.removed));
+    }
+  });
+  Tensor needed = torch::stable::new_zeros(index, {2}, ScalarType::Long);
+  int64_t* places = needed.mutable_data_ptr<int64_t>();
+  std::unordered_map<int32_t, int64_t> most;  // entries of each column, at most: none is removed before others come
+  for (const Change& change : changes) {
+    places[0] += rows.places_for(change.row, rows.counts[change.row] + static_cast<int64_t>(change.added.size()));
+    for (const int32_t column : change.added) ++most[column];
+  }
+  for (const auto& [column, added] : most) {
+    // A list that moves more than once takes less than twice the last size.
+    places[1] += 2 * columns.places_for(column, columns.counts[column] + added);
+  }
+  const bool fits = *rows.used + places[0] <= rows.places && *columns.used + places[1] <= columns.places;
+  if (!fits) return needed;
+  places[0] = places[1] = 0;
+  for (const Change& change : changes) {
+    const auto row = static_cast<int32_t>(change.row);
+    for (const int32_t column : change.removed) {
+      rows.remove(row, column);
+      columns.remove(column, row);
+    }
+    rows.make_room(row, change.count);
+    for (const int32_t column : change.added) {
+      rows.add(row, column);
+      columns.add(column, row);
+    }
+  }
+  return needed;
+}
+
+// Bits uint8 [B, label_bytes(n)] of the lists at index; an index of -1 gives an empty label.
+Tensor gather_label_lists(const Tensor& entries, const Tensor& starts, const Tensor& counts, const Tensor& index) {
+  const int64_t n = starts.size(0), width = label_bytes(n);
+  const Table table(entries, starts, counts, counts, torch::stable::new_zeros(index, {}, ScalarType::Long));
+  const Tensor positions = checked_index(index, n, -1);
+  Tensor gathered = torch::stable::new_zeros(index, {positions.size(0), width}, ScalarType::Byte);
+  const int64_t* at = positions.const_data_ptr<int64_t>();
+  uint8_t* bits = gathered.mutable_data_ptr<uint8_t>();
+  for (int64_t b = 0; b < positions.size(0); ++b) {
+    if (at[b] < 0) continue;
+    for (int32_t j = 0; j < table.counts[at[b]]; ++j) set_bit(bits + b * width, table.list(at[b])[j]);
+  }
+  return gathered;
+}
+
+}  // namespace
+}  // namespace snnet
+
+STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) {
+  m.impl("write_label_lists_", TORCH_BOX(&snnet::write_label_lists_));
+  m.impl("gather_label_lists", TORCH_BOX(&snnet::gather_label_lists));
+}

@@ -1,0 +1,55 @@
+"""The pseudo label memory as lists: of each row of P its columns, of each column its rows.
+
+A table keeps n lists in one array: entries int32 [places], of which ``used`` int64 [] are taken; starts int64 [n],
+counts int32 [n], sizes int32 [n] (room of a list before it has to move).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..checks import check_index_values
+from ..layout import label_bytes
+from .operation import operation
+
+
+@operation(
+    lambda entries, starts, counts, index: index.new_empty(
+        index.shape[0], label_bytes(starts.shape[0]), dtype=torch.uint8
+    )
+)
+def gather_label_lists(entries: Tensor, starts: Tensor, counts: Tensor, index: Tensor) -> Tensor:
+    """Bits uint8 [B, label_bytes(n)] of the lists at ``index`` [B]; -1 gives an empty label."""
+    check_index_values("index", index, starts.shape[0], lowest=-1)
+    return reference.gather_label_lists(entries, starts, counts, index)
+
+
+@operation(
+    lambda row_entries, *rest: rest[-2].new_empty(2),
+    writes=(
+        "row_entries", "row_starts", "row_counts", "row_sizes", "row_used",
+        "column_entries", "column_starts", "column_counts", "column_sizes", "column_used",
+    ),
+)  # fmt: skip
+def write_label_lists_(
+    row_entries: Tensor,
+    row_starts: Tensor,
+    row_counts: Tensor,
+    row_sizes: Tensor,
+    row_used: Tensor,
+    column_entries: Tensor,
+    column_starts: Tensor,
+    column_counts: Tensor,
+    column_sizes: Tensor,
+    column_used: Tensor,
+    index: Tensor,
+    labels: Tensor,
+) -> Tensor:
+    """P[index] = labels; or, where a table has too few places left, nothing: int64 [2], how many places rows and
+    columns need at the end of what is used, and zeros where the write is done."""
+    check_index_values("index", index, row_starts.shape[0])
+    rows = row_entries, row_starts, row_counts, row_sizes, row_used
+    columns = column_entries, column_starts, column_counts, column_sizes, column_used
+    return reference.write_label_lists_(rows, columns, index, labels)

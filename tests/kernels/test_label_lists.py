@@ -1,0 +1,142 @@
+"""The pseudo label memory as lists: what goes in and comes out is that of bits."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import snnet_kernels as sk
+from snnet_kernels import label_memory, reference
+from snnet_kernels.label_list_layout import list_entries
+from snnet_kernels.label_tables import LabelTables
+from tests.kernels.cpu_inputs import memory_of
+
+
+class PlainTables(LabelTables):
+    """The same, written in plain PyTorch."""
+
+    def write_(self, index: torch.Tensor, labels: torch.Tensor) -> None:
+        while any(
+            needed := reference.write_label_lists_(
+                self._table("row"), self._table("column"), index, labels
+            ).tolist()
+        ):
+            for side, room in zip(("row", "column"), needed, strict=True):
+                self._take(side, *list_entries(*self._table(side)[:3]), room=room)
+
+
+def same(bits: sk.PseudoLabelMemory, lists: sk.PseudoLabelMemory, index: torch.Tensor) -> None:
+    assert torch.equal(bits.rows(index), lists.rows(index))
+    assert torch.equal(bits.columns(index), lists.columns(index))
+    assert torch.equal(bits.to_dense(), lists.to_dense())
+    for ours, theirs in zip(lists.pairs(), bits.pairs(), strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(lists.pairs(1, 3), bits.pairs(1, 3), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.sampled_from([1, 2, 9, 130, 300]),
+    seed=st.integers(0, 2**16),
+    shares=st.lists(st.sampled_from([0.0, 0.02, 0.3, 1.0]), min_size=1, max_size=5),
+    plain=st.booleans(),
+)
+def test_lists_hold_what_bits_hold(n, seed, shares, plain):
+    """Also repeated indices, empty and full rows, lists that grow and move, and pairs that go again."""
+    generator = torch.Generator().manual_seed(seed)
+    bits, lists = sk.PseudoLabelMemory(n, storage="bits"), sk.PseudoLabelMemory(n, storage="lists")
+    if plain:
+        lists.tables = PlainTables(n)
+    for share in shares:
+        index = torch.randint(n, (7,), generator=generator)
+        labels = sk.pack_labels(torch.rand(7, n, generator=generator) < share)
+        bits.write_(index, labels)
+        lists.write_(index, labels)
+    same(bits, lists, torch.cat([torch.randint(n, (9,), generator=generator), torch.tensor([-1])]))
+
+
+def filled(storage: str, n: int = 130) -> sk.PseudoLabelMemory:
+    memory = sk.PseudoLabelMemory(n, storage=storage)
+    labels = torch.rand(50, n, generator=torch.Generator().manual_seed(0)) < 0.1
+    memory.write_(torch.arange(20, 70), sk.pack_labels(labels))
+    return memory
+
+
+@pytest.mark.parametrize("before", ["bits", "lists"])
+@pytest.mark.parametrize("after", ["bits", "lists"])
+def test_either_storage_loads_the_state_of_the_other(before, after):
+    kept = filled(before)
+    loaded = sk.PseudoLabelMemory(130, storage=after)
+    state = kept.state_dict()
+    assert sorted(state) == (["row_bits"] if before == "bits" else ["row_counts", "row_entries"])
+    loaded.load_state_dict(state)
+    same(filled("bits"), loaded, torch.arange(130))
+    same(filled("bits"), copy.deepcopy(loaded), torch.arange(130))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"row_counts": torch.ones(130, dtype=torch.int32)}, "whose sum is E"),
+        ({"row_counts": torch.ones(129, dtype=torch.int32)}, r"int32 \[130\]"),
+        ({"row_entries": torch.zeros(5)}, "must be int32"),
+        ({"row_entries": torch.zeros(130, dtype=torch.int32) - 1, "row_counts": torch.ones(130, dtype=torch.int32)},
+         r"distinct columns in \[0, 130\)"),
+        ({"row_entries": torch.full((130,), 130, dtype=torch.int32), "row_counts": torch.ones(130, dtype=torch.int32)},
+         r"distinct columns in \[0, 130\)"),
+        ({"row_entries": torch.zeros(260, dtype=torch.int32), "row_counts": torch.full((130,), 2, dtype=torch.int32)},
+         "distinct columns"),
+    ],
+)  # fmt: skip
+def test_a_damaged_state_is_refused_and_nothing_is_lost(change, message):
+    memory = filled("lists")
+    with pytest.raises(ValueError, match=message):
+        memory.load_state_dict(memory.state_dict() | change)
+    same(filled("bits"), memory, torch.arange(130))
+
+
+def test_a_state_without_labels_is_missing_them():
+    with pytest.raises(RuntimeError, match=r'Missing key.*"row_entries", "row_counts"'):
+        sk.PseudoLabelMemory(4, storage="lists").load_state_dict({})
+
+
+def test_bits_are_kept_where_they_are_small(monkeypatch):
+    assert sk.PseudoLabelMemory(130).storage == "bits"
+    monkeypatch.setattr(label_memory, "MOST_BITS", 2 * 129 * 32)
+    assert sk.PseudoLabelMemory(129).storage == "bits"
+    assert sk.PseudoLabelMemory(130).storage == "lists"
+    with pytest.raises(ValueError, match="storage must be 'auto', 'bits' or 'lists', got 'dense'"):
+        sk.PseudoLabelMemory(4, storage="dense")
+
+
+def test_a_popular_image_loses_nobody():
+    """Every image has image 3 as positive: its column is as long as there are images."""
+    n = 700
+    memory = sk.PseudoLabelMemory(n, storage="lists")
+    label = torch.zeros(1, n, dtype=torch.bool)
+    label[0, 3] = True
+    for first in range(0, n, 64):
+        index = torch.arange(first, min(first + 64, n))
+        memory.write_(index, sk.pack_labels(label.expand(len(index), -1).contiguous()))
+    assert sk.unpack_labels(memory.columns(torch.tensor([3])), n).all()
+    assert memory.pairs()[1].tolist() == [3] * n
+
+
+@pytest.mark.parametrize("source", ["memory", "feature"])
+def test_a_head_trains_alike_with_either(source):
+    features = torch.nn.functional.normalize(memory_of("clustered", 90, 12, seed=1), dim=1)
+    losses = []
+    for storage in ("bits", "lists"):
+        head = sk.SNNetHead(90, 12, label_storage=storage, label_source=source, threshold=0.5)
+        head.initialize_(features)
+        head.momentum = 0.3
+        own = []
+        for step in range(6):
+            index = torch.randint(90, (16,), generator=torch.Generator().manual_seed(step))
+            own.append(head(features[index], index).item())
+            head.update_(index, features[index])
+        losses.append(own)
+    assert losses[0] == losses[1]
