@@ -228,7 +228,7 @@ def check_lists(name: str, value: object, memory: Tensor, symmetric: bool = Fals
     if not isinstance(value, NeighborLists):
         raise TypeError(f"{name} must be NeighborLists (see neighbor_lists), got {type(value).__name__}")
     if symmetric and value.mirrors is None:
-        raise ValueError(f"{name} must be symmetric (have mirrors) to follow an update")
+        raise ValueError(f"{name} must be symmetric to follow an update: neighbor_lists(..., symmetric=True)")
     for part, tensor in value._asdict().items():
         if tensor is None:
             continue

@@ -16,6 +16,7 @@ from .label_loss import MutualLabelLoss
 from .label_memory import PseudoLabelMemory
 from .layout import identity_labels
 
+MOST_SIMILARITY = 2**30  # bytes of s that are kept from the forward pass to the update
 BELOW_THRESHOLD = 0.3  # where lists start: ranks are counted from the similarity of a candidate and an anchor
 
 
@@ -141,7 +142,7 @@ class SNNetHead(FixedTypeModule):
         index = checks.check_index("index", index, self.num_instances, features.shape[0])
         checks.check_same_device(memory=self.memory.features, features=features, index=index)
         self._check_first_lengths(features)
-        similarity = self.memory.similarity(features.detach()) if self._uses_similarity() else None
+        similarity = self.memory.similarity(features.detach()) if self._uses_similarity(len(index)) else None
         if self.warmup:
             label_sets: tuple[Tensor, ...] = (identity_labels(index, self.num_instances),)
         else:
@@ -197,12 +198,14 @@ class SNNetHead(FixedTypeModule):
             self.memory.update_(index, features, self._momentum, similarity=self._similarity_of(features))
         self._last_forward = None
 
-    def _uses_similarity(self) -> bool:
+    def _uses_similarity(self, batch_size: int) -> bool:
         """Whether s is worth its B x n floats: the update of lists reads it again, or labels are made of it.
 
-        Without them the loss streams over the memory and s would be read once.
+        Without them, or where s would be large, the loss streams over the memory.
         """
-        return self.memory.lists is not None or self.label_source == "feature"
+        if self.label_source == "feature":
+            return True
+        return self.memory.lists is not None and 4 * batch_size * self.num_instances <= MOST_SIMILARITY
 
     def _remember(self, features: Tensor, similarity: Tensor | None) -> None:
         self._last_forward = None

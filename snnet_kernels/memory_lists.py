@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .derived import row_checksums
 from .neighbor_list_layout import NeighborLists, are_symmetric
-from .ops.neighbor_lists import mplp_from_lists, nearest_from_lists, neighbor_lists, symmetric_lists
+from .ops.neighbor_lists import mplp_from_lists, nearest_from_lists, neighbor_lists
 
 
 class MemoryLists(nn.Module):
@@ -50,16 +50,10 @@ class MemoryLists(nn.Module):
 
     def build_(self, features: Tensor) -> None:
         """Make the lists of ``features`` [n, d] by n²d/2 multiply-adds; in place where they are built already."""
-        n = features.shape[0]
-        capacity = min(self.capacity, n)
-        nearest = neighbor_lists(
-            features,
-            n if capacity == n else max(1, capacity // 2),
-            floor=None if capacity == n else self.floor,
-        )
-        made = symmetric_lists(*nearest[:4], capacity)
+        floor = None if self.capacity >= len(features) else self.floor
+        made = neighbor_lists(features, self.capacity, floor=floor, symmetric=True)
         products = torch.zeros((), dtype=torch.int64, device=features.device)
-        self._take(dict(zip((*NeighborLists._fields, "products"), (*made, products), strict=True)))
+        self._take({**made._asdict(), "products": products})
 
     def _take(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the tensors as buffers, in the place of those that are there."""

@@ -10,6 +10,8 @@ from ..neighbor_list_layout import NeighborLists
 from .neighbor_lists import update_memory_lists_
 from .operation import operation
 
+SIMILARITIES_AT_ONCE = 2**26  # of features that are made for an update of lists, where they are not given
+
 
 @operation(lambda *_: None, writes=("memory",))
 def _update_memory_(memory: Tensor, index: Tensor, features: Tensor, momentum: Tensor) -> None:
@@ -43,7 +45,7 @@ def update_memory_(
         momentum: α in [0, 1], a number or a 0-d tensor (a number that changes recompiles a traced graph).
         lists: symmetric neighbour lists of the memory before the update, written.
         similarity: ``memory_similarity(features, memory)`` [B, n] before the update; computed if it is absent
-            and the lists need it.
+            and the lists need it, for some entries after others where it would be large.
     """
     memory = checks.check_memory("memory", memory)
     n = memory.shape[0]
@@ -60,4 +62,8 @@ def update_memory_(
     index, features, momentum, similarity = checks.apart(written, index, features, momentum, similarity)
     if lists is None:
         return _update_memory_(memory, index, features, momentum)
-    update_memory_lists_(memory, index, features, momentum, *lists, similarity)
+    batch_size = features.shape[0]
+    step = batch_size if similarity is not None else max(1, SIMILARITIES_AT_ONCE // max(n, 1))
+    for start in range(0, batch_size, max(step, 1)):
+        part = slice(start, start + step)
+        update_memory_lists_(memory, index[part], features[part], momentum, *lists, similarity)

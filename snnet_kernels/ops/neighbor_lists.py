@@ -109,18 +109,25 @@ def update_memory_lists_(
     reference.update_memory_lists_(memory, index, features, momentum, lists, similarity)
 
 
-def neighbor_lists(features: Tensor, k: int = 256, *, floor: float | None = None) -> NeighborLists:
+def neighbor_lists(
+    features: Tensor, k: int = 256, *, floor: float | None = None, symmetric: bool = False
+) -> NeighborLists:
     """The ``k`` largest similarities of each row of ``features``, exact, with bounded memory.
 
-    A row lists itself too. Falling similarity, ties by lower column; NaN is above nothing. Equals
+    A row lists itself too. By falling similarity, ties by lower column; NaN is above nothing. Equals
     ``(features @ features.t()).sort(dim=1, descending=True, stable=True)`` cut to k columns, in true float32, and to
     what is above ``floor``; nothing of size n × n is held.
+
+    ``symmetric`` lists can follow the memory (:func:`update_memory_`): i lists l exactly where l lists i. They are made
+    of the k/2 largest of each row, so that updates find room; a pair is kept where either row lists it and both have
+    room.
 
     Args:
         features: [n, d], any floating type and strides.
         k: places a row; n of them at most are made.
         floor: list only what is above it, for a threshold graph: complete where k is at least the largest count. The
             floor of a row that has more is the largest similarity that it leaves out.
+        symmetric: make symmetric lists, with ``mirrors``.
 
     Returns:
         NeighborLists: ``columns`` int32 [n, K], -1 behind the last entry; ``values`` float32 [n, K], -inf there;
@@ -130,4 +137,8 @@ def neighbor_lists(features: Tensor, k: int = 256, *, floor: float | None = None
     features = checks.check_matrix("features", features, "n", "d")
     features = checks.check_features("features", features, features.shape[1]).detach()
     lowest = -float("inf") if floor is None else checks.check_finite("floor", floor)
-    return NeighborLists(*_neighbor_lists(features, k, lowest))
+    if not checks.check_flag("symmetric", symmetric):
+        return NeighborLists(*_neighbor_lists(features, k, lowest))
+    width = min(k, features.shape[0])
+    filled = width if width == features.shape[0] else max(1, width // 2)
+    return NeighborLists(*symmetric_lists(*_neighbor_lists(features, filled, lowest), width))

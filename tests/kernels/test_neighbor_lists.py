@@ -268,3 +268,20 @@ def test_what_lists_refuse():
         sk.neighbor_lists(memory, 0)
     with pytest.raises(ValueError, match="floor must be finite"):
         sk.neighbor_lists(memory, 3, floor=float("nan"))
+
+
+def test_an_update_whose_similarities_would_be_large_is_made_in_parts(monkeypatch):
+    features = memory_of("clustered", 60, 8, seed=3)
+    index = torch.tensor([4, 9, 4, 30, 59, 9, 0])
+    live = memory_of("clustered", 60, 8, seed=4)[index]
+    made = []
+    for at_once in (2**26, 130):  # all entries, or two of them
+        monkeypatch.setattr("snnet_kernels.ops.memory_update.SIMILARITIES_AT_ONCE", at_once)
+        memory = features.clone()
+        lists = symmetric_lists(neighbor_lists(memory, 10), 20)
+        sk.update_memory_(memory, index, live, 0.4, lists=lists)
+        check(lists, memory @ memory.t(), 1e-6)
+        made.append((memory, lists))
+    assert torch.equal(made[0][0], made[1][0])
+    assert torch.equal(made[0][1].counts, made[1][1].counts)
+    assert torch.equal(made[0][1].floors, made[1][1].floors)
