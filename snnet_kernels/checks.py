@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .derived import has_values
 from .layout import label_bytes
 from .neighbor_list_layout import NeighborLists
+from .tracing import has_values
 
 DEBUG = os.environ.get("SNNET_DEBUG") == "1"
 

@@ -16,19 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-BYTES_AT_ONCE = 2**22  # of rows whose checksums are taken together: bounds the scratch memory
+from .ops.checksums import checksums
+from .tracing import has_values
+
 _WORDS = (torch.int64, torch.int32, torch.int16, torch.uint8)
-
-
-def has_values(tensor: Tensor) -> bool:
-    """Whether eager code may read the tensor's values and address: not traced, fake, on meta, or transformed."""
-    if torch.compiler.is_compiling():
-        return False
-    abstract = tensor.is_meta or isinstance(tensor, FakeTensor)
-    return not abstract and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 class Source:
@@ -86,28 +79,22 @@ def _signs_of(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def row_checksums(tensor: Tensor, rows: Tensor | None = None) -> Tensor:
-    """A checksum int64 [k] of the bits of each row of a CPU matrix [n, d], or of ``rows`` int64 [k] of it."""
+    """A checksum int64 [k] of the bits of each row of a matrix [n, d], or of ``rows`` int64 [k] of it."""
     with torch.inference_mode(False), torch.no_grad():
-        if rows is not None:
-            return _checksums(tensor.detach().index_select(0, rows))
-        step = max(1, BYTES_AT_ONCE // max(1, tensor.shape[1] * tensor.element_size()))
-        parts = tensor.detach().split(step)
-        return torch.cat([_checksums(part.clone(memory_format=torch.contiguous_format)) for part in parts])
-
-
-def _checksums(rows: Tensor) -> Tensor:
-    """Sums of the words of each row, each word times an odd number of its own, modulo 2^64."""
-    width = rows.shape[1] * rows.element_size()
-    if width == 0:
-        return torch.zeros(rows.shape[0], dtype=torch.int64, device="cpu")
-    word = next(word for word in _WORDS if width % word.itemsize == 0)
-    words = rows.view(word).to(torch.int64)
-    return words.mul_(_factors(words.shape[1])).sum(1)
+        matrix = tensor.detach()
+        if not matrix.is_contiguous() or matrix.is_inference():
+            matrix = (matrix if rows is None else matrix.index_select(0, rows)).clone(
+                memory_format=torch.contiguous_format
+            )
+            rows = None
+        width = matrix.shape[1] * matrix.element_size()
+        words = matrix.view(next(word for word in _WORDS if width % word.itemsize == 0))
+        return checksums(words, rows, _factors(words.shape[1], matrix.device))
 
 
 @lru_cache(maxsize=8)
-def _factors(width: int) -> Tensor:
+def _factors(width: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode(False):
         factors = torch.empty(width, dtype=torch.int64, device="cpu")
-        return factors.random_(-(2**63), None, generator=generator).bitwise_or_(1)
+        return factors.random_(-(2**63), None, generator=generator).bitwise_or_(1).to(device)

@@ -169,7 +169,12 @@ class ExemplarMemory(FixedTypeModule):
         """Packed pseudo labels uint8 [B, label_bytes(n)] of ``index`` [B]; see :func:`snnet_kernels.mplp`."""
         self._refuse_replication()
         index = ops.checks.check_index("index", index, self.num_instances)
-        lists = self.current_lists(index)
+        return self._predict(self.current_lists(index), index, threshold, min_rank, query_rows)
+
+    def _predict(
+        self, lists: MemoryLists | None, index: Tensor, threshold: float, min_rank: int, query_rows: Tensor | None
+    ) -> Tensor:
+        """The same from lists that are known to be those of the features."""
         if lists is None:
             return ops.mplp(self.features, index, threshold, min_rank, query_rows=query_rows)
         threshold, min_rank = ops.checks.check_prediction_options(threshold, min_rank)
@@ -183,7 +188,12 @@ class ExemplarMemory(FixedTypeModule):
         """The ``k`` nearest other images; see :func:`snnet_kernels.nearest_neighbors`."""
         self._refuse_replication()
         index = ops.checks.check_index("index", index, self.num_instances)
-        lists = self.current_lists(index)
+        return self._nearest(self.current_lists(index), index, k, query_rows)
+
+    def _nearest(
+        self, lists: MemoryLists | None, index: Tensor, k: int, query_rows: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The same from lists that are known to be those of the features."""
         if lists is None or query_rows is not None:
             return ops.nearest_neighbors(self.features, index, k, query_rows=query_rows)
         return lists.nearest(self.features, index, ops.checks.check_neighbors(k, self.num_instances))

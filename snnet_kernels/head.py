@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from . import checks, ops
-from .derived import Source, has_values
+from .derived import Source
 from .exemplar_memory import ExemplarMemory
 from .fixed_type import FixedTypeModule
 from .label_loss import MutualLabelLoss
 from .label_memory import PseudoLabelMemory
 from .layout import identity_labels
+from .tracing import has_values
 
 MOST_SIMILARITY = 2**30  # bytes of s that are kept from the forward pass to the update
 BELOW_THRESHOLD = 0.3  # where lists start: ranks are counted from the similarity of a candidate and an anchor
@@ -176,8 +177,8 @@ class SNNetHead(FixedTypeModule):
         query_rows = similarity if self.label_source == "feature" else None
         lists = self.memory.current_lists(index)
         before = None if lists is None else lists.products.clone()
-        labels = self.memory.predict_labels(index, self.threshold, self.min_rank, query_rows=query_rows)
-        neighbor = self.memory.nearest(index, query_rows=query_rows)[0].squeeze(1)
+        labels = self.memory._predict(lists, index, self.threshold, self.min_rank, query_rows)
+        neighbor = self.memory._nearest(lists, index, 1, query_rows)[0].squeeze(1)
         self._products = None if lists is None or before is None else lists.products - before
         # A single image has no neighbour (-1), and so an empty label.
         return labels, self.pseudo_labels.columns(index), self.pseudo_labels.rows(neighbor)

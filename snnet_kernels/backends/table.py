@@ -30,6 +30,7 @@ TABLE = {
     "unpack_labels": _COMPILED,
     "write_labels_": _COMPILED,
     "gather_labels": _COMPILED,
+    "checksums": _ON_CPU,
     "gather_label_lists": _ON_CPU,
     "write_label_lists_": _ON_CPU,
     "memory_similarity": Servers(("cpu",), (), (), plain=True),

@@ -6,6 +6,7 @@ the per-sample form.
 
 from ..layout import identity_labels, label_bytes
 from . import loop
+from .checksums import checksums
 from .label_lists import gather_label_lists, write_label_lists_
 from .label_prediction import mplp
 from .labels import gather_labels, pack_labels, unpack_labels, write_labels_
@@ -27,6 +28,7 @@ from .similarity import (
 
 __all__ = [
     "build_similarity_cache",
+    "checksums",
     "fused_mutual_label_loss",
     "fused_mutual_label_loss_with_grad",
     "gather_label_lists",
