@@ -157,11 +157,22 @@ class ListUpdate {
     const float gain = (lengths_[r] - rows_.alpha) / rows_.beta, slack = kSlack / rows_.beta;
     const int64_t found = vector_kernels().collect_rising(similarity_[r], lists_.floors, lists_.n,
                                                           lists_.floors[i] * gain - slack, gain, slack, rising);
+    constexpr int64_t kAtOnce = 16;
+    int64_t unlisted = 0;
     for (int64_t e = 0; e < found; ++e) {
       const int32_t l = rising[e].column;
-      if (is_listed[l] || entry_of_[l] >= 0) continue;
-      const float value = product(i, l);
-      if (is_above_a_floor(i, l, value)) risen_[r].push_back({static_cast<int32_t>(i), l, value});
+      if (!is_listed[l] && entry_of_[l] < 0) rising[unlisted++].column = l;
+    }
+    for (int64_t first = 0; first < unlisted; first += kAtOnce) {
+      const int64_t size = std::min(kAtOnce, unlisted - first);
+      const float* others[kAtOnce];
+      float products[kAtOnce];
+      for (int64_t j = 0; j < size; ++j) others[j] = memory_row(rising[first + j].column);
+      vector_kernels().dots(others, size, memory_row(i), rows_.d, products);
+      for (int64_t j = 0; j < size; ++j) {
+        const int32_t l = rising[first + j].column;
+        if (is_above_a_floor(i, l, products[j])) risen_[r].push_back({static_cast<int32_t>(i), l, products[j]});
+      }
     }
   }
 
