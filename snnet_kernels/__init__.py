@@ -10,6 +10,7 @@ from .neighbor_list_layout import NeighborLists
 from .ops import (
     build_similarity_cache,
     fused_mutual_label_loss,
+    jaccard_graph,
     label_bytes,
     mark_cache_blocks,
     memory_similarity,
@@ -22,6 +23,7 @@ from .ops import (
     update_memory_,
 )
 from .precision import get_matmul_precision, set_matmul_precision
+from .sparse_graph import SparseGraph
 from .version import __version__
 
 if backend_info().forced != "reference":
@@ -36,12 +38,14 @@ __all__ = [
     "NeighborLists",
     "PseudoLabelMemory",
     "SNNetHead",
+    "SparseGraph",
     "__version__",
     "backend_info",
     "build_similarity_cache",
     "compat",
     "fused_mutual_label_loss",
     "get_matmul_precision",
+    "jaccard_graph",
     "label_bytes",
     "mark_cache_blocks",
     "memory_similarity",

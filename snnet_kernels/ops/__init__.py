@@ -9,6 +9,7 @@ Similarities, memory and cache are float32, indices int64, label bits uint8.
 """
 
 from .. import checks
+from .jaccard_graph import blend_jaccard_, expand_query, jaccard_graph, reciprocal_weights
 from .label_prediction import mine_labels_, mplp
 from .labels import gather_labels, label_bytes, pack_labels, unpack_labels, write_labels_
 from .loss import fused_mutual_label_loss, mutual_label_loss
@@ -19,10 +20,13 @@ from .similarity import memory_similarity
 from .similarity_cache import build_similarity_cache, mark_cache_blocks
 
 __all__ = [
+    "blend_jaccard_",
     "build_similarity_cache",
     "checks",
+    "expand_query",
     "fused_mutual_label_loss",
     "gather_labels",
+    "jaccard_graph",
     "label_bytes",
     "mark_cache_blocks",
     "memory_similarity",
@@ -32,6 +36,7 @@ __all__ = [
     "nearest_neighbors",
     "neighbor_lists",
     "pack_labels",
+    "reciprocal_weights",
     "unpack_labels",
     "update_memory_",
     "write_labels_",

@@ -7,6 +7,7 @@ the per-sample form.
 from ..layout import CacheBlocks, identity_labels, label_bytes
 from . import loop
 from .cache_blocks import block_bits, mark_cache_blocks
+from .jaccard_graph import blend_jaccard_, expand_query, jaccard_pairs, reciprocal_weights
 from .label_prediction import mplp
 from .labels import gather_labels, pack_labels, unpack_labels, write_labels_
 from .list_labels import mplp_from_lists, nearest_from_lists
@@ -27,12 +28,15 @@ from .similarity import (
 
 __all__ = [
     "CacheBlocks",
+    "blend_jaccard_",
     "block_bits",
     "build_similarity_cache",
+    "expand_query",
     "fused_mutual_label_loss",
     "fused_mutual_label_loss_with_grad",
     "gather_labels",
     "identity_labels",
+    "jaccard_pairs",
     "label_bytes",
     "loop",
     "mark_cache_blocks",
@@ -46,6 +50,7 @@ __all__ = [
     "nearest_neighbors",
     "neighbor_lists",
     "pack_labels",
+    "reciprocal_weights",
     "symmetric_lists",
     "unpack_labels",
     "update_memory_",
