@@ -26,4 +26,6 @@ class SparseGraph(NamedTuple):
     def to_torch(self) -> Tensor:
         """``torch.sparse_csr`` tensor [n, n]."""
         n = len(self.indptr) - 1
-        return torch.sparse_csr_tensor(self.indptr, self.indices.long(), self.values, (n, n))
+        return torch.sparse_csr_tensor(
+            self.indptr, self.indices.long(), self.values, (n, n), check_invariants=False
+        )

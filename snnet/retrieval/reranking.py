@@ -84,9 +84,7 @@ def rerank(
     return similarity.numpy()
 
 
-def _compare(
-    features: Tensor, queries: int, count: int, threads: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _compare(features: Tensor, queries: int, count: int, threads: int) -> tuple[Tensor, Tensor, Tensor]:
     """One product of the features [N, d] with themselves, of which three things are kept.
 
     The ``count`` nearest of each image, int32 [N, count]; its lowest similarity, float32 [N]; the similarities

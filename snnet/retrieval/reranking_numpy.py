@@ -1,6 +1,6 @@
-"""The search for neighbours of k-reciprocal re-ranking in numpy: what serves where ``snnet._rank_metrics`` is not built.
+"""The search for neighbours of k-reciprocal re-ranking in numpy.
 
-Names, arguments and results are those of the compiled form.
+It serves where ``snnet._rank_metrics`` is not built; names, arguments and results are those of the compiled form.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def jaccard_graph(
         ValueError: a row that is not of length 1, a wrong value. TypeError: a wrong type.
     """
     features = checks.check_matrix("features", features, "n", "d")
-    features = checks.check_features("features", features, features.shape[1]).detach()
+    features = checks.check_features("features", features, features.shape[1]).detach().contiguous()
     checks.check_lengths("features", features)
     n = features.shape[0]
     k1, k2 = checks.check_count("k1", k1), checks.check_count("k2", k2)
