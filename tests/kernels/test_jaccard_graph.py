@@ -23,6 +23,8 @@ from snnet_kernels.sparse_graph import SparseGraph
 from snnet_kernels.testing import clustered_features
 from tests.paths import DATA
 
+pytest.importorskip("scipy")
+
 MODULE = sys.modules["snnet_kernels.ops.jaccard_graph"]
 STEPS = ("reciprocal_weights", "expand_query", "jaccard_pairs")
 GOLDEN = dict(np.load(DATA / "cluster_reference.npz"))
@@ -206,8 +208,7 @@ def test_numbers_of_numpy():
 
 @pytest.mark.parametrize("name", [name for name in GRAPHS if name.startswith("cluster_contrast")])
 def test_dbscan_labels_are_those_of_public_code(name):
-    from sklearn.cluster import DBSCAN
-
+    DBSCAN = pytest.importorskip("sklearn.cluster").DBSCAN
     _, _, k1, k2 = name.split("/")
     for eps in (0.3, 0.6):
         cluster = DBSCAN(eps=eps, min_samples=4, metric="precomputed")
