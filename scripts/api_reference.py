@@ -27,8 +27,14 @@ SECTIONS: list[tuple[str, str, list[tuple[str, list[str]]]]] = [
     ),
     (
         "snnet_kernels.compat",
-        "The MMCL authors' classes, for trainers written for them.",
-        [("snnet_kernels.compat", ["MPLP", "MMCL", "Memory"])],
+        "Classes and functions of public code, for trainers written for it: the MMCL authors', and cluster-contrast's.",
+        [
+            ("snnet_kernels.compat", ["MPLP", "MMCL", "Memory"]),
+            (
+                "snnet_kernels.compat.cluster_contrast",
+                ["compute_jaccard_distance", "ClusterMemory"],
+            ),
+        ],
     ),
     (
         "snnet",

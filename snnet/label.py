@@ -24,7 +24,16 @@ import torch
 
 from snnet.checks import UNIT_SLACK
 from snnet.config.options import config_from
+from snnet.errors import UserError
 from snnet.files.outputs import check_output
+from snnet.retrieval.classes import (
+    CLUSTERING,
+    class_summary,
+    component_classes,
+    dbscan_classes,
+    groups_from_names,
+    require_extra,
+)
 from snnet.retrieval.feature_files import FeatureSet, load_features
 from snnet.retrieval.sparse_labels import (
     LABEL_SETS,
@@ -48,6 +57,8 @@ def main() -> None:
     set_quiet(command.quiet)
     labels, pids = label(command)
     tell(f"{command.output}: labels of {len(labels.y):,} images", *label_table(labels, pids).split("\n"))
+    if labels.classes is not None:
+        tell(class_summary(labels.classes, pids))
 
 
 def label(command: LabelCommand) -> tuple[SparseLabels, np.ndarray | None]:
@@ -56,14 +67,23 @@ def label(command: LabelCommand) -> tuple[SparseLabels, np.ndarray | None]:
     Raises :class:`~snnet.errors.UserError` for a file that cannot be used; no half-written one is left.
     """
     check_output(command.output, (".npz",))
+    if command.classes is not None:
+        require_extra(command.classes)
     config = config_from(command.options)
     device, method = choose_device(config.runtime.device), config.method
     content = load_features(command.features, command.key)
+    groups = _groups(command, content)
     say(kernels_line(device))
     options: dict[str, Any] = {"threshold": method.threshold, "min_rank": method.min_rank}
-    labels = predict_sparse_labels(torch.from_numpy(_of_length_one(content)).to(device), **options)
-    metadata = {"made_by": f"snnet {__version__}", **options}
-    labels = dataclasses.replace(labels, names=content.names, metadata=metadata)
+    features = torch.from_numpy(_of_length_one(content)).to(device)
+    labels = predict_sparse_labels(features, **options, groups=groups)
+    classes, clustering = None, CLUSTERING | command.clustering if command.classes == "dbscan" else {}
+    if command.classes == "components":
+        classes = component_classes(labels.y)
+    elif command.classes == "dbscan":
+        classes = dbscan_classes(features, **clustering)
+    metadata = {"made_by": f"snnet {__version__}", **options, **_asked_for(command), **clustering}
+    labels = dataclasses.replace(labels, names=content.names, classes=classes, metadata=metadata)
     save_labels(command.output, labels)
     full = int((_others(labels.y) > FULL_ROW * len(labels.y)).sum())
     if full > len(labels.y) / 2:
@@ -72,6 +92,21 @@ def label(command: LabelCommand) -> tuple[SparseLabels, np.ndarray | None]:
             f"--threshold {method.threshold} is low for these features"
         )
     return labels, content.pids
+
+
+def _groups(command: LabelCommand, content: FeatureSet) -> np.ndarray | None:
+    """The group of each image, where ``command`` asks for groups."""
+    if command.group_pattern is None:
+        return None
+    if content.names is None:
+        raise UserError(f"{command.features} has no names of images for --group-pattern to search in")
+    return groups_from_names(content.names, command.group_pattern)
+
+
+def _asked_for(command: LabelCommand) -> dict[str, Any]:
+    """What the file tells of classes and groups."""
+    asked = {"classes": command.classes, "group_pattern": command.group_pattern}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def label_table(labels: SparseLabels, pids: np.ndarray | None) -> str:

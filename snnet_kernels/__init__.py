@@ -10,6 +10,7 @@ from .label_memory import PseudoLabelMemory
 from .neighbor_list_layout import NeighborLists
 from .ops import (
     fused_mutual_label_loss,
+    jaccard_graph,
     label_bytes,
     memory_similarity,
     mplp,
@@ -21,6 +22,7 @@ from .ops import (
     update_memory_,
 )
 from .precision import get_matmul_precision, set_matmul_precision
+from .sparse_graph import SparseGraph
 from .version import __version__
 
 if backend_info().forced != "reference":
@@ -34,11 +36,13 @@ __all__ = [
     "NeighborLists",
     "PseudoLabelMemory",
     "SNNetHead",
+    "SparseGraph",
     "__version__",
     "backend_info",
     "compat",
     "fused_mutual_label_loss",
     "get_matmul_precision",
+    "jaccard_graph",
     "label_bytes",
     "memory_similarity",
     "mplp",

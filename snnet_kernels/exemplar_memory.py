@@ -172,7 +172,12 @@ class ExemplarMemory(FixedTypeModule):
         return self._predict(self.current_lists(index), index, threshold, min_rank, query_rows)
 
     def _predict(
-        self, lists: MemoryLists | None, index: Tensor, threshold: float, min_rank: int, query_rows: Tensor | None
+        self,
+        lists: MemoryLists | None,
+        index: Tensor,
+        threshold: float,
+        min_rank: int,
+        query_rows: Tensor | None,
     ) -> Tensor:
         """The same from lists that are known to be those of the features."""
         if lists is None:

@@ -23,8 +23,9 @@ PROGRAMS = [
 def test_every_block_runs_by_itself(
     program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if "scipy" in program:
-        pytest.importorskip("scipy")
+    for optional in ("scipy", "sklearn"):
+        if optional in program:
+            pytest.importorskip(optional)
     monkeypatch.chdir(tmp_path)  # some write files
     torch.manual_seed(0)
     threads = torch.get_num_threads()

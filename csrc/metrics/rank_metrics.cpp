@@ -17,7 +17,7 @@
 
 #include "../common/sources.h"
 #include "parallel.h"
-#include "reranking.h"
+#include "nearest_rows.h"
 
 namespace py = pybind11;
 
@@ -253,5 +253,5 @@ PYBIND11_MODULE(_rank_metrics, module) {
 similarity: float32 [queries, gallery]. matches and junk: int64 gallery columns, one list after the other,
 that of query q from starts[q] to starts[q + 1], rising. dropped: int64 gallery columns that no query ranks.
 Ranks: int64, as long as matches, rising within a query; undefined where there is a NaN.)");
-  add_reranking(module);
+  add_nearest_rows(module);
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,11 @@ class LabelCommand:
     output: Path
     options: dict[str, Any]
     quiet: bool
+    classes: str | None = None
+    clustering: dict[str, Any] = field(
+        default_factory=dict
+    )  # k1, k2, eps, min_samples, where they were given
+    group_pattern: str | None = None
 
 
 def parse_label_command(arguments: list[str]) -> LabelCommand:
@@ -95,15 +100,49 @@ def parse_label_command(arguments: list[str]) -> LabelCommand:
     parser.add_argument(
         "--key", metavar="NAME", help="the array to take from a file that has several (default: features)"
     )
+    parser.add_argument(
+        "--classes",
+        choices=("components", "dbscan"),
+        help="also write one class an image, -1 for outliers: images joined by mutual positives, or the clusters of "
+        "DBSCAN on Jaccard distances (needs the extra 'cluster')",
+    )
+    for name, kind, text in (
+        ("--eps", _share, "largest Jaccard distance of neighbours, above 0 and below 1 (default 0.6)"),
+        ("--min-samples", _whole_number, "neighbours that make an image the core of a class (default 4)"),
+        ("--k1", _whole_number, "neighbours that the Jaccard distance compares (default 30)"),
+        ("--k2", _whole_number, "neighbours that it averages over (default 6)"),
+    ):
+        metavar = "FLOAT" if kind is _share else "INT"
+        parser.add_argument(name, metavar=metavar, type=kind, help=f"of --classes dbscan: {text}")
+    parser.add_argument(
+        "--group-pattern",
+        metavar="REGEX",
+        help="what it finds in the images' names (its first parenthesis, else all of it) is their group, such as the "
+        "tracklet: images of one group are not each other's nearest neighbour",
+    )
     parser.add_options(("threshold", "min_rank", "device"), preset=False)
     given = parser.parse(arguments)
-    own = _pop(given, features=None, key=None, output=None, quiet=False)
+    clustering: dict[str, Any] = {}
+    for name in ("eps", "min_samples", "k1", "k2"):
+        if name in given:
+            clustering[name] = given.pop(name)
+    own = _pop(
+        given,
+        features=None,
+        key=None,
+        output=None,
+        classes=None,
+        group_pattern=None,
+        quiet=False,
+    )
+    if clustering and own["classes"] != "dbscan":
+        raise UserError(f"--{next(iter(clustering)).replace('_', '-')} is for --classes dbscan")
     if own["features"] is None:
         raise UserError("nothing to label: give a file of features (snnet.extract writes one)")
     if own["output"] is None:
         raise UserError("nothing to write to: give --output FILE.npz")
     config_from(given)
-    return LabelCommand(**own, options=given)
+    return LabelCommand(**own, clustering=clustering, options=given)
 
 
 @dataclass(frozen=True)
@@ -260,6 +299,16 @@ def _network_choice(given: dict[str, Any], default: str | None = None) -> Networ
 def _pop(given: dict[str, Any], **defaults: Any) -> dict[str, Any]:
     """Take a command's own flags out of ``given``."""
     return {name: given.pop(name, default) for name, default in defaults.items()}
+
+
+def _share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and below 1, got '{text}'")
+    return number
 
 
 def _whole_number(text: str) -> int:

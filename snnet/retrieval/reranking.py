@@ -36,7 +36,7 @@ from snnet.retrieval import reranking_numpy
 from snnet.retrieval.compiled import native as _native
 from snnet.retrieval.rank_metrics import default_threads
 from snnet.system.progress import progress
-from snnet_kernels import memory_similarity
+from snnet_kernels import memory_similarity, ops
 
 K1, K2, ORIGINAL_WEIGHT = 20, 6, 0.3  # of the paper's experiments
 
@@ -64,8 +64,8 @@ def rerank(
         query, gallery: the features of the images.
         k1, k2: neighbours that are compared, and those that are averaged over.
         original_weight: λ, the weight of the original distance, 0 to 1.
-        threads: at most this many; None: the CPUs this process may use, up to 16. The result does not depend
-            on it.
+        threads: at most this many in the search for neighbours; None: the CPUs this process may use, up to 16. The
+            products and what follows run on the threads of torch. The result does not depend on them.
 
     Raises:
         UserError: an argument of a wrong shape or value.
@@ -76,36 +76,36 @@ def rerank(
     # Neighbours that each step looks at, the image itself among them.
     forward, half, averaged = (min(k, len(features)) for k in (k1 + 1, round(k1 / 2) + 1, k2))
     nearest, lowest, similarity = _compare(features, len(query), max(forward, averaged), threads)
-    code = _steps.reciprocal_weights(nearest, forward, half, features.cpu().numpy(), lowest, threads)
+    largest = 2 - 2 * lowest
+    code = ops.reciprocal_weights(nearest[:, :forward], None, half, features.cpu(), largest)
     if k2 > 1:
-        code = _steps.expand_query(nearest, averaged, code, threads)
-    _steps.JaccardIndex(code, len(query)).blend(similarity, lowest, original_weight, threads)
-    return similarity
+        code = ops.expand_query(*code, nearest[:, :averaged])
+    ops.blend_jaccard_(similarity, *code, largest, float(original_weight))
+    return similarity.numpy()
 
 
-def _compare(
-    features: Tensor, queries: int, count: int, threads: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _compare(features: Tensor, queries: int, count: int, threads: int) -> tuple[Tensor, Tensor, Tensor]:
     """One product of the features [N, d] with themselves, of which three things are kept.
 
     The ``count`` nearest of each image, int32 [N, count]; its lowest similarity, float32 [N]; the similarities
     of the queries with the gallery, float32 [q, g].
     """
     n = len(features)
-    similarity = np.empty((queries, n - queries), np.float32)
+    similarity = torch.empty(queries, n - queries)
     found = _steps.NearestRows(n, count)
     first = 0
     with progress(None, "re-ranking", total=n, unit="image") as bar:
         while first < n:
             # The upper triangle alone: the further down, the more rows fit into a block.
             rows = min(max(1, BLOCK_ENTRIES // (n - first)), n - first)
-            block = memory_similarity(features[first : first + rows], features[first:]).cpu().numpy()
-            found.merge(block, first, threads)
+            block = memory_similarity(features[first : first + rows], features[first:]).cpu()
+            found.merge(block.numpy(), first, threads)
             if first < queries:
                 similarity[first : first + rows] = block[: queries - first, queries - first :]
             first += rows
             bar.update(rows)
-    return *found.result(), similarity
+    nearest, lowest = found.result()
+    return torch.from_numpy(nearest), torch.from_numpy(lowest), similarity
 
 
 def _check(query: Tensor, gallery: Tensor, k1: int, k2: int, original_weight: float) -> None:

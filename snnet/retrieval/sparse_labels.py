@@ -86,13 +86,17 @@ class SparseMatrix:
 
 @dataclass(frozen=True, eq=False)
 class SparseLabels:
-    """The three label sets of n images, and the nearest other image of each (-1 where there is none)."""
+    """The three label sets of n images, and the nearest other image of each (-1 where there is none).
+
+    ``classes``, where they were asked for: one an image, -1 for outliers.
+    """
 
     y: SparseMatrix
     y_sym: SparseMatrix
     y_nh: SparseMatrix
     neighbors: np.ndarray  # int64 [n]
     names: tuple[str, ...] | None = None
+    classes: np.ndarray | None = None  # int64 [n]
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -101,6 +105,7 @@ def predict_sparse_labels(
     *,
     threshold: float = 0.6,
     min_rank: int = 10,
+    groups: np.ndarray | None = None,
 ) -> SparseLabels:
     """Pseudo labels of all images: :func:`snnet_kernels.mplp` and its inquiries for a complete P.
 
@@ -110,6 +115,8 @@ def predict_sparse_labels(
         features: [n, d] of any floating type, rows of norm 1 (a row of zeros is like no other), on the device that
             is to do the products; taken to float32.
         threshold, min_rank: see :func:`snnet_kernels.mplp`.
+        groups: int64 [n], such as the tracklet of each image: images of one group are not each other's nearest
+            neighbour, whose label is ``y_nh``.
 
     Raises:
         TypeError, ValueError: an argument of a wrong type, shape or value.
@@ -122,7 +129,9 @@ def predict_sparse_labels(
         raise UserError("features must have at least one row, got none")
     check_unit_rows("features", given, "labels compare directions")
     check_prediction_options(threshold, min_rank)
-    candidates, neighbors = _collect_candidates(features, threshold)
+    if groups is not None and (groups.shape != (len(features),) or groups.dtype != np.int64):
+        raise ValueError(f"groups must be int64 [{len(features)}], got {groups.dtype} {list(groups.shape)}")
+    candidates, neighbors = _collect_candidates(features, threshold, groups)
     y, doubtful = _decide(candidates, min_rank)
     if len(doubtful):
         rows = _predict_rows(features, doubtful, threshold, min_rank)
@@ -140,9 +149,12 @@ class _Candidates:
     similarity: np.ndarray  # float32 [candidates]
 
 
-def _collect_candidates(features: Tensor, threshold: float) -> tuple[_Candidates, np.ndarray]:
+def _collect_candidates(
+    features: Tensor, threshold: float, groups: np.ndarray | None
+) -> tuple[_Candidates, np.ndarray]:
     """The candidates of all images, and the nearest other image of each, int64 [n]."""
     n = len(features)
+    group = None if groups is None else torch.from_numpy(groups).to(features.device)
     bar = np.float32(threshold)  # in float32 0.6 is a little more than 0.6
     step = max(1, TILE_ENTRIES // n)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -151,7 +163,9 @@ def _collect_candidates(features: Tensor, threshold: float) -> tuple[_Candidates
         for start in range(0, n, step):
             index = torch.arange(start, min(start + step, n), device=features.device)
             tile = memory_similarity(features[start : start + step], features)
-            neighbors.append(nearest_neighbors(features, index, query_rows=tile)[0].squeeze(1).cpu().numpy())
+            allowed = tile if group is None else tile.masked_fill(group[index, None] == group, -torch.inf)
+            nearest, value = nearest_neighbors(features, index, query_rows=allowed)
+            neighbors.append(nearest.masked_fill(value == -torch.inf, -1).squeeze(1).cpu().numpy())
             row, column = (tile > float(bar)).nonzero(as_tuple=True)
             similarity = tile[row, column].cpu().numpy()
             columns, counts = column.cpu().numpy(), row.bincount(minlength=len(index)).cpu().numpy()
@@ -238,8 +252,8 @@ def save_labels(path: Path | str, labels: SparseLabels) -> None:
     """Write ``labels`` to a ``.npz`` file, whole or not at all.
 
     Arrays: for each of ``y``, ``y_sym`` and ``y_nh`` an ``_indptr`` int64 [n + 1] and ``_indices`` int32;
-    ``neighbors`` int64 [n]; ``names`` where they are known; ``metadata`` and ``checksums`` as JSON text. None needs
-    pickle.
+    ``neighbors`` int64 [n]; ``names``, and ``classes`` int64 [n], where they are known; ``metadata`` and
+    ``checksums`` as JSON text. None needs pickle.
     """
     path = Path(path)
     check_output(path, (".npz",))
@@ -249,6 +263,8 @@ def save_labels(path: Path | str, labels: SparseLabels) -> None:
         arrays |= {f"{name}_indptr": matrix.indptr, f"{name}_indices": matrix.indices}
     if labels.names is not None:
         arrays["names"] = np.array(labels.names, dtype=np.str_)
+    if labels.classes is not None:
+        arrays["classes"] = labels.classes
 
     def write(file: IO[bytes]) -> None:
         write_arrays(file, {**arrays, "neighbors": labels.neighbors, "metadata": json.dumps(labels.metadata)})
@@ -269,6 +285,7 @@ def load_labels(path: Path | str) -> SparseLabels:
             }
             neighbors = arrays.read("neighbors")
             names = tuple(arrays.read("names").tolist()) if "names" in arrays.types else None
+            classes = arrays.read("classes") if "classes" in arrays.types else None
             metadata = json.loads(arrays.read("metadata").item())
     except KeyError as error:
         raise UserError(f"{path} is no label file (it has no array {error})") from error
@@ -278,9 +295,11 @@ def load_labels(path: Path | str) -> SparseLabels:
     n = len(neighbors)
     whole = neighbors.dtype == np.int64 and neighbors.ndim == 1 and isinstance(metadata, dict)
     whole = whole and (names is None or len(names) == n) and bool(((neighbors >= -1) & (neighbors < n)).all())
+    if classes is not None:
+        whole = whole and (classes.dtype, classes.shape) == (np.int64, (n,)) and bool((classes >= -1).all())
     if not whole or not all(_is_matrix(matrix, n) for matrix in sets.values()):
         raise UserError(f"{path} is no label file (its arrays do not fit together)")
-    return SparseLabels(**sets, neighbors=neighbors, names=names, metadata=metadata)
+    return SparseLabels(**sets, neighbors=neighbors, names=names, classes=classes, metadata=metadata)
 
 
 def _is_matrix(matrix: SparseMatrix, n: int) -> bool:

@@ -45,6 +45,10 @@ TABLE = {
     "mplp_from_lists": _ON_CPU,
     "nearest_from_lists": _ON_CPU,
     "update_memory_lists_": _ON_CPU,
+    "reciprocal_weights": _ON_CPU,
+    "expand_query": _ON_CPU,
+    "jaccard_pairs": _ON_CPU,
+    "blend_jaccard_": _ON_CPU,
 }
 AVAILABLE: dict[str, bool] = dict.fromkeys(BACKENDS, False)  # set as libraries load
 

@@ -9,6 +9,7 @@ Similarities, memory and cache are float32, indices int64, label bits uint8.
 """
 
 from .. import checks
+from .jaccard_graph import blend_jaccard_, expand_query, jaccard_graph, reciprocal_weights
 from .label_prediction import mplp
 from .labels import gather_labels, label_bytes, pack_labels, unpack_labels, write_labels_
 from .loss import fused_mutual_label_loss, mutual_label_loss
@@ -18,9 +19,12 @@ from .neighbors import nearest_neighbors
 from .similarity import memory_similarity
 
 __all__ = [
+    "blend_jaccard_",
     "checks",
+    "expand_query",
     "fused_mutual_label_loss",
     "gather_labels",
+    "jaccard_graph",
     "label_bytes",
     "memory_similarity",
     "mplp",
@@ -28,6 +32,7 @@ __all__ = [
     "nearest_neighbors",
     "neighbor_lists",
     "pack_labels",
+    "reciprocal_weights",
     "unpack_labels",
     "update_memory_",
     "write_labels_",

@@ -7,6 +7,7 @@ the per-sample form.
 from ..layout import identity_labels, label_bytes
 from . import loop
 from .checksums import checksums
+from .jaccard_graph import blend_jaccard_, expand_query, jaccard_pairs, reciprocal_weights
 from .label_lists import gather_label_lists, write_label_lists_
 from .label_prediction import mplp
 from .labels import gather_labels, pack_labels, unpack_labels, write_labels_
@@ -27,13 +28,16 @@ from .similarity import (
 )
 
 __all__ = [
+    "blend_jaccard_",
     "build_similarity_cache",
     "checksums",
+    "expand_query",
     "fused_mutual_label_loss",
     "fused_mutual_label_loss_with_grad",
     "gather_label_lists",
     "gather_labels",
     "identity_labels",
+    "jaccard_pairs",
     "label_bytes",
     "loop",
     "memory_similarity",
@@ -46,6 +50,7 @@ __all__ = [
     "nearest_neighbors",
     "neighbor_lists",
     "pack_labels",
+    "reciprocal_weights",
     "symmetric_lists",
     "unpack_labels",
     "update_memory_",

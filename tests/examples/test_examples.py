@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 
 import pytest
 
 from tests.paths import ROOT
+from tests.snnet.tiny_run import draw_market
 
 
 @pytest.mark.parametrize(
@@ -27,3 +29,28 @@ def test_example(name, comparisons):
     assert len(pairs) == comparisons
     for fused, unfused in pairs:
         assert float(fused) == pytest.approx(float(unfused), rel=1e-5)
+
+
+def test_cluster_contrast(tmp_path, capsys):
+    """On 48 images of 8 identities, some epochs of a small network, with both forms of the memory."""
+    pytest.importorskip("sklearn")
+    flags = {
+        "dataset": "market1501", "data-dir": draw_market(tmp_path / "tiny"), "height": 32, "width": 16, "batch": 16,
+        "epochs": 2, "iterations": 4, "k1": 6, "k2": 2, "device": "cpu", "lr": 0.0005,
+    }  # fmt: skip
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    main = runpy.run_path(str(ROOT / "examples" / "cluster_contrast.py"))["main"]
+    printed = []
+    for more in ([], ["--hard"]):
+        main(words + more)
+        printed.append(capsys.readouterr().out.splitlines())
+    mean, hard = (re.sub("loss .*", "", lines[0]) for lines in printed)
+    assert mean == hard and printed[0][0] != printed[1][0]  # the same clusters, another memory
+    for lines in printed:
+        for line in lines[:-1]:
+            epoch = re.fullmatch(
+                r"epoch \d: (\d+) clusters, (\d+) of 48 images in none, loss (\d+\.\d+)", line
+            )
+            clusters, alone, loss = (float(number) for number in epoch.groups())
+            assert 4 <= clusters <= (48 - alone) / 4 and 0 < loss < 20
+        assert len(lines) == 3 and re.fullmatch(r"rank-1 \d+\.\d%, mAP \d+\.\d%", lines[-1])

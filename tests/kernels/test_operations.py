@@ -29,6 +29,8 @@ def arguments() -> dict[str, tuple]:
     loss = ([labels, labels.flip(0).contiguous()], [1.0, 0.5], "mmcl", 5.0, 0.05)
     differentiable = features.clone().requires_grad_()
     lists = reference.symmetric_lists(reference.neighbor_lists(memory, 10), 20)
+    nearest = reference.neighbor_lists(memory, 6).columns
+    code = reference.reciprocal_weights(nearest, None, 3, memory, None)
     return {
         "pack_labels": (torch.rand(B, N) < 0.3,),
         "unpack_labels": (labels, N),
@@ -60,6 +62,10 @@ def arguments() -> dict[str, tuple]:
         "mplp_from_lists": (memory, index, *lists[:4], None, 0.6, 10),
         "nearest_from_lists": (memory, index, *lists[:4], 3),
         "update_memory_lists_": (memory, index, features, torch.tensor(0.3), *lists, None),
+        "reciprocal_weights": (nearest, nearest.flip(0).contiguous(), 3, memory, torch.ones(N)),
+        "expand_query": (*code, nearest[:, :2]),
+        "jaccard_pairs": (*code, 0.7),
+        "blend_jaccard_": (memory[:B] @ memory[B:].t(), *code, torch.ones(N), 0.3),
     }
 
 

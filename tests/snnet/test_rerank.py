@@ -20,6 +20,7 @@ from snnet.retrieval.features import RetrievalSet, rerank_gallery
 from snnet.retrieval.rank_metrics import rank_metrics
 from snnet.retrieval.reranking import rerank
 from snnet.train import train
+from snnet_kernels import reference
 
 COMPILED = reranking._native
 FORMS = [
@@ -36,6 +37,8 @@ FORMS = [
 def form(request, monkeypatch):
     """Runs the test with either form of the steps, over several blocks of the product."""
     monkeypatch.setattr(reranking, "_steps", request.param)
+    if request.param is reranking_numpy:
+        monkeypatch.setattr(reranking, "ops", reference)
     monkeypatch.setattr(reranking, "BLOCK_ENTRIES", 700)
 
 

@@ -6,12 +6,13 @@ NaN (fewer negatives than one hundredth of the images make one hard negative) th
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import torch
 from torch import Tensor, nn
 
-from . import ops
+from .. import ops
+from .layer import MemoryLayer
 
 EPOCHS = 60  # the divisor of the memory momentum in the original, whatever the length of the run
 
@@ -54,27 +55,6 @@ class MMCL(nn.Module):
         )
 
 
-class _MemoryLayer(torch.autograd.Function):
-    """Logits of the memory as it is; the memory takes the features up in the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, targets: Tensor, memory: Tensor, alpha: float) -> Tensor:
-        ctx.save_for_backward(inputs, targets)
-        ctx.memory, ctx.alpha = memory, alpha
-        return ops.memory_similarity(inputs, memory)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
-        inputs, targets = ctx.saved_tensors
-        gradient = None
-        if ctx.needs_input_grad[0]:
-            gradient = torch.ops.snnet.memory_similarity_backward.default(grad.contiguous(), ctx.memory)
-            gradient = gradient.to(inputs.dtype)
-        ops.update_memory_(ctx.memory, targets, inputs, ctx.alpha)
-        return gradient, None, None, None
-
-
 class Memory(nn.Module):
     """Exemplar memory ``mem`` [num_classes, num_features], zeros at first, updated during backward."""
 
@@ -95,4 +75,5 @@ class Memory(nn.Module):
             raise ValueError(f"epoch must not be negative, got {epoch}")
         targets = ops.checks.check_index("targets", targets, self.num_classes, inputs.shape[0])
         alpha = self.alpha if epoch is None else min(0.5 * epoch / EPOCHS, 1.0)
-        return _MemoryLayer.apply(inputs, targets, self.mem.data, alpha)
+        update = functools.partial(ops.update_memory_, momentum=alpha)
+        return MemoryLayer.apply(inputs, targets, self.mem.data, update)

@@ -1,0 +1,254 @@
+// Jaccard distances of k-reciprocal neighbours (Zhong et al., CVPR 2017) without a matrix of all pairs. The definition
+// stands in snnet_kernels/ops/jaccard_graph.py; here each of its steps is done with sparse rows.
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <vector>
+
+#include "sparse_rows.h"
+#include "vector.h"
+
+namespace snnet {
+namespace {
+
+// The nearest images of each image: int32 [n, listed].
+struct Nearest {
+  Tensor table;
+  int64_t n, listed;
+  const int32_t* indices;
+
+  Nearest(const Tensor& tensor, const char* name, int64_t rows)
+      : table(tensor), n(rows), listed(tensor.dim() == 2 ? tensor.size(1) : 0), indices(nullptr) {
+    check_matrix(tensor, name, ScalarType::Int, n, listed);
+    table = torch::stable::contiguous(tensor);
+    indices = table.const_data_ptr<int32_t>();
+    const auto outside = [&](int32_t index) { return index < 0 || index >= n; };
+    SNNET_CHECK(std::none_of(indices, indices + n * listed, outside), name, " must lie in [0, ", n, ")");
+  }
+
+  const int32_t* row(int64_t image) const { return indices + image * listed; }
+
+  // Calls found(j) for those of the first `size` neighbours of `image` that have it among their own first `size`.
+  template <class Found>
+  void each_reciprocal(int64_t image, int64_t size, const Found& found) const {
+    const int32_t* own = row(image);
+    for (int64_t i = 0; i < size; ++i) {
+      const int32_t* other = row(own[i]);
+      if (std::find(other, other + size, static_cast<int32_t>(image)) != other + size) found(own[i]);
+    }
+  }
+};
+
+// The reciprocal neighbours of all images among their first `size`: each set serves as many rows as have its image.
+struct ReciprocalSets {
+  int64_t size;
+  std::vector<int32_t> members;
+  std::vector<int32_t> counts;
+
+  ReciprocalSets(const Nearest& nearest, int64_t size_)
+      : size(size_), members(nearest.n * size_), counts(size_ > 0 ? nearest.n : 0) {
+    if (size == 0) return;
+    torch::stable::parallel_for(0, nearest.n, grain(size * size), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        int32_t* next = members.data() + i * size;
+        nearest.each_reciprocal(i, size, [&](int32_t j) { *next++ = j; });
+        counts[i] = static_cast<int32_t>(next - (members.data() + i * size));
+      }
+    });
+  }
+};
+
+// The squared Euclidean distance of unit vectors over the largest one of the row; 0 where all are 0.
+float relative_distance(float similarity, float largest) { return largest > 0 ? (2 - 2 * similarity) / largest : 0; }
+
+const float* row_floats(const std::optional<Tensor>& tensor, const char* name, int64_t n) {
+  if (!tensor.has_value()) return nullptr;
+  SNNET_CHECK(tensor->is_cpu() && tensor->scalar_type() == ScalarType::Float && tensor->dim() == 1 &&
+                  tensor->size(0) == n && tensor->is_contiguous(),
+              name, " must be contiguous float32 [", n, "] on the cpu");
+  return const_floats(*tensor);
+}
+
+// nearest int32 [n, c], more int32 [n, e], features float32 [n, d], largest float32 [n] -> the weights V [n, n]
+SparseTensors reciprocal_weights(const Tensor& nearest_table, const std::optional<Tensor>& more_table, int64_t half,
+                                 const Tensor& features, const std::optional<Tensor>& largest) {
+  const int64_t n = rows_of(nearest_table, "nearest"), d = features.dim() == 2 ? features.size(1) : 0;
+  const Nearest nearest(nearest_table, "nearest", n);
+  std::optional<Nearest> more;
+  if (more_table.has_value()) more.emplace(*more_table, "more", n);
+  SNNET_CHECK(half >= 0 && half <= nearest.listed, "half must lie in [0, ", nearest.listed, "], got ", half);
+  check_matrix(features, "features", ScalarType::Float, n, d);
+  const Tensor rows = torch::stable::contiguous(features);
+  const float* feature = const_floats(rows);
+  const float* largest_of = row_floats(largest, "largest", n);
+  const ReciprocalSets halves(nearest, half);
+
+  struct Scratch {
+    std::vector<int32_t> reciprocal, members;
+    std::vector<const float*> pointers;
+    std::vector<float> similarities;
+    std::vector<double> weights;
+    std::vector<int32_t> listed_for;  // the last image that has this one as reciprocal
+  };
+  const Scratch fresh{{}, {}, {}, {}, {}, std::vector<int32_t>(n, -1)};
+  return build_rows(features, n, fresh, [&](int64_t image, Scratch& own, SparsePart& part) {
+    own.reciprocal.clear();
+    nearest.each_reciprocal(image, nearest.listed, [&](int32_t j) { own.reciprocal.push_back(j); });
+    for (const int32_t j : own.reciprocal) own.listed_for[j] = static_cast<int32_t>(image);
+    own.members = own.reciprocal;
+    for (std::size_t r = 0; half > 0 && r < own.reciprocal.size(); ++r) {
+      const int32_t* begin = halves.members.data() + own.reciprocal[r] * half;
+      const int32_t* end = begin + halves.counts[own.reciprocal[r]];
+      const int64_t shared = std::count_if(begin, end, [&](int32_t l) { return own.listed_for[l] == image; });
+      if (3 * shared > 2 * (end - begin)) own.members.insert(own.members.end(), begin, end);
+    }
+    if (more) more->each_reciprocal(image, more->listed, [&](int32_t j) { own.members.push_back(j); });
+    std::sort(own.members.begin(), own.members.end());
+    own.members.erase(std::unique(own.members.begin(), own.members.end()), own.members.end());
+
+    const std::size_t count = own.members.size();
+    own.pointers.resize(count);
+    own.similarities.resize(count);
+    for (std::size_t m = 0; m < count; ++m) own.pointers[m] = feature + own.members[m] * d;
+    vector_kernels().dots(own.pointers.data(), count, feature + image * d, d, own.similarities.data());
+    own.weights.clear();
+    double sum = 0;
+    for (const float similarity : own.similarities) {
+      const float distance =
+          largest_of == nullptr ? 2 - 2 * similarity : relative_distance(similarity, largest_of[image]);
+      own.weights.push_back(std::exp(-static_cast<double>(distance)));
+      sum += own.weights.back();
+    }
+    for (std::size_t m = 0; m < count; ++m) {
+      part.append(own.members[m], static_cast<float>(own.weights[m] / sum));
+    }
+  });
+}
+
+// Each row as the mean of the rows of its nearest: int32 [n, k]
+SparseTensors expand_query(const Tensor& indptr, const Tensor& indices, const Tensor& values, const Tensor& table) {
+  const SparseRows code(indptr, indices, values);
+  const Nearest nearest(table, "nearest", code.n);
+  SNNET_CHECK(nearest.listed >= 1, "nearest must have a column");
+  struct Scratch {
+    std::vector<float> sums;
+    std::vector<int32_t> columns;
+  };
+  const Scratch fresh{std::vector<float>(code.n, 0.0F), {}};
+  const auto count = static_cast<float>(nearest.listed);
+  return build_rows(values, code.n, fresh, [&](int64_t image, Scratch& own, SparsePart& part) {
+    own.columns.clear();
+    for (int64_t i = 0; i < nearest.listed; ++i) {
+      const int32_t other = nearest.row(image)[i];
+      for (int64_t entry = code.starts[other]; entry < code.starts[other + 1]; ++entry) {
+        float& sum = own.sums[code.columns[entry]];
+        if (sum == 0) own.columns.push_back(code.columns[entry]);
+        sum += code.values[entry];
+      }
+    }
+    std::sort(own.columns.begin(), own.columns.end());
+    for (const int32_t column : own.columns) {
+      if (own.sums[column] != 0) part.append(column, own.sums[column] / count);
+      own.sums[column] = 0;  // a column that came back to 0 stands twice
+    }
+  });
+}
+
+// The rows from `first` on of a sparse matrix, by columns.
+struct ByColumn {
+  std::vector<int64_t> starts;
+  std::vector<Entry> entries;  // row less `first`, rising within a column
+
+  ByColumn(const SparseRows& matrix, int64_t first) : starts(matrix.n + 1, 0) {
+    const int64_t begin = matrix.starts[first], end = matrix.starts[matrix.n];
+    for (int64_t e = begin; e < end; ++e) ++starts[matrix.columns[e] + 1];
+    for (int64_t i = 0; i < matrix.n; ++i) starts[i + 1] += starts[i];
+    entries.resize(end - begin);
+    std::vector<int64_t> next(starts.begin(), starts.end() - 1);
+    for (int64_t row = first; row < matrix.n; ++row) {
+      for (int64_t e = matrix.starts[row]; e < matrix.starts[row + 1]; ++e) {
+        entries[next[matrix.columns[e]]++] = {matrix.values[e], static_cast<int32_t>(row - first)};
+      }
+    }
+  }
+};
+
+// Calls visit(row, the smaller of both values) for each column that row `image` shares with a row of `others`.
+template <class Visit>
+void each_shared(const SparseRows& code, int64_t image, const ByColumn& others, const Visit& visit) {
+  for (int64_t entry = code.starts[image]; entry < code.starts[image + 1]; ++entry) {
+    const int32_t column = code.columns[entry];
+    const float value = code.values[entry];
+    for (int64_t e = others.starts[column]; e < others.starts[column + 1]; ++e) {
+      visit(others.entries[e].column, std::min(others.entries[e].value, value));
+    }
+  }
+}
+
+// Rows sum to 1: the sum of the smaller values is the overlap, that of the larger ones 2 less it.
+float jaccard_distance(float overlap) { return std::max(0.0F, 1 - overlap / (2 - overlap)); }
+
+// The pairs of rows that share something and whose Jaccard distance is at most max_distance.
+SparseTensors jaccard_pairs(const Tensor& indptr, const Tensor& indices, const Tensor& values, double max_distance) {
+  const SparseRows code(indptr, indices, values);
+  const ByColumn others(code, 0);
+  const auto limit = static_cast<float>(max_distance);
+  struct Scratch {
+    std::vector<float> overlaps;
+    std::vector<int32_t> touched;
+  };
+  const Scratch fresh{std::vector<float>(code.n, 0.0F), {}};
+  return build_rows(values, code.n, fresh, [&](int64_t image, Scratch& own, SparsePart& part) {
+    own.touched.clear();
+    each_shared(code, image, others, [&](int32_t row, float smaller) {
+      if (own.overlaps[row] == 0) own.touched.push_back(row);
+      own.overlaps[row] += smaller;
+    });
+    const auto is_far = [&](int32_t row) {
+      const bool far = own.overlaps[row] == 0 || !(jaccard_distance(own.overlaps[row]) <= limit);
+      if (far) own.overlaps[row] = 0;
+      return far;
+    };
+    own.touched.erase(std::remove_if(own.touched.begin(), own.touched.end(), is_far), own.touched.end());
+    std::sort(own.touched.begin(), own.touched.end());
+    for (const int32_t row : own.touched) {
+      if (own.overlaps[row] != 0) part.append(row, jaccard_distance(own.overlaps[row]));
+      own.overlaps[row] = 0;
+    }
+  });
+}
+
+// Overwrites the similarities of the first q images with the others [q, n - q] by the final distances of re-ranking.
+void blend_jaccard_(const Tensor& similarity, const Tensor& indptr, const Tensor& indices, const Tensor& values,
+                    const Tensor& largest, double original_weight) {
+  const SparseRows code(indptr, indices, values);
+  const int64_t queries = similarity.dim() == 2 ? similarity.size(0) : 0, gallery = code.n - queries;
+  SNNET_CHECK(gallery >= 0, "similarity must have at most ", code.n, " rows, got ", queries);
+  check_storage(similarity, "similarity", ScalarType::Float, queries, gallery);
+  const float* largest_of = row_floats(largest, "largest", code.n);
+  const ByColumn others(code, queries);
+  float* distances = floats(similarity);
+  const auto weight = static_cast<float>(original_weight);
+  torch::stable::parallel_for(0, queries, grain(gallery), [&](int64_t begin, int64_t end) {
+    std::vector<float> overlaps(gallery);
+    for (int64_t query = begin; query < end; ++query) {
+      std::fill(overlaps.begin(), overlaps.end(), 0.0F);
+      each_shared(code, query, others, [&](int32_t row, float smaller) { overlaps[row] += smaller; });
+      float* out = distances + query * gallery;
+      for (int64_t i = 0; i < gallery; ++i) {
+        const float original = relative_distance(out[i], largest_of[query]);
+        out[i] = (1 - weight) * jaccard_distance(overlaps[i]) + weight * original;
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace snnet
+
+STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) {
+  m.impl("reciprocal_weights", TORCH_BOX(&snnet::reciprocal_weights));
+  m.impl("expand_query", TORCH_BOX(&snnet::expand_query));
+  m.impl("jaccard_pairs", TORCH_BOX(&snnet::jaccard_pairs));
+  m.impl("blend_jaccard_", TORCH_BOX(&snnet::blend_jaccard_));
+}

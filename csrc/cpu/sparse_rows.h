@@ -1,0 +1,96 @@
+// Sparse matrices by rows, as tensors and as they are made.
+#pragma once
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+#include "checks.h"
+
+namespace snnet {
+
+// indptr int64 [n + 1], indices int32 [entries], values float32 [entries]
+using SparseTensors = std::tuple<Tensor, Tensor, Tensor>;
+
+// A square matrix: row i has the columns [starts[i], starts[i + 1]), and a value at each.
+struct SparseRows {
+  Tensor indptr, indices, entries;
+  int64_t n;
+  const int64_t* starts;
+  const int32_t* columns;
+  const float* values;
+
+  SparseRows(const Tensor& indptr_, const Tensor& indices_, const Tensor& values_)
+      : indptr(vector_of(indptr_, "indptr", ScalarType::Long)),
+        indices(vector_of(indices_, "indices", ScalarType::Int)),
+        entries(vector_of(values_, "values", ScalarType::Float)),
+        n(indptr.size(0) - 1),
+        starts(indptr.const_data_ptr<int64_t>()),
+        columns(indices.const_data_ptr<int32_t>()),
+        values(const_floats(entries)) {
+    const int64_t size = indices.size(0);
+    SNNET_CHECK(n >= 0 && entries.size(0) == size && starts[0] == 0 && starts[n] == size &&
+                    std::is_sorted(starts, starts + n + 1),
+                "indptr must rise from 0 to the number of indices, which values must have too");
+    const auto outside = [&](int32_t column) { return column < 0 || column >= n; };
+    SNNET_CHECK(std::none_of(columns, columns + size, outside), "indices must lie in [0, ", n, ")");
+  }
+
+ private:
+  static Tensor vector_of(const Tensor& tensor, const char* name, ScalarType type) {
+    SNNET_CHECK(tensor.is_cpu() && tensor.scalar_type() == type && tensor.dim() == 1, name,
+                " must be a vector of its type on the cpu");
+    return torch::stable::contiguous(tensor);
+  }
+};
+
+// Consecutive rows, appended one after the other.
+struct SparsePart {
+  std::vector<int64_t> sizes;
+  std::vector<int32_t> columns;
+  std::vector<float> values;
+
+  void append(int32_t column, float value) {
+    columns.push_back(column);
+    values.push_back(value);
+  }
+};
+
+// The matrix whose row i is what append(i, scratch of the thread, part) puts at the part's end.
+template <class Scratch, class Append>
+SparseTensors build_rows(const Tensor& like, int64_t rows, const Scratch& fresh, const Append& append) {
+  constexpr int64_t kRows = 128;  // of a part: enough that handing one out costs nothing
+  std::vector<SparsePart> parts(static_cast<std::size_t>((rows + kRows - 1) / kRows));
+  torch::stable::parallel_for(0, static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
+    Scratch scratch = fresh;
+    for (int64_t p = begin; p < end; ++p) {
+      SparsePart& part = parts[p];
+      for (int64_t row = p * kRows; row < std::min(rows, (p + 1) * kRows); ++row) {
+        const std::size_t before = part.columns.size();
+        append(row, scratch, part);
+        part.sizes.push_back(static_cast<int64_t>(part.columns.size() - before));
+      }
+    }
+  });
+  Tensor indptr = torch::stable::new_empty(like, {rows + 1}, ScalarType::Long);
+  int64_t* start = indptr.mutable_data_ptr<int64_t>();
+  *start = 0;
+  for (const SparsePart& part : parts) {
+    for (const int64_t size : part.sizes) {
+      start[1] = start[0] + size;
+      ++start;
+    }
+  }
+  Tensor indices = torch::stable::new_empty(like, {*start}, ScalarType::Int);
+  Tensor values = torch::stable::new_empty(like, {*start}, ScalarType::Float);
+  int32_t* column = indices.mutable_data_ptr<int32_t>();
+  float* value = floats(values);
+  for (SparsePart& part : parts) {
+    column = std::copy(part.columns.begin(), part.columns.end(), column);
+    value = std::copy(part.values.begin(), part.values.end(), value);
+    part = SparsePart();  // no two copies of all
+  }
+  return {indptr, indices, values};
+}
+
+}  // namespace snnet

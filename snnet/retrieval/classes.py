@@ -1,0 +1,111 @@
+"""One class an image, for trainers that want classes and no label sets; and the groups of a set's images."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from snnet.errors import UserError
+from snnet.retrieval.sparse_labels import SparseMatrix
+from snnet_kernels import jaccard_graph
+
+CLASSES = ("components", "dbscan")
+CLUSTERING = {"k1": 30, "k2": 6, "eps": 0.6, "min_samples": 4}  # cluster-contrast's
+_EXTRA = "needs scipy and scikit-learn: pip install 'snnet[cluster]'"
+
+
+def component_classes(y: SparseMatrix) -> np.ndarray:
+    """Images joined by mutual positives (each is in the other's label), however many steps apart: int64 [n].
+
+    Classes are counted from 0 in the order of their first images; an image with no mutual positive is -1.
+    """
+    sparse, csgraph = (_load(f"scipy.{name}") for name in ("sparse", "sparse.csgraph"))
+    n = len(y)
+    ones = np.ones(len(y.indices), dtype=bool)
+    positive = sparse.csr_array((ones, y.indices, y.indptr), shape=(n, n))
+    mutual = positive.multiply(positive.T)
+    component = csgraph.connected_components(mutual, directed=False)[1].astype(np.int64)
+    return _counted(np.where(np.bincount(component)[component] > 1, component, -1))
+
+
+def dbscan_classes(features: Tensor, *, k1: int, k2: int, eps: float, min_samples: int) -> np.ndarray:
+    """Clusters of DBSCAN on the Jaccard distances of ``features`` [n, d], rows of norm 1; outliers are -1: int64 [n].
+
+    See :func:`snnet_kernels.jaccard_graph`; ``eps`` below 1 and ``min_samples`` are DBSCAN's.
+    """
+    cluster = _load("sklearn.cluster").DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed")
+    graph = jaccard_graph(features, k1, k2, max_distance=eps).to_scipy()
+    return cluster.fit_predict(graph).astype(np.int64)
+
+
+def groups_from_names(names: Sequence[str], pattern: str) -> np.ndarray:
+    """The group of each image by what ``pattern`` finds in its name: its first parenthesis, else all of it. int64 [n].
+
+    Raises:
+        UserError: it is no regular expression, or finds nothing in a name.
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--group-pattern {pattern!r} is not a regular expression: {error}") from error
+    place = min(expression.groups, 1)
+    found = []
+    for name in names:
+        match = expression.search(name)
+        if match is None or match[place] is None:
+            raise UserError(f"--group-pattern {pattern!r} finds no group in the name {name!r}")
+        found.append(match[place])
+    return np.unique(np.array(found, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
+
+
+def class_summary(classes: np.ndarray, pids: np.ndarray | None) -> str:
+    """Classes and outliers in words; with ``pids`` precision and recall of pairs of images of one class.
+
+    An image of pid -1 (junk) is of no identity: each of its pairs is wrong.
+    """
+    kept = classes[classes >= 0]
+    alone = len(classes) - len(kept)
+    line = f"{len(np.unique(kept)):,} classes of {len(kept):,} images, {alone:,} in none"
+    if pids is None:
+        return line
+    both = np.unique(np.stack([classes, pids])[:, (classes >= 0) & (pids >= 0)], axis=1, return_counts=True)[
+        1
+    ]
+    correct = _pairs(both)
+    precision, recall = (
+        f"{100 * correct / count:.1f}" if count else "-"
+        for count in (_pairs(np.bincount(kept)), _pairs(np.unique(pids[pids >= 0], return_counts=True)[1]))
+    )
+    return f"{line}; pairs: precision {precision}, recall {recall}"
+
+
+def _pairs(sizes: np.ndarray) -> int:
+    return int((sizes.astype(np.int64) * (sizes - 1)).sum()) // 2
+
+
+def _counted(classes: np.ndarray) -> np.ndarray:
+    """The same classes, counted from 0 in the order of their first images; -1 stays."""
+    kept = classes >= 0
+    distinct, first, place = np.unique(classes[kept], return_index=True, return_inverse=True)
+    rank = np.empty(len(distinct), np.int64)
+    rank[np.argsort(first)] = np.arange(len(distinct))
+    counted = np.full(len(classes), -1, np.int64)
+    counted[kept] = rank[place]
+    return counted
+
+
+def require_extra(method: str) -> None:
+    """Raises UserError where what ``method`` needs is not installed."""
+    _load("scipy.sparse" if method == "components" else "sklearn.cluster")
+
+
+def _load(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"--classes {_EXTRA}") from error

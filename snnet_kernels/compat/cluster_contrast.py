@@ -1,0 +1,102 @@
+"""What cluster-contrast's training code uses outside of its backbone, with its signatures and results.
+
+``compute_jaccard_distance`` is SpCL's too. Differences: distances come as a sparse matrix, nothing is moved to a GPU by
+itself, and a memory row that would not be finite stays as it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from .. import checks, ops
+from .layer import MemoryLayer
+
+
+def compute_jaccard_distance(
+    target_features: Tensor,
+    k1: int = 20,
+    k2: int = 6,
+    print_flag: bool = True,
+    search_option: int = 0,
+    use_float16: bool = False,
+    *,
+    max_distance: float = 1.0,
+) -> Any:
+    """Jaccard distances of all pairs that share a neighbour, for ``sklearn.cluster.DBSCAN(metric="precomputed")``.
+
+    Equals the dense matrix of the original up to rounding: a pair that is not listed has distance 1, or one above
+    ``max_distance``. DBSCAN gives the same labels for every eps up to ``max_distance`` (below 1) with
+    ``min_samples`` of at least 2. See :func:`snnet_kernels.jaccard_graph`; needs scipy.
+
+    Args:
+        target_features: [n, d], rows of length 1, on any device; the search runs there.
+        k1, k2: as in the original.
+        print_flag: print how long it took.
+        search_option, use_float16: taken and not looked at; distances are float32.
+        max_distance: list no pair that is further apart. The eps of DBSCAN saves most of the memory.
+
+    Returns:
+        ``scipy.sparse.csr_array`` float32 [n, n].
+    """
+    start = time.perf_counter()
+    graph = ops.jaccard_graph(target_features, k1, k2, max_distance=max_distance).to_scipy()
+    if print_flag:
+        print(f"Jaccard distances of {graph.shape[0]:,} images: {time.perf_counter() - start:.1f} s")
+    return graph
+
+
+class ClusterMemory(nn.Module):
+    """A memory of cluster centres ``features`` [num_samples, num_features], zeros until they are assigned.
+
+    The loss is the cross entropy of the similarities over ``temp``. In the backward pass the centre of each target
+    becomes normalize(momentum · centre + (1 − momentum) · input): for each input, one after the other, or with
+    ``use_hard`` once, for the input of the target that is least similar to the centre (the first of equals).
+    """
+
+    features: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        num_samples: int,
+        temp: float = 0.05,
+        momentum: float = 0.2,
+        use_hard: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.num_samples = num_samples
+        self.momentum = momentum
+        self.temp = temp
+        self.use_hard = use_hard
+        self.register_buffer("features", torch.zeros(num_samples, num_features))
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss [] of ``inputs`` [B, num_features], which are normalised, and ``targets`` int64 [B]."""
+        inputs = normalize(checks.check_matrix("inputs", inputs, "B", "d"), dim=1)
+        targets = checks.check_index("targets", targets, len(self.features), len(inputs))
+        update = _update_by_hardest_ if self.use_hard else ops.update_memory_
+        learn = functools.partial(update, momentum=self.momentum)
+        outputs = MemoryLayer.apply(inputs, targets, self.features, learn)
+        return cross_entropy(outputs / self.temp, targets)
+
+
+def _update_by_hardest_(memory: Tensor, targets: Tensor, inputs: Tensor, momentum: float) -> None:
+    """Each target's row takes up the input that is least similar to it. No step waits for the device."""
+    rows = memory[targets]
+    similarity = (rows * inputs).sum(1).nan_to_num(nan=-torch.inf)
+    lowest = similarity.new_full((len(memory),), torch.inf).scatter_reduce(0, targets, similarity, "amin")
+    entries = torch.arange(len(targets), device=targets.device)
+    candidates = entries.where(similarity == lowest[targets], len(targets) - 1)
+    hardest = torch.full_like(lowest, len(targets) - 1, dtype=torch.int64)
+    hardest = hardest.scatter_reduce(0, targets, candidates, "amin")[targets]
+    blend = momentum * rows + (1 - momentum) * inputs[hardest]
+    fresh = blend / torch.linalg.vector_norm(blend, dim=1, keepdim=True)
+    # Entries of one target write the same.
+    memory[targets] = torch.where(fresh.isfinite().all(1, keepdim=True), fresh, rows)

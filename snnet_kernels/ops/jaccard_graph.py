@@ -1,0 +1,201 @@
+"""The Jaccard distance of k-reciprocal neighbours (Zhong, Zheng, Cao and Li, CVPR 2017) as a sparse graph.
+
+n images, d feature dimensions. A sparse matrix travels as indptr int64 [n + 1], indices int32 [entries], values
+float32 [entries].
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import checks, reference
+from ..sparse_graph import SparseGraph
+from .camera_lists import camera_lists, lowest_similarities
+from .neighbor_lists import neighbor_lists
+from .operation import operation
+
+
+def _empty_rows(n: int | torch.SymInt, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    entries = torch.library.get_ctx().new_dynamic_size()
+    return (
+        like.new_empty(n + 1, dtype=torch.int64),
+        like.new_empty(entries, dtype=torch.int32),
+        like.new_empty(entries),
+    )
+
+
+@operation(lambda nearest, more, half, features, largest: _empty_rows(nearest.shape[0], features))
+def reciprocal_weights(
+    nearest: Tensor, more: Tensor | None, half: int, features: Tensor, largest: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """V [n, n]: the weights of each image's reciprocal neighbours, expanded by the sets of ``half`` columns.
+
+    ``nearest`` int32 [n, c] and ``more`` [n, e] are lists of neighbours; the sets of both are joined, that of the
+    first alone is expanded. The weights are exp(2s − 2), or exp((2s − 2) / largest) with ``largest`` float32 [n],
+    over their sum.
+    """
+    return reference.reciprocal_weights(nearest, more, half, features, largest)
+
+
+@operation(lambda indptr, indices, values, nearest: _empty_rows(nearest.shape[0], values))
+def expand_query(
+    indptr: Tensor, indices: Tensor, values: Tensor, nearest: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row of V as the mean of the rows of the image's ``nearest``, int32 [n, k]."""
+    return reference.expand_query(indptr, indices, values, nearest)
+
+
+@operation(lambda indptr, indices, values, max_distance: _empty_rows(indptr.shape[0] - 1, values))
+def jaccard_pairs(
+    indptr: Tensor, indices: Tensor, values: Tensor, max_distance: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of rows of V that share a column, with Jaccard distance at most ``max_distance``."""
+    return reference.jaccard_pairs(indptr, indices, values, max_distance)
+
+
+@operation(lambda *_: None, writes=("similarity",))
+def blend_jaccard_(
+    similarity: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    values: Tensor,
+    largest: Tensor,
+    original_weight: float,
+) -> None:
+    """Re-ranking's last step: the similarities [q, n − q] of the first q images with the others become distances."""
+    reference.blend_jaccard_(similarity, indptr, indices, values, largest, original_weight)
+
+
+def jaccard_graph(
+    features: Tensor,
+    k1: int = 30,
+    k2: int = 6,
+    *,
+    max_distance: float = 0.6,
+    searched: int | None = None,
+    weights: str = "softmax",
+    cameras: Tensor | None = None,
+    camera_k1: tuple[int, int] | None = (5, 20),
+    camera_k2: tuple[int, int] | None = (2, 4),
+) -> SparseGraph:
+    """All pairs of images with a k-reciprocal Jaccard distance of at most ``max_distance``, exact, never n × n.
+
+    With s the similarities of the features and 2 − 2s their squared distances:
+
+    1. N(i) are the ``searched`` nearest images of i, i itself among them: by falling similarity, ties by lower index.
+       R(i) = {j ∈ N(i) : i ∈ N(j)}. The same with the first round(k1 / 2) + 1 of them (halves to even) is H(i).
+    2. R*(i) is R(i) and every H(j), j ∈ R(i), that shares more than 2/3 of its members with R(i).
+    3. V[i, j] = exp(−(2 − 2s)) for j ∈ R*(i), else 0; each row is divided by its sum.
+    4. Each row of V becomes the mean of the rows of the image's first k2 nearest (k2 = 1: V stays).
+    5. distance = 1 − m / (2 − m) with m = Σ_l min(V[i, l], V[j, l]), at least 0.
+
+    That is ``compute_jaccard_distance(features, k1, k2)`` of cluster-contrast and SpCL, where it is at most
+    ``max_distance``. A pair that shares nothing (distance 1) is never listed; each image is listed with itself if it
+    shares anything. Equal similarities decide nothing in sound features. Where all are nearly equal (every cosine
+    above 0.995, as in a network that has collapsed) they differ by rounding, and the order above decides who is a
+    neighbour: other programs, which leave ties open, then give other graphs.
+
+    Beyond the features it holds lists of ``searched`` entries an image, V twice, and the graph. CPU and CUDA
+    features; the neighbours are searched for on the device of the features, the rest is done on the CPU.
+
+    Args:
+        features: [n, d], any floating type and strides, rows of length 1 (or zero).
+        k1: neighbours that are compared.
+        k2: neighbours whose rows are averaged, the image itself among them.
+        max_distance: 0 to 1, compared in float32; 1 lists every pair that shares something. For DBSCAN its ``eps``.
+        searched: k1 unless given, as in cluster-contrast and SpCL; ``k1 + 1`` (k1 images beside the own) is the
+            re-ranking paper and 3C. Steps 1 and 4 take what they need of these columns.
+        weights: "softmax" as in step 3; "relative" divides 2 − 2s by the largest of its row first, as the re-ranking
+            paper does, which takes a second product of all features.
+        cameras: int64 [n], the camera of each image, for the camera-aware distance (CA-Jaccard, Chen et al., CVPR
+            2024) with the next two arguments.
+        camera_k1: (a, b): R(i) joins the reciprocal neighbours among the a + 1 nearest of the own camera (with i) and
+            those among the b + 1 nearest of the other cameras, in place of steps 1 and 2. None: steps 1 and 2, with
+            ``searched`` k1 + 1 unless given.
+        camera_k2: (a, b): step 4 averages the a nearest of the own camera (with i) and the b nearest of the others.
+            None: step 4. Where a camera has too few images, the nearest of the other kind follow them.
+
+    Returns:
+        SparseGraph: symmetric, ``indptr`` int64 [n + 1], ``indices`` int32, ``values`` float32, on the CPU;
+        ``to_scipy()`` gives what ``sklearn.cluster.DBSCAN(metric="precomputed")`` takes.
+
+    Raises:
+        ValueError: a row that is not of length 1, a wrong value. TypeError: a wrong type.
+    """
+    features = checks.check_matrix("features", features, "n", "d")
+    features = checks.check_features("features", features, features.shape[1]).detach().contiguous()
+    checks.check_lengths("features", features)
+    n = features.shape[0]
+    k1, k2 = checks.check_count("k1", k1), checks.check_count("k2", k2)
+    limit = checks.check_share("max_distance", checks.check_number("max_distance", max_distance))
+    if weights not in ("softmax", "relative"):
+        raise ValueError(f"weights must be 'softmax' or 'relative', got {weights!r}")
+    if searched is not None:
+        searched = checks.check_count("searched", searched)
+    if cameras is None:
+        compared = averaged = None
+    else:
+        cameras = checks.check_index("cameras", cameras, 2**31, n).to(features.device)
+        compared, averaged = _check_pair("camera_k1", camera_k1), _check_pair("camera_k2", camera_k2)
+    if n == 0:
+        return SparseGraph(
+            torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0)
+        )
+    lists = _lists(features, k1, k2, searched, cameras, compared, averaged)
+    largest = 2 - 2 * lowest_similarities(features).cpu() if weights == "relative" else None
+    code = reciprocal_weights(lists.nearest, lists.more, lists.half, features.cpu(), largest)
+    if lists.averaged is not None:
+        code = expand_query(*code, lists.averaged)
+    return SparseGraph(*jaccard_pairs(*code, limit))
+
+
+class _Lists(NamedTuple):
+    """Whom each image is compared with, and whose rows are averaged: int32 [n, _], on the CPU."""
+
+    nearest: Tensor
+    more: Tensor | None
+    half: int  # columns of the sets that expand ``nearest``; 0: it stays
+    averaged: Tensor | None
+
+
+def _lists(
+    features: Tensor,
+    k1: int,
+    k2: int,
+    searched: int | None,
+    cameras: Tensor | None,
+    compared: tuple[int, int] | None,
+    averaged: tuple[int, int] | None,
+) -> _Lists:
+    nearest = more = means = None
+    half = 0
+    if compared is None or averaged is None:
+        columns = (k1 if cameras is None else k1 + 1) if searched is None else searched
+        columns = min(columns, max(k1 + 1, k2))
+        found = neighbor_lists(features, columns).columns.cpu()
+        nearest, half = found[:, : k1 + 1], min(round(k1 / 2) + 1, found.shape[1])
+        means = found[:, :k2] if k2 > 1 else None
+    if cameras is not None and (compared or averaged):
+        (own, others), (own_mean, others_mean) = compared or (-1, -1), averaged or (0, 0)
+        within, across = camera_lists(features, cameras, max(own + 1, own_mean), max(others + 1, others_mean))
+        if compared is not None:
+            nearest, more, half = within[:, : own + 1], across[:, : others + 1], 0
+        if averaged is not None:
+            means = torch.cat([within[:, :own_mean], across[:, :others_mean]], dim=1)
+    assert nearest is not None
+    return _Lists(nearest, more, half, means)
+
+
+def _check_pair(name: str, value: object) -> tuple[int, int] | None:
+    """Numbers of images of the own camera and of the others."""
+    if value is None:
+        return None
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name} must be two numbers (own camera, other cameras) or None, got {value!r}")
+    own, others = (checks.check_count(f"{name}[{place}]", part, 0) for place, part in enumerate(value))
+    if own + others == 0:
+        raise ValueError(f"{name} must not be (0, 0)")
+    return own, others
