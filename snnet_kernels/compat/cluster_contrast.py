@@ -6,7 +6,6 @@ itself, and a memory row that would not be finite stays as it was.
 
 from __future__ import annotations
 
-import functools
 import time
 from typing import Any
 
@@ -82,7 +81,10 @@ class ClusterMemory(nn.Module):
         inputs = normalize(checks.check_matrix("inputs", inputs, "B", "d"), dim=1)
         targets = checks.check_index("targets", targets, len(self.features), len(inputs))
         update = _update_by_hardest_ if self.use_hard else ops.update_memory_
-        learn = functools.partial(update, momentum=self.momentum)
+
+        def learn(memory: Tensor, targets: Tensor, inputs: Tensor, _: Tensor | None) -> None:
+            update(memory, targets, inputs, momentum=self.momentum)
+
         outputs = MemoryLayer.apply(inputs, targets, self.features, learn)
         return cross_entropy(outputs / self.temp, targets)
 

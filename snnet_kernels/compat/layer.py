@@ -14,7 +14,8 @@ from .. import ops
 class MemoryLayer(torch.autograd.Function):
     """Logits of the memory as it is; the memory takes the features up in the backward pass.
 
-    ``update(memory, targets, inputs)`` writes the memory.
+    ``update(memory, targets, inputs, similarity)`` writes the memory; the last are the logits, or None where something
+    has changed them.
     """
 
     @staticmethod
@@ -23,11 +24,13 @@ class MemoryLayer(torch.autograd.Function):
         inputs: Tensor,
         targets: Tensor,
         memory: Tensor,
-        update: Callable[[Tensor, Tensor, Tensor], None],
+        update: Callable[[Tensor, Tensor, Tensor, Tensor | None], None],
     ) -> Tensor:
         ctx.save_for_backward(inputs, targets)
         ctx.memory, ctx.update = memory, update
-        return ops.memory_similarity(inputs, memory)
+        logits = ops.memory_similarity(inputs, memory)
+        ctx.logits = logits.detach()
+        return logits
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -37,5 +40,6 @@ class MemoryLayer(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             gradient = torch.ops.snnet.memory_similarity_backward.default(grad.contiguous(), ctx.memory)
             gradient = gradient.to(inputs.dtype)
-        ctx.update(ctx.memory, targets, inputs)
+        as_they_were = ctx.logits if ctx.logits._version == 0 else None
+        ctx.update(ctx.memory, targets, inputs, as_they_were)
         return gradient, None, None, None

@@ -7,26 +7,37 @@ NaN (fewer negatives than one hundredth of the images make one hard negative) th
 from __future__ import annotations
 
 import functools
+import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..derived import row_checksums
+from ..tracing import has_values
+from .followed_lists import FollowedLists
 from .layer import MemoryLayer
 
 EPOCHS = 60  # the divisor of the memory momentum in the original, whatever the length of the run
 
 
 class MPLP:
-    """Label prediction with threshold ``t``."""
+    """Label prediction with threshold ``t``.
+
+    Where the memory is that of a :class:`Memory`, or a copy of it, labels are read from neighbour lists, which that
+    module keeps from then on; otherwise they are made of products. The labels are the same.
+    """
 
     def __init__(self, t: float = 0.6) -> None:
         self.t = t
 
     def predict(self, memory: Tensor, targets: Tensor) -> Tensor:
         """Multi-labels of the images ``targets`` int64 [B] from ``memory`` [n, d]: float32 [B, n] in {0, 1}."""
-        memory = ops.checks.check_matrix("memory", memory)
-        labels = ops.mplp(memory.detach().float().contiguous(), targets, self.t)
+        memory = ops.checks.check_matrix("memory", memory).detach()
+        lists = _lists_of(memory)
+        tables = None if lists is None else lists.lists.tables
+        labels = ops.mplp(memory.float().contiguous(), targets, self.t, lists=tables)
         return ops.unpack_labels(labels, memory.shape[0]).float()
 
 
@@ -68,6 +79,13 @@ class Memory(nn.Module):
         self.mem = nn.Parameter(
             torch.zeros(num_classes, num_features, dtype=torch.float32), requires_grad=False
         )
+        self._followed = FollowedLists()  # no part of the state
+        self._updates = 0
+        _MEMORIES.add(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        _MEMORIES.add(self)
 
     def forward(self, inputs: Tensor, targets: Tensor, epoch: float | None = None) -> Tensor:
         """Logits [B, num_classes] of ``inputs`` [B, num_features]; α is 0.5·epoch/60 where epoch is given."""
@@ -75,5 +93,37 @@ class Memory(nn.Module):
             raise ValueError(f"epoch must not be negative, got {epoch}")
         targets = ops.checks.check_index("targets", targets, self.num_classes, inputs.shape[0])
         alpha = self.alpha if epoch is None else min(0.5 * epoch / EPOCHS, 1.0)
-        update = functools.partial(ops.update_memory_, momentum=alpha)
-        return MemoryLayer.apply(inputs, targets, self.mem.data, update)
+        update = functools.partial(self._learn, alpha, self._updates)
+        return MemoryLayer.apply(inputs, targets, self.mem.detach(), update)
+
+    def _learn(
+        self,
+        alpha: float,
+        updates: int,
+        memory: Tensor,
+        targets: Tensor,
+        inputs: Tensor,
+        logits: Tensor | None,
+    ) -> None:
+        similarity = logits if self._updates == updates else None  # that of the memory as it is
+        self._followed.update_(memory, targets, inputs, alpha, similarity)
+        self._updates += 1
+
+
+_MEMORIES: weakref.WeakSet[Memory] = weakref.WeakSet()
+
+
+def _lists_of(memory: Tensor) -> FollowedLists | None:
+    """The lists of the module whose ``mem`` this is or is a copy of; built where they are not there."""
+    owners = [owner for owner in list(_MEMORIES) if owner.mem.shape == memory.shape]
+    if not owners or not has_values(memory) or memory.dtype != torch.float32:
+        return None
+    sums = row_checksums(memory)
+    for owner in owners:
+        if owner._followed.are_of(sums):
+            return owner._followed
+    for owner in owners:
+        if owner.mem.device == memory.device and torch.equal(owner.mem, memory):
+            owner._followed.build_(owner.mem.detach(), sums)
+            return owner._followed
+    return None

@@ -1,9 +1,14 @@
 """A trainer in the style of the MMCL authors', on the package: their classes, their call order, their numbers."""
 
+import pickle
+
 import pytest
 import torch
 
+import snnet_kernels as sk
 from snnet_kernels.compat import MMCL, MPLP, Memory
+from snnet_kernels.memory_lists import MemoryLists
+from tests.kernels.cpu_inputs import memory_of
 
 
 def test_a_training_step_gives_the_goldens(golden):
@@ -65,3 +70,79 @@ def test_wrong_arguments_are_named():
         memory(torch.rand(6, 8), targets + 19)
     with pytest.raises(ValueError, match="epoch must not be negative, got -5"):
         memory(torch.rand(6, 8), targets, epoch=-5)
+
+
+def steps(changes=lambda step, memory: None):
+    """Six steps of a trainer with the authors' calls: multilabels, and the memory in the end."""
+    n, d = 80, 12
+    features = memory_of("clustered", n, d, seed=0)
+    memory, criterion, labelpred = Memory(d, n), MMCL(), MPLP(0.5)
+    memory.mem.data.copy_(features)
+    found = []
+    for step in range(6):
+        changes(step, memory)
+        index = torch.randint(n, (10,), generator=torch.Generator().manual_seed(step))
+        inputs = torch.nn.functional.normalize(
+            features[index] + 0.2 * torch.randn(10, d, generator=torch.Generator().manual_seed(step)), dim=1
+        ).requires_grad_()
+        logits = memory(inputs, index, epoch=20)
+        snapshot = memory.mem.detach().clone()
+        multilabel = labelpred.predict(snapshot, index)
+        assert torch.equal(multilabel, sk.unpack_labels(sk.mplp(snapshot, index, 0.5), n).float())
+        found.append(multilabel)
+        criterion(logits, multilabel, is_vec=True).backward()
+        before = snapshot
+        sk.update_memory_(before, index, inputs.detach(), 20 / 60 / 2)
+        assert torch.equal(memory.mem.data, before)
+    return found, memory
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """Counts how often lists are made."""
+    counted = []
+    build = MemoryLists.build_
+    monkeypatch.setattr(
+        MemoryLists, "build_", lambda self, features: (counted.append(1), build(self, features))[1]
+    )
+    return counted
+
+
+def test_a_copy_of_the_memory_is_recognised(builds):
+    """The authors' trainer asks about a detached clone: lists are built once, and follow."""
+    steps()
+    assert len(builds) == 1
+
+
+@pytest.mark.parametrize("row", [slice(0, 80), slice(3, 4)])
+def test_whatever_writes_the_memory_is_noticed(builds, row):
+    def write(step, memory):
+        if step == 3:
+            memory.mem.data[row] = memory.mem.data[row].flip(1)
+
+    steps(write)
+    assert len(builds) == 2
+
+
+def test_a_copied_module_keeps_lists_of_its_own(builds):
+    _, memory = steps()
+    other = pickle.loads(pickle.dumps(memory))
+    assert list(other.state_dict()) == ["mem"]
+    index = torch.arange(80)
+    assert torch.equal(MPLP(0.5).predict(other.mem.clone(), index), MPLP(0.5).predict(memory.mem, index))
+    assert len(builds) == 1
+
+
+def test_logits_that_were_changed_are_not_taken_for_similarities(builds):
+    n, d = 60, 8
+    memory = Memory(d, n)
+    memory.mem.data.copy_(memory_of("clustered", n, d, seed=0))
+    labelpred, index = MPLP(0.5), torch.arange(12)
+    labelpred.predict(memory.mem, index)
+    inputs = memory_of("clustered", n, d, seed=1)[index].requires_grad_()
+    logits = memory(inputs, index, epoch=20)
+    logits /= 0.05
+    logits.sum().backward()
+    expected = sk.unpack_labels(sk.mplp(memory.mem.detach(), index, 0.5), n).float()
+    assert torch.equal(labelpred.predict(memory.mem, index), expected)
+    assert len(builds) == 1
