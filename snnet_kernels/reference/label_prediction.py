@@ -44,13 +44,16 @@ def decide_labels(
     num_instances: int,
     strict: bool,
 ) -> Tensor:
-    """Packed labels [B, label_bytes(n)] of ordered candidates [B, c], their counts and j* [B]."""
+    """Packed labels [B, label_bytes(n)] of ordered candidates [B, c], their counts and j* [B].
+
+    Columns past a count stand for nothing: other ones than the candidates before it, or n.
+    """
     positives = first_inconsistent if strict else first_inconsistent.clamp_min(2)
     chosen = torch.arange(columns.shape[1], device=columns.device) < positives.minimum(counts)[:, None]
-    labels = torch.zeros(index.shape[0], num_instances, dtype=torch.bool, device=index.device)
+    labels = torch.zeros(index.shape[0], num_instances + 1, dtype=torch.bool, device=index.device)
     labels.scatter_(1, columns, chosen)
     labels.scatter_(1, index[:, None], True)
-    return pack_labels(labels)
+    return pack_labels(labels[:, :num_instances])
 
 
 def first_inconsistent_candidate(

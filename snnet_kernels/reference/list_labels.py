@@ -73,8 +73,12 @@ def _in_order_of_columns(lists: NeighborLists, index: Tensor, n: int) -> tuple[T
 def _candidates(
     memory: Tensor, index: Tensor, lists: NeighborLists, threshold: float
 ) -> tuple[Tensor, Tensor, int]:
-    """Candidates above the threshold, ordered: columns [B, c], counts [B], and how many rows were multiplied."""
-    listed, values = _in_order_of_columns(lists, index, memory.shape[0])
+    """Candidates above the threshold, ordered: columns [B, c], counts [B], and how many rows were multiplied.
+
+    Empty places have column n, which no candidate has.
+    """
+    n = memory.shape[0]
+    listed, values = _in_order_of_columns(lists, index, n)
     places, _, counts = select_candidates(values, threshold)
     columns = listed.gather(1, places)
     incomplete = (lists.floors[index] > torch.tensor(threshold, dtype=torch.float32)).nonzero().flatten()
@@ -82,10 +86,9 @@ def _candidates(
         products = matmul(memory[index[incomplete]], memory.t())
         found, _, counts[incomplete] = select_candidates(products, threshold)
         width = max(columns.shape[1], found.shape[1])
-        columns = pad(columns, (0, width - columns.shape[1]))
-        columns[incomplete] = pad(found, (0, width - found.shape[1]))
-    # The anchor of a row without candidates is never asked for; its column has to be one.
-    return columns.clamp_max(memory.shape[0] - 1), counts, len(incomplete)
+        columns = pad(columns, (0, width - columns.shape[1]), value=n)
+        columns[incomplete] = pad(found, (0, width - found.shape[1]), value=n)
+    return columns, counts, len(incomplete)
 
 
 def _first_inconsistent(
