@@ -229,10 +229,11 @@ def check_lists(name: str, value: object, memory: Tensor, symmetric: bool = Fals
         raise TypeError(f"{name} must be NeighborLists (see neighbor_lists), got {type(value).__name__}")
     if symmetric and value.mirrors is None:
         raise ValueError(f"{name} must be symmetric to follow an update: neighbor_lists(..., symmetric=True)")
+    capacity = check_matrix(f"{name}.columns", value.columns, "n", "K").shape[1]
     for part, tensor in value._asdict().items():
-        if tensor is None:
+        if part == "mirrors" and tensor is None:
             continue
-        shape = (num_instances,) if part in ("counts", "floors") else (num_instances, value.columns.shape[-1])
+        shape = (num_instances,) if part in ("counts", "floors") else (num_instances, capacity)
         check_tensor(f"{name}.{part}", tensor, str(list(shape)))
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name}.{part} must have shape {list(shape)}, got {list(tensor.shape)}")

@@ -200,6 +200,8 @@ struct CheckedLists {
       : index(checked_index(positions, rows_of(memory, "memory"))),
         lists(columns, values, counts, floors, memory.size(0)) {
     check_storage(memory, "memory", ScalarType::Float, lists.n, memory.size(1));
+    lists.check_counts();
+    for (int64_t b = 0; b < index.size(0); ++b) lists.check_columns_of(index.const_data_ptr<int64_t>()[b]);
   }
 
   const int64_t* positions() const { return index.const_data_ptr<int64_t>(); }

@@ -53,15 +53,32 @@ class SymmetricLists : public NeighborLists {
     const int32_t* columns = columns_of(i);
     const auto place = static_cast<int32_t>(std::find(columns, columns + counts[i], l) - columns);
     if (place == counts[i]) return;
+    check_mirror(i, place);
     const int32_t other = mirrors_of(i)[place];
     erase(i, place);
     if (l != i) erase(l, other);
   }
 
+  // What a moved row lists, and where that is mirrored, lies in the tables.
+  void check_row(int64_t i) const {
+    check_columns_of(i);
+    for (int32_t j = 0; j < counts[i]; ++j) {
+      const int32_t place = mirrors_of(i)[j];
+      SNNET_CHECK(place >= 0 && place < capacity, "lists.mirrors must lie in [0, ", capacity, "), got ", place);
+    }
+  }
+
   int32_t* mirrors;  // [n, capacity]
 
  private:
+  void check_mirror(int32_t i, int32_t place) const {
+    const int32_t l = columns_of(i)[place], other = mirrors_of(i)[place];
+    SNNET_CHECK(l >= 0 && l < n && other >= 0 && other < counts[l] && columns_of(l)[other] == i,
+                "lists must be symmetric, but row ", i, " lists ", l, " at a place that is not mirrored");
+  }
+
   int32_t append(int32_t i, int32_t column, float value) const {
+    SNNET_CHECK(counts[i] < capacity, "lists must be symmetric, but row ", i, " has no room for its mirrored entries");
     const int32_t place = counts[i]++;
     columns_of(i)[place] = column;
     values_of(i)[place] = value;
@@ -70,7 +87,9 @@ class SymmetricLists : public NeighborLists {
 
   // The last entry of row i takes the place.
   void erase(int32_t i, int32_t place) const {
-    const int32_t last = --counts[i];
+    const int32_t last = counts[i] - 1;
+    if (place != last) check_mirror(i, last);
+    counts[i] = last;
     int32_t *columns = columns_of(i), *places = mirrors_of(i);
     float* values = values_of(i);
     if (place != last) {
@@ -322,6 +341,8 @@ void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tenso
   if (similarity) check_matrix(*similarity, "similarity", ScalarType::Float, batch_size, n);
   if (batch_size == 0) return;
   const SymmetricLists lists(tables, mirrors.mutable_data_ptr<int32_t>());
+  lists.check_counts();
+  for (int64_t b = 0; b < batch_size; ++b) lists.check_row(positions.const_data_ptr<int64_t>()[b]);
   const Tensor live = torch::stable::contiguous(features);
   const Tensor s = similarity ? torch::stable::contiguous(*similarity) : batch_products(live, memory);
   const MemoryRows rows{memory, floats(memory), positions.const_data_ptr<int64_t>(), const_floats(live), d, alpha, 1.0f - alpha};

@@ -138,11 +138,8 @@ struct Listers {
 
   explicit Listers(const NeighborLists& lists) : starts(lists.n + 1) {
     for (int64_t i = 0; i < lists.n; ++i) {
-      for (int32_t j = 0; j < lists.counts[i]; ++j) {
-        const int32_t column = lists.columns_of(i)[j];
-        SNNET_CHECK(column >= 0 && column < lists.n, "lists.columns must lie in [0, ", lists.n, "), got ", column);
-        ++starts[column + 1];
-      }
+      lists.check_columns_of(i);
+      for (int32_t j = 0; j < lists.counts[i]; ++j) ++starts[lists.columns_of(i)[j] + 1];
     }
     for (int64_t i = 0; i < lists.n; ++i) starts[i + 1] += starts[i];
     entries.resize(starts[lists.n]);
@@ -175,7 +172,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> symmetric_lists(const Tensor&
   SNNET_CHECK(capacity >= 1 && capacity < std::numeric_limits<int32_t>::max(), "capacity must be at least 1, got ",
               capacity);
   const NeighborLists lists(columns, values, counts, floors, n);
-  lists.check_contents();
+  lists.check_counts();
   const Listers listers(lists);
   Tables tables = empty_tables(values, n, capacity, -kInfinity);
   const NeighborLists made(std::get<0>(tables), std::get<1>(tables), std::get<2>(tables), std::get<3>(tables), n);

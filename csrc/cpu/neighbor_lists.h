@@ -36,10 +36,17 @@ struct NeighborLists {
   float* values_of(int64_t i) const { return values + i * capacity; }
 
   // Rows that cannot have been made by this library never lead outside of a table.
-  void check_contents() const {
+  void check_counts() const {
     for (int64_t i = 0; i < n; ++i) {
       SNNET_CHECK(counts[i] >= 0 && counts[i] <= capacity, "lists.counts[", i, "] must lie in [0, ", capacity,
                   "], got ", counts[i]);
+    }
+  }
+
+  void check_columns_of(int64_t i) const {
+    for (int32_t j = 0; j < counts[i]; ++j) {
+      const int32_t column = columns_of(i)[j];
+      SNNET_CHECK(column >= 0 && column < n, "lists.columns must lie in [0, ", n, "), got ", column);
     }
   }
 

@@ -7,11 +7,13 @@ import sys
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet_kernels import backends, ops
 from snnet_kernels.memory_size import free_memory
 from snnet_kernels.testing import clustered_features
+from tests.kernels.list_checks import symmetric_lists
 from tests.paths import ROOT
 
 pytestmark = pytest.mark.skipif(
@@ -20,36 +22,49 @@ pytestmark = pytest.mark.skipif(
 OPS = torch.ops.snnet
 N = 60
 MEMORY, INDEX = clustered_features(N, 8), torch.tensor([1, 2])
-FEATURES, CACHE = clustered_features(2, 8, seed=1), MEMORY @ MEMORY.t()
+FEATURES = clustered_features(2, 8, seed=1)
+LISTS = symmetric_lists(MEMORY, 9)
+TABLES = tuple(LISTS[:4])
 LABELS, BITS = torch.zeros(2, 16, dtype=torch.uint8), torch.zeros(N, 16, dtype=torch.uint8)
 ROWS, MOMENTUM = torch.zeros(2, N), torch.tensor(0.5)
+UPDATE = "update_memory_lists_"
 LOSS = ([LABELS], [1.0], "mmcl", 5.0, 0.01)
 
 
 @pytest.mark.parametrize(
     ("operation", "arguments", "message"),
     [
-        ("mplp", (MEMORY, INDEX + 59, CACHE, None, 0.6, 10, False), r"index must lie in \[0, 60\), got 61"),
-        ("mplp", (MEMORY, INDEX - 2, None, None, 0.6, 10, False), r"index must lie in \[0, 60\), got -1"),
-        ("mplp", (MEMORY, INDEX.int(), CACHE, None, 0.6, 10, False), "index must be torch.int64"),
-        ("mplp", (MEMORY, INDEX[None], CACHE, None, 0.6, 10, False), "index must have 1 dimension"),
-        ("mplp", (MEMORY.double(), INDEX, CACHE, None, 0.6, 10, False), "memory has the wrong type"),
-        ("mplp", (MEMORY.t(), INDEX, None, None, 0.6, 10, False), "memory must be contiguous"),
-        ("mplp", (MEMORY, INDEX, CACHE[:50], None, 0.6, 10, False), r"cache must have shape \[60, 60\]"),
-        ("mplp", (MEMORY, INDEX, CACHE[:, :50], None, 0.6, 10, False), r"cache must have shape \[60, 60\]"),
-        ("mplp", (MEMORY, INDEX, CACHE, ROWS[:1], 0.6, 10, False), r"query_rows must have shape \[2, 60\]"),
-        ("mplp", (MEMORY, INDEX, CACHE, None, 0.6, -1, False), "min_rank must be at least 0"),
-        ("nearest_neighbors", (MEMORY, INDEX + 59, CACHE, None, 1), "index must lie in"),
-        ("nearest_neighbors", (MEMORY, INDEX, CACHE, None, 0), "k must be at least 1"),
-        ("update_memory_", (MEMORY, INDEX + 59, FEATURES, MOMENTUM, CACHE, None), "index must lie in"),
-        ("update_memory_", (MEMORY, INDEX, FEATURES[:1], MOMENTUM, CACHE, None), "features must have shape"),
-        ("update_memory_", (MEMORY, INDEX, FEATURES, MOMENTUM + 1, CACHE, None), "momentum must lie in"),
-        ("update_memory_", (MEMORY, INDEX, FEATURES, MOMENTUM, CACHE.t()[1:], None), "cache must have shape"),
-        (
-            "update_memory_",
-            (MEMORY, INDEX, FEATURES, MOMENTUM, CACHE, ROWS.half()),
-            "similarity has the wrong",
-        ),
+        ("mplp", (MEMORY, INDEX + 59, None, 0.6, 10), r"index must lie in \[0, 60\), got 61"),
+        ("mplp", (MEMORY, INDEX - 2, None, 0.6, 10), r"index must lie in \[0, 60\), got -1"),
+        ("mplp", (MEMORY, INDEX.int(), None, 0.6, 10), "index must be torch.int64"),
+        ("mplp", (MEMORY, INDEX[None], None, 0.6, 10), "index must have 1 dimension"),
+        ("mplp", (MEMORY.double(), INDEX, None, 0.6, 10), "memory has the wrong type"),
+        ("mplp", (MEMORY.t(), INDEX, None, 0.6, 10), "memory must be contiguous"),
+        ("mplp", (MEMORY, INDEX, ROWS[:1], 0.6, 10), r"query_rows must have shape \[2, 60\]"),
+        ("mplp", (MEMORY, INDEX, None, 0.6, -1), "min_rank must be at least 0"),
+        ("nearest_neighbors", (MEMORY, INDEX + 59, None, 1), "index must lie in"),
+        ("nearest_neighbors", (MEMORY, INDEX, None, 0), "k must be at least 1"),
+        ("update_memory_", (MEMORY, INDEX + 59, FEATURES, MOMENTUM), "index must lie in"),
+        ("update_memory_", (MEMORY, INDEX, FEATURES[:1], MOMENTUM), "features must have shape"),
+        ("update_memory_", (MEMORY, INDEX, FEATURES, MOMENTUM + 1), "momentum must lie in"),
+        ("neighbor_lists", (MEMORY, 0, 0.0), "k must be at least 1"),
+        ("neighbor_lists", (MEMORY, 5, float("nan")), "floor must be a number"),
+        ("symmetric_lists", (*TABLES, 0), "capacity must be at least 1"),
+        ("symmetric_lists", (LISTS.columns - 90, *TABLES[1:], 9), r"lists.columns must lie in \[0, 60\), got"),
+        ("symmetric_lists", (*TABLES[:2], LISTS.counts + 50, LISTS.floors, 9), r"lists.counts\[0\] must lie in"),
+        ("mplp_from_lists", (MEMORY, INDEX + 59, *TABLES, None, 0.6, 10), "index must lie in"),
+        ("mplp_from_lists", (MEMORY, INDEX, *TABLES, ROWS[:1], 0.6, 10), "query_rows must have shape"),
+        ("mplp_from_lists", (MEMORY, INDEX, LISTS.columns[:9], *TABLES[1:], None, 0.6, 10), "lists.columns must"),
+        ("mplp_from_lists", (MEMORY, INDEX, *TABLES[:3], LISTS.floors[:9], None, 0.6, 10), "lists.floors must"),
+        ("mplp_from_lists", (MEMORY, INDEX, LISTS.columns + 90, *TABLES[1:], None, 0.6, 10), "lists.columns must"),
+        ("nearest_from_lists", (MEMORY, INDEX, LISTS.columns - 90, *TABLES[1:], 1), "lists.columns must lie in"),
+        ("nearest_from_lists", (MEMORY, INDEX, *TABLES[:2], -LISTS.counts, LISTS.floors, 1), "lists.counts"),
+        ("nearest_from_lists", (MEMORY, INDEX, *TABLES, 0), "k must be at least 1"),
+        (UPDATE, (MEMORY, INDEX + 59, FEATURES, MOMENTUM, *LISTS, None), "index must lie in"),
+        (UPDATE, (MEMORY, INDEX, FEATURES, MOMENTUM + 1, *LISTS, None), "momentum must lie in"),
+        (UPDATE, (MEMORY, INDEX, FEATURES, MOMENTUM, *TABLES, LISTS.mirrors[1:], None), "lists.mirrors must"),
+        (UPDATE, (MEMORY, INDEX, FEATURES, MOMENTUM, *TABLES, LISTS.mirrors + 50, None), "lists.mirrors must lie"),
+        (UPDATE, (MEMORY, INDEX, FEATURES, MOMENTUM, *LISTS, ROWS.half()), "similarity has the wrong"),
         ("write_labels_", (BITS, BITS[1:], INDEX, LABELS), "column_bits must have shape"),
         ("write_labels_", (BITS, BITS.clone(), INDEX + 59, LABELS), "index must lie in"),
         ("write_labels_", (BITS, BITS.clone(), INDEX, LABELS[:1]), "labels must have shape"),
@@ -70,9 +85,31 @@ LOSS = ([LABELS], [1.0], "mmcl", 5.0, 0.01)
 )
 def test_direct_calls_are_checked(operation, arguments, message):
     """Past the Python checks: nothing outside a tensor is ever read or written."""
+    before = MEMORY.clone(), *(table.clone() for table in LISTS)
     # Up to torch 2.14 an exception of the library keeps its kind, from 2.15 on it is a RuntimeError.
     with pytest.raises((ValueError, RuntimeError), match=message):
         getattr(OPS, operation).default(*arguments)
+    assert all(torch.equal(one, other) for one, other in zip(before, (MEMORY, *LISTS), strict=True))
+
+
+@pytest.mark.parametrize("table", ["columns", "mirrors", "counts"])
+def test_lists_that_contradict_themselves_lead_outside_of_no_table(table):
+    """Rows that are not of the batch are looked at where an update comes to them."""
+    generator, refused = torch.Generator().manual_seed(0), 0
+    for _ in range(150):
+        memory, lists = MEMORY.clone(), symmetric_lists(MEMORY, 9)
+        wrong = getattr(lists, table)
+        places = torch.randint(wrong.numel(), (20,), generator=generator)
+        wrong.view(-1)[places] = torch.randint(0, 9, (20,), dtype=torch.int32, generator=generator)
+        index = torch.randint(N, (6,), generator=generator)
+        features = normalize(torch.randn(6, 8, generator=generator), dim=1)
+        try:
+            sk.update_memory_(memory, index, features, 0.2, lists=lists)
+        except (ValueError, RuntimeError) as error:
+            refused += 1
+            assert "lists" in str(error)
+        assert memory.isfinite().all()
+    assert refused > 10
 
 
 def test_offsets_past_two_to_the_thirty_first():
@@ -93,24 +130,32 @@ def test_offsets_past_two_to_the_thirty_first():
     assert torch.equal(found[0], found[1]) and int(found[2].sum()) == 0
 
 
-def test_cache_offsets_past_two_to_the_thirty_first():
-    n = 50_000  # a cache of 10 GB, of which only the pages that are used come to be
+def test_list_offsets_past_two_to_the_thirty_first():
+    n, capacity = 3_000_000, 720  # tables of 8.6 GB each, of which only the pages that are used come to be
     if free_memory(torch.device("cpu")) < 12e9:
         pytest.skip("needs 12 GB of free memory")
     torch.utils.deterministic.fill_uninitialized_memory = False
-    cache, memory = torch.empty(n, n), torch.zeros(n, 2)
-    index = torch.tensor([n - 1, n - 3])
+    memory, index = torch.zeros(n, 2), torch.tensor([n - 1, n - 3])
     memory[n - 1], memory[n - 3], memory[7] = torch.tensor([1.0, 0.0]), torch.tensor([0.6, 0.8]), 0.5
-    touched = torch.tensor([7, n - 3, n - 1])
-    for row in touched.tolist():
-        torch.mv(memory, memory[row], out=cache[row])
-    sk.update_memory_(memory, index, torch.tensor([[0.0, 1.0], [0.0, 1.0]]), 0.5, cache=cache)
-    exact = memory.double() @ memory[touched].double().t()
-    assert (cache[touched].double() - exact.t()).abs().max() < 1e-6
-    assert (cache[7, index].double() - exact[index, 0]).abs().max() < 1e-6
-    labels = sk.unpack_labels(sk.mplp(memory, index, cache=cache), n)
-    assert labels[0].nonzero().flatten().tolist() == [7, n - 3, n - 1]
-    assert sk.nearest_neighbors(memory, index, cache=cache)[0][:, 0].tolist() == [n - 3, n - 1]
+    tables = [torch.empty(n, capacity, dtype=dtype) for dtype in (torch.int32, torch.float32, torch.int32)]
+    counts, floors = torch.zeros(n, dtype=torch.int32), torch.zeros(n)
+    touched = [7, n - 3, n - 1]
+    for row in touched:
+        counts[row] = len(touched)
+        for place, column in enumerate(touched):
+            values = (column, memory[row] @ memory[column], touched.index(row))
+            for table, value in zip(tables, values, strict=True):
+                table[row, place] = value
+    lists = sk.NeighborLists(tables[0], tables[1], counts, floors, tables[2])
+    sk.update_memory_(memory, index, torch.tensor([[0.0, 1.0], [0.0, 1.0]]), 0.5, lists=lists)
+    for row in touched:
+        exact = memory[lists.columns[row, :3].long()].double() @ memory[row].double()
+        assert sorted(lists.columns[row, :3].tolist()) == touched
+        assert (lists.values[row, :3].double() - exact).abs().max() < 1e-6
+    labels, made = OPS.mplp_from_lists(memory, index, *lists[:4], None, 0.6, 10)
+    found = sk.unpack_labels(labels, n)
+    assert made == 0 and found[0].nonzero().flatten().tolist() == touched
+    assert sk.nearest_neighbors(memory, index, lists=lists)[0][:, 0].tolist() == [n - 3, n - 1]
 
 
 def test_an_instruction_set_can_be_forced():

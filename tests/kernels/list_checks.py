@@ -1,0 +1,41 @@
+"""What holds of neighbour lists, whoever made or updated them."""
+
+import torch
+
+import snnet_kernels as sk
+from snnet_kernels.neighbor_list_layout import NeighborLists, are_symmetric
+from snnet_kernels.ops.neighbor_lists import symmetric_lists as make_symmetric
+
+
+def symmetric_lists(
+    memory: torch.Tensor, capacity: int, k: int | None = None, floor: float | None = None
+) -> NeighborLists:
+    """Lists as a memory keeps them: of the ``k`` nearest (default: half of the places, or all images)."""
+    n = len(memory)
+    k = k or max(1, n if capacity >= n else capacity // 2)
+    nearest = sk.neighbor_lists(memory, k, floor=floor)
+    return NeighborLists(*make_symmetric(*nearest[:4], max(1, min(capacity, n))))
+
+
+def dense(lists: NeighborLists, n: int) -> torch.Tensor:
+    """The listed values [n, n], NaN where nothing is listed."""
+    row, place = (lists.columns >= 0).nonzero().unbind(1)
+    made = torch.full((n, n), torch.nan)
+    made[row, lists.columns[row, place].long()] = lists.values[row, place]
+    return made
+
+
+def check_lists(lists: NeighborLists, similarity: torch.Tensor, tolerance: float) -> None:
+    """Everything above the floors is listed with its value; places, counts and mirrors agree."""
+    n = len(similarity)
+    listed = dense(lists, n)
+    missing = listed.isnan() & (similarity > lists.floors[:, None] + tolerance)
+    assert int(missing.sum()) == 0
+    if n:
+        assert (listed - similarity).nan_to_num().abs().max() <= tolerance
+    places = torch.arange(lists.capacity) < lists.counts[:, None]
+    assert torch.equal(places, lists.columns >= 0)
+    assert torch.equal(places, lists.values > -torch.inf)
+    if lists.mirrors is not None:
+        assert torch.equal(listed.nan_to_num(9.0), listed.t().nan_to_num(9.0))
+        assert are_symmetric(lists)
