@@ -8,6 +8,7 @@ import torch
 
 import snnet_kernels as sk
 from snnet_kernels import ops, reference
+from tests.kernels.list_checks import check_lists, symmetric_lists
 
 KINDS = ["distinct", "same", "zero", "half zero", "duplicates"]
 
@@ -32,36 +33,36 @@ def test_few_images(kind, threshold):
     for n in range(1, 13):
         memory, index = rows(kind, n, seed=n), torch.arange(n).repeat(2)
         cache = memory @ memory.t()
-        for strict in (False, True):
-            expected = reference.loop.mplp(memory, index, threshold, cache=cache, strict=strict)
-            for options in ({}, {"cache": cache}, {"query_rows": cache[index]}):
-                assert torch.equal(sk.mplp(memory, index, threshold, strict=strict, **options), expected)
+        lists = symmetric_lists(memory, 8)
+        expected = reference.loop.mplp(memory, index, threshold, cache=cache)
+        for options in ({}, {"lists": lists}, {"query_rows": cache[index]}):
+            assert torch.equal(sk.mplp(memory, index, threshold, **options), expected)
         for k in (1, 3, 15):
             expected_index, expected_similarity = reference.loop.nearest_neighbors(
                 memory, index, k, cache=cache
             )
-            for options in ({}, {"cache": cache}):
+            for options in ({}, {"lists": lists}):
                 neighbors, similarity = sk.nearest_neighbors(memory, index, k, **options)
                 assert torch.equal(neighbors, expected_index)
                 assert torch.equal(similarity, expected_similarity)
-        labels = [sk.mplp(memory, index, threshold, cache=cache), reference.identity_labels(index, n)]
+        labels = [expected, reference.identity_labels(index, n)]
         for loss_kind in ("mmcl", "l2"):
             loss = sk.mutual_label_loss(cache[index], labels, [1.0, 0.5], kind=loss_kind)
             expected_loss = reference.loop.mutual_label_loss(cache[index], labels, [1.0, 0.5], kind=loss_kind)
             assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5, abs=1e-6)
-        sk.update_memory_(memory, index, -memory[index], 0.5, cache=cache)  # onto zero, then away from it
-        assert memory.isfinite().all() and cache.isfinite().all()
-        assert (cache - memory @ memory.t()).abs().max() < 1e-5
+        sk.update_memory_(memory, index, -memory[index], 0.5, lists=lists)  # onto zero, then away from it
+        assert memory.isfinite().all()
+        check_lists(lists, memory @ memory.t(), 1e-5)
 
 
 def test_no_images():
     memory, index = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
     assert sk.mplp(memory, index).shape == (0, 0)
-    assert sk.mplp(memory, index, cache=torch.zeros(0, 0)).numel() == 0
+    assert sk.mplp(memory, index, lists=symmetric_lists(memory, 4)).numel() == 0
     assert sk.nearest_neighbors(memory, index, 2)[0].shape == (0, 2)
     labels = torch.zeros(3, 0, dtype=torch.uint8)
     assert sk.fused_mutual_label_loss(torch.ones(3, 4), memory, [labels], [1.0]).item() == 0
-    sk.update_memory_(memory, index, torch.zeros(0, 4), 0.5, cache=torch.zeros(0, 0))
+    sk.update_memory_(memory, index, torch.zeros(0, 4), 0.5, lists=symmetric_lists(memory, 4))
     ops.write_labels_(labels[:0], labels[:0].clone(), index, labels[:0])
 
 
@@ -95,19 +96,21 @@ def test_nan_similarities_are_no_candidates(n):
     memory, similarity = poisoned_rows(n)
     index = torch.tensor([0, 1, 2, 3, 4])
     cache = memory @ memory.t()
+    expected = reference.loop.mplp(memory, index, 0.25, cache=cache, query_rows=similarity)
+    flags = sk.unpack_labels(expected, n)
+    assert not (flags & similarity.isnan())[torch.arange(n) != index[:, None]].any()
+    assert torch.equal(sk.mplp(memory, index, 0.25, query_rows=similarity), expected)
+    for capacity in (5, n):
+        lists = symmetric_lists(memory, capacity)
+        assert torch.equal(sk.mplp(memory, index, 0.25, query_rows=similarity, lists=lists), expected)
+    assert torch.equal(reference.mplp(memory, index, 0.25, query_rows=similarity), expected)
     poisoned = cache.clone()
     poisoned[:, 2] = poisoned[2] = torch.nan
     for strict in (False, True):
         options = {"query_rows": similarity, "strict": strict}
-        expected = reference.loop.mplp(memory, index, 0.25, cache=cache, **options)
-        flags = sk.unpack_labels(expected, n)
-        assert not (flags & similarity.isnan())[torch.arange(n) != index[:, None]].any()
-        for given in (None, cache):
-            for function in (sk.mplp, reference.mplp):
-                assert torch.equal(function(memory, index, 0.25, cache=given, **options), expected)
-        expected = reference.loop.mplp(memory, index, 0.25, cache=poisoned, strict=strict)
-        for function in (sk.mplp, reference.mplp):
-            assert torch.equal(function(memory, index, 0.25, cache=poisoned, strict=strict), expected)
+        for given in (cache, poisoned):
+            wanted = reference.loop.mplp(memory, index, 0.25, cache=given, **options)
+            assert torch.equal(reference.mplp(memory, index, 0.25, cache=given, **options), wanted)
 
 
 def test_a_nan_row_of_the_memory_leaves_the_other_labels_alone():
@@ -116,6 +119,8 @@ def test_a_nan_row_of_the_memory_leaves_the_other_labels_alone():
     index = torch.arange(0, 700, 9)
     expected = reference.loop.mplp(memory, index, 0.25, cache=memory @ memory.t())
     assert torch.equal(sk.mplp(memory, index, 0.25), expected)
+    for capacity in (40, 700):
+        assert torch.equal(sk.mplp(memory, index, 0.25, lists=symmetric_lists(memory, capacity)), expected)
     assert torch.equal(reference.mplp(memory, index, 0.25), expected)
     labels = sk.unpack_labels(expected, 700)
     assert int(labels[:, 2].sum()) == 0 and int(labels.sum()) > 2 * len(index)

@@ -10,6 +10,7 @@ import snnet_kernels as sk
 from snnet_kernels import backends, reference
 from snnet_kernels.testing import clustered_features
 from tests.kernels.cpu_inputs import exact_rows, indices, memory_of
+from tests.kernels.list_checks import check_lists, symmetric_lists
 
 pytestmark = pytest.mark.skipif(
     "cpu" not in backends.servers("mplp", "cpu"), reason="the compiled CPU library is not loaded"
@@ -41,23 +42,25 @@ def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
     # -2: every image is a candidate; 50: none; 0.5625 and 0.0625 are hit exactly by products of exact rows
     threshold=st.sampled_from([-50.0, 0.0, 0.0625, 0.5625, 0.6, 50.0]),
     min_rank=st.sampled_from([0, 3, 10, 5000]),
-    strict=st.booleans(),
+    capacity=st.sampled_from([1, 3, 20, 300, 2000]),
     kind=st.sampled_from(KINDS),
     rows=st.booleans(),
 )
-def test_labels_and_neighbors_over_a_cache(n, batch, seed, threshold, min_rank, strict, kind, rows):
+def test_labels_and_neighbors_from_lists(n, batch, seed, threshold, min_rank, capacity, kind, rows):
     memory, index = memory_of(kind, n, 6, seed), indices(n, batch, seed)
+    if kind in ("clustered", "unnormalised"):  # exact, so that all products agree
+        memory = (64 * memory).round() / 64
+    lists, cache = symmetric_lists(memory, capacity), memory @ memory.t()
     given_rows = exact_rows(batch, 6, seed + 1) @ memory.t() if rows else None
-    arguments = {"cache": memory @ memory.t(), "query_rows": given_rows}
-    labels = sk.mplp(memory, index, threshold, min_rank, strict=strict, **arguments)
-    expected = reference.mplp(memory, index, threshold, min_rank, strict=strict, **arguments)
+    labels = sk.mplp(memory, index, threshold, min_rank, lists=lists, query_rows=given_rows)
+    expected = reference.mplp(memory, index, threshold, min_rank, cache=cache, query_rows=given_rows)
     assert torch.equal(labels, expected)
     assert_tail_is_zero(labels, n)
     for k in (1, 2, 7, n + 2):
-        neighbors, similarity = sk.nearest_neighbors(memory, index, k, **arguments)
-        expected_neighbors, expected_similarity = reference.nearest_neighbors(memory, index, k, **arguments)
-        assert torch.equal(neighbors, expected_neighbors)
-        assert torch.equal(similarity, expected_similarity)
+        found = sk.nearest_neighbors(memory, index, k, lists=lists, query_rows=given_rows)
+        wanted = reference.nearest_neighbors(memory, index, k, cache=cache, query_rows=given_rows)
+        assert torch.equal(found[0], wanted[0])
+        assert torch.equal(found[1], wanted[1])
 
 
 @settings(max_examples=60, deadline=None)
@@ -66,19 +69,14 @@ def test_labels_and_neighbors_over_a_cache(n, batch, seed, threshold, min_rank, 
     batch=st.integers(0, 80),
     seed=st.integers(0, 10**6),
     threshold=st.sampled_from([-50.0, 0.0, 0.0625, 0.5625, 50.0]),
-    strict=st.booleans(),
     kind=st.sampled_from(KINDS[1:]),
     rows=st.booleans(),
 )
-def test_streaming_equals_the_reference_where_products_are_exact(
-    n, batch, seed, threshold, strict, kind, rows
-):
+def test_streaming_equals_the_reference_where_products_are_exact(n, batch, seed, threshold, kind, rows):
     memory, index = memory_of(kind, n, 6, seed), indices(n, batch, seed)
     given_rows = exact_rows(batch, 6, seed + 1) @ memory.t() if rows else None
-    labels = sk.mplp(memory, index, threshold, strict=strict, query_rows=given_rows)
-    expected = reference.mplp(
-        memory, index, threshold, strict=strict, query_rows=given_rows, cache=memory @ memory.t()
-    )
+    labels = sk.mplp(memory, index, threshold, query_rows=given_rows)
+    expected = reference.mplp(memory, index, threshold, query_rows=given_rows, cache=memory @ memory.t())
     assert torch.equal(labels, expected)
     neighbors, similarity = sk.nearest_neighbors(memory, index, 5)
     expected_neighbors, expected_similarity = reference.nearest_neighbors(memory, index, 5)
@@ -143,25 +141,26 @@ def test_streaming_counts_what_a_neighborhood_leaves_out():
     given_similarity=st.booleans(),
     opposite=st.booleans(),
     repeats=st.booleans(),
+    capacity=st.sampled_from([1, 8, 100, 2000]),
 )
-def test_memory_and_cache_follow_the_reference(n, batch, seed, momentum, given_similarity, opposite, repeats):
+def test_memory_and_lists_follow_the_reference(
+    n, batch, seed, momentum, given_similarity, opposite, repeats, capacity
+):
     memory = clustered_features(n, 8, seed=seed)
     memory[::7] = 0
     index = indices(min(n, 3) if repeats else n, batch, seed)
     features = clustered_features(batch, 8, seed=seed + 1)
     if opposite:
         features[::2] = -memory[index][::2]
-    cache = memory @ memory.t()
+    lists = symmetric_lists(memory, capacity)
     similarity = features @ memory.t() if given_similarity else None
-    expected, expected_cache = memory.clone(), cache.clone()
-    sk.update_memory_(memory, index, features, momentum, cache=cache, similarity=similarity)
+    expected, cache = memory.clone(), memory @ memory.t()
+    sk.update_memory_(memory, index, features, momentum, lists=lists, similarity=similarity)
     alpha = torch.tensor(momentum)
-    reference.update_memory_(expected, index, features, alpha, cache=expected_cache, similarity=similarity)
+    reference.update_memory_(expected, index, features, alpha, cache=cache, similarity=similarity)
     assert (memory - expected).abs().max() < 1e-6
-    exact = memory.double() @ memory.double().t()
-    allowed = (expected_cache - expected.double() @ expected.double().t()).abs().max()
-    assert (cache - exact).abs().max() <= allowed + 2e-6
-    assert torch.equal(cache[index], cache[:, index].t())
+    allowed = (cache - expected.double() @ expected.double().t()).abs().max()
+    check_lists(lists, memory.double() @ memory.double().t(), float(allowed) + 2e-6)
 
 
 def test_memory_alone():

@@ -16,6 +16,7 @@ import snnet_kernels as sk
 from snnet_kernels import backends
 from snnet_kernels.memory_size import free_memory
 from snnet_kernels.testing import clustered_features
+from tests.kernels.list_checks import symmetric_lists
 
 pytestmark = [
     pytest.mark.skipif(
@@ -58,31 +59,32 @@ def peak_of(call: Callable[[], object]) -> int:
     return peak - sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
 
 
-def peaks_over_a_cache() -> dict[str, int]:
+def peaks_with_lists() -> dict[str, int]:
     memory = clustered_features(N, 64, identities=751)
-    cache = sk.build_similarity_cache(memory)
+    lists = symmetric_lists(memory, 64)
     generator = torch.Generator().manual_seed(0)
     index = torch.randint(N, (B,), generator=generator)
     index[B // 2 :] = index[: B // 2]  # each index twice
     features = clustered_features(B, 64, seed=1)
-    labels = sk.mplp(memory, index, cache=cache)
-    sk.nearest_neighbors(memory, index, cache=cache)  # and what torch keeps for its products is there before
+    labels = sk.mplp(memory, index, lists=lists)
+    sk.nearest_neighbors(memory, index)  # and what torch keeps for its products is there before
     similarity = features @ memory.t()
     momentum = torch.tensor(0.7)
     return {
-        "mplp": peak_of(lambda: sk.mplp(memory, index, cache=cache)),
-        "mplp, all are candidates": peak_of(lambda: sk.mplp(memory, index, -2.0, cache=cache)),
-        "nearest": peak_of(lambda: sk.nearest_neighbors(memory, index, cache=cache)),
-        "nearest 100": peak_of(lambda: sk.nearest_neighbors(memory, index, 100, cache=cache)),
+        "lists": peak_of(lambda: sk.neighbor_lists(memory, 32)),
+        "mplp": peak_of(lambda: sk.mplp(memory, index, lists=lists)),
+        "mplp, all are candidates": peak_of(lambda: sk.mplp(memory, index, -2.0, lists=lists)),
+        "nearest": peak_of(lambda: sk.nearest_neighbors(memory, index, lists=lists)),
+        "nearest 100": peak_of(lambda: sk.nearest_neighbors(memory, index, 100, lists=lists)),
         "update": peak_of(
-            lambda: sk.update_memory_(memory, index, features, momentum, cache=cache, similarity=similarity)
+            lambda: sk.update_memory_(memory, index, features, momentum, lists=lists, similarity=similarity)
         ),
         "update, s absent": peak_of(
-            lambda: sk.update_memory_(memory, index, features, momentum, cache=cache)
+            lambda: sk.update_memory_(memory, index, features, momentum, lists=lists)
         ),
         # The rows nearly vanish: all of them are computed afresh.
         "update, opposite": peak_of(
-            lambda: sk.update_memory_(memory, index, -memory[index], momentum, cache=cache)
+            lambda: sk.update_memory_(memory, index, -memory[index], momentum, lists=lists)
         ),
         "loss": peak_of(lambda: sk.mutual_label_loss(similarity, [labels] * 3, WEIGHTS)),
     }
@@ -138,7 +140,7 @@ def peaks_of_streaming() -> dict[str, int]:
     return peaks
 
 
-@pytest.mark.parametrize("measure", [peaks_over_a_cache, peaks_of_losses, peaks_of_streaming])
+@pytest.mark.parametrize("measure", [peaks_with_lists, peaks_of_losses, peaks_of_streaming])
 def test_scratch_memory(process, measure):
     if free_memory(torch.device("cpu")) < 3e9:
         pytest.skip("needs 3 GB of free memory")

@@ -5,20 +5,26 @@ import torch
 
 import snnet_kernels as sk
 from snnet_kernels import reference
+from tests.kernels.list_checks import check_lists, symmetric_lists
 
 
 def relative(a, b):
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
-@pytest.mark.parametrize("cached", [False, True], ids=["streaming", "cached"])
-@pytest.mark.parametrize(
-    "predict", [sk.mplp, reference.mplp, reference.loop.mplp], ids=["op", "vector", "loop"]
-)
-def test_labels_are_the_authors(golden, predict, cached):
+FORMS = {
+    "op": sk.mplp,
+    "lists": lambda memory, *rest: sk.mplp(memory, *rest, lists=sk.neighbor_lists(memory, 64)),
+    "vector": reference.mplp,
+    "vector, cached": lambda memory, *rest: reference.mplp(memory, *rest, cache=memory @ memory.t()),
+    "loop": reference.loop.mplp,
+}
+
+
+@pytest.mark.parametrize("predict", FORMS.values(), ids=FORMS)
+def test_labels_are_the_authors(golden, predict):
     memory, n = golden["memory"], golden["memory"].shape[0]
-    cache = sk.build_similarity_cache(memory) if cached else None
-    labels = predict(memory, golden["index"], float(golden["threshold"]), cache=cache)
+    labels = predict(memory, golden["index"], float(golden["threshold"]))
     assert torch.equal(sk.unpack_labels(labels, n), golden["multilabel"])
 
 
@@ -46,12 +52,11 @@ def test_loss_and_gradient_are_the_authors(golden, at_hand):
     assert relative(features.grad, golden["mmcl_grad_features"]) < 1e-5
 
 
-@pytest.mark.parametrize("cached", [False, True], ids=["alone", "with cache"])
-def test_memory_update_is_the_authors(golden, cached):
+@pytest.mark.parametrize("listed", [False, True], ids=["alone", "with lists"])
+def test_memory_update_is_the_authors(golden, listed):
     memory = golden["memory"].clone()
-    cache = sk.build_similarity_cache(memory) if cached else None
-    sk.update_memory_(memory, golden["index"], golden["features"], golden["momentum"], cache=cache)
+    lists = symmetric_lists(memory, 64) if listed else None
+    sk.update_memory_(memory, golden["index"], golden["features"], golden["momentum"], lists=lists)
     assert (memory - golden["memory_after"]).abs().max() < 1e-6
-    if cache is not None:
-        exact = memory.double() @ memory.double().t()
-        assert (cache - exact).abs().max() < 2e-6
+    if lists is not None:
+        check_lists(lists, memory.double() @ memory.double().t(), 2e-6)

@@ -24,11 +24,10 @@ def exact_features(n: int, d: int, seed: int) -> torch.Tensor:
     seed=st.integers(0, 10**6),
     threshold=st.sampled_from([-2.0, 0.0, 0.5, 0.6, 1.0, 50.0]),
     min_rank=st.sampled_from([0, 3, 10]),
-    strict=st.booleans(),
     kind=st.sampled_from(["exact", "clustered", "same", "zero rows", "duplicates"]),
-    source=st.sampled_from(["streaming", "cache", "query"]),
+    source=st.sampled_from(["streaming", "lists", "few places", "query"]),
 )
-def test_vectorised_equals_loop(n, batch, seed, threshold, min_rank, strict, kind, source):
+def test_vectorised_equals_loop(n, batch, seed, threshold, min_rank, kind, source):
     memory = exact_features(n, 6, seed)
     if kind == "clustered":
         memory = (clustered_features(n, 6, seed=seed) * 64).round() / 64
@@ -39,20 +38,17 @@ def test_vectorised_equals_loop(n, batch, seed, threshold, min_rank, strict, kin
     elif kind == "duplicates":
         memory = memory[torch.arange(n) // 3].contiguous()
     index = torch.randint(n, (batch,), generator=torch.Generator().manual_seed(seed))
-    kwargs = {}
-    if source == "cache":
-        kwargs["cache"] = sk.build_similarity_cache(memory)
+    form, rows = {}, {}
+    if source in ("lists", "few places"):
+        form["lists"] = sk.neighbor_lists(memory, 40 if source == "lists" else 3)
     if source == "query":
-        kwargs["query_rows"] = exact_features(batch, 6, seed + 1) @ memory.t()
-    for function in (sk.mplp, reference.loop.mplp):
-        labels = function(memory, index, threshold, min_rank, strict=strict, **kwargs)
-        if function is sk.mplp:
-            first = labels
-    assert torch.equal(first, labels)
+        rows["query_rows"] = exact_features(batch, 6, seed + 1) @ memory.t()
+    labels = reference.loop.mplp(memory, index, threshold, min_rank, **rows)
+    assert torch.equal(sk.mplp(memory, index, threshold, min_rank, **form, **rows), labels)
     dense = sk.unpack_labels(labels, n)
     assert dense[torch.arange(batch), index].all()  # i itself is always set
-    ours = sk.nearest_neighbors(memory, index, 4, **kwargs)
-    theirs = reference.loop.nearest_neighbors(memory, index, 4, **kwargs)
+    ours = sk.nearest_neighbors(memory, index, 4, **form, **rows)
+    theirs = reference.loop.nearest_neighbors(memory, index, 4, **rows)
     assert torch.equal(ours[0], theirs[0])
     assert torch.equal(ours[1], theirs[1])
 
@@ -62,11 +58,14 @@ def test_a_worked_example():
     similarity = torch.eye(6)
     for i, j, value in [(0, 1, 0.9), (0, 2, 0.8), (0, 3, 0.7), (2, 4, 0.95), (2, 5, 0.94), (1, 2, 0.65)]:
         similarity[i, j] = similarity[j, i] = value
-    memory = torch.zeros(6, 2)  # unread: rows and candidates come from the cache
+    memory = torch.zeros(6, 2)  # unread: rows and candidates come from the lists, or from the matrix
     index = torch.tensor([0])
 
-    def positives(min_rank, **kwargs):
-        labels = sk.mplp(memory, index, 0.6, min_rank, cache=similarity, **kwargs)
+    def positives(min_rank, strict=False):
+        labels = reference.mplp(memory, index, 0.6, min_rank, cache=similarity, strict=strict)
+        values, columns = similarity.sort(dim=1, descending=True, stable=True)
+        lists = sk.NeighborLists(columns.int(), values, torch.full((6,), 6).int(), torch.full((6,), -torch.inf))
+        assert strict or torch.equal(sk.mplp(memory, index, 0.6, min_rank, lists=lists), labels)
         return sk.unpack_labels(labels, 6)[0].nonzero().flatten().tolist()
 
     # k = max(4, min_rank) = 4 admits everything: 2 ranks 0 third.

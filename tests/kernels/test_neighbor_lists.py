@@ -11,35 +11,9 @@ from snnet_kernels.reference.list_labels import mplp_from_lists, nearest_from_li
 from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists, update_memory_lists_
 from snnet_kernels.testing import clustered_features
 from tests.kernels.cpu_inputs import memory_of
+from tests.kernels.list_checks import check_lists, dense
 
 KINDS = ("clustered", "exact", "same", "zero rows", "duplicates")
-
-
-def dense(lists: NeighborLists, n: int) -> torch.Tensor:
-    """The listed values [n, n], NaN where nothing is listed."""
-    row, place = (lists.columns >= 0).nonzero().unbind(1)
-    made = torch.full((n, n), torch.nan)
-    made[row, lists.columns[row, place].long()] = lists.values[row, place]
-    return made
-
-
-def check(lists: NeighborLists, similarity: torch.Tensor, tolerance: float) -> None:
-    """Everything above the floors is listed with its value; places, counts and mirrors agree."""
-    n = len(similarity)
-    listed = dense(lists, n)
-    missing = listed.isnan() & (similarity > lists.floors[:, None] + tolerance)
-    assert int(missing.sum()) == 0
-    if n:
-        assert (listed - similarity).nan_to_num().abs().max() <= tolerance
-    places = torch.arange(lists.capacity) < lists.counts[:, None]
-    assert torch.equal(places, lists.columns >= 0)
-    assert torch.equal(places, lists.values > -torch.inf)
-    if lists.mirrors is not None:
-        assert torch.equal(listed.isnan(), listed.t().isnan())
-        assert torch.equal(listed.nan_to_num(), listed.t().nan_to_num())
-        row, place = places.nonzero().unbind(1)
-        column, mirror = lists.columns[row, place].long(), lists.mirrors[row, place].long()
-        assert torch.equal(lists.columns[column, mirror].long(), row)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,7 +22,7 @@ def test_the_largest_of_each_row_are_listed(kind, n, k):
     features = memory_of(kind, n, 8, seed=n)
     similarity = features @ features.t()
     lists = neighbor_lists(features, k)
-    check(lists, similarity, 1e-6)
+    check_lists(lists, similarity, 1e-6)
     if kind != "clustered":  # exact: every tie is one
         values, columns = similarity.sort(dim=1, descending=True, stable=True)
         assert torch.equal(lists.columns.long(), columns[:, :k])
@@ -62,7 +36,7 @@ def test_a_floor_leaves_out_what_is_not_above_it():
     lists = neighbor_lists(features, 50, 0.5)
     assert torch.equal(lists.counts, (similarity > 0.5).sum(1, dtype=torch.int32))
     assert lists.floors.tolist() == [0.5] * 50
-    check(lists, similarity, 0)
+    check_lists(lists, similarity, 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,7 +46,7 @@ def test_a_floor_leaves_out_what_is_not_above_it():
 def test_symmetric_lists_hold_each_pair_twice(kind, n, k, capacity):
     features = memory_of(kind, n, 8, seed=n)
     lists = symmetric_lists(neighbor_lists(features, k), capacity)
-    check(lists, features @ features.t(), 1e-6)
+    check_lists(lists, features @ features.t(), 1e-6)
     assert lists.capacity == capacity
 
 
@@ -115,7 +89,7 @@ def test_no_entry_is_missing_after_many_updates(form, repeated, alpha, k, capaci
         similarity = features @ memory.t() if step % 2 else None
         UPDATES[form](memory, index, features, alpha, lists, similarity)
         if step % 10 == 9:
-            check(lists, memory @ memory.t(), 2e-6)
+            check_lists(lists, memory @ memory.t(), 2e-6)
     exact = memory @ memory.t()
     index = torch.arange(n)
     labels, made = mplp_from_lists(memory, index, lists, 0.6, 10)
@@ -151,7 +125,7 @@ def test_compiled_lists_are_those_of_the_reference(kind, n, k, capacity):
     features = memory_of(kind, n, 8, seed=n)
     expected, lists = reference.neighbor_lists(features, k), sk.neighbor_lists(features, k)
     if kind == "clustered":
-        check(lists, features @ features.t(), 1e-6)
+        check_lists(lists, features @ features.t(), 1e-6)
     else:  # exact
         for found, wanted in zip(lists[:4], expected[:4], strict=True):
             assert torch.equal(found, wanted)
