@@ -234,8 +234,11 @@ class ExemplarMemory(FixedTypeModule):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        self._notice()
-        if self.lists is not None and self.lists.tables is not None and self._lists_follow:
+        if self.lists is None or self.lists.tables is None:
+            return
+        on_cpu = self.features.device.type == "cpu"
+        self._notice(torch.arange(self.num_instances, device="cpu") if on_cpu else None)
+        if self._lists_follow:
             self.lists.save_(destination, f"{prefix}lists.", self.features)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .derived import row_checksums
+from .derived import has_values, row_checksums
 from .neighbor_list_layout import NeighborLists, are_symmetric
 from .ops.neighbor_lists import mplp_from_lists, nearest_from_lists, neighbor_lists
 
@@ -114,27 +114,48 @@ class MemoryLists(nn.Module):
         )
 
     def save_(self, destination: dict[str, Tensor], prefix: str, features: Tensor) -> None:
-        """Write the lists of ``features`` [n, d] to a state dict, with checksums of what they were made from."""
+        """Write the lists of ``features`` [n, d] to a state dict, with checksums of both."""
+        tables = self.tables
+        assert tables is not None
         for name, buffer in self._buffers.items():
             if buffer is not None:
                 destination[prefix + name] = buffer.detach()
-        destination[prefix + "source"] = row_checksums(features)
+        destination[prefix + "checksums"] = _checksums(features, tables)
 
-    def load_(self, state: Mapping[str, Tensor], prefix: str, features: Tensor) -> bool:
+    def load_(self, state: Mapping[str, object], prefix: str, features: Tensor) -> bool:
         """Take the lists of ``features`` [n, d] from a state dict; whether it has such lists, of this capacity.
 
-        Lists of other features, for instance where only these were edited, are not taken.
+        Lists of other features, for instance where only these were edited, and damaged ones are not taken.
         """
-        names = (*NeighborLists._fields, "products", "source")
-        if not all(isinstance(state.get(prefix + name), Tensor) for name in names):
+        if not has_values(features):
             return False
-        found = {name: state[prefix + name].to(features.device) for name in names}
-        source = found.pop("source")
+        n = features.shape[0]
+        found = {}
+        for name in (*NeighborLists._fields, "products", "checksums"):
+            tensor = state.get(prefix + name)
+            if not isinstance(tensor, Tensor) or not has_values(tensor) or not _is_dense(tensor):
+                return False
+            found[name] = tensor.to(features.device)
+        checksums, products = found.pop("checksums"), found["products"]
+        if (products.dtype, products.shape, checksums.dtype) != (torch.int64, (), torch.int64):
+            return False
         tables = NeighborLists(*(found[name] for name in NeighborLists._fields))
-        shape = (features.shape[0], min(self.capacity, features.shape[0]))
-        if tables.columns.shape != shape or not are_symmetric(tables) or found["products"].numel() != 1:
+        if tables.columns.shape != (n, min(self.capacity, n)) or not are_symmetric(tables):
             return False
-        if not torch.equal(source, row_checksums(features)):
+        if not torch.equal(checksums, _checksums(features, tables)):
             return False
         self._take({name: tensor.clone() for name, tensor in found.items()})
         return True
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
+
+
+def _checksums(features: Tensor, tables: NeighborLists) -> Tensor:
+    """A checksum int64 [n] of each row of the features and of its list."""
+    sums = row_checksums(features)
+    for table in tables:
+        assert table is not None
+        sums = 31 * sums + row_checksums(table.reshape(len(features), -1))  # modulo 2^64
+    return sums
