@@ -7,10 +7,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import snnet_kernels as sk
 from snnet_kernels import compat, ops, reference
 from snnet_kernels.testing import clustered_features
+from tests.kernels.list_checks import symmetric_lists
 
 N, D, B = 40, 8, 3
 MEMORY, INDEX = clustered_features(N, D), torch.tensor([1, 5, 9])
-CACHE, FEATURES = MEMORY @ MEMORY.t(), clustered_features(B, D, seed=1)
+ROWS, FEATURES = MEMORY[:B] @ MEMORY.t(), clustered_features(B, D, seed=1)
+LISTED = {f"lists.{name}": table for name, table in symmetric_lists(MEMORY, 20)._asdict().items()}
 LABELS = reference.pack_labels(torch.rand(B, N, generator=torch.Generator().manual_seed(0)) < 0.2)
 MOMENTUM = torch.tensor(0.5)
 
@@ -29,12 +31,11 @@ FORMS = {
 # operation -> its tensors by name
 CALLS = {
     "memory_similarity": (sk.memory_similarity, {"features": FEATURES, "memory": MEMORY}),
-    "build_similarity_cache": (sk.build_similarity_cache, {"memory": MEMORY}),
-    "mark_cache_blocks": (sk.mark_cache_blocks, {"cache": CACHE}),
-    "mplp": (sk.mplp, {"memory": MEMORY, "index": INDEX, "cache": CACHE, "query_rows": CACHE[:B]}),
+    "neighbor_lists": (sk.neighbor_lists, {"features": MEMORY}),
+    "mplp": (sk.mplp, {"memory": MEMORY, "index": INDEX, "query_rows": ROWS, **LISTED}),
     "nearest_neighbors": (
         sk.nearest_neighbors,
-        {"memory": MEMORY, "index": INDEX, "cache": CACHE, "query_rows": CACHE[:B]},
+        {"memory": MEMORY, "index": INDEX, "query_rows": ROWS, **LISTED},
     ),
     "update_memory_": (
         sk.update_memory_,
@@ -43,8 +44,8 @@ CALLS = {
             "index": INDEX,
             "features": FEATURES,
             "momentum": MOMENTUM,
-            "cache": CACHE,
-            "similarity": CACHE[:B],
+            "similarity": ROWS,
+            **LISTED,
         },
     ),
     "pack_labels": (sk.pack_labels, {"labels": LABELS > 0}),
@@ -59,37 +60,26 @@ CALLS = {
             "labels": LABELS,
         },
     ),
-    "mine_labels_": (
-        ops.mine_labels_,
-        {
-            "memory": MEMORY,
-            "index": INDEX,
-            "row_bits": sk.PseudoLabelMemory(N).row_bits,
-            "column_bits": sk.PseudoLabelMemory(N).column_bits,
-            "cache": CACHE,
-            "query_rows": CACHE[:B],
-        },
-    ),
     "mutual_label_loss": (
         lambda similarity, label: sk.mutual_label_loss(similarity, [label], [1.0]),
-        {"similarity": CACHE[:B], "labels[0]": LABELS},
+        {"similarity": ROWS, "labels[0]": LABELS},
     ),
     "fused_mutual_label_loss": (
         lambda features, memory, label, similarity: sk.fused_mutual_label_loss(
             features, memory, [label], [1.0], similarity=similarity
         ),
-        {"features": FEATURES, "memory": MEMORY, "labels[0]": LABELS, "similarity": CACHE[:B]},
+        {"features": FEATURES, "memory": MEMORY, "labels[0]": LABELS, "similarity": ROWS},
     ),
 }
 
 
 def call(operation, tensors):
-    named = {
-        name: tensor for name, tensor in tensors.items() if name in ("cache", "query_rows", "similarity")
-    }
-    if operation in (sk.mplp, sk.nearest_neighbors, sk.update_memory_, ops.mine_labels_):
-        return operation(*(tensor for name, tensor in tensors.items() if name not in named), **named)
-    return operation(*tensors.values())
+    named = {name: tensor for name, tensor in tensors.items() if name in ("query_rows", "similarity")}
+    parts = {name.removeprefix("lists."): tensor for name, tensor in tensors.items() if "lists." in name}
+    if not parts:
+        return operation(*tensors.values())
+    plain = [tensor for name, tensor in tensors.items() if name not in named and "lists." not in name]
+    return operation(*plain, lists=sk.NeighborLists(**parts), **named)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch says that these layouts are prototypes
@@ -132,12 +122,10 @@ def test_values_that_are_not_computed_yet_are_named():
     for memory in (torch._neg_view(torch.eye(4)), torch._efficientzerotensor(4, 4)):
         with pytest.raises(TypeError, match=r"memory must be a dense tensor .* not computed yet"):
             sk.update_memory_(memory, index, features, 0.5)
-    with pytest.raises(TypeError, match="strict must be True or False, got Tensor"):
-        sk.mplp(MEMORY, INDEX, strict=torch.tensor([0.5, 0.5]))
 
 
 def test_modules_name_other_layouts_before_they_write():
-    head = sk.SNNetHead(N, D, cache=True)
+    head = sk.SNNetHead(N, D)
     head.initialize_(MEMORY)
     before = {name: buffer.clone() for name, buffer in head.named_buffers()}
     sparse = FEATURES.to_sparse()
@@ -145,7 +133,7 @@ def test_modules_name_other_layouts_before_they_write():
         "features": lambda: head(sparse, INDEX),
         "index": lambda: head(FEATURES, INDEX.to_sparse()),
         "labels": lambda: head.pseudo_labels.write_(INDEX, LABELS.to_sparse()),
-        "query_rows": lambda: head.memory.predict_labels(INDEX, query_rows=CACHE[:B].to_sparse()),
+        "query_rows": lambda: head.memory.predict_labels(INDEX, query_rows=ROWS.to_sparse()),
         "momentum": lambda: head.memory.update_(INDEX, FEATURES, MOMENTUM.to_sparse()),
         "memory": lambda: compat.MPLP().predict(MEMORY.to_sparse(), INDEX),
     }.items():
@@ -179,8 +167,8 @@ LOSSES = {"compiled": sk.mutual_label_loss, "reference": reference.mutual_label_
 @pytest.mark.parametrize("kind", ["mmcl", "l2"])
 def test_bits_past_the_last_column_count_nowhere(loss, kind):
     sets, tails = [LABELS, LABELS.flip(0)], [with_tail(LABELS), LABELS.flip(0)]
-    expected = loss(CACHE[:B], [y.contiguous() for y in sets], [1.0, 0.5], kind=kind)
-    assert torch.equal(loss(CACHE[:B], [y.contiguous() for y in tails], [1.0, 0.5], kind=kind), expected)
+    expected = loss(ROWS, [y.contiguous() for y in sets], [1.0, 0.5], kind=kind)
+    assert torch.equal(loss(ROWS, [y.contiguous() for y in tails], [1.0, 0.5], kind=kind), expected)
     assert torch.equal(sk.unpack_labels(with_tail(LABELS), N), sk.unpack_labels(LABELS, N))
     for write in (ops.write_labels_, reference.write_labels_):
         bits = sk.PseudoLabelMemory(N)
@@ -231,7 +219,7 @@ def test_fake_tensors_have_no_values_to_check():
     ids=["similarity", "loss", "fused"],
 )
 def test_forward_mode_derivatives_are_refused(loss):
-    primal, tangent = CACHE[:B], torch.ones(B, N)
+    primal, tangent = ROWS, torch.ones(B, N)
     with pytest.raises(NotImplementedError, match="has a forward-mode tangent"):
         torch.func.jvp(loss, (primal,), (tangent,))
     with torch.autograd.forward_ad.dual_level():

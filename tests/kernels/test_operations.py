@@ -13,6 +13,7 @@ import snnet_kernels as sk
 from snnet_kernels import ops, reference
 from snnet_kernels.ops.operation import OPERATIONS
 from snnet_kernels.testing import clustered_features
+from tests.kernels.list_checks import symmetric_lists
 
 N, D, B = 90, 12, 5
 
@@ -23,9 +24,7 @@ def arguments() -> dict[str, tuple]:
     features = clustered_features(B, D, seed=1)
     labels = sk.pack_labels(torch.rand(B, N, generator=torch.Generator().manual_seed(0)) < 0.1)
     similarity = features @ memory.t()
-    cache = memory @ memory.t()
     bits = sk.PseudoLabelMemory(N)
-    blocks = sk.mark_cache_blocks(cache)
     loss = ([labels, labels.flip(0).contiguous()], [1.0, 0.5], "mmcl", 5.0, 0.05)
     differentiable = features.clone().requires_grad_()
     lists = reference.symmetric_lists(reference.neighbor_lists(memory, 10), 20)
@@ -38,25 +37,11 @@ def arguments() -> dict[str, tuple]:
         "gather_labels": (bits.row_bits, torch.tensor([5, -1, 89])),
         "memory_similarity": (differentiable, memory),
         "memory_similarity_backward": (similarity.clone().requires_grad_(), memory),
-        "build_similarity_cache": (memory,),
-        "mark_cache_blocks": (cache, 0.6),
-        "mplp": (memory, index, cache, None, 0.6, 10, False, *blocks),
-        "nearest_neighbors": (memory, index, None, similarity, 3),
-        "mine_labels_": (
-            memory,
-            index,
-            cache,
-            None,
-            bits.row_bits,
-            bits.column_bits,
-            0.6,
-            10,
-            False,
-            *blocks,
-        ),
+        "mplp": (memory, index, similarity, 0.6, 10),
+        "nearest_neighbors": (memory, index, similarity, 3),
         "mutual_label_loss": (similarity.clone().requires_grad_(), *loss),
         "fused_mutual_label_loss": (differentiable, memory, None, *loss),
-        "update_memory_": (memory, index, features, torch.tensor(0.3), cache, None, *blocks),
+        "update_memory_": (memory, index, features, torch.tensor(0.3)),
         "neighbor_lists": (memory, 10, 0.2),
         "symmetric_lists": (*reference.neighbor_lists(memory, 10)[:4], 20),
         "mplp_from_lists": (memory, index, *lists[:4], None, 0.6, 10),
@@ -82,21 +67,19 @@ def test_first_derivatives_of_the_similarity():
     assert (gradient - weights @ memory).abs().max() < 1e-6
 
 
-def iteration(features, memory, cache, index, row_bits, column_bits, momentum):
+def iteration(features, memory, lists, index, row_bits, column_bits, momentum):
     similarity = sk.memory_similarity(features, memory)
-    labels = sk.mplp(memory, index, cache=cache)
-    neighbor, _ = sk.nearest_neighbors(memory, index, cache=cache)
+    labels = sk.mplp(memory, index, lists=lists)
+    neighbor, _ = sk.nearest_neighbors(memory, index, lists=lists)
     sets = [labels, ops.gather_labels(column_bits, index), ops.gather_labels(row_bits, neighbor[:, 0])]
     ops.write_labels_(row_bits, column_bits, index, labels)
-    mined = ops.mine_labels_(memory, index, row_bits, column_bits, cache=cache)
-    sets[1] = mined[1] | sets[1]
     loss = sk.mutual_label_loss(similarity, sets, [1.0, 0.8, 0.6])
     fused = sk.fused_mutual_label_loss(features, memory, sets, [1.0, 0.8, 0.6], similarity=similarity)
     return loss + fused, labels
 
 
-def update(features, memory, cache, index, momentum):
-    sk.update_memory_(memory, index, features, momentum, cache=cache)
+def update(features, memory, lists, index, momentum):
+    sk.update_memory_(memory, index, features, momentum, lists=lists)
 
 
 def test_compiled_iteration_equals_eager_and_does_not_recompile():
@@ -107,14 +90,14 @@ def test_compiled_iteration_equals_eager_and_does_not_recompile():
     states = []
     for forward, write in ((iteration, update), (compiled, compiled_update)):
         memory = clustered_features(N, D)
-        cache, bits = sk.build_similarity_cache(memory), sk.PseudoLabelMemory(N)
+        lists, bits = symmetric_lists(memory, 40), sk.PseudoLabelMemory(N)
         for step in range(4):
             index = torch.arange(step * 7, step * 7 + B)
             features = clustered_features(B, D, seed=step).requires_grad_()
-            loss, labels = forward(features, memory, cache, index, bits.row_bits, bits.column_bits, None)
+            loss, labels = forward(features, memory, lists, index, bits.row_bits, bits.column_bits, None)
             loss.backward()
-            write(features.detach(), memory, cache, index, torch.tensor(0.1 * step))
-        states.append((loss.detach(), labels, features.grad, memory, cache, bits.row_bits, bits.column_bits))
+            write(features.detach(), memory, lists, index, torch.tensor(0.1 * step))
+        states.append((loss.detach(), labels, features.grad, memory, *lists, bits.row_bits, bits.column_bits))
     assert counter.frame_count == 2  # one graph each, whatever the step
     for eager, traced in zip(*states, strict=True):
         assert torch.equal(eager, traced)
@@ -166,7 +149,6 @@ SIMILARITY, FEATURES = torch.zeros(2, N), torch.zeros(2, D)
         (lambda: sk.mplp(MEMORY, INDEX.int()), TypeError, "index must be torch.int64"),
         (lambda: sk.mplp(MEMORY, INDEX + 90), ValueError, r"index must lie in \[0, 90\), got 92"),
         (lambda: sk.mplp(MEMORY, INDEX - 3), ValueError, r"index must lie in \[0, 90\), got -2"),
-        (lambda: sk.mplp(MEMORY, INDEX, cache=MEMORY), ValueError, r"cache must have shape \[90, 90\]"),
         (
             lambda: sk.mplp(MEMORY, INDEX, query_rows=FEATURES),
             ValueError,
@@ -221,7 +203,8 @@ SIMILARITY, FEATURES = torch.zeros(2, N), torch.zeros(2, D)
             "hard_negative_ratio must be a number, got NoneType",
         ),
         (lambda: sk.SNNetHead(10.0, 4), TypeError, "num_instances must be an integer, got float"),
-        (lambda: sk.ExemplarMemory(4, 4, torch.ones(2)), ValueError, "cache must be True, False or 'auto'"),
+        (lambda: sk.ExemplarMemory(4, 4, neighbors=-1), ValueError, "neighbors must be an integer of at least 0"),
+        (lambda: sk.ExemplarMemory(4, 4, floor="0"), TypeError, "floor must be a number, got str"),
         (lambda: sk.mplp(MEMORY, INDEX, "a"), TypeError, "threshold must be a number"),
         (lambda: sk.unpack_labels(LABELS, 2.0), TypeError, "n must be an integer"),
         (
@@ -237,6 +220,39 @@ SIMILARITY, FEATURES = torch.zeros(2, N), torch.zeros(2, D)
 def test_bad_arguments_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+LISTS = symmetric_lists(MEMORY, 20)
+OTHERS = symmetric_lists(MEMORY[:50].contiguous(), 20)
+
+
+@pytest.mark.parametrize(("lists", "error", "message"), [
+    (MEMORY @ MEMORY.t(), TypeError, r"lists must be NeighborLists \(see neighbor_lists\), got Tensor"),
+    (OTHERS, ValueError, r"lists.columns must have shape \[90, 20\], got \[50, 20\]"),
+    (LISTS._replace(values=LISTS.values[:, :9]), ValueError, r"lists.values must have shape \[90, 20\], got \[90, 9\]"),
+    (LISTS._replace(counts=LISTS.counts[:9]), ValueError, r"lists.counts must have shape \[90\], got \[9\]"),
+    (LISTS._replace(columns=LISTS.columns.long()), TypeError, "lists.columns must be torch.int32, got torch.int64"),
+    (LISTS._replace(floors=LISTS.floors.double()), TypeError, "lists.floors must be torch.float32, got torch.float64"),
+    (LISTS._replace(columns=LISTS.columns.t()), ValueError, r"lists.columns must have shape \[90, 90\], got"),
+    (LISTS._replace(columns=LISTS.columns[0]), ValueError, r"lists.columns must have 2 dimensions \[n, K\]"),
+    (LISTS._replace(columns=None), TypeError, r"lists.columns must be a tensor \[n, K\], got NoneType"),
+    (LISTS._replace(counts=[1, 2]), TypeError, r"lists.counts must be a tensor \[90\], got list"),
+    (LISTS._replace(floors=LISTS.floors.to_sparse()), TypeError, "lists.floors must be a dense tensor"),
+    (LISTS._replace(values=LISTS.values.to("meta")), ValueError, "lists.values must be on the device of memory"),
+    (LISTS._replace(values=LISTS.values.t().contiguous().t()), ValueError, "lists.values must be contiguous"),
+])  # fmt: skip
+def test_lists_of_something_else_are_named_and_nothing_is_written(lists, error, message):
+    memory = MEMORY.clone()
+    for call in (
+        lambda: sk.mplp(memory, INDEX, lists=lists),
+        lambda: sk.nearest_neighbors(memory, INDEX, lists=lists),
+        lambda: sk.update_memory_(memory, INDEX, FEATURES, 0.5, lists=lists),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+    with pytest.raises(ValueError, match=r"lists must be symmetric \(have mirrors\) to follow an update"):
+        sk.update_memory_(memory, INDEX, FEATURES, 0.5, lists=sk.neighbor_lists(memory, 5))
+    assert torch.equal(memory, MEMORY)
 
 
 def test_traced_calls_check_values_too():
@@ -260,10 +276,10 @@ def test_writing_what_autograd_still_needs_is_noticed():
 def test_every_write_is_counted_once():
     """A version counter that stands still would let a stale similarity pass for a current one."""
     memory, bits = MEMORY.clone(), sk.PseudoLabelMemory(N)
-    cache = sk.build_similarity_cache(memory)
-    written = (memory, cache, bits.row_bits, bits.column_bits)
+    lists = symmetric_lists(memory, 40)
+    written = (memory, *lists, bits.row_bits, bits.column_bits)
     before = [tensor._version for tensor in written]
-    sk.update_memory_(memory, INDEX, FEATURES, 0.5, cache=cache)
+    sk.update_memory_(memory, INDEX, FEATURES, 0.5, lists=lists)
     bits.write_(INDEX, LABELS)
     assert [tensor._version for tensor in written] == [version + 1 for version in before]
     with torch.inference_mode():
