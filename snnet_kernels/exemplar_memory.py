@@ -11,7 +11,7 @@ from torch import Tensor
 from . import ops
 from .derived import Source
 from .fixed_type import FixedTypeModule
-from .memory_lists import MemoryLists
+from .memory_lists import SAVED, MemoryLists
 
 FLOOR = 0.3  # of the lists: the similarities that the usual threshold, 0.6, reads are mostly above it
 
@@ -244,7 +244,7 @@ class ExemplarMemory(FixedTypeModule):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Lists are optional: a state may have none, this memory may keep none.
         own = f"{prefix}lists."
-        found = {name: state_dict.pop(name) for name in list(state_dict) if name.startswith(own)}
+        found = {own + name: state_dict.pop(own + name) for name in SAVED if own + name in state_dict}
         device = self.features.device
         super()._load_from_state_dict(state_dict, prefix, *args)
         if self.features.device != device:

@@ -12,6 +12,8 @@ from .derived import has_values, row_checksums
 from .neighbor_list_layout import NeighborLists, are_symmetric
 from .ops.neighbor_lists import mplp_from_lists, nearest_from_lists, neighbor_lists
 
+SAVED = (*NeighborLists._fields, "products", "checksums")  # of a state dict
+
 
 class MemoryLists(nn.Module):
     """Symmetric neighbour lists with ``capacity`` places a row, 12 bytes a place, and what is read from them.
@@ -131,7 +133,7 @@ class MemoryLists(nn.Module):
             return False
         n = features.shape[0]
         found = {}
-        for name in (*NeighborLists._fields, "products", "checksums"):
+        for name in SAVED:
             tensor = state.get(prefix + name)
             if not isinstance(tensor, Tensor) or not has_values(tensor) or not _is_dense(tensor):
                 return False
@@ -144,7 +146,9 @@ class MemoryLists(nn.Module):
             return False
         if not torch.equal(checksums, _checksums(features, tables)):
             return False
-        self._take({name: tensor.clone() for name, tensor in found.items()})
+        self._take(
+            {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.items()}
+        )
         return True
 
 

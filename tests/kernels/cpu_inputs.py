@@ -10,6 +10,19 @@ def exact_rows(n: int, d: int, seed: int) -> torch.Tensor:
     return torch.randint(-3, 4, (n, d), generator=torch.Generator().manual_seed(seed)).float() / 4
 
 
+def unit_rows(n: int, d: int, seed: int) -> torch.Tensor:
+    """Rows of length exactly 1, of ±1 in one place or ±1/2 in four: updates by such features are exact too."""
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 4, (n, d), generator=generator).clamp_max(1).float() * 2 - 1  # mostly +1
+    rows = torch.zeros(n, d)
+    four = torch.randint(0, 2, (n,), generator=generator, dtype=torch.bool)
+    rows[four, :4] = signs[four, :4] / 2
+    place = torch.randint(0, d, (n,), generator=generator)
+    single = (~four).nonzero().flatten()
+    rows[single, place[single]] = signs[single, place[single]]
+    return rows
+
+
 def memory_of(kind: str, n: int, d: int, seed: int) -> torch.Tensor:
     return rearranged((clustered_features if kind == "clustered" else exact_rows)(n, d, seed=seed), kind)
 

@@ -4,17 +4,11 @@ import torch
 
 import snnet_kernels as sk
 from snnet_kernels.neighbor_list_layout import NeighborLists, are_symmetric
-from snnet_kernels.ops.neighbor_lists import symmetric_lists as make_symmetric
 
 
-def symmetric_lists(
-    memory: torch.Tensor, capacity: int, k: int | None = None, floor: float | None = None
-) -> NeighborLists:
-    """Lists as a memory keeps them: of the ``k`` nearest (default: half of the places, or all images)."""
-    n = len(memory)
-    k = k or max(1, n if capacity >= n else capacity // 2)
-    nearest = sk.neighbor_lists(memory, k, floor=floor)
-    return NeighborLists(*make_symmetric(*nearest[:4], max(1, min(capacity, n))))
+def symmetric_lists(memory: torch.Tensor, capacity: int, floor: float | None = None) -> NeighborLists:
+    """Lists as a memory keeps them."""
+    return sk.neighbor_lists(memory, capacity, floor=floor, symmetric=True)
 
 
 def dense(lists: NeighborLists, n: int) -> torch.Tensor:

@@ -74,7 +74,9 @@ def test_results_do_not_depend_on_the_number_of_threads(restored):
         by_threads.append(everything() + streaming_results())
     for other in by_threads[1:]:
         for k, (first, result) in enumerate(zip(by_threads[0], other, strict=True)):
-            if first.is_floating_point():  # lists have products of torch's, which may split its sums by thread
+            if (
+                first.is_floating_point()
+            ):  # lists have products of torch's, which may split its sums by thread
                 assert (first.nan_to_num(0, 9, -9) - result.nan_to_num(0, 9, -9)).abs().max() < 1e-6, k
             else:
                 assert torch.equal(first, result), k

@@ -9,9 +9,10 @@ import torch.distributed as dist
 from torch.nn.functional import normalize
 
 import snnet_kernels as sk
-from snnet_kernels import ops
+from snnet_kernels import ops, reference
 from snnet_kernels.derived import Source, row_checksums
 from snnet_kernels.testing import clustered_features
+from tests.kernels.list_checks import check_lists, symmetric_lists
 
 N, D = 300, 32
 FIRST, SECOND = clustered_features(N, D), clustered_features(N, D, seed=1)
@@ -81,7 +82,7 @@ WRITERS = [
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
 def test_labels_follow_the_memory(write):
-    memory = sk.ExemplarMemory(N, D, cache=True)
+    memory = sk.ExemplarMemory(N, D, neighbors=64)
     memory.features = FIRST.clone()
     assert torch.equal(memory.predict_labels(EVERY, 0.4), BITS[0])
     before = memory.version
@@ -91,7 +92,7 @@ def test_labels_follow_the_memory(write):
     memory.update_(EVERY[:5], FIRST[:5], 0.5)
     write(memory, "features", FIRST)
     memory.update_(EVERY[7:9], SECOND[:2], 0.5)
-    assert (memory.cache - memory.features @ memory.features.t()).abs().max() < 1e-6
+    check_lists(memory.lists.tables, memory.features @ memory.features.t(), 1e-6)
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
@@ -108,25 +109,26 @@ def test_columns_follow_the_rows(write):
 
 def test_what_no_sign_tells_can_be_said():
     """A row that no call names was written past autograd."""
-    head = sk.SNNetHead(N, D, cache=True, threshold=0.4)
+    head = sk.SNNetHead(N, D, threshold=0.4)
     head.initialize_(FIRST)
     index = torch.arange(20)
     head.memory.predict_labels(index, 0.4)
-    place = head.memory.cache.data_ptr()
+    place = head.memory.lists.columns.data_ptr()
     head.memory.features.data[100:] = SECOND[100:]
     head.pseudo_labels.row_bits.data[100:] = BITS[1][100:]
-    assert torch.equal(head.memory.current_cache(index), FIRST @ FIRST.t())  # not noticed
+    check_lists(head.memory.current_lists(index).tables, FIRST @ FIRST.t(), 1e-6)  # not noticed
     head.mark_written_()
     now = torch.cat([FIRST[:100], SECOND[100:]])
-    assert (head.memory.cache - now @ now.t()).abs().max() < 1e-6
-    assert torch.equal(head.memory.predict_labels(index, 0.4), sk.mplp(now, index, 0.4, cache=now @ now.t()))
+    check_lists(head.memory.lists.tables, now @ now.t(), 1e-6)
+    labels = reference.mplp(now, index, 0.4, cache=now @ now.t())
+    assert torch.equal(head.memory.predict_labels(index, 0.4), labels)
     assert torch.equal(sk.unpack_labels(head.pseudo_labels.column_bits, N), head.pseudo_labels.to_dense().t())
-    assert head.memory.cache.data_ptr() == place
+    assert head.memory.lists.columns.data_ptr() == place
 
 
 def test_the_similarity_of_a_forward_pass_follows_its_features_and_the_memory():
     for change in ("features", "memory", "nothing"):
-        head = sk.SNNetHead(N, D, cache=True)
+        head = sk.SNNetHead(N, D)
         head.initialize_(FIRST)
         head.momentum = 0.3
         index, features = torch.arange(5), SECOND[:5].clone()
@@ -137,7 +139,7 @@ def test_the_similarity_of_a_forward_pass_follows_its_features_and_the_memory():
             head.memory.features.numpy()[3] = FIRST[60].numpy()
         assert (head._similarity_of(features) is None) is (change == "features")
         head.update_(index, features)
-        assert (head.memory.cache - head.memory.features @ head.memory.features.t()).abs().max() < 1e-6
+        check_lists(head.memory.lists.tables, head.memory.features @ head.memory.features.t(), 1e-6)
 
 
 @pytest.fixture
@@ -149,13 +151,13 @@ def one_process_group(tmp_path):
 
 def test_distributed_writes_are_noticed(one_process_group):
     """What a receiving process sees: values change, and no sign of a write."""
-    memory = sk.ExemplarMemory(N, D, cache=True)
+    memory = sk.ExemplarMemory(N, D)
     memory.features = FIRST.clone()
     memory.predict_labels(EVERY, 0.4)
     before = memory.features._version
     for operation in (dist.broadcast, dist.all_reduce):
         memory.features.data.copy_(FIRST)
-        memory.current_cache(EVERY)
+        memory.current_lists(EVERY)
         operation(memory.features, 0) if operation is dist.broadcast else operation(memory.features)
         memory.features.data.copy_(SECOND)  # one process receives what it sent: the others get this
         assert torch.equal(memory.predict_labels(EVERY, 0.4), BITS[1])
@@ -174,7 +176,7 @@ class Network(torch.nn.Module):
 
 
 def test_a_head_stays_outside_of_data_parallel_wrappers(one_process_group):
-    head = sk.SNNetHead(N, D, cache=True)
+    head = sk.SNNetHead(N, D)
     head.initialize_(FIRST)
     before = head.memory.features.clone()
     index = torch.arange(4)
@@ -211,7 +213,7 @@ def test_memories_stay_outside_too(module, call):
 
 def test_nothing_moves_over_three_epochs():
     """A captured CUDA graph goes on reading and writing what it was captured with."""
-    head = sk.SNNetHead(N, D, cache=True)
+    head = sk.SNNetHead(N, D)
     head.initialize_(FIRST)
     state = copy.deepcopy(head.state_dict())
     places = None
@@ -220,7 +222,7 @@ def test_nothing_moves_over_three_epochs():
             head.warmup = warmup
             head.momentum = 0.1 * epoch
             head.train()
-            head.memory.rebuild_cache_()
+            head.memory.build_lists_()
             for step in range(2):
                 index = torch.arange(8) + 20 * step
                 features = SECOND[index].clone().requires_grad_()
@@ -228,7 +230,7 @@ def test_nothing_moves_over_three_epochs():
                 head.update_(index, features.detach())
             head.eval()(SECOND[:4], torch.arange(4))
             head.label_statistics()
-            head.memory.current_cache()
+            head.memory.current_lists()
             now = {name: buffer.data_ptr() for name, buffer in head.named_buffers()}
             assert places in (None, now)
             places = now
@@ -237,15 +239,16 @@ def test_nothing_moves_over_three_epochs():
         head.initialize_(FIRST)
         head.load_state_dict(state)
         assert {name: buffer.data_ptr() for name, buffer in head.named_buffers()} == places
-        assert (head.memory.cache - FIRST @ FIRST.t()).abs().max() < 1e-6
+        check_lists(head.memory.lists.tables, FIRST @ FIRST.t(), 1e-6)
     assert set(places) == {
-        "_momentum", "memory.features", "memory.cache", "memory.block_bits",
+        "_momentum", "memory.features", "memory.lists.columns", "memory.lists.values", "memory.lists.counts",
+        "memory.lists.floors", "memory.lists.mirrors", "memory.lists.products",
         "pseudo_labels.row_bits", "pseudo_labels.column_bits",
     }  # fmt: skip
 
 
 def test_a_source_copied_or_read_from_a_file_vouches_for_nothing():
-    head = sk.SNNetHead(N, D, cache=True)
+    head = sk.SNNetHead(N, D)
     head.initialize_(FIRST)
     head(FIRST[:4], torch.arange(4))
     file = io.BytesIO()
@@ -284,29 +287,29 @@ def test_a_source_tells_an_address_that_was_used_again():
 
 @pytest.mark.parametrize("place", ["float64", "meta", "inference"])
 def test_buffers_have_their_types_wherever_a_head_is_made(place):
-    expected = sk.SNNetHead(N, D, cache=True)
+    expected = sk.SNNetHead(N, D)
     expected.initialize_(FIRST)
     expected.momentum = 0.25
     state = copy.deepcopy(expected.state_dict())
     if place == "float64":
         torch.set_default_dtype(torch.float64)
         try:
-            head = sk.SNNetHead(N, D, cache=True)
+            head = sk.SNNetHead(N, D)
             head.load_state_dict(state)
-            head.memory.rebuild_cache_()
+            head.memory.build_lists_()
             assert clustered_features(3, 4).dtype == torch.float32
         finally:
             torch.set_default_dtype(torch.float32)
     elif place == "meta":
         with torch.device("meta"):
-            head = sk.SNNetHead(N, D, cache=True)
+            head = sk.SNNetHead(N, D)
         assert all(buffer.is_meta for buffer in head.buffers())
         head.load_state_dict(state, assign=True)
     else:
         with torch.inference_mode():
-            head = sk.SNNetHead(N, D, cache=True)
+            head = sk.SNNetHead(N, D)
             head.load_state_dict(state)
-            head.memory.rebuild_cache_()
+            head.memory.build_lists_()
     index = torch.arange(6)
     for step in range(2):
         losses = []
@@ -346,13 +349,13 @@ class TestAliases:
 
     def update(self, alias: bool) -> tuple[torch.Tensor, torch.Tensor]:
         memory = FIRST.clone()
-        cache = memory @ memory.t()
-        features, similarity, momentum = memory[4:7], cache[4:7], memory[0, 0].abs_()
+        lists = symmetric_lists(memory, N)  # whole rows: they may stand for similarities
+        features, similarity, momentum = memory[4:7], lists.values[4:7], memory[0, 0].abs_()
         index = torch.tensor([4, 5, 4])
         if not alias:
             features, similarity, momentum = features.clone(), similarity.clone(), momentum.clone()
-        sk.update_memory_(memory, index, features, momentum, cache=cache, similarity=similarity)
-        return memory, cache
+        sk.update_memory_(memory, index, features, momentum, lists=lists, similarity=similarity)
+        return memory, *lists
 
     def test_update(self):
         for ours, theirs in zip(self.update(True), self.update(False), strict=True):
@@ -373,25 +376,27 @@ class TestAliases:
         ("call", "message"),
         [
             (
-                lambda bits, cache: ops.write_labels_(bits, bits, EVERY[:2], BITS[0][:2]),
+                lambda bits, lists: ops.write_labels_(bits, bits, EVERY[:2], BITS[0][:2]),
                 "column_bits must not share memory with row_bits",
             ),
             (
-                lambda bits, cache: ops.mine_labels_(FIRST, EVERY[:2], bits, bits),
-                "column_bits must not share memory with row_bits",
+                lambda bits, lists: sk.update_memory_(lists.values, EVERY[:2], FIRST[:2], 0.5, lists=lists),
+                r"lists.values must not share memory with memory",
             ),
             (
-                lambda bits, cache: sk.update_memory_(cache[:, :], EVERY[:2], cache[:2], 0.5, cache=cache),
-                "cache must not share memory with memory",
+                lambda bits, lists: sk.update_memory_(
+                    FIRST, EVERY[:2], FIRST[:2], 0.5, lists=lists._replace(mirrors=lists.columns)
+                ),
+                r"lists.mirrors must not share memory with lists.columns",
             ),
         ],
     )
     def test_written_matrices_lie_apart(self, call, message):
-        bits, cache = BITS[0].clone(), FIRST @ FIRST.t()
-        before = bits.clone(), cache.clone()
+        bits, lists = BITS[0].clone(), symmetric_lists(FIRST, D)
+        before = [tensor.clone() for tensor in (bits, *lists)]
         with pytest.raises(ValueError, match=message):
-            call(bits, cache)
-        assert torch.equal(bits, before[0]) and torch.equal(cache, before[1])
+            call(bits, lists)
+        assert all(torch.equal(one, other) for one, other in zip((bits, *lists), before, strict=True))
 
     def test_a_memory_filled_from_a_shifted_view_of_itself(self):
         rows = torch.cat([FIRST, SECOND[:1]])

@@ -64,7 +64,9 @@ def test_a_worked_example():
     def positives(min_rank, strict=False):
         labels = reference.mplp(memory, index, 0.6, min_rank, cache=similarity, strict=strict)
         values, columns = similarity.sort(dim=1, descending=True, stable=True)
-        lists = sk.NeighborLists(columns.int(), values, torch.full((6,), 6).int(), torch.full((6,), -torch.inf))
+        lists = sk.NeighborLists(
+            columns.int(), values, torch.full((6,), 6).int(), torch.full((6,), -torch.inf)
+        )
         assert strict or torch.equal(sk.mplp(memory, index, 0.6, min_rank, lists=lists), labels)
         return sk.unpack_labels(labels, 6)[0].nonzero().flatten().tolist()
 

@@ -1,4 +1,4 @@
-"""The memory update and the cache recurrence."""
+"""The momentum update of the memory and of its neighbour lists."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,58 +8,96 @@ import torch
 from torch.nn.functional import normalize
 
 import snnet_kernels as sk
-from snnet_kernels import reference
+from snnet_kernels import backends, reference
 from snnet_kernels.precision import exact_float32
 from snnet_kernels.testing import clustered_features
+from tests.kernels.list_checks import check_lists, dense, symmetric_lists
 
 
-def error(cache: torch.Tensor, memory: torch.Tensor) -> float:
-    exact = memory.double() @ memory.double().t()
-    return (cache - exact).abs().max().item()
+def exact(memory: torch.Tensor) -> torch.Tensor:
+    return memory.double() @ memory.double().t()
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.2, 0.5, 0.8, 0.97, "rising"])
-def test_cache_stays_exact_over_a_thousand_updates(momentum):
-    n, d, batch = 200, 32, 16
-    generator = torch.Generator().manual_seed(1)
-    memory = clustered_features(n, d)
-    cache = sk.build_similarity_cache(memory)
-    worst = 0.0
-    for step in range(1000):
-        index = torch.randint(n, (batch,), generator=generator)  # repeats come often
-        noise = torch.randn(batch, d, generator=generator)
+def drifting_batches(memory, steps, batch, seed=1):
+    """Features near their rows, some nearly opposite to them; repeats come often."""
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        index = torch.randint(len(memory), (batch,), generator=generator)
+        noise = torch.randn(batch, memory.shape[1], generator=generator)
         features = normalize(memory[index] + 0.15 * noise, dim=1)
         if step % 10 == 0:
-            features[:3] = normalize(noise[:3] * 1e-3 - memory[index[:3]], dim=1)  # nearly opposite
+            features[:3] = normalize(noise[:3] * 1e-3 - memory[index[:3]], dim=1)
+        yield step, index, features
+
+
+@pytest.mark.parametrize(("momentum", "capacity"), [
+    (0.0, 60), (0.2, 12), (0.5, 200), (0.8, 60), (0.97, 12), ("rising", 60),
+])  # fmt: skip
+def test_lists_stay_exact_over_a_thousand_updates(momentum, capacity):
+    memory = clustered_features(200, 32)
+    lists = symmetric_lists(memory, capacity)
+    for step, index, features in drifting_batches(memory, 1000, 16):
         alpha = 0.97 * step / 999 if momentum == "rising" else momentum
         similarity = sk.memory_similarity(features, memory) if step % 2 else None
-        sk.update_memory_(memory, index, features, alpha, cache=cache, similarity=similarity)
+        sk.update_memory_(memory, index, features, alpha, lists=lists, similarity=similarity)
         if step % 100 == 99:
-            worst = max(worst, error(cache, memory))
-    assert worst <= 3e-6
+            check_lists(lists, exact(memory), 3e-6)
     assert (memory.norm(dim=1) - 1).abs().max() < 1e-6
+
+
+@pytest.mark.skipif("cpu" not in backends.servers("mplp", "cpu"), reason="takes minutes in plain PyTorch")
+def test_ten_thousand_updates_leave_no_drift():
+    """What a pair of moved rows and a pair that rises get is a product; a listed pair blends its old error away."""
+    n, d, steps, batch = 60, 16, 10_000, 4
+    generator, half = torch.Generator().manual_seed(0), torch.tensor(0.5)
+    with torch.inference_mode():  # where writes are not counted, which would take most of the time
+        memory = clustered_features(n, d)
+        lists = symmetric_lists(memory, 24)
+        indices = torch.randint(n, (steps, batch), generator=generator)
+        noise = 0.15 * torch.randn(steps, batch, d, generator=generator)
+        for step in range(steps):
+            features = normalize(memory[indices[step]] + noise[step], dim=1)
+            if step % 50 == 0:
+                features[0] = normalize(noise[step, 0] * 1e-2 - memory[indices[step, 0]], dim=0)
+            torch.ops.snnet.update_memory_lists_(memory, indices[step], features, half, *lists, None)
+            if step % 1000 == 999:
+                check_lists(lists, exact(memory), 2e-6)
+    assert int(lists.counts.sum()) > n
+
+
+@pytest.mark.parametrize("momentum", [0.2, 0.5, 0.9])
+def test_the_matrix_of_the_reference_stays_exact(momentum):
+    """The oracle of the lists: the recurrence over the whole of S."""
+    memory = clustered_features(100, 16)
+    cache = memory @ memory.t()
+    for step, index, features in drifting_batches(memory, 100, 8):
+        similarity = features @ memory.t() if step % 2 else None
+        reference.update_memory_(memory, index, features, momentum, cache=cache, similarity=similarity)
+        assert torch.equal(cache[index], cache[:, index].t())
+    assert (cache - exact(memory)).abs().max() < 3e-6
 
 
 def test_opposite_features_cancel_and_stay_exact():
     """At α = 1/2 the blend nearly vanishes: the recurrence would divide by almost nothing."""
     memory = clustered_features(100, 16)
-    cache = sk.build_similarity_cache(memory)
     index = torch.arange(0, 100, 7)
     features = normalize(-memory[index] + 1e-4 * torch.randn(len(index), 16), dim=1)
-    sk.update_memory_(memory, index, features, 0.5, cache=cache)
-    assert error(cache, memory) < 1e-6
+    for capacity in (10, 100):
+        own, lists = memory.clone(), symmetric_lists(memory, capacity)
+        sk.update_memory_(own, index, features, 0.5, lists=lists)
+        check_lists(lists, exact(own), 1e-6)
 
 
 def test_repeated_indices_are_applied_in_batch_order():
     generator = torch.Generator().manual_seed(0)
     memory = clustered_features(40, 8)
-    expected, cache = memory.clone(), sk.build_similarity_cache(memory)
+    expected, lists = memory.clone(), symmetric_lists(memory, 20)
     index = torch.tensor([3, 5, 3, 3, 5, 7])
     features = normalize(torch.randn(6, 8, generator=generator), dim=1)
     reference.loop.update_memory_(expected, index, features, 0.4)
-    sk.update_memory_(memory, index, features, 0.4, cache=cache)
+    sk.update_memory_(memory, index, features, 0.4, lists=lists)
     assert (memory - expected).abs().max() < 2e-7
-    assert error(cache, memory) < 1e-6
+    check_lists(lists, exact(memory), 1e-6)
     swapped = expected.clone()
     reference.loop.update_memory_(swapped, index.flip(0), features.flip(0), 0.4)
     assert (swapped - expected).abs().max() > 0.01  # the order matters
@@ -80,9 +118,9 @@ def test_bounds_of_the_momentum():
 
 def test_zero_vectors_stay_zero():
     memory = torch.zeros(5, 4)
-    cache = sk.build_similarity_cache(memory)
-    sk.update_memory_(memory, torch.tensor([2]), torch.zeros(1, 4), 0.3, cache=cache)
-    assert not memory.any() and not cache.any()
+    lists = symmetric_lists(memory, 5)
+    sk.update_memory_(memory, torch.tensor([2]), torch.zeros(1, 4), 0.3, lists=lists)
+    assert not memory.any() and not lists.values.any() and lists.counts.tolist() == [5] * 5
 
 
 def test_rows_outside_the_batch_are_untouched():
@@ -91,14 +129,6 @@ def test_rows_outside_the_batch_are_untouched():
     sk.update_memory_(memory, torch.tensor([10]), clustered_features(1, 8, seed=3), 0.5)
     changed = (memory != before).any(1)
     assert changed.nonzero().flatten().tolist() == [10]
-
-
-def test_cache_is_symmetric_where_it_was_written():
-    memory = clustered_features(80, 8)
-    cache = sk.build_similarity_cache(memory)
-    index = torch.tensor([1, 4, 70, 4])
-    sk.update_memory_(memory, index, clustered_features(4, 8, seed=5), 0.5, cache=cache)
-    assert torch.equal(cache[index], cache[:, index].t())
 
 
 def test_empty_batch_changes_nothing():
@@ -112,7 +142,7 @@ def test_global_precision_flags_change_nothing():
     """bf16 products, TF32 and autocast asked for around the operations do not reach them."""
     memory = clustered_features(300, 64)
     features = clustered_features(8, 64, seed=2)
-    expected, cache = sk.memory_similarity(features, memory), sk.build_similarity_cache(memory)
+    expected, lists = sk.memory_similarity(features, memory), symmetric_lists(memory, 20)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
@@ -120,7 +150,8 @@ def test_global_precision_flags_change_nothing():
             plain = features @ memory.t()
             assert plain.dtype == torch.bfloat16
             assert torch.equal(sk.memory_similarity(features, memory), expected)
-            assert torch.equal(sk.build_similarity_cache(memory), cache)
+            found = symmetric_lists(memory, 20)
+            assert all(torch.equal(one, other) for one, other in zip(found, lists, strict=True))
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
@@ -152,13 +183,24 @@ def test_blocks_of_several_threads_leave_the_flags_as_they_were():
         torch.set_float32_matmul_precision(before)
 
 
-IMPLEMENTATIONS = {"compiled": sk.update_memory_, "reference": reference.update_memory_}
+def update_with_lists(memory, index, features, alpha, lists):
+    if lists is None:
+        reference.update_memory_(memory, index, features, alpha)
+    else:
+        reference.update_memory_lists_(memory, index, features, alpha, lists)
+
+
+IMPLEMENTATIONS = {
+    "compiled": lambda *arguments: sk.update_memory_(*arguments[:4], lists=arguments[4]),
+    "reference": update_with_lists,
+}
 
 
 @pytest.mark.parametrize("update", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_rows_that_are_not_finite_are_not_written(update, alpha):
-    """Alone, between good ones of the same index, and all of an index; memory, cache and marks alike."""
+@pytest.mark.parametrize("capacity", [20, 140])
+def test_rows_that_are_not_finite_are_not_written(update, alpha, capacity):
+    """Alone, between good ones of the same index, and all of an index; memory and lists alike."""
     memory = clustered_features(140, 8)
     if alpha == 0:
         memory[[4, 130]] = torch.nan  # what stood there does not count
@@ -167,33 +209,30 @@ def test_rows_that_are_not_finite_are_not_written(update, alpha):
     features[2, 3], features[1, 0], features[4, -1] = torch.nan, torch.inf, -torch.inf
     features[6] = 3e38 if alpha < 1 else torch.nan  # too long for a float32
     good = torch.tensor([0, 3, 5, 7])
-    cache = memory @ memory.t()
-    blocks = sk.mark_cache_blocks(cache, 0.3)
-    expected, before, cache_before = memory.clone(), memory.clone(), cache.clone()
-    bits = blocks.bits.clone()
+    lists = symmetric_lists(memory, capacity)
+    expected, before, listed = memory.clone(), memory.clone(), dense(lists, 140)
     reference.loop.update_memory_(expected, index, features, alpha)
     alone = memory.clone()
-    update(alone, index, features, alpha)
-    update(memory, index, features, alpha, cache=cache, blocks=blocks)
+    update(alone, index, features, alpha, None)
+    update(memory, index, features, alpha, lists)
     assert torch.equal(alone, memory)
     assert torch.equal(memory[[9, 100]], before[[9, 100]])
     assert (memory - expected).abs().max() < 1e-6 and memory.isfinite().all()
-    assert error(cache, memory) < 1e-6
+    check_lists(lists, exact(memory), 1e-6)
     kept = torch.ones(140, dtype=torch.bool).index_fill(0, index[good], False)
-    assert torch.equal(cache[kept][:, kept], cache_before[kept][:, kept])
-    fresh = sk.mark_cache_blocks(cache, 0.3).bits
-    assert not (fresh & ~blocks.bits).any()
-    assert torch.equal(blocks.bits[9] & bits[9], bits[9])  # in a skipped row nothing is cleared
-    nothing = cache.clone()
-    update(memory, index[[2, 6]], features[[2, 6]], alpha, cache=cache, blocks=blocks)
-    assert torch.equal(cache, nothing)
+    still = dense(lists, 140)[kept][:, kept]
+    were = torch.where(still.isnan(), torch.nan, listed[kept][:, kept])  # what found no room has gone
+    assert torch.equal(still.nan_to_num(9.0), were.nan_to_num(9.0))
+    nothing = [table.clone() for table in lists]
+    update(memory, index[[2, 6]], features[[2, 6]], alpha, lists)
+    assert all(torch.equal(one, other) for one, other in zip(lists, nothing, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["mmcl", "l2"])
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
 def test_a_step_that_is_not_finite_is_over_when_it_is_over(kind, alpha):
     """As a step that a GradScaler skips: its loss is NaN, no later one is."""
-    head = sk.SNNetHead(120, 8, cache=True, loss_kind=kind)
+    head = sk.SNNetHead(120, 8, neighbors=30, loss_kind=kind)
     head.initialize_(clustered_features(120, 8))
     head.momentum = alpha
     index = torch.arange(0, 120, 10)
@@ -205,4 +244,5 @@ def test_a_step_that_is_not_finite_is_over_when_it_is_over(kind, alpha):
         losses.append(head(live, index).item())
         head.update_(index, live)
     assert losses[0] != losses[0] and all(0 < loss < 100 for loss in losses[1:])
-    assert head.memory.features.isfinite().all() and error(head.memory.cache, head.memory.features) < 1e-6
+    assert head.memory.features.isfinite().all()
+    check_lists(head.memory.lists.tables, exact(head.memory.features), 1e-6)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 import snnet_kernels as sk
@@ -10,7 +12,7 @@ from snnet_kernels.neighbor_list_layout import NeighborLists
 from snnet_kernels.reference.list_labels import mplp_from_lists, nearest_from_lists
 from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists, update_memory_lists_
 from snnet_kernels.testing import clustered_features
-from tests.kernels.cpu_inputs import memory_of
+from tests.kernels.cpu_inputs import memory_of, rearranged, unit_rows
 from tests.kernels.list_checks import check_lists, dense
 
 KINDS = ("clustered", "exact", "same", "zero rows", "duplicates")
@@ -77,6 +79,49 @@ def moving_batches(memory, steps, batch, repeated, seed=0):
         yield index, features
 
 
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_updates_and_labels_are_exact_where_products_are(data):
+    """Rows of length 1 with exact products: memory, lists and labels are those of the whole matrix to the bit."""
+    n, seed = data.draw(st.integers(1, 60), "n"), data.draw(st.integers(0, 10**6), "seed")
+    kind = data.draw(st.sampled_from(["unit", "hubs", *KINDS[2:]]), "kind")
+    capacity = data.draw(st.integers(1, n), "K")
+    floor = data.draw(st.sampled_from([None, -1.0, -0.5, 0.0, 0.25, 0.5, 0.9]), "floor")
+    update_ = UPDATES[data.draw(st.sampled_from(list(UPDATES)), "form")]
+    generator = torch.Generator().manual_seed(seed)
+    memory = rearranged(unit_rows(n, 6, seed), kind)
+    if kind == "hubs":  # two rows that everything is near to
+        memory[:2, :4], memory[:2, 4:] = 0.5, 0.0
+    expected, cache = memory.clone(), memory @ memory.t()
+    lists = sk.neighbor_lists(memory, capacity, floor=floor, symmetric=True)
+    check_lists(lists, cache, 0)
+    for step in range(4):
+        index = torch.randint(n, (data.draw(st.integers(0, 9), "B"),), generator=generator)
+        alpha = data.draw(st.sampled_from([0.0, 0.0, 1.0, 0.5]), "alpha")
+        features = unit_rows(len(index), 6, seed + step + 1)
+        features[1::3] = expected[index[1::3]]
+        if 0 < alpha < 1:  # exact only where a feature is its row
+            features = expected[index]
+        similarity = features @ memory.t() if step % 2 else None
+        update_(memory, index, features, alpha, lists, similarity)
+        reference.update_memory_(expected, index, features, torch.tensor(alpha), cache=cache)
+        assert torch.equal(memory, expected) and torch.equal(cache, memory @ memory.t())
+        check_lists(lists, cache, 0)
+        threshold = data.draw(st.sampled_from([-2.0, 0.0, 0.25, 0.5, 0.6, 2.0]), "threshold")
+        asked, rank = torch.arange(n), data.draw(st.sampled_from([0, 2, 10]), "min_rank")
+        for rows in (None, unit_rows(n, 6, seed + 9) @ memory.t()):
+            wanted = reference.mplp(memory, asked, threshold, rank, cache=cache, query_rows=rows)
+            assert torch.equal(sk.mplp(memory, asked, threshold, rank, lists=lists, query_rows=rows), wanted)
+        found = reference.mplp_from_lists(memory, asked, lists, threshold, rank)[0]
+        assert torch.equal(found, reference.mplp(memory, asked, threshold, rank, cache=cache))
+        for one, other in zip(
+            sk.nearest_neighbors(memory, asked, 3, lists=lists),
+            reference.nearest_neighbors(memory, asked, 3, cache=cache),
+            strict=True,
+        ):
+            assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("form", UPDATES)
 @pytest.mark.parametrize("repeated", [False, True])
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 0.9, 1.0])
@@ -85,7 +130,8 @@ def test_no_entry_is_missing_after_many_updates(form, repeated, alpha, k, capaci
     n = 200
     memory = clustered_features(n, 24)
     lists = symmetric_lists(neighbor_lists(memory, k), capacity)
-    for step, (index, features) in enumerate(moving_batches(memory, 40, 16, repeated)):
+    steps = 40 if form == "compiled" else 20
+    for step, (index, features) in enumerate(moving_batches(memory, steps, 16, repeated)):
         similarity = features @ memory.t() if step % 2 else None
         UPDATES[form](memory, index, features, alpha, lists, similarity)
         if step % 10 == 9:
@@ -162,86 +208,14 @@ def test_labels_and_neighbors_from_lists_are_those_of_all_similarities(
         assert int(made) == reference.nearest_from_lists(memory, index, lists, count)[2]
 
 
-@pytest.mark.parametrize("source", ["memory", "feature"])
-@pytest.mark.parametrize("neighbors", [6, 40, 300])
-def test_a_head_with_lists_trains_as_one_with_all_similarities(source, neighbors):
-    n, d, batch = 150, 16, 12
-    features = clustered_features(n, d)
-    heads = [
-        sk.SNNetHead(n, d, label_source=source, cache=True),
-        sk.SNNetHead(n, d, label_source=source, neighbors=neighbors),
-    ]
-    for head in heads:
-        head.initialize_(features)
-        head.momentum = 0.3
-    generator = torch.Generator().manual_seed(0)
-    for epoch in range(3):
-        for head in heads:
-            head.warmup = epoch == 0
-        for index in torch.randperm(n, generator=generator).split(batch):
-            live = normalize(features[index] + 0.2 * torch.randn(len(index), d, generator=generator), dim=1)
-            losses = []
-            for head in heads:
-                losses.append(head(live, index))
-                head.update_(index, live)
-            assert torch.equal(heads[0]._label_sets[0], heads[1]._label_sets[0])
-            assert torch.allclose(*losses, atol=1e-5)
-    assert torch.equal(heads[0].pseudo_labels.row_bits, heads[1].pseudo_labels.row_bits)
-    assert torch.equal(heads[0].memory.features, heads[1].memory.features)
-    if neighbors >= n:
-        assert int(heads[1].memory.lists.products) == 0
-
-
-def test_lists_follow_what_they_are_made_of():
-    n, index = 80, torch.arange(80)
-    first, second = clustered_features(n, 8), clustered_features(n, 8, seed=5)
-    memory = sk.ExemplarMemory(n, 8, neighbors=20)
-    memory.initialize_(first)
-    memory.predict_labels(index)
-    expected = reference.mplp(second, index)
-    memory.features = second.clone()
-    assert torch.equal(memory.predict_labels(index), expected)
-    memory.features.copy_(first)
-    assert torch.equal(memory.predict_labels(index), reference.mplp(first, index))
-    memory.features.numpy()[:] = second.numpy()  # counts no write: rows that are named tell
-    assert torch.equal(memory.predict_labels(index), expected)
-    memory.load_state_dict({"features": first}, assign=True)
-    assert torch.equal(memory.predict_labels(index), reference.mplp(first, index))
-    assert set(memory.state_dict()) == {"features"}
-
-
-def test_lists_stay_in_their_place():
-    memory = sk.ExemplarMemory(80, 8, neighbors=20)
-    memory.initialize_(clustered_features(80, 8))
-    memory.rebuild_cache_()
-    before = [part.data_ptr() for part in memory.lists.tables]
-    for epoch in range(3):
-        index = torch.arange(epoch, 80, 7)
-        memory.update_(index, clustered_features(len(index), 8, seed=epoch), 0.2)
-        memory.rebuild_cache_()
-    assert [part.data_ptr() for part in memory.lists.tables] == before
-
-
 def test_what_lists_refuse():
-    with pytest.raises(ValueError, match="cache must not be True where neighbors=5"):
-        sk.ExemplarMemory(10, 4, True, neighbors=5)
-    with pytest.raises(ValueError, match="neighbors must be an integer of at least 0, got -1"):
-        sk.ExemplarMemory(10, 4, neighbors=-1)
-    with pytest.raises(ValueError, match="strict must be False"):
-        sk.SNNetHead(10, 4, neighbors=5, strict=True)
-    memory, index = clustered_features(10, 4), torch.tensor([1])
-    lists = sk.neighbor_lists(memory, 3)
-    with pytest.raises(ValueError, match="lists must be symmetric"):
-        sk.update_memory_(memory, index, memory[:1], 0.5, lists=lists)
-    with pytest.raises(TypeError, match="lists must be NeighborLists"):
-        sk.update_memory_(memory, index, memory[:1], 0.5, lists=memory)
-    whole = symmetric_lists(lists, 6)
-    with pytest.raises(ValueError, match=r"lists.counts must have shape \[10\], got \[9\]"):
-        sk.update_memory_(memory, index, memory[:1], 0.5, lists=whole._replace(counts=whole.counts[:9]))
+    memory = clustered_features(10, 4)
     with pytest.raises(ValueError, match="k must be an integer of at least 1"):
         sk.neighbor_lists(memory, 0)
     with pytest.raises(ValueError, match="floor must be finite"):
         sk.neighbor_lists(memory, 3, floor=float("nan"))
+    with pytest.raises(TypeError, match="symmetric must be True or False, got int"):
+        sk.neighbor_lists(memory, 3, symmetric=1)
 
 
 def test_an_update_whose_similarities_would_be_large_is_made_in_parts(monkeypatch):
@@ -254,7 +228,7 @@ def test_an_update_whose_similarities_would_be_large_is_made_in_parts(monkeypatc
         memory = features.clone()
         lists = symmetric_lists(neighbor_lists(memory, 10), 20)
         sk.update_memory_(memory, index, live, 0.4, lists=lists)
-        check(lists, memory @ memory.t(), 1e-6)
+        check_lists(lists, memory @ memory.t(), 1e-6)
         made.append((memory, lists))
     assert torch.equal(made[0][0], made[1][0])
     assert torch.equal(made[0][1].counts, made[1][1].counts)

@@ -203,7 +203,11 @@ SIMILARITY, FEATURES = torch.zeros(2, N), torch.zeros(2, D)
             "hard_negative_ratio must be a number, got NoneType",
         ),
         (lambda: sk.SNNetHead(10.0, 4), TypeError, "num_instances must be an integer, got float"),
-        (lambda: sk.ExemplarMemory(4, 4, neighbors=-1), ValueError, "neighbors must be an integer of at least 0"),
+        (
+            lambda: sk.ExemplarMemory(4, 4, neighbors=-1),
+            ValueError,
+            "neighbors must be an integer of at least 0",
+        ),
         (lambda: sk.ExemplarMemory(4, 4, floor="0"), TypeError, "floor must be a number, got str"),
         (lambda: sk.mplp(MEMORY, INDEX, "a"), TypeError, "threshold must be a number"),
         (lambda: sk.unpack_labels(LABELS, 2.0), TypeError, "n must be an integer"),
@@ -250,7 +254,7 @@ def test_lists_of_something_else_are_named_and_nothing_is_written(lists, error, 
     ):
         with pytest.raises(error, match=message):
             call()
-    with pytest.raises(ValueError, match=r"lists must be symmetric \(have mirrors\) to follow an update"):
+    with pytest.raises(ValueError, match="lists must be symmetric to follow an update"):
         sk.update_memory_(memory, INDEX, FEATURES, 0.5, lists=sk.neighbor_lists(memory, 5))
     assert torch.equal(memory, MEMORY)
 

@@ -1,4 +1,4 @@
-"""ExemplarMemory, MutualLabelLoss and SNNetHead."""
+"""SNNetHead: an iteration, the warm-up, evaluation, statistics, tracing, wrong settings."""
 
 import copy
 
@@ -9,8 +9,13 @@ from torch.nn.functional import normalize
 import snnet_kernels as sk
 from snnet_kernels import reference
 from snnet_kernels.testing import clustered_features
+from tests.kernels.list_checks import check_lists
 
 N, D, B = 240, 16, 12
+
+
+def exact(memory: sk.ExemplarMemory) -> torch.Tensor:
+    return memory.features.double() @ memory.features.double().t()
 
 
 def make_head(seed: int = 0, **kwargs) -> sk.SNNetHead:
@@ -36,10 +41,10 @@ def one_step(head: sk.SNNetHead, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("label_source", ["memory", "feature"])
-@pytest.mark.parametrize("cache", [True, False])
-def test_an_iteration_is_steps_one_to_six(label_source, cache):
+@pytest.mark.parametrize("neighbors", [256, 24, 3, 0])
+def test_an_iteration_is_steps_one_to_six(label_source, neighbors):
     """The head against the six steps of the method written out with the per-sample reference."""
-    head = make_head(cache=cache, label_source=label_source, threshold=0.5, min_rank=3)
+    head = make_head(neighbors=neighbors, label_source=label_source, threshold=0.5, min_rank=3)
     memory, labels = head.memory.features.clone(), torch.eye(N, dtype=torch.bool)
     for seed in range(5):
         features, index = batch(seed)
@@ -80,27 +85,35 @@ def test_warmup_is_instance_discrimination():
     assert torch.isnan(statistics["agreement_neighbor"])
 
 
-def test_the_cache_is_left_behind_in_the_warmup_and_right_after_it():
-    head = make_head(cache=True)
+def test_lists_are_left_behind_in_the_warmup_and_right_after_it():
+    head = make_head()
     head.warmup = True
-    head.memory.rebuild_cache_()
-    place, before = head.memory.cache.data_ptr(), head.memory.cache.clone()
+    head.memory.build_lists_()
+    place = head.memory.lists.columns.data_ptr()
+    before = [table.clone() for table in head.memory.lists.tables]
     one_step(head, 0)
-    assert torch.equal(head.memory.cache, before)  # labels are one-hot: nobody reads it
+    now = head.memory.lists.tables
+    assert all(
+        torch.equal(*pair) for pair in zip(now, before, strict=True)
+    )  # labels are one-hot: nobody reads them
+    assert not any("lists" in name for name in head.state_dict())
     head.warmup = False
     one_step(head, 1)
-    exact = head.memory.features.double() @ head.memory.features.double().t()
-    assert (head.memory.cache - exact).abs().max() < 1e-6
-    assert head.memory.cache.data_ptr() == place  # a captured graph may hold it
+    check_lists(head.memory.lists.tables, exact(head.memory), 1e-6)
+    assert head.memory.lists.columns.data_ptr() == place  # a captured graph may hold it
 
 
 def test_eval_writes_nothing():
-    head = make_head().eval()
+    head = make_head(neighbors=24)
+    one_step(head, 1)
+    head.eval()
     before = copy.deepcopy(head.state_dict())
     features, index = batch(0)
     assert head(features, index).item() > 0
     head.update_(index, features.detach())
     after = head.state_dict()
+    after["memory.lists.products"] = before["memory.lists.products"]  # that labels were asked for counts
+    assert "memory.lists.columns" in before and before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
@@ -146,50 +159,34 @@ def test_a_stale_similarity_is_noticed():
     assert not reused(head, second.detach())  # the features were overwritten in place
 
 
-def test_update_without_forward_and_accumulation_keep_the_cache_exact():
-    head = make_head(cache=True)
+def test_update_without_forward_and_accumulation_keep_lists_exact():
+    head = make_head(neighbors=40)
     (first, a), (second, b) = batch(0), batch(1)
     head.update_(a, first.detach())
     for features, index in ((first, a), (second, b)):
         head(features, index).backward()
     for features, index in ((first, a), (second, b)):
         head.update_(index, features.detach())
-    exact = head.memory.features.double() @ head.memory.features.double().t()
-    assert (head.memory.cache - exact).abs().max() < 1e-6
-
-
-def test_cache_follows_writes_from_outside():
-    head = make_head(cache=True)
-    with torch.no_grad():
-        head.memory.features.copy_(clustered_features(N, D, seed=7))
-    cache = head.memory.current_cache()
-    assert (cache - head.memory.features @ head.memory.features.t()).abs().max() < 1e-6
+    check_lists(head.memory.lists.tables, exact(head.memory), 1e-6)
 
 
 def test_types_stay_under_half():
-    head = make_head(cache=True)
+    head = make_head()
+    head.memory.build_lists_()
     head = head.half().bfloat16()
-    head.memory.rebuild_cache_()
+    assert head.memory.lists.tables is not None
     types = {name: buffer.dtype for name, buffer in head.named_buffers()}
-    assert types["memory.features"] == types["memory.cache"] == types["_momentum"] == torch.float32
+    assert (
+        types["memory.features"]
+        == types["memory.lists.values"]
+        == types["memory.lists.floors"]
+        == torch.float32
+    )
+    assert types["memory.lists.columns"] == types["memory.lists.mirrors"] == torch.int32
+    assert types["memory.lists.products"] == torch.int64 and types["_momentum"] == torch.float32
     assert types["pseudo_labels.row_bits"] == types["pseudo_labels.column_bits"] == torch.uint8
     features, index = batch(0)
     assert torch.isfinite(head(features.detach().bfloat16(), index))
-
-
-def test_a_restored_head_goes_on_alike():
-    head = make_head(cache=True)
-    for seed in range(4):
-        one_step(head, seed)
-    state = copy.deepcopy(head.state_dict())
-    assert set(state) == {"_momentum", "memory.features", "pseudo_labels.row_bits"}
-    restored = sk.SNNetHead(N, D, cache=True)
-    restored.load_state_dict(state)
-    head.memory.rebuild_cache_()  # as a trainer does at the start of an epoch
-    for seed in range(4, 8):
-        assert torch.equal(one_step(head, seed), one_step(restored, seed))
-    assert torch.equal(head.memory.features, restored.memory.features)
-    assert torch.equal(head.pseudo_labels.column_bits, restored.pseudo_labels.column_bits)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -202,15 +199,6 @@ def test_fewer_images_than_anything(size):
     head.update_(torch.arange(size), features.detach())
     assert torch.isfinite(loss) and torch.isfinite(features.grad).all()
     assert torch.isfinite(head.memory.features).all()
-
-
-def test_cache_auto_depends_on_free_memory(monkeypatch):
-    for free, kept in ((10 * 4 * N * N, True), (2 * 4 * N * N, False)):
-        monkeypatch.setattr("snnet_kernels.modules.free_memory", lambda device, free=free: free)
-        memory = sk.ExemplarMemory(N, D)
-        memory.initialize_(clustered_features(N, D))
-        assert (memory.current_cache() is not None) is kept
-        assert (memory.cache is not None) is kept
 
 
 def test_loss_module_equals_the_function():
@@ -230,7 +218,8 @@ def test_loss_module_equals_the_function():
         ({"weights": (1, 1)}, "weights must be 3"),
         ({"label_source": "both"}, "label_source must be"),
         ({"loss_kind": "l1"}, "kind must be"),
-        ({"cache": "maybe"}, "cache must be"),
+        ({"neighbors": -1}, "neighbors must be an integer of at least 0"),
+        ({"label_storage": "disk"}, "storage must be"),
         ({"min_rank": -1}, "min_rank must be"),
     ],
 )
@@ -239,21 +228,23 @@ def test_bad_settings_are_named(arguments, message):
         sk.SNNetHead(N, D, **arguments)
 
 
-def test_moving_the_module_drops_the_cache():
-    """A moved buffer counts its writes from 0 again: the old count must not vouch for the old cache."""
-    head = make_head(cache=True)
+def test_moving_the_module_makes_lists_afresh():
+    """A moved buffer counts its writes from 0 again: the old count must not vouch for the old lists."""
+    head = make_head()
     one_step(head, 0)
     head._apply(torch.clone)  # what .to("cuda") does
     head.initialize_(clustered_features(N, D, seed=7))
-    cache = head.memory.current_cache()
-    assert (cache - head.memory.features @ head.memory.features.t()).abs().max() < 1e-6
+    check_lists(head.memory.current_lists().tables, exact(head.memory), 1e-6)
+    one_step(head, 1)
+    head.to("meta")
+    assert head.memory.lists.tables is None  # cheaper to build than to move
 
 
 def test_compiled_forward_sees_a_new_memory():
     torch._dynamo.reset()
-    head = make_head(cache=True)
+    head = make_head()
     features, index = batch(0)
-    head.memory.rebuild_cache_()
+    head.memory.build_lists_()
     compiled = torch.compile(head.eval(), backend="aot_eager")
     compiled(features, index)
     head.initialize_(clustered_features(N, D, seed=7))
@@ -272,47 +263,52 @@ def test_inference_mode():
             assert mode(live, index).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_auto_decides_once(monkeypatch):
-    memory = sk.ExemplarMemory(N, D)
-    monkeypatch.setattr("snnet_kernels.modules.free_memory", lambda device: 0)
-    memory.initialize_(clustered_features(N, D))
-    assert memory.current_cache() is None
-    monkeypatch.setattr("snnet_kernels.modules.free_memory", lambda device: 2**40)
-    assert memory.current_cache() is None and not memory.keeps_cache
-
-
 @pytest.mark.parametrize("initialized", [True, False])
 def test_a_default_head_is_traced_whole(initialized):
-    """Whether a cache is kept is decided before: looking at the free memory cannot be traced."""
+    """Without lists, which are built in eager mode; and with them."""
     torch._dynamo.reset()
-    head, expected = sk.SNNetHead(N, D), sk.SNNetHead(N, D, cache=False)
+    head, expected = sk.SNNetHead(N, D), sk.SNNetHead(N, D, neighbors=0)
     for module in (head, expected):
         (module.initialize_ if initialized else module.memory.features.copy_)(clustered_features(N, D))
     features, index = batch(0)
+    if initialized:
+        head.memory.build_lists_()
     loss = torch.compile(head, backend="aot_eager", fullgraph=True)(features, index)
     assert loss.item() == pytest.approx(expected(features, index).item(), rel=1e-6)
     assert torch.equal(head.pseudo_labels.row_bits, expected.pseudo_labels.row_bits)
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (lambda rows: rows * 100, ValueError, "features must have rows of length 1 .*: row 0 has length 100"),
-        (lambda rows: rows.index_fill(0, torch.tensor([3]), torch.nan), ValueError, "row 3 has length nan"),
-        (lambda rows: (rows * 10).long(), TypeError, "features must be a floating point tensor"),
-        (lambda rows: rows[:-1], ValueError, rf"features must have shape \[{N}, {D}\]"),
-    ],
-)
-def test_only_normalized_features_fill_the_memory(change, error, message):
-    head = make_head()
-    before = head.memory.features.clone()
-    with pytest.raises(error, match=message):
-        head.initialize_(change(clustered_features(N, D)))
-    assert torch.equal(head.memory.features, before)
-    rows = clustered_features(N, D)
-    rows[2] = 0
-    head.initialize_(rows.half())
-    assert torch.equal(head.memory.features, rows.half().float())
+def test_a_compiled_iteration_reads_and_writes_the_lists():
+    torch._dynamo.reset()
+    heads = [make_head(neighbors=40) for _ in range(2)]
+    for head in heads:
+        head.memory.build_lists_()
+    compiled = torch.compile(heads[1], fullgraph=True, backend="aot_eager")
+    compiled_update = torch.compile(heads[1].update_, fullgraph=True, backend="aot_eager")
+    for step in range(3):
+        features, index = batch(step)
+        assert torch.equal(heads[0](features, index), compiled(features, index))
+        heads[0].update_(index, features.detach())
+        compiled_update(index, features.detach())
+    check_lists(heads[1].memory.lists.tables, exact(heads[1].memory), 1e-6)
+    for one, other in zip(*(head.memory.lists.tables for head in heads), strict=True):
+        assert torch.equal(one.isfinite(), other.isfinite())
+        assert (one.nan_to_num(0, 9, -9) - other.nan_to_num(0, 9, -9)).abs().max() < 1e-6
+
+
+def test_products_are_those_of_the_last_batch():
+    """A list of three places tells little, one of all images everything."""
+    for neighbors, few in ((3, False), (N, True)):
+        head = make_head(neighbors=neighbors)
+        features, index = batch(0)
+        for _ in range(2):
+            before = 0 if head.memory.lists.tables is None else int(head.memory.lists.products)
+            head(features, index)
+            made = int(head.memory.lists.products) - before
+            assert head.label_statistics()["products"].item() == made and (made == 0) == few
+    head = make_head(neighbors=0)
+    head(*batch(0))
+    assert "products" not in head.label_statistics()
 
 
 def test_wrong_features_are_named():
