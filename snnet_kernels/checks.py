@@ -241,6 +241,8 @@ def check_lists(name: str, value: object, memory: Tensor, symmetric: bool = Fals
             f"{name}.{part}", tensor, torch.float32 if part in ("values", "floors") else torch.int32
         )
         check_same_device(memory=memory, **{f"{name}.{part}": tensor})
+        if tensor.requires_grad:
+            raise ValueError(f"{name}.{part} must not require grad: no gradient is defined for it")
     return value
 
 

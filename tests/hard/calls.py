@@ -12,7 +12,8 @@ from torch import Tensor
 
 import snnet_kernels as sk
 from snnet_kernels import ops, reference
-from tests.hard.drawing import MIN_RANKS, MOMENTA, THRESHOLDS, Arguments
+from snnet_kernels.neighbor_list_layout import are_symmetric
+from tests.hard.drawing import MIN_RANKS, MOMENTA, THRESHOLDS, Arguments, draw_lists, listed
 
 Random = np.random.Generator
 Named = dict[str, Any]
@@ -31,11 +32,15 @@ class Call:
 
 
 def results(function: Callable[..., Any], given: Named, written: tuple[str, ...]) -> list[Tensor]:
-    """What ``function`` returns, as a list, and after it the arguments that it writes."""
+    """What ``function`` returns, as a list, and after it the arguments that it writes.
+
+    Of lists that it writes only whether they agree with themselves: rounding decides what is at a floor.
+    """
     returned = function(**given)
     found = [] if returned is None else [returned] if isinstance(returned, Tensor) else list(returned)
+    changed = [given[name] for name in written if given.get(name) is not None]
     return [value for value in found if isinstance(value, Tensor)] + [
-        given[name] for name in written if given.get(name) is not None
+        torch.tensor(are_symmetric(value)) if isinstance(value, tuple) else value for value in changed
     ]
 
 
@@ -45,32 +50,26 @@ def copies(given: Named) -> Named:
 
 
 def _copied(name: str, value: Any) -> Any:
-    if isinstance(value, sk.CacheBlocks):
-        return sk.CacheBlocks(_copied("bits", value.bits), float(value.floor))
+    if isinstance(value, sk.NeighborLists):
+        return sk.NeighborLists(*(_copied(name, table) for table in value))
     if isinstance(value, Tensor):
         plain = value.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
         return plain.float() if name in TO_FLOAT else plain
     if isinstance(value, (list, tuple)) and name == "labels":
         return [_copied(name, one) for one in value]
-    if name == "strict":
-        return bool(value)
     if name in ("threshold", "floor", "delta", "hard_negative_ratio"):
         return float(value)
     return value
 
 
 def _inquiry(random: Random, x: Arguments) -> Named:
-    cache = x.cache if random.integers(2) else None
-    blocks = sk.mark_cache_blocks(x.cache, 0.25) if cache is not None and random.integers(2) else None
     return {
         "memory": x.memory,
         "index": x.index,
         "threshold": THRESHOLDS[random.integers(len(THRESHOLDS))],
         "min_rank": MIN_RANKS[random.integers(len(MIN_RANKS))],
-        "cache": cache,
+        "lists": draw_lists(random, x.memory, bool(random.integers(2))) if random.integers(2) else None,
         "query_rows": x.similarity if random.integers(2) else None,
-        "blocks": blocks,
-        "strict": bool(random.integers(2)),
     }
 
 
@@ -86,22 +85,20 @@ def _loss(random: Random, x: Arguments) -> Named:
 
 
 def _update(random: Random, x: Arguments) -> Named:
-    cache = x.cache.clone() if random.integers(2) else None
     return {
         "memory": x.memory.clone(),
         "index": x.index,
         "features": x.features,
         "momentum": MOMENTA[random.integers(len(MOMENTA))],
-        "cache": cache,
+        "lists": draw_lists(random, x.memory, symmetric=True) if random.integers(2) else None,
         "similarity": x.similarity if random.integers(2) else None,
-        "blocks": sk.mark_cache_blocks(x.cache, 0.25) if cache is not None and random.integers(2) else None,
     }
 
 
 def _neighbors(random: Random, x: Arguments) -> Named:
     inquiry = _inquiry(random, x)
     return {"k": int(random.integers(1, 6))} | {
-        name: inquiry[name] for name in ("memory", "index", "cache", "query_rows")
+        name: inquiry[name] for name in ("memory", "index", "lists", "query_rows")
     }
 
 
@@ -109,18 +106,25 @@ def _bits(x: Arguments) -> Named:
     return {"row_bits": x.row_bits.clone(), "column_bits": x.column_bits.clone()}
 
 
-def _mine(**given: Any) -> list[Tensor]:
-    bits = given.pop("row_bits"), given.pop("column_bits")
-    nearest = {name: given[name] for name in ("memory", "index", "cache", "query_rows")}
-    labels = reference.mplp(**given)
-    place = reference.nearest_neighbors(k=1, **nearest)[0].flatten()
-    found = [
-        labels,
-        reference.gather_labels(bits[1], given["index"]),
-        reference.gather_labels(bits[0], place),
-    ]
-    reference.write_labels_(*bits, given["index"], labels)
-    return found
+def _labels(lists: sk.NeighborLists | None, **given: Any) -> Tensor:
+    """Labels are the same with lists and without."""
+    return reference.mplp(**given)
+
+
+def _nearest(lists: sk.NeighborLists | None, **given: Any) -> tuple[Tensor, Tensor]:
+    return reference.nearest_neighbors(**given)
+
+
+def _listed(features: Tensor, k: int, floor: float | None, symmetric: bool) -> list[Tensor]:
+    made = listed(features.float(), int(k), -torch.inf if floor is None else float(floor), bool(symmetric))
+    return [table for table in made if table is not None]
+
+
+def _updated(lists: sk.NeighborLists | None, similarity: Tensor | None, **given: Any) -> None:
+    if lists is None:
+        reference.update_memory_(**given)
+    else:
+        reference.update_memory_lists_(**given, lists=lists, similarity=similarity)
 
 
 def _fused_loss(**given: Any) -> Tensor:
@@ -163,25 +167,19 @@ CALLS: dict[str, Call] = {
         reference.memory_similarity,
         lambda random, x: {"features": x.features, "memory": x.memory},
     ),
-    "build_similarity_cache": Call(
-        sk.build_similarity_cache, reference.build_similarity_cache, lambda random, x: {"memory": x.memory}
+    "neighbor_lists": Call(
+        sk.neighbor_lists,
+        _listed,
+        lambda random, x: {
+            "features": x.memory,
+            "k": int(random.integers(1, 45)),
+            "floor": THRESHOLDS[random.integers(len(THRESHOLDS))],
+            "symmetric": bool(random.integers(2)),
+        },
+        optional=("floor",),
     ),
-    "mark_cache_blocks": Call(
-        sk.mark_cache_blocks,
-        reference.mark_cache_blocks,
-        lambda random, x: {"cache": x.cache, "floor": THRESHOLDS[random.integers(len(THRESHOLDS))]},
-    ),
-    "mplp": Call(sk.mplp, reference.mplp, _inquiry, optional=("cache", "query_rows", "blocks")),
-    "nearest_neighbors": Call(
-        sk.nearest_neighbors, reference.nearest_neighbors, _neighbors, optional=("cache", "query_rows")
-    ),
-    "mine_labels_": Call(
-        ops.mine_labels_,
-        _mine,
-        lambda random, x: {**_inquiry(random, x), **_bits(x)},
-        written=("row_bits", "column_bits"),
-        optional=("cache", "query_rows", "blocks"),
-    ),
+    "mplp": Call(sk.mplp, _labels, _inquiry, optional=("lists", "query_rows")),
+    "nearest_neighbors": Call(sk.nearest_neighbors, _nearest, _neighbors, optional=("lists", "query_rows")),
     "mutual_label_loss": Call(
         sk.mutual_label_loss,
         reference.mutual_label_loss,
@@ -200,9 +198,9 @@ CALLS: dict[str, Call] = {
     ),
     "update_memory_": Call(
         sk.update_memory_,
-        reference.update_memory_,
+        _updated,
         _update,
-        written=("memory", "cache"),
-        optional=("cache", "similarity", "blocks"),
+        written=("memory", "lists"),
+        optional=("lists", "similarity"),
     ),
 }

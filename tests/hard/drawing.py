@@ -10,6 +10,7 @@ from torch import Tensor
 
 import snnet_kernels as sk
 from snnet_kernels import backends, reference
+from snnet_kernels.neighbor_list_layout import NeighborLists
 
 KINDS = ("exact", "exact", "exact", "same", "zero rows", "duplicates", "unit")
 THRESHOLDS = (-10.0, -0.25, 0.0, 0.1, 0.25, 0.3, 0.5625, 0.6, 0.75, 1.0, 20.0)
@@ -87,12 +88,33 @@ def draw(random: np.random.Generator) -> Arguments:
         memory,
         features,
         index,
-        reference.build_similarity_cache(memory),
+        memory @ memory.t(),
         reference.memory_similarity(features, memory),
         (labels[:batch].clone(), labels[batch : 2 * batch].clone(), labels[2 * batch :].clone()),
         packed[3 * batch :].clone(),
         reference.pack_labels(bits[3 * batch :].t()),
     )
+
+
+def draw_lists(random: np.random.Generator, memory: Tensor, symmetric: bool) -> NeighborLists:
+    """Lists of any number of places, from any floor; made by the reference."""
+    n = memory.shape[0]
+    capacity = int((1, random.integers(1, n + 1), n)[random.integers(3)])
+    floor = float((-torch.inf, -1.0, 0.0, 0.25, 0.9)[random.integers(5)])
+    if not symmetric:
+        return reference.neighbor_lists(memory, capacity, floor)
+    made = reference.neighbor_lists(memory, int(random.integers(1, n + 1)), floor)
+    return reference.symmetric_lists(made, capacity)
+
+
+def listed(memory: Tensor, k: int, floor: float, symmetric: bool) -> NeighborLists:
+    """The lists of the reference."""
+    if not symmetric:
+        return reference.neighbor_lists(memory, k, floor)
+    n = len(memory)
+    width = min(k, n)
+    made = reference.neighbor_lists(memory, n if width == n else max(1, width // 2), floor)
+    return reference.symmetric_lists(made, width)
 
 
 def equal(actual: Tensor, expected: Tensor) -> bool:

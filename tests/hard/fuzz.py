@@ -1,7 +1,7 @@
 """Valid calls of every operation on tiny arguments, each result compared with the reference's.
 
-One result of the reference serves several calls: with and without the similarity cache and its marked blocks, with
-other strides and number formats of the same values, with the batch in another order or cut. A call is one call of a
+One result of the reference serves several calls: with and without neighbour lists, with other
+strides and number formats of the same values, with the batch in another order or cut. A call is one call of a
 public function; the result of every call is compared. Labels, bits, indices and similarities must be equal to the
 bit; losses, gradients and updated memories within the tolerances stated where they are compared. No argument but
 those that an operation writes may change.
@@ -18,6 +18,7 @@ from torch import Tensor
 
 import snnet_kernels as sk
 from snnet_kernels import backends, ops, reference
+from snnet_kernels.neighbor_list_layout import NeighborLists, are_symmetric
 from tests.hard.drawing import (
     MIN_RANKS,
     MOMENTA,
@@ -25,8 +26,10 @@ from tests.hard.drawing import (
     Arguments,
     close,
     draw,
+    draw_lists,
     equal,
     instruction_sets,
+    listed,
     strided,
 )
 from tests.hard.share import Share
@@ -122,38 +125,40 @@ def labels(random: Random, x: Arguments) -> Iterator[Result]:
 
 
 def products(random: Random, x: Arguments) -> Iterator[Result]:
-    yield "build_similarity_cache", equal(sk.build_similarity_cache(x.memory), x.cache), ""
     for said, order in orders(random, x.index.shape[0]):
         features = x.features[order]
         result = sk.memory_similarity(strided(random, features), x.memory)
         yield "memory_similarity", equal(result, x.similarity[order]), said
-    floor = THRESHOLDS[random.integers(len(THRESHOLDS))]
-    marked = sk.mark_cache_blocks(x.cache, floor)
-    yield "mark_cache_blocks", equal(marked.bits, reference.block_bits(x.cache, floor)), f"floor {floor}"
+    k, floor = int(random.integers(1, 45)), (None, *THRESHOLDS)[random.integers(len(THRESHOLDS) + 1)]
+    lowest = -torch.inf if floor is None else floor
+    for symmetric in (False, True):
+        found = sk.neighbor_lists(x.memory, k, floor=floor, symmetric=symmetric)
+        yield (
+            "neighbor_lists",
+            same_lists(found, listed(x.memory, k, lowest, symmetric)),
+            f"k {k} floor {floor}",
+        )
 
 
 def inquiries(random: Random, x: Arguments) -> list[dict[str, Any]]:
     """The forms in which the similarities of the memory can be given; all lead to the same labels."""
-    threshold = THRESHOLDS[random.integers(len(THRESHOLDS))]
     return [
         {},
-        {"cache": x.cache},
-        {"cache": x.cache, "blocks": sk.mark_cache_blocks(x.cache, threshold)},
-        {"cache": x.cache, "blocks": sk.mark_cache_blocks(x.cache, 0.6)},
+        {"lists": draw_lists(random, x.memory, symmetric=False)},
+        {"lists": draw_lists(random, x.memory, symmetric=True)},
     ]
 
 
 def predictions(random: Random, x: Arguments) -> Iterator[Result]:
     threshold = THRESHOLDS[random.integers(len(THRESHOLDS))]
     options = (threshold, MIN_RANKS[random.integers(len(MIN_RANKS))])
-    strict = bool(random.integers(4) == 0)
     for rows in (None, spoiled(random, x.similarity)):
-        expected = reference.mplp(x.memory, x.index, *options, cache=x.cache, query_rows=rows, strict=strict)
+        expected = reference.mplp(x.memory, x.index, *options, cache=x.cache, query_rows=rows)
         for form in inquiries(random, x):
             for said, order in orders(random, x.index.shape[0]):
                 given = {} if rows is None else {"query_rows": rows[order]}
-                result = sk.mplp(x.memory, x.index[order], *options, strict=strict, **form, **given)
-                words = f"{options} strict {strict} {list(form)} {list(given)} {said}"
+                result = sk.mplp(x.memory, x.index[order], *options, **form, **given)
+                words = f"{options} {list(form)} {list(given)} {said}"
                 yield "mplp", equal(result, expected[order]), words
 
 
@@ -173,7 +178,7 @@ def neighbors(random: Random, x: Arguments) -> Iterator[Result]:
     k = int((1, 1, 2, 5, 45)[random.integers(5)])
     for rows in (None, spoiled(random, x.similarity)):
         expected = neighbor_oracle(x.cache[x.index] if rows is None else rows, x.index, k)
-        for form in inquiries(random, x)[:2]:
+        for form in inquiries(random, x):
             for said, order in orders(random, x.index.shape[0]):
                 given = {} if rows is None else {"query_rows": rows[order]}
                 result = sk.nearest_neighbors(x.memory, x.index[order], k, **form, **given)
@@ -192,26 +197,6 @@ def neighbor_oracle(rows: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor
         places[b, : len(order)] = order
         values[b, : len(order)] = rows[b, order]
     return places, values
-
-
-def mining(random: Random, x: Arguments) -> Iterator[Result]:
-    options = (THRESHOLDS[random.integers(len(THRESHOLDS))], MIN_RANKS[random.integers(len(MIN_RANKS))])
-    rows = x.similarity if random.integers(2) else None
-    n = x.memory.shape[0]
-    main = reference.mplp(x.memory, x.index, *options, cache=x.cache, query_rows=rows)
-    nearest = neighbor_oracle(x.cache[x.index] if rows is None else rows, x.index, 1)[0].flatten()
-    expected = (
-        main,
-        reference.gather_labels(x.column_bits, x.index),
-        reference.gather_labels(x.row_bits, nearest),
-    )
-    bits = x.row_bits.clone(), x.column_bits.clone()
-    reference.write_labels_(*bits, x.index, main)
-    for form in inquiries(random, x):
-        written = x.row_bits.clone(), x.column_bits.clone()
-        result = ops.mine_labels_(x.memory, x.index, *written, *options, query_rows=rows, **form)
-        right = all(equal(a, b) for a, b in zip((*result, *written), (*expected, *bits), strict=True))
-        yield "mine_labels_", right, f"{options} {list(form)} live {rows is not None} {n}"
 
 
 def losses(random: Random, x: Arguments) -> Iterator[Result]:
@@ -248,31 +233,49 @@ def losses(random: Random, x: Arguments) -> Iterator[Result]:
 
 def updates(random: Random, x: Arguments) -> Iterator[Result]:
     momentum = MOMENTA[random.integers(len(MOMENTA))]
-    floor = THRESHOLDS[random.integers(len(THRESHOLDS))]
     memory, cache = x.memory.clone(), x.cache.clone()
     reference.update_memory_(memory, x.index, x.features, momentum, cache=cache)
     shortest = shortest_blend(x, momentum)
     tolerance = UPDATE_TOLERANCE * (1 + 1 / shortest)
     right = close(memory, blended(x, momentum), tolerance)
     yield "reference update_memory_", right, f"momentum {momentum} index {x.index.tolist()}"
-    forms: list[dict[str, Any]] = [{}, {"cache": None}, {"cache": None, "similarity": x.similarity}]
-    for number, form in enumerate((*forms, *forms[1:])):
-        written, given = x.memory.clone(), {"cache": x.cache.clone()} if form else {}
-        if "similarity" in form:
+    forms: list[tuple[bool, bool]] = [
+        (False, False),
+        (True, False),
+        (True, True),
+        (True, False),
+        (True, True),
+    ]
+    for number, (with_lists, with_similarity) in enumerate(forms):
+        written, given = x.memory.clone(), {}
+        if with_lists:
+            lists = given["lists"] = draw_lists(random, x.memory, symmetric=True)
+        if with_similarity:
             given["similarity"] = strided(random, x.similarity)
-        if number > 2:
-            given["blocks"] = sk.mark_cache_blocks(x.cache, floor)
         alpha = torch.tensor(momentum) if number % 2 else momentum
         sk.update_memory_(written, x.index, strided(random, x.features), alpha, **given)
         right = close(written, memory, tolerance)
-        if "cache" in given:
-            right &= close(given["cache"], cache, 4 * tolerance)
-            right &= torch.equal(given["cache"], given["cache"].t())
-        if "blocks" in given:  # a bit too many costs a look, one too few a label
-            needed = reference.block_bits(given["cache"], floor)
-            right &= not bool((needed & ~given["blocks"].bits).any())
-        words = f"momentum {momentum} index {x.index.tolist()} {list(given)} floor {floor}"
+        if with_lists:
+            right &= lists_hold(lists, cache, 4 * tolerance) and are_symmetric(lists)
+        words = f"momentum {momentum} index {x.index.tolist()} {list(given)}"
         yield "update_memory_", right, words
+
+
+def same_lists(found: NeighborLists, wanted: NeighborLists) -> bool:
+    """Equal to the bit, with mirrors where there are some."""
+    return all(one is other or equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def lists_hold(lists: NeighborLists, similarity: Tensor, tolerance: float) -> bool:
+    """What is listed has its value, and everything above a floor is listed."""
+    row, place = (lists.columns >= 0).nonzero().unbind(1)
+    column = lists.columns[row, place].long()
+    bound = tolerance * similarity.abs().clamp_min(1)
+    near = (lists.values[row, place] - similarity[row, column]).abs() <= bound[row, column]
+    absent = torch.ones_like(similarity, dtype=torch.bool)
+    absent[row, column] = False
+    missing = absent & (similarity > lists.floors[:, None] + bound)
+    return bool(near.all()) and not bool(missing.any())
 
 
 def blended(x: Arguments, momentum: float) -> Tensor:
@@ -301,7 +304,6 @@ OPERATIONS: tuple[Callable[[Random, Arguments], Iterator[Result]], ...] = (
     products,
     predictions,
     neighbors,
-    mining,
     losses,
     updates,
 )

@@ -34,7 +34,12 @@ CALLS_OF_A_CASE = 40
 REFUSALS = (ValueError, TypeError, MemoryError)
 TOLERANCE = 2e-5  # of rows, similarities and losses; what an inexact momentum rounds in a short row
 MEMORY = 4 << 30  # bytes that the process may take more: an absurd number must not take the machine with it
-OVERFLOWS = ("infinite", "huge")  # of such values only refusals and untouched arguments are looked at
+CONTENTS = "contents"  # of lists are taken on trust: their labels may be wrong then
+OVERFLOWS = (
+    "infinite",
+    "huge",
+    CONTENTS,
+)  # of such values only refusals and untouched arguments are looked at
 
 Random = np.random.Generator
 One = Callable[[Random, Arguments, Tally, str], None]
@@ -87,9 +92,12 @@ def _spoil(random: Random, value: Any) -> tuple[str, Any, bool]:
     """How, the spoilt value, and whether it must be refused."""
     if isinstance(value, Tensor):
         return spoil_tensor(random, value)
-    if isinstance(value, sk.CacheBlocks) and random.integers(3):
-        how, bits, never = spoil_tensor(random, value.bits)
-        return f"bits {how}", sk.CacheBlocks(bits, value.floor), never
+    if isinstance(value, sk.NeighborLists) and random.integers(3):
+        tables = [name for name, table in value._asdict().items() if table is not None]
+        name = tables[random.integers(len(tables))]
+        how, table, never = spoil_tensor(random, getattr(value, name))
+        never = never and not (table is None and name == "mirrors")
+        return f"{name} {how}, {CONTENTS}", value._replace(**{name: table}), never
     if isinstance(value, list) and random.integers(3):
         place = int(random.integers(len(value)))
         how, spoilt, never = _spoil(random, value[place])
@@ -115,7 +123,7 @@ def _outcome(call: Call, given: Named, refused: bool, how: str) -> str | None:
         return None
     if refused:
         return "was not refused"
-    kept = {name: value for name, value in given.items() if name not in call.written and name != "blocks"}
+    kept = {name: value for name, value in given.items() if name not in call.written}
     if any(before[name] != bytes_ for name, bytes_ in _bytes(kept).items()):
         return "an argument that is not written was changed"
     return None if how.endswith(OVERFLOWS) else _compared(call, given, before, found)
@@ -125,7 +133,8 @@ def _compared(call: Call, given: Named, before: dict[str, Any], found: list[Tens
     plain = copies(given)
     for name in call.written:
         if plain.get(name) is not None:
-            _restore(plain[name], before[name][0])
+            for tensor, raw in zip(_tensors(plain[name]), before[name], strict=True):
+                _restore(tensor, raw)
     try:
         wanted = results(call.plain, plain, call.written)
     except Exception as error:
@@ -151,8 +160,6 @@ def _bytes(given: Named) -> dict[str, list[bytes]]:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, sk.CacheBlocks):
-        return _tensors(value.bits)
     if isinstance(value, (list, tuple)):
         return [tensor for one in value for tensor in _tensors(one)]
     dense = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
@@ -169,8 +176,8 @@ def aliased_call(random: Random, x: Arguments, tally: Tally, where: str) -> None
     operation = list(CALLS)[random.integers(len(CALLS))]
     call = CALLS[operation]
     given = call.arguments(random, x)
-    if "blocks" in given:
-        given["blocks"] = None
+    if "lists" in given:
+        given["lists"] = None
     pairs = _pairs(given)
     if not pairs:
         return aliased_call(random, x, tally, where)

@@ -1,7 +1,7 @@
 """Random walks through the methods of the modules, each step compared with a slow oracle.
 
 The oracle keeps M as a tensor and P as a matrix of booleans, makes every similarity afresh from M by a product, and
-knows no cache. Features are of length 1 and exact, and α is 0 or 1 or meets a feature that is its row: every update
+knows no lists. Features are of length 1 and exact, and α is 0 or 1 or meets a feature that is its row: every update
 is exact, so that labels, neighbours, M and P must be equal to the bit whatever was written, loaded or moved between.
 A call is one call of a method.
 """
@@ -18,8 +18,9 @@ from torch import Tensor
 
 import snnet_kernels as sk
 from snnet_kernels import backends, reference
+from snnet_kernels.neighbor_list_layout import are_symmetric
 from tests.hard.drawing import close, equal, instruction_sets, unit_rows
-from tests.hard.fuzz import neighbor_oracle
+from tests.hard.fuzz import lists_hold, neighbor_oracle
 from tests.hard.share import Share
 from tests.hard.tally import Tally
 
@@ -83,8 +84,8 @@ class Walk:
     def rows(self, count: int) -> Tensor:
         return torch.from_numpy(unit_rows(self.random, count, self.d))
 
-    def cache(self) -> bool | str:
-        return (True, True, False, "auto")[self.random.integers(4)]
+    def neighbors(self) -> int:
+        return int((256, self.n, self.random.integers(1, self.n + 1), 1, 0)[self.random.integers(5)])
 
     # What every module lives through:
 
@@ -109,7 +110,8 @@ class Walk:
     def moved(self) -> bool:
         move = (lambda m: m.to("cpu"), lambda m: m.half(), lambda m: m.double(), lambda m: m.float())
         self.module = move[self.random.integers(len(move))](self.module)
-        return all(b.dtype in (torch.float32, torch.uint8) for b in self.module.buffers())
+        kept = (torch.float32, torch.uint8, torch.int32, torch.int64)
+        return all(b.dtype in kept for b in self.module.buffers())
 
     def assigned_state(self) -> bool:
         state = {name: value.clone() for name, value in self.module.state_dict().items()}
@@ -124,12 +126,12 @@ class MemoryWalk(Walk):
 
     def __init__(self, random: Random) -> None:
         super().__init__(random)
-        self.module = sk.ExemplarMemory(self.n, self.d, self.cache(), block_floor=0.25)
+        self.module = sk.ExemplarMemory(self.n, self.d, neighbors=self.neighbors(), floor=0.25)
         self.oracle = torch.zeros(self.n, self.d)
 
     @property
     def steps(self) -> Sequence[Callable[[], bool]]:
-        asked = (self.labels, self.nearest, self.similarity, self.whole_cache, self.labels)
+        asked = (self.labels, self.nearest, self.similarity, self.lists_themselves, self.labels)
         written = (self.updated, self.initialized, self.assigned, self.copied_into, self.row_written)
         lived = (
             self.copied,
@@ -162,17 +164,18 @@ class MemoryWalk(Walk):
     def nearest(self) -> bool:
         index, k = self.index(), int(self.random.integers(1, 4))
         found = self.module.nearest(index, k)
-        wanted = neighbor_oracle(reference.build_similarity_cache(self.oracle)[index], index, k)
+        wanted = neighbor_oracle((self.oracle @ self.oracle.t())[index], index, k)
         return all(equal(a, b) for a, b in zip(found, wanted, strict=True))
 
     def similarity(self) -> bool:
         features = self.rows(int(self.random.integers(7)))
         return equal(self.module.similarity(features), features @ self.oracle.t())
 
-    def whole_cache(self) -> bool:
-        cache = self.module.current_cache()
-        kept = (cache is not None) == self.module.keeps_cache
-        return kept and (cache is None or equal(cache, self.oracle @ self.oracle.t()))
+    def lists_themselves(self) -> bool:
+        lists = self.module.current_lists(torch.arange(self.n))
+        if lists is None:
+            return self.module.lists is None
+        return lists_hold(lists.tables, self.oracle @ self.oracle.t(), 0.0) and are_symmetric(lists.tables)
 
     def updated(self) -> bool:
         index = self.index()
@@ -217,11 +220,11 @@ class MemoryWalk(Walk):
         return self.same_memory()
 
     def rebuilt(self) -> bool:
-        self.module.rebuild_cache_()
+        (self.module.build_lists_, self.module.renew_lists_)[self.random.integers(2)]()
         return self.same_memory()
 
     def dropped(self) -> bool:
-        self.module.drop_cache_()
+        self.module.drop_lists_()
         return self.same_memory()
 
 
@@ -300,7 +303,6 @@ class HeadWalk(Walk):
         self.options = {
             "threshold": float((0.25, 0.3, 0.6)[random.integers(3)]),
             "min_rank": int(random.integers(12)),
-            "strict": bool(random.integers(4) == 0),
         }
         self.live = bool(random.integers(3) == 0)
         self.kind = ("mmcl", "l2")[random.integers(2)]
@@ -310,7 +312,7 @@ class HeadWalk(Walk):
             **self.options,
             loss_kind=self.kind,
             label_source="feature" if self.live else "memory",
-            cache=self.cache(),
+            neighbors=self.neighbors(),
         )
         self.memory = torch.zeros(self.n, self.d)
         self.labels = torch.eye(self.n, dtype=torch.bool)

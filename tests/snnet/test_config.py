@@ -86,18 +86,30 @@ def test_every_packaged_preset_loads(name: str) -> None:
 
 def test_every_kind_of_value_is_read(tmp_path: Path) -> None:
     config = parse(
-        "--weights none --no-camstyle --amp --threshold -0.5 --lr 1e-3 --cache on --seed 3 --dataset folder "
+        "--weights none --no-camstyle --amp --threshold -0.5 --lr 1e-3 --neighbors 64 --seed 3 --dataset folder "
         "--data-dir /d"
     )
     assert (config.model.weights, config.data.camstyle, config.runtime.amp) == (None, False, True)
-    assert (config.method.threshold, config.training.lr, config.method.cache) == (-0.5, 0.001, "on")
+    assert (config.method.threshold, config.training.lr, config.method.neighbors) == (-0.5, 0.001, 64)
     assert (config.runtime.seed, config.data.data_dir) == (3, "/d")
     preset = tmp_path / "mine.yaml"
-    preset.write_text("weights: null\nlr: 1e-3\ndelta: 5\ncache: off\namp: true\nepochs: 2\n")
+    preset.write_text("weights: null\nlr: 1e-3\ndelta: 5\nneighbors: 0\namp: true\nepochs: 2\n")
     config = parse(f"--config {preset}")
     assert (config.model.weights, config.training.lr, config.method.delta) == (None, 0.001, 5.0)
     assert isinstance(config.method.delta, float)
-    assert (config.method.cache, config.runtime.amp, config.training.epochs) == ("off", True, 2)
+    assert (config.method.neighbors, config.runtime.amp, config.training.epochs) == (0, True, 2)
+
+
+@pytest.mark.parametrize("value", ["auto", "on", "off", "true", "[1, 2]", "~"])
+def test_an_option_of_earlier_versions_is_read_without_effect(tmp_path: Path, value: str) -> None:
+    preset = tmp_path / "old.yaml"
+    preset.write_text(f"dataset: folder\ndata_dir: /d\ncache: {value}\nlr: 0.5\n")
+    config = parse(f"--config {preset}")
+    assert (config.training.lr, config.method.neighbors) == (0.5, 256)
+    assert "cache" not in flatten(config) and "cache" not in flags.OPTIONS
+    preset.write_text(f"cache: {value}\ncach: auto\n")
+    assert complaint(f"--config {preset}").startswith(f"{preset}: unknown key 'cach'")
+    assert "--cache" in complaint("--dataset folder --data-dir /d --cache on")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +233,10 @@ def test_unknown_preset_lists_those_there_are() -> None:
         ("lr: 0.1\nepochs: 2\nlr: 0.2", " is not YAML: the key 'lr' is there twice"),
         ("a" * 70000 + ": 1", " has more than 65,536 bytes"),
         ("x" * 500 + ": 1", f": unknown key '{'x' * 100}…'"),
-        ("cache: [[" + "1, " * 99 + "2]]", ": cache: must be one of auto, on, off, got '[[1, 1, 1, 1, …]]'"),
+        (
+            "image_cache: [[" + "1, " * 99 + "2]]",
+            ": image_cache: must be one of auto, on, off, got '[[1, 1, 1, 1, …]]'",
+        ),
         ("? [1, 2]\n: 3", " is not YAML: "),
         ("lr: a\0b", " is no text: it has zero bytes"),
     ],
@@ -315,7 +330,7 @@ def test_a_network_without_a_checkpoint_needs_weights(
 def test_home_is_understood_wherever_a_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert parse_label_command(["~/f.npz", "--output=~/l.npz"]) == LabelCommand(
-        tmp_path / "f.npz", None, tmp_path / "l.npz", False, {}, False
+        tmp_path / "f.npz", None, tmp_path / "l.npz", {}, False
     )
     network = ["--arch", "resnet18", "--weights=~/w.pt"]
     extract = parse_extract_command([*network, "--dataset=folder", "--data-dir=~/d", "--output=~/f.npz"])

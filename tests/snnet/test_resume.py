@@ -20,6 +20,7 @@ from snnet.config.options import Config, config_from
 from snnet.errors import UserError
 from snnet.train import train
 from snnet.training.checkpoint import load_checkpoint, save_checkpoint
+from snnet_kernels.memory_lists import MemoryLists
 from tests.snnet.tiny_run import command_line, environment
 
 # Kill this process, as `kill -9` does, at the n-th of a kind of call.
@@ -73,6 +74,20 @@ def outcome(folder: Path) -> tuple[Any, ...]:
     return untimed, results, checkpoint["model"], checkpoint["head"], checkpoint["optimizer"]["state"]
 
 
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of images whose neighbour lists were built."""
+    made: list[int] = []
+    build = MemoryLists.build_
+
+    def counted(lists: MemoryLists, features: torch.Tensor) -> None:
+        made.append(len(features))
+        build(lists, features)
+
+    monkeypatch.setattr(MemoryLists, "build_", counted)
+    return made
+
+
 def assert_same(one: Any, two: Any) -> None:
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, two)
@@ -115,14 +130,18 @@ def killed(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize("moment", ["epoch", "write"])
-def test_a_killed_run_ends_as_one_left_alone(moment: str, killed: dict[str, Path], whole: Path) -> None:
+def test_a_killed_run_ends_as_one_left_alone(
+    moment: str, killed: dict[str, Path], whole: Path, builds: list[int]
+) -> None:
     folder = killed[moment]
+    assert "memory.lists.columns" in load_checkpoint(folder)["head"]  # of epoch 1, the first with labels
     assert [record["epoch"] for record in load_checkpoint(folder)["metrics"]] == [0, 1]
     assert len(list(folder.glob(".snnet-*.tmp"))) == (moment == "write")
     assert json.loads((folder / "run.lock").read_text())["host"] == platform.node()
     assert not (folder / "results.json").exists()
     command = parse_train_command(["--resume", str(folder), "--workers", "1"])
     train(command.config, resume=command.resume)
+    assert builds == []  # lists go on from where they were
     assert_same(outcome(folder), outcome(whole))
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in whole.iterdir())
 
@@ -143,21 +162,70 @@ def test_resuming_a_finished_run_changes_nothing(whole: Path, tmp_path: Path) ->
     assert_same(outcome(folder), outcome(whole))
 
 
+def without_lists(folder: Path) -> None:
+    """Make the run one of an earlier version, which kept no lists and had a matrix to choose."""
+    state = {key: value for key, value in load_checkpoint(folder).items() if key not in ("format", "version")}
+    state["head"] = {name: value for name, value in state["head"].items() if "memory.lists." not in name}
+    state["config"]["cache"] = "auto"
+    save_checkpoint(folder / "checkpoint.pt", **state)
+    with (folder / "config.yaml").open("a") as file:
+        file.write("cache: auto\n")
+
+
+def stop(options: dict[str, Any], folder: Path, epoch: int) -> None:
+    """Train and die at the beginning of the epoch."""
+    schedule = trainer.set_schedule
+
+    def stopping(learner: trainer.Learner, config: Config, begun: int) -> dict[str, float]:
+        if begun == epoch:
+            raise KeyboardInterrupt
+        return schedule(learner, config, begun)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer, "set_schedule", stopping)
+        train(config_from({**options, "output_dir": str(folder)}))
+
+
+@pytest.mark.filterwarnings("ignore:neighbour lists of")
+def test_lists_of_few_places_go_on_from_where_they_were(
+    options: dict[str, Any], tmp_path: Path, builds: list[int]
+) -> None:
+    """Full rows have risen floors, which a build would lower: products would be others, and so would be their count."""
+    options = {**options, "neighbors": 4, "threshold": 0.3, "epochs": 3, "eval_every": 0}
+    train(config_from({**options, "output_dir": str(tmp_path / "whole")}))
+    made = len(builds)
+    stop(options, tmp_path / "stopped", 2)
+    assert 0 < len(builds) - made <= made
+    train(parse_train_command(["--resume", str(tmp_path / "stopped")]).config, resume=tmp_path / "stopped")
+    assert len(builds) == 2 * made
+    assert_same(outcome(tmp_path / "stopped"), outcome(tmp_path / "whole"))
+    assert outcome(tmp_path / "whole")[0][2]["products"] > 0
+
+
+def test_a_run_of_an_earlier_version_goes_on(
+    options: dict[str, Any], whole: Path, tmp_path: Path, builds: list[int]
+) -> None:
+    stop(options, tmp_path, 2)
+    without_lists(tmp_path)
+    del builds[:]
+    train(parse_train_command(["--resume", str(tmp_path)]).config, resume=tmp_path)
+    assert builds == [48]
+    assert "\ncache:" not in (tmp_path / "config.yaml").read_text()
+    records, results, *_ = outcome(tmp_path)
+    for one, other in zip(records, outcome(whole)[0], strict=True):
+        assert one.pop("loss") == pytest.approx(other.pop("loss"), rel=1e-4)
+        assert one["positives"] == other["positives"]
+    bits = [load_checkpoint(folder)["head"]["pseudo_labels.row_bits"] for folder in (tmp_path, whole)]
+    assert torch.equal(*bits)
+    assert "memory.lists.columns" in load_checkpoint(tmp_path)["head"] and results["epochs"] == 4
+
+
 @pytest.mark.parametrize(("every", "stop_at", "saved"), [(3, 2, 0), (2, 3, 2)])
 def test_epochs_past_the_checkpoint_are_done_again(
     options: dict[str, Any], whole: Path, tmp_path: Path, every: int, stop_at: int, saved: int
 ) -> None:
     """Checkpoints are rare, and the run dies between two, or before the first."""
-    schedule = trainer.set_schedule
-
-    def stopping(learner: trainer.Learner, config: Config, epoch: int) -> dict[str, float]:
-        if epoch == stop_at:
-            raise KeyboardInterrupt
-        return schedule(learner, config, epoch)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer, "set_schedule", stopping)
-        train(config_from({**options, "checkpoint_every": every, "output_dir": str(tmp_path)}))
+    stop({**options, "checkpoint_every": every}, tmp_path, stop_at)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == stop_at
     assert (tmp_path / "checkpoint.pt").exists() == (saved > 0)
     if saved:
