@@ -68,7 +68,8 @@ def _keep_largest(
 
 def _within_floor(values: Tensor, columns: Tensor, width: int, floor: float) -> NeighborLists:
     """Lists of the sorted ``values`` [n, >= width] that are above the floor; the first one left out raises it."""
-    floors = torch.full((values.shape[0],), floor, dtype=values.dtype, device=values.device)
+    # By way of float64: a floor that no float32 reaches becomes infinite.
+    floors = torch.full((values.shape[0],), floor, dtype=torch.float64, device=values.device).to(values.dtype)
     listed = values[:, :width] > floors[:, None]
     if values.shape[1] > width:
         floors = floors.maximum(values[:, width])

@@ -57,7 +57,7 @@ def _copied(name: str, value: Any) -> Any:
         return plain.float() if name in TO_FLOAT else plain
     if isinstance(value, (list, tuple)) and name == "labels":
         return [_copied(name, one) for one in value]
-    if name in ("threshold", "floor", "delta", "hard_negative_ratio"):
+    if name in ("threshold", "floor", "delta", "hard_negative_ratio") and value is not None:
         return float(value)
     return value
 

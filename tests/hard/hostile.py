@@ -80,6 +80,8 @@ def spoilt_call(random: Random, x: Arguments, tally: Tally, where: str) -> None:
     given = call.arguments(random, x)
     name = list(given)[random.integers(len(given))]
     how, given[name], refused = _spoil(random, given[name])
+    if name == "memory" and given.get("lists") is not None:  # they are of another one then
+        how += f", other {CONTENTS}"
     refused = refused and not (given[name] is None and name in call.optional)
     kind = f"hostile {operation}"
     tally.tried(kind)

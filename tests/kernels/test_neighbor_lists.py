@@ -208,6 +208,13 @@ def test_labels_and_neighbors_from_lists_are_those_of_all_similarities(
         assert int(made) == reference.nearest_from_lists(memory, index, lists, count)[2]
 
 
+def test_a_floor_that_no_float32_reaches_lists_nothing_or_everything():
+    memory = clustered_features(10, 4)
+    for make in (sk.neighbor_lists, lambda rows, k, *, floor: neighbor_lists(rows, k, floor)):
+        assert make(memory, 4, floor=1e300).counts.tolist() == [0] * 10
+        assert make(memory, 10, floor=-1e300).counts.tolist() == [10] * 10
+
+
 def test_what_lists_refuse():
     memory = clustered_features(10, 4)
     with pytest.raises(ValueError, match="k must be an integer of at least 1"):
