@@ -54,6 +54,8 @@ OPERATIONS = {
     "training": "A training iteration with a backbone",
     "rank-metrics": "CMC, mAP and mINP",
     "rerank": "k-reciprocal re-ranking",
+    "jaccard": "Jaccard distances of a training set, up to 0.6",
+    "jaccard-dbscan": "Jaccard distances and DBSCAN on them",
 }
 
 PRECISIONS = {"tf32x3": "three tf32 products", "tf32": "plain tf32", "bf16": "bf16 and a float32 recheck"}
