@@ -123,7 +123,10 @@ def _draw_chunks(folder: Path, seed: int, chunks: list[list[Shot]]) -> Iterator[
     with held(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
         pool = ProcessPoolExecutor(
-            processes, multiprocessing.get_context("fork"), initializer=_follow_parent, initargs=(os.getpid(),)
+            processes,
+            multiprocessing.get_context("fork"),
+            initializer=_follow_parent,
+            initargs=(os.getpid(),),
         )
         pending = [pool.submit(_draw_chunk, folder, seed, chunk) for chunk in chunks]
     try:
