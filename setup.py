@@ -187,7 +187,7 @@ class OptionalBuild(cpp_extension.BuildExtension if torch is not None else build
         extension.include_dirs.append(str(folder))
 
     def _unite(self, extension: Extension) -> None:
-        """Compile CUDA sources as so many units as are compiled at a time: most of each goes into torch's headers."""
+        """Compile CUDA sources in as many units as run at a time: most of each one's time goes into torch's headers."""
         alone = [source for source in extension.sources if not source.endswith(".cu")]
         units: list[list[str]] = [[] for _ in range(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1))]
         for source in sorted(set(extension.sources) - set(alone), key=os.path.getsize, reverse=True):

@@ -246,12 +246,12 @@ def new_head(n: int, d: int, **options) -> sk.SNNetHead:
 @pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize("kind", ["mmcl", "l2"])
 def test_head_small(cache, kind):
-    n, d = 300 if REAL or cache else 90, 24
+    (n, steps), d = (300, 3) if REAL or cache else (90, 2), 24
     head = new_head(n, d, cache=cache, loss_kind=kind)
     twin = sk.SNNetHead(n, d, cache=cache, loss_kind=kind, device=DEVICE)
     twin.load_state_dict(head.state_dict())
-    ours = run_head(head, 3, n, d)
-    for first, second in zip(ours, run_head(twin, 3, n, d), strict=True):
+    ours = run_head(head, steps, n, d)
+    for first, second in zip(ours, run_head(twin, steps, n, d), strict=True):
         assert torch.equal(first, second)  # bits do not depend on the run
     assert head.label_statistics()["positives"] > 1
     exact = head.memory.features.double()
