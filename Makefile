@@ -25,7 +25,7 @@ train: $(VENV)/.installed
 	$(BIN)/python -m snnet.train $(ARGS)
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 # A build of its own, beside the installed one; its packages come first because pytest starts in its folder.
 # Leaks are not looked for: Python and torch keep memory until the process ends.

@@ -163,6 +163,7 @@ class OptionalBuild(cpp_extension.BuildExtension if torch is not None else build
         for extension in list(self.extensions):
             self.extensions = [extension]
             self._mark(extension)
+            self._unite(extension)
             try:
                 super().build_extensions()
                 built.append(extension)
@@ -182,11 +183,29 @@ class OptionalBuild(cpp_extension.BuildExtension if torch is not None else build
         """Give the library the digest of its sources, in a header that only one of them includes."""
         folder = Path(self.build_temp, "digest", extension.name).resolve()
         text = f'#define SNNET_DIGEST "{sources_digest(extension.name.rpartition(".")[2], Path("csrc"))}"\n'
-        header = folder / "snnet_digest.h"
-        if not header.exists() or header.read_text() != text:  # ninja goes by the time of the file
-            folder.mkdir(parents=True, exist_ok=True)
-            header.write_text(text)
+        _written(folder / "snnet_digest.h", text)
         extension.include_dirs.append(str(folder))
+
+    def _unite(self, extension: Extension) -> None:
+        """Compile CUDA sources in as many units as run at a time: most of each one's time goes into torch's headers."""
+        alone = [source for source in extension.sources if not source.endswith(".cu")]
+        units: list[list[str]] = [[] for _ in range(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1))]
+        for source in sorted(set(extension.sources) - set(alone), key=os.path.getsize, reverse=True):
+            min(units, key=lambda unit: sum(map(os.path.getsize, unit))).append(source)
+        folder = Path(self.build_temp, "units", extension.name)
+        for number, unit in enumerate(filter(None, units)):
+            text = "".join(f'#include "{Path(source).resolve()}"\n' for source in unit)
+            alone.append(str(_written(folder / f"unit{number}.cu", text)))
+        extension.depends += extension.sources
+        extension.sources = alone
+
+
+def _written(path: Path, text: str) -> Path:
+    """A file of this text; ninja goes by its time."""
+    if not path.exists() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return path
 
 
 class WithoutMetadata(Distribution):

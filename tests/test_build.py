@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import runpy
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,25 @@ def test_forced_cuda_is_fatal_where_it_cannot_be_built(tmp_path):
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode != 0
     assert "SNNET_CUDA=1, but" in result.stderr
+
+
+@pytest.mark.parametrize(("jobs", "units"), [("1", 1), ("2", 2), ("64", 3)])
+def test_cuda_sources_are_compiled_in_as_many_units_as_jobs(jobs, units, monkeypatch, tmp_path, capsys):
+    setuptools = pytest.importorskip("setuptools")
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--name"])
+    monkeypatch.setenv("SNNET_CUDA", "0")
+    monkeypatch.setenv("MAX_JOBS", jobs)
+    monkeypatch.chdir(ROOT)
+    build = runpy.run_path("setup.py")["OptionalBuild"](setuptools.Distribution())
+    build.build_temp = str(tmp_path)
+    sources = [f"csrc/cuda/{name}" for name in ("label_memory.cu", "loss.cu", "neighbors.cu", "describe.cpp")]
+    for _ in range(2):  # a second build finds the units of the first
+        extension = setuptools.Extension("snnet_kernels._C_cuda", sources)
+        build._unite(extension)
+    made = sorted((tmp_path / "units" / "snnet_kernels._C_cuda").iterdir())
+    assert extension.sources == ["csrc/cuda/describe.cpp", *map(str, made)] and len(made) == units
+    named = [line for unit in made for line in unit.read_text().splitlines()]
+    assert sorted(named) == [f'#include "{ROOT / source}"' for source in sources[:3]]
 
 
 # In place of a compiler: an object is empty, a library is the one that is there. What is not for a file is answered

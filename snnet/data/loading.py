@@ -24,7 +24,7 @@ from snnet.data.decoding import DecodedImages, load_image
 from snnet.data.transforms import UNIFORMS, augment, draw_augmentation, prepare, resize
 from snnet.errors import UserError
 from snnet.system.cpus import available_cpus
-from snnet.system.signals import begin_worker
+from snnet.system.signals import begin_worker, held
 
 # The first word of every random stream's key, so that no two kinds of stream share one.
 PERMUTATION, AUGMENTATION = 1, 2
@@ -46,7 +46,7 @@ class BatchLoader:
         try:
             if self._loader.num_workers > 0:
                 multiprocessing.Lock()  # the first thing to fail; DataLoader's own failure there prints a traceback
-            with _no_news_of_deaths():
+            with held(), _no_news_of_deaths():
                 batches = iter(self._loader)
         except OSError as error:  # no process, or no semaphore in a full /dev/shm
             raise UserError(

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from snnet.errors import UserError
 from snnet.models.osnet import OSNET_ARCHITECTURES, OSNet
-from snnet.models.resnet import RESNET_ARCHITECTURES, ResNet
 from snnet.models.weights import load_weights
 
+RESNET_ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 ARCHITECTURES: tuple[str, ...] = RESNET_ARCHITECTURES + OSNET_ARCHITECTURES
 EMBEDDINGS: tuple[str, ...] = ("pool", "fc", "fc-relu")
 
@@ -113,7 +113,11 @@ def build_model(arch: str, *, embedding: str = "pool", weights: str | Path | Non
 
 # Any: OSNet or ResNet, of which only OSNet has an fc.
 def _build_backbone(arch: str, embedding: str) -> Any:
-    return OSNet(arch, fc=embedding != "pool") if arch in OSNET_ARCHITECTURES else ResNet(arch)
+    if arch in OSNET_ARCHITECTURES:
+        return OSNet(arch, fc=embedding != "pool")
+    from snnet.models.resnet import ResNet  # torchvision, whose import takes seconds
+
+    return ResNet(arch)
 
 
 def _check_images(images: Tensor) -> None:

@@ -15,8 +15,6 @@ _STAGES: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet152": (Bottleneck, [3, 8, 36, 3]),
 }
 
-RESNET_ARCHITECTURES: tuple[str, ...] = tuple(_STAGES)
-
 
 class ResNet(TorchvisionResNet):
     """torchvision's ResNet without its classifier; parameters keep torchvision's names.

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torchvision
 from torch import Tensor
 
 from snnet.errors import UserError
@@ -143,6 +142,8 @@ def _imagenet_state(arch: str) -> dict[str, Tensor]:
             f"weights: 'imagenet' is torchvision's, which has no {arch}; "
             "give the path of torchreid's published file"
         )
+    import torchvision  # takes seconds
+
     entry = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
     try:
         expand_home(torch.hub.get_dir())  # torch would make a folder that is called ~

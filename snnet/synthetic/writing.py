@@ -23,7 +23,7 @@ from snnet.synthetic.image import draw_image
 from snnet.synthetic.plan import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER, Shot, plan_shots
 from snnet.system.cpus import available_cpus
 from snnet.system.progress import progress
-from snnet.system.signals import begin_worker
+from snnet.system.signals import begin_worker, held
 
 VERSION = 1  # of the drawing: it rises whenever the same seed would give other pixels
 MANIFEST = "manifest.json"
@@ -120,9 +120,14 @@ def _draw_chunks(folder: Path, seed: int, chunks: list[list[Shot]]) -> Iterator[
         return
     # Forked workers need no `if __name__ == "__main__"` in the calling script. They use numpy and pillow only, no
     # lock of the parent's other threads, which is what Python's warning about forking is for.
-    with warnings.catch_warnings():
+    with held(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-        pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), initializer=_follow_parent)
+        pool = ProcessPoolExecutor(
+            processes,
+            multiprocessing.get_context("fork"),
+            initializer=_follow_parent,
+            initargs=(os.getpid(),),
+        )
         pending = [pool.submit(_draw_chunk, folder, seed, chunk) for chunk in chunks]
     try:
         for done in as_completed(pending):
@@ -148,11 +153,13 @@ def _processors() -> int:
     return available_cpus()
 
 
-def _follow_parent() -> None:
+def _follow_parent(parent: int) -> None:
     """Leave Ctrl-C to the parent, and die with it where it is killed."""
     begin_worker()
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG of Linux: a pool's idle workers would wait for ever
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before
+        os._exit(1)
 
 
 def _check_finished(folder: Path) -> None:

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 _LINES = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
 _CHILD_WAIT = 5.0  # seconds for child processes to end by themselves
+_CHILD_TURN = 0.2  # seconds until they are told again
 
 _owner: int | None = None  # the process that the signals end; forked workers are others
 _actions: list[Callable[[], object]] = []
+_holders = 0  # blocks of `held` that this process is in
+_late: int | None = None  # the signal that came meanwhile
 
 
 def end_on_signals() -> None:
@@ -49,6 +52,23 @@ def afterwards(action: Callable[[], object]) -> Iterator[None]:
         _actions.remove(action)
 
 
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Let a signal that comes in the block end this process behind it; a second one ends it at once.
+
+    For the start of processes: :mod:`multiprocessing` knows of one a moment after it was forked, and one that it does
+    not know of would be left.
+    """
+    global _holders
+    _holders += 1
+    try:
+        yield
+    finally:
+        _holders -= 1
+        if _late is not None and _holders == 0 and os.getpid() == _owner:
+            signal.raise_signal(_late)
+
+
 def begin_worker() -> None:
     """For a process of :mod:`multiprocessing`: leave Ctrl-C to its parent, and end on SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -59,6 +79,7 @@ def _end_worker(number: int, frame: FrameType | None) -> None:
     import multiprocessing.util
     import shutil
 
+    signal.signal(number, signal.SIG_IGN)  # one is enough
     # Where it hands tensors over; a process that ends in the usual way deletes it, too.
     shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)
     os._exit(0)
@@ -68,6 +89,10 @@ def _end(number: int, frame: FrameType | None) -> None:
     if os.getpid() != _owner:  # a worker that was forked: its parent ends it
         if number == signal.SIGTERM:
             os._exit(128 + number)
+        return
+    global _late
+    if _holders and _late is None:
+        _late = number
         return
     for name in _LINES:  # one is enough
         if hasattr(signal, name):
@@ -90,9 +115,12 @@ def _end_children() -> None:
     if "multiprocessing" not in sys.modules:
         return
     children = sys.modules["multiprocessing"].active_children()
-    for child in children:
-        child.terminate()
     deadline = time.monotonic() + _CHILD_WAIT
+    while children and time.monotonic() < deadline:
+        for child in children:
+            child.terminate()  # again and again: Python forgets a signal that comes while it is being forked
+        children[0].join(_CHILD_TURN)
+        children = [child for child in children if child.is_alive()]
     for child in children:
-        child.join(max(deadline - time.monotonic(), 0.0))
         child.kill()
+        child.join(_CHILD_WAIT)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("pytest_benchmark", reason="the benchmarks need pip install '.[bench]'")
 
@@ -22,6 +20,7 @@ from benchmarks.report import figures, page, tables, words
 from benchmarks.report.__main__ import write_head
 from benchmarks.results import Result, Run, read_run, slim
 from benchmarks.shapes import shapes
+from tests.forks import run_pytest
 from tests.paths import ROOT
 
 MACHINE = {
@@ -241,16 +240,13 @@ def test_instructions_are_counted_in_the_library_alone():
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_what_is_stated_is_collected_on_every_device(device):
+def test_what_is_stated_is_collected_on_every_device(device, monkeypatch):
     """And nothing else, with ``--floors-only``; collecting needs no GPU."""
-    program = (
-        "import sys, pytest, torch; torch.cuda.is_available = lambda: True; "
-        "sys.exit(pytest.main(['benchmarks', '--benchmark-only', '--floors-only', '--collect-only', '-q', "
-        f"'-p', 'no:cacheprovider', '--allow-plain', '--device={device}']))"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    answer = run_pytest(
+        *("benchmarks", "--benchmark-only", "--floors-only", "--collect-only", "--allow-plain"),
+        f"--device={device}",
     )
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    command = [sys.executable, "-c", program]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert answer.returncode == 0, answer.stdout[-3000:]
     found = re.findall(r"::\w+\[(.+)\]", answer.stdout)
     # Re-ranking is measured only where a size is asked for.
@@ -263,28 +259,21 @@ def test_what_is_stated_is_collected_on_every_device(device):
 def test_a_smoke_run_writes_results(tmp_path):
     """Every module is collected; a few operations run, at a size that measures nothing."""
     results = tmp_path / "results.json"
-    command = [
+    answer = run_pytest(
         *(
-            sys.executable,
-            "-m",
-            "pytest",
             "benchmarks",
             "--benchmark-only",
             "--size",
             "tiny",
             "--threads",
             "1",
+            "--rounds",
+            "1",
+            "--no-memory",
         ),
-        *("--rounds", "1", "--no-memory", f"--benchmark-json={results}", "-p", "no:cacheprovider", "-q"),
-        *(
-            "-k",
-            "not compile and not growth and (label_step or streaming_mplp or label_columns or rank_metrics)",
-        ),
-    ]
-    # A worker of pytest-xdist would switch the benchmarks of its child off.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    environment["OMP_NUM_THREADS"] = "1"
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+        *(f"--benchmark-json={results}", "-k"),
+        "not compile and not growth and (label_step or streaming_mplp or label_columns or rank_metrics)",
+    )
     assert answer.returncode == 0, answer.stdout[-3000:]
     run = read_run([results])
     assert {result.operation for result in run.results} == {

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
-import subprocess
-import sys
 
 import pytest
 
+from tests.forks import run_script
 from tests.paths import ROOT
 from tests.snnet.tiny_run import draw_market
 
@@ -18,9 +16,9 @@ from tests.snnet.tiny_run import draw_market
     ("name", "comparisons"), [("mmcl_trainer", 1), ("snnet_loop", 1), ("cluster_trainer", 2)]
 )
 def test_example(name, comparisons):
-    command = [sys.executable, f"examples/{name}.py", "--images", "160", "--epochs", "2", "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    answer = run_script(
+        ROOT / "examples" / f"{name}.py", "--images", "96", "--epochs", "2", "--device", "cpu"
+    )
     assert answer.returncode == 0, answer.stderr[-3000:]
     losses = [float(loss) for loss in re.findall(r"^epoch \d: loss (\d+\.\d+)", answer.stdout, re.MULTILINE)]
     assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)

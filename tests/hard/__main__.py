@@ -77,11 +77,12 @@ def run(names: list[str], seed: int, scale: float, processes: int, folder: Path)
             if pid == 0:
                 _run_part(name, Share(seed, scale, part, ATTACKS[name][1], place))
             running[pid] = name, part
-        pid, status = os.wait()
+        pid, status, used = os.wait4(-1, 0)
         name, part = running.pop(pid)
         found = _result(folder / f"{name}-{part}", name, status)
         total.add(found)
-        counts = f"{sum(found.tries.values()):,} tries, {found.total_failures():,} failures"
+        seconds = used.ru_utime + used.ru_stime  # its processes' too
+        counts = f"{sum(found.tries.values()):,} tries, {found.total_failures():,} failures, {seconds:.0f} s of CPU"
         print(f"{name} {part + 1} of {ATTACKS[name][1]}: {counts}", file=sys.stderr, flush=True)
         shutil.rmtree(folder / f"{name}-{part}", ignore_errors=True)
     return total

@@ -7,6 +7,7 @@ from its first line, in a session of its own, and ends as any interpreter does. 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import runpy
@@ -22,7 +23,8 @@ from typing import Any
 
 from tests.paths import ROOT
 
-MODULES = ("train", "evaluate", "extract", "label", "search", "report")
+MODULES = ("snnet.train", "snnet.evaluate", "snnet.extract", "snnet.label", "snnet.search", "snnet.report")
+LATER = "torch._dynamo"  # every optimiser imports it, which takes as long as torch
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class ForkingLauncher(Launcher):
 
     def __init__(self) -> None:
         self._codes = {}
+        importlib.import_module(LATER)
 
     def start(self, module: str, arguments: list[str], log: Path, hook: str | None = None) -> Started:
         request = {"module": module, "arguments": arguments, "log": str(log), "hook": hook}
@@ -217,8 +220,8 @@ def _become(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    for name in MODULES:
-        __import__(f"snnet.{name}")
+    for name in (*MODULES, LATER):
+        importlib.import_module(name)
     wanted = _serve()
     if wanted is not None:
         _become(wanted)

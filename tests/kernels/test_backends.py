@@ -2,8 +2,6 @@
 
 import os
 import runpy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,16 +10,11 @@ import snnet_kernels as sk
 from snnet_kernels import backends, reference
 from snnet_kernels.backends import cuda_library, table
 from snnet_kernels.ops.operation import OPERATIONS
+from tests.forks import Answer, python
 
 
-def run(code: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+def run(code: str, **environment: str) -> Answer:
+    return python("-c", code, environment={**os.environ, **environment})
 
 
 def test_info_names_every_operation():

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ import snnet_kernels as sk
 from snnet_kernels import backends, ops
 from snnet_kernels.memory_size import free_memory
 from snnet_kernels.testing import clustered_features
+from tests.forks import python
 from tests.kernels.list_checks import symmetric_lists
 from tests.paths import ROOT
 
@@ -189,9 +189,7 @@ def test_list_offsets_past_two_to_the_thirty_first():
 def test_an_instruction_set_can_be_forced():
     code = "from snnet_kernels import backend_info; print(backend_info())"
     environment = {**os.environ, "SNNET_CPU_ISA": "baseline"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=900
-    )
+    result = python("-c", code, environment=environment)
     assert result.returncode == 0 and ", baseline" in result.stdout
     before = backends.instruction_set()
     message = "SNNET_CPU_ISA must be one of baseline, avx2, avx512 that this processor has, got 'sse9'"

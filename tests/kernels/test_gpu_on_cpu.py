@@ -3,13 +3,11 @@ CUDA tensors, in a process of its own."""
 
 import importlib.util
 import os
-import subprocess
-import sys
 
 import pytest
 
+from tests.forks import python
 from tests.kernels.cuda_on_cpu import compiler
-from tests.paths import ROOT
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -24,23 +22,7 @@ def test_everything_that_serves_a_gpu(chosen, tests):
         "TRITON_INTERPRET": "1",
         "OMP_NUM_THREADS": "1",
     }
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "tests.kernels.cuda_on_cpu.as_cuda",
-    ]
-    result = subprocess.run(
-        [*command, "tests/kernels/test_gpu.py", "-k", chosen],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=3600,
-    )
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.kernels.cuda_on_cpu.as_cuda")
+    result = python(*command, "tests/kernels/test_gpu.py", "-k", chosen, environment=environment)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert f"{tests} passed" in result.stdout, result.stdout[-500:]

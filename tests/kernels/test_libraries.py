@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import snnet_kernels as sk
 from snnet.retrieval import compiled
 from snnet_kernels.libraries import SOURCES, compiled_from, find_libraries, load_library, sources_digest
+from tests.forks import python
 from tests.paths import ROOT
 
 CSRC = ROOT / "csrc"
@@ -140,14 +140,8 @@ def test_python_started_in_a_checkout(tmp_path, changed):
         shutil.copy(path, site / path.parent.name)
     if changed:
         (checkout / "csrc" / "common" / "bits.h").write_text("// changed")
-    answer = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        cwd=checkout,
-        env={**os.environ, "PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    answer = python("-c", PROGRAM, environment={**os.environ, "PYTHONPATH": str(site)}, folder=checkout)
+    assert answer.returncode == 0, answer.stderr
     kernels = site / "snnet_kernels" / BUILT.path.name
     loaded = None if changed else kernels
     metrics = site / "snnet" / modules[0].name if modules else None

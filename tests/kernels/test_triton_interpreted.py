@@ -10,11 +10,10 @@ import os
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 
+from tests.forks import python
 from tests.paths import ROOT
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -28,15 +27,9 @@ def run_cases(name: str, *options: str, packages: pathlib.Path = ROOT) -> tuple[
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(packages), str(ROOT)]),
     }
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=append"]
-    result = subprocess.run(
-        [*command, "-p", "tests.kernels.triton_bounds", f"tests/kernels/{name}", *options],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=3600,
-    )
+    command = ("-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=append")
+    cases = ("-p", "tests.kernels.triton_bounds", f"tests/kernels/{name}", *options)
+    result = python(*command, *cases, environment=environment)
     passed = re.search(r"(\d+) passed", result.stdout)
     return int(passed[1]) if passed else 0, result.stdout[-8000:] + result.stderr[-2000:]
 

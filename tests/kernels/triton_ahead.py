@@ -12,9 +12,10 @@ import functools
 import importlib
 import io
 import os
+import pathlib
 import pkgutil
 import re
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,11 @@ from snnet_kernels.triton.label_prediction import mplp
 from snnet_kernels.triton.neighbors import nearest_neighbors
 from snnet_kernels.triton.similarity import memory_similarity
 from snnet_kernels.triton.square_loss import square_loss
+from tests.paths import ROOT
 
+# What Triton compiles, by its hash of source, options, target and version, and what ptxas said of it: for all
+# processes of a session, and the next one. `make clean` empties it.
+KEPT = ROOT / "build" / "triton_ahead"
 KIB = 1024
 # Shared memory that a block can have, by compute capability.
 MOST_SHARED = {80: 163 * KIB, 90: 227 * KIB, 100: 227 * KIB}
@@ -103,15 +108,17 @@ def compiling(architecture: int, precision: str, tile: int) -> Iterator[list[Com
     @functools.wraps(run)
     def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         meta = dict(options)
-        with contextlib.redirect_stdout(io.StringIO()) as log:
-            kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+        kernel, log = _reported(lambda: run(self, *arguments, grid=grid, warmup=True, **options))
+        if not log:  # a session ended before it kept the report
+            shutil.rmtree(_folder(kernel))
+            self.device_caches.clear()
+            kernel, log = _reported(lambda: run(self, *arguments, grid=grid, warmup=True, **options))
         if kernel.hash not in _compiled:
-            _compiled[kernel.hash] = _of(kernel, self.__name__, architecture, meta, log.getvalue())
+            _compiled[kernel.hash] = _of(kernel, self.__name__, architecture, meta, log)
         found[kernel.hash] = _compiled[kernel.hash]
 
     compiled: list[Compiled] = []
     with (
-        tempfile.TemporaryDirectory() as folder,
         knobs.cache.scope(),
         knobs.nvidia.scope(),
         mock.patch.object(driver, "_active", _Device(architecture)),
@@ -119,10 +126,25 @@ def compiling(architecture: int, precision: str, tile: int) -> Iterator[list[Com
         mock.patch.dict(launching.TILES, {precision: (TILES[precision][tile],)}),
         mock.patch.object(similarity, "TILES", similarity.TILES[tile : tile + 1]),
     ):
-        knobs.cache.dir = folder  # an empty one: what is found in a cache comes without ptxas's report
+        knobs.cache.dir = str(KEPT)
         knobs.nvidia.dump_ptxas_log = True
         yield compiled
     compiled.extend(found.values())
+
+
+def _reported(compiled: Callable[[], Any]) -> tuple[Any, str]:
+    """A kernel and ptxas's report of it, which is made with it and kept beside it; empty where there is none."""
+    with contextlib.redirect_stdout(io.StringIO()) as log:
+        kernel = compiled()
+    kept = _folder(kernel) / "ptxas.log"
+    if log.getvalue():
+        kept.with_suffix(f".{os.getpid()}").write_text(log.getvalue())
+        kept.with_suffix(f".{os.getpid()}").replace(kept)
+    return kernel, kept.read_text() if kept.exists() else ""
+
+
+def _folder(kernel: Any) -> pathlib.Path:
+    return pathlib.Path(next(iter(kernel.metadata_group.values()))).parent
 
 
 def _of(kernel: Any, name: str, architecture: int, options: dict[str, Any], log: str) -> Compiled:

@@ -3,13 +3,13 @@
 Needs TRITON_INTERPRET=1 in the environment. A masked lane may point anywhere.
 """
 
-import inspect
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from triton.runtime import interpreter
+
+import tests.kernels.triton_interpreter  # noqa: F401
 
 _builder = interpreter.InterpreterBuilder
 _load, _store, _atomic = _builder.create_masked_load, _builder.create_masked_store, _builder.create_atomic_rmw
@@ -57,20 +57,6 @@ def _checked_atomic(self: Any, operation: Any, pointers: Any, value: Any, mask: 
     return _atomic(self, operation, pointers, value, mask, *rest)
 
 
-@cache
-def _builtin_names(package: Any) -> list[str]:
-    return [name for name, value in inspect.getmembers(package) if interpreter.tl.core.is_builtin(value)]
-
-
-def _patch_builtin(package: Any, builder: Any, scope: Any) -> None:
-    """As the interpreter's own, which looks for these names anew at every call of a function."""
-    for name in _builtin_names(package):
-        value = getattr(package, name)
-        if interpreter.tl.core.is_builtin(value):
-            interpreter._patch_attr(package, name, value, builder, scope)
-
-
-interpreter._patch_builtin = _patch_builtin
 _builder.create_masked_load = _checked_load
 _builder.create_masked_store = _checked_store
 _builder.create_atomic_rmw = _checked_atomic

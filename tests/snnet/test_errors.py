@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
 import sys
 
 import pytest
@@ -13,6 +12,7 @@ from snnet.errors import UserError
 from snnet.runtime import kernels_line
 from snnet.system.command import run_command
 from snnet_kernels.backends import BACKENDS, backend_info, instruction_set
+from tests.forks import python
 from tests.snnet.tiny_run import environment
 
 
@@ -70,12 +70,8 @@ def test_other_errors_are_the_programs_own(error: Exception) -> None:
 @pytest.mark.parametrize("module", ["train", "label"])
 def test_a_backend_that_there_is_not_is_one_line(module: str) -> None:
     words = ["f.npz", "--output", "l.npz"] if module == "label" else []
-    process = subprocess.run(
-        [sys.executable, "-m", f"snnet.{module}", *words],
-        env={**environment(), "SNNET_BACKEND": "foo"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    message = f"error: SNNET_BACKEND must be one of {', '.join(BACKENDS)}, got 'foo'\n"
-    assert (process.returncode, process.stderr, process.stdout) == (2, message, "")
+    answer = python("-m", f"snnet.{module}", *words, environment={**environment(), "SNNET_BACKEND": "foo"})
+    assert answer == (2, "", f"error: SNNET_BACKEND must be one of {', '.join(BACKENDS)}, got 'foo'\n")
 
 
 def test_kernels_are_one_line() -> None:

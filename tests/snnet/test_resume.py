@@ -6,7 +6,6 @@ import json
 import platform
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from snnet.errors import UserError
 from snnet.train import train
 from snnet.training.checkpoint import load_checkpoint, save_checkpoint
 from snnet_kernels.memory_lists import MemoryLists
-from tests.snnet.tiny_run import command_line, environment
+from tests.forks import forked
+from tests.snnet.tiny_run import command_line
 
 # Kill this process, as `kill -9` does, at the n-th of a kind of call.
 KILL_AT = """
@@ -54,12 +54,14 @@ main()
 """
 
 
-def start(code: str, options: dict[str, Any]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", KILL_AT + code, *command_line(options)],
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-    )
+def run(code: str, options: dict[str, Any]) -> int:
+    """The status of a process that runs ``code`` with these options on its command line."""
+
+    def program() -> None:
+        sys.argv = ["train", *command_line(options)]
+        exec(KILL_AT + code, {})
+
+    return forked(program).returncode
 
 
 def outcome(folder: Path) -> tuple[Any, ...]:
@@ -118,14 +120,10 @@ def whole(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def killed(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Runs killed in an epoch and in the write of a checkpoint, at the same time to save some."""
+    """Runs killed in an epoch and in the write of a checkpoint."""
     folders = {name: tmp_path_factory.mktemp("killed") for name in ("epoch", "write")}
-    processes = [
-        start(code, {**options, "output_dir": str(folders[name])})
-        for name, code in (("epoch", IN_AN_EPOCH), ("write", IN_A_WRITE))
-    ]
-    for process in processes:
-        assert process.wait(timeout=900) == -signal.SIGKILL
+    for name, code in (("epoch", IN_AN_EPOCH), ("write", IN_A_WRITE)):
+        assert run(code, {**options, "output_dir": str(folders[name])}) == -signal.SIGKILL
     return folders
 
 

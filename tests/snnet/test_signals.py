@@ -6,10 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from snnet.data import build_dataset, decode_images, extraction_loader, training_loader
+from snnet.synthetic import writing
+from snnet.system.signals import end_on_signals
+from tests.hard.launcher import session_members
 from tests.snnet.tiny_run import environment
 
 # Each ends itself in a moment at which Ctrl-C is awkward.
@@ -78,3 +84,56 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
         "from snnet.system.signals import end_on_signals; end_on_signals(); os.kill(os.getpid(), signal.SIGHUP)"
     )
     assert subprocess.run([sys.executable, "-c", code], env=environment(), check=False).returncode == 0
+
+
+def extract(data: Path, output: Path) -> None:
+    images = decode_images(build_dataset("market1501", data).train)
+    list(extraction_loader(images, height=32, width=16, batch_size=8, workers=2))
+
+
+def train(data: Path, output: Path) -> None:
+    images = decode_images(build_dataset("market1501", data).train)
+    list(training_loader(images, height=32, width=16, batch_size=8, workers=2, seed=0))
+
+
+def draw(data: Path, output: Path) -> None:
+    writing._processors = lambda: 2
+    writing.generate(output)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("work", [extract, train, draw])
+def test_a_signal_while_a_worker_is_forked_leaves_none(
+    work: Callable[[Path, Path], None], number: signal.Signals, nth: int, tiny_market: Path, tmp_path: Path
+) -> None:
+    """It comes when the ``nth`` worker runs and is in nobody's list yet."""
+    command = os.fork()
+    if command == 0:
+        try:
+            os.setsid()
+            _signalled_in_fork(number, nth)
+            work(tiny_market, tmp_path)
+        finally:
+            os._exit(1)
+    begun = time.monotonic()
+    status = os.waitpid(command, 0)[1]
+    assert session_members(command) == [], f"{time.monotonic() - begun:.0f} s after the start"
+    assert (os.waitstatus_to_exitcode(status), list(tmp_path.iterdir())) == (128 + number, [])
+
+
+def _signalled_in_fork(number: signal.Signals, nth: int) -> None:
+    fork, forks = os.fork, []
+
+    def forked() -> int:
+        pid = fork()
+        forks.append(pid)
+        if pid and len(forks) == nth:
+            os.kill(os.getpid(), number)
+        return pid
+
+    os.fork = forked
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    signal.signal(number, signal.SIG_DFL)  # pytest may have been started with nohup
+    end_on_signals()

@@ -152,7 +152,8 @@ def test_a_kill_while_drawing_leaves_no_half_set_and_no_worker(
     code = (
         "import os\nfrom snnet.synthetic import writing\nwriting._processors = lambda: 2\n"
         "follow = writing._follow_parent\n"
-        f"def note():\n    follow()\n    open({str(tmp_path)!r} + f'/worker-{{os.getpid()}}', 'w').close()\n"
+        "def note(parent):\n    follow(parent)\n"
+        f"    open({str(tmp_path)!r} + f'/worker-{{os.getpid()}}', 'w').close()\n"
         f"writing._follow_parent = note\nwriting.generate({str(root)!r})"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

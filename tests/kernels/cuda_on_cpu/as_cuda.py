@@ -3,6 +3,7 @@
 Needs SNNET_BACKEND=reference (nothing else serves CPU tensors then) and TRITON_INTERPRET=1 in the environment.
 """
 
+import tests.kernels.triton_interpreter  # noqa: F401
 from snnet_kernels.backends import gpu, table
 from snnet_kernels.triton.common import pairs
 from tests.kernels.cuda_on_cpu import emulation
