@@ -8,9 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .derived import has_values, row_checksums
+from .derived import row_checksums
 from .neighbor_list_layout import NeighborLists, are_symmetric
 from .ops.neighbor_lists import mplp_from_lists, nearest_from_lists, neighbor_lists
+from .tracing import has_values
 
 SAVED = (*NeighborLists._fields, "products", "checksums")  # of a state dict
 
