@@ -121,7 +121,7 @@ class ListUpdate {
       const std::unique_ptr<Entry[]> rising(new Entry[lists_.n]);
       for (int64_t r = begin; r < end; ++r) {
         follow_listed(r, is_listed);
-        if (rows_.beta > 0.0f) find_risen(r, is_listed, rising.get());
+        find_risen(r, is_listed, rising.get());
         for (int32_t j = 0; j < lists_.counts[row_of(r)]; ++j) is_listed[lists_.columns_of(row_of(r))[j]] = 0;
       }
     });
@@ -173,9 +173,14 @@ class ListUpdate {
   // Unlisted pairs of a moved row with unmoved ones that are above a floor now.
   void find_risen(int64_t r, const std::vector<char>& is_listed, Entry* rising) {
     const int64_t i = row_of(r);
-    const float gain = (lengths_[r] - rows_.alpha) / rows_.beta, slack = kSlack / rows_.beta;
-    const int64_t found = vector_kernels().collect_rising(similarity_[r], lists_.floors, lists_.n,
-                                                          lists_.floors[i] * gain - slack, gain, slack, rising);
+    int64_t found = 0;
+    if (rows_.beta > 0.0f) {
+      const float gain = (lengths_[r] - rows_.alpha) / rows_.beta, slack = kSlack / rows_.beta;
+      found = vector_kernels().collect_rising(similarity_[r], lists_.floors, lists_.n,
+                                              lists_.floors[i] * gain - slack, gain, slack, rising);
+    } else if (std::abs(lengths_[r] - 1.0f) > kSlack) {  // the row has moved without its feature: s tells nothing
+      for (; found < lists_.n; ++found) rising[found].column = static_cast<int32_t>(found);
+    }
     constexpr int64_t kAtOnce = 16;
     int64_t unlisted = 0;
     for (int64_t e = 0; e < found; ++e) {

@@ -237,8 +237,8 @@ def _may_rise(
     floors: Tensor, index: Tensor, similarity: Tensor, lengths: Tensor, momentum: Tensor | float
 ) -> Tensor:
     """Unlisted pairs [b, n] that the update may lift above one of their floors."""
-    if momentum == 1.0:
-        return torch.zeros_like(similarity, dtype=torch.bool)
+    if momentum == 1.0:  # a row that was not of length 1 has moved without its feature: s tells nothing
+        return ((lengths - 1).abs() > SLACK)[:, None].expand_as(similarity)
     gain, slack = ((lengths - momentum) / (1 - momentum))[:, None], SLACK / (1 - momentum)
     own, others = floors[index][:, None] * gain, floors[None, :] * gain
     return (similarity > own - slack) | (similarity > others - slack)

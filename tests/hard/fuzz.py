@@ -237,8 +237,6 @@ def updates(random: Random, x: Arguments) -> Iterator[Result]:
     reference.update_memory_(memory, x.index, x.features, momentum, cache=cache)
     shortest = shortest_blend(x, momentum)
     tolerance = UPDATE_TOLERANCE * (1 + 1 / shortest)
-    lengths = x.memory.norm(dim=1)
-    unit_or_zero = bool(((lengths == 1) | (lengths == 0)).all())
     right = close(memory, blended(x, momentum), tolerance)
     yield "reference update_memory_", right, f"momentum {momentum} index {x.index.tolist()}"
     forms: list[tuple[bool, bool]] = [
@@ -257,9 +255,7 @@ def updates(random: Random, x: Arguments) -> Iterator[Result]:
         alpha = torch.tensor(momentum) if number % 2 else momentum
         sk.update_memory_(written, x.index, strided(random, x.features), alpha, **given)
         right = close(written, memory, tolerance)
-        if with_lists and momentum == 1 and not unit_or_zero:
-            right &= are_symmetric(lists)  # rows that α = 1 makes longer are not looked at again
-        elif with_lists:
+        if with_lists:
             right &= lists_hold(lists, cache, 4 * tolerance) and are_symmetric(lists)
         words = f"momentum {momentum} index {x.index.tolist()} {list(given)}"
         yield "update_memory_", right, words

@@ -240,3 +240,23 @@ def test_an_update_whose_similarities_would_be_large_is_made_in_parts(monkeypatc
     assert torch.equal(made[0][0], made[1][0])
     assert torch.equal(made[0][1].counts, made[1][1].counts)
     assert torch.equal(made[0][1].floors, made[1][1].floors)
+
+
+@pytest.mark.parametrize("length", [0.5, 2.0])
+def test_rows_that_a_momentum_of_one_normalises_rise_above_floors(length):
+    """With α = 1 a row moves without its feature: its similarities grow or shrink as its length does."""
+    n = 30
+    rows = memory_of("exact", n, 8, seed=1)
+    rows[::3] *= length
+    index = torch.tensor([3, 4, 12, 3])
+    found = []
+    for update in (sk.update_memory_, reference.update_memory_lists_):
+        memory = rows.clone()
+        lists = symmetric_lists(neighbor_lists(memory, 6, 0.2), 12)
+        if update is sk.update_memory_:
+            update(memory, index, rows[index], 1.0, lists=lists)
+        else:
+            update(memory, index, rows[index], torch.tensor(1.0), lists)
+        check_lists(lists, memory @ memory.t(), 1e-6)
+        found.append(dense(lists, n))
+    assert torch.equal(found[0].isnan(), found[1].isnan())
