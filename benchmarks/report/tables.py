@@ -89,8 +89,9 @@ def head(run: Run) -> str:
 
 def _short(shape: str) -> str:
     """d where the size is Market-1501's, n and d of another."""
-    size, d, *_ = [*shape.split("-"), ""]
-    if d not in DIMS:
+    size, *rest = shape.split("-")
+    d = next((word for word in rest if word in DIMS), None)
+    if d is None:
         return shape
     return d.replace("d", "d ") if size not in SIZES or size == "market" else f"n {SIZES[size]:,}, d {d[1:]}"
 
