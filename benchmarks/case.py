@@ -8,8 +8,7 @@ round takes the next one, so that a processor's cache holds no row of it.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import cached_property
 
 import torch
@@ -18,6 +17,7 @@ from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet_kernels import reference
+from snnet_kernels.exemplar_memory import FLOOR
 from snnet_kernels.memory_size import free_memory
 from snnet_kernels.testing import clustered_features
 
@@ -25,23 +25,150 @@ from .shapes import SIZES, Shape
 
 THRESHOLD, MIN_RANK, MOMENTUM = 0.6, 10, 0.3
 WEIGHTS = (1.0, 0.8, 0.6)
+NEIGHBORS = 256  # places of a list
 IDENTITIES_OF_MARKET = 751
 MOST_OF_FREE_MEMORY = 0.7
+ROWS_AT_ONCE = 1024
 
 
 class Unavailable(Exception):
     """Why something cannot be measured here; the benchmark is skipped with this reason."""
 
 
-@dataclass
-class Batch:
-    """One batch; what is None here has not been asked for with :meth:`Case.prepare`."""
+class Inputs:
+    """Batches of one shape, and the copies of what contenders write."""
 
-    index: Tensor  # int64 [B]
-    features: Tensor  # [B, d], live features: near their rows of the memory
-    similarity: Tensor | None = None  # [B, n], s = f Mᵀ
-    labels: tuple[Tensor, Tensor, Tensor] | None = None  # main, symmetric, neighbour: packed [B, label_bytes]
-    dense_labels: tuple[Tensor, ...] | None = None  # the same as bool [B, n]
+    batches: list
+
+    def __init__(self, shape: Shape, device: torch.device) -> None:
+        self.shape, self.device = shape, device
+        self._resets: list[Callable[[], object]] = []
+
+    def on_reset(self, action: Callable[[], object]) -> None:
+        """``action`` puts back something that the contender under measurement writes."""
+        self._resets.append(action)
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """A copy that a contender may write; :meth:`reset` fills it again."""
+        copy = tensor.clone()
+        self.on_reset(lambda: copy.copy_(tensor))
+        return copy
+
+    def reset(self) -> None:
+        """Before each call: what the contender has written is put back."""
+        for action in self._resets:
+            action()
+
+    def forget(self) -> None:
+        """Before the next contender: the copies of the last one are dropped."""
+        self._resets.clear()
+
+    def check_room(self, what: str, needed: int) -> None:
+        """Raise Unavailable where ``needed`` bytes more would take nearly all that is free."""
+        if needed > MOST_OF_FREE_MEMORY * free_memory(self.device):
+            raise Unavailable(f"{what} needs {needed / 1e9:.1f} GB, which is not free")
+
+
+class Case(Inputs):
+    """Memory, its lists, label memory and batches of one shape on one device; made when they are first asked for."""
+
+    def __init__(self, shape: Shape, device: torch.device) -> None:
+        super().__init__(shape, device)
+        identities = max(2, round(shape.n * IDENTITIES_OF_MARKET / SIZES["market"]))
+        self.memory = clustered_features(shape.n, shape.d, identities=identities).to(device)
+        self.momentum = torch.tensor(MOMENTUM, device=device)
+        self.batches: list[Batch] = self._draw_batches(16 if shape.batch * shape.n <= 10_000_000 else 2)
+
+    def _draw_batches(self, count: int) -> list[Batch]:
+        generator = torch.Generator().manual_seed(0)
+        batches = []
+        for _ in range(count):
+            index = torch.randperm(self.shape.n, generator=generator)[: self.shape.batch].to(self.device)
+            noise = torch.randn(self.shape.batch, self.shape.d, generator=generator)
+            noise = normalize(noise, dim=1).to(self.device)
+            batches.append(Batch(self, index, normalize(self.memory[index] + 0.3 * noise, dim=1)))
+        return batches
+
+    @cached_property
+    def lists(self) -> sk.NeighborLists:
+        """The neighbour lists of the memory, as :class:`snnet_kernels.ExemplarMemory` builds them."""
+        floor = None if self.shape.n <= NEIGHBORS else FLOOR
+        return sk.neighbor_lists(self.memory, NEIGHBORS, floor=floor, symmetric=True)
+
+    def own_lists(self) -> sk.NeighborLists:
+        return sk.NeighborLists(*(self.own(table) for table in self.lists))
+
+    @property
+    def matrix_bytes(self) -> int:
+        return 4 * self.shape.n**2
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """S = M Mᵀ [n, n], which PyTorch forms keep."""
+        self.check_room(f"the similarity matrix of {self.shape.n} images, and a copy", 2 * self.matrix_bytes)
+        return self.memory @ self.memory.t()
+
+    @cached_property
+    def label_memory(self) -> sk.PseudoLabelMemory:
+        """P with the main label of every image."""
+        labels = sk.PseudoLabelMemory(self.shape.n, device=self.device)
+        for index in torch.arange(self.shape.n, device=self.device).split(ROWS_AT_ONCE):
+            labels.write_(index, sk.mplp(self.memory, index, THRESHOLD, MIN_RANK, lists=self.lists))
+        candidates = int((self.lists.values > THRESHOLD).sum())
+        rejected = 1 - len(labels.pairs()[0]) / candidates
+        if not (4 < candidates / self.shape.n < 25 and rejected > 0.2):
+            raise AssertionError(
+                f"{candidates / self.shape.n:.1f} candidates an image, {rejected:.0%} of them rejected: "
+                "these inputs are not those that the benchmarks are about"
+            )
+        return labels
+
+    def own_label_memory(self) -> sk.PseudoLabelMemory:
+        """P for a contender that writes it."""
+        source, copy = self.label_memory, sk.PseudoLabelMemory(self.shape.n, device=self.device)
+        self.on_reset(lambda: fill_labels(copy, source))
+        fill_labels(copy, source)
+        return copy
+
+    def label_rows(self, index: Tensor) -> Tensor:
+        """P[index] as bool [len(index), n]."""
+        return sk.unpack_labels(self.label_memory.rows(index), self.shape.n)
+
+    def label_columns(self, index: Tensor) -> Tensor:
+        """P[:, index]ᵀ as bool [len(index), n], from the rows."""
+        row, column = self.label_memory.pairs()
+        entry = column.new_full((self.shape.n,), -1)
+        entry[index] = torch.arange(len(index), device=index.device)
+        asked = entry[column] >= 0
+        found = torch.zeros(len(index), self.shape.n, dtype=torch.bool, device=index.device)
+        found[entry[column[asked]], row[asked]] = True
+        return found
+
+    @cached_property
+    def expected_labels(self) -> Tensor:
+        """The labels of the first batch by the reference, without lists."""
+        parts = self.batches[0].index.split(128)  # the reference writes [B, n]
+        return torch.cat([reference.mplp(self.memory, index, THRESHOLD, MIN_RANK) for index in parts])
+
+    @cached_property
+    def walked_images(self) -> Tensor:
+        """Distinct images of the first batch's main labels whose rank has to be counted in full: they passed."""
+        labels = sk.unpack_labels(self.expected_labels, self.shape.n)
+        passed = labels[labels.sum(1) > 2]  # up to two positives stand without a check
+        return passed.any(0).nonzero().flatten()
+
+    @cached_property
+    def listed_bytes(self) -> float:
+        """What labels have to read of the lists: the rows of the batch and of the images that passed, 8 an entry."""
+        counts = self.lists.counts
+        return 8.0 * float(counts[self.batches[0].index].sum() + counts[self.walked_images].sum())
+
+
+class Batch:
+    """Entries of a batch: ``index`` int64 [B], and ``features`` [B, d], live ones near their rows of the memory."""
+
+    def __init__(self, case: Case, index: Tensor, features: Tensor) -> None:
+        self.case, self.index, self.features = case, index, features
 
     @property
     def size(self) -> int:
@@ -49,176 +176,42 @@ class Batch:
 
     def first(self, samples: int) -> Batch:
         """The first ``samples`` entries, for forms that are too slow for all of them."""
-
-        def cut(value: Tensor | tuple[Tensor, ...] | None) -> Tensor | tuple[Tensor, ...] | None:
-            if value is None:
-                return None
-            return value[:samples] if isinstance(value, Tensor) else tuple(part[:samples] for part in value)
-
-        return Batch(**{field.name: cut(getattr(self, field.name)) for field in dataclasses.fields(self)})
-
-
-class Case:
-    """Memory, cache, label memory and batches of one shape on one device."""
-
-    def __init__(self, shape: Shape, device: torch.device) -> None:
-        self.shape, self.device = shape, device
-        self.identities = max(2, round(shape.n * IDENTITIES_OF_MARKET / SIZES["market"]))
-        self.memory = clustered_features(shape.n, shape.d, identities=self.identities).to(device)
-        self.momentum = torch.tensor(MOMENTUM, device=device)
-        self.batches = self._draw_batches()
-        self._before: dict[str, Tensor] = {}
-
-    def _draw_batches(self) -> list[Batch]:
-        n, batch = self.shape.n, self.shape.batch
-        count = 16 if batch * n <= 10_000_000 else 2
-        generator = torch.Generator().manual_seed(0)
-        batches = []
-        for _ in range(count):
-            index = torch.randperm(n, generator=generator)[:batch].to(self.device)
-            noise = normalize(torch.randn(batch, self.shape.d, generator=generator), dim=1).to(self.device)
-            batches.append(Batch(index, normalize(self.memory[index] + 0.3 * noise, dim=1)))
-        return batches
+        return Batch(self.case, self.index[:samples], self.features[:samples])
 
     @cached_property
-    def cache_fits(self) -> bool:
-        return self.shape.cache_bytes <= MOST_OF_FREE_MEMORY * free_memory(self.device)
+    def similarity(self) -> Tensor:
+        """s = f Mᵀ [B, n]."""
+        return reference.memory_similarity(self.features, self.case.memory)
 
     @cached_property
-    def cache(self) -> Tensor:
-        """S = M Mᵀ [n, n]."""
-        if not self.cache_fits:
-            self.check_room(f"the similarity cache of {self.shape.n} images", self.shape.cache_bytes)
-        return sk.build_similarity_cache(self.memory)
-
-    @cached_property
-    def blocks(self) -> sk.CacheBlocks:
-        """The marked blocks of S, which only our forms keep current."""
-        return sk.mark_cache_blocks(self.cache, THRESHOLD)
-
-    @cached_property
-    def _marks(self) -> Tensor:
-        """The bits of these blocks before anyone has written the cache."""
-        return self.blocks.bits.clone()
-
-    @cached_property
-    def scratch_memory(self) -> Tensor:
-        """A second memory [n, d], for forms that keep no cache and write the memory."""
-        return self.memory.clone()
-
-    @cached_property
-    def label_memory(self) -> sk.PseudoLabelMemory:
-        """P with the main label of every image."""
-        labels = sk.PseudoLabelMemory(self.shape.n, device=self.device)
-        candidates = rejected = 0
-        for start in range(0, self.shape.n, 1024):
-            index = torch.arange(start, min(start + 1024, self.shape.n), device=self.device)
-            found = sk.mplp(self.memory, index, THRESHOLD, MIN_RANK, cache=self.cache)
-            above = self.cache[index] > THRESHOLD
-            candidates += int(above.sum())
-            rejected += int((above & ~sk.unpack_labels(found, self.shape.n)).sum())
-            labels.write_(index, found)
-        if not (4 < candidates / self.shape.n < 25 and rejected / candidates > 0.2):
-            raise AssertionError(
-                f"{candidates / self.shape.n:.1f} candidates an image, {rejected / candidates:.0%} of them "
-                "rejected: these inputs are not those that the benchmarks are about"
-            )
-        return labels
-
-    def label_rows(self, index: Tensor) -> Tensor:
-        """P[index] as bool [len(index), n]."""
-        return sk.unpack_labels(self.label_memory.rows(index), self.shape.n)
-
-    def check_room(self, what: str, needed: int) -> None:
-        """Raise Unavailable where ``needed`` bytes more would take nearly all that is free."""
-        if needed > MOST_OF_FREE_MEMORY * free_memory(self.device):
-            raise Unavailable(f"{what} needs {needed / 1e9:.1f} GB, which is not free")
-
-    def prepare(self, *inputs: str) -> None:
-        """Make the named inputs, of this class or of its batches, before any clock runs.
-
-        Raises Unavailable where memory is short.
-        """
-        for name in inputs:
-            if name == "label_memory":
-                _ = self.label_memory
-                continue
-            if name == "cache":  # before anyone has written it
-                _ = self._marks
-                continue
-            if name == "cache_where_it_fits":
-                if self.cache_fits:
-                    self.prepare("cache")
-                continue
-            for batch in self.batches:
-                if getattr(batch, name) is None:
-                    setattr(batch, name, getattr(self, f"_make_{name}")(batch))
-
-    def _make_similarity(self, batch: Batch) -> Tensor:
-        return reference.memory_similarity(batch.features, self.memory)
-
-    def _make_labels(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        if self.cache_fits:
-            neighbor = sk.nearest_neighbors(self.memory, batch.index, cache=self.cache)[0][:, 0]
-            main = sk.mplp(self.memory, batch.index, THRESHOLD, MIN_RANK, cache=self.cache)
-            return main, self.label_memory.columns(batch.index), self.label_memory.rows(neighbor)
+    def labels(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Main, symmetric and neighbour labels, packed [B, label_bytes]."""
+        case = self.case
+        if case.shape.n <= SIZES["large"]:
+            neighbor = sk.nearest_neighbors(case.memory, self.index, lists=case.lists)[0][:, 0]
+            stored = case.label_memory
+            return stored.rows(self.index), stored.columns(self.index), stored.rows(neighbor)
         # Without room for P: the labels of two neighbours in place of the symmetric and the neighbour label.
-        neighbors = sk.nearest_neighbors(self.memory, batch.index, 2)[0]
-        first, second = (neighbors[:, k].contiguous() for k in range(2))
-        return tuple(sk.mplp(self.memory, i, THRESHOLD, MIN_RANK) for i in (batch.index, first, second))
-
-    def _make_dense_labels(self, batch: Batch) -> tuple[Tensor, ...]:
-        if batch.labels is None:
-            batch.labels = self._make_labels(batch)
-        return tuple(sk.unpack_labels(labels, self.shape.n) for labels in batch.labels)
+        neighbors = sk.nearest_neighbors(case.memory, self.index, 2)[0]
+        rows = (self.index, *(neighbors[:, k].contiguous() for k in range(2)))
+        return tuple(sk.mplp(case.memory, index, THRESHOLD, MIN_RANK) for index in rows)
 
     @cached_property
-    def _touched(self) -> Tensor:
-        """The images of all batches, which are all that any contender writes."""
-        return torch.cat([batch.index for batch in self.batches]).unique()
+    def dense_labels(self) -> tuple[Tensor, ...]:
+        """The same as bool [B, n]."""
+        return tuple(sk.unpack_labels(labels, self.case.shape.n) for labels in self.labels)
 
-    def save(self) -> None:
-        """Remember what in-place contenders write, for :meth:`restore_`."""
-        self._before["memory"] = self.memory[self._touched]
-        if "cache" in self.__dict__:
-            self._before["cache"] = self.cache[self._touched]
-        if "label_memory" in self.__dict__:
-            self._before["labels"] = self.label_memory.rows(self._touched)
 
-    def restore_(self, index: Tensor | None = None) -> None:
-        """Put back what :meth:`save` remembered, of the images ``index`` if it is given, in all that was made."""
-        if not self._before:
-            return
-        partly = index is not None
-        index = self._touched if index is None else index
-        place = torch.searchsorted(self._touched, index)
-        before = {name: values[place] for name, values in self._before.items()}
-        self.memory[index] = before["memory"]
-        if "scratch_memory" in self.__dict__:
-            self.scratch_memory[index] = before["memory"]
-        if "cache" in self.__dict__ and "cache" not in before:
-            raise AssertionError("the cache was made after save(): it cannot be put back")
-        if "blocks" in self.__dict__:  # all of the bits: after others have written the cache nothing may lack
-            self.blocks.bits.copy_(self.blocks.bits | self._marks if partly else self._marks)
-        if "cache" in before:
-            self.cache[index] = before["cache"]
-            self.cache[:, index] = before["cache"].t()
-        if "labels" in before:
-            self.label_memory.write_(index, before["labels"])
+def fill_labels(labels: sk.PseudoLabelMemory, source: sk.PseudoLabelMemory) -> None:
+    """Copy P in both orientations, bits in place."""
+    if source.tables is not None and labels.tables is not None:
+        for name, part in source.tables.named_buffers():
+            setattr(labels.tables, name, part.clone())
+        return
+    for copy, part in zip(labels.buffers(), source.buffers(), strict=True):
+        copy.copy_(part)
+    labels._vouch_for_columns()
 
-    @cached_property
-    def walked_images(self) -> Tensor:
-        """Distinct images of the first batch's main labels whose rank has to be counted in full: they passed."""
-        index = self.batches[0].index
-        cache = self.cache if self.cache_fits else None
-        labels = sk.unpack_labels(sk.mplp(self.memory, index, THRESHOLD, MIN_RANK, cache=cache), self.shape.n)
-        passed = labels[labels.sum(1) > 2]  # up to two positives stand without a check
-        return passed.any(0).nonzero().flatten()
 
-    @cached_property
-    def walked_bytes(self) -> float:
-        """What a count of their ranks has to read of S: the blocks above the threshold, and which these are."""
-        if not self.cache_fits:
-            return 4.0 * len(self.walked_images) * self.shape.n
-        high = sk.unpack_labels(self._marks[self.walked_images], -(-self.shape.n // 32))
-        return 4.0 * 32 * int(high.sum()) + high.numel() / 8
+def held_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

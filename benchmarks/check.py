@@ -39,8 +39,9 @@ def main() -> int:
 
 
 def judge(run: Run, device: str) -> list[Verdict]:
-    """What ``run`` says of every floor of ``device``."""
-    return [verdict for floor in read_floors() if floor.device == device for verdict in verdicts(floor, run)]
+    """What ``run`` says of every floor of ``device``; of an optional one only what was measured."""
+    found = [verdict for floor in read_floors() if floor.device == device for verdict in verdicts(floor, run)]
+    return [verdict for verdict in found if not verdict.floor.optional or verdict.measured is not None]
 
 
 def line(verdict: Verdict) -> str:
@@ -57,7 +58,7 @@ def line(verdict: Verdict) -> str:
 
 def _run(device: str, results: Path, others: list[str]) -> int:
     if device == "cpu" and not any(word.startswith("--size") for word in others):
-        others = ["--size=market", *others]
+        others = ["--size=market,large", *others]
     command = [
         *(sys.executable, "-m", "pytest", str(Path(__file__).parent), "--benchmark-only", "--quiet"),
         *("--floors-only", "--device", device, f"--benchmark-json={results}", *others),

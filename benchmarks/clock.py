@@ -1,12 +1,10 @@
-"""Timing one call on the device that does the work.
-
-Cold: the processor's last cache was swept before. Warm: the same call again, with the same batch.
-"""
+"""The clocks: what pytest-benchmark reads before and after each call, and the sweep that makes a call a cold one."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +19,32 @@ class CpuClock:
     """The host's clock."""
 
     def __init__(self) -> None:
-        self._sweep = torch.ones(2 * _last_level_cache_bytes() // 4)
+        self._swept = torch.ones(2 * _last_level_cache_bytes() // 4)
+
+    def __call__(self) -> float:
+        """Seconds, of which the difference of two calls is the time between them."""
+        return time.perf_counter()
+
+    def sweep(self) -> None:
+        """Fill the processor's last cache with something else."""
+        self._swept.sum()
 
     def cold(self, call: Call) -> float:
-        self._sweep.sum()
+        """Seconds of ``call`` after a sweep."""
+        self.sweep()
         return self.warm(call)
 
     def warm(self, call: Call) -> float:
-        start = time.perf_counter()
+        """Seconds of ``call`` as things are."""
+        start = self()
         call()
-        return time.perf_counter() - start
+        return self() - start
 
     host = cold
 
 
-class CudaClock:
-    """Events on the current stream around the call, and a synchronisation before they are read.
+class CudaClock(CpuClock):
+    """Events on the current stream, and a synchronisation before they are read.
 
     The device is kept busy while the host enqueues the call, so that what is timed is the device's work and not
     the launches; a call that waits for the device in its middle pays for that. :meth:`host` is the other view:
@@ -45,24 +53,29 @@ class CudaClock:
 
     def __init__(self, device: torch.device) -> None:
         properties = torch.cuda.get_device_properties(device)
-        self._sweep = torch.ones(2 * properties.L2_cache_size // 4, device=device)
+        self._swept = torch.ones(2 * properties.L2_cache_size // 4, device=device)
         self._sum = torch.empty((), device=device)
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._runs = False
 
-    def cold(self, call: Call) -> float:
-        torch.sum(self._sweep, 0, out=self._sum)
-        return self.warm(call)
-
-    def warm(self, call: Call) -> float:
-        torch.cuda._sleep(ENQUEUE_AHEAD)
-        self._start.record()
-        call()
+    def __call__(self) -> float:
+        """Starts at every other call, which gives 0."""
+        self._runs = not self._runs
+        if self._runs:
+            torch.cuda._sleep(ENQUEUE_AHEAD)
+            self._start.record()
+            return 0.0
         self._end.record()
         self._end.synchronize()
         return self._start.elapsed_time(self._end) / 1e3
 
+    def sweep(self) -> None:
+        self._runs = False  # also where a call has failed
+        torch.sum(self._swept, 0, out=self._sum)
+
     def host(self, call: Call) -> float:
-        torch.sum(self._sweep, 0, out=self._sum)
+        """Seconds of ``call`` after a sweep, by the host's clock."""
+        self.sweep()
         torch.cuda.synchronize()
         start = time.perf_counter()
         call()
@@ -70,7 +83,8 @@ class CudaClock:
         return time.perf_counter() - start
 
 
-def clock_of(device: torch.device) -> CpuClock | CudaClock:
+@cache
+def clock_of(device: torch.device) -> CpuClock:
     return CudaClock(device) if device.type == "cuda" else CpuClock()
 
 

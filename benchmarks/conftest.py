@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from .floors import read_floors
 from .machine import default_threads, describe, pin_threads
-from .shapes import Shape, shapes
 
 if TYPE_CHECKING:  # they load torch, which is to happen after the threads are pinned
-    from .operation import Measured
-    from .race import Race
-    from .workbench import Workbench
+    from .operation import Operation
+    from .runner import Runner
+    from .shapes import Shape
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--size",
         help="comma-separated: tiny, market, duke, msmt17, large, million (default: market; "
-        "on cuda market, msmt17 and million)",
+        "on cuda market, msmt17 and million; on a cpu million is growth only, half an hour)",
     )
     group.addoption("--dim", help="comma-separated feature dimensions (default: 2048 and 512)")
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where (default: cpu)")
@@ -85,109 +83,74 @@ def _words(text: str | None) -> list[str]:
     return text.split(",") if text else []
 
 
+def selected(option: Any) -> list[tuple[Operation, Shape, str]]:
+    """What the options ask for, one shape after the other, so that its inputs are made once.
+
+    If time is short, the stated ratios come first.
+    """
+    from .operations import OPERATIONS
+
+    sizes, dims = _words(option.size), [int(d) for d in _words(option.dim)]
+    found = [
+        (operation, shape, name)
+        for operation in OPERATIONS.values()
+        for shape, name in operation.entries(option.device, sizes, dims)
+    ]
+    floors = [floor for floor in read_floors() if floor.device == option.device]
+    if option.floors_only:
+        keep = {
+            (f.operation, shape, name) for f in floors for shape in f.shapes for name in f.quick_contenders
+        }
+        found = [entry for entry in found if (entry[0].name, entry[1].name, entry[2]) in keep]
+    order = {shape: place for place, shape in enumerate(dict.fromkeys(shape for _, shape, _ in found))}
+    stated = {(floor.operation, shape) for floor in floors for shape in floor.shapes}
+    short = option.time_limit < float("inf")
+
+    def rank(entry: tuple[Operation, Shape, str]) -> tuple[bool, int]:
+        return short and (entry[0].name, entry[1].name) not in stated, order[entry[1]]
+
+    return sorted(found, key=rank)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    measured = getattr(metafunc.function, "measured", None)
-    if measured is None:
+    if "contender" not in metafunc.fixturenames:
         return
-    operation, own_shapes = measured.operation, measured.shapes
+    import torch
+
+    from .clock import clock_of
+
     option = metafunc.config.option
-    sizes = _words(option.size)
-    everything = bool({*sizes} - {"tiny"})
     try:
-        if own_shapes is not None:
-            asked = own_shapes(option.device, sizes)
-        else:
-            asked = shapes(option.device, sizes, [int(d) for d in _words(option.dim)])
+        found = selected(option)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
-    if own_shapes is None and not operation.uses_features:  # the first d of each size is enough
-        asked = list({shape.size: shape for shape in reversed(asked)}.values())
-    chosen = [
-        pytest.param(shape, name, id=f"{shape.name}-{name}")
-        for shape in asked
-        for name in operation.names(option.device)
-        if everything or name not in measured.leave_out
+    timer = pytest.mark.benchmark(timer=lambda: clock_of(torch.device(option.device))())
+    entries = [
+        pytest.param(operation, shape, name, id=f"{operation.name}-{shape.name}-{name}", marks=timer)
+        for operation, shape, name in found
     ]
-    metafunc.parametrize(("shape", "contender"), chosen)
+    metafunc.parametrize(("operation", "shape", "contender"), entries)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """One shape after the other, so that its inputs are made once; if time is short, the stated ratios first."""
-    floors = [floor for floor in read_floors() if floor.device == config.option.device]
-    if config.option.floors_only:
-        keep = {
-            (floor.operation, shape, name)
-            for floor in floors
-            for shape in floor.limits
-            for name in floor.quick_contenders
-        }
-        dropped = [item for item in items if not _is_in(item, keep)]
-        items[:] = [item for item in items if _is_in(item, keep)]
-        config.hook.pytest_deselected(items=dropped)
-    stated = {(floor.operation, shape) for floor in floors for shape in floor.limits}
-    short = config.option.time_limit < float("inf")
-    order: dict[Any, int] = {}
-    for item in items:
-        order.setdefault(_shape_of(item), len(order))
-
-    def rank(item: pytest.Item) -> tuple[bool, int]:
-        measured, shape = _measured_by(item), _shape_of(item)
-        stated_here = isinstance(shape, Shape) and (measured.operation.name, shape.name) in stated
-        return short and not stated_here, order[shape]
-
-    items.sort(key=rank)
-
-
-def _is_in(item: pytest.Item, keep: set[tuple[str, str, str]]) -> bool:
-    measured, shape = _measured_by(item), _shape_of(item)
-    # A test without a shape on this device has a mark of pytest's own in its place.
-    if measured is None or not isinstance(shape, Shape):
-        return False
-    return (measured.operation.name, shape.name, item.callspec.params["contender"]) in keep
-
-
-def _measured_by(item: pytest.Item) -> Measured | None:
-    return getattr(getattr(item, "function", None), "measured", None)
-
-
-def _shape_of(item: pytest.Item) -> Shape | None:
-    callspec = getattr(item, "callspec", None)
-    return callspec.params.get("shape") if callspec else None
-
-
-_WORKBENCH = pytest.StashKey["Workbench"]()
+_RUNNER = pytest.StashKey["Runner"]()
 
 
 @pytest.fixture(scope="session")
-def workbench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
-    from .race import Effort
-    from .workbench import Workbench
+def runner(request: pytest.FixtureRequest) -> Runner:
+    import torch
+
+    from .runner import Runner
 
     option = request.config.option
-    request.config.stash[_WORKBENCH] = workbench = Workbench(
-        option.device,
-        Effort(option.rounds, option.seconds, memory=not option.no_memory),
+    request.config.stash[_RUNNER] = made = Runner(
+        torch.device(option.device),
+        option.rounds,
+        option.seconds,
+        memory=not option.no_memory,
         quick=option.size == "tiny",
         time_limit=option.time_limit,
     )
-    yield workbench
-
-
-@pytest.fixture
-def race(request: pytest.FixtureRequest, workbench: Workbench, shape: Shape) -> Race:
-    """The race of this test's operation and shape, of all contenders that were selected."""
-    from .case import Unavailable
-
-    operation = _measured_by(request.node).operation
-    names = [
-        item.callspec.params["contender"]
-        for item in request.session.items
-        if _shape_of(item) == shape and _measured_by(item).operation is operation
-    ]
-    try:
-        return workbench.race(operation, shape, names)
-    except Unavailable as reason:
-        pytest.skip(str(reason))
+    return made
 
 
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
@@ -197,5 +160,5 @@ def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, A
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     from .results import slim
 
-    workbench = config.stash.get(_WORKBENCH, None)
-    slim(output_json, workbench.rates.found() if workbench else {})
+    runner = config.stash.get(_RUNNER, None)
+    slim(output_json, runner.rates.found() if runner else {})

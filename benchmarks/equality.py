@@ -34,10 +34,14 @@ def as_bool(labels: Any, n: int) -> Tensor:
     return labels.bool()
 
 
-def same(what: str, got: Tensor, expected: Tensor) -> None:
-    """Equal to the bit."""
+def same_shape(what: str, got: Tensor, expected: Tensor) -> None:
     if got.shape != expected.shape:
         raise Unequal(f"{what}: shape {list(got.shape)} in place of {list(expected.shape)}")
+
+
+def same(what: str, got: Tensor, expected: Tensor) -> None:
+    """Equal to the bit."""
+    same_shape(what, got, expected)
     if not torch.equal(got, expected):
         raise Unequal(f"{what}: {int((got != expected).sum())} of {got.numel()} entries differ")
 
@@ -46,8 +50,7 @@ def close(
     what: str, got: Tensor, expected: Tensor, *, absolute: float = ROUNDING, relative: float = 0.0
 ) -> None:
     """Within ``absolute`` plus ``relative`` times the largest expected entry, everywhere."""
-    if got.shape != expected.shape:
-        raise Unequal(f"{what}: shape {list(got.shape)} in place of {list(expected.shape)}")
+    same_shape(what, got, expected)
     if expected.numel() == 0:
         return
     allowed = absolute + relative * float(expected.abs().max())
@@ -56,24 +59,28 @@ def close(
         raise Unequal(f"{what}: off by {worst:.3g}, allowed is {allowed:.3g}")
 
 
-def same_labels(case: Case, batch: Batch, got: Any, expected: Tensor) -> None:
-    """Labels of ``batch`` as bool or bits equal the packed ``expected``, but for rows that rounding decides."""
-    n = case.shape.n
+def same_labels(case: Case, batch: Batch, got: Any) -> None:
+    """Labels of (a part of) the first batch, as bool or bits, are the reference's."""
+    same_predictions(case.memory, batch.index, got, case.expected_labels[: batch.size])
+
+
+def same_predictions(memory: Tensor, index: Tensor, got: Any, expected: Tensor) -> None:
+    """Labels of ``index`` as bool or bits equal the packed ``expected``, but for rows that rounding decides."""
+    n = memory.shape[0]
     got, expected = as_bool(got, n), sk.unpack_labels(expected, n)
-    if got.shape != expected.shape:
-        raise Unequal(f"labels: shape {list(got.shape)} in place of {list(expected.shape)}")
+    same_shape("labels", got, expected)
     for row in (got != expected).any(1).nonzero().flatten().tolist():
-        if not rounding_decides(case.memory, int(batch.index[row])):
-            raise Unequal(f"labels of image {int(batch.index[row])}: no rounding explains the difference")
+        if not rounding_decides(memory, int(index[row])):
+            raise Unequal(f"labels of image {int(index[row])}: no rounding explains the difference")
 
 
-def flipped_rows(case: Case, got: Any, expected: Tensor, most: float = 0.05) -> int:
+def flipped_rows(case: Case, batch: Batch, got: Any, most: float = 0.05) -> dict[str, int]:
     """Rows of labels that differ, for products of less than float32 precision; more than ``most`` of them raise."""
-    n = case.shape.n
-    count = int((as_bool(got, n) != sk.unpack_labels(expected, n)).any(1).sum())
-    if count > most * max(1, expected.shape[0]):
-        raise Unequal(f"labels: {count} of {expected.shape[0]} rows differ")
-    return count
+    expected = sk.unpack_labels(case.expected_labels[: batch.size], case.shape.n)
+    count = int((as_bool(got, case.shape.n) != expected).any(1).sum())
+    if count > most * max(1, batch.size):
+        raise Unequal(f"labels: {count} of {batch.size} rows differ")
+    return {"flipped_rows": count}
 
 
 def same_neighbors(case: Case, batch: Batch, got: Any, k: int) -> None:
@@ -106,21 +113,38 @@ def rounding_decides(memory: Tensor, image: int) -> bool:
     return bool(((surely <= rank) & (perhaps > rank)).any())
 
 
-def same_update(case: Case, batch: Batch, memory: Tensor, cache: Tensor | None = None) -> None:
-    """``memory`` [n, d], and ``cache`` [n, n] where given, are what the update of ``batch`` makes of the case's.
-
-    The rows of the cache are compared with a product of the updated memory in float64. Puts the case back.
-    """
+def same_update(case: Case, batch: Batch, memory: Tensor, kept: Any = None) -> None:
+    """``memory`` [n, d] is what the update of ``batch`` makes of the case's, and ``kept`` beside it follows:
+    S [n, n] or neighbour lists, compared with a product of the updated memory in float64."""
     index = batch.index
-    got = memory.clone()
-    got_rows, got_columns = (
-        (None, None) if cache is None else (cache[index], cache[:, index].t().contiguous())
-    )
-    case.restore_()
     expected = case.memory.clone()
     reference.update_memory_(expected, index, batch.features, case.momentum)
-    close("memory", got, expected)
-    if cache is not None:
-        exact = (expected[index].double() @ expected.double().t()).float()
-        close("rows of the cache", got_rows, exact)
-        close("columns of the cache", got_columns, exact)
+    close("memory", memory, expected)
+    if kept is None:
+        return
+    exact = (expected[index].double() @ expected.double().t()).float()
+    if isinstance(kept, sk.NeighborLists):
+        same_lists(kept, index, exact)
+    else:
+        close("rows of S", kept[index], exact)
+        close("columns of S", kept[:, index].t(), exact)
+
+
+def same_lists(lists: sk.NeighborLists, index: Tensor, exact: Tensor) -> None:
+    """The rows ``index`` of symmetric lists hold what they should of their similarities ``exact`` [B, n]."""
+    listed = torch.arange(lists.capacity, device=index.device) < lists.counts[index][:, None]
+    row, place = listed.nonzero().unbind(1)
+    own, column = index[row], lists.columns[index][listed].long()
+    values = lists.values[own, place]
+    close("listed similarities", values, exact[row, column])
+    if lists.mirrors is not None:
+        mirror = lists.mirrors[own, place].long()
+        same("columns of the mirrors", lists.columns[column, mirror].long(), own)
+        same("similarities of the mirrors", lists.values[column, mirror], values)
+    missing = exact.clone()
+    missing[row, column] = -torch.inf
+    over = missing > lists.floors[index][:, None] + ROUNDING
+    if lists.mirrors is not None:
+        over |= missing > lists.floors[None, :] + ROUNDING
+    if over.any():
+        raise Unequal(f"lists: {int(over.sum())} similarities above a floor are missing")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import yaml
 
-from .results import Run
+from .results import Result, Run
+from .shapes import GROWTH_BASE
 
 FILE = Path(__file__).parent / "floors.yaml"
 BOUNDS = {
     "at_least": "baseline over ours",
     "at_most": "ours over baseline",
+    "growth": f"time of ours an image over that at {GROWTH_BASE}, at most",
     "microseconds": "time of ours in microseconds, at most",
     "megabytes": "peak memory of ours in 10^6 bytes beside what was there before, at most",
+    "kept_megabytes": "what ours keeps beside M and its peak, in 10^6 bytes, at most",
     "share_of_matmul": "share of the measured matmul rate of the same precision, at least",
 }
 
@@ -37,6 +40,12 @@ class Floor:
     device: str = "cpu"
     predicted: dict[str, float] = field(default_factory=dict)  # µs of ours by shape, or MB; not measured
     counted: str = ""  # from what
+    optional: bool = False  # takes so long that only a run that was asked for it has it
+
+    @property
+    def shapes(self) -> list[str]:
+        """Where something has to be measured."""
+        return [*self.limits, *([GROWTH_BASE] if self.bound == "growth" else [])]
 
     @property
     def quick_contenders(self) -> tuple[str, ...]:
@@ -68,7 +77,7 @@ def read_floors(path: Path = FILE) -> list[Floor]:
     floors = []
     for number, entry in enumerate(yaml.safe_load(path.read_text()), start=1):
         bounds = [name for name in BOUNDS if name in entry]
-        known = {"work", "operation", "ours", "baselines", "device", "predicted", "counted", *bounds}
+        known = {field.name for field in fields(Floor)} - {"bound", "limits"} | {*bounds}
         if len(bounds) != 1 or not {"work", "operation"} <= set(entry) <= known:
             raise ValueError(
                 f"{path.name}, entry {number}: needed are work, operation and one of {', '.join(BOUNDS)}; "
@@ -94,15 +103,23 @@ def verdicts(floor: Floor, run: Run) -> Iterator[Verdict]:
     for shape, limit in floor.limits.items():
         ours = run.find(floor.operation, floor.ours, shape)
         best = run.best(floor.operation, floor.baselines, shape)
-        measured = None
-        if ours is not None:
-            if floor.bound == "microseconds":
-                measured = 1e6 * ours.seconds
-            elif floor.bound == "megabytes":
-                measured = None if ours.peak_bytes is None else ours.peak_bytes / 1e6
-            elif floor.bound == "share_of_matmul":
-                measured = ours.product_seconds / ours.seconds if ours.product_seconds else None
-            elif best is not None:
-                ratio = best.seconds / ours.seconds
-                measured = ratio if floor.bound == "at_least" else 1 / ratio
-        yield Verdict(floor, shape, limit, measured, best.contender if best else "")
+        if floor.bound == "growth":
+            best = run.find(floor.operation, floor.ours, GROWTH_BASE)
+        measured = None if ours is None else _measured(floor.bound, ours, best)
+        yield Verdict(floor, shape, limit, measured, best.contender if best and floor.baselines else "")
+
+
+def _measured(bound: str, ours: Result, base: Result | None) -> float | None:
+    if bound == "microseconds":
+        return 1e6 * ours.seconds
+    if bound == "megabytes":
+        return None if ours.peak_bytes is None else ours.peak_bytes / 1e6
+    if bound == "kept_megabytes":
+        return None if ours.peak_bytes is None else ((ours.held_bytes or 0) + ours.peak_bytes) / 1e6
+    if bound == "share_of_matmul":
+        return ours.product_seconds / ours.seconds if ours.product_seconds else None
+    if base is None:
+        return None
+    if bound == "growth":
+        return (ours.seconds / ours.n) / (base.seconds / base.n)
+    return base.seconds / ours.seconds if bound == "at_least" else ours.seconds / base.seconds

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+import numpy as np
 
 from .results import Result, Run
 from .shapes import is_growth
@@ -43,12 +44,8 @@ class Curve:
 
 def fitted_exponent(points: Iterable[tuple[float, float]]) -> float | None:
     """The slope of the least-squares line through (log n, log seconds)."""
-    logs = [(math.log(n), math.log(seconds)) for n, seconds in points]
-    if len(logs) < 2:
-        return None
-    mean_x, mean_y = (sum(values) / len(logs) for values in zip(*logs, strict=True))
-    spread = sum((x - mean_x) ** 2 for x, _ in logs)
-    return sum((x - mean_x) * (y - mean_y) for x, y in logs) / spread
+    logs = np.log(list(points))
+    return float(np.polyfit(*logs.T, 1)[0]) if len(logs) > 1 else None
 
 
 def curves(run: Run) -> list[Curve]:

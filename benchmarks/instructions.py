@@ -25,7 +25,7 @@ from typing import Any
 FILE = Path(__file__).parent / "instructions.json"
 LIBRARY = "_C.abi3.so"
 INSTRUCTION_SETS = ("baseline", "avx2")
-N, D, BATCH, IDENTITIES = 2000, 64, 32, 116
+N, D, BATCH, IDENTITIES, NEIGHBORS = 2000, 64, 32, 116, 128
 TOLERANCE = 0.02
 
 # Switches of callgrind are instructions that only it understands: they have to be compiled.
@@ -141,35 +141,40 @@ def _run_operations(switch: ctypes.CDLL) -> None:
 
 
 def _operations() -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Every compiled operation on the same inputs, each from the same state."""
+    """Every compiled operation on the same inputs, each from the same state; ``symmetric_lists`` builds them first."""
     import torch
 
     import snnet_kernels as sk
-    from snnet_kernels import ops
     from snnet_kernels.testing import clustered_features
 
     memory = clustered_features(N, D, identities=IDENTITIES)
-    cache = sk.build_similarity_cache(memory)
-    blocks = sk.mark_cache_blocks(cache)
+    lists = sk.neighbor_lists(memory, NEIGHBORS, floor=0.3, symmetric=True)
+    kept = [memory.clone(), *(table.clone() for table in lists)]
     generator = torch.Generator().manual_seed(0)
     index = torch.randperm(N, generator=generator)[:BATCH]
     features = torch.nn.functional.normalize(memory[index] + 0.03, dim=1)
     similarity = features @ memory.t()
-    stored = sk.PseudoLabelMemory(N)
+    stored, as_lists = sk.PseudoLabelMemory(N), sk.PseudoLabelMemory(N, storage="lists")
     everyone = torch.arange(N)
-    stored.write_(everyone, sk.mplp(memory, everyone, cache=cache))
-    neighbor = sk.nearest_neighbors(memory, index, cache=cache)[0][:, 0]
+    for labels in (stored, as_lists):
+        labels.write_(everyone, sk.mplp(memory, everyone, lists=lists))
+    neighbor = sk.nearest_neighbors(memory, index, lists=lists)[0][:, 0]
     labels = [stored.rows(index), stored.columns(index), stored.rows(neighbor)]
     dense = sk.unpack_labels(labels[0], N)
     empty = torch.zeros_like(labels[0])
     weights = [1.0, 0.8, 0.6]
 
-    def written(what: torch.Tensor) -> Callable[[], None]:
-        """Writes ``what`` and then what was there: twice the same work, and the state as before."""
-        return lambda: (stored.write_(index, what), stored.write_(index, labels[0]))
+    def written(where: sk.PseudoLabelMemory) -> Callable[[], None]:
+        """Empties rows and then writes what was there: twice the same work, and the state as before."""
+        return lambda: (where.write_(index, empty), where.write_(index, labels[0]))
 
     def updated(**options: Any) -> Callable[[], None]:
-        return lambda: sk.update_memory_(memory, index, features, 0.3, **options)
+        def call() -> None:
+            for tensor, before in zip((memory, *lists), kept, strict=True):
+                tensor.copy_(before)
+            sk.update_memory_(memory, index, features, 0.3, **options)
+
+        return call
 
     def loss(kind: str) -> Callable[[], Any]:
         return lambda: sk.fused_mutual_label_loss(
@@ -179,24 +184,20 @@ def _operations() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "pack_labels", lambda: sk.pack_labels(dense)
     yield "unpack_labels", lambda: sk.unpack_labels(labels[0], N)
     yield "gather_labels, columns", lambda: stored.columns(index)
-    yield "write_labels_, emptied and back", written(empty)
-    yield "mark_cache_blocks", lambda: sk.mark_cache_blocks(cache)
-    yield "mplp, cache", lambda: sk.mplp(memory, index, cache=cache)
-    yield "mplp, marked cache", lambda: sk.mplp(memory, index, cache=cache, blocks=blocks)
+    yield "write_labels_, emptied and back", written(stored)
+    yield "gather_label_lists, columns", lambda: as_lists.columns(index)
+    yield "write_label_lists_, emptied and back", written(as_lists)
+    yield "neighbor_lists", lambda: sk.neighbor_lists(memory, NEIGHBORS // 2, floor=0.3)
+    yield "symmetric_lists", lambda: sk.neighbor_lists(memory, NEIGHBORS, floor=0.3, symmetric=True)
+    yield "mplp, lists", lambda: sk.mplp(memory, index, lists=lists)
     yield "mplp, streaming", lambda: sk.mplp(memory, index)
-    yield "nearest_neighbors, cache", lambda: sk.nearest_neighbors(memory, index, cache=cache)
+    yield "nearest_neighbors, lists", lambda: sk.nearest_neighbors(memory, index, lists=lists)
     yield "nearest_neighbors, 10 streaming", lambda: sk.nearest_neighbors(memory, index, 10)
-    yield (
-        "mine_labels_",
-        lambda: ops.mine_labels_(
-            memory, index, stored.row_bits, stored.column_bits, cache=cache, blocks=blocks
-        ),
-    )
     yield "mutual_label_loss, mmcl", lambda: sk.mutual_label_loss(similarity, labels, weights)
     yield "fused_mutual_label_loss, mmcl", loss("mmcl")
     yield "fused_mutual_label_loss, l2", loss("l2")
     yield "update_memory_", updated()
-    yield "update_memory_, cache", updated(cache=cache, similarity=similarity, blocks=blocks)
+    yield "update_memory_, lists", updated(lists=lists, similarity=similarity)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How many pseudo labels change when the products behind them are rounded: python -m benchmarks.label_flips
 
 Makes operands TF32 (10 bits of mantissa) and sums in float32, on any machine, and compares the labels of all images
-with those of float32 products: the share of rows with a changed label, and of the label bits that changed. Over a
-cache that is made of such products (``SNNET_MATMUL_PRECISION``). "tf32" and "tf32x3" round to nearest, as the Triton
+with those of float32 products: the share of rows with a changed label, and of the label bits that changed. S = M Mᵀ is
+made of such products (``SNNET_MATMUL_PRECISION``). "tf32" and "tf32x3" round to nearest, as the Triton
 kernels do; "tf32, cut off" is what tensor cores make of float32 operands that nobody has rounded.
 """
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import snnet_kernels as sk
+from snnet_kernels import reference
 from snnet_kernels.testing import clustered_features
 
 
@@ -42,11 +43,11 @@ def similarity(memory: Tensor, precision: str) -> Tensor:
 def label_flips(memory: Tensor, precision: str, batch: int = 512) -> tuple[float, float]:
     """(share of rows with a changed label, changed bits per set bit) of ``precision`` against float32."""
     n = memory.shape[0]
-    exact, rounded = sk.build_similarity_cache(memory), similarity(memory, precision)
+    exact, rounded = memory @ memory.t(), similarity(memory, precision)
     rows = bits = changed = 0
     for index in torch.arange(n).split(batch):
-        before = sk.unpack_labels(sk.mplp(memory, index, cache=exact), n)
-        after = sk.unpack_labels(sk.mplp(memory, index, cache=rounded), n)
+        before = sk.unpack_labels(reference.mplp(memory, index, cache=exact), n)
+        after = sk.unpack_labels(reference.mplp(memory, index, cache=rounded), n)
         different = before ^ after
         rows += int(different.any(1).sum())
         changed += int(different.sum())

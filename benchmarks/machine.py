@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 def default_threads() -> int:
     """OMP_NUM_THREADS, else the cores that this process may use."""
-    return int(os.environ.get("OMP_NUM_THREADS") or len(_cores()))
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
 def pin_threads(threads: int) -> None:
@@ -24,8 +25,8 @@ def pin_threads(threads: int) -> None:
     """
     for variable in _THREAD_VARIABLES:
         os.environ[variable] = str(threads)
-    cores = sorted(_cores())
-    if hasattr(os, "sched_setaffinity") and threads <= len(cores):
+    cores = sorted(os.sched_getaffinity(0))
+    if threads <= len(cores):
         os.sched_setaffinity(0, cores[:threads])
 
     import torch
@@ -49,12 +50,12 @@ def describe(device: str) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_gb": round(_memory_bytes() / 2**30),
+        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "libraries": {library.name: library.detail for library in backends.backend_info().libraries},
-        "versions": _versions("numpy", "scipy", "faiss-cpu", "triton"),
+        "versions": {name: _version(name) for name in ("numpy", "scipy", "faiss-cpu", "triton")},
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
@@ -75,12 +76,6 @@ def slug(machine: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def _cores() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return set(os.sched_getaffinity(0))
-    return set(range(os.cpu_count() or 1))
-
-
 def _cpu_name() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text()
@@ -92,34 +87,17 @@ def _cpu_name() -> str:
     return f"{name} ({', '.join(flags)})" if flags else name
 
 
-def _memory_bytes() -> int:
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 0
-
-
-def _versions(*packages: str) -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _nvidia_smi() -> str:
     query = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit"
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv"]
     try:
-        answer = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "nvidia-smi does not answer"
-    return answer.stdout.strip()

@@ -9,17 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
-
 import snnet_kernels as sk
 from snnet_kernels.backends import table
 
-from .bounds import Work
-from .case import Batch, Case, Unavailable
-from .replay import REPLAY
-from .shapes import Shape
+from .case import Batch, Case, Inputs, Unavailable
+from .hardware import Work
+from .shapes import Shape, growth_shapes, shapes
 
 Run = Callable[[Batch], Any]
+Build = Callable[[Case], Run]
 Gate = Callable[[Case, Batch, Any], "dict[str, Any] | None"]
 
 
@@ -32,17 +30,22 @@ class Contender:
     """
 
     name: str
-    build: Callable[[Case], Run]
+    build: Build
     read: Callable[[Any], Any] = lambda answer: answer
     samples: int | None = None  # of the batch, where all of it would take too long; the time is scaled
-    lingers: bool = False  # brings threads of its own, which go on spinning for a while after a call
     once: bool = False  # its calls take so long that the one for the gate is timed, and there is no other
+    lingers: bool = False  # brings threads of its own, which go on spinning for a while after a call
     devices: tuple[str, ...] = ("cpu", "cuda")
     requires: str | None = None  # an optional package
     precision: str = "ieee"  # of the products
-    holds: Callable[[Case], int] | None = None  # bytes that it keeps between calls, beside M
+    keeps: Callable[[Case], int] | None = None  # bytes that it keeps between calls, beside M
     gate: Gate | None = None  # in place of the operation's
     gated: bool = True  # False: a yardstick that answers another question, for instance a bare product
+
+    def check_available(self) -> None:
+        """Raise Unavailable where an optional package is not installed."""
+        if self.requires and importlib.util.find_spec(self.requires) is None:
+            raise Unavailable(f"{self.requires} is not installed (pip install '.[bench]')")
 
 
 @dataclass(eq=False)
@@ -54,21 +57,22 @@ class Operation:
     """
 
     name: str
-    title: str
+    title: str  # of its table on the page
     gate: Gate
-    inputs: tuple[str, ...] = ()  # of the case, see Case.prepare
-    writes: bool = False  # contenders write the memory, the cache or the label memory
+    inputs: tuple[str, ...] = ()  # properties of a batch that are made before the clock runs
     uses_features: bool = True  # False: d does not enter, one d is enough
     work: Callable[[Case], Work] | None = None
-    make_case: Callable[..., Any] = Case  # (shape, device)
+    make_case: Callable[[Shape, Any], Inputs] = Case
+    own_shapes: Callable[..., list[Shape]] | None = (
+        None  # (device, sizes), in place of those of the command line
+    )
+    grows: tuple[str, ...] = ()  # contenders that are measured at the growth shapes, too
     contenders: dict[str, Contender] = field(default_factory=dict)
 
-    def contender(
-        self, name: str, **options: Any
-    ) -> Callable[[Callable[[Case], Run]], Callable[[Case], Run]]:
+    def contender(self, name: str, **options: Any) -> Callable[[Build], Build]:
         """Decorator of a function ``case -> callable(batch)``; options are the fields of :class:`Contender`."""
 
-        def register(build: Callable[[Case], Run]) -> Callable[[Case], Run]:
+        def register(build: Build) -> Build:
             if name in self.contenders:
                 raise ValueError(f"{self.name} has two contenders {name!r}")
             self.contenders[name] = Contender(name, build, **options)
@@ -76,69 +80,45 @@ class Operation:
 
         return register
 
-    def ours(self, **options: Any) -> Callable[[Callable[[Case], Run]], Callable[[Case], Run]]:
-        """:meth:`contender` for this package: ``snnet`` as it is, and on a GPU each of its backends by itself."""
+    def ours(self, *precisions: str, **options: Any) -> Callable[[Build], Build]:
+        """:meth:`contender` for this package: ``snnet`` as it is, and on a GPU each of its backends by itself.
 
-        def register(build: Callable[[Case], Run]) -> Callable[[Case], Run]:
-            self.contender("snnet", **options)(build)
-            for backend in ("cuda", "triton"):
-                only = {**options, "devices": ("cuda",)}
-                self.contender(f"snnet-{backend}", **only)(lambda case, by=backend: _forced(by, build(case)))
-            return build
-
-        return register
-
-    def ours_in_precision(
-        self, *precisions: str, name: str = "snnet", **options: Any
-    ) -> Callable[[Callable[[Case], Run]], Callable[[Case], Run]]:
-        """Contenders of this package on a GPU with other products than true float32."""
-
-        def register(build: Callable[[Case], Run]) -> Callable[[Case], Run]:
-            for precision in precisions:
-                only = {**options, "devices": ("cuda",), "precision": precision}
-                self.contender(f"{name}-{precision}", **only)(
-                    lambda case, of=precision: _in_precision(of, build(case))
-                )
-            return build
-
-        return register
-
-    def benchmark(
-        self, shapes: Callable[..., list[Shape]] | None = None, leave_out: tuple[str, ...] = ()
-    ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-        """Decorator of a test function with the arguments ``race``, ``contender`` and ``benchmark``.
-
-        ``shapes(device, sizes)`` are its own in place of those of the command line. The contenders ``leave_out``
-        run only where a size was named: they would make the default run long.
+        With ``precisions``: only on a GPU, with products of these.
         """
 
-        def mark(test: Callable[..., None]) -> Callable[..., None]:
-            test.measured = Measured(self, shapes, leave_out)
-            return pytest.mark.benchmark(timer=REPLAY)(test)
+        def register(build: Build) -> Build:
+            on_gpu = {**options, "devices": ("cuda",)}
+            for precision in precisions:
+                self.contender(f"snnet-{precision}", **on_gpu, precision=precision)(
+                    lambda case, of=precision: _in_precision(of, build(case))
+                )
+            if not precisions:
+                self.contender("snnet", **options)(build)
+                for backend in ("cuda", "triton"):
+                    self.contender(f"snnet-{backend}", **on_gpu)(
+                        lambda case, by=backend: _forced(by, build(case))
+                    )
+            return build
 
-        return mark
+        return register
 
-    def names(self, device: str) -> Iterator[str]:
-        return (name for name, contender in self.contenders.items() if device in contender.devices)
+    def names(self, device: str) -> list[str]:
+        return [name for name, contender in self.contenders.items() if device in contender.devices]
 
-
-@dataclass(frozen=True)
-class Measured:
-    """What a test function measures: set by :meth:`Operation.benchmark`, read when tests are collected."""
-
-    operation: Operation
-    shapes: Callable[..., list[Shape]] | None
-    leave_out: tuple[str, ...]
-
-
-def check_available(contender: Contender) -> None:
-    """Raise Unavailable where an optional package is not installed."""
-    if contender.requires and importlib.util.find_spec(contender.requires) is None:
-        raise Unavailable(f"{contender.requires} is not installed (pip install '.[bench]')")
+    def entries(self, device: str, sizes: list[str], dims: list[int]) -> list[tuple[Shape, str]]:
+        """(shape, contender) of all that a run measures. What compiles anew for each n grows only where asked for."""
+        names = self.names(device)
+        asked = self.own_shapes(device, sizes) if self.own_shapes is not None else shapes(device, sizes, dims)
+        if not self.uses_features:  # the first d of each size is enough
+            asked = list({shape.size: shape for shape in reversed(asked)}.values())
+        found = [(shape, name) for shape in asked for name in names]
+        named = bool({*sizes} - {"tiny"})
+        growing = [name for name in names if name in self.grows and (named or not name.startswith("compile"))]
+        return found + [(shape, name) for shape in growth_shapes(device, sizes) for name in growing]
 
 
 def _forced(backend: str, run: Run) -> Run:
-    if backend not in table.BACKENDS or os.environ.get("SNNET_BACKEND"):
+    if os.environ.get("SNNET_BACKEND"):
         raise Unavailable("SNNET_BACKEND is set")
 
     def only(batch: Batch) -> Any:

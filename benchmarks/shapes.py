@@ -20,6 +20,7 @@ DEFAULT_SIZES = {"cpu": ("market",), "cuda": ("market", "msmt17", "million")}
 DIMS = (2048, 512)
 GROWTH_DIM = 256
 GROWTH = (6_468, 12_936, 32_621, 100_000)
+GROWTH_BASE = f"n{GROWTH[1]}-d{GROWTH_DIM}-b64"  # what growth is a multiple of
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,6 @@ class Shape:
     def name(self) -> str:
         return f"{self.size}-d{self.d}-b{self.batch}" if self.d else self.size
 
-    @property
-    def is_growth(self) -> bool:
-        """Whether it is one of :func:`growth_shapes`."""
-        return is_growth(self.name)
-
-    @property
-    def cache_bytes(self) -> int:
-        return 4 * self.n * self.n
-
 
 def is_growth(name: str) -> bool:
     """Whether a shape of this name is one of :func:`growth_shapes`."""
@@ -53,24 +45,28 @@ def is_growth(name: str) -> bool:
 def shapes(device: str, sizes: Iterable[str] | None = None, dims: Iterable[int] | None = None) -> list[Shape]:
     """The shapes of ``sizes`` (by default those of the device) on ``device``, for each of ``dims``.
 
-    Raises ValueError for a name that is not in SIZES, and for ``million`` without a GPU.
+    On a CPU ``million`` is only one of :func:`growth_shapes`. Raises ValueError for a name that is not in SIZES.
     """
     found = []
     for size in sizes or DEFAULT_SIZES[device]:
         if size not in SIZES:
             raise ValueError(f"--size must be of {', '.join(SIZES)}, got {size!r}")
         if size == "million" and device == "cpu":
-            raise ValueError("--size million is for --device cuda: it would take hours on a CPU")
+            continue
         for d in dims or (DIMS if size not in ("tiny", "million") else DIMS[-1:]):
             found.append(Shape(size, SIZES[size], d, _batch_size(device, size, d)))
     return found
 
 
 def growth_shapes(device: str, sizes: Iterable[str] | None = None) -> list[Shape]:
-    """Shapes that differ in n alone, for the cost as a function of n."""
-    tiny = sizes is not None and set(sizes) == {"tiny"}
-    batch = 8 if tiny else _batch_size(device, "growth", GROWTH_DIM)
-    return [Shape(f"n{n}", n, GROWTH_DIM, batch) for n in ((300, 600) if tiny else GROWTH)]
+    """Shapes that differ in n alone, for the cost as a function of n; a million images only where asked for."""
+    sizes = set(sizes or ())
+    if sizes == {"tiny"}:
+        return [Shape(f"n{n}", n, GROWTH_DIM, 8) for n in (300, 600)]
+    counts = () if sizes == {"million"} else GROWTH
+    if "million" in sizes and device == "cpu":
+        counts = (*counts, SIZES["million"])
+    return [Shape(f"n{n}", n, GROWTH_DIM, _batch_size(device, "growth", GROWTH_DIM)) for n in counts]
 
 
 def _batch_size(device: str, size: str, d: int) -> int:

@@ -1,4 +1,4 @@
-"""What tests and stated figures do not show of a GPU: bits of products, rounding, the time of each kernel.
+"""What tests and stated figures do not show of a GPU: rounding, the time of each kernel.
 
 python scripts/gpu_probe.py [market|tiny] [KERNEL]: each part stands by itself and prints as it goes, 80 s in all. With
 the name of a kernel only that one is launched, three times, for a profiler. ``tiny`` runs on a CPU too.
@@ -12,12 +12,12 @@ import traceback
 from collections.abc import Callable
 
 import torch
-from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from benchmarks.case import THRESHOLD, Case
 from benchmarks.clock import clock_of
 from benchmarks.operation import matmul_precision
+from benchmarks.ours import Head, Ours
 from benchmarks.shapes import SIZES, Shape
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
@@ -28,16 +28,6 @@ CLOCK = clock_of(DEVICE)
 def microseconds(call: Callable[[], object], rounds: int = 15) -> float:
     call()
     return round(1e6 * statistics.median(CLOCK.cold(call) for _ in range(rounds)), 1)
-
-
-def symmetry_of_the_cache(case: Case) -> None:
-    """Entries of S = M Mᵀ that differ from their mirror image; the documentation says none in float32 and tf32x3."""
-    for n, d in ((257, 33), (2049, 130), (len(case.memory), case.memory.shape[1])):
-        memory = case.memory if n == len(case.memory) else normalize(torch.randn(n, d, device=DEVICE), dim=1)
-        for precision in PRECISIONS:
-            with matmul_precision(precision):
-                s = sk.build_similarity_cache(memory)
-            print(n, d, precision, int((s != s.t()).sum()))
 
 
 def rounding_of_tf32(case: Case) -> None:
@@ -77,17 +67,14 @@ def ways_to_write_s(case: Case) -> None:
 
 def pieces_of_a_step(case: Case) -> None:
     """µs of labels with P, of the update, of both losses with s at hand."""
-    batch, bits = case.batches[0], case.label_memory
-    options = {"cache": case.cache, "blocks": case.blocks}
-    print(
-        "labels",
-        microseconds(
-            lambda: sk.ops.mine_labels_(
-                case.memory, batch.index, bits.row_bits, bits.column_bits, THRESHOLD, 10, **options
-            )
-        ),
-    )
-    print("update", microseconds(lambda: _update(case)))
+    form, batch, bits = Ours(case), case.batches[0], case.label_memory
+
+    def labels_and_p() -> None:
+        main, (neighbor, _) = form.labels(batch.index)
+        form.exchange_(batch.index, neighbor.reshape(-1), main)
+
+    print("labels", microseconds(labels_and_p))
+    print("update", microseconds(lambda: form.update_(batch.index, batch.features, batch.similarity)))
     labels = [bits.rows(batch.index)] * 3
     for kind in ("mmcl", "l2"):
         print(
@@ -105,31 +92,15 @@ def pieces_of_a_step(case: Case) -> None:
         )
 
 
-def _update(case: Case) -> None:
-    batch = case.batches[0]
-    sk.update_memory_(
-        case.memory,
-        batch.index,
-        batch.features,
-        case.momentum,
-        cache=case.cache,
-        similarity=batch.similarity,
-        blocks=case.blocks,
-    )
-
-
 def kernels_of_an_iteration(case: Case) -> None:
     """µs of each kernel in replays of an iteration, in three precisions."""
     if DEVICE.type != "cuda":
         return
     from torch.profiler import ProfilerActivity, profile
 
-    from benchmarks.heads import head_of
-    from benchmarks.peers.captured import CapturedIteration
-
     for precision in PRECISIONS:
         with matmul_precision(precision):
-            replay = CapturedIteration(head_of(case, cache=True), case.batches[0])
+            replay = Head(case, captured=True).iteration
         print(precision, "replay", microseconds(lambda replay=replay: replay(case.batches[2])))
         with profile(activities=[ProfilerActivity.CUDA]) as found:
             for batch in case.batches[:10]:
@@ -148,7 +119,6 @@ def tiles_chosen(case: Case) -> None:
 
 
 PARTS = (
-    symmetry_of_the_cache,
     rounding_of_tf32,
     ways_to_write_s,
     pieces_of_a_step,
@@ -161,9 +131,10 @@ def launch_of(kernel: str, case: Case) -> Callable[[], object]:
     """A call that launches this kernel."""
     batch = case.batches[0]
     if kernel == "update_memory_kernel":
-        return lambda: _update(case)
+        form = Ours(case)
+        return lambda: form.update_(batch.index, batch.features, batch.similarity)
     if kernel == "mplp_count_kernel":
-        return lambda: sk.mplp(case.memory, batch.index, THRESHOLD, 10, cache=case.cache, blocks=case.blocks)
+        return lambda: sk.mplp(case.memory, batch.index, THRESHOLD, 10, lists=case.lists)
     if kernel == "similarity_kernel":
         sk.set_matmul_precision("tf32x3")
         return lambda: sk.memory_similarity(batch.features, case.memory)
@@ -176,7 +147,6 @@ def main() -> int:
     size, *kernel = sys.argv[1:] or ["market"]
     market = size != "tiny"
     case = Case(Shape(size, SIZES[size], 2048 if market else 64, 128 if market else 8), DEVICE)
-    case.prepare("cache", "label_memory", "similarity")
     if kernel:
         call = launch_of(kernel[0], case)
         for _ in range(3):

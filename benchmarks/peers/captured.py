@@ -13,8 +13,8 @@ from ..case import Batch
 class CapturedIteration:
     """Forward, backward and update of ``head``, captured once and replayed on batches of the same size.
 
-    ``iterate(head, features, index)`` is one iteration; it is run a few times before the capture, on the stream
-    that captures, so that whatever is set up at first use is there.
+    It is run a few times before the capture, on the stream that captures, so that whatever is set up at first use is
+    there.
     """
 
     WARM_UP = 3

@@ -18,6 +18,7 @@ def compiled(
     ``dynamic``: sizes change from batch to batch (a count was read). Then without CUDA graphs, which would be
     recorded anew for each size.
     """
+    torch._dynamo.reset()  # what was compiled for another shape or form counts toward dynamo's limit
     torch._logging.set_logs(dynamo=logging.ERROR)  # forms that read a count break the graph, and say so
     mode = None
     if device.type == "cuda":

@@ -11,27 +11,27 @@ from snnet_kernels.reference.label_prediction import first_inconsistent_candidat
 from ..case import MIN_RANK, THRESHOLD
 
 
-def label_rows(memory: Tensor, index: Tensor, cache: Tensor | None) -> Tensor:
-    """S[index] [B, n], from the cache or by one product."""
-    return cache[index] if cache is not None else matmul(memory[index], memory.t())
+def label_rows(memory: Tensor, index: Tensor, matrix: Tensor | None) -> Tensor:
+    """S[index] [B, n], from S or by one product."""
+    return matrix[index] if matrix is not None else matmul(memory[index], memory.t())
 
 
-def predict_labels(memory: Tensor, index: Tensor, rows: Tensor, cache: Tensor | None) -> Tensor:
+def predict_labels(memory: Tensor, index: Tensor, rows: Tensor, matrix: Tensor | None) -> Tensor:
     """bool [B, n]: the vectorised reference, without packing the labels into bits.
 
     Counts ranks instead of sorting, for the candidates of all samples together, a sample's only as far as its
-    walk goes; without a cache each distinct candidate is multiplied once.
+    walk goes; without S each distinct candidate is multiplied once.
     """
     columns, _, counts = select_candidates(rows, THRESHOLD)
     walked = torch.where(counts > 2, counts, 0)
-    first = first_inconsistent_candidate(memory, columns, walked, counts.clamp_min(MIN_RANK), cache)
+    first = first_inconsistent_candidate(memory, columns, walked, counts.clamp_min(MIN_RANK), matrix)
     positives = torch.where(walked > 0, first, counts).clamp_min(2).minimum(counts)
     chosen = torch.arange(columns.shape[1], device=columns.device) < positives[:, None]
     labels = torch.zeros(rows.shape, dtype=torch.bool, device=rows.device)
     return labels.scatter_(1, columns, chosen).scatter_(1, index[:, None], True)
 
 
-def predict_labels_static(index: Tensor, rows: Tensor, cache: Tensor, width: int) -> Tensor:
+def predict_labels_static(index: Tensor, rows: Tensor, matrix: Tensor, width: int) -> Tensor:
     """bool [B, n], written for torch.compile: every shape is known, no count is read by the host.
 
     ``width`` is at least the largest number of candidates of any image. Compiled, rows of candidates are gathered,
@@ -40,8 +40,8 @@ def predict_labels_static(index: Tensor, rows: Tensor, cache: Tensor, width: int
     bar = torch.tensor(THRESHOLD, dtype=torch.float32).item()
     similarity, columns = rows.topk(width)
     counts = (rows > bar).sum(1)
-    bars = cache[columns, columns[:, :1]]
-    ranks = (cache[columns] > bars[:, :, None]).sum(2)
+    bars = matrix[columns, columns[:, :1]]
+    ranks = (matrix[columns] > bars[:, :, None]).sum(2)
     consistent = (ranks <= counts.clamp_min(MIN_RANK)[:, None]) | (similarity <= bar)
     positives = consistent.long().cumprod(1).sum(1).clamp_min(2).minimum(counts)
     chosen = torch.arange(width, device=columns.device) < positives[:, None]
@@ -49,9 +49,9 @@ def predict_labels_static(index: Tensor, rows: Tensor, cache: Tensor, width: int
     return labels.scatter(1, columns, chosen).scatter(1, index[:, None], torch.ones_like(chosen[:, :1]))
 
 
-def largest_number_of_candidates(cache: Tensor) -> int:
+def largest_number_of_candidates(matrix: Tensor) -> int:
     """Of all images, rounded up to a multiple of 8."""
-    most = max(int((part > THRESHOLD).sum(1).max()) for part in cache.split(1024))
+    most = max(int((part > THRESHOLD).sum(1).max()) for part in matrix.split(1024))
     return -(-most // 8) * 8
 
 

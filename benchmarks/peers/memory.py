@@ -1,4 +1,4 @@
-"""The momentum update of memory and cache in plain PyTorch, for batches in which no image comes twice."""
+"""The momentum update of the memory, and of S = M Mᵀ, in plain PyTorch, for batches in which no image comes twice."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ def blend_(memory: Tensor, index: Tensor, features: Tensor, momentum: Tensor) ->
     memory[index] = normalize(momentum * memory[index] + (1 - momentum) * features, dim=1)
 
 
-def refresh_rows_(cache: Tensor, memory: Tensor, index: Tensor) -> None:
+def refresh_rows_(matrix: Tensor, memory: Tensor, index: Tensor) -> None:
     """Rows and columns ``index`` of S by a product with the updated memory: what one writes without the recurrence."""
     rows = memory[index] @ memory.t()
-    cache[index] = rows
-    cache[:, index] = rows.t()
+    matrix[index] = rows
+    matrix[:, index] = rows.t()
 
 
-def blend_with_cache_(
-    memory: Tensor, cache: Tensor, index: Tensor, features: Tensor, momentum: Tensor, similarity: Tensor
+def blend_with_matrix_(
+    memory: Tensor, matrix: Tensor, index: Tensor, features: Tensor, momentum: Tensor, similarity: Tensor
 ) -> None:
-    """Memory and cache by the recurrence, every shape known: written for torch.compile."""
+    """Memory and S by the recurrence, every shape known: written for torch.compile."""
     keep, take = momentum, 1 - momentum
     blended = keep * memory[index] + take * features
     lengths = blended.square().sum(1).sqrt()
-    before = cache[index]
+    before = matrix[index]
     cross = similarity[:, index]
     block = keep * keep * before[:, index] + keep * take * (cross + cross.t())
     block = (block + take * take * (features @ features.t())) / (lengths[:, None] * lengths)
     rows = (keep * before + take * similarity) / lengths[:, None]
     rows = rows.index_copy(1, index, block)
     memory[index] = blended / lengths[:, None]
-    cache[index] = rows
-    cache[:, index] = rows.t()
+    matrix[index] = rows
+    matrix[:, index] = rows.t()

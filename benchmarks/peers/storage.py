@@ -14,12 +14,15 @@ from ..case import Case
 
 
 def dense_copy(case: Case, dtype: torch.dtype) -> Tensor:
-    """P as a matrix of ``dtype`` [n, n], converted in parts."""
+    """P as a matrix of ``dtype`` [n, n], converted in parts; a contender may write rows of the batches."""
     n = case.shape.n
     case.check_room(f"P as {dtype}", n * n * dtype.itemsize)
     dense = torch.empty(n, n, dtype=dtype, device=case.device)
     for index in torch.arange(n, device=case.device).split(1024):
         dense[index] = case.label_rows(index).to(dtype)
+    written = torch.cat([batch.index for batch in case.batches]).unique()
+    rows = dense[written]
+    case.on_reset(lambda: dense.index_copy_(0, written, rows))
     return dense
 
 
@@ -50,8 +53,7 @@ class SparseLabels:
         stays = kept[row]
         entry, column = labels
         self._build(
-            np.concatenate([row[stays], index[entry]]),
-            np.concatenate([self.by_row.indices[stays], column]),
+            np.concatenate([row[stays], index[entry]]), np.concatenate([self.by_row.indices[stays], column])
         )
 
     def rows(self, index: np.ndarray) -> Any:

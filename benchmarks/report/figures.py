@@ -46,12 +46,7 @@ def _gigabytes(point: Result) -> float | None:
 
 
 def _figure(
-    path: Path,
-    found: list[Curve],
-    value: Callable[[Result], float | None],
-    label: str,
-    *,
-    exponents: bool,
+    path: Path, found: list[Curve], value: Callable[[Result], float | None], label: str, *, exponents: bool
 ) -> None:
     try:
         import matplotlib

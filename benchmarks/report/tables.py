@@ -9,7 +9,7 @@ from pathlib import Path
 from ..floors import read_floors, verdicts
 from ..growth import curves
 from ..results import Result, Run
-from ..shapes import is_growth
+from ..shapes import SIZES, is_growth
 from . import words
 
 DIMS = ("d2048", "d512")  # the columns of the short table
@@ -88,12 +88,22 @@ def head(run: Run) -> str:
 
 
 def _short(shape: str) -> str:
-    return next((d.replace("d", "d ") for d in DIMS if f"-{d}-" in shape), shape)
+    """d where the size is Market-1501's, n and d of another."""
+    size, *rest = shape.split("-")
+    d = next((word for word in rest if word in DIMS), None)
+    if d is None:
+        return shape
+    return d.replace("d", "d ") if size not in SIZES or size == "market" else f"n {SIZES[size]:,}, d {d[1:]}"
 
 
 def operation(run: Run, name: str) -> str:
-    """All contenders of an operation: time over ours, on a GPU the time too; the hardware floor in its row."""
+    """All contenders of an operation: time over ours, on a GPU the time too; the hardware floor in its row.
+
+    Empty where only growth was measured.
+    """
     shapes = [shape for shape in run.shapes(name) if not is_growth(shape)]
+    if not shapes:
+        return ""
     gpu = run.machine["device"] == "cuda"
     reference = {shape: run.find(name, "snnet", shape) for shape in shapes}
     rows = []

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from ..operations import OPERATIONS as _MEASURED
+
+OPERATIONS = {name: operation.title for name, operation in _MEASURED.items()}
 CONTENDERS = {
     "snnet": "**snnet_kernels**",
-    "snnet-streaming": "snnet_kernels without a cache",
-    "snnet-whole-rows": "snnet_kernels over whole rows of the cache",
+    "snnet-streaming": "snnet_kernels without lists",
     "snnet-cuda": "snnet_kernels, CUDA C++ only",
     "snnet-triton": "snnet_kernels, Triton only",
     "snnet-graph": "snnet_kernels in a CUDA graph",
     "pytorch": "PyTorch, vectorised",
-    "pytorch-cache": "PyTorch, vectorised, with our cache",
+    "pytorch-cache": "PyTorch, vectorised, with a cached S",
     "pytorch-dense": "PyTorch, vectorised, on dense labels",
     "pytorch-gram": "PyTorch, Gram form with MᵀM at hand",
     "pytorch-fresh-rows": "PyTorch, new rows of S by a product",
     "pytorch-transposed": "PyTorch, `(M @ f.T).T.contiguous()`",
     "pytorch-out": "PyTorch, `torch.mm(..., out=)`",
     "compile": "`torch.compile`",
-    "compile-cache": "`torch.compile`, with our cache",
-    "compile-static": "`torch.compile`, with our cache, static shapes",
+    "compile-cache": "`torch.compile`, with a cached S",
+    "compile-static": "`torch.compile`, with a cached S, static shapes",
     "loop": "loop over samples",
     "numpy": "numpy",
     "faiss": "faiss `IndexFlatIP`",
@@ -32,32 +34,6 @@ CONTENDERS = {
     "two-products": "the two bare products",
     "backbone": "the backbone alone",
 }
-
-OPERATIONS = {
-    "similarity": "The product f Mᵀ",
-    "mplp": "Label prediction over the cache",
-    "streaming-mplp": "Label prediction without a cache",
-    "nearest-cache": "Nearest other image, over the cache",
-    "nearest-streaming": "Ten nearest other images, without a cache",
-    "label-columns": "Label memory: reading columns",
-    "label-rows": "Label memory: reading rows",
-    "label-write": "Label memory: writing rows",
-    "memory-update": "Memory update",
-    "cache-update": "Memory and cache update",
-    "mmcl-loss": "Three-label `mmcl` loss and gradient, from features",
-    "mmcl-loss-at-hand": "Three-label `mmcl` loss and gradient, similarities at hand",
-    "l2-loss": "Three-label `l2` loss and gradient, from features",
-    "l2-loss-at-hand": "Three-label `l2` loss and gradient, similarities at hand",
-    "label-step": "Labels, nearest neighbour, memory and cache update",
-    "label-step-with-p": "The three label sets, and the update of P, memory and cache",
-    "iteration": "A whole iteration without the backbone",
-    "training": "A training iteration with a backbone",
-    "rank-metrics": "CMC, mAP and mINP",
-    "rerank": "k-reciprocal re-ranking",
-    "jaccard": "Jaccard distances of a training set, up to 0.6",
-    "jaccard-dbscan": "Jaccard distances and DBSCAN on them",
-}
-
 PRECISIONS = {"tf32x3": "three tf32 products", "tf32": "plain tf32", "bf16": "bf16 and a float32 recheck"}
 
 

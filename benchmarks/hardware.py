@@ -5,7 +5,7 @@ No implementation can be faster than the larger of bytes over copy bandwidth and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -15,8 +15,7 @@ from .clock import Call, clock_of
 _PRODUCTS = {"ieee": ("ieee", 1), "tf32": ("tf32", 1), "tf32x3": ("tf32", 3), "bf16": ("bf16", 1)}
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """``bytes`` to move from and to memory, and ``operations`` (a multiply-add is two) of matrix products.
 
     ``products`` are the operations of the plain form, where skipping some of them is part of the method.
@@ -25,13 +24,6 @@ class Work:
     bytes: float
     operations: float = 0.0
     products: float = 0.0
-
-    def __add__(self, other: Work) -> Work:
-        return Work(
-            self.bytes + other.bytes,
-            self.operations + other.operations,
-            self.products + other.products,
-        )
 
 
 def product(rows: float, n: float, d: float) -> Work:

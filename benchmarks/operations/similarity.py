@@ -8,13 +8,12 @@ import torch
 
 import snnet_kernels as sk
 
-from .bounds import Work, product
-from .case import Batch, Case
-from .equality import close
-from .operation import Operation, Run
-from .peers.compiling import compiled, static
-
-LOOP_SAMPLES = 16
+from ..case import Batch, Case
+from ..equality import close
+from ..hardware import Work, product
+from ..operation import Operation, Run
+from ..peers.compiling import compiled, static
+from ..peers.forms import LOOP_SAMPLES
 
 
 def gate(case: Case, batch: Batch, similarity: Any) -> None:
@@ -22,62 +21,55 @@ def gate(case: Case, batch: Batch, similarity: Any) -> None:
     close("similarity", torch.as_tensor(similarity, device=case.device), expected)
 
 
+def rounded_gate(case: Case, batch: Batch, similarity: Any) -> None:
+    close("similarity", similarity, batch.features @ case.memory.t(), absolute=1e-3)
+
+
 def work(case: Case) -> Work:
     shape = case.shape
-    return product(shape.batch, shape.n, shape.d) + Work(4.0 * shape.batch * shape.n)
+    whole = product(shape.batch, shape.n, shape.d)
+    return Work(whole.bytes + 4.0 * shape.batch * shape.n, whole.operations, whole.products)
 
 
-similarity = Operation("similarity", "the product of features and memory", gate, work=work)
+similarity = Operation("similarity", "The product f Mᵀ", gate, work=work)
 
 
+@similarity.ours("tf32x3", "tf32", gate=rounded_gate)
 @similarity.contender("snnet")
 def ours(case: Case) -> Run:
     return lambda batch: sk.memory_similarity(batch.features, case.memory)
 
 
-@similarity.ours_in_precision(
-    "tf32x3",
-    "tf32",
-    gate=lambda case, batch, s: close("s", s, batch.features @ case.memory.t(), absolute=1e-3),
-)
-def ours_rounded(case: Case) -> Run:
-    return ours(case)
-
-
-@similarity.contender("pytorch")
 def plain(case: Case) -> Run:
     return lambda batch: batch.features @ case.memory.t()
 
 
-@similarity.contender("pytorch-transposed")
 def transposed(case: Case) -> Run:
     return lambda batch: (case.memory @ batch.features.t()).t().contiguous()
 
 
-@similarity.contender("pytorch-out")
 def into_a_buffer(case: Case) -> Run:
     out = torch.empty(case.shape.batch, case.shape.n, device=case.device)
     return lambda batch: torch.mm(batch.features, case.memory.t(), out=out)
 
 
-@similarity.contender("compile")
 def compiled_product(case: Case) -> Run:
     static(case.memory)
     run = compiled(lambda features: features @ case.memory.t(), case.device)
     return lambda batch: run(batch.features)
 
 
-@similarity.contender("numpy", devices=("cpu",), lingers=True)
 def by_numpy(case: Case) -> Run:
     memory = case.memory.numpy()
     return lambda batch: batch.features.numpy() @ memory.T
 
 
-@similarity.contender("loop", samples=LOOP_SAMPLES)
 def loop(case: Case) -> Run:
     return lambda batch: torch.stack([feature @ case.memory.t() for feature in batch.features])
 
 
-@similarity.benchmark()
-def test_similarity(race, contender, benchmark):
-    race.report(contender, benchmark)
+WAYS = {"pytorch": plain, "pytorch-transposed": transposed, "pytorch-out": into_a_buffer}
+for _name, _build in (WAYS | {"compile": compiled_product}).items():
+    similarity.contender(_name)(_build)
+similarity.contender("numpy", devices=("cpu",), lingers=True)(by_numpy)
+similarity.contender("loop", samples=LOOP_SAMPLES)(loop)

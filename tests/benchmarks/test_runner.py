@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 import pytest
 import torch
@@ -12,19 +13,46 @@ from snnet_kernels import reference
 
 pytest.importorskip("pytest_benchmark", reason="the benchmarks need pip install '.[bench]'")
 
-from benchmarks.bounds import Rates, Work, product
 from benchmarks.case import Case, Unavailable
 from benchmarks.clock import CpuClock, CudaClock
-from benchmarks.equality import Unequal, rounding_decides, same_labels, same_neighbors, same_update
+from benchmarks.equality import (
+    ROUNDING,
+    Unequal,
+    rounding_decides,
+    same_labels,
+    same_lists,
+    same_neighbors,
+    same_update,
+)
+from benchmarks.hardware import Rates, Work, product
 from benchmarks.operation import Operation
+from benchmarks.ours import Head, Ours
 from benchmarks.peak_memory import peak_bytes
 from benchmarks.peers.labels import label_rows, predict_labels
-from benchmarks.race import Effort, Race
-from benchmarks.replay import ReplayTimer
+from benchmarks.runner import Runner
 from benchmarks.shapes import Shape, growth_shapes, shapes
 
 CPU = torch.device("cpu")
 SHAPE = Shape("tiny", 600, 64, 8)
+
+
+class Benchmark:
+    """Stands in for the fixture of pytest-benchmark: calls as its pedantic mode does, and keeps the seconds."""
+
+    def __init__(self) -> None:
+        self.extra_info: dict[str, object] = {}
+        self.seconds: list[float] = []
+
+    def pedantic(self, target, args=(), setup=None, teardown=None, rounds=1):
+        for _ in range(rounds):
+            if setup:
+                args, _ = setup()
+            start = time.perf_counter()
+            answer = target(*args)
+            self.seconds.append(time.perf_counter() - start)
+            if teardown:
+                teardown(*args)
+        return answer
 
 
 @pytest.fixture(scope="module")
@@ -32,56 +60,63 @@ def case() -> Case:
     return Case(SHAPE, CPU)
 
 
-def label_gate(case, batch, labels):
-    same_labels(case, batch, labels, reference.mplp(case.memory, batch.index, cache=case.cache))
+def measured(operation: Operation, case: Case, name: str, rounds: int = 4, **options) -> Benchmark:
+    """What the runner hands to pytest-benchmark for the contender ``name``."""
+    runner = Runner(CPU, rounds, options.pop("seconds", 0.01), memory=False, quick=True, case=case, **options)
+    benchmark = Benchmark()
+    runner.report(operation, case.shape, name, benchmark)
+    return benchmark
+
+
+def anything(case, batch, answer):
+    return None
 
 
 def labels_by(case, threshold):
-    return lambda batch: sk.mplp(case.memory, batch.index, threshold, cache=case.cache)
+    return lambda batch: sk.mplp(case.memory, batch.index, threshold)
 
 
 def test_a_wrong_answer_is_an_error_and_not_a_time(case):
-    operation = Operation("labels", "labels", label_gate, inputs=("cache",))
+    operation = Operation("labels", "labels", same_labels)
     operation.contender("right")(lambda case: labels_by(case, 0.6))
     operation.contender("wrong")(lambda case: labels_by(case, 0.55))
-    operation.contender("thresholds only")(lambda case: lambda batch: case.cache[batch.index] > 0.6)
+    operation.contender("wrong once", once=True)(lambda case: labels_by(case, 0.55))
+    operation.contender("thresholds only")(lambda case: lambda batch: case.matrix[batch.index] > 0.6)
     operation.contender("missing", requires="no_such_package")(lambda case: labels_by(case, 0.6))
-    race = Race(
-        operation, case, list(operation.contenders), Effort(4, 0.01, memory=False), Rates(CPU, quick=True)
-    )
-    lanes = race.lanes
-    assert len(lanes["right"].cold) == 4 and min(lanes["right"].cold) > 0
-    for name in ("wrong", "thresholds only"):
-        assert isinstance(lanes[name].obstacle, Unequal) and lanes[name].cold == []
+    right = measured(operation, case, "right", seconds=9.0)
+    assert len(right.seconds) == 4 and min(right.seconds) > 0
+    assert right.extra_info["contender"] == "right" and right.extra_info["warm_seconds"] > 0
+    for name, calls in {"wrong": 0, "wrong once": 1, "thresholds only": 0}.items():
+        benchmark = Benchmark()
         with pytest.raises(Unequal):
-            race.report(name, None)
+            Runner(CPU, quick=True, case=case).report(operation, SHAPE, name, benchmark)
+        # Without a description the one call of "wrong once" is not a result.
+        assert len(benchmark.seconds) == calls and benchmark.extra_info == {}
     with pytest.raises(pytest.skip.Exception, match="no_such_package is not installed"):
-        race.report("missing", None)
+        measured(operation, case, "missing")
 
 
 def test_a_part_of_the_batch_is_scaled(case):
     seen = []
-    operation = Operation("sizes", "sizes", lambda case, batch, answer: None)
+    operation = Operation("sizes", "sizes", anything)
 
     @operation.contender("part", samples=2)
     def part(case):
         return lambda batch: seen.append(batch.size)
 
-    race = Race(operation, case, ["part"], Effort(3, 1.0, memory=False), Rates(CPU, quick=True))
-    assert set(seen) == {2} and race.lanes["part"].extra["scaled"] == 4.0
+    assert measured(operation, case, "part", 3).extra_info["scaled"] == 4.0 and set(seen) == {2}
 
 
 def test_a_contender_that_takes_minutes_is_called_once(case):
     calls = []
-    operation = Operation("calls", "calls", lambda case, batch, answer: None)
+    operation = Operation("calls", "calls", anything)
     operation.contender("long", once=True)(lambda case: calls.append)
-    race = Race(operation, case, ["long"], Effort(9, 1.0), Rates(CPU, quick=True))
-    assert len(calls) == len(race.lanes["long"].cold) == 1 and race.lanes["long"].cold[0] > 0
+    benchmark = measured(operation, case, "long", 9)
+    assert len(calls) == len(benchmark.seconds) == 1 and benchmark.seconds[0] > 0
 
 
-def test_a_contender_that_fails_while_it_is_timed_leaves_the_others(case):
-    operation = Operation("failing", "failing", lambda case, batch, answer: None)
-    operation.contender("steady")(lambda case: lambda batch: None)
+def test_a_contender_that_runs_out_of_memory_or_of_time_is_skipped(case):
+    operation = Operation("failing", "failing", anything)
 
     @operation.contender("runs out of memory")
     def failing(case):
@@ -94,56 +129,74 @@ def test_a_contender_that_fails_while_it_is_timed_leaves_the_others(case):
 
         return run
 
-    race = Race(
-        operation, case, list(operation.contenders), Effort(6, 1, memory=False), Rates(CPU, quick=True)
-    )
-    assert len(race.lanes["steady"].cold) == 6
     with pytest.raises(pytest.skip.Exception, match="out of memory: no room"):
-        race.report("runs out of memory", None)
+        measured(operation, case, "runs out of memory", 6, seconds=1)
+    with pytest.raises(pytest.skip.Exception, match="--time-limit 0 is over"):
+        measured(operation, case, "runs out of memory", time_limit=0)
 
 
-def test_an_in_place_contender_leaves_the_case_as_it_was(case):
-    case.prepare("cache", "label_memory", "similarity")
-    memory, cache = case.memory.clone(), case.cache.clone()
-    labels = case.label_memory.row_bits.clone()
-    columns = case.label_memory.column_bits.clone()
+def test_what_a_contender_writes_is_put_back_before_each_call(case):
+    memory, labels = case.memory.clone(), case.label_memory.row_bits.clone()
+    before = []
 
-    def gate(case, batch, answer):
-        same_update(case, batch, case.memory, case.cache)
+    def gate(case, batch, form):
+        same_update(case, batch, form.memory, form.kept)
 
-    operation = Operation("update", "update", gate, inputs=("cache", "similarity"), writes=True)
+    operation = Operation("update", "update", gate, inputs=("similarity",))
+
+    def updating(update):
+        def build(case):
+            form = Ours(case)
+
+            def run(batch):
+                before.append(
+                    torch.equal(form.memory, memory) and torch.equal(form.kept.values, case.lists.values)
+                )
+                before[-1] &= torch.equal(form.stored.row_bits, labels)
+                update(form, batch)
+                form.stored.write_(batch.index, sk.mplp(form.memory, batch.index, 0.7))
+                return form
+
+            return run
+
+        return build
 
     @operation.contender("snnet")
-    def ours(case):
-        def run(batch):
-            sk.update_memory_(
-                case.memory, batch.index, batch.features, 0.3, cache=case.cache, similarity=batch.similarity
-            )
-            case.label_memory.write_(batch.index, sk.mplp(case.memory, batch.index, 0.7, cache=case.cache))
+    @updating
+    def ours(form, batch):
+        form.update_(batch.index, batch.features, batch.similarity)
 
-        return run
+    @operation.contender("forgets the lists")
+    @updating
+    def forgetful(form, batch):
+        sk.update_memory_(form.memory, batch.index, batch.features, 0.3)
 
-    @operation.contender("forgets the columns")
-    def forgetful(case):
-        def run(batch):
-            sk.update_memory_(case.memory, batch.index, batch.features, 0.3)
-            case.cache[batch.index] = case.memory[batch.index] @ case.memory.t()
+    measured(operation, case, "snnet", 3)
+    # Each of three rounds is followed by a warm call at once.
+    assert before == [True] * 3 + [True, False] * 3
+    with pytest.raises(Unequal, match="listed similarities"):
+        measured(operation, case, "forgets the lists")
+    assert torch.equal(case.memory, memory) and torch.equal(case.label_memory.row_bits, labels)
 
-        return run
 
-    race = Race(
-        operation, case, list(operation.contenders), Effort(3, 0.01, memory=False), Rates(CPU, quick=True)
-    )
-    assert race.lanes["snnet"].obstacle is None
-    assert "columns of the cache" in str(race.lanes["forgets the columns"].obstacle)
-    assert torch.equal(case.memory, memory) and torch.equal(case.cache, cache)
-    assert torch.equal(case.label_memory.row_bits, labels)
-    assert torch.equal(case.label_memory.column_bits, columns)
+def test_a_list_that_misses_an_entry_is_unequal(case):
+    index = case.batches[0].index
+    exact = (case.memory[index].double() @ case.memory.double().t()).float()
+    same_lists(case.lists, index, exact)
+    missing = sk.NeighborLists(*(table.clone() for table in case.lists[:4]))
+    missing.counts[index[0]] = 0
+    above = int((exact[0] > missing.floors[index[0]] + ROUNDING).sum())
+    assert above > 1
+    with pytest.raises(Unequal, match=f"lists: {above} similarities above a floor are missing"):
+        same_lists(missing, index, exact)
+    mirrored = sk.NeighborLists(*(table.clone() for table in case.lists))
+    mirrored.mirrors[index[0], 0] = (mirrored.mirrors[index[0], 0] + 1) % 100
+    with pytest.raises(Unequal, match="columns of the mirrors"):
+        same_lists(mirrored, index, exact)
 
 
 def test_gates_know_rounding_from_an_error(case):
     batch = case.batches[0]
-    case.prepare("cache")
     image = int(batch.index[0])
     assert not rounding_decides(case.memory, image)
     # Of two equal images the order is not known.
@@ -159,17 +212,16 @@ def test_gates_know_rounding_from_an_error(case):
 
 
 def test_the_inputs_are_made_to_defeat_thresholding(case):
-    case.prepare("cache", "label_memory")  # asserts the share of rejected candidates
-    above = (case.cache > 0.6).sum(1).float().mean()
+    above = (case.matrix > 0.6).sum(1).float().mean()
     positives = case.label_memory.to_dense().sum(1).float().mean()
     assert 4 < above < 25 and positives < 0.8 * above
 
 
 def test_dense_peer_equals_the_reference(case):
     index = case.batches[0].index
-    for cache in (case.cache, None):
-        labels = predict_labels(case.memory, index, label_rows(case.memory, index, cache), cache)
-        expected = sk.unpack_labels(reference.mplp(case.memory, index, cache=cache), SHAPE.n)
+    for matrix in (case.matrix, None):
+        labels = predict_labels(case.memory, index, label_rows(case.memory, index, matrix), matrix)
+        expected = sk.unpack_labels(reference.mplp(case.memory, index, cache=matrix), SHAPE.n)
         assert torch.equal(labels, expected)
 
 
@@ -189,32 +241,6 @@ def test_floor_is_the_slower_of_moving_and_multiplying():
     assert rates.floor(product(1e5, 1e6, 1e3), "tf32x3") == pytest.approx(75.0)
 
 
-def test_replayed_times_are_those_that_were_measured(benchmark_like):
-    timer, fixture = ReplayTimer(), benchmark_like
-    timer.play(fixture, [0.25, 0.5, 0.125])
-    assert fixture.durations(timer) == [0.25, 0.5, 0.125]
-
-
-@pytest.fixture
-def benchmark_like():
-    class Fixture:
-        """Times a function as pytest-benchmark's pedantic mode does."""
-
-        def pedantic(self, target, setup, rounds):
-            self.target, self.setup, self.rounds = target, setup, rounds
-
-        def durations(self, timer):
-            found = []
-            for _ in range(self.rounds):
-                self.setup()
-                start = timer()
-                self.target()
-                found.append(timer() - start)
-            return found
-
-    return Fixture()
-
-
 def test_shapes_of_both_devices():
     assert [(s.batch, s.n, s.d) for s in shapes("cpu")] == [(64, 12_936, 2048), (64, 12_936, 512)]
     asked = {(s.batch, s.n, s.d) for s in shapes("cuda")}
@@ -222,17 +248,21 @@ def test_shapes_of_both_devices():
     assert [s.n for s in growth_shapes("cpu")] == [6_468, 12_936, 32_621, 100_000]
     with pytest.raises(ValueError, match="got 'huge'"):
         shapes("cpu", ["huge"])
-    with pytest.raises(ValueError, match="--device cuda"):
-        shapes("cpu", ["million"])
+    assert shapes("cpu", ["million"]) == []
+    assert [s.n for s in growth_shapes("cpu", ["million"])] == [1_000_000]
+    assert [s.n for s in growth_shapes("cpu", ["market", "million"])][-2:] == [100_000, 1_000_000]
+    assert growth_shapes("cuda", ["million"]) == []
 
 
 def test_forced_backend_that_does_not_serve_is_unavailable(case):
-    operation = Operation("labels", "labels", label_gate, inputs=("cache",))
+    operation = Operation("labels", "labels", same_labels)
     operation.ours()(lambda case: labels_by(case, 0.6))
-    assert list(operation.names("cpu")) == ["snnet"]
-    assert list(operation.names("cuda")) == ["snnet", "snnet-cuda", "snnet-triton"]
-    race = Race(operation, case, ["snnet-triton"], Effort(2, 0.01, memory=False), Rates(CPU, quick=True))
-    assert isinstance(race.lanes["snnet-triton"].obstacle, Unavailable)
+    operation.ours("tf32")(lambda case: labels_by(case, 0.6))
+    assert operation.names("cpu") == ["snnet"]
+    assert operation.names("cuda") == ["snnet", "snnet-cuda", "snnet-triton", "snnet-tf32"]
+    run = operation.contenders["snnet-triton"].build(case)
+    with pytest.raises(Unavailable):
+        run(case.batches[0])
 
 
 def test_cpu_clock_measures_the_call(monkeypatch):
@@ -243,7 +273,7 @@ def test_cpu_clock_measures_the_call(monkeypatch):
 
     clock = CpuClock()
     monkeypatch.setattr("benchmarks.clock.time.perf_counter", lambda: now[0])
-    clock._sweep = type("Sweep", (), {"sum": lambda self: takes(7.0)})()
+    clock._swept = type("Sweep", (), {"sum": lambda self: takes(7.0)})()
     assert clock.warm(lambda: takes(0.25)) == 0.25
     assert clock.cold(lambda: takes(0.25)) == 0.25 and now == [12.5]  # the sweep before it is not counted
 
@@ -296,7 +326,6 @@ def test_cuda_clock_times_between_events_and_waits(monkeypatch):
 
 def test_captured_iteration_replays_on_the_batch_it_is_given(case, monkeypatch):
     """With a graph that replays by running again, its answers are those of an eager head."""
-    from benchmarks import heads
     from benchmarks.peers import captured
 
     class Graph:
@@ -319,18 +348,19 @@ def test_captured_iteration_replays_on_the_batch_it_is_given(case, monkeypatch):
     for name in ("stream", "graph"):
         monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
 
-    case.prepare("cache", "label_memory")
-    eager, head = (heads.head_of(case, cache=True) for _ in range(2))
-    steps.append(captured.CapturedIteration(head, case.batches[0]))
-    heads.fill(head, case)
+    eager = Head(case)
+    monkeypatch.setattr(captured.CapturedIteration, "WARM_UP", 0)
+    made = captured.CapturedIteration.__init__
+    monkeypatch.setattr(
+        captured.CapturedIteration, "__init__", lambda self, *args: (steps.append(self), made(self, *args))[1]
+    )
+    replayed = Head(case, captured=True)
     assert len(graphs) == 1
     for batch in case.batches[1:4]:
-        features = batch.features.clone().requires_grad_()
-        expected = eager(features, batch.index)
-        expected.backward()
-        eager.update_(batch.index, features.detach())
-        loss, gradient = steps[0](batch)
+        expected, gradient = eager.iteration(batch)
+        loss, found = replayed.iteration(batch)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-        assert torch.equal(gradient, features.grad)
-    assert torch.equal(head.memory.features, eager.memory.features)
-    assert torch.equal(head.pseudo_labels.row_bits, eager.pseudo_labels.row_bits)
+        assert torch.equal(found, gradient)
+    case.forget()
+    assert torch.equal(replayed.memory, eager.memory)
+    assert torch.equal(replayed.stored.row_bits, eager.stored.row_bits)

@@ -1,11 +1,12 @@
 """The joint loss of three label sets, forward and backward down to the features.
 
-Both kinds, from the features alone and with s at hand as in an iteration with a cache.
+Both kinds, from the features alone and with s at hand as in an iteration with lists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,50 +15,37 @@ from torch import Tensor
 import snnet_kernels as sk
 from snnet_kernels import reference
 
-from .bounds import Work, product
-from .case import WEIGHTS, Batch, Case
-from .equality import close
-from .operation import Gate, Operation, Run
-from .peers.compiling import compiled, static
-from .peers.loss import (
-    GivenSimilarity,
-    ReferenceLoss,
-    dense_l2,
-    dense_mmcl,
-    gram_l2,
-    loss_and_gradient,
-)
+from ..case import WEIGHTS, Batch, Case
+from ..equality import close
+from ..hardware import Work, product
+from ..operation import Operation, Run
+from ..peers.compiling import compiled, static
+from ..peers.forms import LOOP_SAMPLES
+from ..peers.loss import GivenSimilarity, ReferenceLoss, dense_l2, dense_mmcl, gram_l2, loss_and_gradient
 
-LOOP_SAMPLES = 16
 DENSE = {"mmcl": dense_mmcl, "l2": dense_l2}
 
 
-def gate(kind: str, relative: float = 1e-5) -> Gate:
+def same_loss(
+    case: Case, batch: Batch, answer: tuple[Tensor, Tensor], *, kind: str, relative: float = 1e-5
+) -> None:
     """Value and gradient within ``relative`` of the reference's."""
-
-    def check(case: Case, batch: Batch, answer: tuple[Tensor, Tensor]) -> None:
-        value, gradient = reference.fused_mutual_label_loss_with_grad(
-            batch.features, case.memory, None, batch.labels, list(WEIGHTS), kind, 5.0, 0.01
-        )
-        close("loss", answer[0], value, absolute=0, relative=relative)
-        close("gradient", answer[1], gradient, absolute=0, relative=relative)
-
-    return check
+    value, gradient = reference.fused_mutual_label_loss_with_grad(
+        batch.features, case.memory, None, batch.labels, list(WEIGHTS), kind, 5.0, 0.01
+    )
+    close("loss", answer[0], value, absolute=0, relative=relative)
+    close("gradient", answer[1], gradient, absolute=0, relative=relative)
 
 
-def work(kind: str, at_hand: bool) -> Callable[[Case], Work]:
+def least_work(kind: str, at_hand: bool, case: Case) -> Work:
     """The product s unless it is at hand, else s read once; ``l2`` also needs the dense product of its gradient."""
-
-    def least(case: Case) -> Work:
-        shape = case.shape
-        forward = product(shape.batch, shape.n, shape.d)
-        backward = Work(0, forward.operations if kind == "l2" else 0, forward.operations)
-        if at_hand:
-            read = Work(4.0 * shape.batch * shape.n)
-            return read + (Work(forward.bytes) + backward if kind == "l2" else Work(0))
-        return forward + backward
-
-    return least
+    shape = case.shape
+    one = product(shape.batch, shape.n, shape.d)
+    backward = one.operations if kind == "l2" else 0
+    if at_hand:
+        read = 4.0 * shape.batch * shape.n
+        return Work(read + one.bytes, backward, one.operations) if kind == "l2" else Work(read)
+    return Work(one.bytes, one.operations + backward, one.products + one.operations)
 
 
 def two_products(case: Case) -> Run:
@@ -67,18 +55,14 @@ def two_products(case: Case) -> Run:
 
 
 def operation(kind: str, at_hand: bool) -> Operation:
-    where = "s at hand" if at_hand else "from features"
-    return Operation(
+    """``kind`` with or without s, and who competes."""
+    measured = Operation(
         f"{kind}-loss{'-at-hand' if at_hand else ''}",
-        f"three-label {kind} loss and gradient, {where}",
-        gate(kind),
+        f"Three-label `{kind}` loss and gradient, {'similarities at hand' if at_hand else 'from features'}",
+        partial(same_loss, kind=kind),
         inputs=("labels", "dense_labels", *(("similarity",) if at_hand else ())),
-        work=work(kind, at_hand),
+        work=partial(least_work, kind, at_hand),
     )
-
-
-def add_contenders(measured: Operation, kind: str, at_hand: bool) -> None:
-    """Who competes for either kind, with and without s."""
 
     def similarity(batch: Batch) -> Tensor | None:
         return batch.similarity if at_hand else None
@@ -93,9 +77,8 @@ def add_contenders(measured: Operation, kind: str, at_hand: bool) -> None:
         )
 
     if not at_hand:
-        loosely = gate(kind, relative=2e-2)
-        measured.ours_in_precision("tf32x3", gate=gate(kind, relative=1e-4))(ours)
-        measured.ours_in_precision("tf32", gate=loosely)(ours)
+        measured.ours("tf32x3", gate=partial(same_loss, kind=kind, relative=1e-4))(ours)
+        measured.ours("tf32", gate=partial(same_loss, kind=kind, relative=2e-2))(ours)
 
     @measured.contender("pytorch")
     def vectorised(case: Case) -> Run:
@@ -105,7 +88,7 @@ def add_contenders(measured: Operation, kind: str, at_hand: bool) -> None:
             batch.features,
         )
 
-    def dense_loss(case: Case) -> Callable[[Tensor, Tensor | None, tuple[Tensor, ...]], Tensor]:
+    def dense_loss(case: Case) -> Callable[..., Tensor]:
         def loss(features: Tensor, s: Tensor | None, labels: tuple[Tensor, ...]) -> Tensor:
             s = features @ case.memory.t() if s is None else GivenSimilarity.apply(features, case.memory, s)
             return DENSE[kind](s, labels)
@@ -129,20 +112,21 @@ def add_contenders(measured: Operation, kind: str, at_hand: bool) -> None:
     @measured.contender("loop", samples=LOOP_SAMPLES, once=True)
     def loop(case: Case) -> Run:
         def loss(f: Tensor, batch: Batch) -> Tensor:
-            s = (
-                f @ case.memory.t()
-                if not at_hand
-                else GivenSimilarity.apply(f, case.memory, batch.similarity)
-            )
+            s = GivenSimilarity.apply(f, case.memory, batch.similarity) if at_hand else f @ case.memory.t()
             return reference.loop.mutual_label_loss(s, batch.labels, WEIGHTS, kind=kind)
 
         return lambda batch: loss_and_gradient(lambda f: loss(f, batch), batch.features)
 
     measured.contender("two-products", gated=False)(two_products)
+    return measured
 
 
+LOSSES = [operation(kind, at_hand) for kind in DENSE for at_hand in (False, True)]
+
+
+@LOSSES[2].contender("pytorch-gram")
 def gram(case: Case) -> Run:
-    """G = MᵀM [d, d] at hand; that a memory update changes G is not timed."""
+    """``l2`` with G = MᵀM [d, d] at hand; that a memory update changes G is not timed."""
     matrix = case.memory.t() @ case.memory
 
     def run(batch: Batch) -> Any:
@@ -151,32 +135,3 @@ def gram(case: Case) -> Run:
         )
 
     return run
-
-
-mmcl, mmcl_at_hand = operation("mmcl", False), operation("mmcl", True)
-l2, l2_at_hand = operation("l2", False), operation("l2", True)
-add_contenders(mmcl, "mmcl", False)
-add_contenders(mmcl_at_hand, "mmcl", True)
-add_contenders(l2, "l2", False)
-add_contenders(l2_at_hand, "l2", True)
-l2.contender("pytorch-gram")(gram)
-
-
-@mmcl.benchmark()
-def test_mmcl_from_features(race, contender, benchmark):
-    race.report(contender, benchmark)
-
-
-@mmcl_at_hand.benchmark()
-def test_mmcl_with_similarity_at_hand(race, contender, benchmark):
-    race.report(contender, benchmark)
-
-
-@l2.benchmark()
-def test_l2_from_features(race, contender, benchmark):
-    race.report(contender, benchmark)
-
-
-@l2_at_hand.benchmark()
-def test_l2_with_similarity_at_hand(race, contender, benchmark):
-    race.report(contender, benchmark)

@@ -6,10 +6,8 @@ given.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,10 +16,11 @@ from snnet.retrieval import reranking
 from snnet.retrieval.reranking import rerank
 from snnet_kernels.memory_size import free_memory
 
-from .case import Unavailable
-from .equality import Unequal
-from .operation import Operation
-from .shapes import Shape
+from ..case import Inputs, Unavailable
+from ..equality import Unequal
+from ..operation import Operation
+from ..shapes import Shape
+from .rank_metrics import answering
 
 IDENTITIES = {"market-gallery": 750, "tiny-gallery": 20}
 DENSE_MATRICES = 5  # of float32 [N, N] at the peak: distances, their order as int64 and int32, weights twice
@@ -37,8 +36,7 @@ def rerank_shapes(device: str, sizes: Iterable[str]) -> list[Shape]:
     return [Shape("market-gallery", 15_913, 512, 3_368)]
 
 
-@dataclass(frozen=True)
-class Features:
+class Features(NamedTuple):
     """Unit rows; the queries are the batch."""
 
     query: np.ndarray
@@ -52,14 +50,14 @@ class Features:
         return Features(self.query[::step].copy(), self.gallery[::step].copy())
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        return tuple(torch.from_numpy(getattr(self, field.name)) for field in dataclasses.fields(self))
+        return torch.from_numpy(self.query), torch.from_numpy(self.gallery)
 
 
-class RerankCase:
+class Images(Inputs):
     """Clusters, one an identity, so near to one another that neighbours are of several; a sixth are strays."""
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
-        self.shape, self.device = shape, device
+        super().__init__(shape, device)
         rng = np.random.default_rng(0)
         centers = rng.standard_normal((IDENTITIES[shape.size] + 1, shape.d), dtype=np.float32)
         centers[0] = 0
@@ -72,9 +70,6 @@ class RerankCase:
         gallery = rng.integers(1, len(centers), shape.n)
         gallery[: shape.n // 6] = 0
         self.batches = [Features(features(query), features(gallery))] * 2
-
-    def prepare(self, *inputs: str) -> None:
-        """All inputs are there."""
 
 
 def dense_rerank(features: Features, k1: int = 20, k2: int = 6, weight: float = 0.3) -> np.ndarray:
@@ -113,7 +108,7 @@ def dense_rerank(features: Features, k1: int = 20, k2: int = 6, weight: float = 
     return ((1 - weight) * jaccard + weight * distance[:queries])[:, queries:]
 
 
-def gate(case: RerankCase, batch: Features, form: Any) -> None:
+def gate(case: Images, batch: Features, form: Any) -> None:
     """``form`` is what was called: it is tried on a part of the images.
 
     A form of products rounds as it likes: where that swaps two neighbours of an image, its distances move.
@@ -125,36 +120,21 @@ def gate(case: RerankCase, batch: Features, form: Any) -> None:
         raise Unequal(f"distances: {100 * moved:.3g} % of them differ by more than 1e-5")
 
 
-reranking_operation = Operation(
-    "rerank", "k-reciprocal re-ranking of a gallery", gate, uses_features=False, make_case=RerankCase
+reranked = Operation(
+    "rerank", "k-reciprocal re-ranking", gate, uses_features=False, make_case=Images, own_shapes=rerank_shapes
 )
 
 
-def answering(form: Any) -> Any:
-    """Calls ``form``, and hands it to the gate."""
-
-    def run(batch: Features) -> Any:
-        form(batch)
-        return form
-
-    return run
-
-
-@reranking_operation.contender("snnet", devices=("cpu",))
-def compiled(case: RerankCase) -> Any:
+@reranked.contender("snnet", devices=("cpu",))
+def compiled(case: Images) -> Any:
     if reranking._native is None:
         raise Unavailable("snnet._rank_metrics is not built")
     return answering(lambda batch: rerank(*batch.tensors()))
 
 
-@reranking_operation.contender("dense", devices=("cpu",), once=True)
-def by_dense_matrices(case: RerankCase) -> Any:
+@reranked.contender("dense", devices=("cpu",), once=True)
+def by_dense_matrices(case: Images) -> Any:
     needed = DENSE_MATRICES * 4 * (case.shape.n + case.shape.batch) ** 2
     if needed > free_memory(case.device):
         raise Unavailable(f"the dense form takes {needed / 1e9:.0f} GB")
     return answering(dense_rerank)
-
-
-@reranking_operation.benchmark(shapes=rerank_shapes)
-def test_rerank(race, contender, benchmark):
-    race.report(contender, benchmark)

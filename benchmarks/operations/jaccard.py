@@ -17,12 +17,12 @@ from torch import Tensor
 import snnet_kernels as sk
 from snnet_kernels.memory_size import free_memory
 
-from .case import Unavailable
-from .equality import Unequal
-from .operation import Operation
-from .peak_memory import peak_in_place
-from .peers.jaccard import dense_jaccard, faiss_neighbors, sorted_neighbors
-from .shapes import SIZES, Shape
+from ..case import Inputs, Unavailable
+from ..equality import Unequal
+from ..operation import Operation
+from ..peak_memory import peak_in_place
+from ..peers.jaccard import dense_jaccard, faiss_neighbors, sorted_neighbors
+from ..shapes import SIZES, Shape
 
 K1, K2, EPS, MIN_SAMPLES = 30, 6, 0.6, 4
 IMAGES_OF_ONE = 17  # of an identity, as in Market-1501
@@ -33,7 +33,8 @@ PART = 1000  # images on which a form is compared before its time counts
 
 def jaccard_shapes(device: str, sizes: Iterable[str]) -> list[Shape]:
     """Only where a size is asked for; one d."""
-    return [Shape(size, SIZES[size], 512, SIZES[size]) for size in sizes] if device == "cpu" else []
+    asked = [size for size in sizes if size != "million"] if device == "cpu" else []
+    return [Shape(size, SIZES[size], 512, SIZES[size]) for size in asked]
 
 
 class Images(NamedTuple):
@@ -45,16 +46,12 @@ class Images(NamedTuple):
     def size(self) -> int:
         return len(self.features)
 
-    @property
-    def index(self) -> slice:
-        return slice(None)
 
-
-class JaccardCase:
+class TrainingSet(Inputs):
     """Clusters, one an identity, near enough to one another that neighbours are of several; a sixth are strays."""
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
-        self.shape, self.device = shape, device
+        super().__init__(shape, device)
         rng = np.random.default_rng(0)
         centers = rng.standard_normal((shape.n // IMAGES_OF_ONE + 1, shape.d), dtype=np.float32)
         centers[0] = 0
@@ -62,9 +59,6 @@ class JaccardCase:
         pids[rng.permutation(shape.n)[: shape.n // 6]] = 0
         drawn = centers[pids] + 1.3 * rng.standard_normal((shape.n, shape.d), dtype=np.float32)
         self.batches = [Images(torch.from_numpy(drawn / np.linalg.norm(drawn, axis=1, keepdims=True)))] * 2
-
-    def prepare(self, *inputs: str) -> None:
-        """All inputs are there."""
 
 
 class Answer(NamedTuple):
@@ -101,7 +95,7 @@ def near_pairs(distances: Any) -> np.ndarray:
     return np.where(distances <= np.float32(EPS), distances, 1)
 
 
-def distances_gate(case: JaccardCase, batch: Images, answer: Answer) -> dict[str, Any]:
+def distances_gate(case: TrainingSet, batch: Images, answer: Answer) -> dict[str, Any]:
     """A form of products rounds as it likes: where that swaps two neighbours of an image, its distances move."""
     part = batch.features[:PART]
     expected = near_pairs(dense_jaccard(part, sorted_neighbors(part.numpy(), K1), K1, K2))
@@ -111,7 +105,7 @@ def distances_gate(case: JaccardCase, batch: Images, answer: Answer) -> dict[str
     return answer.measures()
 
 
-def labels_gate(case: JaccardCase, batch: Images, answer: Answer) -> dict[str, Any]:
+def labels_gate(case: TrainingSet, batch: Images, answer: Answer) -> dict[str, Any]:
     """Labels of a part: as DBSCAN gives them for dense distances, but for images whose neighbours were swapped."""
     part = batch.features[:PART]
     distances = dense_jaccard(part, sorted_neighbors(part.numpy(), K1), K1, K2)
@@ -135,7 +129,7 @@ def dense_of(features: Tensor) -> np.ndarray:
     return dense_jaccard(features, faiss_neighbors(features.numpy(), K1), K1, K2)
 
 
-def with_room(case: JaccardCase) -> None:
+def with_room(case: TrainingSet) -> None:
     needed, free = DENSE_MATRICES * 4 * case.shape.n**2, free_memory(torch.device("cpu"))
     if needed > free:
         raise Unavailable(
@@ -143,45 +137,31 @@ def with_room(case: JaccardCase) -> None:
         )
 
 
-jaccard = Operation(
-    "jaccard",
-    "Jaccard distances of a training set",
-    distances_gate,
-    uses_features=False,
-    make_case=JaccardCase,
-)
-clustering = Operation(
-    "jaccard-dbscan", "The same and DBSCAN on it", labels_gate, uses_features=False, make_case=JaccardCase
-)
+def operation(name: str, title: str, gate: Any) -> Operation:
+    return Operation(name, title, gate, uses_features=False, make_case=TrainingSet, own_shapes=jaccard_shapes)
+
+
+jaccard = operation("jaccard", "Jaccard distances of a training set, up to 0.6", distances_gate)
+clustering = operation("jaccard-dbscan", "Jaccard distances and DBSCAN on them", labels_gate)
 
 
 @jaccard.contender("snnet", devices=("cpu",), requires="scipy")
-def graph(case: JaccardCase) -> Any:
+def graph(case: TrainingSet) -> Any:
     return answering(graph_of)
 
 
 @jaccard.contender("dense", devices=("cpu",), requires="faiss", once=True)
-def dense(case: JaccardCase) -> Any:
+def dense(case: TrainingSet) -> Any:
     with_room(case)
     return answering(dense_of)
 
 
 @clustering.contender("snnet", devices=("cpu",), requires="sklearn")
-def clusters_of_graph(case: JaccardCase) -> Any:
+def clusters_of_graph(case: TrainingSet) -> Any:
     return answering(lambda features: dbscan(graph_of(features)))
 
 
 @clustering.contender("dense", devices=("cpu",), requires="sklearn", once=True)
-def clusters_of_dense(case: JaccardCase) -> Any:
+def clusters_of_dense(case: TrainingSet) -> Any:
     with_room(case)
     return answering(lambda features: dbscan(dense_of(features)))
-
-
-@jaccard.benchmark(shapes=jaccard_shapes)
-def test_jaccard(race, contender, benchmark):
-    race.report(contender, benchmark)
-
-
-@clustering.benchmark(shapes=jaccard_shapes)
-def test_jaccard_dbscan(race, contender, benchmark):
-    race.report(contender, benchmark)

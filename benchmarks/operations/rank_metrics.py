@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,17 +11,16 @@ import torch
 from snnet.retrieval import rank_metrics as evaluation
 from snnet.retrieval.rank_metrics import RankMetrics, rank_metrics
 
-from .case import Unavailable
-from .equality import Unequal
-from .operation import Operation
-from .shapes import Shape
+from ..case import Inputs, Unavailable
+from ..equality import Unequal
+from ..operation import Operation
+from ..shapes import Shape
 
 ARGSORT_QUERIES = 210  # a sixteenth
-DEFINITIONS = ("step", "trapezoid")
+DIM = 32
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     """How many images a test split has."""
 
     queries: int
@@ -34,10 +31,7 @@ class Split:
     cameras: int = 6
 
 
-SPLITS = {
-    "market-gallery": Split(3368, 19732, 750, 3819, 2798),
-    "tiny-gallery": Split(60, 400, 20, 60, 40),
-}
+SPLITS = {"market-gallery": Split(3368, 19732, 750, 3819, 2798), "tiny-gallery": Split(60, 400, 20, 60, 40)}
 
 
 def gallery_shapes(device: str, sizes: Iterable[str]) -> list[Shape]:
@@ -45,8 +39,7 @@ def gallery_shapes(device: str, sizes: Iterable[str]) -> list[Shape]:
     return [Shape(name, SPLITS[name].gallery, 0, SPLITS[name].queries)] if device == "cpu" else []
 
 
-@dataclass(frozen=True, eq=False)
-class Queries:
+class Queries(NamedTuple):
     """The arguments of rank_metrics; the queries are the batch."""
 
     similarity: np.ndarray
@@ -61,51 +54,41 @@ class Queries:
 
     def first(self, samples: int) -> Queries:
         """Every so many-th query."""
-        step = max(1, self.size // samples)
-        return dataclasses.replace(
-            self,
-            similarity=self.similarity[::step],
-            query_pids=self.query_pids[::step],
-            query_cams=self.query_cams[::step],
+        step = slice(None, None, max(1, self.size // samples))
+        similarity, query_pids, query_cams = (
+            self.similarity[step],
+            self.query_pids[step],
+            self.query_cams[step],
         )
-
-    def arguments(self) -> tuple[np.ndarray, ...]:
-        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+        return Queries(similarity, query_pids, self.gallery_pids, query_cams, self.gallery_cams)
 
 
-class GalleryCase:
+class Gallery(Inputs):
     """Similarities of unit normal features in clusters, one an identity."""
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
-        self.shape, self.device = shape, device
+        super().__init__(shape, device)
         self.batches = [self._draw(SPLITS[shape.size])] * 2
 
     def _draw(self, split: Split) -> Queries:
         rng = np.random.default_rng(0)
-        dim = 32
-        centers = rng.standard_normal((split.identities + 1, dim), dtype=np.float32)
+        centers = rng.standard_normal((split.identities + 1, DIM), dtype=np.float32)
 
         def features(pids: np.ndarray) -> np.ndarray:
-            noise = rng.standard_normal((len(pids), dim), dtype=np.float32)
+            noise = rng.standard_normal((len(pids), DIM), dtype=np.float32)
             drawn = np.where(pids[:, None] > 0, centers[pids] + 0.9 * noise, 1.3 * noise)
             return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
         matches = split.gallery - split.junk - split.distractors
         query_pids = rng.integers(1, split.identities + 1, split.queries)
+        known = rng.integers(1, split.identities + 1, matches)
         gallery_pids = np.concatenate(
-            [
-                np.full(split.junk, -1),
-                np.zeros(split.distractors, dtype=np.int64),
-                rng.integers(1, split.identities + 1, matches),
-            ]
+            [np.full(split.junk, -1), np.zeros(split.distractors, dtype=np.int64), known]
         )
         query_cams = rng.integers(1, split.cameras + 1, split.queries)
         gallery_cams = rng.integers(1, split.cameras + 1, split.gallery)
         similarity = features(query_pids) @ features(gallery_pids).T
         return Queries(similarity, query_pids, gallery_pids, query_cams, gallery_cams)
-
-    def prepare(self, *inputs: str) -> None:
-        """All inputs are there."""
 
 
 def argsort_metrics(queries: Queries, average_precision: str = "step", max_rank: int = 50) -> RankMetrics:
@@ -137,10 +120,10 @@ def argsort_metrics(queries: Queries, average_precision: str = "step", max_rank:
     )
 
 
-def gate(case: GalleryCase, batch: Queries, form: Any) -> None:
+def gate(case: Gallery, batch: Queries, form: Any) -> None:
     """``form`` is what was called: it is tried in both definitions on a part of the queries."""
     part = batch.first(ARGSORT_QUERIES)
-    for definition in DEFINITIONS:
+    for definition in ("step", "trapezoid"):
         got, expected = form(part, definition), argsort_metrics(part, definition)
         apart = max(
             float(np.abs(got.cmc - expected.cmc).max()),
@@ -158,47 +141,42 @@ def gate(case: GalleryCase, batch: Queries, form: Any) -> None:
 
 ranks = Operation(
     "rank-metrics",
-    "CMC, mAP and mINP of a gallery",
+    "CMC, mAP and mINP",
     gate,
     uses_features=False,
-    make_case=GalleryCase,
+    make_case=Gallery,
+    own_shapes=gallery_shapes,
 )
 
 
-def answering(form: Any) -> Any:
+def answering(form: Callable[..., Any]) -> Callable[[Any], Any]:
     """Calls ``form``, and hands it to the gate."""
 
-    def run(batch: Queries) -> Any:
-        form(batch, "step")
+    def run(batch: Any) -> Any:
+        form(batch)
         return form
 
     return run
 
 
+def form(batch: Queries, definition: str = "step") -> RankMetrics:
+    return rank_metrics(*batch, average_precision=definition)
+
+
+def numpy_form(batch: Queries, definition: str = "step") -> RankMetrics:
+    native, evaluation._native = evaluation._native, None
+    try:
+        return form(batch, definition)
+    finally:
+        evaluation._native = native
+
+
 @ranks.contender("snnet", devices=("cpu",))
-def compiled(case: GalleryCase) -> Any:
+def compiled(case: Gallery) -> Any:
     if evaluation._native is None:
         raise Unavailable("snnet._rank_metrics is not built")
-    return answering(lambda batch, definition: rank_metrics(*batch.arguments(), average_precision=definition))
-
-
-@ranks.contender("numpy", devices=("cpu",))
-def by_numpy(case: GalleryCase) -> Any:
-    def form(batch: Queries, definition: str) -> RankMetrics:
-        native, evaluation._native = evaluation._native, None
-        try:
-            return rank_metrics(*batch.arguments(), average_precision=definition)
-        finally:
-            evaluation._native = native
-
     return answering(form)
 
 
-@ranks.contender("argsort", devices=("cpu",), samples=ARGSORT_QUERIES)
-def by_argsort(case: GalleryCase) -> Any:
-    return answering(argsort_metrics)
-
-
-@ranks.benchmark(shapes=gallery_shapes)
-def test_rank_metrics(race, contender, benchmark):
-    race.report(contender, benchmark)
+ranks.contender("numpy", devices=("cpu",))(lambda case: answering(numpy_form))
+ranks.contender("argsort", devices=("cpu",), samples=ARGSORT_QUERIES)(lambda case: answering(argsort_metrics))

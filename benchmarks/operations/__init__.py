@@ -1,0 +1,44 @@
+"""The operations that are measured, a file for each family, in the order of the page."""
+
+from ..operation import Operation
+from . import (
+    iteration,
+    iterations,
+    jaccard,
+    label_memory,
+    label_prediction,
+    label_step,
+    loss,
+    memory_update,
+    neighbor_lists,
+    neighbors,
+    rank_metrics,
+    reranking,
+    similarity,
+    training,
+)
+
+OPERATIONS: dict[str, Operation] = {
+    operation.name: operation
+    for operation in (
+        similarity.similarity,
+        neighbor_lists.building,
+        label_prediction.from_lists,
+        label_prediction.streaming,
+        neighbors.streaming,
+        label_memory.columns,
+        label_memory.rows,
+        label_memory.write,
+        memory_update.alone,
+        memory_update.with_lists,
+        *loss.LOSSES,
+        label_step.label_step,
+        iteration.iteration,
+        iterations.twenty,
+        training.training,
+        rank_metrics.ranks,
+        reranking.reranked,
+        jaccard.jaccard,
+        jaccard.clustering,
+    )
+}

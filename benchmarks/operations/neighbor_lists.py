@@ -1,0 +1,72 @@
+"""Building neighbour lists of all images: the half of a product of M with itself, and the largest of each row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import snnet_kernels as sk
+from snnet_kernels.exemplar_memory import FLOOR
+
+from ..case import NEIGHBORS, ROWS_AT_ONCE, Batch, Case
+from ..equality import same_lists
+from ..hardware import Work
+from ..operation import Operation, Run
+
+K = NEIGHBORS // 2  # what a memory builds: half of its places stay free
+
+
+def gate(case: Case, batch: Batch, found: Any) -> None:
+    """The rows of the batch hold all that is above their floors, and the values are right."""
+    memory, index = case.memory, batch.index
+    exact = (memory[index].double() @ memory.double().t()).float()
+    same_lists(found, index, exact)
+
+
+def least_work(case: Case) -> Work:
+    """Every pair once, M read once, the lists written."""
+    n, d = case.shape.n, case.shape.d
+    return Work(4.0 * n * d + 8.0 * n * K, float(n) * n * d)
+
+
+building = Operation("neighbor-lists", f"Neighbour lists of all images, {K} places", gate, work=least_work)
+
+
+@building.ours(once=True)
+def ours(case: Case) -> Run:
+    return lambda batch: sk.neighbor_lists(case.memory, K, floor=FLOOR)
+
+
+@building.contender("pytorch", once=True)
+def products_and_topk(case: Case) -> Run:
+    def run(batch: Batch) -> sk.NeighborLists:
+        rows = case.memory.split(ROWS_AT_ONCE)
+        parts = [(part @ case.memory.t()).topk(min(K + 1, case.shape.n)) for part in rows]
+        values, columns = (torch.cat(each) for each in zip(*parts, strict=True))
+        return as_lists(values, columns)
+
+    return run
+
+
+@building.contender("faiss", requires="faiss", devices=("cpu",), once=True)
+def by_faiss(case: Case) -> Run:
+    import faiss
+
+    memory = case.memory.numpy()
+
+    def run(batch: Batch) -> sk.NeighborLists:
+        index = faiss.IndexFlatIP(case.shape.d)
+        index.add(memory)
+        values, columns = index.search(memory, min(K + 1, case.shape.n))
+        return as_lists(torch.from_numpy(values), torch.from_numpy(columns))
+
+    return run
+
+
+def as_lists(values: Tensor, columns: Tensor) -> sk.NeighborLists:
+    """Lists of the sorted ``values`` [n, K + 1] above the floor; the last one may be what a row leaves out."""
+    floors = values[:, -1].clamp_min(FLOOR)
+    counts = (values > floors[:, None]).sum(1)
+    return sk.NeighborLists(columns.int(), values, counts.int(), floors)

@@ -1,0 +1,201 @@
+"""The label work of an iteration in the forms that one would write instead, each with memories of its own.
+
+A form finds labels and neighbours of a batch, keeps the label memory P, and updates what it keeps. From these parts
+:meth:`Form.step` makes all label work with s at hand, and :meth:`Form.iterate` a whole iteration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from snnet_kernels import reference
+
+from ..case import MIN_RANK, THRESHOLD, WEIGHTS, Batch, Case
+from .compiling import compiled, static
+from .labels import (
+    label_rows,
+    largest_number_of_candidates,
+    nearest_others,
+    predict_labels,
+    predict_labels_static,
+)
+from .loss import dense_mmcl
+from .memory import blend_, blend_with_matrix_
+from .storage import dense_copy
+
+LOOP_SAMPLES = 16
+Neighbors = tuple[Tensor, Tensor]  # index and similarity [B, 1]
+Update = Callable[[Tensor], None]
+
+
+class Step(NamedTuple):
+    """What was found, and what was written: the memory, what is kept beside it (S, lists or None), and P."""
+
+    labels: tuple[Any, Any, Any]  # main, symmetric and neighbour
+    neighbors: Neighbors
+    memory: Tensor
+    kept: Any
+    stored: Any
+
+
+class Form:
+    """Vectorised PyTorch that counts ranks instead of sorting, with the matrix S or without; P is a bool matrix."""
+
+    kept: Any  # S [n, n] or None
+
+    def __init__(self, case: Case, *, matrix: bool = False) -> None:
+        self.case = case
+        self.memory = case.own(case.memory)
+        self.kept = case.own(case.matrix) if matrix else None
+
+    @cached_property
+    def stored(self) -> Any:
+        return dense_copy(self.case, torch.bool)
+
+    def labels(self, index: Tensor) -> tuple[Any, Neighbors]:
+        """The main labels of ``index`` [B] and the nearest others."""
+        rows = label_rows(self.memory, index, self.kept)
+        labels = predict_labels(self.memory, index, rows, self.kept)
+        return labels, nearest_others(index, rows)
+
+    def exchange_(self, index: Tensor, neighbor: Tensor, main: Any) -> tuple[Any, Any]:
+        """The symmetric and the neighbour labels from P; then the main labels are written to it."""
+        symmetric, of_neighbor = self.stored[:, index].t(), self.stored[neighbor]
+        self.stored[index] = main
+        return symmetric, of_neighbor
+
+    def update_(self, index: Tensor, features: Tensor, similarity: Tensor) -> None:
+        """The momentum update of M and of what is kept beside it."""
+        if self.kept is None:
+            return blend_(self.memory, index, features, self.case.momentum)
+        # The reference also finds repeated images, and rows in which the recurrence would lose accuracy.
+        reference.update_memory_(
+            self.memory, index, features, self.case.momentum, cache=self.kept, similarity=similarity
+        )
+
+    def loss(self, similarity: Tensor, labels: tuple[Any, ...]) -> Tensor:
+        return dense_mmcl(similarity, labels)
+
+    def find_and_update_(
+        self, index: Tensor, features: Tensor, similarity: Tensor | None
+    ) -> tuple[Any, Neighbors]:
+        """Labels, neighbours and update of a batch: what torch.compile gets as a whole."""
+        found = self.labels(index)
+        self.update_(index, features, similarity)
+        return found
+
+    def step(self, batch: Batch) -> Step:
+        """All label work of an iteration with s at hand, which is for what is kept beside the memory."""
+        similarity = None if self.kept is None else batch.similarity
+        main, neighbors = self.find_and_update_(batch.index, batch.features, similarity)
+        others = self.exchange_(batch.index, neighbors[0].reshape(-1), main)
+        return Step((main, *others), neighbors, self.memory, self.kept, self.stored)
+
+    def iterate(self, features: Tensor, index: Tensor) -> tuple[Tensor, Update]:
+        """The loss of ``features`` [B, d], and the update to be called with them after the backward pass."""
+        similarity = features @ self.memory.t()
+        main, (neighbor, _) = self.labels(index)
+        others = self.exchange_(index, neighbor.reshape(-1), main)
+        loss = self.loss(similarity, (main, *others))
+        return loss, lambda after: self.update_(index, after, similarity.detach())
+
+    def iteration(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A whole iteration without a backbone: the loss, and its gradient with respect to the features [B, d]."""
+        features = batch.features.detach().clone().requires_grad_()
+        loss, update = self.iterate(features, batch.index)
+        loss.backward()
+        update(features.detach())
+        return loss.detach(), features.grad
+
+
+class CompiledForm(Form):
+    """torch.compile of the vectorised form as it is."""
+
+    def __init__(self, case: Case, *, matrix: bool = False) -> None:
+        super().__init__(case, matrix=matrix)
+        static(self.memory, *([self.kept] if matrix else []))
+        self.find_and_update_ = compiled(self._find_and_update_, case.device, dynamic=True)
+        self.update_ = compiled(super().update_, case.device)
+
+    def _find_and_update_(self, index: Tensor, features: Tensor, similarity: Tensor | None) -> Any:
+        found = self.labels(index)
+        Form.update_(self, index, features, similarity)
+        return found
+
+
+class StaticForm(Form):
+    """Written for torch.compile, with S: every shape known, one graph a step; of an iteration one for the update."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case, matrix=True)
+        static(self.memory, self.kept)
+        self._width = largest_number_of_candidates(self.kept)
+        self.labels, self.update_, self.find_and_update_, self._forward = (
+            compiled(part, case.device)
+            for part in (self._labels, self._update_, self._find_and_update_, self._forward_)
+        )
+
+    def _labels(self, index: Tensor) -> tuple[Tensor, Neighbors]:
+        rows = self.kept[index]
+        labels = predict_labels_static(index, rows, self.kept, self._width)
+        own = torch.arange(rows.shape[1], device=rows.device) == index[:, None]
+        nearest, neighbor = rows.masked_fill(own, -torch.inf).max(1)
+        return labels, (neighbor, nearest)
+
+    def _update_(self, index: Tensor, features: Tensor, similarity: Tensor) -> None:
+        blend_with_matrix_(self.memory, self.kept, index, features, self.case.momentum, similarity)
+
+    def _find_and_update_(self, index: Tensor, features: Tensor, similarity: Tensor) -> Any:
+        found = self._labels(index)
+        self._update_(index, features, similarity)
+        return found
+
+    def _forward_(self, features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        similarity = features @ self.memory.t()
+        main, (neighbor, _) = self._labels(index)
+        others = self.exchange_(index, neighbor, main)
+        return self.loss(similarity, (main, *others)), similarity
+
+    def iterate(self, features: Tensor, index: Tensor) -> tuple[Tensor, Update]:
+        static(self.stored)
+        loss, similarity = self._forward(features, index)
+        return loss, lambda after: self.update_(index, after, similarity.detach())
+
+
+class LoopForm(Form):
+    """Sample by sample, as the code bases of this field do it."""
+
+    def labels(self, index: Tensor) -> tuple[Tensor, Neighbors]:
+        labels = reference.loop.mplp(self.memory, index, THRESHOLD, MIN_RANK)
+        return labels, reference.loop.nearest_neighbors(self.memory, index)
+
+    def exchange_(self, index: Tensor, neighbor: Tensor, main: Tensor) -> tuple[Tensor, Tensor]:
+        symmetric = reference.pack_labels(self.stored[:, index].t())
+        of_neighbor = reference.pack_labels(self.stored[neighbor])
+        reference.loop.write_labels_(self.stored, index, main)
+        return symmetric, of_neighbor
+
+    def update_(self, index: Tensor, features: Tensor, similarity: Tensor) -> None:
+        reference.loop.update_memory_(self.memory, index, features, self.case.momentum)
+
+    def loss(self, similarity: Tensor, labels: tuple[Tensor, ...]) -> Tensor:
+        return reference.loop.mutual_label_loss(similarity, labels, WEIGHTS)
+
+
+def matrix_bytes(case: Case) -> int:
+    return case.matrix_bytes
+
+
+FORMS: dict[str, tuple[Callable[[Case], Form], dict[str, Any]]] = {
+    "pytorch-cache": (lambda case: Form(case, matrix=True), {"keeps": matrix_bytes}),
+    "compile-cache": (lambda case: CompiledForm(case, matrix=True), {"keeps": matrix_bytes}),
+    "compile-static": (StaticForm, {"keeps": matrix_bytes}),
+    "pytorch": (Form, {}),
+    "compile": (CompiledForm, {}),
+    "loop": (LoopForm, {"samples": LOOP_SAMPLES, "once": True}),
+}  # how each is made, and options of the contender

@@ -1,0 +1,156 @@
+"""One contender at one shape: its answer is compared, then pytest-benchmark times it, then its memory is measured."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from .case import Batch, Inputs, Unavailable
+from .clock import clock_of
+from .hardware import Rates
+from .operation import Contender, Operation, Run
+from .peak_memory import peak_bytes
+
+WARM_BELOW = 0.05  # seconds: a longer call moves far more than a processor's cache holds
+LEAST_ROUNDS = 3
+LINGERING = 0.1  # seconds: the threads of OpenBLAS spin for about a third of it
+MOST_COPIED = 2_000_000_000  # bytes kept: writing them in a forked process copies all of their pages
+ONCE_ABOVE = 5.0  # seconds: a longer call is timed once
+
+
+@dataclass
+class Runner:
+    """Measures at most ``rounds`` calls of a contender, about ``seconds`` of them; keeps one shape's inputs at a time.
+
+    After ``time_limit`` seconds it begins with no other contender.
+    """
+
+    device: torch.device
+    rounds: int = 20
+    seconds: float = 0.6
+    memory: bool = True
+    quick: bool = False
+    time_limit: float = float("inf")
+    case: Inputs | None = None
+    _started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.rates = Rates(self.device, quick=self.quick)
+        self.clock = clock_of(self.device)
+
+    def report(self, operation: Operation, shape: Any, name: str, benchmark: Any) -> None:
+        """Measure and describe; skip what is not available here or finds no memory. A wrong answer raises."""
+        try:
+            if time.monotonic() - self._started > self.time_limit:
+                raise Unavailable(f"--time-limit {self.time_limit:g} is over")
+            self.measure(operation.contenders[name], operation, self._case_of(operation, shape), benchmark)
+        except Unavailable as reason:
+            pytest.skip(str(reason))
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            pytest.skip(f"out of memory: {str(error).splitlines()[0]}")
+
+    def _case_of(self, operation: Operation, shape: Any) -> Any:
+        kept = self.case
+        if kept is None or kept.shape != shape or type(kept) is not operation.make_case:
+            self.case = kept = None  # before the next one: there may be room for one only
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.case = operation.make_case(shape, self.device)
+        return self.case
+
+    def measure(self, contender: Contender, operation: Operation, case: Any, benchmark: Any) -> None:
+        """The description goes to ``benchmark.extra_info`` at the end: times without one are of wrong answers."""
+        contender.check_available()
+        samples = contender.samples
+        batches = [batch.first(samples) if samples else batch for batch in case.batches]
+        for batch in batches:
+            for name in operation.inputs:
+                getattr(batch, name)
+        benchmark.group = f"{operation.name}, {case.shape.name}"
+        try:
+            run = contender.build(case)
+            answer = benchmark.pedantic(run, args=(batches[0],)) if contender.once else run(batches[0])
+            found = self._pass_gate(contender, operation, case, batches[0], answer)
+            del answer
+            if not contender.once:
+                found |= self._time(contender, run, case, batches, benchmark)
+            found |= self._describe(contender, operation, case, batches[0], run)
+        finally:
+            case.forget()
+        benchmark.extra_info.update(found)
+
+    def _pass_gate(
+        self, contender: Contender, operation: Operation, case: Any, batch: Batch, answer: Any
+    ) -> dict[str, Any]:
+        gate = contender.gate or operation.gate
+        return (gate(case, batch, contender.read(answer)) or {}) if contender.gated else {}
+
+    def _time(
+        self, contender: Contender, run: Run, case: Any, batches: list[Batch], benchmark: Any
+    ) -> dict[str, Any]:
+        """Cold calls by pytest-benchmark, each on the next batch, and after each the same call again at once."""
+        warm: list[float] = []
+        host: list[float] = []
+        clock = self.clock
+        # The first calls are no measure: compiled code may be compiled again for the second batch it meets.
+        for batch in (batches[1 % len(batches)], batches[2 % len(batches)]):
+            case.reset()
+            seconds = clock.host(lambda batch=batch: run(batch))
+        wanted = max(LEAST_ROUNDS, round(self.seconds / max(seconds, 1e-9)))
+        rounds = 1 if seconds > ONCE_ABOVE else min(self.rounds, wanted)
+        turns = iter(range(rounds))
+
+        def prepare() -> tuple[tuple[Batch], dict[str, Any]]:
+            if contender.lingers:
+                time.sleep(LINGERING)
+            case.reset()
+            batch = batches[next(turns) % len(batches)]
+            clock.sweep()
+            return (batch,), {}
+
+        def again(batch: Batch) -> None:
+            if seconds < WARM_BELOW:
+                warm.append(clock.warm(lambda: run(batch)))
+            if self.device.type == "cuda":
+                case.reset()
+                host.append(clock.host(lambda: run(batch)))
+
+        benchmark.pedantic(run, setup=prepare, teardown=again, rounds=rounds)
+        times = {"warm_seconds": warm, "host_seconds": host}
+        return {name: statistics.median(values) for name, values in times.items() if values}
+
+    def _describe(
+        self, contender: Contender, operation: Operation, case: Any, batch: Batch, run: Run
+    ) -> dict[str, Any]:
+        shape = case.shape
+        found = {
+            "operation": operation.name,
+            "contender": contender.name,
+            "shape": shape.name,
+            "n": shape.n,
+            "d": shape.d,
+            "batch": shape.batch,
+            "device": self.device.type,
+            "precision": contender.precision,
+            "scaled": case.batches[0].size / batch.size,
+        }
+        if operation.work is not None:
+            work = operation.work(case)
+            found["floor_seconds"] = self.rates.floor(work, contender.precision)
+            if work.products:
+                found["product_seconds"] = work.products / self.rates.matmul_rate(contender.precision)
+        kept = 0
+        if contender.keeps is not None:
+            found["held_bytes"] = kept = contender.keeps(case)
+        copies = self.device.type == "cpu" and kept > MOST_COPIED
+        if self.memory and contender.samples is None and not contender.once and not copies:
+            case.reset()
+            with contextlib.suppress(torch.OutOfMemoryError):
+                found["peak_bytes"] = peak_bytes(lambda: run(batch), self.device)
+        return found
