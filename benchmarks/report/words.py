@@ -54,6 +54,8 @@ OPERATIONS = {
     "training": "A training iteration with a backbone",
     "rank-metrics": "CMC, mAP and mINP",
     "rerank": "k-reciprocal re-ranking",
+    "cluster-memory": "A step of a cluster memory: loss, gradient, update of the centres",
+    "cluster-memory-hard": "The same with the hardest image of each cluster",
     "jaccard": "Jaccard distances of a training set, up to 0.6",
     "jaccard-dbscan": "Jaccard distances and DBSCAN on them",
 }
