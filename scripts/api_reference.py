@@ -48,6 +48,8 @@ SECTIONS: list[tuple[str, str, list[tuple[str, list[str]]]]] = [
             ("snnet.retrieval.trained", ["load_trained_model", "TrainedModel"]),
             ("snnet.retrieval.rank_metrics", ["rank_metrics", "RankMetrics", "score_queries", "QueryScores"]),
             ("snnet.retrieval.reranking", ["rerank"]),
+            ("snnet.retrieval.query_expansion", ["expand_queries"]),
+            ("snnet.retrieval.verification", ["true_positive_rates"]),
             ("snnet.retrieval.feature_files", ["load_features", "save_features", "FeatureSet"]),
             ("snnet.retrieval.sparse_labels", ["predict_sparse_labels", "save_labels", "load_labels"]),
             ("snnet.retrieval.sparse_labels", ["SparseLabels", "SparseMatrix"]),

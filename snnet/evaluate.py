@@ -21,9 +21,16 @@ import json
 from typing import Any
 
 from snnet.data import build_dataset
-from snnet.retrieval.features import decode_retrieval_set, rank_gallery, rerank_gallery, retrieval_features
+from snnet.retrieval.features import (
+    decode_retrieval_set,
+    expand_and_rank,
+    rank_gallery,
+    rerank_gallery,
+    retrieval_features,
+)
 from snnet.retrieval.rank_tables import rank_record, rank_table
 from snnet.retrieval.trained import load_trained_model
+from snnet.retrieval.verification import true_positive_rates
 from snnet.runtime import show_warnings_as_lines
 from snnet.system.progress import say, set_quiet
 from snnet.system.terminal import answer
@@ -39,14 +46,25 @@ def main() -> None:
     if command.json:
         answer(json.dumps(result))
     else:
-        again = {"re-ranked": result["reranked"]} if "reranked" in result else {}
+        also = {"re-ranked": "reranked", "expanded": "expanded"}
+        again = {title: result[name] for title, name in also.items() if name in result}
         answer(*rank_table({result["arch"]: result, **again}).split("\n"))
+        if "tpr_at_fpr" in result:
+            answer(
+                "accepted: "
+                + ", ".join(
+                    f"{100 * tpr:.2f} of true pairs at {100 * float(fpr):g} of false ones"
+                    for fpr, tpr in result["tpr_at_fpr"].items()
+                )
+                + " (in percent)"
+            )
 
 
 def evaluate(command: EvaluateCommand) -> dict[str, Any]:
     """Rank the gallery for every query; returns :func:`snnet.retrieval.rank_tables.rank_record` and what was evaluated.
 
-    With ``--rerank`` the same after k-reciprocal re-ranking is under ``reranked``.
+    With ``--rerank`` the same after k-reciprocal re-ranking is under ``reranked``, with ``--query-expansion`` that of
+    expanded features under ``expanded``; with ``--roc`` there is ``tpr_at_fpr``, rates by rates.
     Raises :class:`~snnet.errors.UserError` for a checkpoint, weights or data that cannot be used.
     """
     trained = load_trained_model(command.checkpoint, command.preset, command.given)
@@ -67,6 +85,13 @@ def evaluate(command: EvaluateCommand) -> dict[str, Any]:
     }
     if config.output.rerank:
         result["reranked"] = rank_record(rerank_gallery(*features, retrieval, definition))
+    if command.query_expansion is not None:
+        result["expanded"] = rank_record(
+            expand_and_rank(*features, retrieval, definition, command.query_expansion)
+        )
+    if command.roc:
+        rates = true_positive_rates(*features, *retrieval.identities())
+        result["tpr_at_fpr"] = {str(rate): share for rate, share in rates.items()}
     return result
 
 

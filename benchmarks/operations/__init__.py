@@ -2,6 +2,7 @@
 
 from ..operation import Operation
 from . import (
+    cluster_memory,
     iteration,
     iterations,
     jaccard,
@@ -38,6 +39,8 @@ OPERATIONS: dict[str, Operation] = {
         training.training,
         rank_metrics.ranks,
         reranking.reranked,
+        cluster_memory.mean_memory,
+        cluster_memory.hard_memory,
         jaccard.jaccard,
         jaccard.clustering,
     )

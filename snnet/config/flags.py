@@ -52,6 +52,8 @@ class EvaluateCommand:
     preset: str | None
     given: dict[str, Any]
     quiet: bool = False
+    query_expansion: int | None = None  # neighbours
+    roc: bool = False
 
 
 def answer_early(parse: Callable[[list[str]], object]) -> None:
@@ -109,12 +111,24 @@ def parse_evaluate_command(arguments: list[str]) -> EvaluateCommand:
     )
     parser.add_network()
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument(
+        "--query-expansion",
+        metavar="INT",
+        type=whole_number,
+        help="also rank with each feature drawn towards those of its INT nearest images (fast-reid takes 10)",
+    )
+    parser.add_argument(
+        "--roc",
+        action="store_true",
+        help="also report how many true pairs a threshold accepts that accepts 0.01, 0.1 and 1 percent of false ones",
+    )
     parser.add_options(EVALUATE_OPTIONS)
     given = parser.parse(arguments)
+    more = {"query_expansion": given.pop("query_expansion", None), "roc": given.pop("roc", False)}
     checkpoint, preset = given.pop("checkpoint", None), given.pop("config", None)
     as_json, quiet = given.pop("json", False), given.pop("quiet", False)
     preset = network_preset(checkpoint, preset, given, "nothing to evaluate", default_preset(given))
-    return EvaluateCommand(checkpoint, as_json, preset, given, quiet)
+    return EvaluateCommand(checkpoint, as_json, preset, given, quiet, **more)
 
 
 def network_preset(
@@ -387,3 +401,10 @@ def _shown(option: Option, value: Any) -> str:
     if value is None:
         return "auto" if option.type == (bool | None) else "none"
     return str(value)
+
+
+def whole_number(text: str) -> int:
+    """The type of a flag that is an integer of at least 1."""
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got '{text}'")
+    return int(text)

@@ -33,7 +33,9 @@ def option(
 class DataConfig:
     """Which images, and how they reach the network."""
 
-    dataset: Literal["synthetic", "market1501", "dukemtmc", "msmt17", "cuhk03", "folder", "custom"] = option(
+    dataset: Literal[
+        "synthetic", "market1501", "dukemtmc", "msmt17", "cuhk03", "veri776", "folder", "custom"
+    ] = option(
         "synthetic",
         "dataset layout; synthetic is drawn on first use, folder is any tree of crops without identities, "
         "custom a train/query/gallery tree read with --name-pattern",

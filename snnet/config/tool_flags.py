@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from snnet.config.flags import CommandParser, default_preset, network_preset
+from snnet.config.flags import CommandParser, default_preset, network_preset, whole_number
 from snnet.config.options import OPTIONS, config_from
 from snnet.errors import UserError
 from snnet.files.paths import cache_folder
@@ -108,9 +108,9 @@ def parse_label_command(arguments: list[str]) -> LabelCommand:
     )
     for name, kind, text in (
         ("--eps", _share, "largest Jaccard distance of neighbours, above 0 and below 1 (default 0.6)"),
-        ("--min-samples", _whole_number, "neighbours that make an image the core of a class (default 4)"),
-        ("--k1", _whole_number, "neighbours that the Jaccard distance compares (default 30)"),
-        ("--k2", _whole_number, "neighbours that it averages over (default 6)"),
+        ("--min-samples", whole_number, "neighbours that make an image the core of a class (default 4)"),
+        ("--k1", whole_number, "neighbours that the Jaccard distance compares (default 30)"),
+        ("--k2", whole_number, "neighbours that it averages over (default 6)"),
     ):
         metavar = "FLOAT" if kind is _share else "INT"
         parser.add_argument(name, metavar=metavar, type=kind, help=f"of --classes dbscan: {text}")
@@ -173,7 +173,7 @@ def parse_search_command(arguments: list[str]) -> SearchCommand:
         "--query", metavar="IMAGE|DIR", type=Path, help="a crop to search for, or a tree of them"
     )
     parser.add_argument(
-        "--top-k", metavar="INT", type=_whole_number, help="matches to show for each query (default 10)"
+        "--top-k", metavar="INT", type=whole_number, help="matches to show for each query (default 10)"
     )
     parser.add_argument(
         "--picture", metavar="FILE.png", type=Path, help="the picture to write, or none (default matches.png)"
@@ -225,7 +225,7 @@ def parse_export_command(arguments: list[str]) -> ExportCommand:
     parser.add_argument(
         "--opset",
         metavar="INT",
-        type=_whole_number,
+        type=whole_number,
         help=f"version of ONNX's operators (default {LOWEST_OPSET}, the lowest); the file "
         "has the lowest IR version that this opset allows",
     )
@@ -270,9 +270,9 @@ def parse_report_command(arguments: list[str]) -> ReportCommand:
         help="folder to write to (default: report, in that of the run); files that no report wrote are left alone",
     )
     parser.add_argument(
-        "--lists", metavar="INT", type=_whole_number, help="ranked lists of each kind (default 8)"
+        "--lists", metavar="INT", type=whole_number, help="ranked lists of each kind (default 8)"
     )
-    parser.add_argument("--top-k", metavar="INT", type=_whole_number, help="images of a list (default 10)")
+    parser.add_argument("--top-k", metavar="INT", type=whole_number, help="images of a list (default 10)")
     parser.add_argument(
         "--no-images",
         action="store_true",
@@ -309,9 +309,3 @@ def _share(text: str) -> float:
     if not 0 < number < 1:
         raise argparse.ArgumentTypeError(f"must be a number above 0 and below 1, got '{text}'")
     return number
-
-
-def _whole_number(text: str) -> int:
-    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got '{text}'")
-    return int(text)

@@ -6,20 +6,29 @@ from pathlib import Path
 
 from snnet.data.files import NamePattern
 from snnet.data.image_set import ImageSet, ReIDDataset
-from snnet.data.readers import CUSTOM_SPLITS, MARKET_PATTERN, read_folder, read_msmt17, read_named_splits
+from snnet.data.readers import (
+    CUSTOM_SPLITS,
+    MARKET_PATTERN,
+    MARKET_SPLITS,
+    VERI_SPLITS,
+    read_folder,
+    read_msmt17,
+    read_named_splits,
+)
 from snnet.errors import UserError
 from snnet.files.paths import expand_home
 from snnet.synthetic import generate
 
 __all__ = ["DATASETS", "ImageSet", "ReIDDataset", "build_dataset"]
 
-DATASETS = ("synthetic", "market1501", "dukemtmc", "msmt17", "cuhk03", "folder", "custom")
+DATASETS = ("synthetic", "market1501", "dukemtmc", "msmt17", "cuhk03", "veri776", "folder", "custom")
 
 FOLDER_NAMES = {
     "market1501": ("Market-1501-v15.09.15", "Market-1501"),
     "dukemtmc": ("DukeMTMC-reID", "DukeMTMC"),
     "msmt17": ("MSMT17_V1", "MSMT17_V2", "MSMT17"),
     "cuhk03": ("detected", "labeled", "CUHK03-NP", "CUHK03"),
+    "veri776": ("VeRi", "VeRi-776"),
 }
 
 
@@ -38,6 +47,8 @@ def build_dataset(
               names like ``0002_c1s1_000451_03.jpg``.
             - ``cuhk03``: the 767/700 split in the same layout, under ``detected`` or ``labeled``; where both
               are below ``data_dir``, ``detected`` is read.
+            - ``veri776``: ``image_train``, ``image_query``, ``image_test`` with names like
+              ``0002_c002_00030600_0.jpg``; vehicles, scored by the same rules.
             - ``msmt17``: both public releases; see :func:`snnet.data.readers.read_msmt17`.
             - ``folder``: any tree of crops without identities. No evaluation.
             - ``custom``: folders ``train``, ``query``, ``gallery`` and a ``name_pattern``.
@@ -73,4 +84,5 @@ def build_dataset(
     if name == "custom":
         pattern = NamePattern(MARKET_PATTERN if name_pattern is None else name_pattern)
         return read_named_splits(name, data_dir, splits=CUSTOM_SPLITS, pattern=pattern, camstyle=camstyle)
-    return read_named_splits(name, data_dir, FOLDER_NAMES[name], camstyle=camstyle)
+    splits = VERI_SPLITS if name == "veri776" else MARKET_SPLITS
+    return read_named_splits(name, data_dir, FOLDER_NAMES[name], splits=splits, camstyle=camstyle)

@@ -26,6 +26,7 @@ from snnet.files.text import FileFault, read_text, shown
 
 MARKET_PATTERN = r"(?P<pid>[-−]?\d+)_c(?P<cam>\d+)"
 MARKET_SPLITS = (("bounding_box_train",), ("query",), ("bounding_box_test",))
+VERI_SPLITS = (("image_train",), ("image_query",), ("image_test",))
 CUSTOM_SPLITS = (
     ("train", "bounding_box_train", "image_train"),
     ("query", "image_query"),

@@ -15,6 +15,7 @@ from snnet.config.options import Config, cache_mode
 from snnet.data import DecodedImages, ImageSet, ReIDDataset, decode_images, extraction_loader
 from snnet.errors import UserError
 from snnet.models import ReIDModel
+from snnet.retrieval.query_expansion import expand_queries
 from snnet.retrieval.rank_metrics import RankMetrics, rank_metrics
 from snnet.retrieval.reranking import rerank
 from snnet.runtime import Placement
@@ -35,6 +36,10 @@ class RetrievalSet:
     gallery_pids: np.ndarray  # int64 [g]
     query_cams: np.ndarray  # int64 [q]
     gallery_cams: np.ndarray  # int64 [g]
+
+    def identities(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Identities of query and gallery, then their cameras."""
+        return self.query_pids, self.gallery_pids, self.query_cams, self.gallery_cams
 
 
 def decode(images: ImageSet, config: Config) -> DecodedImages:
@@ -153,6 +158,25 @@ def rerank_gallery(
         retrieval.gallery_cams[ranked],
         average_precision=average_precision,
     )
+
+
+def expand_and_rank(
+    query: Tensor,  # [q, d]
+    gallery: Tensor,  # [g, d]
+    retrieval: RetrievalSet,
+    average_precision: Literal["step", "trapezoid"],
+    neighbors: int,
+) -> RankMetrics:
+    """CMC and mAP after query expansion (:mod:`snnet.retrieval.query_expansion`).
+
+    Gallery images of pid -1, which no ranking has, are nobody's neighbours here either.
+    """
+    ranked = np.flatnonzero(retrieval.gallery_pids != -1)
+    kept = dataclasses.replace(
+        retrieval, gallery_pids=retrieval.gallery_pids[ranked], gallery_cams=retrieval.gallery_cams[ranked]
+    )
+    expanded = expand_queries(query, gallery[torch.from_numpy(ranked)], neighbors)
+    return rank_gallery(*expanded, kept, average_precision)
 
 
 def _combined(results: list[RankMetrics]) -> RankMetrics:

@@ -49,6 +49,7 @@ TABLE = {
     "expand_query": _ON_CPU,
     "jaccard_pairs": _ON_CPU,
     "blend_jaccard_": _ON_CPU,
+    "update_memory_by_hardest_": _ON_CPU,
 }
 AVAILABLE: dict[str, bool] = dict.fromkeys(BACKENDS, False)  # set as libraries load
 

@@ -80,25 +80,10 @@ class ClusterMemory(nn.Module):
         """The loss [] of ``inputs`` [B, num_features], which are normalised, and ``targets`` int64 [B]."""
         inputs = normalize(checks.check_matrix("inputs", inputs, "B", "d"), dim=1)
         targets = checks.check_index("targets", targets, len(self.features), len(inputs))
-        update = _update_by_hardest_ if self.use_hard else ops.update_memory_
+        update = ops.update_memory_by_hardest_ if self.use_hard else ops.update_memory_
 
         def learn(memory: Tensor, targets: Tensor, inputs: Tensor, _: Tensor | None) -> None:
             update(memory, targets, inputs, momentum=self.momentum)
 
         outputs = MemoryLayer.apply(inputs, targets, self.features, learn)
         return cross_entropy(outputs / self.temp, targets)
-
-
-def _update_by_hardest_(memory: Tensor, targets: Tensor, inputs: Tensor, momentum: float) -> None:
-    """Each target's row takes up the input that is least similar to it. No step waits for the device."""
-    rows = memory[targets]
-    similarity = (rows * inputs).sum(1).nan_to_num(nan=-torch.inf)
-    lowest = similarity.new_full((len(memory),), torch.inf).scatter_reduce(0, targets, similarity, "amin")
-    entries = torch.arange(len(targets), device=targets.device)
-    candidates = entries.where(similarity == lowest[targets], len(targets) - 1)
-    hardest = torch.full_like(lowest, len(targets) - 1, dtype=torch.int64)
-    hardest = hardest.scatter_reduce(0, targets, candidates, "amin")[targets]
-    blend = momentum * rows + (1 - momentum) * inputs[hardest]
-    fresh = blend / torch.linalg.vector_norm(blend, dim=1, keepdim=True)
-    # Entries of one target write the same.
-    memory[targets] = torch.where(fresh.isfinite().all(1, keepdim=True), fresh, rows)

@@ -9,6 +9,7 @@ Similarities, memory and cache are float32, indices int64, label bits uint8.
 """
 
 from .. import checks
+from .cluster_memory import update_memory_by_hardest_
 from .jaccard_graph import blend_jaccard_, expand_query, jaccard_graph, reciprocal_weights
 from .label_prediction import mplp
 from .labels import gather_labels, label_bytes, pack_labels, unpack_labels, write_labels_
@@ -35,5 +36,6 @@ __all__ = [
     "reciprocal_weights",
     "unpack_labels",
     "update_memory_",
+    "update_memory_by_hardest_",
     "write_labels_",
 ]

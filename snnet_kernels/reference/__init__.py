@@ -7,6 +7,7 @@ the per-sample form.
 from ..layout import identity_labels, label_bytes
 from . import loop
 from .checksums import checksums
+from .cluster_memory import update_memory_by_hardest_
 from .jaccard_graph import blend_jaccard_, expand_query, jaccard_pairs, reciprocal_weights
 from .label_lists import gather_label_lists, write_label_lists_
 from .label_prediction import mplp
@@ -54,6 +55,7 @@ __all__ = [
     "symmetric_lists",
     "unpack_labels",
     "update_memory_",
+    "update_memory_by_hardest_",
     "update_memory_lists_",
     "write_label_lists_",
     "write_labels_",

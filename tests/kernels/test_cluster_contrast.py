@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from snnet_kernels import ops, reference
 from snnet_kernels.compat.cluster_contrast import ClusterMemory, compute_jaccard_distance
 from tests.paths import DATA
 
@@ -68,6 +69,32 @@ def test_the_first_of_equal_inputs_is_the_hardest():
     expected = torch.nn.functional.normalize(torch.tensor([0.2 + 0.8 * 0.6, 0.8 * 0.8]), dim=0)
     torch.testing.assert_close(memory.features[0], expected, rtol=0, atol=1e-6)
     assert memory.features[1].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("update_", [ops.update_memory_by_hardest_, reference.update_memory_by_hardest_])
+@pytest.mark.parametrize("momentum", [0.0, 0.3, 1.0])
+def test_the_hardest_entry_of_each_row_in_float64(update_, momentum):
+    """Against a loop, on rows of exact products with many ties, a zero row, an entry that is NaN, and none at all."""
+    generator = torch.Generator().manual_seed(0)
+    memory = torch.where(torch.rand(12, 16, generator=generator) < 0.5, 0.25, -0.25)
+    memory[3] = 0
+    features = torch.where(torch.rand(50, 16, generator=generator) < 0.5, 0.25, -0.25)
+    index = torch.randint(12, (50,), generator=generator)
+    features[7] = torch.nan
+    expected = memory.double()
+    for i in index.unique().tolist():
+        entries = (index == i).nonzero().flatten().tolist()
+        similarity = [float(features[b].double() @ memory[i].double()) for b in entries]
+        hardest = entries[int(np.argmin(similarity))]  # the first of equals, and NaN is the least
+        blend = momentum * memory[i].double() + (1 - momentum) * features[hardest].double()
+        if blend.isfinite().all():
+            expected[i] = blend / max(float(blend.norm()), 1e-12)
+    got = memory.clone()
+    update_(got, index, features, momentum)
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-6)
+    assert torch.equal(got[index[7]], memory[index[7]])
+    update_(got, index[:0], features[:0], momentum)
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

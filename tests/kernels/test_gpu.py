@@ -37,6 +37,20 @@ def poisoned_memory():
     yield
 
 
+@pytest.mark.parametrize("by_camera", [False, True])
+def test_small_jaccard_graph_is_that_of_the_cpu(by_camera):
+    features = torch.where(exact_rows(150, 16) > 0, 0.25, -0.25)
+    cameras = torch.arange(150) % 4 if by_camera else None
+    for weights in ("softmax", "relative"):
+        graphs = [
+            sk.jaccard_graph(x, 10, 4, max_distance=0.9, weights=weights, cameras=c)
+            for x, c in ((features, cameras), on_device(features, cameras))
+        ]
+        assert len(graphs[0].values) > 1000 and graphs[1].values.device.type == "cpu"
+        for ours, theirs in zip(*graphs, strict=True):
+            assert torch.equal(ours, theirs)
+
+
 @on_gpu_only
 def test_both_kinds_of_kernels_are_there():
     assert table.AVAILABLE["cuda"] and table.AVAILABLE["triton"]

@@ -47,6 +47,7 @@ def arguments() -> dict[str, tuple]:
         "mplp_from_lists": (memory, index, *lists[:4], None, 0.6, 10),
         "nearest_from_lists": (memory, index, *lists[:4], 3),
         "update_memory_lists_": (memory, index, features, torch.tensor(0.3), *lists, None),
+        "update_memory_by_hardest_": (memory, index, features, torch.tensor(0.3)),
         "reciprocal_weights": (nearest, nearest.flip(0).contiguous(), 3, memory, torch.ones(N)),
         "expand_query": (*code, nearest[:, :2]),
         "jaccard_pairs": (*code, 0.7),

@@ -109,6 +109,23 @@ def test_usual_folder_names_are_found_below_the_data_folder(tmp_path: Path, name
     assert data.train.paths[0] == str(tmp_path / below / "bounding_box_train" / "0002_c1s1_000451_03.jpg")
 
 
+def test_veri776_is_read_from_its_own_folders(tmp_path: Path) -> None:
+    files = {
+        "image_train": ["0001_c001_00016450_0.jpg", "0001_c014_00016460_0.jpg", "0003_c002_00000020_1.jpg"],
+        "image_query": ["0002_c002_00030600_0.jpg"],
+        "image_test": ["0002_c001_00030610_0.jpg", "0005_c020_00030620_0.jpg"],
+    }
+    write_files(tmp_path / "VeRi", files)
+    data = build_dataset("veri776", str(tmp_path))
+    assert data.train.paths[1] == str(tmp_path / "VeRi" / "image_train" / "0001_c014_00016460_0.jpg")
+    assert data.train.pids.tolist() == [1, 1, 3] and data.train.cams.tolist() == [1, 14, 2]
+    assert data.query.pids.tolist() == [2] and data.query.cams.tolist() == [2]
+    assert data.gallery.pids.tolist() == [2, 5] and data.gallery.cams.tolist() == [1, 20]
+    with pytest.raises(UserError, match=r"dataset veri776: .* lacks .*image_query"):
+        (tmp_path / "VeRi" / "image_query").rename(tmp_path / "VeRi" / "other")
+        build_dataset("veri776", str(tmp_path))
+
+
 def test_cuhk03_prefers_detected_unless_told(tmp_path: Path) -> None:
     for kind, count in (("detected", 2), ("labeled", 3)):
         train = [f"000{i}_c1_{i}.png" for i in range(1, count + 1)]

@@ -1,0 +1,56 @@
+"""Verification: whether two images show one person, by a threshold on their similarity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from snnet.errors import UserError
+from snnet_kernels import memory_similarity
+
+RATES = (1e-4, 1e-3, 1e-2)
+PAIRS_AT_A_TIME = 1 << 24
+
+
+def true_positive_rates(
+    query: Tensor,  # float32 [q, d]
+    gallery: Tensor,  # float32 [g, d]
+    query_pids: np.ndarray,  # int64 [q]
+    gallery_pids: np.ndarray,  # int64 [g]
+    query_cams: np.ndarray,  # int64 [q]
+    gallery_cams: np.ndarray,  # int64 [g]
+    rates: Sequence[float] = RATES,
+) -> dict[float, float]:
+    """The share of true pairs that is accepted while at most the share ``rate`` of false ones is: TPR at each FPR.
+
+    Pairs are all of a query and a gallery image that ranking counts: none of pid -1 (junk) in the gallery, none of one
+    identity and one camera. A pair is accepted above a threshold; that of a rate is the lowest that it allows.
+
+    Raises:
+        UserError: no true or no false pair, or a rate outside of [0, 1).
+    """
+    if not all(0 <= rate < 1 for rate in rates):
+        raise UserError(f"rates must be from 0 to below 1, got {list(rates)}")
+    kept = np.flatnonzero(gallery_pids != -1)
+    gallery, gallery_pids, gallery_cams = gallery[kept.tolist()], gallery_pids[kept], gallery_cams[kept]
+    false = sum(int((gallery_pids != pid).sum()) for pid in query_pids)
+    allowed = [int(rate * false) for rate in rates]
+    most = max(allowed, default=0) + 1
+    genuine: list[np.ndarray] = []
+    highest = np.empty(0, np.float32)  # similarities of the false pairs
+    step = max(1, PAIRS_AT_A_TIME // max(len(kept), 1))
+    for start in range(0, len(query), step):
+        rows = slice(start, start + step)
+        similarity = memory_similarity(query[rows], gallery).cpu().numpy()
+        same = query_pids[rows, None] == gallery_pids
+        genuine.append(similarity[same & (query_cams[rows, None] != gallery_cams)])
+        highest = np.concatenate([highest, similarity[~same]])
+        if len(highest) > most:
+            highest = np.partition(highest, len(highest) - most)[len(highest) - most :]
+    found = np.concatenate(genuine) if genuine else highest
+    if len(found) == 0 or false == 0:
+        raise UserError("a ROC needs pairs of one identity in two cameras, and pairs of two identities")
+    highest = np.sort(highest)[::-1]
+    return {rate: float((found > highest[count]).mean()) for rate, count in zip(rates, allowed, strict=True)}

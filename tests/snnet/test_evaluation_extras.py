@@ -1,0 +1,131 @@
+"""Query expansion and verification rates against their definitions, and the flags that ask for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from snnet import evaluate as command
+from snnet.config.flags import parse_evaluate_command
+from snnet.errors import UserError
+from snnet.evaluate import evaluate
+from snnet.retrieval import query_expansion, verification
+from snnet.retrieval.features import RetrievalSet, expand_and_rank, rank_gallery
+from snnet.retrieval.query_expansion import expand_queries
+from snnet.retrieval.verification import true_positive_rates
+from snnet_kernels.testing import clustered_features
+
+Q, G = 20, 90
+FEATURES = clustered_features(Q + G, 16)
+RNG = np.random.default_rng(0)
+PIDS, CAMS = RNG.integers(0, 6, Q + G), RNG.integers(0, 3, Q + G)
+PIDS[Q::9] = -1
+
+
+def expanded(features: np.ndarray, k: int, power: float) -> np.ndarray:
+    """Literally: sums over the k most similar images, equal ones by index."""
+    similarity = features @ features.T
+    rows = []
+    for row in similarity:
+        order = sorted(range(len(features)), key=lambda j, row=row: (-row[j], j))[:k]
+        total = sum(max(row[j], 0) ** power * features[j] for j in order)
+        rows.append(total / np.linalg.norm(total))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize(("k", "power"), [(10, 3.0), (4, 0.0), (1, 3.0), (500, 1.5)])
+def test_query_expansion_is_a_weighted_mean_of_neighbours(
+    k: int, power: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query_expansion, "ROWS", 7)
+    query, gallery = expand_queries(FEATURES[:Q], FEATURES[Q:], k, power)
+    assert (len(query), len(gallery)) == (Q, G)
+    expected = expanded(FEATURES.double().numpy(), k, power)
+    np.testing.assert_allclose(torch.cat([query, gallery]).numpy(), expected, rtol=0, atol=1e-5)
+
+
+def test_query_expansion_leaves_junk_out() -> None:
+    retrieval = RetrievalSet(None, None, PIDS[:Q], PIDS[Q:], CAMS[:Q], CAMS[Q:])  # type: ignore[arg-type]
+    got = expand_and_rank(FEATURES[:Q], FEATURES[Q:], retrieval, "step", 5)
+    kept = np.concatenate([np.arange(Q), Q + np.flatnonzero(PIDS[Q:] != -1)])
+    among = torch.from_numpy(expanded(FEATURES.double().numpy()[kept], 5, 3.0)).float()
+    without = RetrievalSet(None, None, PIDS[:Q], PIDS[kept][Q:], CAMS[:Q], CAMS[kept][Q:])  # type: ignore[arg-type]
+    expected = rank_gallery(among[:Q], among[Q:], without, "step")
+    assert got.mAP == pytest.approx(expected.mAP, abs=1e-9)
+    assert got.mAP != rank_gallery(FEATURES[:Q], FEATURES[Q:], retrieval, "step").mAP
+
+
+@pytest.mark.parametrize("pairs", [100, 1 << 24])
+def test_rates_are_those_of_all_thresholds(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "PAIRS_AT_A_TIME", pairs)
+    similarity = (FEATURES[:Q] @ FEATURES[Q:].t()).numpy()
+    same = PIDS[:Q, None] == PIDS[Q:]
+    counted = PIDS[Q:] != -1
+    true = similarity[same & (CAMS[:Q, None] != CAMS[Q:]) & counted]
+    false = similarity[~same & counted]
+    rates = (0.0, 1e-3, 0.02, 0.5)
+    got = true_positive_rates(FEATURES[:Q], FEATURES[Q:], PIDS[:Q], PIDS[Q:], CAMS[:Q], CAMS[Q:], rates)
+    for rate in rates:
+        accepted = [
+            (true > threshold).mean() for threshold in [*false, -2.0] if (false > threshold).mean() <= rate
+        ]
+        assert got[rate] == pytest.approx(max(accepted), abs=1e-12)
+    assert 0 < got[0.02] < got[0.5] < 1
+
+
+def test_ties_are_accepted_together() -> None:
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8], [0.6, 0.8], [0.0, 1.0]])
+    gallery_pids = np.array([1, 1, 2, 3])  # at similarities 1, 0.6, 0.6 and 0
+    cams = np.zeros(1, int), np.ones(4, int)
+    given = features[:1], features[1:], np.array([1]), gallery_pids, *cams
+    # The second true pair is as similar as the first false one: both or none.
+    assert true_positive_rates(*given, rates=(0.0, 0.49, 0.5)) == {0.0: 0.5, 0.49: 0.5, 0.5: 1.0}
+
+
+def test_what_cannot_be_computed_is_named() -> None:
+    one = torch.tensor([[1.0, 0.0]])
+    pid, cam = np.array([1]), np.array([0])
+    with pytest.raises(UserError, match="a ROC needs pairs of one identity in two cameras, and pairs of two"):
+        true_positive_rates(one, one, pid, pid, cam, cam + 1)
+    with pytest.raises(UserError, match=r"rates must be from 0 to below 1, got \[1.0\]"):
+        true_positive_rates(one, one, pid, pid, cam, cam, rates=[1.0])
+    with pytest.raises(UserError, match="neighbors must be an integer of at least 1, got 0"):
+        expand_queries(one, one, 0)
+    with pytest.raises(UserError, match="gallery must have rows of norm 1, row 0 has 2: query expansion"):
+        expand_queries(one, 2 * one)
+    with pytest.raises(UserError, match="--query-expansion: must be a whole number >= 1, got '0'"):
+        parse_evaluate_command(["--checkpoint", "x", "--query-expansion", "0"])
+
+
+def test_evaluate_reports_both(
+    tiny_options: dict[str, Any],
+    tiny_market: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = [
+        "--arch", "osnet_x0_25", "--weights", "none", "--dataset", "market1501", "--data-dir", str(tiny_market),
+        "--height", "32", "--width", "16", "--device", "cpu", "--workers", "0", "--seed", "1",
+    ]  # fmt: skip
+    plain = evaluate(parse_evaluate_command(words))
+    assert not {"expanded", "tpr_at_fpr"} & plain.keys()
+    found = evaluate(parse_evaluate_command([*words, "--query-expansion", "4", "--roc"]))
+    assert found["mAP"] == plain["mAP"] != found["expanded"]["mAP"]
+    assert list(found["tpr_at_fpr"]) == ["0.0001", "0.001", "0.01"]
+    capsys.readouterr()
+    monkeypatch.setattr("sys.argv", ["evaluate", *words, "--query-expansion", "4", "--roc", "--quiet"])
+    command.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        lines[2].split()[:1] == ["expanded"]
+        and lines[2].split()[4] == f"{100 * found['expanded']['mAP']:.2f}"
+    )
+    rates = [f"{100 * share:.2f}" for share in found["tpr_at_fpr"].values()]
+    assert lines[-1] == (
+        f"accepted: {rates[0]} of true pairs at 0.01 of false ones, {rates[1]} of true pairs at 0.1 of false ones, "
+        f"{rates[2]} of true pairs at 1 of false ones (in percent)"
+    )
