@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -24,7 +23,6 @@ from snnet.synthetic.person import person_of
 from snnet.synthetic.plan import Shot, plan_shots
 
 FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -149,20 +147,33 @@ def test_a_kill_while_drawing_leaves_no_half_set_and_no_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_plan: list[Shot]
 ) -> None:
     root = tmp_path / "root"
-    code = (
-        "import os\nfrom snnet.synthetic import writing\nwriting._processors = lambda: 2\n"
-        "follow = writing._follow_parent\n"
-        "def note(parent):\n    follow(parent)\n"
-        f"    open({str(tmp_path)!r} + f'/worker-{{os.getpid()}}', 'w').close()\n"
-        f"writing._follow_parent = note\nwriting.generate({str(root)!r})"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    follow, drawn = writing._follow_parent, []
+
+    def draw_one(seed: int, shot: Shot) -> np.ndarray:
+        if drawn:
+            time.sleep(900)
+        drawn.append(shot)
+        return draw_image(seed, shot)
+
+    def note(parent: int) -> None:
+        follow(parent)
+        (tmp_path / f"worker-{os.getpid()}").touch()
+
+    process = os.fork()
+    if process == 0:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            monkeypatch.setattr(writing, "_processors", lambda: 2)
+            monkeypatch.setattr(writing, "_follow_parent", note)
+            monkeypatch.setattr(writing, "draw_image", draw_one)
+            generate(root)
+        finally:
+            os._exit(0)
     try:
         _wait_for(lambda: len(list(tmp_path.glob("worker-*"))) == 2 and any(root.glob(".snnet-*/*/*.png")))
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
     workers = [int(path.name.split("-")[1]) for path in tmp_path.glob("worker-*")]
     assert len(workers) == 2 and not (root / "synthetic-v1-seed0").exists()
     _wait_for(lambda: not any(_is_running(worker) for worker in workers))

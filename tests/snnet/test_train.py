@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -22,6 +21,7 @@ from snnet.models import ReIDModel
 from snnet.train import set_schedule, train
 from snnet.training.checkpoint import load_checkpoint
 from snnet.training.divergence import LossWatch, check_weights
+from tests.forks import python
 from tests.snnet.tiny_run import command_line, draw_market, environment
 
 
@@ -288,7 +288,6 @@ def test_output_folder_that_cannot_be_made(
 
 
 def test_command_prints_one_line_and_exits_with_2(tiny_options: dict[str, Any], tmp_path: Path) -> None:
-    """The processes run at the same time: most of it is their imports."""
     runs = {
         "train --epoch 3": "error: unknown flag '--epoch'; did you mean '--epochs'? (--help lists the flags)",
         f"evaluate --checkpoint {tmp_path}": f"error: no checkpoint at {tmp_path}/checkpoint.pt",
@@ -296,15 +295,8 @@ def test_command_prints_one_line_and_exits_with_2(tiny_options: dict[str, Any], 
     runs["train " + " ".join(command_line({**tiny_options, "batch_size": 99}))] = (
         "error: 48 training images are fewer than one batch of 99: lower --batch-size"
     )
-    started = {
-        subprocess.Popen(
-            [sys.executable, "-m", f"snnet.{line.split()[0]}", *line.split()[1:]],
-            cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=environment(),
-        ): message
-        for line, message in runs.items()
-    }  # fmt: skip
-    for process, message in started.items():
-        _, errors = process.communicate(timeout=900)
-        assert (process.returncode, errors.strip()) == (2, message)
+    for line, message in runs.items():
+        command, *words = line.split()
+        answer = python("-m", f"snnet.{command}", *words, environment=environment(), folder=tmp_path)
+        assert (answer.returncode, answer.stderr.strip()) == (2, message)
     assert list(tmp_path.iterdir()) == []
