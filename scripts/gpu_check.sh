@@ -89,7 +89,7 @@ first() {
 second() {
   [ $# = 0 ] || tests tests-again 90 "$@"
   local kernel
-  for kernel in update_memory_kernel mplp_count_kernel similarity_kernel rank_count_kernel; do
+  for kernel in follow_lists_kernel mplp_lists_look_kernel similarity_kernel rank_count_kernel; do
     step "ncu-$kernel" 40 30 ncu --kernel-name "$kernel" --launch-skip 2 --launch-count 1 --set basic \
       "$python" scripts/gpu_probe.py market "$kernel"
   done

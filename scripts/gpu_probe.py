@@ -19,6 +19,8 @@ from benchmarks.clock import clock_of
 from benchmarks.operation import matmul_precision
 from benchmarks.ours import Head, Ours
 from benchmarks.shapes import SIZES, Shape
+from snnet_kernels.exemplar_memory import FLOOR
+from snnet_kernels.ops.neighbor_lists import mplp_from_lists, nearest_from_lists
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -65,17 +67,30 @@ def ways_to_write_s(case: Case) -> None:
             print(precision, microseconds(lambda: sk.memory_similarity(features, memory)))
 
 
+def building_lists(case: Case) -> None:
+    """µs of the lists of all images, and how many of their places are filled."""
+    lists = case.lists
+    print("build", microseconds(lambda: _build(case), 3))
+    print(f"entries {int(lists.counts.sum())} of {lists.columns.numel()}")
+
+
+def _build(case: Case) -> sk.NeighborLists:
+    return sk.neighbor_lists(case.memory, case.lists.capacity, floor=FLOOR, symmetric=True)
+
+
 def pieces_of_a_step(case: Case) -> None:
-    """µs of labels with P, of the update, of both losses with s at hand."""
-    form, batch, bits = Ours(case), case.batches[0], case.label_memory
-
-    def labels_and_p() -> None:
-        main, (neighbor, _) = form.labels(batch.index)
-        form.exchange_(batch.index, neighbor.reshape(-1), main)
-
-    print("labels", microseconds(labels_and_p))
-    print("update", microseconds(lambda: form.update_(batch.index, batch.features, batch.similarity)))
-    labels = [bits.rows(batch.index)] * 3
+    """µs of labels, neighbours, P, of the update, of both losses with s at hand; rows multiplied beside the lists."""
+    batch, bits = case.batches[0], case.label_memory
+    inquiry = (case.memory, batch.index, *case.lists[:4])
+    print("labels", microseconds(lambda: _labels(case)))
+    print("neighbours", microseconds(lambda: nearest_from_lists(*inquiry, 1)))
+    made = mplp_from_lists(*inquiry, None, THRESHOLD, 10)[1], nearest_from_lists(*inquiry, 1)[2]
+    print("rows multiplied for labels and for neighbours", *map(int, made))
+    labels = sk.mplp(case.memory, batch.index, THRESHOLD, 10, lists=case.lists)
+    print("P", microseconds(lambda: (bits.columns(batch.index), bits.rows(batch.index))))
+    print("writing P", microseconds(lambda: bits.write_(batch.index, labels)))
+    print("update", microseconds(_updating(case)))
+    sets = [bits.rows(batch.index)] * 3
     for kind in ("mmcl", "l2"):
         print(
             kind,
@@ -83,13 +98,22 @@ def pieces_of_a_step(case: Case) -> None:
                 lambda kind=kind: sk.fused_mutual_label_loss(
                     batch.features,
                     case.memory,
-                    labels,
+                    sets,
                     (1.0, 0.8, 0.6),
                     similarity=batch.similarity,
                     kind=kind,
                 )
             ),
         )
+
+
+def _labels(case: Case) -> object:
+    return sk.mplp(case.memory, case.batches[0].index, THRESHOLD, 10, lists=case.lists)
+
+
+def _updating(case: Case) -> Callable[[], object]:
+    form, batch = Ours(case), case.batches[0]
+    return lambda: form.update_(batch.index, batch.features, batch.similarity)
 
 
 def kernels_of_an_iteration(case: Case) -> None:
@@ -121,6 +145,7 @@ def tiles_chosen(case: Case) -> None:
 PARTS = (
     rounding_of_tf32,
     ways_to_write_s,
+    building_lists,
     pieces_of_a_step,
     kernels_of_an_iteration,
     tiles_chosen,
@@ -130,11 +155,10 @@ PARTS = (
 def launch_of(kernel: str, case: Case) -> Callable[[], object]:
     """A call that launches this kernel."""
     batch = case.batches[0]
-    if kernel == "update_memory_kernel":
-        form = Ours(case)
-        return lambda: form.update_(batch.index, batch.features, batch.similarity)
-    if kernel == "mplp_count_kernel":
-        return lambda: sk.mplp(case.memory, batch.index, THRESHOLD, 10, lists=case.lists)
+    if kernel == "follow_lists_kernel":
+        return _updating(case)
+    if kernel == "mplp_lists_look_kernel":
+        return lambda: _labels(case)
     if kernel == "similarity_kernel":
         sk.set_matmul_precision("tf32x3")
         return lambda: sk.memory_similarity(batch.features, case.memory)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .layout import label_bytes
-from .neighbor_list_layout import NeighborLists
+from .neighbor_list_layout import NeighborLists, mirrors_width
 from .tracing import has_values
 
 DEBUG = os.environ.get("SNNET_DEBUG") == "1"
@@ -233,7 +233,8 @@ def check_lists(name: str, value: object, memory: Tensor, symmetric: bool = Fals
     for part, tensor in value._asdict().items():
         if part == "mirrors" and tensor is None:
             continue
-        shape = (num_instances,) if part in ("counts", "floors") else (num_instances, capacity)
+        width = mirrors_width(tensor.device, capacity) if part == "mirrors" else capacity
+        shape = (num_instances,) if part in ("counts", "floors") else (num_instances, width)
         check_tensor(f"{name}.{part}", tensor, str(list(shape)))
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name}.{part} must have shape {list(shape)}, got {list(tensor.shape)}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .derived import row_checksums
-from .neighbor_list_layout import NeighborLists, are_symmetric
+from .neighbor_list_layout import NeighborLists, are_symmetric, with_mirrors
 from .ops.neighbor_lists import mplp_from_lists, nearest_from_lists, neighbor_lists
 from .tracing import has_values
 
@@ -17,7 +17,7 @@ SAVED = (*NeighborLists._fields, "products", "checksums")  # of a state dict
 
 
 class MemoryLists(nn.Module):
-    """Symmetric neighbour lists with ``capacity`` places a row, 12 bytes a place, and what is read from them.
+    """Symmetric neighbour lists with ``capacity`` places a row, 12 bytes a place (8 on a GPU), and what reads them.
 
     Labels and neighbours are those of the whole matrix S. Where the list of a row does not tell, because it has more to
     list than places, the row is multiplied: ``products`` int64 [] counts these rows since :meth:`build_`. Lists start
@@ -147,6 +147,7 @@ class MemoryLists(nn.Module):
             return False
         if not torch.equal(checksums, _checksums(features, tables)):
             return False
+        found |= with_mirrors(tables)._asdict()
         self._take(
             {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.items()}
         )
@@ -161,6 +162,6 @@ def _checksums(features: Tensor, tables: NeighborLists) -> Tensor:
     """A checksum int64 [n] of each row of the features and of its list."""
     sums = row_checksums(features)
     for table in tables:
-        assert table is not None
-        sums = 31 * sums + row_checksums(table.reshape(len(features), -1))  # modulo 2^64
+        if table is not None and table.numel() > 0:  # there are no mirrors on a GPU
+            sums = 31 * sums + row_checksums(table.reshape(len(features), -1))  # modulo 2^64
     return sums

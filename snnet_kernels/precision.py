@@ -41,17 +41,18 @@ def set_matmul_precision(precision: str) -> None:
     backbone, would change them, and is ignored here. The environment variable ``SNNET_MATMUL_PRECISION`` sets it
     at import.
 
-    Cells of the similarity cache between two members of one batch are float32 in any precision.
+    What neighbour lists multiply themselves is float32 in any precision; a listed pair follows the ``similarity``
+    that an update is given, with its rounding.
 
     Args:
         precision: ``"ieee"`` (default), true float32. ``"tf32x3"``, three TF32 products that make up for each
             other's rounding: close to float32, on the tensor cores; the product of a gradient with the memory is
             ``"ieee"`` then. ``"tf32"``, one TF32 product (10 bits of
-            mantissa): the fastest, labels near a threshold change (of the rows of a similarity cache made so, 0.10 %
+            mantissa): the fastest, labels near a threshold change (of the rows of a similarity matrix made so, 0.10 %
             at d 512 and 0.05 % at d 2048 got another label where operands are rounded to nearest, as the Triton
             kernels do; 2.4 % at d 512 where the library that makes a plain product cuts them off; none with
             ``"tf32x3"``: n 12,936, emulated on a CPU by ``python -m benchmarks.label_flips``). ``"bf16"``, for what
-            runs without a similarity cache: labels are found with bfloat16 products, and what lies within
+            runs without neighbour lists: labels are found with bfloat16 products, and what lies within
             their error of a decision is checked again in float32, so that the labels are those of ``"ieee"``;
             everything else is as ``"ieee"``.
     """

@@ -26,7 +26,7 @@ esac
 echo "$*" >>"$CALLS"
 """
 STEPS = ["libraries", "tests-small", "probe", "floors-market", "floors-million", "tests-large"]
-KERNELS = ["update_memory_kernel", "mplp_count_kernel", "similarity_kernel", "rank_count_kernel"]
+KERNELS = ["follow_lists_kernel", "mplp_lists_look_kernel", "similarity_kernel", "rank_count_kernel"]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-// The similarity cache after a row of the memory moved: m' = (alpha m + beta f) / length, beta = 1 - alpha.
+// Similarities after a row of the memory moved: m' = (alpha m + beta f) / length, beta = 1 - alpha.
 #pragma once
 
 #include "bits.h"
@@ -20,12 +20,6 @@ SNNET_INLINE float blended(float before, float live, float alpha, float beta) {
 // S'[i,l] for l outside the batch; also s[c,i] of a later entry c (before = s[c,i], live = G[c,b]).
 SNNET_INLINE float blended_similarity(float before, float live, float alpha, float beta, float length) {
   return blended(before, live, alpha, beta) / length;
-}
-
-// S'[i,j] for entries b, c of the batch at i, j; cross = s[b,j] + s[c,i], gram = G[b,c]. On a GPU it is a product.
-SNNET_INLINE float blended_pair(float before, float cross, float gram, float alpha, float beta, float length_b,
-                                float length_c) {
-  return (scaled(alpha * alpha, before) + scaled(alpha * beta, cross) + beta * beta * gram) / (length_b * length_c);
 }
 
 // Old error is multiplied by alpha / length: where that does not shrink it, products are taken afresh.

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../common/select.h"
-#include "block_sum.cuh"
+#include "device.cuh"
 
 namespace snnet {
 

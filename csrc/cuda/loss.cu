@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "launch.cuh"
-#include "sparse_product.cuh"
 
 namespace snnet {
 namespace {

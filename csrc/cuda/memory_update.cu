@@ -1,76 +1,72 @@
-// The momentum update of the memory and the cache: checks and launches.
+// The momentum update of the memory, alone and with its neighbour lists: checks and launches.
 #include "memory_update.cuh"
 
+#include <algorithm>
 #include <optional>
 
-#include "checked_blocks.cuh"
-#include "launch.cuh"
+#include "arguments.cuh"
+#include "list_rank.cuh"
 
 namespace snnet {
 namespace {
 
-bool overlap(const Tensor& a, const Tensor& b) {
-  const auto* begin_a = static_cast<const char*>(a.const_data_ptr());
-  const auto* begin_b = static_cast<const char*>(b.const_data_ptr());
-  return begin_a < begin_b + b.numel() * b.element_size() && begin_b < begin_a + a.numel() * a.element_size();
-}
-
-// The tensor, contiguous and apart from what is written: features may be rows of the memory.
-Tensor apart_from(const Tensor& tensor, const Tensor& memory, const std::optional<Tensor>& cache) {
-  const Tensor rows = torch::stable::contiguous(tensor);
-  return overlap(rows, memory) || (cache && overlap(rows, *cache)) ? torch::stable::clone(rows) : rows;
-}
-
-// M[index] <- normalize(alpha M[index] + (1 - alpha) f), and the cache from similarity [B, n].
-void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum,
-                    const std::optional<Tensor>& cache, const std::optional<Tensor>& similarity,
-                    const std::optional<Tensor>& block_bits, double block_floor) {
+// M[index] <- normalize(alpha M[index] + (1 - alpha) f)
+void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum) {
   const Call call(memory);
-  const int64_t n = rows_of(memory, "memory"), d = memory.size(1);
-  call.check_storage(memory, "memory", ScalarType::Float, n, d);
-  const Tensor positions = call.checked_index(index);
-  const int64_t batch_size = positions.size(0);
-  SNNET_CHECK(batch_size < std::numeric_limits<int32_t>::max(), "index has too many entries");
-  call.check_matrix(features, "features", ScalarType::Float, batch_size, d);
-  call.check_device(momentum, "momentum");
-  SNNET_CHECK(momentum.scalar_type() == ScalarType::Float && momentum.dim() == 0,
-              "momentum must be a 0-d float32 tensor");
-  SNNET_CHECK(cache.has_value() == similarity.has_value(), "similarity is given where a cache is, and only there");
-  if (cache) {
-    call.check_storage(*cache, "cache", ScalarType::Float, n, n);
-    call.check_matrix(*similarity, "similarity", ScalarType::Float, batch_size, n);
-  }
-  SNNET_CHECK(cache || !block_bits, "block_bits are given without a cache");
-  const CacheBlocks blocks = checked_blocks(call, block_bits, block_floor, n);
-  if (batch_size == 0 || n == 0) return;
+  const RowUpdate checked(call, memory, index, features, momentum);
+  const MemoryUpdate& update = checked.update;
+  if (update.n == 0) return;
+  launch(update_rows_kernel, static_cast<unsigned>(update.batch_size), kUpdateThreads, 0, call.stream(), update);
+}
 
-  const Tensor live = apart_from(features, memory, cache);
-  MemoryUpdate update{};
-  update.memory = memory.mutable_data_ptr<float>();
-  update.index = positions.const_data_ptr<int64_t>();
-  update.momentum = momentum.const_data_ptr<float>();
-  update.features = live.const_data_ptr<float>();
-  update.n = n;
-  update.d = d;
-  update.batch_size = static_cast<int32_t>(batch_size);
-  if (!cache) {
-    launch(update_rows_kernel, static_cast<unsigned>(batch_size), kUpdateThreads, 0, call.stream(), update);
-    return;
+int64_t padded(int64_t bytes) { return (bytes + 15) / 16 * 16; }
+
+// M[index] <- normalize(alpha M[index] + (1 - alpha) f), and its symmetric lists from similarity [B, n]. Lists on a GPU
+// have no mirrors: mirrors is int32 [n, 0].
+void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum,
+                          const Tensor& columns, const Tensor& values, const Tensor& counts, const Tensor& floors,
+                          const Tensor& mirrors, const std::optional<Tensor>& similarity) {
+  const Call call(memory);
+  const RowUpdate checked(call, memory, index, features, momentum);
+  ListUpdate update{};
+  update.rows = checked.update;
+  const int64_t n = update.rows.n, batch_size = update.rows.batch_size;
+  update.lists = lists_of_call(call, columns, values, counts, floors, n);
+  call.check_storage(mirrors, "lists.mirrors", ScalarType::Int, n, 0);
+  SNNET_CHECK(similarity.has_value(), "similarity must be given");
+  call.check_matrix(*similarity, "similarity", ScalarType::Float, batch_size, n);
+  if (batch_size == 0 || n == 0) return;
+  const Tensor products = apart_from(*similarity, memory);
+  update.rows.similarity = products.const_data_ptr<float>();
+
+  const int64_t capacity = update.lists.capacity;
+  const int64_t segment = std::min<int64_t>(n, std::max<int64_t>(kFewestEvents, kEventsOfPlace * capacity));
+  const int64_t slots = 3 * batch_size * segment + batch_size * batch_size;
+  SNNET_CHECK(slots < std::numeric_limits<int32_t>::max(), "index has too many entries");
+  const int64_t sizes[] = {slots * static_cast<int64_t>(sizeof(Event)),
+                           batch_size * segment * static_cast<int64_t>(sizeof(Key)),
+                           batch_size * static_cast<int64_t>(sizeof(EntryState)),
+                           batch_size * static_cast<int64_t>(sizeof(float)),
+                           batch_size * batch_size * static_cast<int64_t>(sizeof(float))};
+  int64_t places[5], total = 0;
+  for (int part = 0; part < 5; ++part) {
+    places[part] = total;
+    total += padded(sizes[part]);
   }
-  const Tensor products = apart_from(*similarity, memory, cache);
-  // The words of progress, which begin at zero, then what the entries write for the tiles.
-  constexpr int64_t kHead = 4, kWordsOfEntry = (sizeof(RowFactors) + sizeof(PlacedEntry)) / sizeof(int32_t);
-  Tensor scratch = torch::stable::new_empty(positions, {kHead + kWordsOfEntry * batch_size}, ScalarType::Int);
-  update.blocks = blocks;
-  update.cache = cache->mutable_data_ptr<float>();
-  update.similarity = products.const_data_ptr<float>();
-  update.progress = scratch.mutable_data_ptr<int32_t>();
-  SNNET_CUDA_CHECK(cudaMemsetAsync(update.progress, 0, kProgressWords * sizeof(int32_t), call.stream()));
-  update.factors = reinterpret_cast<RowFactors*>(update.progress + kHead);
-  update.order = reinterpret_cast<PlacedEntry*>(update.factors + batch_size);
-  const int64_t tiles = ((batch_size + kTileRows - 1) / kTileRows) * ((n + kTileColumns - 1) / kTileColumns);
-  const int64_t tickets = batch_size + pair_blocks(update.batch_size) + tiles;
-  launch(update_memory_kernel, blocks_for(tickets, 1), kUpdateThreads, 0, call.stream(), update);
+  const Tensor scratch = torch::stable::new_empty(memory, {total}, ScalarType::Byte);
+  auto* bytes = static_cast<uint8_t*>(scratch.mutable_data_ptr());
+  SNNET_CHECK(is_aligned(bytes), "scratch memory must begin at a multiple of 16 bytes");
+  update.events = reinterpret_cast<Event*>(bytes + places[0]);
+  update.last = reinterpret_cast<Key*>(bytes + places[1]);
+  update.entries = reinterpret_cast<EntryState*>(bytes + places[2]);
+  update.lengths = reinterpret_cast<float*>(bytes + places[3]);
+  update.pairs = reinterpret_cast<float*>(bytes + places[4]);
+  update.segment = static_cast<int32_t>(segment);
+
+  const unsigned entries = blocks_for(batch_size, 1), rows = blocks_for(batch_size * (1 + kPartsOfEvents), 1);
+  launch(follow_lists_kernel, entries, kUpdateThreads, 0, call.stream(), update);
+  launch(rank_lists_kernel, rows, kUpdateThreads, 0, call.stream(), update);
+  launch(write_lists_kernel, rows, kUpdateThreads, 0, call.stream(), update);
 }
 
 }  // namespace
@@ -78,4 +74,5 @@ void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& fea
 
 STABLE_TORCH_LIBRARY_IMPL(snnet_cuda, SNNET_DEVICE_KEY, m) {
   m.impl("update_memory_", TORCH_BOX(&snnet::update_memory_));
+  m.impl("update_memory_lists_", TORCH_BOX(&snnet::update_memory_lists_));
 }

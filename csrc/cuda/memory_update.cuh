@@ -1,51 +1,106 @@
-// The momentum update of the memory and, by the recurrence, of the cached similarity matrix, in one launch.
-//
-// Blocks claim tickets. The first B are the batch entries: each finds its place in the order by (index, entry), and
-// the first entry of an index blends and renormalises its row of the memory. The next are pairs of batch members,
-// which wait for all rows. The others are tiles of 32 places of that order times 128 columns of the cache; they load
-// what they need, wait for all rows and write their cells. Each cell is read and written by one block alone, with
-// its mirror image: the cache stays symmetric to the bit. The marks of a new row are zeroed with it, before it is
-// announced; tiles and pairs then set bits.
-//
-// A repeated index moves its row by m' = kept m + sum of weight_b f_b over its entries b, so the cells follow from
-// the products with the memory before the update. Where the error would grow, for an index that comes very often,
-// and between two batch members, they are products with the updated memory instead.
+// The momentum update of the rows of the memory.
 #pragma once
 
-#include "member_pairs.cuh"
+#include "../common/recurrence.h"
+#include "device.cuh"
 
 namespace snnet {
 
-// One block a ticket. Bound by memory: s and the rows are read once, the rows written once, and each of the B n
-// cells of the columns costs a 32-byte sector read and written.
-__global__ void __launch_bounds__(kUpdateThreads, 3) update_memory_kernel(MemoryUpdate u) {
-  __shared__ UpdateShared shared;
-  if (threadIdx.x == 0) shared.ticket = atomicAdd(u.progress + kClaimed, 1);
-  __syncthreads();
-  const int32_t ticket = shared.ticket;
-  if (ticket >= u.batch_size) {
-    const int64_t pairs = pair_blocks(u.batch_size), later = ticket - u.batch_size;
-    if (later < pairs) {
-      update_pairs(u, later);
-    } else {
-      update_tile(u, later - pairs, shared);
-    }
-    return;
-  }
-  const Turn turn = turn_of(u, ticket);
-  const int32_t column = column_of_entry(u, ticket);
-  if (threadIdx.x == 0) u.order[turn.place] = {ticket, column};
-  announce(u.progress + kPlaced);
-  if (turn.earlier == 0 && column < u.n) update_row(u, ticket, turn, shared);
-  announce(u.progress + kFinished);
+constexpr int kUpdateThreads = 256;
+constexpr int kUpdateWarps = kUpdateThreads / kWarp;
+constexpr int kStagedFloats = 4096;  // of a row that is kept in shared memory while it is blended
+
+struct MemoryUpdate {
+  float* memory;            // [n, d]
+  const int64_t* index;     // [B]
+  const float* momentum;    // []
+  const float* features;    // [B, d]
+  const float* similarity;  // [B, n], with the memory before the update, or null: nothing reads it
+  int64_t n, d;
+  int32_t batch_size;
+};
+
+struct BlendShared {
+  float staged[kStagedFloats];
+  double parts[kUpdateWarps];
+};
+
+__device__ __forceinline__ int32_t column_of_entry(const MemoryUpdate& u, int32_t entry) {
+  const int64_t column = u.index[entry];
+  return static_cast<int32_t>(column >= 0 && column < u.n ? column : u.n);
 }
 
-// One block a batch entry, without a cache. Bound by latency: two passes over a row.
+// Of the batch entries with the index of `entry`: how many there are, and how many of them come before it.
+struct Turn {
+  int32_t same, earlier;
+};
+
+__device__ __forceinline__ Turn turn_of(const MemoryUpdate& u, int32_t entry) {
+  const int32_t column = column_of_entry(u, entry);
+  Turn turn{0, 0};
+  for (int32_t first = 0; first < u.batch_size; first += kUpdateThreads) {
+    const int32_t other = first + static_cast<int32_t>(threadIdx.x);
+    const bool same = other < u.batch_size && column_of_entry(u, other) == column;
+    turn.same += __syncthreads_count(same);
+    turn.earlier += __syncthreads_count(same && other < entry);
+  }
+  return turn;
+}
+
+// row <- (alpha row + beta live) / length, unless that is not finite; the length. A row too long to be staged is blended
+// twice.
+__device__ __forceinline__ float blend_row(float* row, const float* live, int64_t d, float alpha, float beta,
+                                           BlendShared& shared) {
+  constexpr int kInFlight = 8;  // loads of a thread before it needs the first
+  const bool is_staged = d <= kStagedFloats;
+  double squares = 0;
+  for (int64_t first = threadIdx.x; first < d; first += kInFlight * kUpdateThreads) {
+    float before[kInFlight], now[kInFlight];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      const int64_t k = first + i * kUpdateThreads;
+      before[i] = k < d ? row[k] : 0.0f;
+      now[i] = k < d ? live[k] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) {
+      const int64_t k = first + i * kUpdateThreads;
+      const float value = blended(before[i], now[i], alpha, beta);
+      squares += static_cast<double>(value) * static_cast<double>(value);
+      if (k < d && is_staged) shared.staged[k] = value;
+    }
+  }
+  const float exact = static_cast<float>(sqrt(block_sum(squares, shared.parts)));
+  const float length = exact < kSmallestLength ? kSmallestLength : exact;
+  if (!is_finite(length)) return length;
+  for (int64_t k = threadIdx.x; k < d; k += kUpdateThreads) {
+    row[k] = (is_staged ? shared.staged[k] : blended(row[k], live[k], alpha, beta)) / length;
+  }
+  return length;
+}
+
+// Blends the row of the first entry of an index with all its entries, in batch order; visit(entry, length) after each.
+template <class Visit>
+__device__ __forceinline__ void blend_entries(const MemoryUpdate& u, int32_t entry, int32_t same, BlendShared& shared,
+                                              Visit&& visit) {
+  const int64_t column = u.index[entry];
+  const float alpha = *u.momentum, beta = 1.0f - alpha;
+#pragma unroll 1
+  for (int32_t b = entry, left = same; left > 0; ++b) {
+    if (u.index[b] != column) continue;
+    --left;
+    visit(b, blend_row(u.memory + column * u.d, u.features + b * u.d, u.d, alpha, beta, shared));
+    __syncthreads();
+  }
+}
+
+// One block a batch entry. Bound by latency: two passes over a row.
 __global__ void __launch_bounds__(kUpdateThreads, 3) update_rows_kernel(MemoryUpdate u) {
-  __shared__ UpdateShared shared;
-  const int32_t entry = static_cast<int32_t>(blockIdx.x);
+  __shared__ BlendShared shared;
+  const auto entry = static_cast<int32_t>(blockIdx.x);
   const Turn turn = turn_of(u, entry);
-  if (turn.earlier == 0 && column_of_entry(u, entry) < u.n) update_row(u, entry, turn, shared);
+  if (turn.earlier != 0 || column_of_entry(u, entry) >= u.n) return;
+  blend_entries(u, entry, turn.same, shared, [](int32_t, float) {});
 }
 
 }  // namespace snnet

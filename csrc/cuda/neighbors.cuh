@@ -81,40 +81,39 @@ __device__ __forceinline__ void sort_keys(Key* keys, int count) {
   }
 }
 
-// A block a row: the k nearest others, falling; where there are fewer, index -1 and similarity -inf. For k = 1 one
-// read of the row and latency bound, else up to seven, most from the caches.
-__global__ void __launch_bounds__(kNeighborThreads)
-    nearest_neighbors_kernel(Batch batch, int64_t k, int64_t* neighbors, float* similarity) {
-  __shared__ Key shared_keys[kSharedNeighbors];
-  __shared__ int histogram[kKeyDigits];
-  __shared__ int64_t sums[kNeighborThreads / kWarp + 2];
-  __shared__ Key parts[kNeighborThreads / kWarp];
-  __shared__ int found;
+struct NeighborShared {
+  Key keys[kSharedNeighbors];
+  int histogram[kKeyDigits];
+  int64_t sums[kNeighborThreads / kWarp + 2];
+  Key parts[kNeighborThreads / kWarp];
+  int found;
+};
+
+// The k nearest others of a row by a block, falling; where there are fewer, index -1 and
+// similarity -inf. One read of the row for k = 1, else up to seven, most from the caches.
+__device__ __forceinline__ void nearest_of_row(const VectorRow& row, int own, int64_t k, int64_t* neighbors,
+                                               float* similarity, NeighborShared& shared) {
   const auto thread = static_cast<int>(threadIdx.x);
-  const int64_t b = blockIdx.x;
-  const int own = batch.own(b);
-  const VectorRow row(batch.row(b, own), batch.n);
-  neighbors += b * k;
-  similarity += b * k;
-  const auto wanted = static_cast<int>(k < batch.n - 1 ? k : batch.n - 1);
+  const auto wanted = static_cast<int>(k < row.n - 1 ? k : row.n - 1);
   // In global memory they are sorted where the result goes.
-  Key* keys = wanted <= kSharedNeighbors ? shared_keys : reinterpret_cast<Key*>(neighbors);
+  Key* keys = wanted <= kSharedNeighbors ? shared.keys : reinterpret_cast<Key*>(neighbors);
   if (wanted == 1) {
     NearestOther other{own};
     visit_row<kNeighborThreads, kNeighborLoads>(
         row, [&](const auto& values, int column) { other.look(values, column); });
-    const Key nearest = block_largest<kNeighborThreads>(other.key, parts);
+    const Key nearest = block_largest<kNeighborThreads>(other.key, shared.parts);
     if (thread == 0) keys[0] = nearest;
   } else if (wanted > 1) {
-    const Key lowest =
-        wanted == batch.n - 1 ? 0 : smallest_wanted_key(row, own, wanted, histogram, sums, parts);
-    if (thread == 0) found = 0;
+    const Key lowest = wanted == row.n - 1 ? 0
+                                           : smallest_wanted_key(row, own, wanted, shared.histogram, shared.sums,
+                                                                 shared.parts);
+    if (thread == 0) shared.found = 0;
     __syncthreads();
     visit_row<kNeighborThreads, kNeighborLoads>(row, [&](const auto& values, int column) {
       int c = column;
       for (const float value : values) {
         const Key key = selection_key(value, c);
-        if (key >= lowest && c != own) keys[atomicAdd(&found, 1)] = key;
+        if (key >= lowest && c != own) keys[atomicAdd(&shared.found, 1)] = key;
         ++c;
       }
     });
@@ -126,6 +125,16 @@ __global__ void __launch_bounds__(kNeighborThreads)
     neighbors[place] = column;
     similarity[place] = column >= 0 ? row.row[column] : -__builtin_inff();
   }
+}
+
+// A block a row of similarities [B, n]. For k = 1 latency bound.
+__global__ void __launch_bounds__(kNeighborThreads)
+    nearest_neighbors_kernel(const int64_t* index, const float* rows, int n, int64_t k, int64_t* neighbors,
+                             float* similarity) {
+  __shared__ NeighborShared shared;
+  const int64_t b = blockIdx.x, i = index[b];
+  const int own = static_cast<int>(i < 0 ? 0 : i < n ? i : n - 1);
+  nearest_of_row(VectorRow(rows + b * n, n), own, k, neighbors + b * k, similarity + b * k, shared);
 }
 
 }  // namespace snnet

@@ -9,25 +9,6 @@ namespace snnet {
 // selection_key in the type that 64-bit atomics take; 0 is no entry.
 using Key = unsigned long long;
 
-// Rows to look at: those of the cache at index, or rows given in their place.
-struct Batch {
-  const int64_t* index;
-  const float* cache;
-  const float* query_rows;
-  int64_t size;
-  int n;
-
-  // An index out of range reads some row of the cache.
-  __device__ __forceinline__ int own(int64_t b) const {
-    const int64_t i = index[b];
-    return static_cast<int>(i < 0 ? 0 : i < n ? i : n - 1);
-  }
-  __device__ __forceinline__ const float* cache_row(int i) const { return cache + static_cast<int64_t>(i) * n; }
-  __device__ __forceinline__ const float* row(int64_t b, int own) const {
-    return query_rows != nullptr ? query_rows + b * n : cache_row(own);
-  }
-};
-
 // A row of n floats at any address: 16-byte vectors, and at most six loose entries around them.
 struct VectorRow {
   const float* row;
@@ -63,7 +44,7 @@ __device__ __forceinline__ void visit_row(const VectorRow& row, Visit&& visit) {
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       const int v = first + i * kThreads;
-      if (v < row.vectors) loaded[i] = __ldg(row.vector(v));
+      if (v < row.vectors) loaded[i] = *row.vector(v);  // the block may have written it
     }
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
@@ -128,6 +109,45 @@ __device__ __forceinline__ int64_t block_running_sum(int64_t value, int64_t* par
   __syncthreads();
   for (int w = 0; w < warp; ++w) value += parts[w];
   return value;
+}
+
+// ---- How a launch shares out the items of a batch, of which every sample has some.
+
+template <int kThreads>
+struct ItemShared {
+  int64_t first_item[kThreads + 1];
+  int64_t parts[kThreads / kWarp];
+};
+
+// use(b, item of b, number of the item) for the items of sample b = 0, 1, ... that are this group's: of all items every
+// one that its place among the groups (warps or blocks of the launch) comes to. By all threads of a block; returns how
+// many items there are.
+template <int kThreads, int kGroup, class Count, class Use>
+__device__ __forceinline__ int64_t for_each_item(int64_t batch_size, ItemShared<kThreads>& shared, Count&& items_of,
+                                                 Use&& use) {
+  constexpr int kGroups = kThreads / kGroup;
+  const int64_t groups = static_cast<int64_t>(gridDim.x) * kGroups;
+  const int64_t group = blockIdx.x + static_cast<int64_t>(gridDim.x) * (threadIdx.x / kGroup);
+  int64_t numbered = 0;  // items of earlier samples
+  for (int64_t first_sample = 0; first_sample < batch_size; first_sample += kThreads) {
+    const int64_t own = first_sample + threadIdx.x;
+    __syncthreads();  // what stands here has been read
+    const int64_t items = own < batch_size ? items_of(own) : 0;
+    shared.first_item[threadIdx.x + 1] = block_running_sum<kThreads>(items, shared.parts);
+    if (threadIdx.x == 0) shared.first_item[0] = 0;
+    __syncthreads();
+    const int64_t total = shared.first_item[kThreads];
+    for (int64_t item = (group + groups - numbered % groups) % groups; item < total; item += groups) {
+      int low = 0, high = kThreads;  // first_item[low] <= item < first_item[high]
+      while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        (shared.first_item[middle] <= item ? low : high) = middle;
+      }
+      use(first_sample + low, item - shared.first_item[low], numbered + item);
+    }
+    numbered += total;
+  }
+  return numbered;
 }
 
 }  // namespace snnet

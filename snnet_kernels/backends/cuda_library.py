@@ -23,19 +23,18 @@ SCHEMAS = (
     _like("unpack_labels"),
     _like("gather_labels"),
     _like("write_labels_"),
-    "mark_cache_blocks(Tensor cache, float floor) -> Tensor",
-    "mplp(Tensor index, Tensor cache, Tensor? query_rows, float threshold, SymInt min_rank, bool strict, "
-    "Tensor? block_bits=None, float block_floor=0.0) -> Tensor",
-    "nearest_neighbors(Tensor index, Tensor? cache, Tensor? query_rows, SymInt k) -> (Tensor, Tensor)",
-    "mine_labels_(Tensor index, Tensor cache, Tensor? query_rows, Tensor(a!) row_bits, Tensor(b!) column_bits, "
-    "float threshold, SymInt min_rank, bool strict, Tensor? block_bits=None, float block_floor=0.0) "
-    "-> (Tensor, Tensor, Tensor)",
+    "nearest_neighbors(Tensor index, Tensor query_rows, SymInt k) -> (Tensor, Tensor)",
     _like("mutual_label_loss"),
     # kind mmcl -> loss [], ∂L/∂f [B, d] through the sparse rows of ∂L/∂s
     "sparse_label_loss(Tensor similarity, Tensor memory, Tensor[] labels, float[] weights, float delta, "
     "float hard_negative_ratio) -> (Tensor, Tensor)",
-    "update_memory_(Tensor(a!) memory, Tensor index, Tensor features, Tensor momentum, Tensor(b!)? cache, "
-    "Tensor? similarity, Tensor(c!)? block_bits=None, float block_floor=0.0) -> ()",
+    _like("update_memory_"),
+    # products [rows, columns] of a tile, into lists; each pair of a row and a column is met once
+    "take_products_(Tensor products, SymInt first_row, SymInt first_column, Tensor(a!) columns, Tensor(b!) values, "
+    "Tensor(c!) counts, Tensor(d!) floors) -> ()",
+    _like("mplp_from_lists"),
+    _like("nearest_from_lists"),
+    _like("update_memory_lists_"),  # similarity is given
 )
 for _schema in SCHEMAS:
     LIBRARY.define(_schema)

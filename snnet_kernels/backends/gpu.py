@@ -1,7 +1,7 @@
 """The operations for CUDA tensors, with the arguments of ``snnet::``.
 
-What reads the similarity cache, or similarities at hand, goes to the compiled library; what has to make its products
-as it goes, to Triton. Where one of the two is missing the other serves if it can, else plain PyTorch does.
+What reads neighbour lists, or similarities at hand, goes to the compiled library; what has to make its products as it
+goes, to Triton. Where one of the two is missing the other serves if it can, else plain PyTorch does.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ _compiled = torch.ops.snnet_cuda
 # Bytes of similarities [B, n] up to which a loss from features makes them all: about what the L2 cache holds. That is
 # one product of torch's and a sparse one, or two of torch's, where Triton makes three or two. Counted, not measured.
 HELD_SIMILARITIES = 64 * 2**20
+# Rows and columns of a product that neighbour lists are built from at once, and rows of them that are sorted at once.
+TILE, SORTED_ROWS = 4096, 65_536
 # Share of hard negatives up to which the sparse backward product is cheaper than a dense one of that precision: the
 # first is bound by reading rows of the memory, the second by arithmetic. Counted from both, not measured.
 _SPARSE_UP_TO = {"ieee": 0.05, "bf16": 0.05, "tf32x3": 0.05, "tf32": 0.01}
@@ -63,7 +65,7 @@ def _mplp(
     if choose("mplp") == "triton":
         from ..triton.label_prediction import mplp
 
-        return mplp(memory, index, None, query_rows, threshold, min_rank, False)
+        return mplp(memory, index, query_rows, threshold, min_rank)
     return OPERATIONS["mplp"].plain(memory, index, query_rows, threshold, min_rank)
 
 
@@ -73,11 +75,11 @@ def _nearest_neighbors(
     match choose("nearest_neighbors", at_hand=query_rows is not None):
         case "cuda":
             rows = similarity_of(memory[index], memory) if query_rows is None else query_rows
-            return _compiled.nearest_neighbors.default(index, None, rows, k)
+            return _compiled.nearest_neighbors.default(index, rows, k)
         case "triton":
             from ..triton.neighbors import nearest_neighbors
 
-            return nearest_neighbors(memory, index, None, query_rows, k)
+            return nearest_neighbors(memory, index, query_rows, k)
     return OPERATIONS["nearest_neighbors"].plain(memory, index, query_rows, k)
 
 
@@ -108,11 +110,53 @@ def _fused_mutual_label_loss(
     return plain(features, memory, similarity, labels, weights, kind, *options)
 
 
-def _update_memory_(memory: Tensor, index: Tensor, features: Tensor, momentum: Tensor) -> None:
-    if choose("update_memory_") == "cuda":
-        _compiled.update_memory_.default(memory, index, features, momentum, None, None, None, 0.0)
-    else:
-        OPERATIONS["update_memory_"].plain(memory, index, features, momentum)
+def _neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if choose("neighbor_lists") != "cuda":
+        return OPERATIONS["neighbor_lists"].plain(features, k, floor)
+    n = features.shape[0]
+    columns = features.new_full((n, min(k, n)), -1, dtype=torch.int32)
+    values = torch.full_like(columns, -torch.inf, dtype=torch.float32)
+    counts, floors = columns.new_zeros(n), features.new_full((n,), floor)
+    take = _compiled.take_products_.default
+    for top in range(0, n, TILE):  # tiles of the upper triangle, each for its rows and its columns
+        for left in range(top, n, TILE):
+            with exact_float32(features.device):
+                products = features[top : top + TILE] @ features[left : left + TILE].t()
+            if top == left:
+                products = products.tril() + products.tril(-1).t()
+            take(products, top, left, columns, values, counts, floors)
+            if top != left:
+                take(products.t().contiguous(), left, top, columns, values, counts, floors)
+    for rows in (slice(first, first + SORTED_ROWS) for first in range(0, n, SORTED_ROWS)):
+        _sort_lists_(columns[rows], values[rows])
+    return columns, values, counts, floors
+
+
+def _sort_lists_(columns: Tensor, values: Tensor) -> None:
+    """Rows of lists by falling value, ties by lower column."""
+    order = columns.argsort(dim=1)
+    order = order.gather(1, values.gather(1, order).sort(dim=1, descending=True, stable=True).indices)
+    columns.copy_(columns.gather(1, order))
+    values.copy_(values.gather(1, order))
+
+
+def _update_memory_lists_(
+    memory: Tensor,
+    index: Tensor,
+    features: Tensor,
+    momentum: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    floors: Tensor,
+    mirrors: Tensor,
+    similarity: Tensor | None,
+) -> None:
+    if similarity is None:
+        with exact_float32(memory.device):  # lists are exact in any precision
+            similarity = features @ memory.t()
+    serve = _compiled_or_plain("update_memory_lists_")
+    serve(memory, index, features, momentum, columns, values, counts, floors, mirrors, similarity)
 
 
 _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
@@ -121,7 +165,8 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "mplp": _mplp,
     "nearest_neighbors": _nearest_neighbors,
     "fused_mutual_label_loss": _fused_mutual_label_loss,
-    "update_memory_": _update_memory_,
+    "neighbor_lists": _neighbor_lists,
+    "update_memory_lists_": _update_memory_lists_,
 }
 
 

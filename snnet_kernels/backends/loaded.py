@@ -38,7 +38,7 @@ class BackendInfo:
     """What :func:`backend_info` found; ``print`` it for a table.
 
     ``operations`` maps each operation to the backend that serves it on ``cpu`` and ``cuda`` tensors; two names,
-    ``cuda, triton``, are those with a similarity cache (or similarities at hand, or few to make) and without.
+    ``cuda, triton``, are those with similarities at hand, or few to make, and without.
     """
 
     forced: str | None

@@ -18,9 +18,9 @@ class Servers(NamedTuple):
     """The backends that can serve an operation, best first; where none of them is there, plain PyTorch does."""
 
     cpu: tuple[str, ...]  # CPU tensors
-    at_hand: tuple[str, ...]  # CUDA tensors, with a similarity cache, or similarities at hand or few to make
+    at_hand: tuple[str, ...]  # CUDA tensors, with similarities at hand, or few to make
     streaming: tuple[str, ...]  # CUDA tensors otherwise: products are made as they are needed
-    plain: bool = False  # a single matrix product, which every backend leaves to torch
+    plain: bool = False  # left to torch by every backend for a GPU: a single product, or sorting
 
 
 _COMPILED = Servers(("cpu",), ("cuda",), ("cuda",))
@@ -40,11 +40,11 @@ TABLE = {
     "mutual_label_loss": _COMPILED,
     "fused_mutual_label_loss": Servers(("cpu",), ("cuda", "triton"), ("triton", "cuda")),
     "update_memory_": _COMPILED,
-    "neighbor_lists": _ON_CPU,
-    "symmetric_lists": _ON_CPU,
-    "mplp_from_lists": _ON_CPU,
-    "nearest_from_lists": _ON_CPU,
-    "update_memory_lists_": _ON_CPU,
+    "neighbor_lists": _COMPILED,
+    "symmetric_lists": Servers(("cpu",), (), (), plain=True),
+    "mplp_from_lists": _COMPILED,
+    "nearest_from_lists": _COMPILED,
+    "update_memory_lists_": _COMPILED,
     "reciprocal_weights": _ON_CPU,
     "expand_query": _ON_CPU,
     "jaccard_pairs": _ON_CPU,

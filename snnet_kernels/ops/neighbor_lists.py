@@ -1,7 +1,8 @@
 """Neighbour lists: building them, and the labels, the neighbours and the update that read them.
 
 n images, d feature dimensions, B batch entries, K places a row, L = label_bytes(n). The tensors of lists travel as
-columns int32 [n, K], values float32 [n, K], counts int32 [n], floors float32 [n], mirrors int32 [n, K].
+columns int32 [n, K], values float32 [n, K], counts int32 [n], floors float32 [n], mirrors int32 [n, K], or [n, 0] on a
+GPU.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor
 from .. import checks, reference
 from ..checks import check_index_values, check_momentum_value
 from ..layout import label_bytes
-from ..neighbor_list_layout import NeighborLists
+from ..neighbor_list_layout import NeighborLists, mirrors_width
 from .operation import operation
 
 
@@ -34,16 +35,16 @@ def _neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tensor, Ten
 @operation(
     lambda columns, values, counts, floors, capacity: (
         *_empty_tables(values, capacity),
-        values.new_empty(values.shape[0], capacity, dtype=torch.int32),
+        values.new_empty(values.shape[0], mirrors_width(values.device, capacity), dtype=torch.int32),
     )
 )
 def symmetric_lists(
     columns: Tensor, values: Tensor, counts: Tensor, floors: Tensor, capacity: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Symmetric lists of ``capacity`` places a row, with their mirrors."""
+    """Symmetric lists of ``capacity`` places a row, with the mirrors that their device needs."""
     made = reference.symmetric_lists(NeighborLists(columns, values, counts, floors), capacity)
     assert made.mirrors is not None
-    return (*made[:4], made.mirrors)
+    return (*made[:4], made.mirrors[:, : mirrors_width(values.device, capacity)].clone())
 
 
 @operation(

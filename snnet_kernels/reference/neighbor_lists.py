@@ -201,7 +201,7 @@ def update_lists_(
     made = _tables(row[room], column[room], value[room], floors, n, lists.capacity)
     for old, new in zip(lists, made, strict=True):
         if old is not None and new is not None:
-            old.copy_(new)
+            old.copy_(new[:, : old.shape[1]] if new.dim() == 2 else new)  # mirrors only where they are kept
 
 
 def _moved_pairs(

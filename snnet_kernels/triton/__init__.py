@@ -1,4 +1,4 @@
-"""The operations without a cache on a GPU: products with the memory made tile by tile, in Triton.
+"""The operations without neighbour lists on a GPU: products with the memory made tile by tile, in Triton.
 
 A file for each operation, with the arguments of ``snnet::``; :mod:`.common` has what they share. Nothing of size
 B x n floats is written. Arguments are unchecked; :mod:`snnet_kernels.ops` checks them.

@@ -1,4 +1,4 @@
-"""MPLP without a cache: select candidates, count ranks, decide, with products made tile by tile.
+"""MPLP without lists: select candidates, count ranks, decide, with products made tile by tile.
 
 Scratch is bits and what counts them off, at most B label_bytes(n) (5.25) bytes, and some kilobytes for each
 multiprocessor, however many candidates there are.
@@ -32,7 +32,7 @@ from .common.row_bounds import row_bounds
 LABEL_BYTES_AT_ONCE = 4096
 
 
-@triton.jit(do_not_specialize=["width", "n", "min_rank", "strict"])
+@triton.jit(do_not_specialize=["width", "n", "min_rank"])
 def start_labels_kernel(
     bits,  # uint8 [B, L]
     index,  # int64 [B]
@@ -42,14 +42,13 @@ def start_labels_kernel(
     width,
     n,
     min_rank,
-    strict,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     count = tl.load(sizes + row)
-    max_rank = tl.where(strict != 0, count, tl.maximum(count, min_rank))
+    max_rank = tl.maximum(count, min_rank)
     # Two candidates are positive whatever the check says, and no rank exceeds n - 1.
-    needs_walk = (count > tl.where(strict != 0, 0, 2)) & (max_rank < n - 1)
+    needs_walk = (count > 2) & (max_rank < n - 1)
     tl.store(walked + row, tl.where(needs_walk, count, 0))
     image = tl.load(index + row)
     for first in range(0, width, BLOCK):
@@ -108,7 +107,7 @@ def first_inconsistent_kernel(
         tl.atomic_max(second_keys + sample, key, mask=key < tl.load(anchor_keys + sample))
 
 
-@triton.jit(do_not_specialize=["batch_size", "blocks", "n", "strict"])
+@triton.jit(do_not_specialize=["batch_size", "blocks", "n"])
 def positive_kernel(
     ends,
     sizes,
@@ -124,12 +123,11 @@ def positive_kernel(
     blocks,
     n,
     d,
-    strict,
     GIVEN: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Set the bits of the candidates before the first inconsistent one; unless strict, of the first two in any case."""
+    """Set the bits of the candidates before the first inconsistent one, and of the first two in any case."""
     total = tl.load(ends + batch_size - 1)
     for tile in range(tl.program_id(0), tl.cdiv(total, BLOCK), tl.num_programs(0)):
         pair = pairs_of_tile(tile, total, BLOCK)
@@ -151,20 +149,16 @@ def positive_kernel(
             BLOCK_K,
         )
         positive = key > tl.load(inconsistent_keys + sample)
-        positive = positive | ((strict == 0) & (key >= tl.load(second_keys + sample)))
+        positive = positive | (key >= tl.load(second_keys + sample))
         mark_pairs(labels, sample, column, blocks, positive)
 
 
 def mplp(
     memory: Tensor,
     index: Tensor,
-    cache: Tensor | None,
     query_rows: Tensor | None,
     threshold: float,
     min_rank: int,
-    strict: bool,
-    block_bits: Tensor | None = None,
-    block_floor: float = 0.0,
     *,
     precision: str | None = None,
 ) -> Tensor:
@@ -176,7 +170,6 @@ def mplp(
         memory: fp32 [n, d], contiguous.
         index: int64 [B], any stride.
         query_rows: fp32 [B, n], any strides, in place of S[index].
-        cache, block_bits, block_floor: not read.
         precision: one of ``PRECISIONS``, by default the chosen one.
     """
     precision = precision or get_matmul_precision()
@@ -193,7 +186,7 @@ def mplp(
         bars = torch.full((batch_size,), threshold, dtype=torch.float32, device=memory.device)
         bits = candidates(memory, index, bars, precision, bounds)
     found = find_pairs(bits)
-    walked, labels = _start_labels(found, index, n, min_rank, strict)
+    walked, labels = _start_labels(found, index, n, min_rank)
     pairs = found._replace(sizes=walked, ends=walked.cumsum(0))
 
     lowest = torch.full((3, batch_size), NOTHING, dtype=torch.int64, device=memory.device)
@@ -203,11 +196,11 @@ def mplp(
         largest_key_kernel, pairs, memory, index, query_rows, ceilings, anchor_keys, OTHERS=False
     )
     inconsistent, in_doubt = inconsistent_pairs(
-        pairs, memory, anchor_keys, found.sizes, min_rank, strict, precision, bounds
+        pairs, memory, anchor_keys, found.sizes, min_rank, precision, bounds
     )
     if bounds is not None:
         decided, _ = inconsistent_pairs(
-            find_pairs(in_doubt), memory, anchor_keys, found.sizes, min_rank, strict, "ieee"
+            find_pairs(in_doubt), memory, anchor_keys, found.sizes, min_rank, "ieee"
         )
         inconsistent |= decided
     launch_over_pairs(
@@ -230,12 +223,11 @@ def mplp(
         inconsistent_keys,
         second_keys,
         labels.view(torch.int32),
-        strict=int(strict),
     )
     return labels
 
 
-def _start_labels(found: Pairs, index: Tensor, n: int, min_rank: int, strict: bool) -> tuple[Tensor, Tensor]:
+def _start_labels(found: Pairs, index: Tensor, n: int, min_rank: int) -> tuple[Tensor, Tensor]:
     """(candidates int64 [B] of the samples that need a walk, else 0; labels of those that need none)."""
     walked = torch.empty_like(found.sizes)
     labels = torch.empty_like(found.bits)
@@ -250,7 +242,6 @@ def _start_labels(found: Pairs, index: Tensor, n: int, min_rank: int, strict: bo
         labels.shape[1],
         n,
         min_rank,
-        int(strict),
         BLOCK=LABEL_BYTES_AT_ONCE,
     )
     return walked, labels

@@ -124,7 +124,6 @@ def read_keys_kernel(keys, columns, values, size, BLOCK: tl.constexpr, NOTHING: 
 def nearest_neighbors(
     memory: Tensor,
     index: Tensor,
-    cache: Tensor | None,
     query_rows: Tensor | None,
     k: int,
     *,

@@ -76,7 +76,7 @@ def similarity_kernel(
 
 
 def memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
-    """features memoryᵀ, fp32 [B, n], of three TF32 products; with the memory itself as features the cache.
+    """features memoryᵀ, fp32 [B, n], of three TF32 products.
 
     Entries are finite or NaN: an infinite one gives some infinity or NaN.
 

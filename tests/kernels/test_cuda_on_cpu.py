@@ -15,10 +15,11 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def run(library: ctypes.CDLL, name: str, count: int = 0, seed: int = 0) -> torch.Tensor:
-    """The words that a test's kernel fills; an error of the launch is raised."""
+def run(library: ctypes.CDLL, name: str, count: int = 0, seed: int = 0, blocks: int = 1) -> torch.Tensor:
+    """The words that a test's kernel fills, with so many blocks at once; an error of the launch is raised."""
     out = torch.full((max(count, 1024),), -77)
     library.cuda_on_cpu_seed(ctypes.c_uint64(seed))
+    library.cuda_on_cpu_blocks_at_once(ctypes.c_int64(blocks))
     error = library.self_test(name.encode(), ctypes.c_void_p(out.data_ptr()), ctypes.c_int64(count)).decode()
     if error:
         raise RuntimeError(error)
@@ -77,6 +78,17 @@ def test_tickets_are_claimed_in_the_order_of_blocks_that_the_seed_gives(library)
     assert all(sorted(order) == list(range(40)) for order in orders)
     assert orders[0] != orders[1] != orders[2]
     assert run(library, "ticket", 40, 1).tolist() == orders[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_blocks_take_turns(library, seed):
+    """Blocks that wait for each other end where all of them run at once, and their shared memory is their own."""
+    sums = run(library, "together", 6, seed, blocks=3)
+    warps = torch.tensor([sum(range(32, 64)), sum(range(32))])
+    assert torch.equal(sums, (warps + 3200 * torch.arange(3)[:, None]).flatten())
+    with pytest.raises(RuntimeError, match="waits for something that never comes"):
+        run(library, "together", 6, seed, blocks=2)
+    assert run(library, "tree", 7, seed, blocks=4).tolist() == run(library, "tree", 7).tolist()
 
 
 def test_the_seed_orders_the_threads(library):

@@ -11,8 +11,10 @@ import torch
 from torch.nn.functional import normalize
 
 import snnet_kernels as sk
-from snnet_kernels import ops, reference
+from snnet_kernels import reference
 from snnet_kernels.backends import gpu, table
+from snnet_kernels.neighbor_list_layout import NeighborLists
+from snnet_kernels.ops.neighbor_lists import symmetric_lists
 from snnet_kernels.testing import clustered_features
 
 DEVICE = os.environ.get("SNNET_TEST_DEVICE", "cuda")
@@ -66,7 +68,7 @@ def exact_rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
 
 
 def on_device(*tensors):
-    return [tensor if tensor is None else tensor.to(DEVICE) for tensor in tensors]
+    return [tensor if tensor is None else tensor.to(DEVICE, copy=True) for tensor in tensors]
 
 
 def label_sets(batch: int, n: int) -> list[torch.Tensor]:
@@ -99,68 +101,94 @@ def test_label_memory_small(n, d):
     assert torch.equal(ours.columns(inquiry.to(DEVICE)).cpu(), theirs.columns(inquiry))
 
 
-@pytest.mark.parametrize(
-    "form", ["cache", "rows and cache", "marked cache", "rows and marked cache", "streaming", "rows"]
-)
+def lists_on_device(memory: torch.Tensor, k: int, capacity: int) -> NeighborLists:
+    """Symmetric lists of a memory [n, d] that is on the device."""
+    n = len(memory)
+    nearest = sk.neighbor_lists(memory, min(k, n))
+    return NeighborLists(*symmetric_lists(*nearest[:4], min(capacity, n)))
+
+
+def dense(lists: NeighborLists) -> torch.Tensor:
+    """The listed values [n, n], NaN where nothing is listed."""
+    row, place = (lists.columns >= 0).nonzero().unbind(1)
+    made = torch.full((len(lists.counts),) * 2, torch.nan, device=lists.values.device)
+    made[row, lists.columns[row, place].long()] = lists.values[row, place]
+    return made
+
+
+def check_lists(lists: NeighborLists, similarity: torch.Tensor, tolerance: float) -> None:
+    """Everything above the floors is listed with its value, from both sides."""
+    listed = dense(lists)
+    missing = listed.isnan() & (similarity > lists.floors[:, None] + tolerance)
+    assert int(missing.sum()) == 0
+    assert (listed - similarity).nan_to_num().abs().max() <= tolerance
+    assert int((~listed.isnan()).sum()) == int(lists.counts.sum())
+    assert torch.equal(listed.isnan(), listed.t().isnan())
+    assert torch.equal(listed.nan_to_num(), listed.t().nan_to_num())
+
+
+@pytest.mark.parametrize("form", ["lists", "rows and lists", "streaming", "rows"])
 @pytest.mark.parametrize(("n", "d"), SIZES)
 def test_labels_small(n, d, form):
-    if not REAL and n > 100 and "cache" not in form:
+    if not REAL and n > 100 and "lists" not in form:
         pytest.skip("too large to interpret")
     memory = exact_rows(n, d) if d < 64 else (clustered_features(n, d) * 64).round() / 64
     index = batch_of(n, 13)
-    cache = memory @ memory.t()
+    similarity = memory @ memory.t()
     rows = exact_rows(13, d, 1) @ memory.t() if "rows" in form else None
-    decisions = [(0.5625, 3, False), (0.0, 10, False), (0.6, 10, True), (-99.0, 2, False)]
-    if not REAL and "cache" not in form:
-        decisions = decisions[::2]  # triton_label_cases.py interprets all
-    for threshold, min_rank, strict in decisions:
-        expected = reference.mplp(
-            memory, index, threshold, min_rank, cache=cache, query_rows=rows, strict=strict
-        )
-        at_hand, given, m, i = on_device(cache if "cache" in form else None, rows, memory, index)
-        blocks = sk.mark_cache_blocks(at_hand, threshold) if "marked" in form else None
-        labels = sk.mplp(
-            m, i, threshold, min_rank, cache=at_hand, query_rows=given, blocks=blocks, strict=strict
-        )
+    given, m, i = on_device(rows, memory, index)
+    lists = lists_on_device(m, 20, 30) if "lists" in form else None
+    decisions = [(0.5625, 3), (0.0, 10), (-99.0, 2)]
+    if not REAL and "lists" not in form:
+        decisions = decisions[:2]  # triton_label_cases.py interprets all
+    for threshold, min_rank in decisions:
+        if lists is not None and n > (3000 if REAL else 80) and threshold <= 0:
+            continue  # every row is multiplied
+        expected = reference.mplp(memory, index, threshold, min_rank, cache=similarity, query_rows=rows)
+        labels = sk.mplp(m, i, threshold, min_rank, lists=lists, query_rows=given)
         assert torch.equal(labels.cpu(), expected)
-        bits, expected_bits = sk.PseudoLabelMemory(n, device=DEVICE), sk.PseudoLabelMemory(n)
-        for _ in range(2):
-            sets = ops.mine_labels_(
-                m, i, bits.row_bits, bits.column_bits, threshold, min_rank,
-                cache=at_hand, query_rows=given, blocks=blocks, strict=strict,
-            )  # fmt: skip
-            neighbor = reference.nearest_neighbors(memory, index, cache=cache, query_rows=rows)[0].flatten()
-            expected_sets = (
-                expected,
-                reference.gather_labels(expected_bits.column_bits, index),
-                reference.gather_labels(expected_bits.row_bits, neighbor),
-            )
-            reference.write_labels_(expected_bits.row_bits, expected_bits.column_bits, index, expected)
-            for ours, theirs in zip(sets, expected_sets, strict=True):
-                assert torch.equal(ours.cpu(), theirs)
-        assert torch.equal(bits.column_bits.cpu(), expected_bits.column_bits)
-    for k in (1, 4, n + 2):
-        expected_neighbors, expected_similarity = reference.nearest_neighbors(
-            memory, index, k, cache=cache, query_rows=rows
-        )
-        neighbors, similarity = sk.nearest_neighbors(m, i, k, cache=at_hand, query_rows=given)
-        assert torch.equal(neighbors.cpu(), expected_neighbors)
-        assert torch.equal(similarity.cpu(), expected_similarity)
+    for k in (1, 4, n + 2) if REAL or n < 100 else (1, 4):
+        wanted, values = reference.nearest_neighbors(memory, index, k, cache=similarity, query_rows=rows)
+        neighbors, found = sk.nearest_neighbors(m, i, k, lists=lists, query_rows=given)
+        assert torch.equal(neighbors.cpu(), wanted)
+        assert torch.equal(found.cpu(), values)
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_strided_arguments_small(cached):
+@pytest.mark.parametrize(("n", "d"), SIZES)
+def test_lists_small(n, d, monkeypatch):
+    """Built from tiles, and made symmetric, they are those of the reference."""
+    if not REAL and n > 100:
+        pytest.skip("too large to emulate")
+    if not REAL:
+        monkeypatch.setattr(gpu, "TILE", 40)
+    memory = exact_rows(n, d)
+    for k, capacity, floor in ((7, 10, None), (n, n, 0.5)):
+        if k > 2049:
+            continue
+        ours = sk.neighbor_lists(memory.to(DEVICE), k, floor=floor)
+        theirs = reference.neighbor_lists(memory, k, -torch.inf if floor is None else floor)
+        for part, expected in zip(ours[:4], theirs[:4], strict=True):
+            assert torch.equal(part.cpu(), expected)
+        ours = NeighborLists(*symmetric_lists(*ours[:4], min(capacity, n)))
+        assert ours.mirrors.shape == (n, 0)
+        theirs = reference.symmetric_lists(theirs, min(capacity, n))
+        assert torch.equal(dense(ours).cpu().nan_to_num(-99), dense(theirs).nan_to_num(-99))
+        assert torch.equal(ours.floors.cpu(), theirs.floors)
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_strided_arguments_small(lists):
     n, d, batch = 70, 12, 9
     memory, wide = exact_rows(n, d).to(DEVICE), exact_rows(batch, 2 * d, 1).to(DEVICE)
     index, rows = batch_of(n, 2 * batch).to(DEVICE)[::2], (memory @ wide[:, ::2].t()).t()
-    cache = sk.build_similarity_cache(memory) if cached else None
+    tables = lists_on_device(memory, 5, 10) if lists else None
     for strided, plain in (
         (sk.memory_similarity(wide[:, ::2], memory), sk.memory_similarity(wide[:, ::2].clone(), memory)),
         *(
             (call(index, rows), call(index.clone(), rows.contiguous()))
             for call in (
-                lambda i, r: sk.mplp(memory, i, 0.5625, cache=cache, query_rows=r),
-                lambda i, r: sk.nearest_neighbors(memory, i, 3, cache=cache, query_rows=r)[0],
+                lambda i, r: sk.mplp(memory, i, 0.5625, lists=tables, query_rows=r),
+                lambda i, r: sk.nearest_neighbors(memory, i, 3, lists=tables, query_rows=r)[0],
             )
         ),
     ):
@@ -219,23 +247,41 @@ def test_loss_small(n, d, kind, monkeypatch):
 @pytest.mark.parametrize(("n", "d"), SIZES)
 def test_update_small(n, d, momentum):
     memory, features = clustered_features(n, d), clustered_features(12, d, seed=1)
-    features[3] = -memory[0]  # the blend is short, or zero: its row of the cache needs products of its own
+    features[3] = -memory[0]  # the blend is short, or zero: what it lists needs products of its own
     index = torch.cat([batch_of(n, 3), torch.zeros(2).long(), batch_of(n, 7, 1)])
     exact = memory.double()
     reference.update_memory_(exact, index, features.double(), momentum)
     m, i, f = on_device(memory, index, features)
-    cache = sk.build_similarity_cache(m)
-    blocks = sk.mark_cache_blocks(cache, 0.3)
-    marks = blocks.bits.cpu().clone()
-    sk.update_memory_(m, i, f, momentum, cache=cache, blocks=blocks)
+    lists = lists_on_device(m, 20, 40)
+    sk.update_memory_(m, i, f, momentum, lists=lists)
     assert_close(m, exact, 1e-6 if momentum < 1 else 2e-6)
-    reference.cache_blocks.update_cache_blocks_(sk.CacheBlocks(marks, 0.3), cache.cpu(), index.unique())
-    assert torch.equal(blocks.bits.cpu(), marks)
-    assert (cache.cpu().double() - exact @ exact.t()).abs().max() < 3e-6
-    assert torch.equal(cache, cache.t())
-    alone = memory.to(DEVICE)
+    check_lists(lists, m @ m.t(), 3e-6)
+    alone = memory.to(DEVICE, copy=True)
     sk.update_memory_(alone, i, f, momentum)
     assert torch.equal(alone, m)
+
+
+@pytest.mark.parametrize(("k", "capacity"), [(4, 4), (8, 16), (300, 300)])
+def test_list_updates_small(k, capacity):
+    """Several updates of batches without repeats: the lists of the reference, also where rows are full."""
+    n, d = 300 if REAL else 60, 16
+    memory = clustered_features(n, d)
+    m = memory.to(DEVICE, copy=True)
+    lists = lists_on_device(m, k, capacity)
+    theirs = reference.symmetric_lists(reference.neighbor_lists(memory, min(k, n)), min(capacity, n))
+    for step in range(5):
+        index = torch.randperm(n, generator=torch.Generator().manual_seed(step))[:20]
+        live = normalize(memory[index] + 0.3 * clustered_features(20, d, seed=step + 1), dim=1)
+        live[0] = -memory[index[0]]
+        reference.update_memory_lists_(memory, index, live, 0.3, theirs)
+        sk.update_memory_(m, *on_device(index, live), 0.3, lists=lists)
+        assert_close(m, memory)
+        check_lists(lists, m @ m.t(), 3e-6)
+        ours, other = dense(lists).cpu(), dense(theirs)
+        gap = (torch.where(ours.isnan(), other, ours) - theirs.floors[:, None]).abs()
+        differ = (ours.isnan() != other.isnan()) & (torch.minimum(gap, gap.t()) > 3e-6)
+        assert int(differ.sum()) == 0  # but for what is a floor's but for rounding
+        assert (lists.floors.cpu() - theirs.floors).nan_to_num().abs().max() < 3e-6
 
 
 def run_head(head: sk.SNNetHead, steps: int, n: int, d: int) -> list[torch.Tensor]:
@@ -257,27 +303,31 @@ def new_head(n: int, d: int, **options) -> sk.SNNetHead:
     return head
 
 
-@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("neighbors", [20, 0])
 @pytest.mark.parametrize("kind", ["mmcl", "l2"])
-def test_head_small(cache, kind):
-    (n, steps), d = (300, 3) if REAL or cache else (90, 2), 24
-    head = new_head(n, d, cache=cache, loss_kind=kind)
-    twin = sk.SNNetHead(n, d, cache=cache, loss_kind=kind, device=DEVICE)
+def test_head_small(neighbors, kind):
+    (n, steps), d = (300, 3) if REAL else (90, 2), 24
+    head = new_head(n, d, neighbors=neighbors, loss_kind=kind)
+    twin = sk.SNNetHead(n, d, neighbors=neighbors, loss_kind=kind, device=DEVICE)
     twin.load_state_dict(head.state_dict())
     ours = run_head(head, steps, n, d)
     for first, second in zip(ours, run_head(twin, steps, n, d), strict=True):
         assert torch.equal(first, second)  # bits do not depend on the run
     assert head.label_statistics()["positives"] > 1
     exact = head.memory.features.double()
-    if cache:
-        assert (head.memory.cache - exact @ exact.t()).abs().max() < 3e-6
+    if neighbors:
+        check_lists(head.memory.lists.tables, exact @ exact.t(), 3e-6)
+        again = sk.SNNetHead(n, d, neighbors=neighbors, loss_kind=kind, device=DEVICE)
+        again.load_state_dict(head.state_dict())  # takes the lists as they are
+        for first, second in zip(run_head(head, 2, n, d), run_head(again, 2, n, d), strict=True):
+            assert torch.equal(first, second)
 
 
 @on_gpu_only
 @pytest.mark.parametrize("kind", ["mmcl", "l2"])
 @pytest.mark.parametrize("source", ["memory", "feature"])
 def test_nothing_waits_for_the_gpu(kind, source):
-    head = new_head(500, 32, cache=True, loss_kind=kind, label_source=source)
+    head = new_head(500, 32, neighbors=20, loss_kind=kind, label_source=source)
     run_head(head, 1, 500, 32)
     index, features = (
         batch_of(500, 16).to(DEVICE),
@@ -294,14 +344,14 @@ def test_nothing_waits_for_the_gpu(kind, source):
 
 
 @on_gpu_only
-@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("neighbors", [20, 0])
 @pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
-def test_an_iteration_in_a_cuda_graph(cache, precision, monkeypatch):
-    monkeypatch.setattr(gpu, "HELD_SIMILARITIES", 0)  # the loss without a cache is the streaming one
+def test_an_iteration_in_a_cuda_graph(neighbors, precision, monkeypatch):
+    monkeypatch.setattr(gpu, "HELD_SIMILARITIES", 0)  # the loss without similarities is the streaming one
     n, d, batch = 700, 64, 32
     sk.set_matmul_precision(precision)
     try:
-        eager, captured = (new_head(n, d, cache=cache) for _ in range(2))
+        eager, captured = (new_head(n, d, neighbors=neighbors) for _ in range(2))
         index, features = batch_of(n, batch).to(DEVICE), clustered_features(batch, d, seed=1).to(DEVICE)
         live = features.clone().requires_grad_()
 
@@ -320,7 +370,7 @@ def test_an_iteration_in_a_cuda_graph(cache, precision, monkeypatch):
                 iteration(captured)
         torch.cuda.current_stream().wait_stream(stream)
         captured.load_state_dict(state)
-        captured.memory.current_cache()  # built outside the graph, which goes on writing to this buffer
+        captured.memory.current_lists()  # built outside the graph, which goes on writing to these buffers
         graph = torch.cuda.CUDAGraph()
         live.grad = None
         with torch.cuda.graph(graph):
@@ -335,9 +385,12 @@ def test_an_iteration_in_a_cuda_graph(cache, precision, monkeypatch):
             assert_close(loss, expected.detach().cpu(), 1e-6)
             assert_close(gradient, live.grad.cpu(), 1e-5)
         assert torch.equal(captured.pseudo_labels.row_bits, eager.pseudo_labels.row_bits)
-        if cache:
-            lacking = sk.mark_cache_blocks(captured.memory.cache).bits & ~captured.memory.block_bits
-            assert not lacking.any()
+        if neighbors:
+            exact = captured.memory.features.double()
+            check_lists(captured.memory.lists.tables, exact @ exact.t(), 3e-6)
+            ours, theirs = (head.memory.lists.tables for head in (captured, eager))
+            assert torch.equal(dense(ours).nan_to_num(-9), dense(theirs).nan_to_num(-9))
+            assert torch.equal(ours.floors, theirs.floors)
     finally:
         sk.set_matmul_precision("ieee")
 
@@ -349,7 +402,7 @@ def test_flags_around_the_operations_change_nothing():
     before = [
         sk.memory_similarity(features, memory),
         sk.mplp(memory, index),
-        sk.build_similarity_cache(memory),
+        sk.neighbor_lists(memory, 20).values,
     ]
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
@@ -358,7 +411,7 @@ def test_flags_around_the_operations_change_nothing():
             after = [
                 sk.memory_similarity(features, memory),
                 sk.mplp(memory, index),
-                sk.build_similarity_cache(memory),
+                sk.neighbor_lists(memory, 20).values,
             ]
     finally:
         torch.set_float32_matmul_precision(precision)
@@ -394,43 +447,46 @@ def test_bf16_streaming_labels_are_those_of_float32():
 
 @on_gpu_only
 def test_compiled_iteration_equals_eager():
-    def iteration(features, index, memory, cache, row_bits, column_bits):
+    def iteration(features, index, memory, columns, values, counts, floors, mirrors):
+        lists = NeighborLists(columns, values, counts, floors, mirrors)
         similarity = sk.memory_similarity(features.detach(), memory)
-        sets = ops.mine_labels_(memory, index, row_bits, column_bits, cache=cache)
-        loss = sk.fused_mutual_label_loss(features, memory, sets, WEIGHTS, similarity=similarity)
-        return loss, sets[0]
+        labels = sk.mplp(memory, index, lists=lists)
+        neighbors = sk.nearest_neighbors(memory, index, lists=lists)[0]
+        loss = sk.fused_mutual_label_loss(features, memory, [labels], [1.0], similarity=similarity)
+        sk.update_memory_(memory, index, features.detach(), 0.3, lists=lists, similarity=similarity)
+        return loss, labels, neighbors
 
     results = []
     for function in (iteration, torch.compile(iteration, fullgraph=True)):
-        memory, bits = clustered_features(900, 64).to(DEVICE), sk.PseudoLabelMemory(900, device=DEVICE)
-        cache, index = sk.build_similarity_cache(memory), batch_of(900, 32).to(DEVICE)
+        memory, index = clustered_features(900, 64).to(DEVICE), batch_of(900, 32).to(DEVICE)
+        lists = lists_on_device(memory, 20, 40)
         for step in range(3):
             live = clustered_features(32, 64, seed=step).to(DEVICE).requires_grad_()
-            loss, labels = function(live, index + step % 2, memory, cache, bits.row_bits, bits.column_bits)
+            loss, labels, neighbors = function(live, index + step % 2, memory, *lists)
             loss.backward()
-        results.append((loss.detach(), labels, live.grad, bits.row_bits, bits.column_bits))
+        results.append((loss.detach(), labels, neighbors, live.grad, memory, lists.floors))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @on_gpu_only
-def test_the_cache_stays_exact_over_many_updates():
+@pytest.mark.parametrize("capacity", [20, 200])
+def test_lists_stay_complete_over_many_updates(capacity):
     memory = normalize(torch.randn(2000, 128, generator=torch.Generator().manual_seed(0)), dim=1).to(DEVICE)
-    cache = sk.build_similarity_cache(memory)
-    blocks = sk.mark_cache_blocks(cache, 0.2)
+    lists = lists_on_device(memory, capacity // 2, capacity)
     for step in range(1500):
         index = batch_of(2000, 64, step).to(DEVICE)
         live = normalize(memory[index] + 0.5 * clustered_features(64, 128, seed=step).to(DEVICE), dim=1)
-        sk.update_memory_(memory, index, live, 0.97 * step / 1500, cache=cache, blocks=blocks)
+        sk.update_memory_(memory, index, live, 0.97 * step / 1500, lists=lists)
     exact = memory.double() @ memory.double().t()
-    assert (cache - exact).abs().max() < 3e-6
-    assert not (sk.mark_cache_blocks(cache, 0.2).bits & ~blocks.bits).any()
+    check_lists(lists, exact, 3e-6)
 
 
 def test_goldens(golden):
     memory, index, n = golden["memory"].to(DEVICE), golden["index"].to(DEVICE), golden["memory"].shape[0]
     if not REAL and n > 300:
         pytest.skip("too large to emulate")
-    labels = sk.mplp(memory, index, float(golden["threshold"]), cache=sk.build_similarity_cache(memory))
+    lists = lists_on_device(memory, 20, 40)
+    labels = sk.mplp(memory, index, float(golden["threshold"]), lists=lists)
     assert torch.equal(sk.unpack_labels(labels, n).cpu(), golden["multilabel"])
     streamed = sk.mplp(memory, index, float(golden["threshold"]))
     assert torch.equal(streamed, labels)
@@ -445,7 +501,7 @@ def test_goldens(golden):
 def test_a_captured_iteration_survives_epochs():
     """Captured once, replayed over three epochs of what a training loop calls; its twin runs eagerly."""
     n, d, batch = 700, 64, 32
-    eager, captured = (new_head(n, d, cache=True) for _ in range(2))
+    eager, captured = (new_head(n, d, neighbors=40) for _ in range(2))
     index, live = batch_of(n, batch).to(DEVICE), clustered_features(batch, d, seed=1).to(DEVICE)
 
     def iteration(head):
@@ -461,7 +517,7 @@ def test_a_captured_iteration_survives_epochs():
             iteration(captured)
     torch.cuda.current_stream().wait_stream(stream)
     captured.load_state_dict(state)
-    captured.memory.rebuild_cache_()
+    captured.memory.build_lists_()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         loss = iteration(captured).detach()
@@ -472,7 +528,7 @@ def test_a_captured_iteration_survives_epochs():
             head.warmup = True
             head.update_(index, live)
             head.warmup = False
-            head.memory.rebuild_cache_()
+            head.memory.build_lists_()
             head.memory.features.data[epoch] = clustered_features(1, d, seed=epoch)[0].to(DEVICE)
             head.mark_written_()
         for step in range(3):
@@ -480,10 +536,9 @@ def test_a_captured_iteration_survives_epochs():
             live.copy_(clustered_features(batch, d, seed=3 * epoch + step + 5))
             graph.replay()
             assert_close(loss, iteration(eager).detach().cpu(), 1e-6)
-        # The replay wrote S, M and P, which no Python code saw.
+        # The replay wrote M, its lists and P, which no Python code saw.
         assert torch.equal(captured.pseudo_labels.row_bits, eager.pseudo_labels.row_bits)
         assert torch.equal(captured.pseudo_labels.column_bits, eager.pseudo_labels.column_bits)
-        assert (
-            captured.memory.cache - captured.memory.features @ captured.memory.features.t()
-        ).abs().max() < 3e-6
+        exact = captured.memory.features.double()
+        check_lists(captured.memory.lists.tables, exact @ exact.t(), 3e-6)
     assert {name: buffer.data_ptr() for name, buffer in captured.named_buffers()} == places

@@ -288,9 +288,9 @@ def call_labels(precision: str, d: int = 64, given: bool = True) -> None:
     if precision == "tf32x3":
         memory_similarity(features, memory)
     for query_rows in (None, torch.zeros(len(index), len(memory)))[: 1 + given]:
-        mplp(memory, index, None, query_rows, 0.6, 10, False, precision=precision)
+        mplp(memory, index, query_rows, 0.6, 10, precision=precision)
         for k in (1, 5):
-            nearest_neighbors(memory, index, None, query_rows, k, precision=precision)
+            nearest_neighbors(memory, index, query_rows, k, precision=precision)
 
 
 def call_losses(precision: str, sets: int, d: int = 64) -> None:

@@ -221,27 +221,25 @@ def test_row_bounds():
     assert (residuals <= 1.0003 * lost + 1.001 * slack * longer).all()
 
 
-def check_labels(memory, index, threshold, min_rank, strict, precision="ieee", rows=None):
-    labels = label_prediction.mplp(
-        memory, index, None, rows, threshold, min_rank, strict, precision=precision
-    )
-    expected = reference.mplp(memory, index, threshold, min_rank, query_rows=rows, strict=strict)
+def check_labels(memory, index, threshold, min_rank, precision="ieee", rows=None):
+    labels = label_prediction.mplp(memory, index, rows, threshold, min_rank, precision=precision)
+    expected = reference.mplp(memory, index, threshold, min_rank, query_rows=rows)
     assert torch.equal(labels, expected)
     return int(reference.unpack_labels(expected, len(memory)).sum())
 
 
 # no candidates; all; so many that some are inconsistent; with and without a lowest rank
-DECISIONS = [(1e9, 10, False), (-1e9, 2, False), (0.5625, 3, False), (0.5625, 0, True), (0.0, 0, False)]
+DECISIONS = [(1e9, 10), (-1e9, 2), (0.5625, 3), (0.0, 0)]
 
 
-@pytest.mark.parametrize(("threshold", "min_rank", "strict"), DECISIONS)
+@pytest.mark.parametrize(("threshold", "min_rank"), DECISIONS)
 @pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize(("batch", "n", "d"), [(1, 1, 1), (3, 7, 5), (5, 131, 37)])
-def test_labels(batch, n, d, given, threshold, min_rank, strict):
+def test_labels(batch, n, d, given, threshold, min_rank):
     memory, index = exact_rows(n, d), batch_of(n, batch)
     memory[n // 2 :: 5] = memory[0].clone()  # duplicates
     rows = exact_rows(batch, d, 1) @ memory.t() if given else None
-    positives = check_labels(memory, index, threshold, min_rank, strict, rows=rows)
+    positives = check_labels(memory, index, threshold, min_rank, rows=rows)
     assert positives >= batch
     assert positives == batch or threshold < 1e9
 
@@ -256,7 +254,7 @@ def test_labels_with_columns_split_or_not(columns, precision, tile, use_tile, mo
     use_tile(precision, tile)
     memory = exact_rows(150, 20)
     for index in (batch_of(150, 2), batch_of(150, 9, 1)):
-        assert check_labels(memory, index, 1.0, 3, False, precision) > len(index)
+        assert check_labels(memory, index, 1.0, 3, precision) > len(index)
 
 
 @pytest.mark.parametrize("programs", [1, 4])
@@ -275,7 +273,7 @@ def test_pairs_that_close_at_different_columns(programs, monkeypatch):
     limits = counted[:, ::20].median(1).values
     counts = limits.clamp_min(3)
     marks, _ = rank_counts.inconsistent_pairs(
-        pairs.find_pairs(reference.pack_labels(flags)), memory, 0x7FFFFFFF - anchors, counts, 3, False, "ieee"
+        pairs.find_pairs(reference.pack_labels(flags)), memory, 0x7FFFFFFF - anchors, counts, 3, "ieee"
     )
     expected = flags & (counted > counts[:, None])
     assert torch.equal(reference.unpack_labels(marks, n), expected)
@@ -286,28 +284,27 @@ def test_pairs_that_close_at_different_columns(programs, monkeypatch):
 def test_anchors_are_not_counted(min_rank):
     """Their similarity may be rounded to more in a tile than as a bar, here where the two are summed differently."""
     memory, index = clustered_features(100, 40), batch_of(100, 12)
-    assert check_labels(memory, index, 0.45, min_rank, False) > len(index)
+    assert check_labels(memory, index, 0.45, min_rank) > len(index)
 
 
-@pytest.mark.parametrize("strict", [True, False])
-def test_labels_of_no_batch(strict):
-    assert check_labels(exact_rows(9, 4), torch.zeros(0).long(), 0.5, 3, strict) == 0
+def test_labels_of_no_batch():
+    assert check_labels(exact_rows(9, 4), torch.zeros(0).long(), 0.5, 3) == 0
 
 
 ROUNDED = (clustered_features(100, 40), batch_of(100, 8))
 
 
-@pytest.mark.parametrize(("strict", "min_rank"), [(True, 0), (False, 3)])
+@pytest.mark.parametrize("min_rank", [0, 3])
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
-def test_bf16_labels_are_those_of_float32(scale, strict, min_rank, scale_bounds):
+def test_bf16_labels_are_those_of_float32(scale, min_rank, scale_bounds):
     memory, index = ROUNDED
     scale_bounds(scale)
-    assert check_labels(memory, index, 0.3, min_rank, strict, "bf16") > len(index)
+    assert check_labels(memory, index, 0.3, min_rank, "bf16") > len(index)
 
 
 def bf16_labels() -> torch.Tensor:
     memory, index = ROUNDED
-    return label_prediction.mplp(memory, index, None, None, 0.3, 3, False, precision="bf16")
+    return label_prediction.mplp(memory, index, None, 0.3, 3, precision="bf16")
 
 
 def test_bf16_labels_need_the_second_look_at_candidates(monkeypatch, scale_bounds):
@@ -331,7 +328,7 @@ def test_bf16_labels_need_the_second_look_at_ranks(monkeypatch, scale_bounds):
 
 def check_neighbors(memory, index, k, rows=None, precision="ieee"):
     expected_columns, expected_values = reference.nearest_neighbors(memory, index, k, query_rows=rows)
-    columns, values = neighbors.nearest_neighbors(memory, index, None, rows, k, precision=precision)
+    columns, values = neighbors.nearest_neighbors(memory, index, rows, k, precision=precision)
     assert torch.equal(columns, expected_columns)
     torch.testing.assert_close(values, expected_values, rtol=0, atol=0, equal_nan=True)
 
@@ -385,8 +382,8 @@ ALIKE = torch.nn.functional.normalize(
 def test_bf16_neighbors_are_those_of_float32(scale, k, scale_bounds):
     scale_bounds(scale)
     index = batch_of(100, 8)
-    columns, values = neighbors.nearest_neighbors(ALIKE, index, None, None, k)
-    ours, similarity = neighbors.nearest_neighbors(ALIKE, index, None, None, k, precision="bf16")
+    columns, values = neighbors.nearest_neighbors(ALIKE, index, None, k)
+    ours, similarity = neighbors.nearest_neighbors(ALIKE, index, None, k, precision="bf16")
     assert torch.equal(ours, columns)
     # The interpreter sums tiles and single pairs in different orders.
     torch.testing.assert_close(similarity, values, rtol=1e-6, atol=0)
@@ -395,6 +392,6 @@ def test_bf16_neighbors_are_those_of_float32(scale, k, scale_bounds):
 def test_bf16_neighbors_need_the_error_bound(scale_bounds):
     scale_bounds(0.0)
     index = batch_of(100, 8)
-    exact = neighbors.nearest_neighbors(ALIKE, index, None, None, 5)[0]
-    rounded = neighbors.nearest_neighbors(ALIKE, index, None, None, 5, precision="bf16")[0]
+    exact = neighbors.nearest_neighbors(ALIKE, index, None, 5)[0]
+    rounded = neighbors.nearest_neighbors(ALIKE, index, None, 5, precision="bf16")[0]
     assert not torch.equal(rounded, exact)

@@ -25,7 +25,7 @@ ITEMS = 8
 FEWEST_COLUMNS = 512
 
 
-@triton.jit(do_not_specialize=["batch_size", "blocks", "n", "min_rank", "strict"])
+@triton.jit(do_not_specialize=["batch_size", "blocks", "n", "min_rank"])
 def rank_count_kernel(
     ends,
     sizes,
@@ -46,7 +46,6 @@ def rank_count_kernel(
     n,
     d,
     min_rank,
-    strict,
     BLOCK_A: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -70,7 +69,7 @@ def rank_count_kernel(
         anchor = column_of_key(tl.load(anchor_keys + sample))
         anchor = tl.minimum(tl.maximum(anchor, 0), n - 1)
         count = tl.load(counts + sample).to(tl.int32)
-        max_rank = tl.where(strict != 0, count, tl.maximum(count, min_rank))
+        max_rank = tl.maximum(count, min_rank)
         # The bar comes from the arithmetic of the entries that it is held against.
         if PRECISION == "ieee" or PRECISION == "bf16":
             bar = pair_products(
@@ -134,7 +133,7 @@ def rank_count_kernel(
         candidate = tl.load(own + place)
         sample = tl.load(own + 4 * BLOCK_A + place)
         count = tl.load(counts + sample).to(tl.int32)
-        max_rank = tl.where(strict != 0, count, tl.maximum(count, min_rank))
+        max_rank = tl.maximum(count, min_rank)
         if splits > 1:
             counter = (item % tiles) * BLOCK_A + place
             rank += tl.atomic_add(ranks + counter, rank)
@@ -152,7 +151,6 @@ def inconsistent_pairs(
     anchor_keys: Tensor,  # int64 [B]
     counts: Tensor,  # int64 [B]
     min_rank: int,
-    strict: bool,
     precision: str,
     bounds: RowBounds | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -191,7 +189,6 @@ def inconsistent_pairs(
             n,
             d,
             min_rank,
-            int(strict),
             PRECISION=precision,
             PAIR_K=PAIR_DEPTH,
             ITEMS=ITEMS,

@@ -49,9 +49,10 @@ class Emulation:
     operations: torch._ops._OpNamespace
     library: ctypes.CDLL
 
-    def seed(self, seed: int) -> None:
-        """Draw the order of blocks and threads of what follows from ``seed``."""
+    def seed(self, seed: int, blocks_at_once: int = 1) -> None:
+        """Draw the order of blocks and threads of what follows from ``seed``; so many blocks take turns."""
         self.library.cuda_on_cpu_seed(ctypes.c_uint64(seed))
+        self.library.cuda_on_cpu_blocks_at_once(ctypes.c_int64(blocks_at_once))
 
     def launches(self) -> int:
         """Kernel launches since the last call."""

@@ -4,12 +4,14 @@ Needs SNNET_BACKEND=reference (nothing else serves CPU tensors then) and TRITON_
 """
 
 import tests.kernels.triton_interpreter  # noqa: F401
+from snnet_kernels import neighbor_list_layout
 from snnet_kernels.backends import gpu, table
 from snnet_kernels.triton.common import pairs
 from tests.kernels.cuda_on_cpu import emulation
 
 emulation()
 table.FORCED = None
+neighbor_list_layout.MIRRORED.clear()
 pairs.PAIRS_AT_ONCE = 256  # the interpreter takes its time for each tile
 gpu.register("CPU")
 assert table.AVAILABLE["cuda"]

@@ -1,4 +1,4 @@
-// Blocks one after another in a random order, each with garbage in its shared memory.
+// Blocks in a random order, one after another or a few at once, each with garbage in its shared memory.
 #pragma once
 
 #include <link.h>
@@ -57,8 +57,26 @@ inline bool canary_is_whole(std::size_t dynamic_bytes) {
   return true;
 }
 
-// Runs one block; an error is left in block.error.
-[[gnu::noinline]] inline void run_block(std::size_t dynamic_bytes) {
+// A block that has begun and is not running, or room for one: its threads are kept.
+struct Resident {
+  Block state;
+  uint3 position{};
+  bool is_there = false;
+  std::vector<unsigned char> shared;  // what its shared memory holds
+};
+
+// The parts of shared memory that a block may use.
+template <class Use>
+void for_shared(const Range& memory, std::size_t dynamic_bytes, Use use) {
+  auto* dynamic = reinterpret_cast<unsigned char*>(snnet::shared_words);
+  use(dynamic, dynamic_bytes + kCanary);
+  if (memory.begin == nullptr) return;
+  unsigned char* dynamic_end = dynamic + sizeof snnet::shared_words;
+  use(memory.begin, static_cast<std::size_t>(dynamic - memory.begin));
+  use(dynamic_end, static_cast<std::size_t>(memory.end - dynamic_end));
+}
+
+inline void begin_block() {
   block.ready.clear();
   block.ended = block.arrived = 0;
   block.idle_waits = 0;
@@ -71,6 +89,11 @@ inline bool canary_is_whole(std::size_t dynamic_bytes) {
   }
   block.warp_first = draw_below(2) == 0;
   make_all_ready();
+}
+
+// Runs a block that has begun until it ends or is left for another; an error is left in block.error.
+[[gnu::noinline]] inline void run_block(std::size_t dynamic_bytes) {
+  block.is_left = false;
   if (_setjmp(block.host) == 0) {
     jmp_buf unused;
     reschedule(unused);
@@ -80,37 +103,80 @@ inline bool canary_is_whole(std::size_t dynamic_bytes) {
   }
 }
 
+// Takes turns among `residents` until all blocks have ended or one has failed; returns its error.
+inline std::string run_blocks(const std::vector<int64_t>& order, dim3 grid, std::size_t dynamic_bytes,
+                              const Block& launch, std::vector<Resident>& residents) {
+  snnet::shared_words[0] = {};  // makes the TLS block exist
+  const Range memory = thread_local_memory();
+  std::size_t begun = 0, ended = 0;
+  while (ended < order.size()) {
+    Resident& resident = residents[draw_below(residents.size())];
+    if (!resident.is_there && begun == order.size()) continue;
+    std::swap(block, resident.state);
+    if (resident.is_there) {
+      const unsigned char* from = resident.shared.data();
+      for_shared(memory, dynamic_bytes, [&](unsigned char* at, std::size_t size) {
+        std::memcpy(at, from, size);
+        from += size;
+      });
+      blockIdx = resident.position;
+    } else {
+      const int64_t b = order[begun++];
+      blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+                  static_cast<unsigned>(b / grid.x / grid.y)};
+      block.threads = launch.threads;
+      block.run_thread = launch.run_thread;
+      block.arguments = launch.arguments;
+      while (block.fibres.size() < block.threads) block.fibres.push_back(new Fibre());
+      block.error.clear();
+      fill_shared(memory, dynamic_bytes);
+      begin_block();
+    }
+    run_block(dynamic_bytes);
+    resident.is_there = block.is_left && block.error.empty();
+    ended += !resident.is_there;
+    if (resident.is_there) {
+      resident.position = blockIdx;
+      resident.shared.clear();
+      for_shared(memory, dynamic_bytes, [&](unsigned char* at, std::size_t size) {
+        resident.shared.insert(resident.shared.end(), at, at + size);
+      });
+    }
+    const std::string error = block.error;
+    block.threads = 0;
+    std::swap(block, resident.state);
+    if (resident.is_there) resident.state.threads = launch.threads;
+    if (!error.empty()) return error;
+  }
+  return "";
+}
+
 inline void run_grid(dim3 grid, dim3 threads, std::size_t dynamic_bytes, void (*run_thread)(const void*),
                      const void* arguments) {
   static std::mutex one_launch_at_a_time;
+  static std::vector<Resident> residents(1);
   const std::lock_guard<std::mutex> lock(one_launch_at_a_time);
   ++settings.launches;
-  block.threads = threads.x * threads.y * threads.z;
-  block.run_thread = run_thread;
-  block.arguments = arguments;
-  while (block.fibres.size() < block.threads) block.fibres.push_back(new Fibre());
+  Block launch;
+  launch.threads = threads.x * threads.y * threads.z;
+  launch.run_thread = run_thread;
+  launch.arguments = arguments;
   gridDim = grid;
   blockDim = threads;
-  snnet::shared_words[0] = {};  // makes the TLS block exist
-  const Range memory = thread_local_memory();
   std::vector<int64_t> order(static_cast<std::size_t>(grid.x) * grid.y * grid.z);
   for (std::size_t b = 0; b < order.size(); ++b) {
     const unsigned place = draw_below(b + 1);
     order[b] = order[place];
     order[place] = static_cast<int64_t>(b);
   }
-  block.error.clear();
-  for (std::size_t b = 0; b < order.size() && block.error.empty(); ++b) {
-    blockIdx = {static_cast<unsigned>(order[b] % grid.x), static_cast<unsigned>(order[b] / grid.x % grid.y),
-                static_cast<unsigned>(order[b] / grid.x / grid.y)};
-    fill_shared(memory, dynamic_bytes);
-    run_block(dynamic_bytes);
+  if (residents.size() != static_cast<std::size_t>(settings.blocks_at_once)) residents.resize(settings.blocks_at_once);
+  const std::string error = run_blocks(order, grid, dynamic_bytes, launch, residents);
+  if (error.empty()) return;
+  for (Resident& resident : residents) {
+    resident.is_there = false;
+    for (Fibre* fibre : resident.state.fibres) fibre->begun = false;
   }
-  block.threads = 0;
-  if (!block.error.empty()) {
-    for (Fibre* fibre : block.fibres) fibre->begun = false;
-    throw std::runtime_error(block.error);
-  }
+  throw std::runtime_error(error);
 }
 
 }  // namespace cuda_on_cpu

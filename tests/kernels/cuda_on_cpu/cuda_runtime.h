@@ -130,6 +130,9 @@ __attribute__((weak, visibility("default"))) void cuda_on_cpu_seed(uint64_t seed
   cuda_on_cpu::settings.random = seed * 0x9e3779b97f4a7c15u + 0x632be59bd9b4e019u;
   if (cuda_on_cpu::settings.random == 0) cuda_on_cpu::settings.random = 1;
 }
+__attribute__((weak, visibility("default"))) void cuda_on_cpu_blocks_at_once(int64_t blocks) {
+  cuda_on_cpu::settings.blocks_at_once = blocks < 1 ? 1 : blocks;
+}
 __attribute__((weak, visibility("default"))) void cuda_on_cpu_most_shared(int64_t bytes) {
   cuda_on_cpu::settings.most_shared = static_cast<std::size_t>(bytes);
 }

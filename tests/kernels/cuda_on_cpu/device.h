@@ -162,7 +162,7 @@ inline unsigned __reduce_xor_sync(unsigned mask, unsigned value, CUDA_ON_CPU_PLA
   return cuda_on_cpu::reduce(cuda_on_cpu::Operation::reduce_xor, mask, value, {file, line});
 }
 
-inline void __threadfence() {}
+inline void __threadfence() { cuda_on_cpu::maybe_overtaken_by_a_block(); }
 inline void __threadfence_block() {}
 inline void __nanosleep(unsigned) { cuda_on_cpu::idle(); }
 [[noreturn]] inline void __trap(CUDA_ON_CPU_PLACE) {
@@ -209,7 +209,11 @@ T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T
   }
 CUDA_ON_CPU_LOAD(__ldg)
 CUDA_ON_CPU_LOAD(__ldca)
-CUDA_ON_CPU_LOAD(__ldcg)
+template <class T>
+T __ldcg(const T* address) {
+  cuda_on_cpu::maybe_overtaken_by_a_block();
+  return *address;
+}
 CUDA_ON_CPU_LOAD(__ldcs)
 CUDA_ON_CPU_LOAD(__ldcv)
 CUDA_ON_CPU_LOAD(__ldlu)

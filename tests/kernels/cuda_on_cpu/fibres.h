@@ -1,7 +1,9 @@
-// CUDA threads as fibres: one block after another, a fibre a thread, switched where threads wait for each other.
+// CUDA threads as fibres, a fibre a thread, switched where threads wait for each other.
 //
 // A fibre runs until it waits (barrier, warp operation, some atomics) or ends. In some blocks who runs next is drawn
-// at random, in others one warp runs as far ahead of the rest as it can. A missing barrier therefore lets threads
+// at random, in others one warp runs as far ahead of the rest as it can. Blocks run one after another, or a few at once:
+// then the running one changes at random places where a thread waits, above all where it reads or writes what other
+// blocks may (atomics, fences, loads past the L1). A missing barrier therefore lets threads
 // read what others have not written yet, and shared memory holds garbage at first. What a GPU leaves undefined is
 // reported: a barrier or a warp operation that some thread never reaches, an index past a shared array, an access
 // that is not aligned.
@@ -96,6 +98,7 @@ struct Settings {
   std::size_t most_shared = 163 * 1024;  // of a block, as on compute capability 8.0
   int64_t launches = 0;
   int64_t left_out = -1;  // the barrier that a mutant goes without
+  int64_t blocks_at_once = 1;
 };
 inline Settings settings;
 
@@ -130,6 +133,7 @@ struct Block {
   int barrier_kind = 0;
   int64_t barrier_sum = 0, barrier_result = 0;
   int idle_waits = 0;
+  bool is_left = false;  // for another block
   std::string error;
   jmp_buf host;
 };
@@ -177,8 +181,19 @@ inline void begin_fibre(Fibre& fibre, unsigned thread) {
   setcontext(&fibre.start);
 }
 
+// Whether a switch of threads, one in so many, is one of blocks.
+inline bool leaves_block(unsigned one_in) {
+  if (settings.blocks_at_once == 1 || draw_below(one_in) != 0) return false;
+  block.is_left = true;
+  return true;
+}
+
 // Goes on with some thread that can; returns when it is this one's turn again.
-[[gnu::noinline]] inline void reschedule(jmp_buf from) {
+[[gnu::noinline]] inline void reschedule(jmp_buf from, unsigned leave_one_in = 64) {
+  if (!block.ready.empty() && leaves_block(leave_one_in)) {
+    jump(from, block.host);
+    return;
+  }
   if (block.ready.empty()) {
     if (block.ended == block.threads) {
       jump(from, block.host);
@@ -245,15 +260,18 @@ inline void idle() {
   if (++block.idle_waits > kMostIdleWaits) fail(describe(block.current) + " waits for something that never comes");
   block.warp_first = false;
   make_ready(block.current);
-  reschedule(self().context);
+  reschedule(self().context, 2);
 }
 
-// Now and then a thread is overtaken at an atomic operation.
+// Now and then a thread is overtaken where it meets others: at an atomic operation, by another block at a fence.
 inline void maybe_overtaken() {
   if (block.threads == 0 || draw() >> 61 != 0) return;
   self().state = Fibre::State::ready;
   block.ready.insert(block.ready.begin(), block.current);
-  reschedule(self().context);
+  reschedule(self().context, 2);
+}
+inline void maybe_overtaken_by_a_block() {
+  if (settings.blocks_at_once > 1) maybe_overtaken();
 }
 
 inline void end_thread() {

@@ -22,14 +22,18 @@ def constants(**values: int) -> Callable[[str], str]:
 
 
 def small_constants() -> Emulation:
-    """Few listed candidates, few threads: rows overflow, loops go round, samples come in several groups.
+    """Few keys, events, threads: candidates are bits, events overflow, loops go round, samples come in groups.
 
-    Neighbours are sorted in global memory from the fifth on.
+    Neighbours are sorted in global memory from the fifth on, at most four candidates are left to the whole GPU.
     """
-    prediction = constants(kListed=6, kSelectThreads=64, kCountThreads=64, kDecideThreads=32, kRowLoads=2)
-    neighbors = constants(kNeighborThreads=64, kSharedNeighbors=4, kNeighborLoads=2)
-    edits = {"label_plan.cuh": prediction, "neighbors.cuh": neighbors}
-    return mutant(edits, "label_prediction.cu", "neighbors.cu")
+    edits = {
+        "list_labels.cuh": constants(kFewestKeys=6, kLabelThreads=64, kLabelLoads=2, kMostUntold=4),
+        "list_update.cuh": constants(kColumnsAtOnce=64, kFewestEvents=5, kEventsOfPlace=0, kPartsOfEvents=1),
+        "memory_update.cuh": constants(kUpdateThreads=64),
+        "neighbor_lists.cuh": constants(kTakeThreads=32, kTakenAtOnce=64),
+        "neighbors.cuh": constants(kNeighborThreads=64, kSharedNeighbors=4, kNeighborLoads=2),
+    }
+    return mutant(edits, "list_labels.cu", "memory_update.cu", "neighbor_lists.cu", "neighbors.cu")
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,14 @@ class Barrier:
 
 
 BARRIERS = {
-    "after the count": Barrier("label_count.cuh", "group_barrier<kGroup>();", 3),
-    "after the list of marked blocks": Barrier("label_count.cuh", "__syncwarp();", 2),
-    "of rows": Barrier("rows.cuh", "__syncthreads();", 0),
-    "before the columns": Barrier("cache_tile.cuh", "__syncthreads();", before="// The columns, 32 sectors"),
+    "of keys": Barrier("rows.cuh", "__syncthreads();", 0),
+    "before the candidates are read": Barrier(
+        "list_labels.cuh", "__syncthreads();", before="TwoLargest own;"
+    ),
+    "after the members": Barrier(
+        "list_rank.cuh", "__syncthreads();", before="const auto visit = [&](auto&& show) {"
+    ),
+    "after what is pushed out": Barrier("list_rank.cuh", "group.sync();", 0),
     "after counting digits": Barrier(
         "hard_negatives.cuh", "__syncthreads();", before="// From the counts, the digit"
     ),
@@ -72,4 +80,4 @@ def switched_barriers() -> Emulation:
         return edit
 
     edits = {barrier.file: edit_of(barrier.file) for barrier in BARRIERS.values()}
-    return mutant(edits, "label_prediction.cu", "memory_update.cu", "loss.cu")
+    return mutant(edits, "list_labels.cu", "memory_update.cu", "loss.cu")

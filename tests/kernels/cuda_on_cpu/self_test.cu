@@ -72,6 +72,20 @@ __global__ void ticket_kernel(int64_t* out, unsigned* state, unsigned* done) {
   }
 }
 
+// Each block waits until all have come, which takes as many at once; its shared memory stays its own meanwhile.
+__global__ void together_kernel(int64_t* out, unsigned* come) {
+  __shared__ unsigned own[64];
+  own[threadIdx.x] = 100 * blockIdx.x + threadIdx.x;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    atomicAdd(come, 1u);
+    while (atomicAdd(come, 0u) != gridDim.x) __nanosleep(20);
+  }
+  __syncthreads();
+  const auto sum = static_cast<int64_t>(__reduce_add_sync(kAllLanes, own[63 - threadIdx.x]));
+  if (threadIdx.x % 32 == 0) out[2 * blockIdx.x + threadIdx.x / 32] = sum;
+}
+
 // The order in which threads come by.
 __global__ void order_kernel(int64_t* out, unsigned* next) { out[atomicAdd(next, 1u)] = threadIdx.x; }
 
@@ -171,6 +185,7 @@ void run(const std::string& name, int64_t* out, int64_t count) {
   if (name == "past the dynamic shared memory") run(dynamic_kernel, 1, 96, 100 * 8, out, 100, 1);
   if (name == "too much shared memory") run(dynamic_kernel, 1, 96, 200000, out, 1, 0);
   if (name == "ticket") run(ticket_kernel, static_cast<unsigned>(count), 64, 0, out, words, words + 1);
+  if (name == "together") run(together_kernel, static_cast<unsigned>(count) / 2, 64, 0, out, words);
   if (name == "order") run(order_kernel, 1, static_cast<unsigned>(count), 0, out, words);
   if (name == "atomics") run(atomics_kernel, 1, 100, 0, out, words);
   if (name == "garbage") run(garbage_kernel, 2, 64, 256, out);
