@@ -99,7 +99,8 @@ def jaccard_graph(
     neighbour: other programs, which leave ties open, then give other graphs.
 
     Beyond the features it holds lists of ``searched`` entries an image, V twice, and the graph. CPU and CUDA
-    features; the neighbours are searched for on the device of the features, the rest is done on the CPU.
+    features; the neighbours are searched for on the device of the features, the rest is done on the CPU. Not inside
+    ``torch.compile``: the size of the result is in the features.
 
     Args:
         features: [n, d], any floating type and strides, rows of length 1 (or zero).
