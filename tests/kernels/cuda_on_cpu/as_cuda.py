@@ -10,6 +10,7 @@ from tests.kernels.cuda_on_cpu import emulation
 
 emulation()
 table.FORCED = None
-pairs.PAIRS_AT_ONCE = 256  # the interpreter takes its time for each tile
+pairs.PAIRS_AT_ONCE = 256  # the interpreter takes its time for each tile,
+pairs.PROGRAMS_PER_PROCESSOR = 1  # and for each program that has none
 gpu.register("CPU")
 assert table.AVAILABLE["cuda"]
