@@ -17,7 +17,14 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, it reports what it has
 
 
+# The longest come first, so that the processes which share the tests end together.
+LONGEST = ("test_triton_interpreted", "test_gpu_on_cpu", "test_triton_", "test_cuda_", "test_export")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(
+        key=lambda item: next((i for i, name in enumerate(LONGEST) if name in item.nodeid), len(LONGEST))
+    )
     if torch.cuda.is_available():
         return
     for item in items:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -153,4 +154,6 @@ def _run(words: list[str], environment: Mapping[str, str]) -> None:
 
 if __name__ == "__main__":
     assert torch.get_num_threads() == 1  # what has no threads can be forked
+    gc.collect()
+    gc.freeze()  # a collection in a child would copy every page that this process shares with it
     _serve()

@@ -7,6 +7,7 @@ from its first line, in a session of its own, and ends as any interpreter does. 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -222,6 +223,8 @@ def _become(request: dict[str, Any]) -> None:
 if __name__ == "__main__":
     for name in (*MODULES, LATER):
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a collection in a child would copy every page that this process shares with it
     wanted = _serve()
     if wanted is not None:
         _become(wanted)

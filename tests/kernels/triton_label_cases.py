@@ -45,8 +45,9 @@ def keys_of(rows: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def larger_tiles_of_pairs(monkeypatch):
-    """The interpreter takes its time for each tile."""
+    """The interpreter takes its time for each tile, and for each program that has none."""
     monkeypatch.setattr(pairs, "PAIRS_AT_ONCE", 256)
+    monkeypatch.setattr(pairs, "PROGRAMS_PER_PROCESSOR", 1)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from tests.kernels.cuda_on_cpu import emulation
 emulation()
 table.FORCED = None
 neighbor_list_layout.MIRRORED.clear()
-pairs.PAIRS_AT_ONCE = 256  # the interpreter takes its time for each tile
+pairs.PAIRS_AT_ONCE = 256  # the interpreter takes its time for each tile,
+pairs.PROGRAMS_PER_PROCESSOR = 1  # and for each program that has none
 gpu.register("CPU")
 assert table.AVAILABLE["cuda"]
