@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../common/walk.h"
+#include "../common/cycle_check.h"
 #include "vector.h"
 
 namespace snnet {
@@ -18,7 +18,7 @@ struct PredictionOptions {
 // Sets the labels [label_bytes(n)] (all 0 before) of image `own` from its ordered candidates.
 inline void decide_labels(const Entry* candidates, int64_t count, int64_t first_inconsistent, int64_t own,
                           uint8_t* labels) {
-  const int64_t positives = positive_candidates(count, first_inconsistent, false);
+  const int64_t positives = positive_candidates(count, first_inconsistent);
   for (int64_t j = 0; j < positives; ++j) set_bit(labels, candidates[j].column);
   set_bit(labels, own);
 }
@@ -26,7 +26,7 @@ inline void decide_labels(const Entry* candidates, int64_t count, int64_t first_
 // Whether the candidates of a sample are checked: up to two are positive whatever the check says, and no anchor has more
 // than n - 1 images before it.
 inline bool needs_check(int64_t count, const PredictionOptions& options, int64_t n) {
-  return needs_walk(count, false) && largest_consistent_rank(count, options.min_rank, false) < n - 1;
+  return needs_check(count) && largest_consistent_rank(count, options.min_rank) < n - 1;
 }
 
 }  // namespace snnet

@@ -116,7 +116,7 @@ class Prediction {
 
  private:
   int64_t rank_of(const Sample& sample) const {
-    return largest_consistent_rank(sample.count(), options_.min_rank, false);
+    return largest_consistent_rank(sample.count(), options_.min_rank);
   }
 
   bool walks(const Sample& sample) const {

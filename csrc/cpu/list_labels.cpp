@@ -72,7 +72,7 @@ class ListPrediction {
   };
 
   int64_t rank_of(const Sample& sample) const {
-    return largest_consistent_rank(sample.count(), options_.min_rank, false);
+    return largest_consistent_rank(sample.count(), options_.min_rank);
   }
 
   void take(const float* row, int64_t n, Sample& sample) const {

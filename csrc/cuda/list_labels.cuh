@@ -16,7 +16,7 @@
 // How many rows have to be multiplied stays on the device: it only takes longer the more they are.
 #pragma once
 
-#include "../common/walk.h"
+#include "../common/cycle_check.h"
 #include "neighbor_lists.cuh"
 
 namespace snnet {
@@ -97,7 +97,7 @@ struct TwoLargest {
 };
 
 __device__ __forceinline__ int64_t rank_of(const LabelPlan& plan, const ListOptions& options) {
-  return largest_consistent_rank(plan.candidates, options.min_rank, false);
+  return largest_consistent_rank(plan.candidates, options.min_rank);
 }
 
 // ---- Select.
@@ -257,7 +257,7 @@ __global__ void __launch_bounds__(kLabelThreads, 2)
       [&](int64_t b) -> int64_t {
         const LabelPlan plan = scratch.plans[b];
         // The anchor never counts, so no rank can exceed n - 1.
-        if (!needs_walk(plan.candidates, false) || rank_of(plan, options) >= batch.lists.n - 1) return 0;
+        if (!needs_check(plan.candidates) || rank_of(plan, options) >= batch.lists.n - 1) return 0;
         return plan.source == kKeys ? plan.candidates : labels.words;
       },
       [&](int64_t b, int64_t item, int64_t) {

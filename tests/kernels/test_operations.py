@@ -30,11 +30,15 @@ def arguments() -> dict[str, tuple]:
     lists = reference.symmetric_lists(reference.neighbor_lists(memory, 10), 20)
     nearest = reference.neighbor_lists(memory, 6).columns
     code = reference.reciprocal_weights(nearest, None, 3, memory, None)
+    tables = sk.PseudoLabelMemory(N, storage="lists").tables
     return {
         "pack_labels": (torch.rand(B, N) < 0.3,),
         "unpack_labels": (labels, N),
         "write_labels_": (bits.row_bits, bits.column_bits, index, labels),
         "gather_labels": (bits.row_bits, torch.tensor([5, -1, 89])),
+        "gather_label_lists": (*tables._table("row")[:3], torch.tensor([5, -1, 89])),
+        "write_label_lists_": (*tables._table("row"), *tables._table("column"), index, labels),
+        "checksums": (memory.view(torch.int64), index, torch.arange(D // 2)),
         "memory_similarity": (differentiable, memory),
         "memory_similarity_backward": (similarity.clone().requires_grad_(), memory),
         "mplp": (memory, index, similarity, 0.6, 10),

@@ -1,4 +1,4 @@
-// The walk along a sample's candidates and what it decides.
+// The check of a sample's candidates, in their order, and what it decides.
 #pragma once
 
 #include <cstdint>
@@ -8,16 +8,16 @@
 namespace snnet {
 
 // k: the rank up to which a candidate is cycle consistent.
-SNNET_INLINE int64_t largest_consistent_rank(int64_t candidates, int64_t min_rank, bool strict) {
-  return strict || candidates > min_rank ? candidates : min_rank;
+SNNET_INLINE int64_t largest_consistent_rank(int64_t candidates, int64_t min_rank) {
+  return candidates > min_rank ? candidates : min_rank;
 }
 
 // Up to two candidates are positive whatever the check says.
-SNNET_INLINE bool needs_walk(int64_t candidates, bool strict) { return strict ? candidates > 0 : candidates > 2; }
+SNNET_INLINE bool needs_check(int64_t candidates) { return candidates > 2; }
 
 // How many of the ordered candidates are positive, j* being the first inconsistent position.
-SNNET_INLINE int64_t positive_candidates(int64_t candidates, int64_t first_inconsistent, bool strict) {
-  const int64_t positives = strict || first_inconsistent > 2 ? first_inconsistent : 2;
+SNNET_INLINE int64_t positive_candidates(int64_t candidates, int64_t first_inconsistent) {
+  const int64_t positives = first_inconsistent > 2 ? first_inconsistent : 2;
   return positives < candidates ? positives : candidates;
 }
 
