@@ -110,7 +110,7 @@ inline std::string run_blocks(const std::vector<int64_t>& order, dim3 grid, std:
   const Range memory = thread_local_memory();
   std::size_t begun = 0, ended = 0;
   while (ended < order.size()) {
-    Resident& resident = residents[draw_below(residents.size())];
+    Resident& resident = residents[draw_below(static_cast<std::size_t>(settings.blocks_at_once))];
     if (!resident.is_there && begun == order.size()) continue;
     std::swap(block, resident.state);
     if (resident.is_there) {
@@ -169,7 +169,8 @@ inline void run_grid(dim3 grid, dim3 threads, std::size_t dynamic_bytes, void (*
     order[b] = order[place];
     order[place] = static_cast<int64_t>(b);
   }
-  if (residents.size() != static_cast<std::size_t>(settings.blocks_at_once)) residents.resize(settings.blocks_at_once);
+  const auto most = static_cast<std::size_t>(settings.blocks_at_once);
+  if (residents.size() < most) residents.resize(most);  // never fewer: their threads are kept
   const std::string error = run_blocks(order, grid, dynamic_bytes, launch, residents);
   if (error.empty()) return;
   for (Resident& resident : residents) {
