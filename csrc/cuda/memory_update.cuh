@@ -95,7 +95,7 @@ __device__ __forceinline__ void blend_entries(const MemoryUpdate& u, int32_t ent
 }
 
 // One block a batch entry. Bound by latency: two passes over a row.
-__global__ void __launch_bounds__(kUpdateThreads, 3) update_rows_kernel(MemoryUpdate u) {
+static __global__ void __launch_bounds__(kUpdateThreads, 3) update_rows_kernel(MemoryUpdate u) {
   __shared__ BlendShared shared;
   const auto entry = static_cast<int32_t>(blockIdx.x);
   const Turn turn = turn_of(u, entry);

@@ -128,7 +128,7 @@ __device__ __forceinline__ void nearest_of_row(const VectorRow& row, int own, in
 }
 
 // A block a row of similarities [B, n]. For k = 1 latency bound.
-__global__ void __launch_bounds__(kNeighborThreads)
+static __global__ void __launch_bounds__(kNeighborThreads)
     nearest_neighbors_kernel(const int64_t* index, const float* rows, int n, int64_t k, int64_t* neighbors,
                              float* similarity) {
   __shared__ NeighborShared shared;
