@@ -88,6 +88,8 @@ def row_checksums(tensor: Tensor, rows: Tensor | None = None) -> Tensor:
             )
             rows = None
         width = matrix.shape[1] * matrix.element_size()
+        if width == 0:
+            return torch.zeros(len(matrix if rows is None else rows), dtype=torch.int64, device=matrix.device)
         words = matrix.view(next(word for word in _WORDS if width % word.itemsize == 0))
         return checksums(words, rows, _factors(words.shape[1], matrix.device))
 

@@ -13,6 +13,7 @@ from .fixed_type import FixedTypeModule
 from .label_tables import LabelTables
 from .memory_size import check_room
 
+BYTES_OF_LIST = 250  # of an image, while its lists are made
 MOST_BITS = 2**30  # bytes of both bit matrices up to which they are kept: 65,536 images
 
 
@@ -50,11 +51,13 @@ class PseudoLabelMemory(FixedTypeModule):
         self.num_instances = num_instances
         needed = 2 * num_instances * ops.label_bytes(num_instances)
         self.storage = ("bits" if needed <= MOST_BITS else "lists") if storage == "auto" else storage
+        if self.storage == "lists":
+            needed = BYTES_OF_LIST * num_instances
+        check_room(num_instances, needed, torch.empty(0, device=device).device)
         self.tables = LabelTables(num_instances, device) if self.storage == "lists" else None
         bits = None
         with torch.inference_mode(False):
             if self.tables is None:
-                check_room(num_instances, needed, torch.empty(0, device=device).device)
                 bits = _identity(num_instances, device)
             self.register_buffer("row_bits", bits)
             self.register_buffer("column_bits", None if bits is None else bits.clone(), persistent=False)

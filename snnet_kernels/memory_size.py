@@ -21,8 +21,8 @@ def check_room(num_instances: int, needed: int, device: torch.device) -> None:
     free = free_memory(device) if device.type != "meta" else needed
     if needed > free:
         raise MemoryError(
-            f"num_instances={num_instances} needs {needed / 2**30:.1f} GiB for the pseudo label memory "
-            f"(two bit matrices), {free / 2**30:.1f} GiB are free"
+            f"num_instances={num_instances} needs {needed / 2**30:.1f} GiB for the pseudo label memory, "
+            f"{free / 2**30:.1f} GiB are free"
         )
 
 

@@ -73,9 +73,14 @@ def test_state_dict_restores_both_orientations():
     assert torch.equal(restored.column_bits, memory.column_bits)
 
 
-def test_memory_that_does_not_fit_is_refused():
-    with pytest.raises(MemoryError, match=r"num_instances=10000000 needs .* GiB"):
-        sk.PseudoLabelMemory(10_000_000)
+@pytest.mark.parametrize(
+    ("n", "storage", "needed"), [(10_000_000, "bits", "23283.1"), (2_000_000_000, "auto", "465.7")]
+)
+def test_memory_that_does_not_fit_is_refused(n, storage, needed):
+    with pytest.raises(
+        MemoryError, match=f"num_instances={n} needs {needed} GiB for the pseudo label memory"
+    ):
+        sk.PseudoLabelMemory(n, storage=storage)
 
 
 def test_size_is_two_bit_matrices():
