@@ -15,6 +15,9 @@ if os.environ.get("CI"):
 
 def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, it reports what it has
+    # A job that a shell put into the background ignores these, and so would the processes that tests send them to.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 # The longest come first, so that the processes which share the tests end together.
