@@ -233,15 +233,15 @@ def check_lists(name: str, value: object, memory: Tensor, symmetric: bool = Fals
     for part, tensor in value._asdict().items():
         if part == "mirrors" and tensor is None:
             continue
+        check_tensor(f"{name}.{part}", tensor, "[n, K]")
+        check_same_device(memory=memory, **{f"{name}.{part}": tensor})
         width = mirrors_width(tensor.device, capacity) if part == "mirrors" else capacity
         shape = (num_instances,) if part in ("counts", "floors") else (num_instances, width)
-        check_tensor(f"{name}.{part}", tensor, str(list(shape)))
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name}.{part} must have shape {list(shape)}, got {list(tensor.shape)}")
         check_storage(
             f"{name}.{part}", tensor, torch.float32 if part in ("values", "floors") else torch.int32
         )
-        check_same_device(memory=memory, **{f"{name}.{part}": tensor})
         if tensor.requires_grad:
             raise ValueError(f"{name}.{part} must not require grad: no gradient is defined for it")
     return value

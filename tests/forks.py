@@ -1,7 +1,7 @@
 """Programs that tests run in processes which need not import torch, as that takes seconds: they are forked.
 
-:func:`forked` forks the test process itself, with all that it has imported; :func:`python` a process that has imported
-torch and nothing of this repository, for programs that ask how the packages are imported.
+Not from the test process: what has been through a backward pass of torch's can be forked no more. A process that has
+imported torch, or what an optimiser imports too, and nothing of this repository, waits for requests.
 """
 
 from __future__ import annotations
@@ -34,41 +34,34 @@ class Answer(NamedTuple):
     stderr: str
 
 
-def forked(program: Callable[[], Any]) -> Answer:
-    """Run ``program`` in the root of the repository; what it returns is its status."""
-    importlib.import_module("torch._dynamo")  # as every optimiser does, which takes as long as torch
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-
-    def run(stdout: str, stderr: str) -> int:
-        pid = os.fork()
-        if pid == 0:
-            _end_with(program, environment, ROOT, stdout, stderr)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-    return _answer(run)
-
-
 def run_script(path: Path, *arguments: str) -> Answer:
     """``python PATH ARGUMENTS`` in the root of the repository."""
-
-    def program() -> None:
-        sys.argv = [str(path), *arguments]
-        sys.path.insert(0, str(path.parent))
-        runpy.run_path(str(path), run_name="__main__")
-
-    return forked(program)
+    words = [str(path), *arguments]
+    start = f"import runpy, sys\nsys.argv[:] = {words!r}\nsys.path.insert(0, {str(path.parent)!r})\n"
+    return training(f"{start}runpy.run_path({str(path)!r}, run_name='__main__')")
 
 
 def run_pytest(*arguments: str) -> Answer:
     """``python -m pytest ARGUMENTS`` in the root of the repository."""
-    import pytest
+    words = [*arguments, "-p", "no:cacheprovider", "-p", "no:xdist", "-q"]
+    return training(f"import pytest, sys\nsys.exit(pytest.main({words!r}))")
 
-    return forked(lambda: pytest.main([*arguments, "-p", "no:cacheprovider", "-p", "no:xdist", "-q"]))
+
+def training(program: str) -> Answer:
+    """``python -c PROGRAM`` in the root of the repository, of which optimisers and compiled steps are a part."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment["OMP_NUM_THREADS"] = "1"
+    return python("-c", program, environment=environment, imports="torch._dynamo")
 
 
-def python(*words: str, environment: Mapping[str, str], folder: Path = ROOT) -> Answer:
-    """``python WORDS``, which begin with -c or -m, perhaps behind -P, in this environment."""
-    server = _server()
+def python(
+    *words: str, environment: Mapping[str, str], folder: Path = ROOT, imports: str = "torch"
+) -> Answer:
+    """``python WORDS``, which begin with -c or -m, perhaps behind -P, in this environment.
+
+    Forked from a process that has imported ``imports``.
+    """
+    server = _server(imports)
     assert server.stdin is not None and server.stdout is not None
 
     def run(stdout: str, stderr: str) -> int:
@@ -117,10 +110,10 @@ def _end_with(
 
 
 @functools.cache
-def _server() -> subprocess.Popen[bytes]:
+def _server(imports: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "tests.forks"],
+        [sys.executable, "-P", "-m", "tests.forks", imports],
         env=environment, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
 
@@ -153,6 +146,7 @@ def _run(words: list[str], environment: Mapping[str, str]) -> None:
 
 
 if __name__ == "__main__":
+    importlib.import_module(sys.argv[1])
     assert torch.get_num_threads() == 1  # what has no threads can be forked
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page that this process shares with it

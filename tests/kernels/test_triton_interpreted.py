@@ -39,7 +39,7 @@ def run_cases(name: str, *options: str, packages: pathlib.Path = ROOT) -> tuple[
     [
         # In parts, so that no process is left with all of it.
         ("triton_label_cases.py", "neighbors", 41),
-        ("triton_label_cases.py", "labels", 52),
+        ("triton_label_cases.py", "labels", 45),
         ("triton_label_cases.py", "not neighbors and not labels", 64),
         ("triton_loss_cases.py", "digit", 12),
         ("triton_loss_cases.py", "not digit", 44),

@@ -26,8 +26,8 @@ from snnet.reporting.ranked import has_labels, label_lists, rank_lists
 from snnet.reporting.run import load_run
 from snnet.retrieval.features import RetrievalSet
 from snnet.train import train
-from snnet.training.checkpoint import load_checkpoint
-from snnet_kernels import unpack_labels
+from snnet.training.checkpoint import label_state, load_checkpoint
+from snnet_kernels import PseudoLabelMemory
 from tests.snnet.browser import browser
 
 EPOCHS = 3
@@ -256,7 +256,7 @@ def test_rankings_are_those_of_a_sort() -> None:
 
 
 def test_label_lists_are_read_from_the_memories(run: tuple[Path, dict[str, Any]]) -> None:
-    head = load_checkpoint(run[0])["head"]
+    memory, held = label_state(load_checkpoint(run[0]), 48, run[0])
 
     class Images:
         images = dataclasses.make_dataclass("Set", ["pids"])(
@@ -266,10 +266,10 @@ def test_label_lists_are_read_from_the_memories(run: tuple[Path, dict[str, Any]]
         def __len__(self) -> int:
             return 48
 
-    lists = label_lists(head, Images(), lists=4, length=47)  # type: ignore[arg-type]
+    lists = label_lists(memory, held, Images(), lists=4, length=47)  # type: ignore[arg-type]
     assert [one.image for one in lists] == [0, 16, 31, 47]
-    labels = unpack_labels(head["pseudo_labels.row_bits"], 48)
-    assert has_labels(head)
+    labels = held.to_dense()
+    assert has_labels(held)
     for one in lists:
         positives = {shown.image for shown in one.shown if shown.labelled}
         assert positives | {one.image} == set(torch.nonzero(labels[one.image]).flatten().tolist())
@@ -277,11 +277,7 @@ def test_label_lists_are_read_from_the_memories(run: tuple[Path, dict[str, Any]]
         assert similarity == sorted(similarity, reverse=True) and len(similarity) == 47
         known = one.image >= 6
         assert all(shown.right == (known and shown.image // 6 == one.image // 6) for shown in one.shown)
-    warmup = {"pseudo_labels.row_bits": torch.zeros(9, 16, dtype=torch.uint8)}
-    warmup["pseudo_labels.row_bits"][torch.arange(9), torch.arange(9) // 8] = (
-        2 ** (torch.arange(9) % 8).byte()
-    )
-    assert not has_labels(warmup)
+    assert not has_labels(PseudoLabelMemory(9))
 
 
 def test_an_old_log_without_the_parts_of_time_has_the_other_curves(tmp_path: Path) -> None:

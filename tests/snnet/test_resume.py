@@ -6,7 +6,6 @@ import json
 import platform
 import shutil
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from snnet.errors import UserError
 from snnet.train import train
 from snnet.training.checkpoint import load_checkpoint, save_checkpoint
 from snnet_kernels.memory_lists import MemoryLists
-from tests.forks import forked
+from tests.forks import training
 from tests.snnet.tiny_run import command_line
 
 # Kill this process, as `kill -9` does, at the n-th of a kind of call.
@@ -56,12 +55,8 @@ main()
 
 def run(code: str, options: dict[str, Any]) -> int:
     """The status of a process that runs ``code`` with these options on its command line."""
-
-    def program() -> None:
-        sys.argv = ["train", *command_line(options)]
-        exec(KILL_AT + code, {})
-
-    return forked(program).returncode
+    words = ["train", *command_line(options)]
+    return training(f"import sys\nsys.argv[:] = {words!r}\n{KILL_AT}{code}").returncode
 
 
 def outcome(folder: Path) -> tuple[Any, ...]:

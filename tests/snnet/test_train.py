@@ -49,7 +49,7 @@ def test_metrics_have_a_line_an_epoch_without_what_was_not_measured(run: tuple[P
     records = lines(run[0])
     assert [record["epoch"] for record in records] == [0, 1, 2, 3]
     always = {"epoch", "loss", "positives", "lr", "memory_momentum", "seconds"}
-    labels = {"agreement_symmetric", "agreement_neighbor", "label_recall"}
+    labels = {"agreement_symmetric", "agreement_neighbor", "label_recall", "products"}
     ranks = {"rank1", "rank5", "rank10", "mAP", "mINP"}
     for record in records:
         found = {name for name in record if not name.startswith("seconds_")}
