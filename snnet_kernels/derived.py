@@ -1,7 +1,7 @@
 """Whether a tensor still holds what something was derived from.
 
-The similarity cache follows the exemplar memory, the transposed label bits follow the label bits, the similarity that
-a forward pass leaves for the update follows features and memory. A :class:`Source` watches the tensor that they are
+Neighbour lists follow the exemplar memory, the transposed label bits follow the label bits, the similarity that a
+forward pass leaves for the update follows features and memory. A :class:`Source` watches the tensor that they are
 made from. Three signs cost nothing: another storage (assignment, ``load_state_dict(assign=True)``, ``set_``), another
 address, a count of writes that has gone on (in-place operations, those of this package included). Writers that leave
 none of them (``torch.distributed``, ``.data``, numpy, DLPack) change the checksums of rows: on the CPU, outside of

@@ -23,14 +23,12 @@ from .memory_update import update_memory_
 from .neighbor_lists import neighbor_lists, symmetric_lists, update_memory_lists_
 from .neighbors import nearest_neighbors
 from .similarity import (
-    build_similarity_cache,
     memory_similarity,
     memory_similarity_backward,
 )
 
 __all__ = [
     "blend_jaccard_",
-    "build_similarity_cache",
     "checksums",
     "expand_query",
     "fused_mutual_label_loss",

@@ -1,4 +1,4 @@
-"""Similarities to the exemplar memory: the product, and the cached matrix."""
+"""Similarities to the exemplar memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,6 @@ def memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
 def memory_similarity_backward(grad: Tensor, memory: Tensor) -> Tensor:
     """∂L/∂f [B, d] of ∂L/∂s [B, n]."""
     return matmul(grad, memory)
-
-
-def build_similarity_cache(memory: Tensor) -> Tensor:
-    """S = M Mᵀ [n, n]."""
-    return matmul(memory, memory.t())
 
 
 def similarity_rows(memory: Tensor, index: Tensor, cache: Tensor | None) -> Tensor:
