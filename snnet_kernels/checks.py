@@ -233,7 +233,9 @@ def check_lists(name: str, value: object, memory: Tensor, symmetric: bool = Fals
     for part, tensor in value._asdict().items():
         if part == "mirrors" and tensor is None:
             continue
-        check_tensor(f"{name}.{part}", tensor, "[n, K]")
+        check_tensor(
+            f"{name}.{part}", tensor, f"[{num_instances}{', K' * (part not in ('counts', 'floors'))}]"
+        )
         check_same_device(memory=memory, **{f"{name}.{part}": tensor})
         width = mirrors_width(tensor.device, capacity) if part == "mirrors" else capacity
         shape = (num_instances,) if part in ("counts", "floors") else (num_instances, width)

@@ -16,7 +16,7 @@ from tests.hard.damage import damaged
 from tests.hard.drawing import instruction_sets
 from tests.hard.formats import Format, feature_files
 from tests.hard.isolation import outcomes
-from tests.hard.launcher import ForkingLauncher
+from tests.hard.launcher import Launcher
 from tests.hard.runs import Unbroken
 from tests.hard.share import Share
 from tests.hard.tally import Tally
@@ -97,13 +97,15 @@ def test_what_a_try_may_not_do() -> None:
     assert found[2][1].startswith("KeyError 'key' in test_hard.py")
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
-    return Unbroken(ForkingLauncher(), tmp_path_factory.mktemp("hard"))
+@pytest.fixture
+def launcher() -> Iterator[Launcher]:
+    started = Launcher()
+    yield started
+    started.close()
 
 
-def test_a_kill_and_a_signal(unbroken: Unbroken, tmp_path: Path) -> None:
-    tally, launcher = Tally(), ForkingLauncher()
+def test_a_kill_and_a_signal(launcher: Launcher, tmp_path: Path) -> None:
+    tally, unbroken = Tally(), Unbroken(launcher, tmp_path)
     kills.at_operations(share(tmp_path, 1e-3), launcher, unbroken, tally)
     signals.while_training(
         tmp_path, launcher, unbroken, share(tmp_path, 1).random(7), signal.SIGINT, False, tally, "", 2

@@ -101,36 +101,6 @@ class Launcher:
                 self._codes[int(pid)] = int(code[0])
 
 
-class ForkingLauncher(Launcher):
-    """Forks this process itself, which has imported the package: for a few commands beside tests."""
-
-    def __init__(self) -> None:
-        self._codes = {}
-        importlib.import_module(LATER)
-
-    def start(self, module: str, arguments: list[str], log: Path, hook: str | None = None) -> Started:
-        request = {"module": module, "arguments": arguments, "log": str(log), "hook": hook}
-        pid = os.fork()
-        if pid == 0:
-            _end_as_interpreter(request)
-        return Started(pid, log)
-
-    def wait(self, started: Started, seconds: float) -> int | None:
-        end = time.monotonic() + seconds
-        while started.pid not in self._codes:
-            pid, status = os.waitpid(started.pid, os.WNOHANG)
-            if pid:
-                self._codes[pid] = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > end:
-                return None
-            else:
-                time.sleep(0.005)
-        return self._codes[started.pid]
-
-    def close(self) -> None:
-        pass
-
-
 def _end_as_interpreter(request: dict[str, Any]) -> None:
     """Be the command, and end without going back into what this process was."""
     code: Any = 1
