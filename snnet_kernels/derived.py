@@ -82,7 +82,8 @@ def row_checksums(tensor: Tensor, rows: Tensor | None = None) -> Tensor:
     """A checksum int64 [k] of the bits of each row of a matrix [n, d], or of ``rows`` int64 [k] of it."""
     with torch.inference_mode(False), torch.no_grad():
         matrix = tensor.detach()
-        if not matrix.is_contiguous() or matrix.is_inference():
+        # One of a single row, or of none, may call itself contiguous with any strides.
+        if matrix.stride() != (matrix.shape[1], 1) or matrix.is_inference():
             matrix = (matrix if rows is None else matrix.index_select(0, rows)).clone(
                 memory_format=torch.contiguous_format
             )

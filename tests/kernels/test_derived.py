@@ -273,6 +273,13 @@ def test_checksums_tell_rows_apart(dtype, width):
     assert torch.equal(row_checksums(rows.t().contiguous().t()), sums)
 
 
+@pytest.mark.parametrize(
+    "rows", [torch.zeros(1, 1).expand(0, 4), torch.zeros(1, 1).expand(1, 4), torch.zeros(0, 4)]
+)
+def test_rows_with_odd_strides_have_checksums(rows):
+    assert torch.equal(row_checksums(rows), torch.zeros(len(rows), dtype=torch.int64))
+
+
 def test_a_source_tells_an_address_that_was_used_again():
     source, seen = Source(), set()
     for _ in range(20):
