@@ -140,6 +140,10 @@ def neighbor_lists(
     lowest = -float("inf") if floor is None else checks.check_finite("floor", floor)
     if not checks.check_flag("symmetric", symmetric):
         return NeighborLists(*_neighbor_lists(features, k, lowest))
-    width = max(1, min(k, features.shape[0]))
-    filled = width if width == features.shape[0] else max(1, width // 2)
-    return NeighborLists(*symmetric_lists(*_neighbor_lists(features, filled, lowest), width))
+    n = features.shape[0]
+    width = min(k, n)
+    filled = width if width == n else max(1, width // 2)
+    nearest = _neighbor_lists(features, max(1, filled), lowest)
+    if n == 0:
+        return NeighborLists(*nearest, nearest[0].clone())
+    return NeighborLists(*symmetric_lists(*nearest, width))

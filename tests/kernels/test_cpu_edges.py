@@ -58,6 +58,8 @@ def test_few_images(kind, threshold):
 def test_no_images():
     memory, index = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
     assert sk.mplp(memory, index).shape == (0, 0)
+    for lists in (symmetric_lists(memory, 4), sk.neighbor_lists(memory, 4)):
+        assert lists.columns.shape == lists.values.shape == (0, 0) and lists.counts.shape == (0,)
     assert sk.mplp(memory, index, lists=symmetric_lists(memory, 4)).numel() == 0
     assert sk.nearest_neighbors(memory, index, 2)[0].shape == (0, 2)
     labels = torch.zeros(3, 0, dtype=torch.uint8)
