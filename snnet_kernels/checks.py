@@ -318,8 +318,8 @@ def check_loss_options(kind: str, delta: float, hard_negative_ratio: float) -> t
     if kind not in ("mmcl", "l2"):
         raise ValueError(f"kind must be 'mmcl' or 'l2', got {kind!r}")
     delta = check_number("delta", delta)
-    if not 0.0 <= delta < float("inf"):
-        raise ValueError(f"delta must be finite and not negative, got {delta}")
+    if not 0.0 <= delta <= torch.finfo(torch.float32).max:
+        raise ValueError(f"delta must be finite and not negative as a float32, got {delta}")
     ratio = check_share("hard_negative_ratio", check_number("hard_negative_ratio", hard_negative_ratio))
     return kind, delta, ratio
 

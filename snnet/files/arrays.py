@@ -67,7 +67,10 @@ class ArrayFile:
     def _compare_checksums(self, archive: zipfile.ZipFile) -> None:
         kind = self.types[CHECKSUMS]
         if kind.shape != () or kind.dtype.kind != "U":
-            return  # an array of somebody else's
+            raise FileFault(
+                f"has an array '{CHECKSUMS}' {kind} in the place of the text that lists its arrays: it is damaged, or "
+                "another program's, whose array needs another name"
+            )
         text = self.read(CHECKSUMS).item()
         del self.types[CHECKSUMS]
         if text != _checksums(archive):

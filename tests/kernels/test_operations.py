@@ -203,6 +203,11 @@ SIMILARITY, FEATURES = torch.zeros(2, N), torch.zeros(2, D)
             "delta must be a number, got str",
         ),
         (
+            lambda: sk.mutual_label_loss(SIMILARITY, [LABELS], [1.0], delta=1e300),
+            ValueError,
+            r"delta must be finite and not negative as a float32, got 1e\+300",
+        ),
+        (
             lambda: sk.mutual_label_loss(SIMILARITY, [LABELS], [1.0], hard_negative_ratio=None),
             TypeError,
             "hard_negative_ratio must be a number, got NoneType",

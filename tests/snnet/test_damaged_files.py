@@ -289,6 +289,21 @@ def test_an_archive_that_lost_its_first_entry(tmp_path: Path) -> None:
         load_features(tmp_path / "f.npz")
 
 
+@pytest.mark.parametrize("name", ["features", "names", "pids"])
+def test_an_array_in_the_place_of_the_checksums_is_noticed(tmp_path: Path, name: str) -> None:
+    write_features(tmp_path / "f.npz")
+    with zipfile.ZipFile(tmp_path / "f.npz") as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    members["checksums.npy"], members[f"{name}.npy"] = members[f"{name}.npy"], members["checksums.npy"]
+    with zipfile.ZipFile(tmp_path / "f.npz", "w") as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+    with pytest.raises(
+        UserError, match=r"f.npz has an array 'checksums' .* in the place of the text that lists"
+    ):
+        load_features(tmp_path / "f.npz")
+
+
 def test_label_files_whose_arrays_do_not_fit_together(tmp_path: Path) -> None:
     write_labels(tmp_path / "l.npz")
     with np.load(tmp_path / "l.npz") as arrays:
