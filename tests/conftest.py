@@ -7,6 +7,8 @@ import hypothesis
 import pytest
 import torch
 
+from snnet_kernels.memory_lists import MemoryLists
+
 # A check that decides over a change tries the same examples every time; a developer's run looks for new ones.
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
@@ -33,3 +35,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Places and images of the neighbour lists that were built."""
+    made: list[tuple[int, int]] = []
+    build = MemoryLists.build_
+
+    def counted(lists: MemoryLists, features: torch.Tensor) -> None:
+        made.append((lists.capacity, len(features)))
+        build(lists, features)
+
+    monkeypatch.setattr(MemoryLists, "build_", counted)
+    return made

@@ -7,7 +7,6 @@ import torch
 
 import snnet_kernels as sk
 from snnet_kernels.compat import MMCL, MPLP, Memory
-from snnet_kernels.memory_lists import MemoryLists
 from tests.kernels.cpu_inputs import memory_of
 
 
@@ -95,17 +94,6 @@ def steps(changes=lambda step, memory: None):
         sk.update_memory_(before, index, inputs.detach(), 20 / 60 / 2)
         assert torch.equal(memory.mem.data, before)
     return found, memory
-
-
-@pytest.fixture
-def builds(monkeypatch):
-    """Counts how often lists are made."""
-    counted = []
-    build = MemoryLists.build_
-    monkeypatch.setattr(
-        MemoryLists, "build_", lambda self, features: (counted.append(1), build(self, features))[1]
-    )
-    return counted
 
 
 def test_a_copy_of_the_memory_is_recognised(builds):

@@ -10,7 +10,6 @@ from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet_kernels import reference
-from snnet_kernels.memory_lists import MemoryLists
 from snnet_kernels.testing import clustered_features
 from tests.kernels.list_checks import check_lists
 
@@ -18,19 +17,6 @@ N, D = 80, 8
 FIRST, SECOND = clustered_features(N, D), clustered_features(N, D, seed=5)
 EVERY = torch.arange(N)
 COLLAPSED = normalize(torch.ones(N, D) + 0.01 * torch.randn(N, D, generator=torch.Generator().manual_seed(0)))
-
-
-@pytest.fixture
-def builds(monkeypatch) -> list[int]:
-    """The capacities of the lists that were built."""
-    made, build = [], MemoryLists.build_
-
-    def counted(lists, features):
-        made.append(lists.capacity)
-        build(lists, features)
-
-    monkeypatch.setattr(MemoryLists, "build_", counted)
-    return made
 
 
 def filled(features: torch.Tensor = FIRST, **options) -> sk.ExemplarMemory:

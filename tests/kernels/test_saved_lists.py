@@ -8,7 +8,6 @@ from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet_kernels import reference
-from snnet_kernels.memory_lists import MemoryLists
 from snnet_kernels.testing import clustered_features
 from tests.kernels.list_checks import check_lists
 
@@ -21,19 +20,6 @@ KEYS = {f"lists.{name}" for name in (*TABLES, "products", "checksums")}
 State = dict[str, torch.Tensor]
 
 pytestmark = pytest.mark.filterwarnings("ignore:neighbour lists of")
-
-
-@pytest.fixture
-def builds(monkeypatch) -> list[int]:
-    """The capacities of the lists that were built."""
-    made, build = [], MemoryLists.build_
-
-    def counted(lists, features):
-        made.append(lists.capacity)
-        build(lists, features)
-
-    monkeypatch.setattr(MemoryLists, "build_", counted)
-    return made
 
 
 def used_memory(neighbors: int = 20) -> sk.ExemplarMemory:
@@ -132,7 +118,7 @@ def test_states_with_and_without_lists_fit_every_memory(builds):
         assert other.load_state_dict(given) == ([], [])
         assert torch.equal(other.predict_labels(EVERY), expected_labels(memory.features))
         assert other.lists.columns.shape == (N, neighbors)
-    assert builds[made:] == [20, 30, N]
+    assert builds[made:] == [(20, N), (30, N), (N, N)]
     assert set(state) == {"features"} | KEYS  # loading takes nothing out of it
 
 

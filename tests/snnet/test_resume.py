@@ -18,7 +18,6 @@ from snnet.config.options import Config, config_from
 from snnet.errors import UserError
 from snnet.train import train
 from snnet.training.checkpoint import load_checkpoint, save_checkpoint
-from snnet_kernels.memory_lists import MemoryLists
 from tests.forks import training
 from tests.snnet.tiny_run import command_line
 
@@ -71,20 +70,6 @@ def outcome(folder: Path) -> tuple[Any, ...]:
     return untimed, results, checkpoint["model"], checkpoint["head"], checkpoint["optimizer"]["state"]
 
 
-@pytest.fixture
-def builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of images whose neighbour lists were built."""
-    made: list[int] = []
-    build = MemoryLists.build_
-
-    def counted(lists: MemoryLists, features: torch.Tensor) -> None:
-        made.append(len(features))
-        build(lists, features)
-
-    monkeypatch.setattr(MemoryLists, "build_", counted)
-    return made
-
-
 def assert_same(one: Any, two: Any) -> None:
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, two)
@@ -124,7 +109,7 @@ def killed(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.parametrize("moment", ["epoch", "write"])
 def test_a_killed_run_ends_as_one_left_alone(
-    moment: str, killed: dict[str, Path], whole: Path, builds: list[int]
+    moment: str, killed: dict[str, Path], whole: Path, builds: list[tuple[int, int]]
 ) -> None:
     folder = killed[moment]
     assert "memory.lists.columns" in load_checkpoint(folder)["head"]  # of epoch 1, the first with labels
@@ -181,7 +166,7 @@ def stop(options: dict[str, Any], folder: Path, epoch: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:neighbour lists of")
 def test_lists_of_few_places_go_on_from_where_they_were(
-    options: dict[str, Any], tmp_path: Path, builds: list[int]
+    options: dict[str, Any], tmp_path: Path, builds: list[tuple[int, int]]
 ) -> None:
     """Full rows have risen floors, which a build would lower: products would be others, and so would be their count."""
     options = {**options, "neighbors": 4, "threshold": 0.3, "epochs": 3, "eval_every": 0}
@@ -196,13 +181,13 @@ def test_lists_of_few_places_go_on_from_where_they_were(
 
 
 def test_a_run_of_an_earlier_version_goes_on(
-    options: dict[str, Any], whole: Path, tmp_path: Path, builds: list[int]
+    options: dict[str, Any], whole: Path, tmp_path: Path, builds: list[tuple[int, int]]
 ) -> None:
     stop(options, tmp_path, 2)
     without_lists(tmp_path)
     del builds[:]
     train(parse_train_command(["--resume", str(tmp_path)]).config, resume=tmp_path)
-    assert builds == [48]
+    assert [images for _, images in builds] == [48]
     assert "\ncache:" not in (tmp_path / "config.yaml").read_text()
     records, results, *_ = outcome(tmp_path)
     for one, other in zip(records, outcome(whole)[0], strict=True):
