@@ -316,41 +316,46 @@ class LiveSimilarity {
   std::vector<float> copies_;
 };
 
-// M[index] <- normalize(alpha M[index] + (1 - alpha) f)
-void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum) {
+// What an update is asked for; `rows` point into the tensors beside it.
+struct CheckedUpdate {
+  Tensor positions, live;
+  int64_t n, batch_size;
+  MemoryRows rows;
+};
+
+CheckedUpdate checked_update(const Tensor& memory, const Tensor& index, const Tensor& features,
+                             const Tensor& momentum) {
   const int64_t n = rows_of(memory, "memory"), d = memory.size(1);
   check_storage(memory, "memory", ScalarType::Float, n, d);
   const Tensor positions = checked_index(index, n);
-  const int64_t batch_size = positions.size(0);
-  check_matrix(features, "features", ScalarType::Float, batch_size, d);
+  check_matrix(features, "features", ScalarType::Float, positions.size(0), d);
   const float alpha = checked_momentum(momentum);
-  if (batch_size == 0) return;
   const Tensor live = torch::stable::contiguous(features);
-  const MemoryRows rows{memory,       floats(memory), positions.const_data_ptr<int64_t>(), const_floats(live), d, alpha,
-                        1.0f - alpha};
-  for (Round& round : occurrence_rounds(rows.index, batch_size)) blend_rows(rows, round);
+  return {positions, live, n, positions.size(0),
+          {memory, floats(memory), positions.const_data_ptr<int64_t>(), const_floats(live), d, alpha, 1.0f - alpha}};
+}
+
+// M[index] <- normalize(alpha M[index] + (1 - alpha) f)
+void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum) {
+  const CheckedUpdate update = checked_update(memory, index, features, momentum);
+  for (Round& round : occurrence_rounds(update.rows.index, update.batch_size)) blend_rows(update.rows, round);
 }
 
 // The same, and its lists.
 void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum,
                           const Tensor& columns, const Tensor& values, const Tensor& counts, const Tensor& floors,
                           const Tensor& mirrors, const std::optional<Tensor>& similarity) {
-  const int64_t n = rows_of(memory, "memory"), d = memory.size(1);
-  check_storage(memory, "memory", ScalarType::Float, n, d);
-  const Tensor positions = checked_index(index, n);
-  const int64_t batch_size = positions.size(0);
-  check_matrix(features, "features", ScalarType::Float, batch_size, d);
-  const float alpha = checked_momentum(momentum);
+  const CheckedUpdate update = checked_update(memory, index, features, momentum);
+  const MemoryRows& rows = update.rows;
+  const int64_t n = update.n, batch_size = update.batch_size;
   const NeighborLists tables(columns, values, counts, floors, n);
   check_storage(mirrors, "lists.mirrors", ScalarType::Int, n, tables.capacity);
   if (similarity) check_matrix(*similarity, "similarity", ScalarType::Float, batch_size, n);
   if (batch_size == 0) return;
   const SymmetricLists lists(tables, mirrors.mutable_data_ptr<int32_t>());
   lists.check_counts();
-  for (int64_t b = 0; b < batch_size; ++b) lists.check_row(positions.const_data_ptr<int64_t>()[b]);
-  const Tensor live = torch::stable::contiguous(features);
-  const Tensor s = similarity ? torch::stable::contiguous(*similarity) : batch_products(live, memory);
-  const MemoryRows rows{memory, floats(memory), positions.const_data_ptr<int64_t>(), const_floats(live), d, alpha, 1.0f - alpha};
+  for (int64_t b = 0; b < batch_size; ++b) lists.check_row(rows.index[b]);
+  const Tensor s = similarity ? torch::stable::contiguous(*similarity) : batch_products(update.live, memory);
   std::vector<Round> rounds = occurrence_rounds(rows.index, batch_size);
   LiveSimilarity current(const_floats(s), n, rounds, batch_size);
   for (std::size_t turn = 0; turn < rounds.size(); ++turn) {
