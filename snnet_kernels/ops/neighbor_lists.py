@@ -145,5 +145,5 @@ def neighbor_lists(
     filled = width if width == n else max(1, width // 2)
     nearest = _neighbor_lists(features, max(1, filled), lowest)
     if n == 0:
-        return NeighborLists(*nearest, nearest[0].clone())
+        return NeighborLists(*nearest)._replace(mirrors=nearest[0].clone())
     return NeighborLists(*symmetric_lists(*nearest, width))
