@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.kernels.cuda_on_cpu import Emulation, emulation, mutants
 from tests.paths import DATA
@@ -60,3 +61,10 @@ def without_barrier(switched_barriers) -> Iterator[Callable[[str], Emulation]]:
 
     yield leave_out
     switched_barriers.leave_out(-1)
+
+
+@pytest.fixture
+def one_process_group(tmp_path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What is derived from a memory follows it, whoever wrote it; aliases, layouts, wrappers, places to be made in."""
+"""What is derived from a memory follows it, whoever wrote it; aliases, layouts, places to be made in."""
 
 import copy
 import io
@@ -6,7 +6,6 @@ import io
 import pytest
 import torch
 import torch.distributed as dist
-from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet_kernels import ops, reference
@@ -142,13 +141,6 @@ def test_the_similarity_of_a_forward_pass_follows_its_features_and_the_memory():
         check_lists(head.memory.lists.tables, head.memory.features @ head.memory.features.t(), 1e-6)
 
 
-@pytest.fixture
-def one_process_group(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 def test_distributed_writes_are_noticed(one_process_group):
     """What a receiving process sees: values change, and no sign of a write."""
     memory = sk.ExemplarMemory(N, D)
@@ -162,53 +154,6 @@ def test_distributed_writes_are_noticed(one_process_group):
         memory.features.data.copy_(SECOND)  # one process receives what it sent: the others get this
         assert torch.equal(memory.predict_labels(EVERY, 0.4), BITS[1])
     assert memory.features._version >= before
-
-
-class Network(torch.nn.Module):
-    def __init__(self, head: torch.nn.Module, inside: bool) -> None:
-        super().__init__()
-        self.backbone = torch.nn.Linear(D, D)
-        self.head = head if inside else None
-        self.outside = (head,)
-
-    def forward(self, images, index):
-        return self.outside[0](normalize(self.backbone(images), dim=1), index)
-
-
-def test_a_head_stays_outside_of_data_parallel_wrappers(one_process_group):
-    head = sk.SNNetHead(N, D)
-    head.initialize_(FIRST)
-    before = head.memory.features.clone()
-    index = torch.arange(4)
-    wrapped = torch.nn.parallel.DistributedDataParallel(Network(head, inside=True))
-    with pytest.raises(
-        RuntimeError, match="SNNetHead must stay outside of DistributedDataParallel, which overwrites"
-    ):
-        wrapped(FIRST[:4], index)
-    assert torch.equal(head.pseudo_labels.to_dense(), torch.eye(N, dtype=torch.bool))
-    wrapped = torch.nn.parallel.DistributedDataParallel(Network(head, inside=False))
-    loss = wrapped(FIRST[:4], index)
-    loss.backward()
-    assert loss.item() > 0 and wrapped.module.backbone.weight.grad.norm() > 0
-    head.update_(index, SECOND[:4])
-    assert not torch.equal(head.memory.features, before)
-    replica = head._replicate_for_data_parallel()
-    with pytest.raises(RuntimeError, match="SNNetHead must stay outside of DataParallel"):
-        replica(FIRST[:4], index)
-
-
-@pytest.mark.parametrize(("module", "call"), [
-    (sk.ExemplarMemory(N, D), lambda memory: memory.predict_labels(EVERY[:2])),
-    (sk.ExemplarMemory(N, D), lambda memory: memory.nearest(EVERY[:2])),
-    (sk.ExemplarMemory(N, D), lambda memory: memory.similarity(FIRST[:2])),
-    (sk.ExemplarMemory(N, D), lambda memory: memory.update_(EVERY[:2], FIRST[:2], 0.5)),
-    (sk.PseudoLabelMemory(N), lambda bits: bits.write_(EVERY[:2], BITS[0][:2])),
-    (sk.PseudoLabelMemory(N), lambda bits: bits.rows(EVERY[:2])),
-    (sk.PseudoLabelMemory(N), lambda bits: bits.columns(EVERY[:2])),
-], ids=lambda value: type(value).__name__)  # fmt: skip
-def test_memories_stay_outside_too(module, call):
-    with pytest.raises(RuntimeError, match=f"{type(module).__name__} must stay outside of DataParallel"):
-        call(module._replicate_for_data_parallel())
 
 
 def test_nothing_moves_over_three_epochs():

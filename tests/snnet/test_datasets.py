@@ -10,49 +10,7 @@ import pytest
 
 from snnet.data import DATASETS, ImageSet, build_dataset, datasets
 from snnet.errors import UserError
-from snnet.retrieval.rank_metrics import rank_metrics
-
-MARKET_FILES = {
-    "bounding_box_train": [
-        "0007_c3s2_000001_01.jpg",
-        "0002_c1s1_000451_03.jpg",
-        "0002_c2s1_000001_00.jpg.jpg",
-    ],
-    "query": ["0001_c1s1_001051_00.jpg", "0003_c5s1_000001_00.JPG"],
-    "bounding_box_test": [
-        "-1_c1s1_000401_03.jpg",
-        "0000_c2s1_000001_01.jpeg",
-        "0001_c2s1_000001_02.png",
-        "0003_c6s1_000001_01.BMP",
-    ],
-}
-MSMT17_LISTS = {
-    "list_train.txt": ["0001/0001_000_14_0302morning_0006_0.jpg 1", "0000/0000_001_02_0303noon_0006_1.jpg 0"],
-    "list_val.txt": ["0000/0000_000_01_0303morning_0015_0.jpg 0"],
-    "list_query.txt": ["0005/0005_000_07_0303morning_0020_0.jpg 5"],
-    "list_gallery.txt": ["0005/0005_001_15_0113noon_0021_1.jpg 5", "0004/0004_000_03_0113noon_0022_1.jpg 4"],
-}
-
-
-def write_files(root: Path, files: dict[str, list[str]]) -> Path:
-    for folder, names in files.items():
-        for name in names:
-            (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / folder / name).touch()
-    return root
-
-
-def write_msmt17(root: Path, train: str, test: str) -> Path:
-    for folder in (train, test):
-        (root / folder).mkdir(parents=True)
-    for name, lines in MSMT17_LISTS.items():
-        (root / name).write_text("".join(line + "\n" for line in lines))
-    return root
-
-
-def names(split: ImageSet | None) -> list[str]:
-    assert split is not None
-    return [Path(path).name for path in split.paths]
+from tests.snnet.image_trees import MARKET_FILES, MSMT17_LISTS, names, write_files, write_msmt17
 
 
 def test_market1501_reads_ids_cameras_and_double_extensions_in_path_order(tmp_path: Path) -> None:
@@ -395,86 +353,6 @@ def test_synthetic_is_drawn_where_told_and_read_as_market1501(
 def test_image_set_checks_its_lengths() -> None:
     with pytest.raises(ValueError, match="pids has 1 entries for 2 paths"):
         ImageSet(("a", "b"), np.array([1]), None)
-
-
-@pytest.mark.parametrize(
-    "junk", ["-1", "-01", "-001", "\u22121", "\u20131", " -1 ", "-2", "\uff0d1", "-\u0661"], ids=ascii
-)
-@pytest.mark.parametrize("others", [("KA51AB", "7"), ("0003", "7")], ids=["text", "numbers"])
-def test_a_negative_identity_is_junk_in_any_spelling(
-    tmp_path: Path, junk: str, others: tuple[str, str]
-) -> None:
-    first, second = others
-    write_files(
-        tmp_path,
-        {
-            "train": [f"{first}_c1_0.jpg", f"{junk}_c2_0.jpg", f"{second}_c2_0.jpg"],
-            "query": [f"{first}_c1_1.jpg", f"{junk}_c1_1.jpg"],
-            "gallery": [f"{junk}_c3_0.jpg", f"{first}_c2_2.jpg", f"{second}_c1_2.jpg"],
-        },
-    )
-    data = build_dataset("custom", str(tmp_path), name_pattern=r"(?P<pid>[^_/]+)_c(?P<cam>\d)")
-    ids = dict(zip(names(data.train), data.train.pids.tolist(), strict=True))
-    assert len(ids) == 2 and min(ids.values()) >= 0 and f"{junk}_c2_0.jpg" not in ids
-    assert data.train.left_out == ("1 junk (pid -1)",)
-    assert "2 images, 2 identities, 2 cameras; left out: 1 junk (pid -1)" in data.summary()
-    gallery = dict(zip(names(data.gallery), data.gallery.pids.tolist(), strict=True))
-    assert gallery[f"{junk}_c3_0.jpg"] == -1
-    assert gallery[f"{first}_c2_2.jpg"] == ids[f"{first}_c1_0.jpg"]
-    assert sorted(data.query.pids.tolist()) == [-1, ids[f"{first}_c1_0.jpg"]]
-    # The junk box, by far the most alike, is dropped: as with numbers alone, the match is first.
-    similarity = np.array([[1.0 if name == f"{junk}_c3_0.jpg" else 0.5, 0.0][name.startswith(second)]
-                           for name in names(data.gallery)])  # fmt: skip
-    found = rank_metrics(
-        np.tile(similarity, (2, 1)), data.query.pids, data.gallery.pids, *data.evaluation_cams()
-    )
-    assert (found.rank1, found.mAP, found.num_without_match) == (1.0, 1.0, 1)
-
-
-def test_an_identity_has_one_number_however_it_is_written(tmp_path: Path) -> None:
-    files = {"train": ["7_a.jpg"], "query": ["007_b.jpg", "x_b.jpg"], "gallery": [" 7_c.jpg", "x _c.jpg"]}
-    write_files(tmp_path, files)
-    data = build_dataset("custom", str(tmp_path), name_pattern=r"(?P<pid>[^_/]+)_")
-    assert data.train.pids.tolist() == [0] and data.query.pids.tolist() == [0, 1]
-    assert data.gallery.pids.tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("name", ["market1501", "dukemtmc", "cuhk03"])
-@pytest.mark.parametrize("junk", ["-1", "-0001", "\u22121"], ids=ascii)
-def test_the_readers_of_the_usual_layout_know_junk(tmp_path: Path, name: str, junk: str) -> None:
-    files = {folder: [*names, f"{junk}_c1s1_000009_00.jpg"] for folder, names in MARKET_FILES.items()}
-    data = build_dataset(name, str(write_files(tmp_path, files)))
-    assert data.train.pids.tolist() == [2, 2, 7] and data.train.left_out == ("1 junk (pid -1)",)
-    assert sorted(data.gallery.pids.tolist()) == [-1, -1, 0, 1, 3]
-    assert min(data.query.pids) == -1
-
-
-def test_junk_in_the_lists_of_msmt17(tmp_path: Path) -> None:
-    write_msmt17(tmp_path, "train", "test")
-    for name in ("list_train.txt", "list_gallery.txt"):
-        with open(tmp_path / name, "a") as file:
-            file.write(
-                "0009/0009_000_03_0113noon_0022_1.jpg -1\n0009/0009_001_03_0113noon_0022_1.jpg \u221201\n"
-            )
-    data = build_dataset("msmt17", str(tmp_path))
-    assert data.train.pids.tolist() == [0, 0, 1] and data.train.left_out == ("2 junk (pid -1)",)
-    assert data.gallery.pids.tolist() == [4, 5, -1, -1]
-    (tmp_path / "list_val.txt").write_text("0009/0009_000_03_0113noon_0022_1.jpg -1\n")
-    (tmp_path / "list_train.txt").write_text("0009/0009_001_03_0113noon_0022_1.jpg -1\n")
-    with pytest.raises(UserError, match="none is left to train on"):
-        build_dataset("msmt17", str(tmp_path))
-
-
-def test_a_pattern_that_cuts_the_minus_sign_off_is_refused(tmp_path: Path) -> None:
-    write_files(tmp_path, {split: ["1_c1.jpg", "-1_c3.jpg"] for split in ("train", "query", "gallery")})
-    with pytest.raises(
-        UserError, match=r"takes the identity '1' from '.*/-1_c3\.jpg' without the minus sign"
-    ):
-        build_dataset("custom", str(tmp_path), name_pattern=r"(?P<pid>\d+)_c(?P<cam>\d)")
-    # Elsewhere in a name a minus sign is a hyphen.
-    write_files(tmp_path / "b", {split: ["id-1_c1.jpg"] for split in ("train", "query", "gallery")})
-    data = build_dataset("custom", str(tmp_path / "b"), name_pattern=r"(?P<pid>\d+)_c(?P<cam>\d)")
-    assert data.train.pids.tolist() == [1]
 
 
 def test_what_pillow_reads_is_an_image_and_the_rest_is_counted(tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""Memories and head stay outside of wrappers that would overwrite them."""
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+import snnet_kernels as sk
+from snnet_kernels.testing import clustered_features
+
+N, D = 300, 32
+FIRST, SECOND = clustered_features(N, D), clustered_features(N, D, seed=1)
+EVERY = torch.arange(N)
+
+
+class Network(torch.nn.Module):
+    def __init__(self, head: torch.nn.Module, inside: bool) -> None:
+        super().__init__()
+        self.backbone = torch.nn.Linear(D, D)
+        self.head = head if inside else None
+        self.outside = (head,)
+
+    def forward(self, images, index):
+        return self.outside[0](normalize(self.backbone(images), dim=1), index)
+
+
+def test_a_head_stays_outside_of_data_parallel_wrappers(one_process_group):
+    head = sk.SNNetHead(N, D)
+    head.initialize_(FIRST)
+    before = head.memory.features.clone()
+    index = torch.arange(4)
+    wrapped = torch.nn.parallel.DistributedDataParallel(Network(head, inside=True))
+    with pytest.raises(
+        RuntimeError, match="SNNetHead must stay outside of DistributedDataParallel, which overwrites"
+    ):
+        wrapped(FIRST[:4], index)
+    assert torch.equal(head.pseudo_labels.to_dense(), torch.eye(N, dtype=torch.bool))
+    wrapped = torch.nn.parallel.DistributedDataParallel(Network(head, inside=False))
+    loss = wrapped(FIRST[:4], index)
+    loss.backward()
+    assert loss.item() > 0 and wrapped.module.backbone.weight.grad.norm() > 0
+    head.update_(index, SECOND[:4])
+    assert not torch.equal(head.memory.features, before)
+    replica = head._replicate_for_data_parallel()
+    with pytest.raises(RuntimeError, match="SNNetHead must stay outside of DataParallel"):
+        replica(FIRST[:4], index)
+
+
+@pytest.mark.parametrize(("module", "call"), [
+    (sk.ExemplarMemory(N, D), lambda memory: memory.predict_labels(EVERY[:2])),
+    (sk.ExemplarMemory(N, D), lambda memory: memory.nearest(EVERY[:2])),
+    (sk.ExemplarMemory(N, D), lambda memory: memory.similarity(FIRST[:2])),
+    (sk.ExemplarMemory(N, D), lambda memory: memory.update_(EVERY[:2], FIRST[:2], 0.5)),
+    (sk.PseudoLabelMemory(N), lambda bits: bits.write_(EVERY[:2], sk.mplp(FIRST, EVERY[:2], 0.4))),
+    (sk.PseudoLabelMemory(N), lambda bits: bits.rows(EVERY[:2])),
+    (sk.PseudoLabelMemory(N), lambda bits: bits.columns(EVERY[:2])),
+], ids=lambda value: type(value).__name__)  # fmt: skip
+def test_memories_stay_outside_too(module, call):
+    with pytest.raises(RuntimeError, match=f"{type(module).__name__} must stay outside of DataParallel"):
+        call(module._replicate_for_data_parallel())
