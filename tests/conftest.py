@@ -1,13 +1,21 @@
-"""Settings of the whole suite."""
+"""Settings of the whole suite.
+
+The process that only hands tests out to others loads this file too: what takes long is imported where it is used.
+"""
+
+from __future__ import annotations
 
 import os
 import signal
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
-import torch
 
-from snnet_kernels.memory_lists import MemoryLists
+if TYPE_CHECKING:
+    import torch
+
+    from snnet_kernels.memory_lists import MemoryLists
 
 # A check that decides over a change tries the same examples every time; a developer's run looks for new ones.
 hypothesis.settings.register_profile("ci", derandomize=True)
@@ -30,6 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(
         key=lambda item: next((i for i, name in enumerate(LONGEST) if name in item.nodeid), len(LONGEST))
     )
+    import torch
+
     if torch.cuda.is_available():
         return
     for item in items:
@@ -40,6 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Places and images of the neighbour lists that were built."""
+    from snnet_kernels.memory_lists import MemoryLists
+
     made: list[tuple[int, int]] = []
     build = MemoryLists.build_
 

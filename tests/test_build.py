@@ -4,7 +4,6 @@ import os
 import pathlib
 import runpy
 import shutil
-import subprocess
 import sys
 import zipfile
 
@@ -12,8 +11,17 @@ import pytest
 
 import snnet_kernels as sk
 from snnet.retrieval import compiled
+from tests.forks import Answer, python
+from tests.paths import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
+NOT_SOURCES = shutil.ignore_patterns(".venv", ".git", "runs", "build", "*.so", "tests")
+
+
+def run_setup(*arguments: str, folder: pathlib.Path = ROOT, before: str = "", **environment: str) -> Answer:
+    """``python setup.py ARGUMENTS`` in a folder, after the statements ``before``."""
+    words = ["setup.py", *arguments]
+    program = f"{before}\nimport runpy, sys\nsys.argv[:] = {words!r}\nrunpy.run_path('setup.py', run_name='__main__')"
+    return python("-c", program, environment={**os.environ, **environment}, folder=folder)
 
 
 @pytest.fixture
@@ -48,12 +56,9 @@ def test_torch_is_required_where_none_is(backend, monkeypatch, tmp_path):
 def test_failing_compiler_leaves_pure_python_and_says_so(tmp_path):
     pytest.importorskip("setuptools")
     source = tmp_path / "source"
-    shutil.copytree(
-        ROOT, source, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "build", "*.so", "tests")
-    )
-    environment = {**os.environ, "CC": "false", "CXX": "false", "SNNET_CUDA": "0"}
-    command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(tmp_path / "out")]
-    result = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, timeout=900)
+    shutil.copytree(ROOT, source, ignore=NOT_SOURCES)
+    words = ("build_ext", "--build-lib", str(tmp_path / "out"))
+    result = run_setup(*words, folder=source, CC="false", CXX="false", SNNET_CUDA="0")
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("WARNING") == 1
     for name in ("snnet_kernels._C", "snnet._rank_metrics"):
@@ -63,9 +68,7 @@ def test_failing_compiler_leaves_pure_python_and_says_so(tmp_path):
 
 def test_forced_cuda_is_fatal_where_it_cannot_be_built(tmp_path):
     pytest.importorskip("setuptools")
-    environment = {**os.environ, "CUDA_HOME": str(tmp_path), "SNNET_CUDA": "1"}
-    command = [sys.executable, "setup.py", "--version"]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    result = run_setup("--version", CUDA_HOME=str(tmp_path), SNNET_CUDA="1")
     assert result.returncode != 0
     assert "SNNET_CUDA=1, but" in result.stderr
 
@@ -105,28 +108,22 @@ esac
 """
 
 
-def test_libraries_are_built_in_place_where_setuptools_is_old(tmp_path):
+OLD_SETUPTOOLS = """
+import setuptools
+from setuptools.config import pyprojecttoml
+setuptools.__version__ = '70.3.0'
+del pyprojecttoml.apply_configuration
+"""
+
+
+def test_libraries_are_built_in_place_where_setuptools_is_old():
     """One that knows no SPDX licence, as on machines without a network: it is not asked to read pyproject.toml."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import setuptools\n"
-        "from setuptools.config import pyprojecttoml\n"
-        "setuptools.__version__ = '70.3.0'\n"
-        "del pyprojecttoml.apply_configuration\n"
-    )
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "setup.py", "--name"]
-    result = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path, "SNNET_CUDA": "0"},
-        capture_output=True,
-        text=True,
-    )
+    result = run_setup("--name", before=OLD_SETUPTOOLS, SNNET_CUDA="0")
     assert result.returncode == 0 and result.stdout.split()[-1] == "snnet", result.stderr
 
 
 def test_wheel_holds_everything(tmp_path):
-    """What `pip install .` puts into an environment, seen from another folder; its libraries are those of here."""
+    """The wheel that `pip install .` has made, seen from another folder; its libraries are those of here."""
     kernels, metrics = sk.backend_info().libraries[0].path, compiled.native
     if kernels is None or metrics is None or shutil.which("c++") is None:
         pytest.skip("the compiled libraries are not here")
@@ -134,23 +131,16 @@ def test_wheel_holds_everything(tmp_path):
     instead.write_text(INSTEAD.format(kernels=kernels, metrics=metrics.__file__))
     instead.chmod(0o755)
     source = tmp_path / "source"
-    shutil.copytree(
-        ROOT, source, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "build", "*.so", "tests")
+    shutil.copytree(ROOT, source, ignore=NOT_SOURCES)
+    program = (
+        "import os, sys; sys.path.insert(0, 'build_backend')\n"
+        f"import snnet_build; print(os.path.basename(snnet_build.build_wheel({str(tmp_path)!r})))"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        tmp_path,
-    ]
     environment = {**os.environ, "SNNET_CUDA": "0", "CXX": str(instead), "CC": str(instead)}
-    subprocess.run([*command, source], env=environment, check=True, capture_output=True, timeout=900)
+    result = python("-c", program, environment=environment, folder=source)
+    assert result.returncode == 0, result.stderr
     (wheel,) = tmp_path.glob("*.whl")
+    assert result.stdout.splitlines()[-1] == wheel.name
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
@@ -161,12 +151,6 @@ def test_wheel_holds_everything(tmp_path):
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "csrc"))]
     code = "import snnet, snnet_kernels as sk; print(sk.__file__, sk.backend_info().libraries[0].loaded)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    result = python("-c", code, environment=environment, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [str(tmp_path / "site" / "snnet_kernels" / "__init__.py"), "True"]
