@@ -9,20 +9,13 @@ from snnet.system.signals import end_on_signals
 if __name__ == "__main__":
     end_on_signals()
 
-from snnet.config.flags import (
-    CHECKPOINT_FILE,
-    CONFIG_FILE,
-    RESUME_MAY_CHANGE,
-    answer_early,
-    checked_values,
-    parse_train_command,
-    to_yaml,
-)
+from snnet.config.commands import TrainCommand
+from snnet.config.resolve import CHECKPOINT_FILE, CONFIG_FILE, RESUME_MAY_CHANGE, checked_values, to_yaml
 from snnet.errors import UserError
-from snnet.system.command import run_command
+from snnet.system.command import answer_early, run_command
 
 if __name__ == "__main__":
-    answer_early(parse_train_command)
+    answer_early(TrainCommand.parse)
 
 import dataclasses
 import math
@@ -76,7 +69,7 @@ from snnet_kernels import SNNetHead
 
 def main() -> None:
     show_warnings_as_lines()
-    command = parse_train_command(sys.argv[1:])
+    command = TrainCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
     if command.preset:
         say(f"preset {command.preset}; flags win over it")

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from snnet.config.flags import checked_values, resolve
 from snnet.config.options import Config, config_from
+from snnet.config.resolve import checked_values, resolve
 from snnet.data import DecodedImages
 from snnet.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from snnet.errors import UserError
