@@ -353,7 +353,7 @@ def _checked(option: Option, value: Any, source: str) -> Any:
         choices = get_args(option.type)
         if isinstance(value, bool):  # YAML's words on and off
             value = "on" if value else "off"
-        if value not in choices:
+        if value not in choices and not (option.prefix and str(value).startswith(option.prefix)):
             hint = _suggestion(shown(value), choices)
             raise UserError(f"{where}must be one of {', '.join(choices)}, got '{shown(value)}'{hint}")
         return value
@@ -391,7 +391,7 @@ def _suggestion(word: str, known: Any) -> str:
 
 def _metavar(option: Option) -> str:
     if get_origin(option.type) is Literal:
-        return "|".join(get_args(option.type))
+        return "|".join([*get_args(option.type), *([f"{option.prefix}NAME"] if option.prefix else [])])
     return {int: "INT", float: "NUMBER"}.get(option.type, "TEXT")
 
 

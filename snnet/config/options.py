@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
+from snnet.config.timm_names import PREFIX, is_timm, timm_input
 from snnet.errors import UserError
 
 
@@ -22,11 +23,15 @@ def option(
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    prefix: str | None = None,
 ) -> Any:
-    """A field with its help text and, for a number, the range it must lie in."""
+    """A field with its help text and, for a number, the range it must lie in.
+
+    ``prefix`` begins values that are allowed beside those of a choice.
+    """
     bounds = {">=": at_least, ">": above, "<=": at_most, "<": below}
     bounds = {sign: bound for sign, bound in bounds.items() if bound is not None}
-    return field(default=default, metadata={"help": help, "bounds": bounds})
+    return field(default=default, metadata={"help": help, "bounds": bounds, "prefix": prefix})
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,16 @@ class ModelConfig:
         "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
         "osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25",
         "osnet_ain_x1_0", "osnet_ain_x0_75", "osnet_ain_x0_5", "osnet_ain_x0_25", "osnet_ibn_x1_0",
-    ] = option("resnet50", "the backbone: a ResNet or an OSNet; _x0_5 has half the channels of _x1_0")  # fmt: skip
+    ] = option(
+        "resnet50",
+        "the backbone: a ResNet or an OSNet (_x0_5 has half the channels of _x1_0), or timm:NAME (the extra 'timm'), "
+        "which takes its own input size where no flag or preset gives one",
+        prefix=PREFIX,
+    )  # fmt: skip
     weights: str | None = option(
-        "imagenet", "imagenet (ResNets), a file of torchvision, torchreid or this package, or none"
+        "imagenet",
+        "imagenet (ResNets; of timm what it has for the network), a file of torchvision, torchreid, timm or this "
+        "package, or none",
     )
     embedding: Literal["pool", "fc", "fc-relu"] = option(
         "pool",
@@ -188,6 +200,7 @@ class Option:
     default: Any
     help: str
     bounds: dict[str, float]
+    prefix: str | None = None
 
     @property
     def flag(self) -> str:
@@ -196,9 +209,7 @@ class Option:
 
 GROUPS: dict[str, type] = get_type_hints(Config)
 OPTIONS: dict[str, Option] = {
-    f.name: Option(
-        f.name, group, get_type_hints(cls)[f.name], f.default, f.metadata["help"], f.metadata["bounds"]
-    )
+    f.name: Option(f.name, group, get_type_hints(cls)[f.name], f.default, **f.metadata)
     for group, cls in GROUPS.items()
     for f in dataclasses.fields(cls)
 }
@@ -221,16 +232,26 @@ def flatten(config: Config) -> dict[str, Any]:
 def config_from(values: dict[str, Any]) -> Config:
     """The configuration with these values (flat names, already of the right type) and defaults for the rest.
 
-    ``retrieval_feature`` "auto" becomes what it stands for. Raises :class:`~snnet.errors.UserError` naming the flag
-    where a value is out of range.
+    ``retrieval_feature`` "auto" becomes what it stands for; a network of timm brings the input size. Raises
+    :class:`~snnet.errors.UserError` naming the flag where a value is out of range.
     """
     groups: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
     for name, value in values.items():
         groups[OPTIONS[name].group][name] = value
+    groups["data"] = {**_own_input(groups), **groups["data"]}
     groups["model"]["retrieval_feature"] = _retrieval_feature(groups["model"])
     config = Config(**{group: cls(**groups[group]) for group, cls in GROUPS.items()})
     _check_ranges(config)
     return config
+
+
+def _own_input(groups: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """The input size of a network of timm, where it is asked for."""
+    arch = groups["model"].get("arch", "")
+    if not is_timm(arch) or {"height", "width"} <= groups["data"].keys():
+        return {}
+    own = timm_input(arch)
+    return {"height": own.height, "width": own.width}
 
 
 def _retrieval_feature(model: dict[str, Any]) -> str:
