@@ -98,7 +98,13 @@ def _train(config: Config, folder: Path, resumed: bool) -> dict[str, Any]:
     dataset = find_dataset(config)
     # A resumed run has its weights in the checkpoint: the file that they began with is not needed again.
     weights = config.model.weights if checkpoint is None else None
-    model = build_model(config.model.arch, embedding=config.model.embedding, weights=weights)
+    model = build_model(
+        config.model.arch,
+        embedding=config.model.embedding,
+        weights=weights,
+        height=config.data.height,
+        width=config.data.width,
+    )
     data = load_data(dataset, config, placement)
     learner = build_learner(config, model, data, placement)
     config = with_choices_made(config, placement)
@@ -354,7 +360,8 @@ def _own_folder(config: Config, resume: Path | None) -> AbstractContextManager[P
     if config.output.output_dir is not None:
         return run_folder(Path(expand_home(config.output.output_dir)), "--output-dir")
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return new_run_folder(f"runs/{config.data.dataset}-{config.model.arch}-{stamp}")
+    arch = config.model.arch.replace(":", "-")
+    return new_run_folder(f"runs/{config.data.dataset}-{arch}-{stamp}")
 
 
 def _checkpoint_to_resume(config: Config, folder: Path) -> dict[str, Any] | None:

@@ -114,10 +114,9 @@ def _add(section: argparse._ActionsContainer, declared: Option, text: str) -> No
     elif declared.kind is bool:
         words["action"] = "store_false" if declared.default else "store_true"
     else:
+        choices = [*declared.choices, *([f"{declared.prefix}NAME"] if declared.prefix else [])]
         words["type"] = declared.read
-        words["metavar"] = (
-            declared.metavar or "|".join(declared.choices) or _METAVARS.get(declared.kind, "TEXT")
-        )
+        words["metavar"] = declared.metavar or "|".join(choices) or _METAVARS.get(declared.kind, "TEXT")
     if declared.flag:
         section.add_argument(declared.flag, dest=declared.name, **words)
     else:  # argparse would read its word for "absent" as a value

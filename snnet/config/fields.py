@@ -26,12 +26,20 @@ def option(
     help: str,
     range: str = "",  # that a number must lie in, such as ">= 0 and < 1"
     *,
+    prefix: str | None = None,  # begins words that are allowed beside those of a choice
     metavar: str | None = None,
     flag: str | None = None,  # where it is not the name of the field; "" for an argument without flag
     lacking: str | None = None,  # the error where the field is not given, for one without default
 ) -> Any:
     """A field of a dataclass that is a flag."""
-    metadata = {"help": help, "range": range, "metavar": metavar, "given_flag": flag, "lacking": lacking}
+    metadata = {
+        "help": help,
+        "range": range,
+        "prefix": prefix,
+        "metavar": metavar,
+        "given_flag": flag,
+        "lacking": lacking,
+    }
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -47,6 +55,7 @@ class Option:
     default: Any
     help: str
     range: str
+    prefix: str | None
     metavar: str | None
     given_flag: str | None
     lacking: str | None
@@ -96,7 +105,7 @@ class Option:
         if self.nothing and (value is None or (isinstance(value, str) and value.lower() == self.nothing)):
             return None
         if self.choices:
-            if value not in self.choices:
+            if value not in self.choices and not (self.prefix and str(value).startswith(self.prefix)):
                 hint = suggestion(shown(value), self.choices)
                 raise UserError(
                     f"{where}: must be one of {', '.join(self.choices)}, got '{shown(value)}'{hint}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
 from snnet.config.fields import FileName, Option, option, options_of
+from snnet.config.timm_names import PREFIX, is_timm, timm_input
 from snnet.errors import UserError
 
 
@@ -55,10 +56,16 @@ class ModelConfig:
         "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
         "osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25",
         "osnet_ain_x1_0", "osnet_ain_x0_75", "osnet_ain_x0_5", "osnet_ain_x0_25", "osnet_ibn_x1_0",
-    ] = option("resnet50", "the backbone: a ResNet or an OSNet; _x0_5 has half the channels of _x1_0")  # fmt: skip
+    ] = option(
+        "resnet50",
+        "the backbone: a ResNet or an OSNet (_x0_5 has half the channels of _x1_0), or timm:NAME (the extra 'timm'), "
+        "which takes its own input size where no flag or preset gives one",
+        prefix=PREFIX,
+    )  # fmt: skip
     weights: FileName | None = option(
         "imagenet",
-        "imagenet (ResNets), a file of torchvision, torchreid or this package, or none",
+        "imagenet (ResNets; of timm what it has for the network), a file of torchvision, torchreid, timm or this "
+        "package, or none",
         metavar="imagenet|FILE|none",
     )
     embedding: Literal["pool", "fc", "fc-relu"] = option(
@@ -187,12 +194,13 @@ def flatten(config: Config) -> dict[str, Any]:
 def config_from(values: dict[str, Any]) -> Config:
     """The configuration with these values (flat names, already of the right type) and defaults for the rest.
 
-    ``retrieval_feature`` "auto" becomes what it stands for. Raises :class:`~snnet.errors.UserError` naming the flag
-    where a value is out of range.
+    ``retrieval_feature`` "auto" becomes what it stands for; a network of timm brings the input size. Raises
+    :class:`~snnet.errors.UserError` naming the flag where a value is out of range.
     """
     groups: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
     for name, value in values.items():
         groups[OPTIONS[name].group][name] = value
+    groups["data"] = {**_own_input(groups), **groups["data"]}
     groups["model"]["retrieval_feature"] = _retrieval_feature(groups["model"])
     config = Config(**{group: cls(**groups[group]) for group, cls in GROUPS.items()})
     for name, value in flatten(config).items():
@@ -201,6 +209,15 @@ def config_from(values: dict[str, Any]) -> Config:
     if method.lambda_base == method.lambda_sym == method.lambda_nh == 0:
         raise UserError("--lambda-base, --lambda-sym and --lambda-nh are all 0: at least one must be above 0")
     return config
+
+
+def _own_input(groups: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """The input size of a network of timm, where it is asked for."""
+    arch = groups["model"].get("arch", "")
+    if not is_timm(arch) or {"height", "width"} <= groups["data"].keys():
+        return {}
+    own = timm_input(arch)
+    return {"height": own.height, "width": own.width}
 
 
 def _retrieval_feature(model: dict[str, Any]) -> str:
