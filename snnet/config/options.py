@@ -171,9 +171,8 @@ GROUPS: dict[str, type] = get_type_hints(Config)
 OPTIONS: dict[str, Option] = {
     name: declared for group, cls in GROUPS.items() for name, declared in options_of(cls, group).items()
 }
-RETIRED = (
-    "cache",
-)  # keys of earlier versions' presets and runs: read without effect, labels never depended on them
+# Keys of earlier presets and runs: read without effect, since labels never depended on their values.
+RETIRED = ("cache",)
 
 
 def members(*groups: str, but: tuple[str, ...] = ()) -> tuple[str, ...]:
