@@ -9,12 +9,12 @@ from snnet.system.signals import end_on_signals
 if __name__ == "__main__":
     end_on_signals()
 
-from snnet.config.flags import EvaluateCommand, answer_early, parse_evaluate_command
+from snnet.config.commands import EvaluateCommand
 from snnet.errors import UserError
-from snnet.system.command import run_command
+from snnet.system.command import answer_early, run_command
 
 if __name__ == "__main__":
-    answer_early(parse_evaluate_command)
+    answer_early(EvaluateCommand.parse)
 
 import contextlib
 import json
@@ -38,7 +38,7 @@ from snnet.system.terminal import answer
 
 def main() -> None:
     show_warnings_as_lines()
-    command = parse_evaluate_command(sys.argv[1:])
+    command = EvaluateCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
     # With --json, stdout is that object alone.
     with contextlib.redirect_stdout(sys.stderr):

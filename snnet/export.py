@@ -9,13 +9,12 @@ from snnet.system.signals import end_on_signals
 if __name__ == "__main__":
     end_on_signals()
 
-from snnet.config.flags import answer_early
-from snnet.config.tool_flags import ExportCommand, parse_export_command
+from snnet.config.commands import ExportCommand
 from snnet.errors import UserError
-from snnet.system.command import run_command
+from snnet.system.command import answer_early, run_command
 
 if __name__ == "__main__":
-    answer_early(parse_export_command)
+    answer_early(ExportCommand.parse)
 
 import contextlib
 import importlib.util
@@ -44,7 +43,7 @@ CHECKED_BATCHES = (1, 3)  # neither is the batch that was traced
 
 def main() -> None:
     show_warnings_as_lines()
-    command = parse_export_command(sys.argv[1:])
+    command = ExportCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
     tell(*export(command))
 
@@ -59,10 +58,9 @@ def export(command: ExportCommand) -> list[str]:
     as_onnx = command.output.suffix == ".onnx"
     if as_onnx:
         _require_onnx()
-    network = command.network
     # On the CPU: what is written does not depend on this machine.
     plain = {"device": "cpu", "amp": False, "channels_last": False}
-    trained = load_trained_model(network.checkpoint, network.preset, {**network.given, **plain})
+    trained = load_trained_model(command.checkpoint, command.preset, {**command.given, **plain})
     trained.model.eval().requires_grad_(False)
     if as_onnx:
         return _write_onnx(trained, command.output, command.opset)

@@ -9,16 +9,15 @@ from snnet.system.signals import end_on_signals
 if __name__ == "__main__":
     end_on_signals()
 
-from snnet.config.flags import answer_early
-from snnet.config.tool_flags import SPLITS, ExtractCommand, parse_extract_command
+from snnet.config.commands import ExtractCommand, Split
 from snnet.errors import UserError
-from snnet.system.command import run_command
+from snnet.system.command import answer_early, run_command
 
 if __name__ == "__main__":
-    answer_early(parse_extract_command)
+    answer_early(ExtractCommand.parse)
 
 import os
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -35,7 +34,7 @@ from snnet.system.terminal import tell
 
 def main() -> None:
     show_warnings_as_lines()
-    command = parse_extract_command(sys.argv[1:])
+    command = ExtractCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
     content = extract(command)
     images, dimensions = content.features.shape
@@ -49,8 +48,7 @@ def extract(command: ExtractCommand) -> FeatureSet:
     used; whatever goes wrong, no half-written file is left.
     """
     check_output(command.output, SUFFIXES)
-    network = command.network
-    trained = load_trained_model(network.checkpoint, network.preset, network.given)
+    trained = load_trained_model(command.checkpoint, command.preset, command.given)
     data = trained.config.data
     dataset = build_dataset(data.dataset, data.data_dir, name_pattern=data.name_pattern)
     say(*dataset.summary().split("\n"))
@@ -65,7 +63,7 @@ def extract(command: ExtractCommand) -> FeatureSet:
 
 
 def _chosen(dataset: ReIDDataset, split: str) -> dict[str, ImageSet]:
-    splits = {name: getattr(dataset, name) for name in SPLITS if name != "all"}
+    splits = {name: getattr(dataset, name) for name in get_args(Split) if name != "all"}
     found = {name: images for name, images in splits.items() if images is not None}
     if split == "all":
         return found

@@ -9,12 +9,11 @@ from snnet.system.signals import end_on_signals
 if __name__ == "__main__":
     end_on_signals()
 
-from snnet.config.flags import answer_early
-from snnet.config.tool_flags import LabelCommand, parse_label_command
-from snnet.system.command import run_command
+from snnet.config.commands import LabelCommand
+from snnet.system.command import answer_early, run_command
 
 if __name__ == "__main__":
-    answer_early(parse_label_command)
+    answer_early(LabelCommand.parse)
 
 import dataclasses
 from typing import Any
@@ -53,7 +52,7 @@ FULL_ROW = 0.1
 
 def main() -> None:
     show_warnings_as_lines()
-    command = parse_label_command(sys.argv[1:])
+    command = LabelCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
     labels, pids = label(command)
     tell(f"{command.output}: labels of {len(labels.y):,} images", *label_table(labels, pids).split("\n"))
@@ -69,7 +68,7 @@ def label(command: LabelCommand) -> tuple[SparseLabels, np.ndarray | None]:
     check_output(command.output, (".npz",))
     if command.classes is not None:
         require_extra(command.classes)
-    config = config_from(command.options)
+    config = config_from(command.given)
     device, method = choose_device(config.runtime.device), config.method
     content = load_features(command.features, command.key)
     groups = _groups(command, content)

@@ -9,13 +9,12 @@ from snnet.system.signals import end_on_signals
 if __name__ == "__main__":
     end_on_signals()
 
-from snnet.config.flags import answer_early
-from snnet.config.tool_flags import ReportCommand, parse_report_command
+from snnet.config.commands import ReportCommand
 from snnet.errors import UserError
-from snnet.system.command import run_command
+from snnet.system.command import answer_early, run_command
 
 if __name__ == "__main__":
-    answer_early(parse_report_command)
+    answer_early(ReportCommand.parse)
 
 import dataclasses
 from pathlib import Path
@@ -47,7 +46,7 @@ PICTURES = (
 
 def main() -> None:
     show_warnings_as_lines()
-    command = parse_report_command(sys.argv[1:])
+    command = ReportCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
     tell(report(command))
 
@@ -61,16 +60,16 @@ def report(command: ReportCommand) -> Path:
     report cannot be written, or a file of its names is there that no report wrote.
     """
     contents = Contents(load_run(command.run))
-    check_output_folder(command.output, "--output")
-    _check_own(command.output)
+    check_output_folder(command.folder, "--output")
+    _check_own(command.folder)
     if command.images:
         add_images(contents, command)
     else:
         contents.missing = dict.fromkeys(
             ("ranked", "labels"), "Images of the dataset were left out (--no-images)."
         )
-    _write(contents, command.output)
-    return command.output / PAGE_FILE
+    _write(contents, command.folder)
+    return command.folder / PAGE_FILE
 
 
 def add_images(contents: Contents, command: ReportCommand) -> None:
@@ -82,10 +81,10 @@ def add_images(contents: Contents, command: ReportCommand) -> None:
         before = run.before or checked_ranks(checkpoint["before"], f"{run.checkpoint}: before")
         contents.run = run = dataclasses.replace(run, before=before)
         lacking, data = "the images", run.config.data
-        folder = command.options.get("data_dir") or data.data_dir
+        folder = command.given.get("data_dir") or data.data_dir
         dataset = build_dataset(data.dataset, folder, name_pattern=data.name_pattern)
     except UserError as error:
-        if lacking == "the images" and "data_dir" in command.options:
+        if lacking == "the images" and "data_dir" in command.given:
             raise
         contents.missing = dict.fromkeys(("ranked", "labels"), f"Not shown, for want of {lacking}: {error}.")
         return
@@ -101,7 +100,7 @@ def _add_rankings(
     contents: Contents, dataset: ReIDDataset, checkpoint: dict[str, Any], command: ReportCommand
 ) -> None:
     """Rank the gallery with the checkpoint's network."""
-    trained = load_trained_model(contents.run.checkpoint, None, command.options)
+    trained = load_trained_model(contents.run.checkpoint, None, command.given)
     config = trained.config
     retrieval = decode_retrieval_set(dataset, config)
     if retrieval is None:

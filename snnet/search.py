@@ -9,13 +9,12 @@ from snnet.system.signals import end_on_signals
 if __name__ == "__main__":
     end_on_signals()
 
-from snnet.config.flags import answer_early
-from snnet.config.tool_flags import SearchCommand, parse_search_command
+from snnet.config.commands import SearchCommand
 from snnet.errors import UserError
-from snnet.system.command import run_command
+from snnet.system.command import answer_early, run_command
 
 if __name__ == "__main__":
-    answer_early(parse_search_command)
+    answer_early(SearchCommand.parse)
 
 import contextlib
 import json
@@ -53,7 +52,7 @@ class Matches:
 
 def main() -> None:
     show_warnings_as_lines()
-    command = parse_search_command(sys.argv[1:])
+    command = SearchCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
     # With --json, stdout is that list alone.
     with contextlib.redirect_stdout(sys.stderr):
@@ -73,8 +72,7 @@ def search(command: SearchCommand) -> list[Matches]:
     if command.picture is not None:
         check_output(command.picture, (".png",), "--picture")
     gallery, query = _images(command.gallery, "--gallery"), _images(command.query, "--query")
-    network = command.network
-    trained = load_trained_model(network.checkpoint, network.preset, network.given)
+    trained = load_trained_model(command.checkpoint, command.preset, command.given)
     decoded_query = decode(query, trained.config)
     query = decoded_query.images
     gallery, gallery_rows = gallery_features(trained, gallery, command.gallery, command.feature_cache)

@@ -9,20 +9,13 @@ from snnet.system.signals import end_on_signals
 if __name__ == "__main__":
     end_on_signals()
 
-from snnet.config.flags import (
-    CHECKPOINT_FILE,
-    CONFIG_FILE,
-    RESUME_MAY_CHANGE,
-    answer_early,
-    checked_values,
-    parse_train_command,
-    to_yaml,
-)
+from snnet.config.commands import TrainCommand
+from snnet.config.resolve import CHECKPOINT_FILE, CONFIG_FILE, RESUME_MAY_CHANGE, checked_values, to_yaml
 from snnet.errors import UserError
-from snnet.system.command import run_command
+from snnet.system.command import answer_early, run_command
 
 if __name__ == "__main__":
-    answer_early(parse_train_command)
+    answer_early(TrainCommand.parse)
 
 import dataclasses
 import math
@@ -76,7 +69,7 @@ from snnet_kernels import SNNetHead
 
 def main() -> None:
     show_warnings_as_lines()
-    command = parse_train_command(sys.argv[1:])
+    command = TrainCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
     if command.preset:
         say(f"preset {command.preset}; flags win over it")
@@ -105,7 +98,13 @@ def _train(config: Config, folder: Path, resumed: bool) -> dict[str, Any]:
     dataset = find_dataset(config)
     # A resumed run has its weights in the checkpoint: the file that they began with is not needed again.
     weights = config.model.weights if checkpoint is None else None
-    model = build_model(config.model.arch, embedding=config.model.embedding, weights=weights)
+    model = build_model(
+        config.model.arch,
+        embedding=config.model.embedding,
+        weights=weights,
+        height=config.data.height,
+        width=config.data.width,
+    )
     data = load_data(dataset, config, placement)
     learner = build_learner(config, model, data, placement)
     config = with_choices_made(config, placement)
@@ -361,7 +360,8 @@ def _own_folder(config: Config, resume: Path | None) -> AbstractContextManager[P
     if config.output.output_dir is not None:
         return run_folder(Path(expand_home(config.output.output_dir)), "--output-dir")
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return new_run_folder(f"runs/{config.data.dataset}-{config.model.arch}-{stamp}")
+    arch = config.model.arch.replace(":", "-")
+    return new_run_folder(f"runs/{config.data.dataset}-{arch}-{stamp}")
 
 
 def _checkpoint_to_resume(config: Config, folder: Path) -> dict[str, Any] | None:

@@ -1,32 +1,17 @@
-"""The one configuration type: what every flag is called, means, defaults to and may be.
+"""The options of the configuration: what each is called, means, defaults to and may be, in one declaration.
 
-A field of a group below is a command-line flag (``data_dir`` is ``--data-dir``) and a key of a YAML preset.
-Its help text and its range stand beside it. The defaults are the paper's full recipe.
+A field of a group below is a command-line flag (``data_dir`` is ``--data-dir``) and a key of a YAML preset. The
+defaults are the paper's full recipe. ``commands.py`` declares in the same way the flags that only one command has.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
+from snnet.config.fields import FileName, Option, option, options_of
+from snnet.config.timm_names import PREFIX, is_timm, timm_input
 from snnet.errors import UserError
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A field with its help text and, for a number, the range it must lie in."""
-    bounds = {">=": at_least, ">": above, "<=": at_most, "<": below}
-    bounds = {sign: bound for sign, bound in bounds.items() if bound is not None}
-    return field(default=default, metadata={"help": help, "bounds": bounds})
 
 
 @dataclass(frozen=True)
@@ -40,7 +25,7 @@ class DataConfig:
         "dataset layout; synthetic is drawn on first use, folder is any tree of crops without identities, "
         "custom a train/query/gallery tree read with --name-pattern",
     )
-    data_dir: str | None = option(
+    data_dir: FileName | None = option(
         None, "folder of the dataset (synthetic: where to keep it, else a cache folder)"
     )
     name_pattern: str | None = option(
@@ -54,13 +39,13 @@ class DataConfig:
     skip_bad_images: bool = option(
         False, "leave out images that cannot be read, with a count, instead of stopping"
     )
-    height: int = option(256, "height in pixels of the network's input", at_least=16)
-    width: int = option(128, "width in pixels of the network's input", at_least=16)
-    batch_size: int = option(128, "images a step (the paper: 128 with ResNet-50, 64 with OSNet)", at_least=2)
+    height: int = option(256, "height in pixels of the network's input", ">= 16")
+    width: int = option(128, "width in pixels of the network's input", ">= 16")
+    batch_size: int = option(128, "images a step (the paper: 128 with ResNet-50, 64 with OSNet)", ">= 2")
     image_cache: Literal["auto", "on", "off"] = option(
         "auto", "keep decoded images in memory; auto: where they fit"
     )
-    workers: int = option(4, "processes that load images, at most one a CPU; 0: the main process", at_least=0)
+    workers: int = option(4, "processes that load images, at most one a CPU; 0: the main process", ">= 0")
 
 
 @dataclass(frozen=True)
@@ -71,9 +56,17 @@ class ModelConfig:
         "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
         "osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25",
         "osnet_ain_x1_0", "osnet_ain_x0_75", "osnet_ain_x0_5", "osnet_ain_x0_25", "osnet_ibn_x1_0",
-    ] = option("resnet50", "the backbone: a ResNet or an OSNet; _x0_5 has half the channels of _x1_0")  # fmt: skip
-    weights: str | None = option(
-        "imagenet", "imagenet (ResNets), a file of torchvision, torchreid or this package, or none"
+    ] = option(
+        "resnet50",
+        "the backbone: a ResNet or an OSNet (_x0_5 has half the channels of _x1_0), or timm:NAME (the extra 'timm'), "
+        "which takes its own input size where no flag or preset gives one",
+        prefix=PREFIX,
+    )  # fmt: skip
+    weights: FileName | None = option(
+        "imagenet",
+        "imagenet (ResNets; of timm what it has for the network), a file of torchvision, torchreid, timm or this "
+        "package, or none",
+        metavar="imagenet|FILE|none",
     )
     embedding: Literal["pool", "fc", "fc-relu"] = option(
         "pool",
@@ -90,45 +83,43 @@ class ModelConfig:
 class TrainingConfig:
     """The optimiser and its schedule."""
 
-    epochs: int = option(60, "passes over the training images", at_least=1)
-    lr: float = option(0.1, "learning rate of layers that were not loaded", above=0)
-    backbone_lr_mult: float = option(0.1, "factor on --lr for layers loaded from --weights", at_least=0)
-    lr_step_epoch: int = option(30, "divide the learning rate by 10 from this epoch on; 0: never", at_least=0)
-    momentum: float = option(0.9, "Nesterov momentum of SGD", at_least=0, below=1)
-    weight_decay: float = option(5e-4, "weight decay of SGD", at_least=0)
+    epochs: int = option(60, "passes over the training images", ">= 1")
+    lr: float = option(0.1, "learning rate of layers that were not loaded", "> 0")
+    backbone_lr_mult: float = option(0.1, "factor on --lr for layers loaded from --weights", ">= 0")
+    lr_step_epoch: int = option(30, "divide the learning rate by 10 from this epoch on; 0: never", ">= 0")
+    momentum: float = option(0.9, "Nesterov momentum of SGD", ">= 0 and < 1")
+    weight_decay: float = option(5e-4, "weight decay of SGD", ">= 0")
 
 
 @dataclass(frozen=True)
 class MethodConfig:
     """The pseudo labels and the loss."""
 
-    lambda_base: float = option(1.0, "weight of the main label's loss", at_least=0)
-    lambda_sym: float = option(0.8, "weight of the symmetric label's loss (S)", at_least=0)
-    lambda_nh: float = option(0.6, "weight of the nearest neighbour's label's loss (N)", at_least=0)
-    threshold: float = option(
-        0.6, "cosine similarity above which an image is a candidate", at_least=-1, at_most=1
-    )
-    min_rank: int = option(10, "smallest rank that a candidate's cycle check allows", at_least=0)
+    lambda_base: float = option(1.0, "weight of the main label's loss", ">= 0")
+    lambda_sym: float = option(0.8, "weight of the symmetric label's loss (S)", ">= 0")
+    lambda_nh: float = option(0.6, "weight of the nearest neighbour's label's loss (N)", ">= 0")
+    threshold: float = option(0.6, "cosine similarity above which an image is a candidate", ">= -1 and <= 1")
+    min_rank: int = option(10, "smallest rank that a candidate's cycle check allows", ">= 0")
     loss_kind: Literal["mmcl", "l2"] = option(
         "mmcl",
         "mmcl: with hard negatives; l2: the paper's printed sum over all images (no --lr was found for it)",
     )
-    delta: float = option(5.0, "mmcl: weight of the positive term", at_least=0)
+    delta: float = option(5.0, "mmcl: weight of the positive term", ">= 0")
     hard_negative_ratio: float = option(
-        0.01, "mmcl: share of the negatives that counts as hard", at_least=0, at_most=1
+        0.01, "mmcl: share of the negatives that counts as hard", ">= 0 and <= 1"
     )
     label_source: Literal["memory", "feature"] = option(
         "memory",
         "predict labels from the memory's own similarity rows or from the live feature's (fewer, purer)",
     )
     label_start_epoch: int = option(
-        5, "first epoch (from 0) with predicted labels; before it each image is its own class", at_least=0
+        5, "first epoch (from 0) with predicted labels; before it each image is its own class", ">= 0"
     )
     neighbors: int = option(
         256,
         "keep up to this many of the largest similarities of each image (12 bytes each), which makes labels fast; "
         "they are the same with any number; 0: none",
-        at_least=0,
+        ">= 0",
     )
 
 
@@ -136,17 +127,15 @@ class MethodConfig:
 class OutputConfig:
     """What is measured and written."""
 
-    output_dir: str | None = option(None, "folder of the run; default runs/<dataset>-<arch>-<time>")
-    eval_every: int = option(0, "epochs between evaluations; 0: only before and after training", at_least=0)
+    output_dir: FileName | None = option(None, "folder of the run; default runs/<dataset>-<arch>-<time>")
+    eval_every: int = option(0, "epochs between evaluations; 0: only before and after training", ">= 0")
     average_precision: Literal["step", "trapezoid"] = option(
         "step", "definition of mAP: step (usual today) or trapezoid (official Market-1501 code)"
     )
     rerank: bool = option(
         False, "also report the last evaluation after k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)"
     )
-    checkpoint_every: int = option(
-        1, "epochs between checkpoints (the last epoch always has one)", at_least=1
-    )
+    checkpoint_every: int = option(1, "epochs between checkpoints (the last epoch always has one)", ">= 1")
 
 
 @dataclass(frozen=True)
@@ -154,7 +143,7 @@ class RuntimeConfig:
     """How it runs on this machine."""
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: cuda where there is one")
-    seed: int = option(0, "seed of everything random", at_least=0, below=2**32)
+    seed: int = option(0, "seed of everything random", ">= 0 and < 4294967296")
     deterministic: bool = option(False, "only algorithms that give the same bits every time (slower on CUDA)")
     amp: bool = option(
         False,
@@ -178,34 +167,17 @@ class Config:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
-@dataclass(frozen=True)
-class Option:
-    """One field of the configuration, as the command line and YAML see it."""
-
-    name: str
-    group: str
-    type: Any
-    default: Any
-    help: str
-    bounds: dict[str, float]
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
-
-
 GROUPS: dict[str, type] = get_type_hints(Config)
 OPTIONS: dict[str, Option] = {
-    f.name: Option(
-        f.name, group, get_type_hints(cls)[f.name], f.default, f.metadata["help"], f.metadata["bounds"]
-    )
-    for group, cls in GROUPS.items()
-    for f in dataclasses.fields(cls)
+    name: declared for group, cls in GROUPS.items() for name, declared in options_of(cls, group).items()
 }
-
-
-# Of runs by earlier versions: read without effect, since labels are the same with any value.
+# Keys of earlier presets and runs: read without effect, since labels never depended on their values.
 RETIRED = ("cache",)
+
+
+def members(*groups: str, but: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The names of the options of these groups, without some."""
+    return tuple(name for name, o in OPTIONS.items() if o.group in groups and name not in but)
 
 
 def cache_mode(word: str) -> Literal["auto"] | bool:
@@ -221,16 +193,30 @@ def flatten(config: Config) -> dict[str, Any]:
 def config_from(values: dict[str, Any]) -> Config:
     """The configuration with these values (flat names, already of the right type) and defaults for the rest.
 
-    ``retrieval_feature`` "auto" becomes what it stands for. Raises :class:`~snnet.errors.UserError` naming the flag
-    where a value is out of range.
+    ``retrieval_feature`` "auto" becomes what it stands for; a network of timm brings the input size. Raises
+    :class:`~snnet.errors.UserError` naming the flag where a value is out of range.
     """
     groups: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
     for name, value in values.items():
         groups[OPTIONS[name].group][name] = value
+    groups["data"] = {**_own_input(groups), **groups["data"]}
     groups["model"]["retrieval_feature"] = _retrieval_feature(groups["model"])
     config = Config(**{group: cls(**groups[group]) for group, cls in GROUPS.items()})
-    _check_ranges(config)
+    for name, value in flatten(config).items():
+        OPTIONS[name].check_range(value)
+    method = config.method
+    if method.lambda_base == method.lambda_sym == method.lambda_nh == 0:
+        raise UserError("--lambda-base, --lambda-sym and --lambda-nh are all 0: at least one must be above 0")
     return config
+
+
+def _own_input(groups: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """The input size of a network of timm, where it is asked for."""
+    arch = groups["model"].get("arch", "")
+    if not is_timm(arch) or {"height", "width"} <= groups["data"].keys():
+        return {}
+    own = timm_input(arch)
+    return {"height": own.height, "width": own.width}
 
 
 def _retrieval_feature(model: dict[str, Any]) -> str:
@@ -243,24 +229,3 @@ def _retrieval_feature(model: dict[str, Any]) -> str:
             "normalisation: use after, or --embedding fc"
         )
     return ("after" if relu else "before") if kind == "auto" else kind
-
-
-_MEETS = {
-    ">=": lambda value, bound: value >= bound,
-    ">": lambda value, bound: value > bound,
-    "<=": lambda value, bound: value <= bound,
-    "<": lambda value, bound: value < bound,
-}
-
-
-def _check_ranges(config: Config) -> None:
-    for name, value in flatten(config).items():
-        option = OPTIONS[name]
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{option.flag} must be a finite number, got {value}")
-        if not all(_MEETS[sign](value, bound) for sign, bound in option.bounds.items()):
-            needed = " and ".join(f"{sign} {bound}" for sign, bound in option.bounds.items())
-            raise UserError(f"{option.flag} must be {needed}, got {value}")
-    method = config.method
-    if method.lambda_base == method.lambda_sym == method.lambda_nh == 0:
-        raise UserError("--lambda-base, --lambda-sym and --lambda-nh are all 0: at least one must be above 0")

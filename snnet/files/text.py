@@ -60,6 +60,11 @@ def _shown(value: Any, depth: int) -> str:
     return opening + ", ".join(parts) + closing
 
 
+def first_line(error: Exception) -> str:
+    """An error of other software for a message: its kind, and the first line of what it says."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+
+
 def read_text(path: Path, *, most_bytes: int, file_names: bool = False) -> str:
     """The text of a file: UTF-8, or what its byte order mark says; with line ends as they are.
 

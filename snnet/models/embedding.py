@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snnet.config.timm_names import is_timm
 from snnet.errors import UserError
 from snnet.models.osnet import OSNET_ARCHITECTURES, OSNet
 from snnet.models.weights import load_weights
@@ -26,16 +27,27 @@ class ReIDModel(nn.Module):
     that it has after them is left out. ``embedding="fc-relu"`` (OSNet only) has that ReLU too: after the neck it
     is the feature that torchreid ranks with.
 
+    ``arch`` is one of ``ARCHITECTURES``, or ``timm:NAME`` for a network of timm (the extra ``timm``), which is built
+    for images of ``height`` x ``width`` (default: those of its own configuration) and gets them normalised as it was
+    trained with.
+
     Everything from the pooled feature on runs in float32, under autocast too; after ``.half()`` or ``.bfloat16()``
     the neck runs in that type, and pooling and L2 norm in float32.
 
     Attributes: ``feature_dim`` (d), ``pretrained`` (whether weights were loaded into the backbone).
     """
 
-    def __init__(self, arch: str, embedding: str = "pool") -> None:
+    input_scale: Tensor  # [3, 1, 1], of networks of timm alone
+    input_shift: Tensor
+
+    def __init__(
+        self, arch: str, embedding: str = "pool", height: int | None = None, width: int | None = None
+    ) -> None:
         super().__init__()
-        if arch not in ARCHITECTURES:
-            raise UserError(f"unknown arch {arch!r}: needed is one of {', '.join(ARCHITECTURES)}")
+        if arch not in ARCHITECTURES and not is_timm(arch):
+            raise UserError(
+                f"unknown arch {arch!r}: needed is one of {', '.join(ARCHITECTURES)}, or timm:NAME"
+            )
         if embedding not in EMBEDDINGS:
             raise UserError(f"unknown embedding {embedding!r}: needed is one of {', '.join(EMBEDDINGS)}")
         if embedding != "pool" and arch not in OSNET_ARCHITECTURES:
@@ -46,11 +58,23 @@ class ReIDModel(nn.Module):
         self.embedding = embedding
         self.pretrained = False
         self.neck_pretrained = False
-        self.backbone = _build_backbone(arch, embedding)
+        if is_timm(arch):
+            self._build_timm(arch, height, width)
+        else:
+            self.backbone = _build_backbone(arch, embedding)
         if embedding == "pool":
             self.neck = nn.BatchNorm1d(self.backbone.pooled_dim)
         neck = self.neck if embedding == "pool" else self.backbone.fc[1]
         self.feature_dim: int = neck.num_features
+
+    def _build_timm(self, arch: str, height: int | None, width: int | None) -> None:
+        from snnet.models.timm_backbone import build_timm, input_map
+
+        self.backbone, own = build_timm(arch, height, width)
+        self.input_size = (height or own.height, width or own.width)
+        # Kept with the weights: a later timm may have another configuration by the same name.
+        for name, value in zip(("input_scale", "input_shift"), input_map(own), strict=True):
+            self.register_buffer(name, value)
 
     def forward(self, images: Tensor) -> Tensor:
         """Training feature [B, d] in float32, rows of norm 1, of images [B, 3, H, W] (32 x 16 or larger)."""
@@ -67,6 +91,8 @@ class ReIDModel(nn.Module):
 
     def _feature(self, images: Tensor, after_neck: bool) -> Tensor:
         _check_images(images)
+        if is_timm(self.arch):
+            images = torch.addcmul(self.input_shift, images, self.input_scale)
         pooled = self.backbone(images)
         with torch.autocast(pooled.device.type, enabled=False):
             neck = self.neck if self.embedding == "pool" else self.backbone.fc[1]
@@ -96,14 +122,22 @@ class ReIDModel(nn.Module):
         return groups
 
 
-def build_model(arch: str, *, embedding: str = "pool", weights: str | Path | None = None) -> ReIDModel:
+def build_model(
+    arch: str,
+    *,
+    embedding: str = "pool",
+    weights: str | Path | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> ReIDModel:
     """Build the model ``arch``, from random weights or from ``weights``.
 
-    ``weights`` is "imagenet" (ResNets, through torchvision) or the path of a file of torchvision, torchreid
-    or this package; a classifier in it is left out. Raises :class:`UserError` for an unknown name and for
-    weights that cannot be had, read or fitted.
+    ``weights`` is "imagenet" (ResNets, through torchvision; networks of timm, through timm) or the path of a file of
+    torchvision, torchreid, timm or this package; a classifier in it is left out. ``height`` and ``width`` are those of
+    the images, which networks of timm may be built for; others take any. Raises :class:`UserError` for an unknown
+    name and for weights that cannot be had, read or fitted.
     """
-    model = ReIDModel(arch, embedding)
+    model = ReIDModel(arch, embedding, height, width)
     if weights is not None:
         loaded = load_weights(model, str(weights))
         model.pretrained = True
@@ -111,7 +145,7 @@ def build_model(arch: str, *, embedding: str = "pool", weights: str | Path | Non
     return model
 
 
-# Any: OSNet or ResNet, of which only OSNet has an fc.
+# Any: OSNet or ResNet, of which only OSNet has an fc; networks of timm have attributes of their own.
 def _build_backbone(arch: str, embedding: str) -> Any:
     if arch in OSNET_ARCHITECTURES:
         return OSNet(arch, fc=embedding != "pool")

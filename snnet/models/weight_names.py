@@ -9,19 +9,32 @@ from torch import Tensor
 
 # Under which names training programs keep the weights, the likelier first.
 _CONTAINERS = (
-    "state_dict", "model", "model_state_dict", "net", "network", "module", "weights", "params", "student", "teacher",
+    "state_dict", "model", "model_state_dict", "net", "network", "module", "weights", "params", "teacher", "student",
 )  # fmt: skip
 _USUAL = ("state_dict", "model")
 _DEPTH = 3  # containers within containers
 _WRAPPERS = ("module.", "_orig_mod.")  # of data-parallel training, of torch.compile
-# A name that each network of a family has, and no other.
+# A name that each network of a family has, and no other; of transformers timm's name and OpenMMLab's.
 _RESNET, _OSNET = "layer1.0.conv1.weight", "conv2.0.conv1.conv.weight"
-# Of several networks in one file, the one that is meant: contrastive training keeps two.
-_PREFERRED = ("encoder_q.", "base_encoder.", "online_encoder.", "student.", "model.", "net.", "backbone.")
+_TRANSFORMER, _OPENMMLAB = "patch_embed.proj.weight", "patch_embed.projection.weight"
+_MARKS = (_RESNET, _OSNET, _TRANSFORMER, _OPENMMLAB)
+# Of several networks in one file, the one that is meant: contrastive training keeps two, and so does self-distillation,
+# whose teacher is what is used afterwards.
+_PREFERRED = (
+    "encoder_q.", "base_encoder.", "online_encoder.", "teacher.backbone.", "teacher.", "student.backbone.", "student.",
+    "model.", "net.", "backbone.",
+)  # fmt: skip
 _OWN = "backbone."  # ReIDModel's own prefix, beside which there may be these
-_OWN_OTHERS = ("neck.", "classifier.")
+_OWN_OTHERS = ("neck.", "classifier.", "input_scale", "input_shift")
 
 _OSNET_WIDTHS = {64: "x1_0", 48: "x0_75", 32: "x0_5", 16: "x0_25"}
+_VIT_WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
+_SWIN_SIZES = {
+    (96, 6): "tiny",
+    (96, 18): "small",
+    (128, 18): "base",
+    (192, 18): "large",
+}  # width, third stage
 _RESNET_DEPTHS: dict[tuple[int, ...], str] = {
     (False, 2, 2, 2, 2): "resnet18", (False, 3, 4, 6, 3): "resnet34", (True, 3, 4, 6, 3): "resnet50",
     (True, 3, 4, 23, 3): "resnet101", (True, 3, 8, 36, 3): "resnet152",
@@ -54,15 +67,16 @@ def open_container(content: Any) -> tuple[Any, list[str]]:
     return content, [key for key in opened if key not in _USUAL]
 
 
-def without_prefix(state: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def without_prefix(state: dict[str, Any], mark: str | None = None) -> tuple[dict[str, Any], str]:
     """The network's weights by the names that it gives them, and the prefix that was taken off ("": none).
 
+    A network is found by a name that all of its family have, or by ``mark``, a name that this very one has.
     Where a file has more than the network with the prefix (a head, a second network), that alone is returned.
     """
     state = {_unwrapped(name): value for name, value in state.items()}
     found = {
         name.removesuffix(mark)
-        for mark in (_RESNET, _OSNET)
+        for mark in (*_MARKS, *((mark,) if mark is not None else ()))
         for name in state
         if name.endswith(mark) and (name == mark or name.removesuffix(mark).endswith("."))
     }
@@ -86,9 +100,31 @@ def recognised(state: dict[str, Tensor]) -> Recognised | None:
         return _osnet(state)
     if _RESNET in state:
         return _resnet(state)
-    if any(name.endswith(("cls_token", "patch_embed.proj.weight")) for name in state):
-        return Recognised("a vision transformer", None)
+    if _OPENMMLAB in state or "layers.0.blocks.0.norm1.weight" in state:
+        return _swin(state)
+    if any(name.endswith(("cls_token", _TRANSFORMER)) for name in state):
+        return _vit(state)
     return None
+
+
+def _vit(state: dict[str, Tensor]) -> Recognised:
+    patches = state.get(_TRANSFORMER)
+    parts = sum(name.startswith("part_token") for name in state)
+    title = "a vision transformer" + (f" with {parts} part tokens" if parts else "")
+    if patches is None or patches.dim() != 4 or patches.shape[0] not in _VIT_WIDTHS:
+        return Recognised(title, None)
+    arch = f"timm:vit_{_VIT_WIDTHS[patches.shape[0]]}_patch{patches.shape[3]}_224"
+    return Recognised(title, arch + (f",reg_tokens={parts}" if parts else ""))
+
+
+def _swin(state: dict[str, Tensor]) -> Recognised:
+    patches = state.get(_OPENMMLAB, state.get(_TRANSFORMER))
+    third = {
+        name.split(".")[3] for name in state if name.startswith(("stages.2.blocks.", "layers.2.blocks."))
+    }
+    width = patches.shape[0] if patches is not None and patches.dim() else 0
+    size = _SWIN_SIZES.get((width, len(third)))
+    return Recognised("a Swin transformer", size and f"timm:swin_{size}_patch4_window7_224")
 
 
 def _osnet(state: dict[str, Tensor]) -> Recognised:

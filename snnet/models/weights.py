@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from snnet.config.timm_names import is_timm
 from snnet.errors import UserError
 from snnet.files.paths import expand_home
 from snnet.files.safetensors_files import open_safetensors
-from snnet.files.text import Damaged, FileFault, shown
+from snnet.files.text import Damaged, FileFault, first_line, shown
 from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault
 from snnet.models.weight_names import open_container, recognised, without_prefix
 from snnet.system.progress import bars_shown, say
@@ -57,9 +58,11 @@ def load_weights(model: ReIDModel, weights: str) -> tuple[str, ...]:
     (``classifier.*``; ``fc.*`` too where the embedding is "pool") is left out, and the neck stays as it is
     where the file has none. Raises :class:`UserError` with the model unchanged.
     """
-    state = _imagenet_state(model.arch) if weights == "imagenet" else read_state_dict(weights)
+    state = _pretrained_state(model) if weights == "imagenet" else read_state_dict(weights, _mark(model))
     own = any(name.startswith(_BACKBONE) for name in state)
     prefix = "" if own else _BACKBONE
+    if is_timm(model.arch):
+        state = _as_timm(model, state, weights)
     ignored = (f"{_BACKBONE}classifier.", *((f"{_BACKBONE}fc.",) if model.embedding == "pool" else ()))
     state = {prefix + name: value for name, value in state.items()}
     state = {name: value for name, value in state.items() if not name.startswith(ignored)}
@@ -69,10 +72,11 @@ def load_weights(model: ReIDModel, weights: str) -> tuple[str, ...]:
     return tuple(state)
 
 
-def read_state_dict(path: str) -> dict[str, Tensor]:
+def read_state_dict(path: str, mark: str | None = None) -> dict[str, Tensor]:
     """Tensors by name from a ``.safetensors`` file or one that ``torch.save`` wrote.
 
-    A container with the tensors under a usual name ("state_dict", "model", "net", ...) is opened, and a prefix that
+    ``mark`` is a name that the network in question has, beside those by which known networks are found. A container
+    with the tensors under a usual name ("state_dict", "model", "net", ...) is opened, and a prefix that
     all names have in front of a known network's ("module.", "model.", "encoder_q.", ...) is taken off, both with a
     line that says so; a prefix that some names have alone is taken for the network where its names are a network's.
     Raises :class:`UserError` naming the file.
@@ -81,15 +85,15 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
     if not file.is_file():
         raise UserError(f"weights: {path} is no file; needed is 'imagenet' or the path of a weights file")
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
-    return _named_tensors(content, path)
+    return _named_tensors(content, path, mark)
 
 
-def _named_tensors(content: Any, source: str) -> dict[str, Tensor]:
+def _named_tensors(content: Any, source: str, mark: str | None = None) -> dict[str, Tensor]:
     content, opened = open_container(content)
     if not isinstance(content, dict) or not content:
         raise UserError(f"weights: {source} holds no weights by name, but a {type(content).__name__}")
     named = {str(name): value for name, value in content.items()}
-    state, prefix = without_prefix(named)
+    state, prefix = without_prefix(named, mark)
     told = [f"those under '{key}'" for key in opened]
     if prefix:
         others = len(named) - len(state)
@@ -135,6 +139,35 @@ def _read_torch(file: Path) -> Any:
         raise UserError(f"weights: cannot read {file}: {error.strerror or error}") from error
 
 
+def _mark(model: ReIDModel) -> str | None:
+    """A name of a weight that tells a network of timm: one of a layer within a layer, which heads have none of."""
+    if not is_timm(model.arch):
+        return None
+    names = list(model.backbone.state_dict())
+    return next((name for name in names if name.count(".") > 1), names[0])
+
+
+def _as_timm(model: ReIDModel, state: dict[str, Tensor], weights: str) -> dict[str, Tensor]:
+    """The weights of the backbone as timm's network takes them; what is this package's own as it is."""
+    from snnet.models.timm_layouts import as_timm
+
+    own = any(name.startswith(_BACKBONE) for name in state)
+    prefix = _BACKBONE if own else ""
+    backbone = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    others = {name: value for name, value in state.items() if not name.startswith(prefix)}
+    backbone = as_timm(backbone, model.backbone, model.arch, weights)
+    return {prefix + name: value for name, value in backbone.items()} | others
+
+
+def _pretrained_state(model: ReIDModel) -> dict[str, Tensor]:
+    """What "imagenet" stands for."""
+    if not is_timm(model.arch):
+        return _imagenet_state(model.arch)
+    from snnet.models.timm_backbone import pretrained_state
+
+    return pretrained_state(model.arch, *model.input_size)
+
+
 def _imagenet_state(arch: str) -> dict[str, Tensor]:
     """torchvision's first ImageNet weights (V1): what published re-identification figures start from."""
     if not arch.startswith("resnet"):
@@ -153,7 +186,7 @@ def _imagenet_state(arch: str) -> dict[str, Tensor]:
     # No network, no space, a proxy's page in the file's place, a damaged file in the cache: all end here.
     except Exception as error:
         raise UserError(
-            f"weights: ImageNet weights of {arch} could not be had ({_first_line(error)}); "
+            f"weights: ImageNet weights of {arch} could not be had ({first_line(error)}); "
             f"download {entry.url} where that is possible and give the file's path"
         ) from error
     return _named_tensors(content, f"the ImageNet weights of {arch}")
@@ -169,6 +202,7 @@ def _check_fit(model: ReIDModel, state: dict[str, Tensor], weights: str, prefix:
         if name not in state
         # Absent in weights from old or other software; training does not use it.
         and not name.endswith(".num_batches_tracked")
+        and not name.startswith("input_")  # how the images of a network of timm are normalised
         and (has_neck or not name.startswith("neck."))
     ]
     unexpected = [name for name in state if name not in wanted]
@@ -186,7 +220,9 @@ def _check_fit(model: ReIDModel, state: dict[str, Tensor], weights: str, prefix:
         return
     found = recognised({name.removeprefix(_BACKBONE): value for name, value in state.items()})
     likeness = (
-        f"this looks like {found.title}: {found.advice}; " if found and found.arch != model.arch else ""
+        f"this looks like {found.title}: {found.advice}; "
+        if found and not model.arch.startswith(found.arch or "?")
+        else ""
     )
     raise UserError(
         f"weights: {likeness}keys of {weights} do not fit {model.arch} with embedding {model.embedding!r}; "
@@ -211,7 +247,3 @@ def _check_values(model: ReIDModel, state: dict[str, Tensor], weights: str, pref
 def _listing(names: list[str]) -> str:
     more = len(names) - _LISTED_KEYS
     return ", ".join(names[:_LISTED_KEYS]) + (f" and {more} more" if more > 0 else "")
-
-
-def _first_line(error: Exception) -> str:
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from snnet.config.flags import checked_values, resolve
 from snnet.config.options import Config, config_from
+from snnet.config.resolve import checked_values, resolve
 from snnet.data import DecodedImages
 from snnet.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from snnet.errors import UserError
@@ -80,7 +80,7 @@ def load_trained_model(
     if checkpoint is None:
         config = resolve(preset, given)
         placement = prepare(config.runtime)
-        model = build_model(config.model.arch, embedding=config.model.embedding, weights=config.model.weights)
+        model = _build(config, config.model.weights)
         if config.model.weights is None:
             say(
                 f"{config.model.arch} has random weights, of --seed {config.runtime.seed}: it was never trained"
@@ -89,10 +89,17 @@ def load_trained_model(
         contents = load_checkpoint(checkpoint)
         config = _configuration(contents["config"], str(checkpoint), given)
         placement = prepare(config.runtime)
-        model = build_model(config.model.arch, embedding=config.model.embedding)
+        model = _build(config, None)
         load_state(model, contents["model"], Path(checkpoint), "network")
     placement.model(model)
     return TrainedModel(model, config, placement)
+
+
+def _build(config: Config, weights: str | None) -> ReIDModel:
+    model, data = config.model, config.data
+    return build_model(
+        model.arch, embedding=model.embedding, weights=weights, height=data.height, width=data.width
+    )
 
 
 def _configuration(values: dict[str, Any], source: str, given: dict[str, Any]) -> Config:

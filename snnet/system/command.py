@@ -8,9 +8,35 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from snnet.errors import UserError
-from snnet.system.terminal import OutputLost, close_streams, complain, escape_what_cannot_be_encoded
+from snnet.system.terminal import (
+    OutputLost,
+    close_streams,
+    complain,
+    escape_what_cannot_be_encoded,
+    open_streams,
+)
 
 READER_GONE = 141  # the exit status of a command that SIGPIPE ended
+
+
+def answer_early(parse: Callable[[list[str]], object]) -> None:
+    """Let ``parse`` answer --help and a mistyped flag before the command's file goes on to import torch.
+
+    What the environment forces on snnet_kernels and it does not have is answered here too.
+    """
+
+    open_streams()
+
+    def main() -> None:
+        parse(sys.argv[1:])
+        try:
+            import snnet_kernels  # noqa: F401
+        except (ImportError, ValueError) as error:
+            if not str(error).startswith("SNNET_"):
+                raise
+            raise UserError(str(error)) from error
+
+    run_command(main)
 
 
 def run_command(main: Callable[[], None]) -> None:

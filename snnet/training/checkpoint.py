@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snnet.config.flags import CHECKPOINT_FILE
+from snnet.config.resolve import CHECKPOINT_FILE
 from snnet.errors import UserError
 from snnet.files.outputs import write_atomically
 from snnet.files.text import Damaged, FileFault, shown

@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from snnet.config.flags import load_yaml
+from snnet.config.resolve import load_yaml
 from snnet.data import build_dataset
 from snnet.data.decoding import decode_images
 from snnet.models.weights import read_state_dict

@@ -15,9 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from snnet.config.flags import parse_train_command
+from snnet.config.commands import ExportCommand, ReportCommand, TrainCommand
 from snnet.config.options import config_from, flatten
-from snnet.config.tool_flags import parse_export_command, parse_report_command
 from snnet.data import build_dataset
 from snnet.data.decoding import decode_images, load_image
 from snnet.export import export
@@ -92,11 +91,11 @@ def all_formats(folder: Path) -> list[Format]:
 
 def _run_files(folder: Path, run: Path) -> list[Format]:
     def configuration() -> Any:
-        return flatten(parse_train_command(["--resume", str(run)]).config)
+        return flatten(TrainCommand.parse(["--resume", str(run)]).config)
 
     def page() -> str:
         shutil.rmtree(folder / "page", ignore_errors=True)
-        report(parse_report_command([str(run), "--no-images", "--quiet", "--output", str(folder / "page")]))
+        report(ReportCommand.parse([str(run), "--no-images", "--quiet", "--output", str(folder / "page")]))
         return (folder / "page" / "report.html").read_text(encoding="utf-8")
 
     checkpoint = run / "checkpoint.pt"
@@ -110,7 +109,7 @@ def _run_files(folder: Path, run: Path) -> list[Format]:
 
 def _weights(folder: Path, trained: TrainedModel) -> list[Format]:
     own, pt, foreign = folder / "own.safetensors", folder / "weights.pt", folder / "foreign.safetensors"
-    export(parse_export_command(["--checkpoint", str(folder / "run"), "--output", str(own), "--quiet"]))
+    export(ExportCommand.parse(["--checkpoint", str(folder / "run"), "--output", str(own), "--quiet"]))
     state = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
     torch.save({"state_dict": state}, pt)
     safetensors.torch.save_file(state, foreign)

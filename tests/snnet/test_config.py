@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -10,22 +11,28 @@ from typing import get_args
 import pytest
 import yaml
 
-from snnet.config import flags
-from snnet.config.flags import load_yaml, parse_evaluate_command, parse_train_command, to_yaml
-from snnet.config.options import OPTIONS, Config, config_from, flatten
-from snnet.config.tool_flags import (
+from snnet.config.command_line import Command
+from snnet.config.commands import (
+    EvaluateCommand,
+    ExportCommand,
+    ExtractCommand,
     LabelCommand,
-    parse_export_command,
-    parse_extract_command,
-    parse_label_command,
-    parse_report_command,
-    parse_search_command,
+    ReportCommand,
+    SearchCommand,
+    TrainCommand,
 )
+from snnet.config.fields import options_of
+from snnet.config.options import OPTIONS, Config, config_from, flatten
+from snnet.config.resolve import PRESETS, load_yaml, preset_names, to_yaml
 from snnet.errors import UserError
+
+COMMANDS = (
+    TrainCommand, EvaluateCommand, ExtractCommand, LabelCommand, SearchCommand, ExportCommand, ReportCommand,
+)  # fmt: skip
 
 
 def parse(line: str) -> Config:
-    return parse_train_command(line.split()).config
+    return TrainCommand.parse(line.split()).config
 
 
 def complaint(line: str) -> str:
@@ -57,12 +64,12 @@ def test_defaults_are_the_papers_recipe() -> None:
 
 
 def test_synthetic_dataset_brings_its_preset_and_others_do_not() -> None:
-    preset = load_yaml(flags.PRESETS / "synthetic.yaml")
+    preset = load_yaml(PRESETS / "synthetic.yaml")
     assert preset["dataset"] == "synthetic" and preset["weights"] is None
-    command = parse_train_command([])
+    command = TrainCommand.parse([])
     assert command.preset == "synthetic"
     assert {name: flatten(command.config)[name] for name in preset} == preset
-    assert parse_train_command(["--dataset", "folder"]).preset is None
+    assert TrainCommand.parse(["--dataset", "folder"]).preset is None
     assert parse("--arch resnet18").data.height == preset["height"]
 
 
@@ -77,10 +84,10 @@ def test_flags_win_over_the_preset_wherever_they_stand(line: str) -> None:
     assert (config.model.arch, config.data.batch_size, config.data.camstyle) == ("osnet_x1_0", 64, True)
 
 
-@pytest.mark.parametrize("name", flags.preset_names())
+@pytest.mark.parametrize("name", preset_names())
 def test_every_packaged_preset_loads(name: str) -> None:
     config = parse(f"--config {name}")
-    for key, value in yaml.safe_load((flags.PRESETS / f"{name}.yaml").read_text()).items():
+    for key, value in yaml.safe_load((PRESETS / f"{name}.yaml").read_text()).items():
         assert flatten(config)[key] == value
 
 
@@ -106,7 +113,7 @@ def test_an_option_of_earlier_versions_is_read_without_effect(tmp_path: Path, va
     preset.write_text(f"dataset: folder\ndata_dir: /d\ncache: {value}\nlr: 0.5\n")
     config = parse(f"--config {preset}")
     assert (config.training.lr, config.method.neighbors) == (0.5, 256)
-    assert "cache" not in flatten(config) and "cache" not in flags.OPTIONS
+    assert "cache" not in flatten(config) and "cache" not in OPTIONS
     preset.write_text(f"cache: {value}\ncach: auto\n")
     assert complaint(f"--config {preset}").startswith(f"{preset}: unknown key 'cach'")
     assert "--cache" in complaint("--dataset folder --data-dir /d --cache on")
@@ -167,6 +174,7 @@ def test_written_configuration_reads_back_equal(tmp_path: Path) -> None:
         ("--epochs", "--epochs: expected one argument"),
         ("--loss-kind mmlc", "--loss-kind: must be one of mmcl, l2, got 'mmlc'; did you mean 'mmcl'?"),
         ("--config paper_rensnet50", "unknown preset 'paper_rensnet50'; did you mean 'paper_resnet50'?"),
+        ("--config=", "unknown preset ''; presets: market1501_osnet_x0_25_128x64, "),
         ("--config no/such.yaml", "cannot read no/such.yaml: No such file or directory"),
         ("--arch resnet19", "--arch: must be one of resnet18, resnet34, "),
         ("--arch osnet_0_5", "--arch: must be one of "),
@@ -199,80 +207,13 @@ def test_unknown_preset_lists_those_there_are() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("epochss: 3", ": unknown key 'epochss'; did you mean 'epochs'?"),
-        ("batch-size: 3", ": unknown key 'batch-size'; did you mean 'batch_size'?"),
-        ("epochs: 3.5", ": epochs: must be a whole number, got '3.5'"),
-        ("epochs: true", ": epochs: must be a whole number, got 'True'"),
-        ("amp: 1", ": amp: must be true or false, got '1'"),
-        ("data_dir: 7", ": data_dir: must be text or null, got '7'"),
-        ("lr: [1]", ": lr: must be a number, got '[1]'"),
-        ("- epochs", " must hold lines 'flag_name: value', got a list"),
-        ("epochs: [", " is not YAML: "),
-        ("epochs: 2024-13-01", ": epochs: must be a whole number, got '2024-13-01'"),
-        ("lr: !!int ''", " is not YAML: a value is not of its type (string index out of range)"),
-        (
-            "epochs: " + "7" * 5000,
-            " is not YAML: a value is not of its type (Exceeds the limit (4300 digits) ",
-        ),
-        (
-            "epochs: " + "7" * 300,
-            ": epochs: must be a whole number of at most 63 bits, got 'a whole number of 997",
-        ),
-        ("lr: 0x" + "f" * 3000, ": lr: must be a number, got 'a whole number of 12,000 bits'"),
-        ("epochs: " + "[" * 3000, " is not YAML: more than 4 levels are not read"),
-        ("lr: &a [1]\nepochs: *a", " is not YAML: an alias (*a) is not read"),
-        (
-            "lr: !!timestamp 2024-01-01",
-            " is not YAML: a value of the kind tag:yaml.org,2002:timestamp is not",
-        ),
-        ("lr: !!python/object:os.system x", " is not YAML: a value of the kind tag:yaml.org,2002:python/"),
-        ("amp: !!bool maybe", " is not YAML: a value is not of its type ('maybe')"),
-        ("lr: 0.1\nepochs: 2\nlr: 0.2", " is not YAML: the key 'lr' is there twice"),
-        ("a" * 70000 + ": 1", " has more than 65,536 bytes"),
-        ("x" * 500 + ": 1", f": unknown key '{'x' * 100}…'"),
-        (
-            "image_cache: [[" + "1, " * 99 + "2]]",
-            ": image_cache: must be one of auto, on, off, got '[[1, 1, 1, 1, …]]'",
-        ),
-        ("? [1, 2]\n: 3", " is not YAML: "),
-        ("lr: a\0b", " is no text: it has zero bytes"),
-    ],
-)
-def test_bad_presets_name_the_file_and_the_key(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "preset.yaml"
-    path.write_text(text + "\n")
-    assert complaint(f"--config {path}").startswith(f"{path}{message}")
-
-
-def test_aliases_are_refused_before_they_are_followed(tmp_path: Path) -> None:
-    levels = [f"k{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9 if i else ['1'] * 9)}]" for i in range(9)]
-    (tmp_path / "bomb.yaml").write_text("\n".join(levels))
-    with pytest.raises(UserError, match=r"bomb.yaml is not YAML: an alias \(\*a0\) is not read in"):
-        load_yaml(tmp_path / "bomb.yaml")
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-def test_presets_of_every_unicode_encoding_and_line_end(tmp_path: Path, encoding: str) -> None:
-    (tmp_path / "a.yaml").write_bytes("dataset: folder\r\ndata_dir: 2024-01-31/ä\r\n".encode(encoding))
-    assert load_yaml(tmp_path / "a.yaml") == {"dataset": "folder", "data_dir": "2024-01-31/ä"}
-
-
-def test_a_preset_that_is_no_unicode_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_bytes("data_dir: ä".encode("latin-1"))
-    with pytest.raises(UserError, match=r"a.yaml is no UTF-8 text \(byte 10\)$"):
-        load_yaml(tmp_path / "a.yaml")
-
-
 def test_a_resumed_run_keeps_its_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(to_yaml(parse("--dataset market1501 --lr 0.25 --workers 3")))
     config = parse(f"--resume {tmp_path} --workers 0 --device cpu --data-dir /moved --lr 0.25")
     assert (config.training.lr, config.data.workers, config.runtime.device) == (0.25, 0, "cpu")
     assert (config.data.data_dir, config.output.output_dir) == ("/moved", str(tmp_path))
     (tmp_path / "checkpoint.pt").touch()
-    command = parse_train_command(["--resume", str(tmp_path / "checkpoint.pt")])
+    command = TrainCommand.parse(["--resume", str(tmp_path / "checkpoint.pt")])
     assert (command.resume, command.config.training.lr) == (tmp_path, 0.25)
     assert complaint(f"--resume {tmp_path / 'config.yaml'}") == (
         f"--resume {tmp_path / 'config.yaml'}: must be the folder of a run, or its checkpoint.pt"
@@ -290,23 +231,23 @@ def test_a_folder_alone_does_not_say_which_dataset_is_in_it(tmp_path: Path) -> N
     preset.write_text("data_dir: crops\n")
     for line in ("--data-dir crops", "--data-dir crops --arch resnet18", f"--config {preset}"):
         assert "crops needs --dataset: folder" in complaint(line)
-    for parse_tool in (parse_evaluate_command, parse_extract_command):
+    for parse_tool in (EvaluateCommand.parse, ExtractCommand.parse):
         words = ["--arch", "resnet18", "--weights", "none", "--data-dir", "crops", "--output", "f.npz"]
         with pytest.raises(UserError, match="crops needs --dataset: folder"):
-            parse_tool(words[:6] if parse_tool is parse_evaluate_command else words)
+            parse_tool(words[:6] if parse_tool == EvaluateCommand.parse else words)
     preset.write_text("dataset: cuhk03\n")
     assert parse(f"--config {preset} --data-dir /d").data.data_dir == "/d"
     assert parse("--dataset synthetic --data-dir /d").data.height == 64
-    assert parse_evaluate_command(["--checkpoint", "run", "--data-dir", "/d"]).given == {"data_dir": "/d"}
+    assert EvaluateCommand.parse(["--checkpoint", "run", "--data-dir", "/d"]).given == {"data_dir": "/d"}
 
 
 @pytest.mark.parametrize(
     ("parse_tool", "words"),
     [
-        (parse_evaluate_command, []),
-        (parse_extract_command, ["--output", "f.npz"]),
-        (parse_export_command, ["--output", "m.onnx"]),
-        (parse_search_command, ["--gallery", "g", "--query", "q"]),
+        (EvaluateCommand.parse, []),
+        (ExtractCommand.parse, ["--output", "f.npz"]),
+        (ExportCommand.parse, ["--output", "m.onnx"]),
+        (SearchCommand.parse, ["--gallery", "g", "--query", "q"]),
     ],
 )
 def test_a_network_without_a_checkpoint_needs_weights(
@@ -329,43 +270,56 @@ def test_a_network_without_a_checkpoint_needs_weights(
 
 def test_home_is_understood_wherever_a_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert parse_label_command(["~/f.npz", "--output=~/l.npz"]) == LabelCommand(
-        tmp_path / "f.npz", None, tmp_path / "l.npz", {}, False
+    assert LabelCommand.parse(["~/f.npz", "--output=~/l.npz"]) == LabelCommand(
+        features=tmp_path / "f.npz", output=tmp_path / "l.npz"
     )
     network = ["--arch", "resnet18", "--weights=~/w.pt"]
-    extract = parse_extract_command([*network, "--dataset=folder", "--data-dir=~/d", "--output=~/f.npz"])
+    extract = ExtractCommand.parse([*network, "--dataset=folder", "--data-dir=~/d", "--output=~/f.npz"])
     assert extract.output == tmp_path / "f.npz"
-    assert [extract.network.given[name] for name in ("weights", "data_dir")] == [
+    assert [extract.given[name] for name in ("weights", "data_dir")] == [
         str(tmp_path / "w.pt"), str(tmp_path / "d"),
     ]  # fmt: skip
-    assert parse_export_command(["--checkpoint=~/r", "--output=~/m.onnx"]).output == tmp_path / "m.onnx"
-    search = parse_search_command(["--checkpoint=~/r", "--gallery=~/g", "--query=~/q", "--picture=~/p.png"])
-    assert (search.network.checkpoint, search.gallery, search.query, search.picture) == tuple(
+    assert ExportCommand.parse(["--checkpoint=~/r", "--output=~/m.onnx"]).output == tmp_path / "m.onnx"
+    search = SearchCommand.parse(["--checkpoint=~/r", "--gallery=~/g", "--query=~/q", "--picture=~/p.png"])
+    assert (search.checkpoint, search.gallery, search.query, search.picture) == tuple(
         tmp_path / name for name in ("r", "g", "q", "p.png")
     )
-    report = parse_report_command(["~/r", "--output=~/o"])
+    report = ReportCommand.parse(["~/r", "--output=~/o"])
     assert (report.run, report.output) == (tmp_path / "r", tmp_path / "o")
     assert parse("--output-dir=~/o").output.output_dir == str(tmp_path / "o")
 
 
 def test_evaluate_command_needs_something_to_evaluate() -> None:
     with pytest.raises(UserError, match="nothing to evaluate: give --checkpoint, or --arch and --weights"):
-        parse_evaluate_command(["--dataset", "market1501"])
+        EvaluateCommand.parse(["--dataset", "market1501"])
     with pytest.raises(UserError, match="unknown flag '--lr'"):
-        parse_evaluate_command(["--checkpoint", "x", "--lr", "1"])
-    command = parse_evaluate_command(["--checkpoint", "run", "--json", "--batch-size", "8"])
+        EvaluateCommand.parse(["--checkpoint", "x", "--lr", "1"])
+    command = EvaluateCommand.parse(["--checkpoint", "run", "--json", "--batch-size", "8"])
     assert (command.checkpoint, command.json, command.given) == (Path("run"), True, {"batch_size": 8})
 
 
 def test_help_names_every_flag_once_with_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse_train_command(["--help"])
+        TrainCommand.parse(["--help"])
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for name, option in OPTIONS.items():
         assert option.flag in text, name
         assert len(option.help) > 10
     assert "--lr NUMBER" in text and "default 0.1" in text and "default 0.6" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_each_of_its_flags_once(
+    command: type[Command], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command.parse(["--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: python -m {command.module} {command.usage}")
+    flags = [declared.flag or str(declared.metavar) for declared in options_of(command).values()]
+    flags += [OPTIONS[name].flag for name in command.shared]
+    assert [len(re.findall(rf"^  {flag}(?![-\w])", text, re.M)) for flag in flags] == [1] * len(flags)
 
 
 def test_choices_are_those_of_the_parts() -> None:
@@ -381,7 +335,7 @@ def test_choices_are_those_of_the_parts() -> None:
 def test_files_are_kept_by_their_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.yaml").write_text("dataset: folder\ndata_dir: crops\nweights: None\n")
-    config = parse_train_command(["--config", "a.yaml"]).config
+    config = TrainCommand.parse(["--config", "a.yaml"]).config
     assert (config.data.data_dir, config.model.weights) == (str(tmp_path / "crops"), None)
-    config = parse_train_command(["--dataset", "folder", "--data-dir", "~/x", "--weights", "imagenet"]).config
+    config = TrainCommand.parse(["--dataset", "folder", "--data-dir", "~/x", "--weights", "imagenet"]).config
     assert config.data.data_dir == str(Path.home() / "x") and config.model.weights == "imagenet"

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from snnet import evaluate as command
-from snnet.config.flags import parse_evaluate_command
+from snnet.config.commands import EvaluateCommand
 from snnet.config.options import config_from
 from snnet.errors import UserError
 from snnet.evaluate import evaluate
@@ -29,7 +29,7 @@ def run(
 
 
 def measure(*words: object) -> dict[str, Any]:
-    return evaluate(parse_evaluate_command([str(word) for word in words]))
+    return evaluate(EvaluateCommand.parse([str(word) for word in words]))
 
 
 RANKS = ("rank1", "rank5", "rank10", "mAP", "mINP", "queries", "queries_without_match", "average_precision")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from snnet import evaluate as command
-from snnet.config.flags import parse_evaluate_command
+from snnet.config.commands import EvaluateCommand
 from snnet.errors import UserError
 from snnet.evaluate import evaluate
 from snnet.retrieval import query_expansion, verification
@@ -97,8 +97,8 @@ def test_what_cannot_be_computed_is_named() -> None:
         expand_queries(one, one, 0)
     with pytest.raises(UserError, match="gallery must have rows of norm 1, row 0 has 2: query expansion"):
         expand_queries(one, 2 * one)
-    with pytest.raises(UserError, match="--query-expansion: must be a whole number >= 1, got '0'"):
-        parse_evaluate_command(["--checkpoint", "x", "--query-expansion", "0"])
+    with pytest.raises(UserError, match=r"^--query-expansion must be >= 1 and < 1000000000, got 0$"):
+        EvaluateCommand.parse(["--checkpoint", "x", "--query-expansion", "0"])
 
 
 def test_evaluate_reports_both(
@@ -111,9 +111,9 @@ def test_evaluate_reports_both(
         "--arch", "osnet_x0_25", "--weights", "none", "--dataset", "market1501", "--data-dir", str(tiny_market),
         "--height", "32", "--width", "16", "--device", "cpu", "--workers", "0", "--seed", "1",
     ]  # fmt: skip
-    plain = evaluate(parse_evaluate_command(words))
+    plain = evaluate(EvaluateCommand.parse(words))
     assert not {"expanded", "tpr_at_fpr"} & plain.keys()
-    found = evaluate(parse_evaluate_command([*words, "--query-expansion", "4", "--roc"]))
+    found = evaluate(EvaluateCommand.parse([*words, "--query-expansion", "4", "--roc"]))
     assert found["mAP"] == plain["mAP"] != found["expanded"]["mAP"]
     assert list(found["tpr_at_fpr"]) == ["0.0001", "0.001", "0.01"]
     capsys.readouterr()

@@ -12,8 +12,8 @@ import safetensors
 import torch
 
 from snnet import export as command
+from snnet.config.commands import ExportCommand
 from snnet.config.options import config_from
-from snnet.config.tool_flags import parse_export_command
 from snnet.errors import UserError
 from snnet.export import export
 from snnet.models import build_model
@@ -28,7 +28,7 @@ MODEL = ("--weights", "none", "--seed", 3, "--height", 32, "--width", 16)
 
 
 def exported(*words: object) -> list[str]:
-    return export(parse_export_command([str(word) for word in words]))
+    return export(ExportCommand.parse([str(word) for word in words]))
 
 
 @needs_onnx

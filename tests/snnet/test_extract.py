@@ -14,8 +14,8 @@ import safetensors.torch
 import torch
 
 from snnet import extract as command
+from snnet.config.commands import ExtractCommand
 from snnet.config.options import config_from
-from snnet.config.tool_flags import parse_extract_command
 from snnet.data import build_dataset
 from snnet.errors import UserError
 from snnet.extract import extract
@@ -37,7 +37,7 @@ def run(tiny_options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def extracted(*words: object) -> FeatureSet:
-    return extract(parse_extract_command([str(word) for word in words]))
+    return extract(ExtractCommand.parse([str(word) for word in words]))
 
 
 def test_a_checkpoints_features_with_names_identities_cameras_and_splits(
@@ -200,7 +200,10 @@ def test_what_cannot_be_done_is_said_before_the_work(run: Path, tmp_path: Path) 
         ((*checkpoint, "--output", tmp_path / "d.npz"), r"d.npz: is a folder"),
         (checkpoint, "nothing to write to: give --output"),
         (("--output", "f.npz"), "no network to use: give --checkpoint, or --arch and --weights"),
-        ((*checkpoint, "--output", "f.npz", "--split", "test"), "--split: invalid choice: 'test'"),
+        (
+            (*checkpoint, "--output", "f.npz", "--split", "test"),
+            "^--split: must be one of train, query, gallery, all, got 'test'$",
+        ),
         ((*checkpoint, "--output", tmp_path / "f.npz", "--arch", "resnet18"), "--arch resnet18 contradicts"),
         ((*checkpoint, "--output", "f.npz", "--config", "synthetic"), "--config cannot be given with"),
     ):

@@ -12,7 +12,7 @@ import torch
 
 import snnet_kernels as sk
 from snnet import label as command
-from snnet.config.tool_flags import parse_label_command
+from snnet.config.commands import LabelCommand
 from snnet.errors import UserError
 from snnet.label import label, label_table
 from snnet.retrieval import sparse_labels as module
@@ -25,7 +25,7 @@ N, D = 300, 24
 
 
 def labelled(*words: object) -> tuple[module.SparseLabels, np.ndarray | None]:
-    return label(parse_label_command([*map(str, words), "--device", "cpu"]))
+    return label(LabelCommand.parse([*map(str, words), "--device", "cpu"]))
 
 
 def dense(matrix: SparseMatrix) -> np.ndarray:
@@ -406,11 +406,15 @@ def test_classes_and_groups_that_cannot_be_had_are_named(
     save_features(tmp_path / "g.npz", FeatureSet(features.numpy()))
     output = ("--output", tmp_path / "y.npz")
     for words, message in (
-        (("f.npz", "--classes", "kmeans"), "--classes: invalid choice: 'kmeans'"),
+        (("f.npz", "--classes", "kmeans"), "^--classes: must be one of components, dbscan, got 'kmeans'$"),
         (("f.npz", "--eps", 0.5), "--eps is for --classes dbscan"),
         (("f.npz", "--classes", "components", "--min-samples", 3), "--min-samples is for --classes dbscan"),
-        (("f.npz", "--classes", "dbscan", "--eps", 1), "must be a number above 0 and below 1, got '1'"),
-        (("f.npz", "--classes", "dbscan", "--k1", 0), "must be a whole number >= 1, got '0'"),
+        (("f.npz", "--classes", "dbscan", "--eps", 1), "--eps must be > 0 and < 1, got 1.0"),
+        (("f.npz", "--classes", "dbscan", "--k1", 0), "^--k1 must be >= 1 and < 1000000000, got 0$"),
+        (
+            ("f.npz", "--classes", "dbscan", "--k2", 10**9),
+            "^--k2 must be >= 1 and < 1000000000, got 1000000000$",
+        ),
         (("f.npz", "--group-pattern", "("), "--group-pattern '\\(' is not a regular expression: "),
         (("f.npz", "--group-pattern", "^[1-9]+"), "finds no group in the name '0.jpg'"),
         (("g.npz", "--group-pattern", "."), "g.npz has no names of images for --group-pattern"),

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from snnet.config.flags import parse_train_command
-from snnet.config.tool_flags import parse_search_command
+from snnet.config.commands import SearchCommand, TrainCommand
 from snnet.errors import UserError
 from snnet.files.paths import cache_folder, expand_home
 
@@ -32,12 +31,12 @@ def test_without_a_home_nothing_is_called_tilde() -> None:
     with pytest.raises(UserError, match=message):
         expand_home("~/x")
     with pytest.raises(UserError, match=message):
-        parse_train_command(["--output-dir", "~/x"])
+        TrainCommand.parse(["--output-dir", "~/x"])
     with pytest.raises(UserError, match=r"^no folder to keep files in: set SNNET_CACHE to one, or HOME, "):
         cache_folder()
     with pytest.raises(UserError, match="set SNNET_CACHE"):
-        parse_search_command(SEARCH)
-    assert parse_search_command([*SEARCH, "--feature-cache", "none"]).feature_cache is None
+        SearchCommand.parse(SEARCH)
+    assert SearchCommand.parse([*SEARCH, "--feature-cache", "none"]).feature_cache is None
     assert [expand_home(path) for path in ("a/~", "~backup.npz", "/~/x")] == ["a/~", "~backup.npz", "/~/x"]
 
 
@@ -48,4 +47,4 @@ def test_with_a_home_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder() == Path("/home/somebody/.cache/snnet")
     monkeypatch.setenv("SNNET_CACHE", "~/kept")
     assert cache_folder() == Path("/home/somebody/kept")
-    assert parse_search_command(SEARCH).feature_cache == Path(os.environ["HOME"], "kept")
+    assert SearchCommand.parse(SEARCH).feature_cache == Path(os.environ["HOME"], "kept")

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from snnet.config.commands import ReportCommand
 from snnet.config.options import config_from
-from snnet.config.tool_flags import parse_report_command
 from snnet.errors import UserError
 from snnet.report import PAGE_FILE, PICTURES, report
 from snnet.reporting.curves import curves
@@ -50,7 +50,7 @@ def written(run: tuple[Path, dict[str, Any]]) -> tuple[Path, str]:
 
 
 def write(folder: Path, *flags: object) -> tuple[Path, str]:
-    path = report(parse_report_command([str(folder), "--device", "cpu", *map(str, flags)]))
+    path = report(ReportCommand.parse([str(folder), "--device", "cpu", *map(str, flags)]))
     assert path.name == PAGE_FILE
     return path.parent, path.read_text("utf-8")
 
@@ -202,7 +202,7 @@ def test_a_folder_that_is_no_run_and_damaged_files_are_named(
     with pytest.raises(UserError, match=r"no run there \(config.yaml is missing\)"):
         write(tmp_path)
     with pytest.raises(UserError, match="nothing to report: give the folder of a run"):
-        parse_report_command([])
+        ReportCommand.parse([])
     shutil.copy(run[0] / "config.yaml", tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 0, "loss": 1.0, "seconds": 1.0}\n{"epoch": 1, "lo')
     with pytest.raises(UserError, match=r"metrics.jsonl: line 2 is not the metrics of epoch 1"):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import snnet
-from snnet.config.tool_flags import parse_report_command
+from snnet.config.commands import ReportCommand
 from snnet.errors import UserError
 from snnet.report import PAGE_FILE, PICTURES, report
 from snnet.reporting.curves import curves
@@ -49,7 +49,7 @@ def shown(folder: Path) -> str:
 
 
 def write(folder: Path, *flags: object) -> Path:
-    return report(parse_report_command([str(folder), "--no-images", *map(str, flags)])).parent
+    return report(ReportCommand.parse([str(folder), "--no-images", *map(str, flags)])).parent
 
 
 @pytest.mark.parametrize(

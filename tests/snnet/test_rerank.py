@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from snnet.config.flags import parse_evaluate_command
+from snnet.config.commands import EvaluateCommand
 from snnet.config.options import config_from
 from snnet.errors import UserError
 from snnet.evaluate import evaluate
@@ -207,7 +207,7 @@ def test_train_and_evaluate_report_it_beside_the_plain_ranking(
 
     checkpoint = ["--checkpoint", str(tmp_path / "run"), "--device", "cpu"]
     found = evaluate(
-        parse_evaluate_command(checkpoint)
+        EvaluateCommand.parse(checkpoint)
     )  # re-ranking is part of the checkpoint's configuration
     assert found["reranked"] == results["reranked"]
-    assert "reranked" not in evaluate(parse_evaluate_command([*checkpoint, "--no-rerank"]))
+    assert "reranked" not in evaluate(EvaluateCommand.parse([*checkpoint, "--no-rerank"]))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from snnet import train as trainer
-from snnet.config.flags import parse_train_command
+from snnet.config.commands import TrainCommand
 from snnet.config.options import Config, config_from
 from snnet.errors import UserError
 from snnet.train import train
@@ -117,7 +117,7 @@ def test_a_killed_run_ends_as_one_left_alone(
     assert len(list(folder.glob(".snnet-*.tmp"))) == (moment == "write")
     assert json.loads((folder / "run.lock").read_text())["host"] == platform.node()
     assert not (folder / "results.json").exists()
-    command = parse_train_command(["--resume", str(folder), "--workers", "1"])
+    command = TrainCommand.parse(["--resume", str(folder), "--workers", "1"])
     train(command.config, resume=command.resume)
     assert builds == []  # lists go on from where they were
     assert_same(outcome(folder), outcome(whole))
@@ -135,7 +135,7 @@ def test_resuming_a_finished_run_changes_nothing(whole: Path, tmp_path: Path) ->
     folder = tmp_path / "moved"
     shutil.copytree(whole, folder)
     (folder / "results.json").unlink()
-    command = parse_train_command(["--resume", str(folder)])
+    command = TrainCommand.parse(["--resume", str(folder)])
     train(command.config, resume=command.resume)
     assert_same(outcome(folder), outcome(whole))
 
@@ -174,7 +174,7 @@ def test_lists_of_few_places_go_on_from_where_they_were(
     made = len(builds)
     stop(options, tmp_path / "stopped", 2)
     assert 0 < len(builds) - made <= made
-    train(parse_train_command(["--resume", str(tmp_path / "stopped")]).config, resume=tmp_path / "stopped")
+    train(TrainCommand.parse(["--resume", str(tmp_path / "stopped")]).config, resume=tmp_path / "stopped")
     assert len(builds) == 2 * made
     assert_same(outcome(tmp_path / "stopped"), outcome(tmp_path / "whole"))
     assert outcome(tmp_path / "whole")[0][2]["products"] > 0
@@ -186,7 +186,7 @@ def test_a_run_of_an_earlier_version_goes_on(
     stop(options, tmp_path, 2)
     without_lists(tmp_path)
     del builds[:]
-    train(parse_train_command(["--resume", str(tmp_path)]).config, resume=tmp_path)
+    train(TrainCommand.parse(["--resume", str(tmp_path)]).config, resume=tmp_path)
     assert [images for _, images in builds] == [48]
     assert "\ncache:" not in (tmp_path / "config.yaml").read_text()
     records, results, *_ = outcome(tmp_path)
@@ -208,7 +208,7 @@ def test_epochs_past_the_checkpoint_are_done_again(
     assert (tmp_path / "checkpoint.pt").exists() == (saved > 0)
     if saved:
         assert len(load_checkpoint(tmp_path)["metrics"]) == saved
-    train(parse_train_command(["--resume", str(tmp_path)]).config, resume=tmp_path)
+    train(TrainCommand.parse(["--resume", str(tmp_path)]).config, resume=tmp_path)
     assert_same(outcome(tmp_path), outcome(whole))
 
 
@@ -222,14 +222,14 @@ def test_a_run_that_does_not_fit_its_checkpoint_is_refused(
     with pytest.raises(
         UserError, match=r"config.yaml has delta 4.0, but the checkpoint was written with 5.0"
     ):
-        train(parse_train_command(["--resume", str(folder)]).config, resume=folder)
+        train(TrainCommand.parse(["--resume", str(folder)]).config, resume=folder)
     (folder / "config.yaml").write_text(text)
 
     data = tmp_path / "data"
     shutil.copytree(tiny_market, data)
     first = data / "bounding_box_train" / "0001_c1s1_000000_00.png"
     first.rename(first.with_name("0001_c1s1_000009_00.png"))
-    config = parse_train_command(["--resume", str(folder), "--data-dir", str(data)]).config
+    config = TrainCommand.parse(["--resume", str(folder), "--data-dir", str(data)]).config
     with pytest.raises(UserError, match="was written for other training images"):
         train(config, resume=folder)
     for path in (data / "bounding_box_train").glob("0001_*"):  # the memory has other shapes then, too
@@ -241,4 +241,4 @@ def test_a_run_that_does_not_fit_its_checkpoint_is_refused(
     state["head"] = {name: value[:40] for name, value in state["head"].items() if value.dim()}
     save_checkpoint(folder / "checkpoint.pt", **state)
     with pytest.raises(UserError, match="does not fit this exemplar and label memory"):
-        train(parse_train_command(["--resume", str(folder)]).config, resume=folder)
+        train(TrainCommand.parse(["--resume", str(folder)]).config, resume=folder)

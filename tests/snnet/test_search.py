@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from snnet import search as command
-from snnet.config.tool_flags import SearchCommand, parse_search_command
+from snnet.config.commands import SearchCommand
 from snnet.data import ImageSet, build_dataset
 from snnet.errors import UserError
 from snnet.reporting import pictures
@@ -47,13 +47,13 @@ def parsed(gallery: Path, tiny_market: Path, tmp_path: Path) -> Callable[..., Se
         given = [str(word) for word in words]
         for flag, value in defaults.items():
             given += [] if flag in given else [flag, str(value)]
-        return parse_search_command([*MODEL, *SIZE, *given])
+        return SearchCommand.parse([*MODEL, *SIZE, *given])
 
     return parse
 
 
 def features(command: SearchCommand, images: ImageSet) -> np.ndarray:
-    trained = load_trained_model(None, None, command.network.given)
+    trained = load_trained_model(None, None, command.given)
     return trained.features(decode(images, trained.config)).numpy()
 
 
@@ -265,21 +265,21 @@ def test_what_cannot_be_searched_is_named(
         (("--query", tmp_path / "gone.png"), r"--query .*gone.png: there is no such folder or image"),
         (("--query", tmp_path / "text.png"), r"cannot read image '.*text.png': not an image"),
         (("--picture", tmp_path / "m.jpg"), r"--picture .*m.jpg: the name must end in .png"),
-        (("--top-k", 0), "--top-k: must be a whole number >= 1, got '0'"),
+        (("--top-k", 0), "^--top-k must be >= 1 and < 1000000000, got 0$"),
         (("--checkpoint", tmp_path), "no checkpoint at"),
     ):
         with pytest.raises(UserError, match=message):
             search(parsed(*words))
     with pytest.raises(UserError, match="nothing to search: give --gallery DIR and --query"):
-        parse_search_command([*MODEL, "--gallery", str(gallery)])
+        SearchCommand.parse([*MODEL, "--gallery", str(gallery)])
     with pytest.raises(UserError, match="no network to use: give --checkpoint, or --arch and --weights"):
-        parse_search_command(["--gallery", str(gallery), "--query", str(gallery)])
+        SearchCommand.parse(["--gallery", str(gallery), "--query", str(gallery)])
 
 
 def test_a_cache_is_of_a_folder_and_of_weights(
     parsed: Callable[..., SearchCommand], gallery: Path, tmp_path: Path
 ) -> None:
-    trained = load_trained_model(None, None, parsed().network.given)
+    trained = load_trained_model(None, None, parsed().given)
     file = gallery_cache.cache_file(trained, gallery, tmp_path)
     (tmp_path / "link").symlink_to(gallery)
     assert gallery_cache.cache_file(trained, tmp_path / "link", tmp_path) == file

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from snnet import train as trainer
-from snnet.config.flags import load_yaml
 from snnet.config.options import config_from
+from snnet.config.resolve import load_yaml
 from snnet.errors import UserError
 from snnet.models import ReIDModel
 from snnet.train import set_schedule, train

@@ -364,6 +364,24 @@ def test_networks_are_told_by_names_and_shapes() -> None:
     assert (grouped.title, grouped.advice) == ("a wide or grouped ResNet", "this package has none")
     assert (ibn.title, ibn.arch) == ("a ResNet-IBN", None)
     assert recognised({"cls_token": torch.zeros(1)}).title == "a vision transformer"  # type: ignore[union-attr]
+    patches = torch.zeros(384, 3, 16, 16, device="meta")
+    parts = {f"part_token{i}": torch.zeros(1, 1, 384) for i in (1, 2, 3)}
+    for state, title, named in (
+        ({"patch_embed.proj.weight": patches}, "a vision transformer", "timm:vit_small_patch16_224"),
+        (
+            {"patch_embed.proj.weight": patches, **parts},
+            "a vision transformer with 3 part tokens",
+            "timm:vit_small_patch16_224,reg_tokens=3",
+        ),
+        (
+            {"patch_embed.projection.weight": patches[:96]}
+            | {f"stages.2.blocks.{i}.norm1.weight": patches[0] for i in range(6)},
+            "a Swin transformer",
+            "timm:swin_tiny_patch4_window7_224",
+        ),
+    ):
+        transformer = recognised(state)
+        assert transformer is not None and (transformer.title, transformer.arch) == (title, named)
     assert recognised({"a": torch.zeros(1)}) is None
 
 

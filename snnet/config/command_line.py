@@ -1,0 +1,126 @@
+"""What a command declares, and how its command line is read. Imports no torch.
+
+By argparse: of jsonargparse, tyro, simple-parsing and pydantic-settings none reports a wrong value on one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import MISSING, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from snnet.config.fields import FileName, Option, option, options_of, suggestion
+from snnet.config.options import GROUPS, OPTIONS, config_from, members
+from snnet.config.resolve import PRESETS, load_yaml
+from snnet.errors import UserError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A parsed command line.
+
+    A subclass is a command: its docstring is the beginning of its help, its fields that :func:`option` declares
+    are the flags that it alone has.
+    """
+
+    module: ClassVar[str]
+    usage: ClassVar[str] = "[flags]"
+    shared: ClassVar[tuple[str, ...]]  # the options of the configuration that are its flags too
+
+    quiet: bool = option(
+        False, "no progress bars and no lines about what is being done: results, warnings and errors only"
+    )
+    given: dict[str, Any] = field(default_factory=dict)  # the shared options that were given
+
+    @classmethod
+    def parse(cls, arguments: list[str]) -> Self:
+        """The command that ``arguments`` ask for, checked as far as that goes without opening its files.
+
+        Raises :class:`~snnet.errors.UserError`, and SystemExit after --help.
+        """
+        given = _parser(cls).parse(arguments)
+        own = {name: given.pop(name) for name in options_of(cls) if name in given}
+        for name, declared in options_of(cls).items():
+            if declared.lacking and own.get(name) is None:
+                raise UserError(declared.lacking)
+            declared.check_range(own.get(name))
+        return cls(**own, given=given).completed()
+
+    def completed(self) -> Self:
+        """The command with what follows from its flags. Raises where they contradict each other."""
+        config_from(self.given)
+        return self
+
+
+class _Parser(argparse.ArgumentParser):
+    """Whatever is wrong is one line, with what may have been meant."""
+
+    def parse(self, arguments: list[str]) -> dict[str, Any]:
+        """What was given, by the names of the fields."""
+        given, unknown = self.parse_known_args(arguments)
+        if unknown:
+            word = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
+            kind = "unknown flag" if word.startswith("-") else "unexpected argument"
+            meant = suggestion(word, self._option_string_actions)
+            raise UserError(f"{kind} '{word}'{meant} (--help lists the flags)")
+        return vars(given)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument "))
+
+
+def _parser(command: type[Command]) -> _Parser:
+    """The flags that the command has for itself, then those of the configuration in their groups."""
+    prog = f"python -m {command.module}"
+    parser = _Parser(
+        prog,
+        f"{prog} {command.usage}",
+        command.__doc__,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    for declared in options_of(command).values():
+        _add(parser, declared, _own_help(declared))
+    synthetic = load_yaml(PRESETS / "synthetic.yaml") if "dataset" in command.shared else {}
+    for group, cls in GROUPS.items():
+        names = [name for name in members(group) if name in command.shared]
+        section = parser.add_argument_group(group, cls.__doc__) if names else parser
+        for name in names:
+            _add(section, OPTIONS[name], _shared_help(OPTIONS[name], synthetic))
+    return parser
+
+
+def _own_help(declared: Option) -> str:
+    if declared.kind is bool or declared.default in (None, MISSING):
+        return declared.help
+    return f"{declared.help} (default {declared.default})"
+
+
+def _shared_help(declared: Option, preset: dict[str, Any]) -> str:
+    """With the default, and the value of the preset synthetic where that is another."""
+    text = f"{declared.help} (default {declared.text(declared.default)}"
+    value = preset.get(declared.name, declared.default)
+    return text + (")" if value == declared.default else f"; preset synthetic: {declared.text(value)})")
+
+
+def _add(section: argparse._ActionsContainer, declared: Option, text: str) -> None:
+    """Add one flag, or an argument without flag."""
+    words: dict[str, Any] = {"help": text.replace("%", "%%")}
+    if declared.kind is bool and declared.group:
+        words["action"] = argparse.BooleanOptionalAction
+    elif declared.kind is bool:
+        words["action"] = "store_false" if declared.default else "store_true"
+    else:
+        choices = [*declared.choices, *([f"{declared.prefix}NAME"] if declared.prefix else [])]
+        words["type"] = declared.read
+        words["metavar"] = declared.metavar or "|".join(choices) or _METAVARS.get(declared.kind, "TEXT")
+    if declared.flag:
+        section.add_argument(declared.flag, dest=declared.name, **words)
+    else:  # argparse would read its word for "absent" as a value
+        section.add_argument(declared.name, nargs="?", default=None, **words)
+
+
+_METAVARS = {int: "INT", float: "NUMBER", FileName: "PATH"}

@@ -1,0 +1,132 @@
+"""Where a configuration comes from: the defaults, a preset, the flags, the run to resume. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from snnet.config.fields import suggestion
+from snnet.config.options import GROUPS, OPTIONS, RETIRED, Config, config_from, flatten, members
+from snnet.errors import UserError
+from snnet.files.paths import expand_home
+from snnet.files.plain_yaml import load_plain_yaml
+from snnet.files.text import FileFault, shown
+
+PRESETS = Path(__file__).parent / "presets"
+CONFIG_FILE = "config.yaml"  # the resolved configuration in the folder of a run
+CHECKPOINT_FILE = "checkpoint.pt"  # here, because command lines are read before torch is imported
+RESUME_MAY_CHANGE = ("device", "workers", "data_dir")  # what may differ between the parts of a resumed run
+
+
+def resolve(preset: str | None, given: dict[str, Any]) -> Config:
+    """Defaults, then the preset (a packaged name or a YAML file), then the given flags."""
+    values = {**preset_values(preset), **given}
+    if values.get("data_dir") is not None and "dataset" not in values:
+        others = ", ".join(name for name in OPTIONS["dataset"].choices if name != "folder")
+        raise UserError(
+            f"--data-dir {values['data_dir']} needs --dataset: folder (any tree of crops), or one of {others}"
+        )
+    return config_from(_with_whole_paths(values))
+
+
+def resumed(run: Path, given: dict[str, Any]) -> Config:
+    """The configuration that the run in the folder ``run`` began with, and the flags that may change it."""
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"--resume {run}: no run there ({CONFIG_FILE} is missing)")
+    values = load_yaml(path)
+    if "output_dir" in given and Path(given["output_dir"]).resolve() != run.resolve():
+        raise UserError(f"--output-dir cannot be given with --resume: the run continues in {run}")
+    given = _with_whole_paths(given)
+    for name, value in given.items():
+        was = values.get(name, OPTIONS[name].default)
+        if name not in (*RESUME_MAY_CHANGE, "output_dir") and value != was:
+            raise UserError(f"{OPTIONS[name].flag} {value} contradicts the run in {run}, which has {was}")
+    return config_from({**values, **given, "output_dir": str(run)})
+
+
+def run_of(path: Path) -> Path:
+    """The folder of the run that --resume names by its folder or its checkpoint."""
+    if path.name == CHECKPOINT_FILE and not path.is_dir():
+        return path.parent
+    if path.is_file():
+        raise UserError(f"--resume {path}: must be the folder of a run, or its {CHECKPOINT_FILE}")
+    return path
+
+
+def default_preset(given: dict[str, Any]) -> str | None:
+    """The preset of a command line without --config; a folder alone does not say which dataset is in it."""
+    unnamed = None if given.get("data_dir") is not None else OPTIONS["dataset"].default
+    return "synthetic" if given.get("dataset", unnamed) == "synthetic" else None
+
+
+def preset_names() -> list[str]:
+    """The packaged presets."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def preset_values(preset: str | None) -> dict[str, Any]:
+    """The values of a packaged preset or a YAML file, by flat name."""
+    names = preset_names()
+    if preset is None:
+        return {}
+    if preset in names:
+        return load_yaml(PRESETS / f"{preset}.yaml")
+    if preset.endswith((".yaml", ".yml")):
+        return load_yaml(Path(expand_home(preset)))
+    raise UserError(
+        f"unknown preset '{preset}'{suggestion(preset, names)}; presets: {', '.join(names)}; or a .yaml file"
+    )
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A flat mapping of flag names to values, each key and type checked.
+
+    Raises :class:`~snnet.errors.UserError` naming the file and the key.
+    """
+    try:
+        values = load_plain_yaml(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except FileFault as error:
+        raise UserError(f"{path} {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold lines 'flag_name: value', got a {type(values).__name__}")
+    return checked_values(values, str(path))
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as a preset, all but ``output_dir``: the file lies in that folder, which may move."""
+    values = flatten(config)
+    lines = []
+    for group in GROUPS:
+        lines.append(f"# {group}\n")
+        written = {name: values[name] for name in members(group, but=("output_dir",))}
+        lines.append(yaml.safe_dump(written, sort_keys=False, allow_unicode=True))
+    return "".join(lines)
+
+
+def checked_values(values: dict[Any, Any], source: str) -> dict[str, Any]:
+    """The mapping, each key known and each value of its option's type; ``source`` is named in errors."""
+    for key in values:
+        if key not in OPTIONS and key not in RETIRED:
+            raise UserError(f"{source}: unknown key '{shown(key)}'{suggestion(shown(key), OPTIONS)}")
+    return {
+        key: OPTIONS[key].checked(value, f"{source}: {key}")
+        for key, value in values.items()
+        if key in OPTIONS
+    }
+
+
+def _with_whole_paths(values: dict[str, Any]) -> dict[str, Any]:
+    """Files and folders by their whole path: a run may be resumed or evaluated from another folder."""
+    whole = {
+        name: str(Path(value).absolute())
+        for name in ("data_dir", "weights")
+        if (value := values.get(name)) is not None and not (name == "weights" and value == "imagenet")
+    }
+    return {**values, **whole}
