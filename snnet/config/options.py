@@ -96,6 +96,11 @@ class TrainingConfig:
     lr_step_epoch: int = option(30, "divide the learning rate by 10 from this epoch on; 0: never", at_least=0)
     momentum: float = option(0.9, "Nesterov momentum of SGD", at_least=0, below=1)
     weight_decay: float = option(5e-4, "weight decay of SGD", at_least=0)
+    bn_groups: int = option(
+        1,
+        "equal parts of a batch that batch normalisation takes apart, as that many processes with a part each would",
+        at_least=1,
+    )
 
 
 @dataclass(frozen=True)
