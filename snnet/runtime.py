@@ -141,7 +141,9 @@ def prepare(config: RuntimeConfig) -> Placement:
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
-    if device.type == "cuda":
+    if (
+        device.type == "cuda" and device.index is not None
+    ):  # torch takes no other; without one it is the current device
         torch.cuda.set_device(device)
     return Placement(device, config.amp, channels_last(config, device))
 

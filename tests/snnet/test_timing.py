@@ -86,3 +86,16 @@ def test_each_start_of_a_run_is_on_record(tmp_path: Path) -> None:
     assert starts[0] == {"first_epoch": 0, **json.loads(json.dumps(here))}
     (tmp_path / "environment.json").write_text('{"damaged": ')
     assert read_starts(tmp_path / "environment.json") == []
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("auto", []), ("cuda", []), ("cuda:0", [0]), ("cuda:1", [1])])
+def test_a_gpu_without_a_number_is_the_current_one(
+    name: str, chosen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.cuda.set_device takes no device without a number."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", (set_to := []).append)
+    device = prepare(RuntimeConfig(device=name)).device
+    assert (device.type, device.index) == ("cuda", chosen[0] if chosen else None)
+    assert set_to == chosen
