@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import os
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -73,7 +74,12 @@ def answer_early(parse: Callable[[list[str]], object]) -> None:
                 raise
             raise UserError(str(error)) from error
 
-    run_command(main)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        run_command(main)
+        return
+    # The first process of this machine says the same.
+    with open(os.devnull, "w") as to, contextlib.redirect_stdout(to), contextlib.redirect_stderr(to):
+        run_command(main)
 
 
 def parse_train_command(arguments: list[str]) -> TrainCommand:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from snnet.errors import UserError
+from snnet.errors import ProcessesEnded, UserError
 from snnet.system.terminal import OutputLost, close_streams, complain, escape_what_cannot_be_encoded
 
 READER_GONE = 141  # the exit status of a command that SIGPIPE ended
@@ -38,6 +38,8 @@ def run_command(main: Callable[[], None]) -> None:
         if not str(error).startswith("SNNET_BACKEND="):
             raise
         _exit(2, f"error: {error}")
+    except ProcessesEnded as error:
+        _exit(1, str(error))
     except OutputLost as error:
         if error.reader_gone:
             _exit(READER_GONE)
