@@ -9,3 +9,7 @@ class UserError(Exception):
     The message is one line that names it, says what came and what is needed. Commands print it as
     ``error: ...`` and exit with status 2; a program that calls the functions catches it like any exception.
     """
+
+
+class ProcessesEnded(Exception):
+    """Another one of the processes that run a command together has ended, with an error that it told itself."""

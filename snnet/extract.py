@@ -17,7 +17,7 @@ if __name__ == "__main__":
     answer_early(ExtractCommand.parse)
 
 import os
-from typing import Any, get_args
+from typing import Any, get_args, overload
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from snnet.retrieval.feature_files import SUFFIXES, FeatureSet, save_features
 from snnet.retrieval.features import decode
 from snnet.retrieval.trained import TrainedModel, load_trained_model
 from snnet.runtime import show_warnings_as_lines
+from snnet.system.processes import ALONE, Processes, several_processes
 from snnet.system.progress import say, set_quiet
 from snnet.system.terminal import tell
 
@@ -36,27 +37,43 @@ def main() -> None:
     show_warnings_as_lines()
     command = ExtractCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
-    content = extract(command)
+    with several_processes() as processes:
+        content = extract(command, processes)
+    if content is None:
+        return
     images, dimensions = content.features.shape
     tell(f"{command.output}: {images:,} features of {dimensions} dimensions")
 
 
-def extract(command: ExtractCommand) -> FeatureSet:
+@overload
+def extract(command: ExtractCommand) -> FeatureSet: ...
+@overload
+def extract(command: ExtractCommand, processes: Processes) -> FeatureSet | None: ...
+def extract(command: ExtractCommand, processes: Processes = ALONE) -> FeatureSet | None:
     """Write the features that ``command`` asks for, and return them.
+
+    Each of several ``processes`` extracts its share; rank 0 writes and returns them, the others return None.
 
     Raises :class:`~snnet.errors.UserError` for a checkpoint, weights, data or an output file that cannot be
     used; whatever goes wrong, no half-written file is left.
     """
-    check_output(command.output, SUFFIXES)
+    if processes.is_first:
+        check_output(command.output, SUFFIXES)
     trained = load_trained_model(command.checkpoint, command.preset, command.given)
+    processes.check_device(trained.placement.device)
     data = trained.config.data
-    dataset = build_dataset(data.dataset, data.data_dir, name_pattern=data.name_pattern)
+    dataset = processes.first_ahead(
+        lambda: build_dataset(data.dataset, data.data_dir, name_pattern=data.name_pattern)
+    )
     say(*dataset.summary().split("\n"))
     folder = _folder(dataset, data.data_dir if data.dataset == "folder" else None)
-    parts = [
-        _split_features(trained, images, name, folder)
-        for name, images in _chosen(dataset, command.split).items()
-    ]
+    parts: list[FeatureSet] = []
+    for name, images in _chosen(dataset, command.split).items():
+        share = np.array(processes.share(len(images), data.batch_size), dtype=np.int64)
+        found = processes.gathered(_split_features(trained, images.select(share), name, folder))
+        parts += found or []
+    if not processes.is_first:
+        return None
     content = _joined(parts, metadata={"dataset": data.dataset, **trained.description()})
     save_features(command.output, content)
     return content
@@ -73,6 +90,16 @@ def _chosen(dataset: ReIDDataset, split: str) -> dict[str, ImageSet]:
 
 
 def _split_features(trained: TrainedModel, images: ImageSet, split: str, folder: str) -> FeatureSet:
+    if not len(images):
+        none = np.zeros(0, np.int64)
+        empty = np.zeros((0, trained.model.feature_dim), np.float32)
+        return FeatureSet(
+            empty,
+            (),
+            images.pids if images.pids is None else none,
+            images.cams if images.cams is None else none,
+            (),
+        )
     decoded = decode(images, trained.config)
     features = trained.features(decoded)
     kept = decoded.images

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from snnet.config.options import RuntimeConfig
 from snnet.errors import UserError
 from snnet.system.cpus import available_cpus
-from snnet.system.terminal import printable
+from snnet.system.terminal import printable, speaker
 from snnet_kernels import backend_info
 from snnet_kernels.backends import instruction_set, servers
 from snnet_kernels.version import __version__
@@ -84,7 +84,7 @@ def choose_device(name: str) -> torch.device:
 
 def show_warnings_as_lines() -> None:
     """Print a warning as one line, without the source line that caused it."""
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {printable(message)}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"{speaker()}warning: {printable(message)}\n"
 
 
 def kernels_line(device: torch.device) -> str:

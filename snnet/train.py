@@ -35,6 +35,7 @@ from snnet.files.outputs import write_text
 from snnet.files.paths import expand_home
 from snnet.files.text import shown
 from snnet.models import ReIDModel, build_model
+from snnet.models.grouped_norm import group_batch_norms
 from snnet.retrieval.features import (
     RetrievalSet,
     decode,
@@ -92,6 +93,7 @@ def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
 
 
 def _train(config: Config, folder: Path, resumed: bool) -> dict[str, Any]:
+    check_batch(config)
     warn_of_no_labels(config)
     checkpoint = _checkpoint_to_resume(config, folder) if resumed else None
     placement = prepare(config.runtime)
@@ -105,6 +107,7 @@ def _train(config: Config, folder: Path, resumed: bool) -> dict[str, Any]:
         height=config.data.height,
         width=config.data.width,
     )
+    group_batch_norms(model, config.training.bn_groups)
     data = load_data(dataset, config, placement)
     learner = build_learner(config, model, data, placement)
     config = with_choices_made(config, placement)
@@ -247,6 +250,13 @@ def build_learner(config: Config, model: ReIDModel, data: Data, placement: Place
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return Learner(model, head, optimizer, image_fingerprint(data.images.images.paths))
+
+
+def check_batch(config: Config) -> None:
+    """Raise :class:`~snnet.errors.UserError` unless batch normalisation can cut a batch into its groups."""
+    batch, groups = config.data.batch_size, config.training.bn_groups
+    if batch % groups != 0 or batch < 2 * groups:
+        raise UserError(f"--bn-groups {groups} must cut --batch-size {batch} into equal parts of 2 or more")
 
 
 def warn_of_no_labels(config: Config) -> None:

@@ -89,6 +89,11 @@ class TrainingConfig:
     lr_step_epoch: int = option(30, "divide the learning rate by 10 from this epoch on; 0: never", ">= 0")
     momentum: float = option(0.9, "Nesterov momentum of SGD", ">= 0 and < 1")
     weight_decay: float = option(5e-4, "weight decay of SGD", ">= 0")
+    bn_groups: int = option(
+        1,
+        "equal parts of a batch that batch normalisation takes apart, as that many processes with a part each would",
+        ">= 1",
+    )
 
 
 @dataclass(frozen=True)

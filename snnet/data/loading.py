@@ -87,6 +87,8 @@ def training_loader(
     seed: int,
     camstyle: bool = False,
     pin_memory: bool = False,
+    part: int = 0,
+    parts: int = 1,
 ) -> TrainingLoader:
     """Shuffled, augmented batches, the last incomplete one dropped.
 
@@ -104,21 +106,30 @@ def training_loader(
         camstyle: swap each image for one of its CamStyle files (where it has any), chosen at random; their
             files are read when they are used.
         pin_memory: put the batches in page-locked memory, for copying to a GPU.
+        part, parts: yield the ``part``-th of as many equal, consecutive parts of each batch, for one of several
+            processes: put together in order they are the batches of one.
 
     Raises:
-        UserError: a number is out of range, there are fewer images than one batch holds, or ``camstyle`` is asked
-            of images without styles; while iterating, an image that can no longer be read.
+        UserError: a number is out of range, there are fewer images than one batch holds, a batch has no such parts, or
+            ``camstyle`` is asked of images without styles; while iterating, an image that can no longer be read.
     """
     _check_numbers(height, width, batch_size, workers)
     if len(decoded) < batch_size:
         raise UserError(
             f"{len(decoded)} training images are fewer than one batch of {batch_size}: lower --batch-size"
         )
+    if batch_size % positive(parts, "parts") != 0:
+        raise UserError(
+            f"--batch-size {batch_size} is shared by {parts} processes: it must be a multiple of {parts}"
+        )
+    if not 0 <= part < parts:
+        raise UserError(f"part must be from 0 to {parts - 1}, not {part}")
     if seed < 0:
         raise UserError(f"seed must be >= 0, not {seed}")
     if camstyle and decoded.images.styles is None:
         raise UserError("CamStyle is on, but the training images were read without their styles")
-    permutation = _EpochPermutation(len(decoded), batch_size, seed)
+    share = batch_size // parts
+    permutation = _EpochPermutation(len(decoded), batch_size, seed, slice(part * share, (part + 1) * share))
     batches = _TrainingBatches(decoded, height, width, seed, camstyle)
     return TrainingLoader(_data_loader(batches, permutation, workers, pin_memory), permutation)
 
@@ -240,12 +251,13 @@ def _one_thread() -> Iterator[None]:
 
 
 class _EpochPermutation(Sampler[tuple[int, np.ndarray]]):
-    """Yields (epoch, index int64 [batch_size]) for each whole batch of the epoch's permutation."""
+    """Yields (epoch, index int64 [b]) for each whole batch of the epoch's permutation: ``taken`` of its images."""
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+    def __init__(self, count: int, batch_size: int, seed: int, taken: slice) -> None:
         self.count = count
         self.batch_size = batch_size
         self.seed = seed
+        self.taken = taken
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -254,7 +266,7 @@ class _EpochPermutation(Sampler[tuple[int, np.ndarray]]):
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         order = np.random.default_rng([PERMUTATION, self.seed, self.epoch]).permutation(self.count)
         for batch in range(len(self)):
-            yield self.epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield self.epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size][self.taken]
 
 
 class _TrainingBatches(Dataset[Any]):

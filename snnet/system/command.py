@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from snnet.errors import UserError
+from snnet.errors import ProcessesEnded, UserError
 from snnet.system.terminal import (
     OutputLost,
     close_streams,
@@ -36,7 +37,12 @@ def answer_early(parse: Callable[[list[str]], object]) -> None:
                 raise
             raise UserError(str(error)) from error
 
-    run_command(main)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        run_command(main)
+        return
+    # The first process of this machine says the same.
+    with open(os.devnull, "w") as to, contextlib.redirect_stdout(to), contextlib.redirect_stderr(to):
+        run_command(main)
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -64,6 +70,8 @@ def run_command(main: Callable[[], None]) -> None:
         if not str(error).startswith("SNNET_BACKEND="):
             raise
         _exit(2, f"error: {error}")
+    except ProcessesEnded as error:
+        _exit(1, str(error))
     except OutputLost as error:
         if error.reader_gone:
             _exit(READER_GONE)

@@ -10,6 +10,7 @@ import unicodedata
 from typing import TextIO
 
 _lost = False  # whether lines for stdout were lost
+_rank: int | None = None  # of this process among several
 
 
 class OutputLost(Exception):
@@ -30,6 +31,20 @@ def printable(text: object) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else ascii(c)[1:-1] for c in text)
+
+
+def speak_as(rank: int | None) -> None:
+    """Let this process be one of several: rank 0 alone tells and answers, the others name their rank in errors.
+
+    None: let it be the only one.
+    """
+    global _rank
+    _rank = rank
+
+
+def speaker() -> str:
+    """What errors and warnings of this process begin with."""
+    return f"rank {_rank}: " if _rank else ""
 
 
 def tell(*lines: object) -> None:
@@ -57,7 +72,7 @@ def answer(*lines: object) -> None:
 def complain(line: object) -> None:
     """Print an error or a warning on stderr, through :func:`printable`; where that is gone there is nobody to tell."""
     with contextlib.suppress(OSError):
-        print(printable(line), file=sys.stderr, flush=True)
+        print(printable(f"{speaker()}{line}"), file=sys.stderr, flush=True)
 
 
 def open_streams() -> None:
@@ -94,7 +109,8 @@ def close_streams() -> None:
 
 
 def _print(lines: tuple[object, ...]) -> None:
-    print("\n".join(map(printable, lines)), flush=True)
+    if not _rank:
+        print("\n".join(map(printable, lines)), flush=True)
 
 
 def _drain(stream: TextIO) -> OSError | None:

@@ -275,6 +275,33 @@ def test_sizes_that_no_loader_can_have_are_named(decoded: DecodedImages, load: C
         load(decoded, **{**sizes, "workers": -1})
 
 
+@pytest.mark.parametrize(("batch_size", "parts"), [(6, 2), (6, 3), (3, 3), (7, 1)])
+def test_parts_of_several_processes_are_the_batches_of_one(
+    decoded: DecodedImages, batch_size: int, parts: int
+) -> None:
+    for epoch in (0, 1):
+        shares = [
+            load(decoded, epoch, batch_size=batch_size, part=part, parts=parts) for part in range(parts)
+        ]
+        together = [
+            tuple(torch.cat([batch[k] for batch in batches]) for k in (0, 1))
+            for batches in zip(*shares, strict=True)
+        ]
+        assert [len(index) for _, index in shares[0]] == [batch_size // parts] * (7 // batch_size)
+        assert equal(together, load(decoded, epoch, batch_size=batch_size))  # type: ignore[arg-type]
+
+
+def test_a_batch_that_processes_cannot_share_is_an_error(decoded: DecodedImages) -> None:
+    with pytest.raises(
+        UserError, match=r"^--batch-size 3 is shared by 2 processes: it must be a multiple of 2$"
+    ):
+        load(decoded, parts=2)
+    with pytest.raises(UserError, match=r"^part must be from 0 to 2, not 3$"):
+        load(decoded, part=3, parts=3)
+    with pytest.raises(UserError, match=r"^parts must be an integer of at least 1, got 0$"):
+        load(decoded, parts=0)
+
+
 def test_without_set_epoch_the_epoch_is_the_same(decoded: DecodedImages) -> None:
     loader = training_loader(decoded, height=24, width=12, batch_size=3, workers=0, seed=4)
     assert equal(list(loader), list(loader)) and equal(list(loader), load(decoded, 0))

@@ -18,6 +18,7 @@ from snnet.config.options import config_from
 from snnet.config.resolve import load_yaml
 from snnet.errors import UserError
 from snnet.models import ReIDModel
+from snnet.retrieval.trained import load_trained_model
 from snnet.train import set_schedule, train
 from snnet.training.checkpoint import load_checkpoint
 from snnet.training.divergence import LossWatch, check_weights
@@ -300,3 +301,30 @@ def test_command_prints_one_line_and_exits_with_2(tiny_options: dict[str, Any], 
         answer = python("-m", f"snnet.{command}", *words, environment=environment(), folder=tmp_path)
         assert (answer.returncode, answer.stderr.strip()) == (2, message)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_of_a_batch_are_normalised_apart(
+    run: tuple[Path, dict[str, Any]], tiny_options: dict[str, Any], tmp_path: Path
+) -> None:
+    options = {**tiny_options, "epochs": 1, "bn_groups": 2, "output_dir": str(tmp_path / "run")}
+    with pytest.warns(UserWarning, match="no label is ever predicted"):
+        train(config_from(options))
+    assert load_checkpoint(tmp_path / "run")["config"]["bn_groups"] == 2
+    assert load_checkpoint(tmp_path / "run")["model"].keys() == load_checkpoint(run[0])["model"].keys()
+    assert lines(tmp_path / "run")[0]["loss"] != pytest.approx(lines(run[0])[0]["loss"], rel=1e-4)
+    # What trains in parts is used with any batch.
+    trained = load_trained_model(tmp_path / "run", None, {"batch_size": 3, "device": "cpu"})
+    assert (trained.config.data.batch_size, trained.config.training.bn_groups) == (3, 2)
+
+
+@pytest.mark.parametrize(("batch_size", "groups"), [(16, 3), (16, 16), (6, 4)])
+def test_groups_that_do_not_cut_a_batch_are_refused_before_anything_is_made(
+    batch_size: int, groups: int, tiny_options: dict[str, Any], tmp_path: Path
+) -> None:
+    options = {**tiny_options, "batch_size": batch_size, "bn_groups": groups}
+    with pytest.raises(
+        UserError,
+        match=rf"^--bn-groups {groups} must cut --batch-size {batch_size} into equal parts of 2 or more$",
+    ):
+        train(config_from({**options, "output_dir": str(tmp_path / "run")}))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,129 @@
+"""Several processes of one command, as ``torchrun`` starts them: which one this is, and how they meet.
+
+Without torchrun there is one process, and nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from snnet.errors import ProcessesEnded, UserError
+from snnet.system.progress import set_quiet
+from snnet.system.terminal import speak_as
+
+PATIENCE = timedelta(days=1)  # of who waits while others work; the end of a process is noticed at once
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process, of rank 0 to ``count`` - 1, ``local_rank`` of its machine."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that prints and writes."""
+        return self.rank == 0
+
+    def share(self, items: int, block: int) -> range:
+        """The consecutive items that this process works on: whole blocks of ``block`` items, as evenly as they go."""
+        blocks = -(-items // block)
+        first, last = (blocks * rank // self.count * block for rank in (self.rank, self.rank + 1))
+        return range(min(first, items), min(last, items))
+
+    def check_device(self, device: torch.device) -> None:
+        """Raise :class:`~snnet.errors.UserError` where several processes would share a GPU."""
+        if self.count == 1 or device.type != "cuda":
+            return
+        if device.index is not None:
+            raise UserError(
+                f"--device {device} is one GPU for {self.count} processes: with cuda each has its own"
+            )
+        if self.local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"process {self.local_rank + 1} of this machine has no GPU: torch sees "
+                f"{torch.cuda.device_count()}"
+            )
+
+    def first_ahead(self, work: Callable[[], Result]) -> Result:
+        """``work()`` in rank 0, and then, when that has made what is made on first use, in the others."""
+        if self.count > 1 and not self.is_first:
+            dist.barrier()
+        result = work()
+        if self.count > 1 and self.is_first:
+            dist.barrier()
+        return result
+
+    def gathered(self, value: Any) -> list[Any] | None:
+        """In rank 0 the values of all processes, in order; None in the others."""
+        if self.count == 1:
+            return [value]
+        values = [None] * self.count if self.is_first else None
+        dist.gather_object(value, values)
+        return values
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def several_processes() -> Iterator[Processes]:
+    """This process among those that torchrun started; behind the block all have come to its end.
+
+    Rank 0 alone prints lines and bars; the others' errors and warnings begin with their rank, and an error that many
+    have is told by one. Raises :class:`~snnet.errors.ProcessesEnded` where another one has ended before.
+    """
+    found = _found()
+    if found.count == 1:
+        yield found
+        return
+    speak_as(found.rank)
+    if not found.is_first:
+        set_quiet(True)
+    if found.local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(found.local_rank)  # which is what "cuda" then means
+    try:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+        yield found
+        dist.barrier()
+        dist.destroy_process_group()
+    except UserError as error:
+        if not _is_first_to_tell(error):
+            raise SystemExit(2) from None
+        raise
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise ProcessesEnded("another process of this command has ended, and so does this one") from None
+
+
+def _found() -> Processes:
+    """What torchrun says in the environment."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if not all(os.environ.get(name, "").isdecimal() for name in names):
+        return Processes()
+    return Processes(*(int(os.environ[name]) for name in names))
+
+
+def _is_first_to_tell(error: UserError) -> bool:
+    """Whether no other process has told the same; where they cannot be asked, it is told twice."""
+    if not dist.is_initialized():
+        return True
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return int(store.add(f"snnet/error/{zlib.crc32(str(error).encode(errors='replace'))}", 1)) == 1
+    except RuntimeError:
+        return True
