@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,10 @@ from . import ops
 from .derived import Source
 from .fixed_type import FixedTypeModule
 from .memory_lists import SAVED, MemoryLists
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from typing_extensions import Self
 
 FLOOR = 0.3  # of the lists: the similarities that the usual threshold, 0.6, reads are mostly above it
 
@@ -31,13 +35,23 @@ class ExemplarMemory(FixedTypeModule):
             where a row has some tens of candidates. 0: no lists, products are made as they are needed.
         floor: lists start from here: below the threshold of the labels, and better too low than too high.
             The same labels with any; lower ones fill the lists with what is hardly read.
+        process_group: divide the rows over these processes, see
+            :class:`.distributed.memory.ShardedExemplarMemory`; None: all of them are here.
 
-    Buffer: ``features`` float32 [n, d]. ``lists`` is a :class:`.MemoryLists`, or None with ``neighbors=0``: built when
-    it is first needed, and saved by ``state_dict()`` from then on. Once built its tensors stay where they are, so that
-    a captured CUDA graph may go on using them, until :meth:`drop_lists_` or a move to another device.
+    Buffer: ``features`` float32 [n, d]; ``own_rows`` is range(n). ``lists`` is a :class:`.MemoryLists`, or None with
+    ``neighbors=0``: built when it is first needed, and saved by ``state_dict()`` from then on. Once built its tensors
+    stay where they are, so that a captured CUDA graph may go on using them, until :meth:`drop_lists_` or a move to
+    another device.
     """
 
     features: Tensor
+
+    def __new__(cls, *args: Any, process_group: ProcessGroup | None = None, **kwargs: Any) -> Self:
+        if process_group is None or cls is not ExemplarMemory:
+            return super().__new__(cls)
+        from .distributed.memory import ShardedExemplarMemory  # which is made of this class
+
+        return super().__new__(ShardedExemplarMemory)  # type: ignore[return-value]
 
     def __init__(
         self,
@@ -47,19 +61,28 @@ class ExemplarMemory(FixedTypeModule):
         neighbors: int = 256,
         floor: float = FLOOR,
         device: torch.device | str | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.num_instances = ops.checks.check_count("num_instances", num_instances)
         self.feature_dim = ops.checks.check_count("feature_dim", feature_dim)
         neighbors = ops.checks.check_count("neighbors", neighbors, lowest=0)
         floor = ops.checks.check_finite("floor", floor)
+        self.own_rows = self._join(process_group)
         with torch.inference_mode(False):
-            features = torch.zeros(self.num_instances, self.feature_dim, dtype=torch.float32, device=device)
+            features = torch.zeros(len(self.own_rows), self.feature_dim, dtype=torch.float32, device=device)
         self.register_buffer("features", features)
-        self.lists = MemoryLists(neighbors, floor) if neighbors else None
+        self.lists = self._empty_lists(neighbors, floor)
         self._source = Source()  # the features as they are known
         self._changes = 0  # of the features, as far as they are known
         self._lists_follow = False  # they are those of the features as they are known
+
+    def _join(self, process_group: ProcessGroup | None) -> range:
+        """The rows that are kept here."""
+        return range(self.num_instances)
+
+    def _empty_lists(self, neighbors: int, floor: float) -> MemoryLists | None:
+        return MemoryLists(neighbors, floor) if neighbors else None
 
     @property
     def version(self) -> int:
@@ -237,7 +260,7 @@ class ExemplarMemory(FixedTypeModule):
         if self.lists is None or self.lists.tables is None:
             return
         on_cpu = self.features.device.type == "cpu"
-        self._notice(torch.arange(self.num_instances, device="cpu") if on_cpu else None)
+        self._notice(torch.arange(len(self.features), device="cpu") if on_cpu else None)
         if self._lists_follow:
             self.lists.save_(destination, f"{prefix}lists.", self.features)
 

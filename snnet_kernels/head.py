@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from .label_loss import MutualLabelLoss
 from .label_memory import PseudoLabelMemory
 from .layout import identity_labels
 from .tracing import has_values
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from typing_extensions import Self
 
 MOST_SIMILARITY = 2**30  # bytes of s that are kept from the forward pass to the update
 BELOW_THRESHOLD = 0.3  # where lists start: ranks are counted from the similarity of a candidate and an anchor
@@ -56,9 +60,18 @@ class SNNetHead(FixedTypeModule):
         label_source: ``"memory"`` predicts labels from the memory's rows S[index], ``"feature"`` from the live s.
         neighbors: places of the neighbour lists, see :class:`ExemplarMemory`; 0 keeps none.
         label_storage: see :class:`PseudoLabelMemory`.
+        process_group: divide memories and work over these processes, see
+            :class:`.distributed.head.ShardedHead`; None: all of it is here.
     """
 
     _momentum: Tensor
+
+    def __new__(cls, *args: Any, process_group: ProcessGroup | None = None, **kwargs: Any) -> Self:
+        if process_group is None or cls is not SNNetHead:
+            return super().__new__(cls)
+        from .distributed.head import ShardedHead  # which is made of this class
+
+        return super().__new__(ShardedHead)  # type: ignore[return-value]
 
     def __init__(
         self,
@@ -75,6 +88,7 @@ class SNNetHead(FixedTypeModule):
         neighbors: int = 256,
         label_storage: str = "auto",
         device: torch.device | str | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         threshold, min_rank = checks.check_prediction_options(threshold, min_rank)
@@ -88,10 +102,17 @@ class SNNetHead(FixedTypeModule):
         self.min_rank = min_rank
         self.label_source = label_source
         self.memory = ExemplarMemory(
-            num_instances, feature_dim, neighbors=neighbors, floor=threshold - BELOW_THRESHOLD, device=device
+            num_instances,
+            feature_dim,
+            neighbors=neighbors,
+            floor=threshold - BELOW_THRESHOLD,
+            device=device,
+            process_group=process_group,
         )
         self.num_instances, self.feature_dim = self.memory.num_instances, self.memory.feature_dim
-        self.pseudo_labels = PseudoLabelMemory(num_instances, storage=label_storage, device=device)
+        self.pseudo_labels = PseudoLabelMemory(
+            num_instances, storage=label_storage, device=device, process_group=process_group
+        )
         self.loss = MutualLabelLoss(
             weights, kind=loss_kind, delta=delta, hard_negative_ratio=hard_negative_ratio
         )

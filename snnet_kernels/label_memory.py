@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,10 @@ from .derived import Source
 from .fixed_type import FixedTypeModule
 from .label_tables import LabelTables
 from .memory_size import check_room
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from typing_extensions import Self
 
 BYTES_OF_LIST = 250  # of an image, while its lists are made
 MOST_BITS = 2**30  # bytes of both bit matrices up to which they are kept: 65,536 images
@@ -32,6 +36,8 @@ class PseudoLabelMemory(FixedTypeModule):
         num_instances: number of images n.
         storage: ``"bits"``, ``"lists"``, or ``"auto"``: bits up to 65,536 images. Lists grow with their labels: on
             a GPU the host waits at each call, and a write cannot be traced or captured.
+        process_group: divide P over these processes, see
+            :class:`.distributed.label_memory.ShardedPseudoLabelMemory`; None: all of it is here.
 
     Buffers: ``row_bits`` and ``column_bits`` uint8 [n, label_bytes(n)] (only the first is saved), or None with lists.
     ``state_dict()`` of lists has ``row_entries`` int32 [E], the columns of each row in order, and ``row_counts`` int32
@@ -41,8 +47,20 @@ class PseudoLabelMemory(FixedTypeModule):
     row_bits: Tensor | None
     column_bits: Tensor | None
 
+    def __new__(cls, *args: Any, process_group: ProcessGroup | None = None, **kwargs: Any) -> Self:
+        if process_group is None or cls is not PseudoLabelMemory:
+            return super().__new__(cls)
+        from .distributed.label_memory import ShardedPseudoLabelMemory  # which is made of this class
+
+        return super().__new__(ShardedPseudoLabelMemory)  # type: ignore[return-value]
+
     def __init__(
-        self, num_instances: int, *, storage: str = "auto", device: torch.device | str | None = None
+        self,
+        num_instances: int,
+        *,
+        storage: str = "auto",
+        device: torch.device | str | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         num_instances = checks.check_count("num_instances", num_instances)

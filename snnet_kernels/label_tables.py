@@ -14,15 +14,17 @@ _PARTS = ("entries", "starts", "counts", "sizes", "used")
 class LabelTables(nn.Module):
     """Of each row of P [n, n] the columns where it is set, and of each column the rows; starts as identity.
 
+    With ``own`` a part of the columns alone, P[:, own], counted from the first of them.
+
     Buffers, of ``row_`` and ``column_`` each, none of them saved: see :mod:`.ops.label_lists`.
     """
 
-    def __init__(self, n: int, device: torch.device | str | None = None) -> None:
+    def __init__(self, n: int, device: torch.device | str | None = None, *, own: range | None = None) -> None:
         super().__init__()
-        self.n = n
-        own = torch.arange(n, device=device)
-        for side in ("row", "column"):
-            self._take(side, own, own)
+        own = range(n) if own is None else own
+        self.n, self.width, self.first = n, len(own), own.start
+        row = torch.arange(own.start, own.stop, device=device)
+        self.take_(row, row - own.start)
 
     @property
     def device_tensor(self) -> Tensor:
@@ -34,7 +36,7 @@ class LabelTables(nn.Module):
 
     def _take(self, side: str, which: Tensor, entry: Tensor, room: int = 0) -> None:
         """Make the lists of the pairs (list, entry) afresh, with ``room`` places behind or as many as they take."""
-        none = torch.zeros(self.n, dtype=torch.int32, device=which.device)
+        none = torch.zeros(self.n if side == "row" else self.width, dtype=torch.int32, device=which.device)
         with torch.inference_mode(False):
             entries, starts, counts, sizes = made_lists(which.clone(), entry.clone(), none)
             used = torch.tensor(len(entries), device=which.device)
@@ -49,41 +51,57 @@ class LabelTables(nn.Module):
             if not any(needed):
                 return
             for side, room in zip(("row", "column"), needed, strict=True):
-                self._take(side, *list_entries(*self._table(side)[:3]), room=room)
+                self._take(side, *list_entries(*self.lists(side)), room=room)
 
     def rows(self, index: Tensor) -> Tensor:
-        """P[index], packed [B, label_bytes(n)]; empty at -1."""
-        return gather_label_lists(*self._table("row")[:3], index)
+        """P[index], packed [B, label_bytes(width)]; empty at -1."""
+        return gather_label_lists(*self._table("row")[:3], index, self.width)
 
     def columns(self, index: Tensor) -> Tensor:
         """P[:, index]ᵀ, packed [B, label_bytes(n)]; empty at -1."""
-        return gather_label_lists(*self._table("column")[:3], index)
+        return gather_label_lists(*self._table("column")[:3], index, self.n)
+
+    def lists(self, side: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Entries, starts and counts of the lists of all rows, or of all columns."""
+        entries, starts, counts, *_ = self._table(side)
+        return entries, starts, counts
 
     def pairs(self, first: int, last: int) -> tuple[Tensor, Tensor]:
         """(row, column) of what is set in the rows [first, last), by row, then by column."""
-        entries, starts, counts, *_ = self._table("row")
-        row, column = list_entries(entries, starts[first:last], counts[first:last])
-        order = (row * self.n + column).argsort()
-        return row[order] + first, column[order]
+        return self._pairs("row", first, last)
 
-    def saved(self) -> tuple[Tensor, Tensor]:
-        """Columns int32 [E] of each row in order, and their counts int32 [n]."""
-        _, column = self.pairs(0, self.n)
-        return column.to(torch.int32), self._table("row")[2].clone()
+    def _pairs(self, side: str, first: int, last: int) -> tuple[Tensor, Tensor]:
+        entries, starts, counts = self.lists(side)
+        which, entry = list_entries(entries, starts[first:last], counts[first:last])
+        order = (which * self.n + entry).argsort()
+        return which[order] + first, entry[order]
 
-    def load_(self, entries: Tensor, counts: Tensor) -> None:
+    def saved(self, side: str = "row") -> tuple[Tensor, Tensor]:
+        """Entries int32 [E] of each list of a side in order, and their counts int32."""
+        counts = self.lists(side)[2].clone()
+        return self._pairs(side, 0, len(counts))[1].to(torch.int32), counts
+
+    def load_(self, entries: Tensor, counts: Tensor, side: str = "row") -> None:
         """What :meth:`saved` gave; ValueError where it is no such thing."""
-        device, n = self.device_tensor.device, self.n
+        device = self.device_tensor.device
+        lists, most = (self.n, self.width) if side == "row" else (self.width, self.n)
         entries, counts = entries.to(device), counts.to(device)
-        fits = entries.dtype == counts.dtype == torch.int32 and entries.dim() == 1 and counts.shape == (n,)
+        fits = (
+            entries.dtype == counts.dtype == torch.int32 and entries.dim() == 1 and counts.shape == (lists,)
+        )
         if not fits or bool((counts < 0).any()) or int(counts.sum()) != len(entries):
             raise ValueError(
-                f"row_entries and row_counts must be int32 [E] and int32 [{n}] whose sum is E, got "
+                f"{side}_entries and {side}_counts must be int32 [E] and int32 [{lists}] whose sum is E, got "
                 f"{entries.dtype} {list(entries.shape)} and {counts.dtype} {list(counts.shape)}"
             )
-        row = torch.arange(n, device=device).repeat_interleave(counts.long())
-        column = entries.long()
-        if bool(((column < 0) | (column >= n)).any()) or len((row * n + column).unique()) != len(row):
-            raise ValueError(f"row_entries must be distinct columns in [0, {n}) of each row")
+        which = torch.arange(lists, device=device).repeat_interleave(counts.long())
+        entry = entries.long()
+        if bool(((entry < 0) | (entry >= most)).any()) or len((which * most + entry).unique()) != len(which):
+            other = "columns" if side == "row" else "rows"
+            raise ValueError(f"{side}_entries must be distinct {other} in [0, {most}) of each {side}")
+        self.take_(*((which, entry) if side == "row" else (entry, which)))
+
+    def take_(self, row: Tensor, column: Tensor) -> None:
+        """Hold these distinct pairs and nothing else; columns are counted from the first own one."""
         self._take("row", row, column)
         self._take("column", column, row)

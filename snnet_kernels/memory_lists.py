@@ -51,6 +51,11 @@ class MemoryLists(nn.Module):
             return None
         return NeighborLists(self.columns, self.values, self.counts, self.floors, self.mirrors)
 
+    @property
+    def images(self) -> int:
+        """Rows of all lists together."""
+        return 0 if self.columns is None else len(self.columns)
+
     def build_(self, features: Tensor) -> None:
         """Make the lists of ``features`` [n, d] by n²d/2 multiply-adds; in place where they are built already."""
         floor = None if self.capacity >= len(features) else self.floor
@@ -79,7 +84,7 @@ class MemoryLists(nn.Module):
             return False
         made = int(self.products)
         self._warn_if_slow(made)
-        return 2 * made > len(self.columns)
+        return 2 * made > self.images
 
     def mplp(
         self, memory: Tensor, index: Tensor, threshold: float, min_rank: int, query_rows: Tensor | None
@@ -106,7 +111,7 @@ class MemoryLists(nn.Module):
 
     def _warn_if_slow(self, products: int) -> None:
         """Once, where products took more than twice what the lists took to build."""
-        if self._has_warned or self.columns is None or products <= len(self.columns):
+        if self._has_warned or self.columns is None or products <= self.images:
             return
         self._has_warned = True
         warnings.warn(
@@ -123,7 +128,7 @@ class MemoryLists(nn.Module):
         for name, buffer in self._buffers.items():
             if buffer is not None:
                 destination[prefix + name] = buffer.detach()
-        destination[prefix + "checksums"] = _checksums(features, tables)
+        destination[prefix + "checksums"] = list_checksums(features, tables)
 
     def load_(self, state: Mapping[str, object], prefix: str, features: Tensor) -> bool:
         """Take the lists of ``features`` [n, d] from a state dict; whether it has such lists, of this capacity.
@@ -145,7 +150,7 @@ class MemoryLists(nn.Module):
         tables = NeighborLists(*(found[name] for name in NeighborLists._fields))
         if tables.columns.shape != (n, min(self.capacity, n)) or not are_symmetric(tables):
             return False
-        if not torch.equal(checksums, _checksums(features, tables)):
+        if not torch.equal(checksums, list_checksums(features, tables)):
             return False
         found |= with_mirrors(tables)._asdict()
         self._take(
@@ -158,7 +163,7 @@ def _is_dense(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
 
 
-def _checksums(features: Tensor, tables: NeighborLists) -> Tensor:
+def list_checksums(features: Tensor, tables: NeighborLists) -> Tensor:
     """A checksum int64 [n] of each row of the features and of its list."""
     sums = row_checksums(features)
     for table in tables:

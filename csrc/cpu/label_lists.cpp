@@ -105,9 +105,8 @@ Tensor write_label_lists_(const Tensor& row_entries, const Tensor& row_starts, c
                           const Tensor& column_used, const Tensor& index, const Tensor& labels) {
   const Table rows(row_entries, row_starts, row_counts, row_sizes, row_used);
   const Table columns(column_entries, column_starts, column_counts, column_sizes, column_used);
-  const int64_t n = rows.n;
-  SNNET_CHECK(columns.n == n, "there must be as many lists of columns as of rows");
-  const Tensor positions = checked_index(index, n);
+  const int64_t n = columns.n;
+  const Tensor positions = checked_index(index, rows.n);
   check_matrix(labels, "labels", ScalarType::Byte, positions.size(0), label_bytes(n));
   const Tensor given = torch::stable::contiguous(labels);
   const auto entries = newest_entries(positions.const_data_ptr<int64_t>(), positions.size(0));
@@ -158,11 +157,12 @@ Tensor write_label_lists_(const Tensor& row_entries, const Tensor& row_starts, c
   return needed;
 }
 
-// Bits uint8 [B, label_bytes(n)] of the lists at index; an index of -1 gives an empty label.
-Tensor gather_label_lists(const Tensor& entries, const Tensor& starts, const Tensor& counts, const Tensor& index) {
-  const int64_t n = starts.size(0), width = label_bytes(n);
+// Bits uint8 [B, label_bytes(n)] of the lists at index, whose entries lie in [0, n); an index of -1 gives an empty label.
+Tensor gather_label_lists(const Tensor& entries, const Tensor& starts, const Tensor& counts, const Tensor& index,
+                          int64_t n) {
+  const int64_t width = label_bytes(n);
   const Table table(entries, starts, counts, counts, torch::stable::new_zeros(index, {}, ScalarType::Long));
-  const Tensor positions = checked_index(index, n, -1);
+  const Tensor positions = checked_index(index, table.n, -1);
   Tensor gathered = torch::stable::new_zeros(index, {positions.size(0), width}, ScalarType::Byte);
   const int64_t* at = positions.const_data_ptr<int64_t>();
   uint8_t* bits = gathered.mutable_data_ptr<uint8_t>();

@@ -17,23 +17,32 @@ from .loss import fused_mutual_label_loss, mutual_label_loss
 from .memory_update import update_memory_
 from .neighbor_lists import neighbor_lists
 from .neighbors import nearest_neighbors
+from .shard_lists import blend_rows_, follow_moved_rows_, insert_pairs_, listed_ranks, remove_pairs_
+from .shard_loss import largest_negatives, own_columns_loss
 from .similarity import memory_similarity
 
 __all__ = [
     "blend_jaccard_",
+    "blend_rows_",
     "checks",
     "expand_query",
+    "follow_moved_rows_",
     "fused_mutual_label_loss",
     "gather_labels",
+    "insert_pairs_",
     "jaccard_graph",
     "label_bytes",
+    "largest_negatives",
+    "listed_ranks",
     "memory_similarity",
     "mplp",
     "mutual_label_loss",
     "nearest_neighbors",
     "neighbor_lists",
+    "own_columns_loss",
     "pack_labels",
     "reciprocal_weights",
+    "remove_pairs_",
     "unpack_labels",
     "update_memory_",
     "update_memory_by_hardest_",

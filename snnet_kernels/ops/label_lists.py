@@ -1,7 +1,8 @@
 """The pseudo label memory as lists: of each row of P its columns, of each column its rows.
 
-A table keeps n lists in one array: entries int32 [places], of which ``used`` int64 [] are taken; starts int64 [n],
-counts int32 [n], sizes int32 [n] (room of a list before it has to move).
+P has as many rows as the first table has lists and as many columns as the second has, n of each unless it is a part of
+the columns. A table keeps n lists in one array: entries int32 [places], of which ``used`` int64 [] are taken; starts
+int64 [n], counts int32 [n], sizes int32 [n] (room of a list before it has to move).
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from .operation import operation
 
 
 @operation(
-    lambda entries, starts, counts, index: index.new_empty(
-        index.shape[0], label_bytes(starts.shape[0]), dtype=torch.uint8
+    lambda entries, starts, counts, index, n: index.new_empty(
+        index.shape[0], label_bytes(n), dtype=torch.uint8
     )
 )
-def gather_label_lists(entries: Tensor, starts: Tensor, counts: Tensor, index: Tensor) -> Tensor:
-    """Bits uint8 [B, label_bytes(n)] of the lists at ``index`` [B]; -1 gives an empty label."""
+def gather_label_lists(entries: Tensor, starts: Tensor, counts: Tensor, index: Tensor, n: int) -> Tensor:
+    """Bits uint8 [B, label_bytes(n)] of the lists at ``index`` [B] with entries in [0, n); empty at -1."""
     check_index_values("index", index, starts.shape[0], lowest=-1)
-    return reference.gather_label_lists(entries, starts, counts, index)
+    return reference.gather_label_lists(entries, starts, counts, index, n)
 
 
 @operation(

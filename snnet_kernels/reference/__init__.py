@@ -22,22 +22,26 @@ from .loss import (
 from .memory_update import update_memory_
 from .neighbor_lists import neighbor_lists, symmetric_lists, update_memory_lists_
 from .neighbors import nearest_neighbors
-from .similarity import (
-    memory_similarity,
-    memory_similarity_backward,
-)
+from .shard_lists import blend_rows_, follow_moved_rows_, insert_pairs_, listed_ranks, remove_pairs_
+from .shard_loss import largest_negatives, own_columns_loss
+from .similarity import memory_similarity, memory_similarity_backward
 
 __all__ = [
     "blend_jaccard_",
+    "blend_rows_",
     "checksums",
     "expand_query",
+    "follow_moved_rows_",
     "fused_mutual_label_loss",
     "fused_mutual_label_loss_with_grad",
     "gather_label_lists",
     "gather_labels",
     "identity_labels",
+    "insert_pairs_",
     "jaccard_pairs",
     "label_bytes",
+    "largest_negatives",
+    "listed_ranks",
     "loop",
     "memory_similarity",
     "memory_similarity_backward",
@@ -48,8 +52,10 @@ __all__ = [
     "nearest_from_lists",
     "nearest_neighbors",
     "neighbor_lists",
+    "own_columns_loss",
     "pack_labels",
     "reciprocal_weights",
+    "remove_pairs_",
     "symmetric_lists",
     "unpack_labels",
     "update_memory_",

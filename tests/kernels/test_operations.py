@@ -31,12 +31,15 @@ def arguments() -> dict[str, tuple]:
     nearest = reference.neighbor_lists(memory, 6).columns
     code = reference.reciprocal_weights(nearest, None, 3, memory, None)
     tables = sk.PseudoLabelMemory(N, storage="lists").tables
+    shard = [table[30:].clone() for table in lists[:4]]
+    pairs = (torch.tensor([0, 0, 59]), torch.tensor([0, 31, 7]), torch.tensor([0.9, 0.1, 0.5]))
+    bars = (torch.zeros(B, 2, dtype=torch.int64), *torch.rand(2, B, 2, dtype=torch.float64))
     return {
         "pack_labels": (torch.rand(B, N) < 0.3,),
         "unpack_labels": (labels, N),
         "write_labels_": (bits.row_bits, bits.column_bits, index, labels),
         "gather_labels": (bits.row_bits, torch.tensor([5, -1, 89])),
-        "gather_label_lists": (*tables._table("row")[:3], torch.tensor([5, -1, 89])),
+        "gather_label_lists": (*tables._table("row")[:3], torch.tensor([5, -1, 89]), 90),
         "write_label_lists_": (*tables._table("row"), *tables._table("column"), index, labels),
         "checksums": (memory.view(torch.int64), index, torch.arange(D // 2)),
         "memory_similarity": (differentiable, memory),
@@ -55,6 +58,24 @@ def arguments() -> dict[str, tuple]:
         "reciprocal_weights": (nearest, nearest.flip(0).contiguous(), 3, memory, torch.ones(N)),
         "expand_query": (*code, nearest[:, :2]),
         "jaccard_pairs": (*code, 0.7),
+        "listed_ranks": (*shard, torch.tensor([3, 50, 3]), index[2:], torch.tensor([0, 3, 90])),
+        "blend_rows_": (memory[30:], torch.tensor([3, 50, 0]), features[:3], torch.tensor(0.3)),
+        "follow_moved_rows_": (
+            memory[30:],
+            30,
+            *shard,
+            features[:2] @ memory[30:].t(),
+            features[:2],
+            torch.tensor([3, 80]),
+            lists.floors[[3, 80]],
+            torch.tensor([0.9, 0.8]),
+            lists.columns[[3, 80]],
+            torch.tensor(0.3),
+        ),
+        "insert_pairs_": (*shard, *pairs),
+        "remove_pairs_": (*shard, *pairs),
+        "largest_negatives": (similarity, loss[0], 512, 7),
+        "own_columns_loss": (similarity, memory, loss[0], 512, *bars),
         "blend_jaccard_": (memory[:B] @ memory[B:].t(), *code, torch.ones(N), 0.3),
     }
 

@@ -1,0 +1,155 @@
+// The part of the mutual label loss that falls on the columns that one process owns.
+//
+// Which negatives are hard is decided over the columns of all processes: each gives its largest, as keys that order
+// all entries of a row, and learns for each label set the key from which on they count.
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+#include "products.h"
+#include "selection.h"
+#include "sparse_product.h"
+
+namespace snnet {
+namespace {
+
+constexpr int kMostSets = 3;
+
+// Keys as signed integers, which order in the same way; the smallest is no entry.
+constexpr uint64_t kSign = uint64_t{1} << 63;
+int64_t signed_key(uint64_t key) { return static_cast<int64_t>(key ^ kSign); }
+
+// The own columns of a batch: similarity [B, n], packed labels of each set.
+struct OwnColumns {
+  Tensor similarity;
+  std::vector<Tensor> held;
+  int64_t batch_size, n, first;
+  int sets;
+  uint32_t all;  // a bit for each set
+
+  OwnColumns(const Tensor& given, const std::vector<Tensor>& labels, int64_t first_column)
+      : similarity(torch::stable::contiguous(given)), batch_size(given.size(0)), n(given.size(1)), first(first_column),
+        sets(static_cast<int>(labels.size())), all((1u << labels.size()) - 1) {
+    check_matrix(given, "similarity", ScalarType::Float, batch_size, n);
+    SNNET_CHECK(!labels.empty() && labels.size() <= kMostSets, "labels must be 1 to 3 tensors, got ", labels.size());
+    SNNET_CHECK(first >= 0 && first + n < std::numeric_limits<int32_t>::max(), "columns must fit an int32");
+    for (const Tensor& label : labels) {
+      check_matrix(label, "labels", ScalarType::Byte, batch_size, label_bytes(n));
+      held.push_back(torch::stable::contiguous(label));
+    }
+  }
+
+  const float* row(int64_t b) const { return const_floats(similarity) + b * n; }
+
+  const uint8_t* label(int k, int64_t b) const { return held[k].const_data_ptr<uint8_t>() + b * label_bytes(n); }
+
+  uint32_t sets_of(int64_t b, int64_t column) const {
+    uint32_t found = 0;
+    for (int k = 0; k < sets; ++k) found |= static_cast<uint32_t>(bit_at(label(k, b), column)) << k;
+    return found;
+  }
+
+  // Calls use(column) for what is positive in any set, or with `in_all` in every one; rising.
+  template <class Use>
+  void positives(int64_t b, bool in_all, const Use& use) const {
+    for (int64_t word = 0; 64 * word < n; ++word) {
+      uint64_t bits = label_word(label(0, b), word);
+      for (int k = 1; k < sets; ++k) {
+        const uint64_t other = label_word(label(k, b), word);
+        bits = in_all ? bits & other : bits | other;
+      }
+      for (bits &= columns_of_word(word, n); bits != 0; bits &= bits - 1) use(64 * word + lowest_bit(bits));
+    }
+  }
+};
+
+// The k largest entries of each row that are negative in some label set: keys int64 [B, k], in no order, and the sets
+// uint8 [B, k] in which each is negative (bit by bit). Behind the last one the smallest number and 0.
+std::tuple<Tensor, Tensor> largest_negatives(const Tensor& similarity, const std::vector<Tensor>& labels,
+                                             int64_t first, int64_t k) {
+  SNNET_CHECK(similarity.dim() == 2, "similarity must have 2 dimensions, got ", similarity.dim());
+  const OwnColumns own(similarity, labels, first);
+  SNNET_CHECK(k >= 0, "k must not be negative, got ", k);
+  Tensor keys = torch::stable::new_empty(similarity, {own.batch_size, k}, ScalarType::Long);
+  Tensor sets = torch::stable::new_zeros(similarity, {own.batch_size, k}, ScalarType::Byte);
+  std::fill_n(keys.mutable_data_ptr<int64_t>(), own.batch_size * k, std::numeric_limits<int64_t>::min());
+  torch::stable::parallel_for(0, own.batch_size, grain(4 * own.n), [&](int64_t begin, int64_t end) {
+    SelectionScratch scratch;
+    for (int64_t b = begin; b < end; ++b) {
+      int64_t passed = 0;
+      own.positives(b, true, [&](int64_t) { ++passed; });
+      select_largest(own.row(b), own.n, k + passed, scratch, own.n);
+      std::vector<uint64_t>& found = scratch.keys;
+      const auto is_positive = [&](uint64_t key) { return own.sets_of(b, column_of_key(key)) == own.all; };
+      found.erase(std::remove_if(found.begin(), found.end(), is_positive), found.end());
+      keep_largest(found, k, k);
+      for (std::size_t e = 0; e < found.size(); ++e) {
+        const int32_t column = column_of_key(found[e]);
+        keys.mutable_data_ptr<int64_t>()[b * k + e] =
+            signed_key(found[e] - static_cast<uint64_t>(first));  // a column further back: a smaller key
+        sets.mutable_data_ptr<uint8_t>()[b * k + e] = static_cast<uint8_t>(own.all & ~own.sets_of(b, column));
+      }
+    }
+  });
+  return {keys, sets};
+}
+
+// The own part of the loss of each row, float64 [B], and of its gradient [B, d]. Of label set k the negatives with a key
+// of at least bars[b, k] are hard; positive_weights and hard_weights float64 [B, sets] are what an entry weighs.
+std::tuple<Tensor, Tensor> own_columns_loss(const Tensor& similarity, const Tensor& memory,
+                                            const std::vector<Tensor>& labels, int64_t first, const Tensor& bars,
+                                            const Tensor& positive_weights, const Tensor& hard_weights) {
+  SNNET_CHECK(similarity.dim() == 2, "similarity must have 2 dimensions, got ", similarity.dim());
+  const OwnColumns own(similarity, labels, first);
+  const int64_t d = memory.size(1);
+  check_storage(memory, "memory", ScalarType::Float, own.n, d);
+  check_storage(bars, "bars", ScalarType::Long, own.batch_size, own.sets);
+  check_storage(positive_weights, "positive_weights", ScalarType::Double, own.batch_size, own.sets);
+  check_storage(hard_weights, "hard_weights", ScalarType::Double, own.batch_size, own.sets);
+  Tensor losses = torch::stable::new_zeros(similarity, {own.batch_size}, ScalarType::Double);
+  Tensor grad = torch::stable::new_zeros(similarity, {own.batch_size, d});
+  Slopes slopes(own.batch_size);
+  torch::stable::parallel_for(0, own.batch_size, grain(4 * own.n), [&](int64_t begin, int64_t end) {
+    std::vector<Entry> found(own.n);
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t* bar = bars.const_data_ptr<int64_t>() + b * own.sets;
+      const double* positive = positive_weights.const_data_ptr<double>() + b * own.sets;
+      const double* hard = hard_weights.const_data_ptr<double>() + b * own.sets;
+      const float* row = own.row(b);
+      double total = 0;
+      const auto add = [&](int64_t column, uint32_t sets) {
+        const double s = row[column];
+        const int64_t key = signed_key(selection_key(row[column], static_cast<int32_t>(first + column)));
+        double near = 0, far = 0;
+        for (int k = 0; k < own.sets; ++k) {
+          if (sets >> k & 1) {
+            near += positive[k];
+          } else if (key >= bar[k]) {
+            far += hard[k];
+          }
+        }
+        if (near == 0 && far == 0) return;
+        total += near * (s - 1) * (s - 1) + far * (s + 1) * (s + 1);
+        slopes[b].push_back({static_cast<float>(2 * (near * (s - 1) + far * (s + 1))), static_cast<int32_t>(column)});
+      };
+      own.positives(b, false, [&](int64_t column) { add(column, own.sets_of(b, column)); });
+      const int64_t lowest = *std::min_element(bar, bar + own.sets);
+      const float least = value_of_key(static_cast<uint64_t>(lowest) ^ kSign);
+      const int64_t count = vector_kernels().collect_from(row, own.n, least, 0, found.data());
+      for (int64_t e = 0; e < count; ++e) {
+        if (own.sets_of(b, found[e].column) == 0) add(found[e].column, 0);
+      }
+      losses.mutable_data_ptr<double>()[b] = total;
+    }
+  });
+  if (own.n > 0) add_sparse_product(by_columns(slopes, own.n), memory, own.batch_size, floats(grad));
+  return {losses, grad};
+}
+
+}  // namespace
+}  // namespace snnet
+
+STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) {
+  m.impl("largest_negatives", TORCH_BOX(&snnet::largest_negatives));
+  m.impl("own_columns_loss", TORCH_BOX(&snnet::own_columns_loss));
+}

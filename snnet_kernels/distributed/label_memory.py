@@ -1,0 +1,181 @@
+"""The pseudo label memory P divided by columns over the processes of a group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from .. import checks
+from ..derived import Source
+from ..fixed_type import FixedTypeModule
+from ..label_list_layout import list_entries
+from ..label_memory import BYTES_OF_LIST, PseudoLabelMemory
+from ..label_tables import LabelTables
+from ..layout import label_bytes
+from ..memory_size import check_room
+from .exchange import Exchange
+from .packing import joined_columns, packed_entries, split_columns
+from .prediction import Predicted, Samples
+from .rows import Division
+
+SAVED = ("column_entries", "column_counts")
+
+
+class ShardedPseudoLabelMemory(PseudoLabelMemory):
+    """The columns of P that this process owns, as lists: what ``PseudoLabelMemory(n, process_group=group)`` makes.
+
+    All processes of the group call :meth:`write_`, :meth:`rows`, :meth:`columns` and :meth:`gather` in the same order,
+    each with its own samples, of the same number; the last of a repeated index counts, in order of ranks.
+
+    ``own_rows`` are whole blocks of 512, as equal as may be: P[:, own_rows]. ``state_dict()`` has ``column_entries``
+    int32 [E], the rows of each own column in order, and ``column_counts`` int32 [len(own_rows)].
+    """
+
+    tables: LabelTables
+
+    def __init__(
+        self,
+        num_instances: int,
+        *,
+        storage: str = "auto",
+        device: torch.device | str | None = None,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        FixedTypeModule.__init__(self)
+        self.num_instances = checks.check_count("num_instances", num_instances)
+        if storage not in ("auto", "lists"):
+            raise ValueError(f"storage must be 'auto' or 'lists' with a process_group, got {storage!r}")
+        self.storage = "lists"
+        assert process_group is not None
+        self.exchange = Exchange(process_group)
+        self.division = Division(self.num_instances, self.exchange.size)
+        self.own_rows = self.division.rows(self.exchange.rank)
+        check_room(num_instances, BYTES_OF_LIST * len(self.own_rows), torch.empty(0, device=device).device)
+        self.tables = LabelTables(self.num_instances, device, own=self.own_rows)
+        self.register_buffer("row_bits", None)
+        self.register_buffer("column_bits", None)
+        self._source = Source()
+
+    def write_(self, index: Tensor, labels: Tensor) -> None:
+        """P[index] = labels (Eq. 3) of the own samples: int64 [b], packed uint8 [b, label_bytes(n)]."""
+        everything, labels = self._asked("write_", index, labels)
+        parts = split_columns(labels, self.division)
+        loaded, own = len(labels), split_columns(labels[:0], self.division)[self.exchange.rank].shape[1]
+        found = self.exchange.send(parts, [(loaded, own)] * self.exchange.size)
+        self._write_own_(everything, torch.cat(found))
+
+    def _write_own_(self, index: Tensor, labels: Tensor) -> None:
+        """The same by the samples of all processes, of which ``labels`` has the own columns."""
+        self.tables.write_(index, labels)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """P[index] of the own samples, packed, uint8 [b, label_bytes(n)]; empty at -1."""
+        everything, _ = self._asked("rows", index)
+        parts = list(self.tables.rows(everything).chunk(self.exchange.size)) if len(index) else []
+        shapes = [(len(index), part.shape[1]) for part in split_columns(self._none(), self.division)]
+        parts = parts or [self._none()[:, :0]] * self.exchange.size
+        return joined_columns(self.exchange.send(parts, shapes), self.division)
+
+    def columns(self, index: Tensor) -> Tensor:
+        """P[:, index]ᵀ of the own samples, packed, uint8 [b, label_bytes(n)]; empty at -1."""
+        everything, _ = self._asked("columns", index)
+        owner = self.division.owner(everything)
+        loader = torch.arange(len(everything), device=owner.device) // max(len(index), 1)
+        here = (owner == self.exchange.rank) & (everything >= 0)
+        found = self.tables.columns(everything[here] - self.own_rows.start)
+        parts = [found[loader[here] == rank] for rank in range(self.exchange.size)]
+        columns = torch.cat(self.exchange.send_rows(parts))
+        answer = columns.new_zeros(len(index), columns.shape[1])
+        asked = (index >= 0).nonzero().flatten()
+        answer[asked[self.division.owner(index[asked]).sort(stable=True).indices]] = columns
+        return answer
+
+    def _asked(self, call: str, index: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The positions of all processes, and the own ``labels``."""
+        self._refuse_replication()
+
+        def check() -> tuple[Tensor, Tensor]:
+            checked = checks.check_index(
+                "index", index, self.num_instances, lowest=0 if call == "write_" else -1
+            )
+            if labels is None:
+                return checked, self._none()
+            return checked, checks.check_labels("labels", labels, self.num_instances, len(checked))
+
+        checked, labels = self.exchange.agreed(
+            call,
+            self.device,
+            check,
+            lambda found: {"the number of samples": len(found[0]), "num_instances": self.num_instances},
+        )
+        return self.exchange.gather(checked).flatten(), labels
+
+    def _none(self) -> Tensor:
+        """No labels, of all columns."""
+        return torch.zeros(0, label_bytes(self.num_instances), dtype=torch.uint8, device=self.device)
+
+    def inquire(self, samples: Samples, predicted: Predicted) -> tuple[Tensor, Tensor, Tensor]:
+        """Main, symmetric and neighbour labels of all samples in the own columns, uint8 [B, label_bytes(own)] each.
+
+        The owner of a sample sends what is positive in the columns of others; the neighbour's label is at hand.
+        """
+        at = samples.positions[samples.own] - self.own_rows.start
+        entries, starts, counts = self.tables.lists("column")
+        which, row = list_entries(entries, starts[at], counts[at])
+        sample = torch.cat([samples.own[predicted.sample], samples.own[which]])
+        column = torch.cat([predicted.column, row])
+        kind = torch.cat([torch.zeros_like(predicted.sample), torch.ones_like(which)])
+        packed = torch.stack([2 * sample + kind, column], dim=1).to(torch.int32)
+        owner, batch = self.division.owner(column), len(samples.positions)
+        parts = self.exchange.send_rows([packed[owner == rank] for rank in range(self.exchange.size)])
+        place, column = torch.cat(parts).long().unbind(1)
+        both = packed_entries(place, column - self.own_rows.start, 2 * batch, len(self.own_rows))
+        neighbors = self.exchange.gather_rows(predicted.neighbor, samples.counts)
+        neighbor = samples.positions.clone()
+        for rank, block in enumerate(neighbors):
+            neighbor[samples.places(rank)] = block
+        return both[0::2].contiguous(), both[1::2].contiguous(), self.tables.rows(neighbor)
+
+    def gather(self) -> PseudoLabelMemory:
+        """P as lists of one process, on the CPU of each; some 30 bytes a label, which all processes get."""
+        self.exchange.agreed(
+            "gather", self.device, lambda: None, lambda _: {"num_instances": self.num_instances}
+        )
+        entries, counts = self.tables.saved("column")
+        row = (
+            torch.arange(len(counts), device=counts.device).repeat_interleave(counts.long())
+            + self.own_rows.start
+        )
+        pairs = torch.stack([entries, row.to(torch.int32)], dim=1)
+        found = torch.cat(self.exchange.send_rows([pairs] * self.exchange.size)).long().cpu()
+        row, column = found.unbind(1)
+        whole = PseudoLabelMemory(self.num_instances, storage="lists", device="cpu")
+        assert whole.tables is not None
+        whole.tables.take_(row, column)
+        return whole
+
+    def pairs(self, first: int = 0, last: int | None = None) -> tuple[Tensor, Tensor]:
+        """Not here: :meth:`gather` gives a memory that has all columns."""
+        raise NotImplementedError("P is divided by columns over the processes: ask gather() for its pairs")
+
+    def to_dense(self) -> Tensor:
+        """Not here: :meth:`gather` gives a memory that has all columns."""
+        raise NotImplementedError("P is divided by columns over the processes: ask gather() for its matrix")
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super(PseudoLabelMemory, self)._save_to_state_dict(destination, prefix, keep_vars)
+        for name, tensor in zip(SAVED, self.tables.saved("column"), strict=True):
+            destination[prefix + name] = tensor
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        names = [prefix + name for name in SAVED]
+        found = [state_dict.get(name) for name in names]
+        if all(isinstance(tensor, Tensor) for tensor in found):
+            self.tables.load_(found[0], found[1], side="column")  # type: ignore[arg-type]
+        else:
+            args[2].extend(names)  # missing
+        rest = {name: value for name, value in state_dict.items() if name not in names}
+        super(PseudoLabelMemory, self)._load_from_state_dict(rest, prefix, *args)

@@ -1,0 +1,211 @@
+"""The exemplar memory M divided by rows over the processes of a group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from .. import checks
+from ..exemplar_memory import ExemplarMemory
+from ..ops.similarity import memory_similarity
+from .exchange import Exchange, Facts
+from .lists import SAVED, ShardedLists
+from .own_lists import update_
+from .packing import packed_entries
+from .prediction import OwnRows, Samples
+from .rows import Division
+
+
+class ShardedExemplarMemory(ExemplarMemory):
+    """The rows of M that this process owns: what ``ExemplarMemory(n, d, process_group=group)`` makes.
+
+    All processes of the group call its methods in the same order, each with its own samples, of the same number: they
+    are collective, but for :meth:`similarity` and what saves and loads. M, lists, labels and neighbours are those of
+    one process that gets the samples of rank 0, then those of rank 1, and so on.
+
+    ``own_rows`` are whole blocks of 512 rows, as equal as may be; ``features`` [len(own_rows), d] are these.
+    ``state_dict()`` is the piece of this process: see :mod:`snnet_kernels.distributed.state`.
+    """
+
+    lists: ShardedLists
+
+    def _join(self, process_group: ProcessGroup | None) -> range:
+        assert process_group is not None
+        self.exchange = Exchange(process_group)
+        self.division = Division(self.num_instances, self.exchange.size)
+        return self.division.rows(self.exchange.rank)
+
+    def _empty_lists(self, neighbors: int, floor: float) -> ShardedLists:
+        if neighbors == 0:
+            raise ValueError(
+                "neighbors must be at least 1 with a process_group, which finds labels by lists, got 0"
+            )
+        return ShardedLists(neighbors, floor, self.exchange, self.division)
+
+    def facts(self) -> Facts:
+        """What must be the same on all ranks."""
+        return {
+            "num_instances": self.num_instances,
+            "feature_dim": self.feature_dim,
+            "neighbors": self.lists.capacity,
+        }
+
+    def own(self, index: Tensor) -> Tensor:
+        """Places in the own rows of those positions int64 [B] that are among them."""
+        start, stop = self.own_rows.start, self.own_rows.stop
+        return index[(index >= start) & (index < stop)] - start
+
+    def initialize_(self, features: Tensor) -> None:
+        """Fill M with ``features``: of all images, [n, d], or of the own rows alone; see :class:`ExemplarMemory`."""
+        device = self.features.device
+        part = self.exchange.agreed(
+            "initialize_", device, lambda: self._own_part(features), lambda _: self.facts()
+        )
+        with torch.no_grad():
+            self.features.copy_(part)
+        self.mark_written_()
+
+    def _own_part(self, features: Tensor) -> Tensor:
+        features = checks.check_features("features", features, self.feature_dim)
+        if len(features) == self.num_instances:
+            features = features[self.own_rows.start : self.own_rows.stop]
+        elif len(features) != len(self.own_rows):
+            raise ValueError(
+                f"features must have shape {[self.num_instances, self.feature_dim]}, or that of the own rows, "
+                f"{list(self.features.shape)}, got {list(features.shape)}"
+            )
+        checks.check_lengths("features", features)
+        (features,) = checks.apart({"memory": self.features}, features)
+        return features
+
+    def build_lists_(self) -> None:
+        """Make the lists afresh, n²d/(2R) multiply-adds of each of R processes to which all rows travel once."""
+        self.exchange.agreed("build_lists_", self.features.device, lambda: None, lambda _: self.facts())
+        super().build_lists_()
+
+    def current_lists(self, rows: Tensor | None = None) -> ShardedLists:
+        """The lists of the features as they are now; ``rows`` int64 [B] are the same on all ranks."""
+        self._notice(None if rows is None else self.own(rows))
+        stale = self.lists.tables is None or not self._lists_follow
+        if self.exchange.any(stale, self.features.device):
+            self.build_lists_()
+        return self.lists
+
+    def similarity(self, features: Tensor) -> Tensor:
+        """s [B, len(own_rows)] of ``features`` [B, d] with the own rows; not collective."""
+        return super().similarity(features)
+
+    def predict_labels(
+        self, index: Tensor, threshold: float = 0.6, min_rank: int = 10, *, query_rows: Tensor | None = None
+    ) -> Tensor:
+        """Packed pseudo labels uint8 [b, label_bytes(n)] of the own samples ``index`` [b]."""
+        threshold, min_rank = checks.check_prediction_options(threshold, min_rank)
+        samples, rows = self._asked("predict_labels", index, query_rows)
+        found = self._own_rows(samples).predict(samples, threshold, min_rank, rows)
+        place, own = samples.own[found.sample], len(samples.positions) // self.exchange.size
+        packed = torch.stack([place % own, found.column], dim=1) if own else place.new_zeros(0, 2)
+        loader = place // max(own, 1)
+        parts = self.exchange.send_rows([packed[loader == rank] for rank in range(self.exchange.size)])
+        row, column = torch.cat(parts).unbind(1)
+        return packed_entries(row, column, own, self.num_instances)
+
+    def nearest(
+        self, index: Tensor, k: int = 1, *, query_rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The ``k`` nearest other images of the own samples ``index`` [b]: positions int64 and similarities [b, k]."""
+        k = checks.check_neighbors(k, self.num_instances)
+        samples, rows = self._asked("nearest", index, query_rows)
+        columns, values = self._own_rows(samples).nearest(samples, k, rows)
+        size = self.exchange.size
+        loaded = len(samples.positions) // size
+        packed = torch.cat([columns.to(torch.int32), values.view(torch.int32)], dim=1)
+        place = samples.own
+        parts = [packed[place // max(loaded, 1) == rank] for rank in range(size)]
+        found = torch.cat(self.exchange.send_rows(parts))
+        mine = samples.owner[self.exchange.rank * loaded : (self.exchange.rank + 1) * loaded]
+        answer = torch.empty_like(found)
+        answer[mine.sort(stable=True).indices] = found
+        return answer[:, :k].long(), answer[:, k:].contiguous().view(torch.float32)
+
+    def _asked(self, call: str, index: Tensor, query_rows: Tensor | None) -> tuple[Samples, Tensor | None]:
+        """The samples of all processes, and the ``query_rows`` of those that this one works on."""
+        self._refuse_replication()
+
+        def check() -> tuple[Tensor, Tensor | None]:
+            checked = checks.check_index("index", index, self.num_instances)
+            if query_rows is None:
+                return checked, None
+            return checked, checks.check_rows("query_rows", query_rows, len(checked), self.num_instances)
+
+        asked, given = self.exchange.agreed(
+            call, self.features.device, check,
+            lambda found: {"the number of samples": len(found[0]), "query_rows": found[1] is not None, **self.facts()},
+        )  # fmt: skip
+        samples = Samples.of(self.exchange.gather(asked).flatten(), self.exchange, self.division)
+        if given is None:
+            return samples, None
+        owner = self.division.owner(asked)
+        parts = [given[owner == rank] for rank in range(self.exchange.size)]
+        return samples, torch.cat(self.exchange.send_rows(parts))
+
+    def _own_rows(self, samples: Samples) -> OwnRows:
+        tables = self.current_lists(samples.positions).tables
+        assert tables is not None
+        return OwnRows(self.features, tables, self.exchange, self.division)
+
+    @torch.no_grad()
+    def update_(
+        self, index: Tensor, features: Tensor, momentum: float | Tensor, *, similarity: Tensor | None = None
+    ) -> None:
+        """Momentum update by the own samples ``index`` [b], ``features`` [b, d] of all processes, in order of ranks.
+
+        ``similarity`` [B, len(own_rows)] is that of the features of all B samples, if it is at hand.
+        """
+        self._refuse_replication()
+
+        def check() -> tuple[Tensor, Tensor, Tensor]:
+            checks.check_features("features", features, self.feature_dim)
+            checked = checks.check_index("index", index, self.num_instances, len(features))
+            alpha = checks.check_momentum(momentum, self.features.device)
+            return checked, features.to(torch.float32), alpha
+
+        own, live, alpha = self.exchange.agreed(
+            "update_", self.features.device, check,
+            lambda found: {"the number of samples": len(found[0]), "momentum": float(found[2]), **self.facts()},
+        )  # fmt: skip
+        everything = self.exchange.gather(own).flatten()
+        rows = self.exchange.gather(live).flatten(0, 1)
+        lists = self.current_lists(everything)
+        self._blend_(everything, rows, alpha, similarity, lists)
+
+    def _blend_(
+        self,
+        index: Tensor,
+        features: Tensor,
+        momentum: Tensor,
+        similarity: Tensor | None,
+        lists: ShardedLists | None,
+    ) -> None:
+        """The same by the samples of all processes; without ``lists`` these are left behind."""
+        tables = None if lists is None else lists.tables
+        if lists is not None and similarity is None:
+            similarity = memory_similarity(features, self.features)
+        update_(self.features, index, features, momentum, tables, similarity, self.exchange, self.division)
+        if lists is None:
+            self._count_change()
+        else:
+            self._vouch_for_lists(self.own(index))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        own = f"{prefix}lists."
+        found = {own + name: state_dict.pop(own + name) for name in SAVED if own + name in state_dict}
+        device = self.features.device
+        super(ExemplarMemory, self)._load_from_state_dict(state_dict, prefix, *args)
+        if self.features.device != device:
+            self.drop_lists_()
+        self._count_change()  # lists that cannot be taken are made afresh when all processes next need them
+        if self.lists.load_(found, own, self.features):
+            self._vouch_for_lists()

@@ -1,0 +1,122 @@
+"""Pieces of a head's state: what R processes have saved, for any other number of processes, or for one.
+
+A piece is the ``state_dict()`` of a head with a ``process_group``: ``_momentum``, the own rows of M
+(``memory.features``) and of its lists where they are built (``memory.lists.*``), and the own columns of P
+(``pseudo_labels.column_entries``, ``pseudo_labels.column_counts``). Pieces are given in order of the ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..label_tables import LabelTables
+from ..memory_lists import list_checksums
+from ..neighbor_list_layout import NeighborLists, with_mirrors
+from ..ops.labels import unpack_labels
+from .lists import SAVED
+
+FEATURES, LISTS, LABELS = "memory.features", "memory.lists.", "pseudo_labels."
+ENTRIES, COUNTS = LABELS + "column_entries", LABELS + "column_counts"
+BY_ROW = ("columns", "values", "counts", "floors", "checksums")
+
+
+def rows_of_pieces(pieces: Sequence[Mapping[str, Tensor]], rows: range) -> dict[str, Tensor]:
+    """The piece of the process that owns ``rows``, of the pieces of any number of processes.
+
+    Tensors of the pieces may be memory-mapped: only what is needed of them is read.
+    """
+    starts = [0]
+    for piece in pieces:
+        starts.append(starts[-1] + len(piece[FEATURES]))
+    if rows.stop > starts[-1]:
+        raise ValueError(f"rows must lie in the {starts[-1]} rows of the pieces, got {rows}")
+    parts = [
+        (piece, max(rows.start, start) - start, min(rows.stop, stop) - start)
+        for piece, start, stop in zip(pieces, starts[:-1], starts[1:], strict=True)
+        if max(rows.start, start) < min(rows.stop, stop)
+    ] or [(pieces[0], 0, 0)]
+    found = {FEATURES: torch.cat([piece[FEATURES][first:last] for piece, first, last in parts])}
+    if all(LISTS + "columns" in piece for piece in pieces):
+        for name in BY_ROW:
+            found[LISTS + name] = torch.cat([piece[LISTS + name][first:last] for piece, first, last in parts])
+        found[LISTS + "products"] = pieces[0][LISTS + "products"].clone()
+    entries = []
+    for piece, first, last in parts:
+        ends = torch.nn.functional.pad(piece[COUNTS].long().cumsum(0), (1, 0))
+        entries.append(piece[ENTRIES][ends[first] : ends[last]])
+    found[ENTRIES] = torch.cat(entries)
+    found[COUNTS] = torch.cat([piece[COUNTS][first:last] for piece, first, last in parts])
+    return found | _rest(pieces[0])
+
+
+def whole_state(pieces: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The state of a head of one process. Lists that are damaged are left out: they are made afresh."""
+    n = sum(len(piece[FEATURES]) for piece in pieces)
+    found = rows_of_pieces(pieces, range(n))
+    entries, counts = found.pop(ENTRIES), found.pop(COUNTS)
+    tables = LabelTables(n, entries.device)
+    tables.load_(entries, counts, side="column")
+    found[LABELS + "row_entries"], found[LABELS + "row_counts"] = tables.saved("row")
+    lists = {name: found.pop(LISTS + name) for name in SAVED if LISTS + name in found}
+    if not lists:
+        return found
+    made, features = (
+        NeighborLists(*(lists[name] for name in NeighborLists._fields if name in lists)),
+        found[FEATURES],
+    )
+    if not torch.equal(list_checksums(features, made), lists["checksums"]):
+        return found
+    made = with_mirrors(made)
+    lists |= made._asdict() | {"checksums": list_checksums(features, made)}
+    return found | {LISTS + name: tensor for name, tensor in lists.items()}
+
+
+def rows_of_state(state: Mapping[str, Tensor], rows: range) -> dict[str, Tensor]:
+    """The piece of the process that owns ``rows``, of the state of a head of one process."""
+    own = slice(rows.start, rows.stop)
+    features = state[FEATURES][own].clone()
+    n = len(state[FEATURES])
+    found = {FEATURES: features}
+    if LABELS + "row_bits" in state:
+        pairs = _set_bits(state[LABELS + "row_bits"], n, rows)
+    else:
+        whole = LabelTables(n, features.device)
+        whole.load_(state[LABELS + "row_entries"], state[LABELS + "row_counts"])
+        row, column = whole.pairs(0, n)
+        mine = (column >= rows.start) & (column < rows.stop)
+        pairs = row[mine], column[mine] - rows.start
+    tables = LabelTables(n, features.device, own=rows)
+    tables.take_(*pairs)
+    found[ENTRIES], found[COUNTS] = tables.saved("column")
+    if LISTS + "columns" in state:
+        made = NeighborLists(*(state[LISTS + name][own] for name in NeighborLists._fields))
+        if torch.equal(list_checksums(features, made), state[LISTS + "checksums"][own]):
+            made = made._replace(mirrors=None)
+            lists = {name: tensor.clone() for name, tensor in made._asdict().items() if tensor is not None}
+            lists |= {
+                "products": state[LISTS + "products"].clone(),
+                "checksums": list_checksums(features, made),
+            }
+            found |= {LISTS + name: tensor for name, tensor in lists.items()}
+    return found | _rest(state)
+
+
+def _set_bits(bits: Tensor, n: int, rows: range) -> tuple[Tensor, Tensor]:
+    """(row, column) of what is set in the columns ``rows``, counted from the first of them."""
+    parts = []
+    for start in range(0, n, 1024):
+        here = unpack_labels(bits[start : start + 1024], n)[:, rows.start : rows.stop]
+        row, column = here.nonzero().unbind(1)
+        parts.append((row + start, column))
+    return torch.cat([row for row, _ in parts]), torch.cat([column for _, column in parts])
+
+
+def _rest(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What all processes have alike."""
+    return {
+        name: tensor.clone() for name, tensor in state.items() if not name.startswith(("memory.", LABELS))
+    }

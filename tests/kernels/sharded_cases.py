@@ -1,0 +1,246 @@
+"""What each of several processes runs, and compares with one: ``python -m tests.kernels.sharded_cases CASE WORDS``."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import snnet_kernels as sk
+from snnet_kernels.distributed import rows_of_pieces, rows_of_state, whole_state
+
+
+def made_features(n: int, d: int, seed: int, groups: int, exact: bool) -> torch.Tensor:
+    """Features of ``groups`` crowds; ``exact``: of few bits, whose products and sums are exact."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(groups, d, generator=generator)
+    rows = centres[torch.randint(groups, (n,), generator=generator)] + 0.7 * torch.randn(
+        n, d, generator=generator
+    )
+    if exact:
+        signs = torch.where(rows < 0, -1.0, 1.0)
+        return signs / d**0.5  # d is a power of 4: every product is a multiple of 1/d
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+class Pair:
+    """A head of one process and one that is divided, which get the same batches."""
+
+    def __init__(self, n: int, d: int, seed: int = 0, exact: bool = False, **options: Any) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.n, self.d, self.exact = n, d, exact
+        self.generator = torch.Generator().manual_seed(seed)
+        self.one = sk.SNNetHead(n, d, label_storage="lists", **options)
+        self.own = sk.SNNetHead(n, d, process_group=dist.group.WORLD, **options)
+        self.rows = self.own.memory.own_rows
+        features = made_features(n, d, seed, max(2, n // 12), exact)
+        self.one.initialize_(features)
+        self.own.initialize_(features if seed % 2 else features[self.rows.start : self.rows.stop])
+        for head in (self.one, self.own):
+            head.momentum = 0.5
+
+    def step(self, each: int, repeats: bool = False) -> None:
+        """One step on ``each`` samples a process, and a comparison of all that came of it."""
+        total, generator = each * self.size, self.generator
+        index = torch.randint(self.n, (total,), generator=generator)
+        if not repeats and total <= self.n:
+            index = torch.randperm(self.n, generator=generator)[:total]
+        noise = made_features(total, self.d, int(index.sum()), 3, self.exact)
+        rows = self.one.memory.features[index]
+        moved = noise if self.exact else torch.nn.functional.normalize(rows + 0.5 * noise, dim=1)
+        part = slice(self.rank * each, (self.rank + 1) * each)
+        whole, mine = moved.clone().requires_grad_(), moved[part].clone().requires_grad_()
+        loss, own_loss = self.one(whole, index), self.own(mine, index[part])
+        if each:
+            loss.backward()
+            own_loss.backward()
+            assert whole.grad is not None and mine.grad is not None
+            total_loss = own_loss.detach().clone()
+            dist.all_reduce(total_loss)
+            torch.testing.assert_close(total_loss / self.size, loss.detach(), rtol=1e-5, atol=1e-6)
+            # The mean of the processes' gradients is that of the global batch.
+            torch.testing.assert_close(mine.grad / self.size, whole.grad[part], rtol=1e-5, atol=1e-6)
+        self.compare_labels()
+        for name, value in self.one.label_statistics().items():
+            if each and name != "products":
+                torch.testing.assert_close(self.own.label_statistics()[name], value, equal_nan=True)
+        if self.one.training:
+            self.one.update_(index, moved)
+            self.own.update_(index[part], moved[part])
+            self.compare_memory()
+
+    def compare_labels(self) -> None:
+        row, column = self.one.pseudo_labels.pairs()
+        own_row, own_column = self.own.pseudo_labels.gather().pairs()
+        assert torch.equal(row, own_row) and torch.equal(column, own_column)
+
+    def compare_memory(self) -> None:
+        own = slice(self.rows.start, self.rows.stop)
+        assert torch.equal(self.one.memory.features[own], self.own.memory.features)
+        mine, lists = self.own.memory.lists.tables, self.one.memory.lists
+        if mine is None or lists is None or lists.tables is None or not self.one.memory._lists_follow:
+            return
+        assert torch.equal(lists.tables.counts[own], mine.counts)
+        assert torch.equal(lists.tables.floors[own], mine.floors)
+        for row in range(len(self.rows)):
+            ours = _listed(mine, row)
+            theirs = _listed(lists.tables, row + self.rows.start)
+            assert ours == theirs, (row + self.rows.start, sorted(ours ^ theirs)[:6])
+
+
+def _listed(tables: sk.NeighborLists, row: int) -> set[tuple[int, float]]:
+    count = int(tables.counts[row])
+    return set(zip(tables.columns[row, :count].tolist(), tables.values[row, :count].tolist(), strict=True))
+
+
+def steps(n: str, d: str, each: str, number: str, *words: str) -> None:
+    """Some steps; words: exact, repeats, and options as NAME=VALUE."""
+    options = dict(word.split("=") for word in words if "=" in word)
+    values = {
+        name: value if name in ("loss_kind", "label_source") else float(value)
+        for name, value in options.items()
+    }
+    for name in ("neighbors", "min_rank"):
+        if name in values:
+            values[name] = int(values[name])
+    pair = Pair(int(n), int(d), exact="exact" in words, **values)
+    if "warmup" in words:
+        pair.one.warmup = pair.own.warmup = True
+    for turn in range(int(number)):
+        if turn == 2:
+            pair.one.warmup = pair.own.warmup = False
+        pair.step(int(each), "repeats" in words)
+
+
+def state(n: str, folder: str) -> None:
+    """A head of these processes saves its piece, and is one that goes on from the pieces of others."""
+    pair = Pair(int(n), 16)
+    for _ in range(3):
+        pair.step(4)
+    piece = pair.own.state_dict()
+    torch.save(piece, f"{folder}/piece-{pair.size}-{pair.rank}.pt")
+    if pair.rank == 0:
+        torch.save(pair.one.state_dict(), f"{folder}/one.pt")
+
+
+def resumed(n: str, folder: str, saved_by: str) -> None:
+    """A head goes on from the pieces of ``saved_by`` processes, or from the state of one, as if it had not stopped."""
+    pair = Pair(int(n), 16)
+    one = torch.load(f"{folder}/one.pt")
+    pair.one.load_state_dict(one)
+    pieces = [torch.load(f"{folder}/piece-{saved_by}-{r}.pt", mmap=True) for r in range(int(saved_by))]
+    own = rows_of_pieces(pieces, pair.rows) if pieces else rows_of_state(one, pair.rows)
+    pair.own.load_state_dict(own)
+    assert pair.own.memory._lists_follow  # nothing is made afresh
+    pair.compare_memory()
+    pair.compare_labels()
+    pair.step(3)
+    if pieces:
+        one_again = whole_state(pieces)
+        head = sk.SNNetHead(int(n), 16, label_storage="lists")
+        head.load_state_dict(one_again)
+        assert head.memory._lists_follow
+        for name, tensor in torch.load(f"{folder}/one.pt").items():
+            if not name.startswith("memory.lists."):
+                assert torch.equal(head.state_dict()[name], tensor), name
+
+
+def modules(n: str) -> None:
+    """The memories by themselves, as one process has them."""
+    n_, rank, size = int(n), dist.get_rank(), dist.get_world_size()
+    group = dist.group.WORLD
+    one, own = sk.ExemplarMemory(n_, 16), sk.ExemplarMemory(n_, 16, process_group=group)
+    features = made_features(n_, 16, 1, n_ // 12, exact=False)
+    one.initialize_(features)
+    own.initialize_(features)
+    generator = torch.Generator().manual_seed(5)
+    index = torch.randint(n_, (size * 5,), generator=generator)
+    mine = index[rank * 5 : rank * 5 + 5]
+    rows = torch.randn(5, n_, generator=generator)
+    assert torch.equal(own.predict_labels(mine, 0.5, 4), one.predict_labels(mine, 0.5, 4))
+    assert torch.equal(own.predict_labels(mine, query_rows=rows), one.predict_labels(mine, query_rows=rows))
+    for k, given in ((1, None), (3, None), (400, None), (3, rows)):
+        for found, wanted in zip(
+            own.nearest(mine, k, query_rows=given), one.nearest(mine, k, query_rows=given), strict=True
+        ):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+    labels, own_labels = sk.PseudoLabelMemory(n_), sk.PseudoLabelMemory(n_, process_group=group)
+    packed = one.predict_labels(index, 0.5, 4)
+    labels.write_(index, packed)
+    own_labels.write_(mine, packed[rank * 5 : rank * 5 + 5])
+    asked = torch.tensor([-1, int(index[rank]), 0, n_ - 1, int(index[-1])])
+    assert torch.equal(own_labels.rows(asked), labels.rows(asked))
+    assert torch.equal(own_labels.columns(asked), labels.columns(asked))
+    assert torch.equal(own_labels.gather().to_dense(), labels.to_dense())
+    own.update_(mine, features[mine].flip(0), 0.3)
+    one.update_(index, torch.cat([features[index[r * 5 : r * 5 + 5]].flip(0) for r in range(size)]), 0.3)
+    assert torch.equal(own.features, one.features[own.own_rows.start : own.own_rows.stop])
+    # A write past autograd is noticed by its owner, and all make their lists afresh.
+    for memory, first in ((one, 0), (own, own.own_rows.start)):
+        at = int(index[0]) - first
+        if 0 <= at < len(memory.features):
+            memory.features.data[at] = memory.features[at].flip(0)
+    assert torch.equal(own.predict_labels(mine, 0.5, 4), one.predict_labels(mine, 0.5, 4))
+    one.renew_lists_(), own.renew_lists_()
+
+
+def refusals(n: str) -> None:
+    """What differs between processes is one error on all of them, and none of them waits."""
+    rank, group = dist.get_rank(), dist.group.WORLD
+    head = sk.SNNetHead(int(n), 16, process_group=group)
+    features = made_features(int(n), 16, 1, 30, exact=False)
+    head.initialize_(features)
+    index = torch.arange(4) + rank
+    other = sk.SNNetHead(int(n) + 1 - rank, 16, process_group=group)
+    strict = sk.SNNetHead(int(n), 16, process_group=group, threshold=0.6 + 0.1 * rank)
+    told: list[str] = []
+
+    def tell(call: Callable[[], object]) -> None:
+        with pytest.raises((RuntimeError, ValueError)) as caught:
+            call()
+        told.append(f"{type(caught.value).__name__}: {caught.value}")
+
+    tell(lambda: head(features[: 4 + rank], torch.arange(4 + rank)))
+    tell(lambda: head(features[:4], index) if rank else head.update_(index, features[:4]))
+    tell(lambda: other(features[:4], index))
+    tell(lambda: strict(features[:4], index))
+    tell(lambda: head(features[:4], index if rank else index - 7))
+    tell(lambda: head.initialize_(features[: 3 if rank else int(n)]))
+    tell(lambda: DistributedDataParallel(Wrapped(head))(features[:4], index))
+    head.train(rank == 0)
+    tell(lambda: head(features[:4], index))
+    head.train()
+    head.momentum = 0.1 * rank
+    tell(lambda: head.update_(index, features[:4]))
+    head.momentum = 0.5
+    assert copy.deepcopy(head)(features[:4], index) == head(features[:4], index)
+    print("\n".join(told))
+
+
+class Wrapped(torch.nn.Module):
+    """A head with parameters beside it, as a user's model may be."""
+
+    def __init__(self, head: torch.nn.Module) -> None:
+        super().__init__()
+        self.head, self.weight = head, torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return self.head(features * self.weight, index)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    name, *words = sys.argv[1:]
+    globals()[name](*words)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
