@@ -65,9 +65,9 @@ def batches(images: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
 def extract(model: ReIDModel, images: Tensor) -> Tensor:
     """Features [n, d] of all images, the network in ``eval()``."""
     model.eval()
-    features = torch.cat([model(part) for part in images.split(256)])
+    features = [model(part) for part in images.split(256) if len(part)]
     model.train()
-    return features
+    return torch.cat([images.new_zeros(0, model.feature_dim), *features])
 
 
 def accuracy(model: ReIDModel, data: Pedestrians) -> float:

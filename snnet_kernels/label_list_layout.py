@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SMALLEST_SIZE = 8  # places of a list, which double as it grows
+SMALLEST_SIZE = 8  # places of a list that has entries, which double as it grows
 
 
 def list_entries(entries: Tensor, starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,8 +22,8 @@ def made_lists(which: Tensor, entry: Tensor, sizes: Tensor) -> tuple[Tensor, Ten
     order = which.sort(stable=True).indices
     which, entry = which[order], entry[order]
     counts = torch.bincount(which, minlength=n)
-    wanted = 2 ** counts.clamp_min(1).double().log2().ceil().long()
-    sizes = torch.where(counts > sizes, wanted, sizes.long()).clamp_min(SMALLEST_SIZE)
+    wanted = (2 ** counts.clamp_min(1).double().log2().ceil().long()).clamp_min(SMALLEST_SIZE)
+    sizes = torch.where(counts > sizes, wanted, sizes.long())
     starts = sizes.cumsum(0) - sizes
     entries = torch.zeros(int(sizes.sum()), dtype=torch.int32, device=which.device)
     place = torch.arange(len(which), device=which.device) - (counts.cumsum(0) - counts)[which]

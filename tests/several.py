@@ -23,7 +23,11 @@ for rank in range({count}):
         rank, code = rank, 1
         try:
             exec({hook!r})
-            runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+            if {module!r}.endswith(".py"):
+                sys.path.insert(0, os.path.dirname({module!r}))
+                runpy.run_path({module!r}, run_name="__main__")
+            else:
+                runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
             code = 0
         except SystemExit as end:
             code = end.code or 0
@@ -42,7 +46,10 @@ for rank, pid in enumerate(pids):
 
 
 def run_processes(count: int, module: str, words: list[str], hook: str = "") -> list[Answer]:
-    """``python -m MODULE WORDS`` in ``count`` processes; ``hook`` is code that each runs before, with its ``rank``."""
+    """``python -m MODULE WORDS``, or ``python FILE.py WORDS``, in ``count`` processes.
+
+    ``hook`` is code that each runs before, with its ``rank``.
+    """
     with socket.socket() as probe, tempfile.TemporaryDirectory() as folder:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -6,9 +6,12 @@ import re
 import runpy
 
 import pytest
+import torch
 
+from snnet_kernels.distributed import whole_state
 from tests.forks import run_script
 from tests.paths import ROOT
+from tests.several import run_processes
 from tests.snnet.tiny_run import draw_market
 
 
@@ -27,6 +30,18 @@ def test_example(name, comparisons):
     assert len(pairs) == comparisons
     for fused, unfused in pairs:
         assert float(fused) == pytest.approx(float(unfused), rel=1e-5)
+
+
+def test_distributed_loop(tmp_path):
+    """Two processes print what one prints, in its place, and leave the pieces of one head."""
+    script = str(ROOT / "examples" / "distributed_loop.py")
+    words = ["--images", "96", "--epochs", "2", "--warm-up", "1", "--device", "cpu"]
+    first, second = run_processes(2, script, words, hook=f"os.chdir({str(tmp_path)!r})")
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    losses = re.findall(r"^epoch \d: loss (\d+\.\d+)", first.stdout, re.MULTILINE)
+    assert len(losses) == 2 and all(0 < float(loss) < 20 for loss in losses) and second.stdout == ""
+    pieces = [torch.load(tmp_path / f"head-{rank}.pt") for rank in range(2)]
+    assert whole_state(pieces)["memory.features"].shape == (96, 128)
 
 
 def test_cluster_contrast(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -221,6 +222,44 @@ def refusals(n: str) -> None:
     head.momentum = 0.5
     assert copy.deepcopy(head)(features[:4], index) == head(features[:4], index)
     print("\n".join(told))
+
+
+def traffic(n: str, d: str, each: str) -> None:
+    """Bytes that all processes send in a step, and what is held, beside the formulas of docs/scale.md."""
+    pair = Pair(int(n), int(d), neighbors=64, min_rank=4)
+    b, size = int(each), pair.size
+    generator = torch.Generator().manual_seed(3)
+    index = torch.randperm(int(n), generator=generator)[: b * size]
+    features = made_features(b * size, int(d), 3, 3, exact=False)
+    part = slice(pair.rank * b, (pair.rank + 1) * b)
+    for _ in range(2):  # lists are there in the second
+        before = pair.own.exchange.sent
+        live = features[part].clone().requires_grad_()
+        loss = pair.own(live, index[part])
+        after_forward = pair.own.exchange.sent
+        loss.backward()
+        assert pair.own.exchange.sent == after_forward  # no collective in backward
+        pair.own.update_(index[part], live.detach())
+    sent = torch.tensor([pair.own.exchange.sent - before])
+    dist.all_reduce(sent)
+    most = torch.bincount(pair.own.division.owner(index)).max()  # samples of the busiest process
+    k, negatives = pair.own.memory.lists.capacity, max(1, int(0.01 * int(n)))
+    keys = negatives // size + 4 * math.isqrt(negatives) + 8
+    formula = (
+        (size - 1)
+        * size
+        * (
+            b * (4 * int(d) + 8)  # features and index
+            + b * 9 * keys  # negatives
+            + b * (4 * int(d) + 8)  # gradients
+            + 40 * b * size  # counts
+            + most * 4 * (int(d) + k + 2)  # rows that have moved
+        )
+    )
+    pair.one(features, index)  # which builds its lists
+    held = sum(tensor.nbytes for tensor in pair.own.buffers())
+    everything = sum(tensor.nbytes for tensor in pair.one.buffers())
+    print(int(sent), round(float(formula)), held, round(everything * len(pair.rows) / int(n)))
 
 
 class Wrapped(torch.nn.Module):

@@ -51,6 +51,14 @@ def test_state_of_any_number_of_processes_is_that_of_any_other(tmp_path):
     in_processes(2, "resumed", 1300, tmp_path, 0)  # from the state of one process
 
 
+@pytest.mark.parametrize(("processes", "words"), [(2, "1300 256 16"), (3, "2600 512 16")])
+def test_bytes_sent_and_held_are_those_of_the_formulas(processes, words):
+    for line in in_processes(processes, "traffic", *words.split()):
+        sent, formula, held, share = (int(word) for word in line.split())
+        assert sent == pytest.approx(formula, rel=0.1)
+        assert held <= share + 24 * 2600  # 16 bytes of each row of P are in all processes
+
+
 def test_what_differs_is_one_error_on_all():
     first, second = (out.splitlines() for out in in_processes(2, "refusals", 1300))
     same = [
