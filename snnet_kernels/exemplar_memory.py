@@ -23,25 +23,25 @@ FLOOR = 0.3  # of the lists: the similarities that the usual threshold, 0.6, rea
 class ExemplarMemory(FixedTypeModule):
     """The most recent feature of every image, M [n, d], and neighbour lists of it: what labels read of S = M Mᵀ.
 
-    Lists follow M. Assignment, in-place operations and ``load_state_dict`` are noticed by themselves. What writes past
-    autograd (``torch.distributed``, ``.data``, numpy, DLPack) is noticed on the CPU, in eager mode, where it changed a
-    row that a call names, and otherwise has to be said: :meth:`mark_written_`.
+    Lists follow M. Assignment, in-place operations and ``load_state_dict`` are noticed. Writes that autograd does not
+    see (``torch.distributed``, ``.data``, numpy, DLPack) are noticed only on the CPU, in eager mode, and in rows that a
+    call names. After any other such write call :meth:`mark_written_`.
 
     Args:
         num_instances: number of images n.
         feature_dim: feature dimensions d.
-        neighbors: places K of a list, 12 bytes each: labels need no product, at any n. They are the same labels with
-            any K; where a row has more candidates than places it is multiplied, which takes longer. 256 are ample
-            where a row has some tens of candidates. 0: no lists, products are made as they are needed.
-        floor: lists start from here: below the threshold of the labels, and better too low than too high.
-            The same labels with any; lower ones fill the lists with what is hardly read.
+        neighbors: capacity K of a list, 12 bytes an entry (8 on a GPU). Labels are read from the lists. A row of S is
+            computed where it has more candidates than its list holds, which takes longer; the labels are the same with
+            any K. 256 are ample where a row has some tens of candidates. 0: no lists, rows are computed as needed.
+        floor: similarity above which pairs are listed. Choose it below the threshold of the labels, which do not depend
+            on it; a lower one fills the lists with pairs that are rarely read.
         process_group: divide the rows over these processes, see
             :class:`.distributed.memory.ShardedExemplarMemory`; None: all of them are here.
 
     Buffer: ``features`` float32 [n, d]; ``own_rows`` is range(n). ``lists`` is a :class:`.MemoryLists`, or None with
-    ``neighbors=0``: built when it is first needed, and saved by ``state_dict()`` from then on. Once built its tensors
-    stay where they are, so that a captured CUDA graph may go on using them, until :meth:`drop_lists_` or a move to
-    another device.
+    ``neighbors=0``: built when it is first needed; ``state_dict()`` saves it unless M has changed since. Once built
+    its tensors keep their storage, so that a captured CUDA graph may go on using them, until :meth:`drop_lists_` or a
+    move to another device.
     """
 
     features: Tensor
@@ -141,7 +141,7 @@ class ExemplarMemory(FixedTypeModule):
             self._vouch_for_lists()
 
     def renew_lists_(self) -> None:
-        """Make the lists afresh where that is cheaper than to go on: the floors of full rows rise, and only a build
+        """Rebuild the lists where that costs less than keeping them: the floors of full rows rise, and only a build
         lowers them. Call it once an epoch. On a GPU the host waits."""
         if self.lists is not None and self.lists.are_worn():
             self.build_lists_()

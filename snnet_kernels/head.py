@@ -46,8 +46,8 @@ class SNNetHead(FixedTypeModule):
     update. In ``eval()`` the loss is computed and nothing is written, neither by ``forward`` nor by
     ``update_``.
 
-    What is derived from M and P follows them; :meth:`mark_written_` says that something wrote them past autograd.
-    Wrap the network in ``DistributedDataParallel``, not the head: RuntimeError is raised inside of it.
+    Neighbour lists and the transpose of P are kept up to date. Call :meth:`mark_written_` after a write that autograd
+    does not see. Wrap the network in ``DistributedDataParallel``, not the head: RuntimeError is raised inside of it.
 
     A row of features that is not finite makes the loss NaN and is not written to M.
 
@@ -55,7 +55,7 @@ class SNNetHead(FixedTypeModule):
         num_instances: number of training images n.
         feature_dim: feature dimensions d.
         threshold, min_rank: of the label prediction, see :func:`snnet_kernels.mplp`.
-        weights: λ of the main, the symmetric and the neighbor label (Eq. 8); any may be 0.
+        weights: λ of the main, the symmetric and the neighbour label (Eq. 8); any may be 0.
         loss_kind, delta, hard_negative_ratio: see :func:`snnet_kernels.mutual_label_loss`.
         label_source: ``"memory"`` predicts labels from the memory's rows S[index], ``"feature"`` from the live s.
         neighbors: places of the neighbour lists, see :class:`ExemplarMemory`; 0 keeps none.
@@ -155,9 +155,9 @@ class SNNetHead(FixedTypeModule):
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
         """The loss [] of live, L2-normalised ``features`` [B, d] of the images ``index`` int64 [B].
 
-        Predicts the main labels, inquires the symmetric and the neighbor labels from P as it was before,
-        then, in training, writes the main labels to P (Eq. 1-8). Raises ValueError where the first features that
-        it sees on the CPU have finite rows that are neither of length 1 nor zero.
+        Predicts the main labels and reads the symmetric and the neighbour labels from P; in training it then writes the
+        main labels to P (Eq. 1-8). Raises ValueError where the first features that it sees on the CPU have finite rows
+        that are neither of length 1 nor zero.
         """
         self._refuse_replication()
         checks.check_features("features", features, self.feature_dim)
@@ -186,7 +186,7 @@ class SNNetHead(FixedTypeModule):
         return loss
 
     def _check_first_lengths(self, features: Tensor) -> None:
-        """Features that nobody normalised are so in every batch: it is enough to look once, where a look is cheap."""
+        """A missing normalisation shows in every batch: check the first one, and only on the CPU."""
         if torch.compiler.is_compiling() or self._saw_lengths:
             return
         if features.device.type == "cpu" and has_values(features):
@@ -206,7 +206,7 @@ class SNNetHead(FixedTypeModule):
 
     @torch.no_grad()
     def update_(self, index: Tensor, features: Tensor) -> None:
-        """Step 6: blend ``features`` [B, d] into M[index] with ``momentum``, and bring the lists up to date.
+        """Update M[index] by ``features`` [B, d] with ``momentum``, and the lists with it (step 6 of docs/method.md).
 
         The similarity of the last forward pass is used again if these are its features and M has not
         been written since; otherwise it is computed. In the warm-up, which predicts no labels, lists are left
@@ -221,9 +221,9 @@ class SNNetHead(FixedTypeModule):
         self._last_forward = None
 
     def _uses_similarity(self, batch_size: int) -> bool:
-        """Whether s is worth its B x n floats: the update of lists reads it again, or labels are made of it.
+        """Whether to keep s [B, n]: the update of lists reads it again, and so do labels from features.
 
-        Without them, or where s would be large, the loss streams over the memory.
+        Without either, or where s would be large, the loss streams over the memory.
         """
         if self.label_source == "feature":
             return True

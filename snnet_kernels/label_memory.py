@@ -28,9 +28,8 @@ class PseudoLabelMemory(FixedTypeModule):
     each row its columns and of each column its rows, it takes some 30 bytes for each positive label, at any n. What
     goes in and comes out is the same.
 
-    The transpose of bits follows P as lists follow the exemplar memory (:class:`ExemplarMemory`): what writes
-    ``row_bits`` past autograd is noticed on the CPU where it changed a row that a call names, and otherwise has to be
-    said, by :meth:`mark_written_`. Lists are written by the methods of this class alone.
+    The transpose of bits follows P, with the rules of :class:`ExemplarMemory` for writes that autograd does not see:
+    :meth:`mark_written_` says that ``row_bits`` were written. Lists are written by the methods of this class alone.
 
     Args:
         num_instances: number of images n.
@@ -114,7 +113,7 @@ class PseudoLabelMemory(FixedTypeModule):
         return ops.gather_labels(self.row_bits, index)
 
     def columns(self, index: Tensor) -> Tensor:
-        """P[:, index]ᵀ, packed, uint8 [B, label_bytes(n)]: who has images ``index`` [B] as positive (Eq. 4)."""
+        """P[:, index]ᵀ, packed, uint8 [B, label_bytes(n)]: the images whose label contains ``index[b]`` (Eq. 4)."""
         if self.tables is not None:
             return self.tables.columns(self._checked(index, lowest=-1))
         self._follow(index, lowest=-1)

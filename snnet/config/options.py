@@ -104,7 +104,9 @@ class MethodConfig:
     lambda_sym: float = option(0.8, "weight of the symmetric label's loss (S)", ">= 0")
     lambda_nh: float = option(0.6, "weight of the nearest neighbour's label's loss (N)", ">= 0")
     threshold: float = option(0.6, "cosine similarity above which an image is a candidate", ">= -1 and <= 1")
-    min_rank: int = option(10, "smallest rank that a candidate's cycle check allows", ">= 0")
+    min_rank: int = option(
+        10, "a candidate is consistent up to rank max(number of candidates, INT) of its anchor", ">= 0"
+    )
     loss_kind: Literal["mmcl", "l2"] = option(
         "mmcl",
         "mmcl: with hard negatives; l2: the paper's printed sum over all images (no --lr was found for it)",

@@ -107,7 +107,7 @@ def predict_sparse_labels(
     min_rank: int = 10,
     groups: np.ndarray | None = None,
 ) -> SparseLabels:
-    """Pseudo labels of all images: :func:`snnet_kernels.mplp` and its inquiries for a complete P.
+    """Pseudo labels of all images: :func:`snnet_kernels.mplp` and its lookups in a complete P.
 
     Takes one product of the features with themselves, 64 MB for a tile of it, and some tens of bytes a candidate.
 

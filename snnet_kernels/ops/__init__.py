@@ -3,9 +3,10 @@
 That is its arguments and its plain PyTorch form (:func:`.operation.operation`), the shapes of its result for tracing,
 its gradient, and the public function that checks arguments. Backends only implement: see :mod:`snnet_kernels.backends`.
 
-Every function works on CPU and CUDA tensors, all but jaccard_graph under ``torch.compile(fullgraph=True)``, and in
-float32 whatever autocast or the global TF32 flag say. B batch entries, n images, d feature dimensions,
-L = label_bytes(n). Similarities, memory and cache are float32, indices int64, label bits uint8.
+Every function takes CPU and CUDA tensors, and all but jaccard_graph can be traced by ``torch.compile(fullgraph=True)``.
+Products are float32 on a CPU; on CUDA :func:`snnet_kernels.set_matmul_precision` chooses their precision. Autocast and
+torch's TF32 flag change neither. B batch entries, n images, d feature dimensions, L = label_bytes(n). Similarities and
+memory are float32, indices int64, label bits uint8.
 """
 
 from .. import checks

@@ -19,9 +19,9 @@ def _update_memory_by_hardest_(memory: Tensor, index: Tensor, features: Tensor, 
 def update_memory_by_hardest_(
     memory: Tensor, index: Tensor, features: Tensor, momentum: float | Tensor
 ) -> None:
-    """M[i] = normalize(α M[i] + (1 − α) f), in place, once for each i in ``index``: f is its hardest entry.
+    """M[i] = normalize(α M[i] + (1 − α) f), in place, once for each i in ``index``.
 
-    That is the one of the smallest similarity with M[i], the first of equals. Otherwise as
+    f is the feature of the batch entries at i that is least similar to M[i], the first of equals. Otherwise as
     :func:`snnet_kernels.update_memory_`.
 
     Args:

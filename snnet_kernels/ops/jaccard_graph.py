@@ -94,13 +94,13 @@ def jaccard_graph(
 
     That is ``compute_jaccard_distance(features, k1, k2)`` of cluster-contrast and SpCL, where it is at most
     ``max_distance``. A pair that shares nothing (distance 1) is never listed; each image is listed with itself if it
-    shares anything. Equal similarities decide nothing in sound features. Where all are nearly equal (every cosine
+    shares anything. With well-spread features ties do not affect the result. Where all are nearly equal (every cosine
     above 0.995, as in a network that has collapsed) they differ by rounding, and the order above decides who is a
     neighbour: other programs, which leave ties open, then give other graphs.
 
-    Beyond the features it holds lists of ``searched`` entries an image, V twice, and the graph. CPU and CUDA
-    features; the neighbours are searched for on the device of the features, the rest is done on the CPU. Not inside
-    ``torch.compile``: the size of the result is in the features.
+    Beyond the features it holds lists of ``searched`` entries an image, V twice, and the graph. CPU and CUDA features;
+    the neighbours are searched for on the device of the features, the rest is done on the CPU. ``torch.compile`` cannot
+    trace it: the size of the result depends on the values.
 
     Args:
         features: [n, d], any floating type and strides, rows of length 1 (or zero).

@@ -48,8 +48,8 @@ def write_label_lists_(
     index: Tensor,
     labels: Tensor,
 ) -> Tensor:
-    """P[index] = labels; or, where a table has too few places left, nothing: int64 [2], how many places rows and
-    columns need at the end of what is used, and zeros where the write is done."""
+    """P[index] = labels, and zeros int64 [2]. Where a table lacks room nothing is written: the result is then how many
+    places rows and columns need at their ends."""
     check_index_values("index", index, row_starts.shape[0])
     rows = row_entries, row_starts, row_counts, row_sizes, row_used
     columns = column_entries, column_starts, column_counts, column_sizes, column_used

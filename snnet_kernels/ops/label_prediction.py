@@ -42,17 +42,18 @@ def mplp(
     the candidates before the first inconsistent one, at least two of them if there are two, and i itself. NaN is
     above nothing.
 
-    Equals sorting the similarity row of every candidate and looking where a stands, without a sort. Lists give the
-    same labels: what they do not hold is multiplied.
+    Equals sorting the similarities of every candidate and finding the rank of a, without a sort. Lists give the same
+    labels: rows that they do not hold are computed.
 
-    Rows of the memory must have length 1 or less, which is not checked: without lists longer ones may get others.
+    Rows of the memory must have length 1 or less, which is not checked: without lists, longer rows may get other
+    labels.
 
     Args:
         memory: float32 [n, d], contiguous.
         index: int64 [B], positions in the memory.
         threshold: similarity above which an image is a candidate (strictly; rounded to float32 first).
-        min_rank: the smallest rank that counts as consistent.
-        lists: :func:`neighbor_lists` of the memory as it is; without them products are made as they are needed.
+        min_rank: the least k: a candidate is consistent up to rank max(c, min_rank) of its anchor.
+        lists: :func:`neighbor_lists` of the memory as it is; without them similarities are computed as needed.
         query_rows: [B, n] in place of S[index], for instance ``memory_similarity(features, memory)``.
     """
     threshold, min_rank = checks.check_prediction_options(threshold, min_rank)

@@ -36,7 +36,7 @@ def update_memory_(
     memory and lists; with α = 0 the old row does not count, whatever it holds.
 
     The blend weighs a row by its length: features should have length 1, which is not checked. What is written has.
-    Arguments that are only read may share memory with written ones, the written ones among each other may not.
+    Inputs may share memory with what is written; what is written must not share memory with itself.
 
     Args:
         memory: float32 [n, d], contiguous, written.
@@ -44,8 +44,8 @@ def update_memory_(
         features: [B, d], any floating type and strides.
         momentum: α in [0, 1], a number or a 0-d tensor (a number that changes recompiles a traced graph).
         lists: symmetric neighbour lists of the memory before the update, written.
-        similarity: ``memory_similarity(features, memory)`` [B, n] before the update; computed if it is absent
-            and the lists need it, for some entries after others where it would be large.
+        similarity: ``memory_similarity(features, memory)`` [B, n] before the update. Where lists need it and it is not
+            given it is computed, in parts of the batch where it would be large.
     """
     memory = checks.check_memory("memory", memory)
     n = memory.shape[0]

@@ -93,8 +93,8 @@ def insert_pairs_(
     column: Tensor,
     value: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """List (``row``, ``column``, ``value``) [E], which are new there. A row keeps the first K by falling value, ties by
-    lower column; what it does not keep, of these or of what it had, is returned in the same form."""
+    """Insert new pairs (``row``, ``column``, ``value``) [E] into the lists. A row keeps the first K by falling value,
+    ties by lower column; what it does not keep, of these or of what it had, is returned in the same form."""
     check_index_values("row", row, columns.shape[0])
     return reference.insert_pairs_(NeighborLists(columns, values, counts, floors), row, column, value)
 

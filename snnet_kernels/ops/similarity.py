@@ -42,9 +42,9 @@ set_gradient("memory_similarity_backward", _save_memory, _second_gradient)
 def memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
     """Similarity of live features to the exemplar memory (Eq. 1): s = f Mᵀ [B, n].
 
-    Equals ``features.float() @ memory.t()`` in true float32: under autocast or with TF32 switched on a plain
-    ``@`` would round the inputs. Differentiable in ``features``, in reverse mode. Rows may have any length; between
-    rows of length 1 it is the cosine similarity.
+    Equals ``features.float() @ memory.t()`` in float32: under autocast or with torch's TF32 switched on a plain ``@``
+    would round the inputs. On CUDA :func:`snnet_kernels.set_matmul_precision` chooses the precision. Differentiable in
+    ``features``, in reverse mode. Rows may have any length; between rows of length 1 it is the cosine similarity.
 
     Args:
         features: [B, d], any floating type and strides.
