@@ -59,28 +59,26 @@ def _compiled_or_plain(name: str) -> Callable[..., Any]:
     return serve
 
 
-def _mplp(
-    memory: Tensor, index: Tensor, query_rows: Tensor | None, threshold: float, min_rank: int
-) -> Tensor:
+def _mplp(*args: Any) -> Tensor:
     if choose("mplp") == "triton":
         from ..triton.label_prediction import mplp
 
-        return mplp(memory, index, query_rows, threshold, min_rank)
-    return OPERATIONS["mplp"].plain(memory, index, query_rows, threshold, min_rank)
+        return mplp(*args)
+    return OPERATIONS["mplp"].plain(*args)
 
 
 def _nearest_neighbors(
-    memory: Tensor, index: Tensor, query_rows: Tensor | None, k: int
+    memory: Tensor, index: Tensor, query_rows: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor]:
     match choose("nearest_neighbors", at_hand=query_rows is not None):
         case "cuda":
             rows = similarity_of(memory[index], memory) if query_rows is None else query_rows
-            return _compiled.nearest_neighbors.default(index, rows, k)
+            return _compiled.nearest_neighbors.default(index, rows, *options)
         case "triton":
             from ..triton.neighbors import nearest_neighbors
 
-            return nearest_neighbors(memory, index, query_rows, k)
-    return OPERATIONS["nearest_neighbors"].plain(memory, index, query_rows, k)
+            return nearest_neighbors(memory, index, query_rows, *options)
+    return OPERATIONS["nearest_neighbors"].plain(memory, index, query_rows, *options)
 
 
 def _fused_mutual_label_loss(
