@@ -139,6 +139,11 @@ class OutputConfig:
     average_precision: Literal["step", "trapezoid"] = option(
         "step", "definition of mAP: step (usual today) or trapezoid (official Market-1501 code)"
     )
+    single_gallery_shot: bool = option(
+        False,
+        "CMC as the mean of 10 random galleries with one image of each identity (CUHK03's 100 test identities); mAP "
+        "stays",
+    )
     rerank: bool = option(
         False, "also report the last evaluation after k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)"
     )

@@ -112,13 +112,20 @@ def retrieval_features(
     return query, extract_features(model, retrieval.gallery, config, placement, kind)
 
 
+def shot_seed(config: Config) -> int | None:
+    """The seed of the galleries of one image an identity, where ``config`` asks for these."""
+    return config.runtime.seed if config.output.single_gallery_shot else None
+
+
 def rank_gallery(
     query: Tensor,  # [q, d]
     gallery: Tensor,  # [g, d]
     retrieval: RetrievalSet,
     average_precision: Literal["step", "trapezoid"],
+    single_gallery_shot: int | None = None,
 ) -> RankMetrics:
-    """CMC and mAP of features by cosine similarity, in float32."""
+    """CMC and mAP of features by cosine similarity, in float32; the last two as in :func:`rank_metrics`."""
+    generator = None if single_gallery_shot is None else np.random.default_rng(single_gallery_shot)
     parts = math.ceil(len(query) * len(gallery) / PAIRS_AT_A_TIME)
     results = []
     for part in range(parts):
@@ -133,6 +140,7 @@ def rank_gallery(
                 retrieval.query_cams[rows],
                 retrieval.gallery_cams,
                 average_precision=average_precision,
+                single_gallery_shot=generator,
             )
         )
     return _combined(results)
@@ -143,6 +151,7 @@ def rerank_gallery(
     gallery: Tensor,  # [g, d]
     retrieval: RetrievalSet,
     average_precision: Literal["step", "trapezoid"],
+    single_gallery_shot: int | None = None,
 ) -> RankMetrics:
     """CMC and mAP after k-reciprocal re-ranking (:mod:`snnet.retrieval.reranking`).
 
@@ -157,6 +166,7 @@ def rerank_gallery(
         retrieval.query_cams,
         retrieval.gallery_cams[ranked],
         average_precision=average_precision,
+        single_gallery_shot=single_gallery_shot,
     )
 
 
@@ -166,6 +176,7 @@ def expand_and_rank(
     retrieval: RetrievalSet,
     average_precision: Literal["step", "trapezoid"],
     neighbors: int,
+    single_gallery_shot: int | None = None,
 ) -> RankMetrics:
     """CMC and mAP after query expansion (:mod:`snnet.retrieval.query_expansion`).
 
@@ -176,7 +187,7 @@ def expand_and_rank(
         retrieval, gallery_pids=retrieval.gallery_pids[ranked], gallery_cams=retrieval.gallery_cams[ranked]
     )
     expanded = expand_queries(query, gallery[torch.from_numpy(ranked)], neighbors)
-    return rank_gallery(*expanded, kept, average_precision)
+    return rank_gallery(*expanded, kept, average_precision, single_gallery_shot)
 
 
 def _combined(results: list[RankMetrics]) -> RankMetrics:
