@@ -19,7 +19,15 @@ class DataConfig:
     """Which images, and how they reach the network."""
 
     dataset: Literal[
-        "synthetic", "market1501", "dukemtmc", "msmt17", "cuhk03", "veri776", "folder", "custom"
+        "synthetic",
+        "market1501",
+        "dukemtmc",
+        "msmt17",
+        "cuhk03",
+        "cuhk03-classic",
+        "veri776",
+        "folder",
+        "custom",
     ] = option(
         "synthetic",
         "dataset layout; synthetic is drawn on first use, folder is any tree of crops without identities, "
