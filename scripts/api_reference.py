@@ -46,6 +46,7 @@ SECTIONS: list[tuple[str, str, list[tuple[str, list[str]]]]] = [
             ("snnet.data.loading", ["training_loader", "extraction_loader", "TrainingLoader"]),
             ("snnet.models.embedding", ["build_model", "ReIDModel"]),
             ("snnet.retrieval.trained", ["load_trained_model", "TrainedModel"]),
+            ("snnet.retrieval.features", ["module_features"]),
             ("snnet.retrieval.rank_metrics", ["rank_metrics", "RankMetrics", "score_queries", "QueryScores"]),
             ("snnet.retrieval.reranking", ["rerank"]),
             ("snnet.retrieval.query_expansion", ["expand_queries"]),
