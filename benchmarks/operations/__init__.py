@@ -45,5 +45,6 @@ OPERATIONS: dict[str, Operation] = {
         cluster_memory.hard_memory,
         jaccard.jaccard,
         jaccard.clustering,
+        jaccard.after_search,
     )
 }
