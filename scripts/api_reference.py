@@ -27,13 +27,15 @@ SECTIONS: list[tuple[str, str, list[tuple[str, list[str]]]]] = [
     ),
     (
         "snnet_kernels.compat",
-        "Classes and functions of public code, for trainers written for it: the MMCL authors', and cluster-contrast's.",
+        "Classes and functions of public code, for trainers written for it: the MMCL authors', cluster-contrast's, "
+        "SpCL's and DCMIP's.",
         [
             ("snnet_kernels.compat", ["MPLP", "MMCL", "Memory"]),
             (
                 "snnet_kernels.compat.cluster_contrast",
                 ["compute_jaccard_distance", "ClusterMemory"],
             ),
+            ("snnet_kernels.compat.hybrid", ["HybridMemory", "ClusterMemory"]),
         ],
     ),
     (
