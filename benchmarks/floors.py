@@ -15,12 +15,16 @@ FILE = Path(__file__).parent / "floors.yaml"
 BOUNDS = {
     "at_least": "baseline over ours",
     "at_most": "ours over baseline",
+    "cpu_at_least": "processor time of the baseline over that of ours",
+    "peak_at_most": "peak memory of ours over that of the baseline",
     "growth": f"time of ours an image over that at {GROWTH_BASE}, at most",
     "microseconds": "time of ours in microseconds, at most",
     "megabytes": "peak memory of ours in 10^6 bytes beside what was there before, at most",
     "kept_megabytes": "what ours keeps beside M and its peak, in 10^6 bytes, at most",
     "share_of_matmul": "share of the measured matmul rate of the same precision, at least",
 }
+WITH_BASELINE = ("at_least", "at_most", "cpu_at_least", "peak_at_most")
+LEAST = ("at_least", "cpu_at_least", "share_of_matmul")  # the others are limits from above
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class Floor:
     predicted: dict[str, float] = field(default_factory=dict)  # µs of ours by shape, or MB; not measured
     counted: str = ""  # from what
     optional: bool = False  # takes so long that only a run that was asked for it has it
+
+    @property
+    def sign(self) -> str:
+        """On which side of the limit a measure may lie."""
+        return "≥" if self.bound in LEAST else "≤"
 
     @property
     def shapes(self) -> list[str]:
@@ -68,8 +77,7 @@ class Verdict:
     def holds(self) -> bool:
         if self.measured is None:
             return False
-        lower = self.floor.bound in ("at_least", "share_of_matmul")
-        return self.measured >= self.limit if lower else self.measured <= self.limit
+        return self.measured >= self.limit if self.floor.sign == "≥" else self.measured <= self.limit
 
 
 def read_floors(path: Path = FILE) -> list[Floor]:
@@ -86,7 +94,7 @@ def read_floors(path: Path = FILE) -> list[Floor]:
         (bound,) = bounds
         rest = {key: value for key, value in entry.items() if key != bound}
         rest["baselines"] = tuple(rest.get("baselines", ()))
-        if (bound in ("at_least", "at_most")) != bool(rest["baselines"]):
+        if (bound in WITH_BASELINE) != bool(rest["baselines"]):
             raise ValueError(f"{path.name}, entry {number}: {bound} and baselines do not go together")
         if set(entry.get("predicted", {})) - set(entry[bound]) or ("predicted" in entry) != (
             "counted" in entry
@@ -122,4 +130,8 @@ def _measured(bound: str, ours: Result, base: Result | None) -> float | None:
         return None
     if bound == "growth":
         return (ours.seconds / ours.n) / (base.seconds / base.n)
+    if bound == "cpu_at_least":
+        return base.cpu_seconds / ours.cpu_seconds if base.cpu_seconds and ours.cpu_seconds else None
+    if bound == "peak_at_most":
+        return ours.peak_bytes / base.peak_bytes if base.peak_bytes and ours.peak_bytes is not None else None
     return base.seconds / ours.seconds if bound == "at_least" else ours.seconds / base.seconds

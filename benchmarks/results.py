@@ -32,6 +32,7 @@ class Result:
     host_seconds: float | None = None
     floor_seconds: float | None = None
     product_seconds: float | None = None  # of its matrix products at the measured rate of the same precision
+    cpu_seconds: float | None = None  # of all processors, of one call
     peak_bytes: int | None = None
     held_bytes: int | None = None
     flipped_rows: int | None = None

@@ -27,13 +27,15 @@ SECTIONS: list[tuple[str, str, list[tuple[str, list[str]]]]] = [
     ),
     (
         "snnet_kernels.compat",
-        "Classes and functions of public code, for trainers written for it: the MMCL authors', and cluster-contrast's.",
+        "Classes and functions of public code, for trainers written for it: the MMCL authors', cluster-contrast's, "
+        "SpCL's and DCMIP's.",
         [
             ("snnet_kernels.compat", ["MPLP", "MMCL", "Memory"]),
             (
                 "snnet_kernels.compat.cluster_contrast",
                 ["compute_jaccard_distance", "ClusterMemory"],
             ),
+            ("snnet_kernels.compat.hybrid", ["HybridMemory", "ClusterMemory"]),
         ],
     ),
     (
@@ -46,6 +48,7 @@ SECTIONS: list[tuple[str, str, list[tuple[str, list[str]]]]] = [
             ("snnet.data.loading", ["training_loader", "extraction_loader", "TrainingLoader"]),
             ("snnet.models.embedding", ["build_model", "ReIDModel"]),
             ("snnet.retrieval.trained", ["load_trained_model", "TrainedModel"]),
+            ("snnet.retrieval.features", ["module_features"]),
             ("snnet.retrieval.rank_metrics", ["rank_metrics", "RankMetrics", "score_queries", "QueryScores"]),
             ("snnet.retrieval.reranking", ["rerank"]),
             ("snnet.retrieval.query_expansion", ["expand_queries"]),

@@ -27,6 +27,7 @@ from snnet.retrieval.features import (
     rank_gallery,
     rerank_gallery,
     retrieval_features,
+    shot_seed,
 )
 from snnet.retrieval.rank_tables import rank_record, rank_table
 from snnet.retrieval.trained import load_trained_model
@@ -75,19 +76,19 @@ def evaluate(command: EvaluateCommand) -> dict[str, Any]:
         raise UserError(f"dataset {data.dataset} has no query and gallery: there is nothing to evaluate on")
     say(*dataset.summary().split("\n"))
     features = retrieval_features(trained.model, retrieval, config, trained.placement)
-    definition = config.output.average_precision
+    definition, shot = config.output.average_precision, shot_seed(config)
     result = {
         "dataset": data.dataset,
         "arch": config.model.arch,
         "checkpoint": str(command.checkpoint) if command.checkpoint else None,
         "weights": None if command.checkpoint else config.model.weights,
-        **rank_record(rank_gallery(*features, retrieval, definition)),
+        **rank_record(rank_gallery(*features, retrieval, definition, shot)),
     }
     if config.output.rerank:
-        result["reranked"] = rank_record(rerank_gallery(*features, retrieval, definition))
+        result["reranked"] = rank_record(rerank_gallery(*features, retrieval, definition, shot))
     if command.query_expansion is not None:
         result["expanded"] = rank_record(
-            expand_and_rank(*features, retrieval, definition, command.query_expansion)
+            expand_and_rank(*features, retrieval, definition, command.query_expansion, shot)
         )
     if command.roc:
         rates = true_positive_rates(*features, *retrieval.identities())

@@ -44,6 +44,7 @@ from snnet.retrieval.features import (
     rank_gallery,
     rerank_gallery,
     retrieval_features,
+    shot_seed,
 )
 from snnet.retrieval.rank_tables import rank_record, rank_table
 from snnet.runtime import Placement, environment, kernels_line, prepare, show_warnings_as_lines
@@ -338,10 +339,10 @@ def ranks(
     if data.retrieval is None:
         return {}
     features = retrieval_features(learner.model, data.retrieval, config, placement)
-    definition = config.output.average_precision
-    found = rank_record(rank_gallery(*features, data.retrieval, definition))
+    how = config.output.average_precision, shot_seed(config)
+    found = rank_record(rank_gallery(*features, data.retrieval, *how))
     if rerank:
-        again = rank_record(rerank_gallery(*features, data.retrieval, definition))
+        again = rank_record(rerank_gallery(*features, data.retrieval, *how))
         found |= {f"reranked_{name}": again[name] for name in RANKS}
     return found
 

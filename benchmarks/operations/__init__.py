@@ -11,6 +11,7 @@ from . import (
     label_step,
     loss,
     memory_update,
+    mmcl_trainer,
     neighbor_lists,
     neighbors,
     rank_metrics,
@@ -37,11 +38,13 @@ OPERATIONS: dict[str, Operation] = {
         iteration.iteration,
         iterations.twenty,
         training.training,
+        mmcl_trainer.mmcl_trainer,
         rank_metrics.ranks,
         reranking.reranked,
         cluster_memory.mean_memory,
         cluster_memory.hard_memory,
         jaccard.jaccard,
         jaccard.clustering,
+        jaccard.after_search,
     )
 }

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..floors import read_floors, verdicts
+from ..floors import WITH_BASELINE, read_floors, verdicts
 from ..growth import curves
 from ..results import Result, Run
 from ..shapes import SIZES, is_growth
@@ -45,14 +45,13 @@ def stated(run: Run) -> str:
         found = [verdict for verdict in verdicts(floor, run) if verdict.measured is not None]
         if floor.device != device or not found:
             continue
-        sign = "≥" if floor.bound in ("at_least", "share_of_matmul") else "≤"
         for verdict in found:
             against = f", against {words.contender(verdict.baseline)}" if verdict.baseline else ""
             rows.append(
                 (
                     floor.work,
                     verdict.shape + against,
-                    f"{sign} {verdict.limit:g}",
+                    f"{floor.sign} {verdict.limit:g}",
                     f"{'' if verdict.holds else '✗ '}{ratio(verdict.measured)}",
                 )
             )
@@ -63,10 +62,9 @@ def predicted() -> str:
     """The floors of a GPU beside what was counted for them, measured or not."""
     rows = []
     for floor in read_floors():
-        sign = "≥" if floor.bound in ("at_least", "share_of_matmul") else "≤"
         for shape, value in floor.predicted.items():
             amount = f"{value:g} MB" if floor.bound == "megabytes" else microseconds(value / 1e6)
-            rows.append((floor.work, shape, f"{sign} {floor.limits[shape]:g}", amount, floor.counted))
+            rows.append((floor.work, shape, f"{floor.sign} {floor.limits[shape]:g}", amount, floor.counted))
     return table(("work", "at", "floor", "predicted", "counted from"), rows)
 
 
@@ -80,7 +78,7 @@ def head(run: Run) -> str:
         in_table = floor.bound == "at_least" and all("market-d" in shape for shape in floor.limits)
         if in_table and found:
             rows.append((floor.work, *(f"{ratio(value)} ×" if value else "" for value in by_dims)))
-        elif found and floor.bound in ("at_least", "at_most"):
+        elif found and floor.bound in WITH_BASELINE:
             values = ", ".join(f"{ratio(value)} × ({_short(shape)})" for shape, value in found.items())
             sentences.append(f"- {floor.work}: {values}")
     parts = [table(("time of … over ours", *(d.replace("d", "d ") for d in DIMS)), rows)]

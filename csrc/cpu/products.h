@@ -8,7 +8,7 @@
 
 namespace snnet {
 
-// The operations of this library and not aten's: their implementation switches autocast and reduced precision off.
+// An operation of this library and not aten's: its implementation switches autocast and reduced precision off.
 inline Tensor call_product(const char* operation, const Tensor& left, const Tensor& right) {
   std::array<StableIValue, 2> stack{torch::stable::detail::from(left), torch::stable::detail::from(right)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(operation, "", stack.data(), TORCH_ABI_VERSION));
@@ -17,7 +17,7 @@ inline Tensor call_product(const char* operation, const Tensor& left, const Tens
 
 // weights [p, q], rows [q, d] -> weights rows [p, d], contiguous
 inline Tensor weighted_rows(const Tensor& weights, const Tensor& rows) {
-  return torch::stable::contiguous(call_product("snnet::memory_similarity_backward", weights, rows));
+  return torch::stable::contiguous(call_product("snnet::product", weights, rows));
 }
 
 // left [p, d], right [q, d] -> left rightᵀ [p, q], contiguous

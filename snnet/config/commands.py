@@ -93,6 +93,7 @@ class EvaluateCommand(NetworkCommand):
     shared = (
         *members("data", "model", "runtime", but=("camstyle", "deterministic")),
         "average_precision",
+        "single_gallery_shot",
         "rerank",
     )
     no_network = "nothing to evaluate"

@@ -19,7 +19,15 @@ class DataConfig:
     """Which images, and how they reach the network."""
 
     dataset: Literal[
-        "synthetic", "market1501", "dukemtmc", "msmt17", "cuhk03", "veri776", "folder", "custom"
+        "synthetic",
+        "market1501",
+        "dukemtmc",
+        "msmt17",
+        "cuhk03",
+        "cuhk03-classic",
+        "veri776",
+        "folder",
+        "custom",
     ] = option(
         "synthetic",
         "dataset layout; synthetic is drawn on first use, folder is any tree of crops without identities, "
@@ -138,6 +146,11 @@ class OutputConfig:
     eval_every: int = option(0, "epochs between evaluations; 0: only before and after training", ">= 0")
     average_precision: Literal["step", "trapezoid"] = option(
         "step", "definition of mAP: step (usual today) or trapezoid (official Market-1501 code)"
+    )
+    single_gallery_shot: bool = option(
+        False,
+        "CMC as the mean of 10 random galleries with one image of each identity (CUHK03's 100 test identities); mAP "
+        "stays",
     )
     rerank: bool = option(
         False, "also report the last evaluation after k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)"

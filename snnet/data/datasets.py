@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from snnet.data.files import NamePattern
+from snnet.data.cuhk03 import find_raw, read_raw_cuhk03
+from snnet.data.files import NamePattern, candidates, find_entry
 from snnet.data.image_set import ImageSet, ReIDDataset
 from snnet.data.readers import (
     CUSTOM_SPLITS,
@@ -21,7 +22,17 @@ from snnet.synthetic import generate
 
 __all__ = ["DATASETS", "ImageSet", "ReIDDataset", "build_dataset"]
 
-DATASETS = ("synthetic", "market1501", "dukemtmc", "msmt17", "cuhk03", "veri776", "folder", "custom")
+DATASETS = (
+    "synthetic",
+    "market1501",
+    "dukemtmc",
+    "msmt17",
+    "cuhk03",
+    "cuhk03-classic",
+    "veri776",
+    "folder",
+    "custom",
+)
 
 FOLDER_NAMES = {
     "market1501": ("Market-1501-v15.09.15", "Market-1501"),
@@ -47,6 +58,10 @@ def build_dataset(
               names like ``0002_c1s1_000451_03.jpg``.
             - ``cuhk03``: the 767/700 split in the same layout, under ``detected`` or ``labeled``; where both
               are below ``data_dir``, ``detected`` is read.
+              Where that is not there, the same split of torchreid's folders, see
+              :func:`snnet.data.cuhk03.read_raw_cuhk03`.
+            - ``cuhk03-classic``: of these folders the first of the 20 splits with 100 test identities, all of whose
+              images are queries and gallery.
             - ``veri776``: ``image_train``, ``image_query``, ``image_test`` with names like
               ``0002_c002_00030600_0.jpg``; vehicles, scored by the same rules.
             - ``msmt17``: both public releases; see :func:`snnet.data.readers.read_msmt17`.
@@ -68,8 +83,10 @@ def build_dataset(
         raise UserError(f"unknown dataset {name!r}; there are {', '.join(DATASETS)}")
     if name_pattern is not None and name not in ("custom", "folder"):
         raise UserError(f"a name pattern is for the datasets custom and folder, not for {name}")
-    if camstyle and name == "folder":
-        raise UserError("CamStyle needs a dataset with cameras and a training folder, not the dataset folder")
+    if camstyle and name in ("folder", "cuhk03-classic"):
+        raise UserError(
+            f"CamStyle needs a dataset with cameras and a training folder, not the dataset {name}"
+        )
     data_dir = None if data_dir is None else str(data_dir)
     if name == "synthetic":
         return read_named_splits(name, str(generate(data_dir)), camstyle=camstyle)
@@ -78,6 +95,10 @@ def build_dataset(
     data_dir = expand_home(str(data_dir))
     if name == "msmt17":
         return read_msmt17(name, data_dir, FOLDER_NAMES[name], camstyle=camstyle)
+    if name == "cuhk03-classic":
+        return read_raw_cuhk03(name, data_dir, FOLDER_NAMES["cuhk03"], "classic")
+    if name == "cuhk03" and not camstyle and _is_raw(name, data_dir):
+        return read_raw_cuhk03(name, data_dir, FOLDER_NAMES[name], "new")
     if name == "folder":
         pattern = None if name_pattern is None else NamePattern(name_pattern, pid_required=False)
         return read_folder(name, data_dir, pattern)
@@ -86,3 +107,11 @@ def build_dataset(
         return read_named_splits(name, data_dir, splits=CUSTOM_SPLITS, pattern=pattern, camstyle=camstyle)
     splits = VERI_SPLITS if name == "veri776" else MARKET_SPLITS
     return read_named_splits(name, data_dir, FOLDER_NAMES[name], splits=splits, camstyle=camstyle)
+
+
+def _is_raw(name: str, data_dir: str) -> bool:
+    """Whether CUHK03 is there in torchreid's folders alone."""
+    names, splits = FOLDER_NAMES[name], MARKET_SPLITS[0]
+    return find_raw(name, data_dir, names) is not None and not any(
+        find_entry(folder, splits) for folder in candidates(data_dir, names)
+    )

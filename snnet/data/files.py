@@ -42,7 +42,7 @@ def find_root(name: str, data_dir: str, folder_names: Sequence[str], splits: Seq
     """
     check_folder(name, data_dir)
     partial = None
-    for folder in _candidates(data_dir, folder_names):
+    for folder in candidates(data_dir, folder_names):
         missing = [names for names in splits if find_entry(folder, names) is None]
         if not missing:
             return folder
@@ -75,7 +75,7 @@ def find_entry(folder: str, names: Sequence[str]) -> str | None:
     return None
 
 
-def _candidates(data_dir: str, folder_names: Sequence[str]) -> Iterator[str]:
+def candidates(data_dir: str, folder_names: Sequence[str]) -> Iterator[str]:
     """``data_dir``, then what lies below it under one of ``folder_names``, nearest first."""
     order = {_plain(name): position for position, name in enumerate(folder_names)}
     waiting = deque([(data_dir, 0)])

@@ -117,6 +117,8 @@ def _results(contents: Contents) -> dict[str, Any]:
     about = "Percent."
     if known:
         about = f"Percent; {known['queries']:,} queries, mAP by the {known['average_precision']} definition."
+        if run.config.output.single_gallery_shot:
+            about += " CMC is of galleries with one image an identity."
         if known["queries_without_match"]:
             about += (
                 f" {known['queries_without_match']:,} more have no match in the gallery and do not count."

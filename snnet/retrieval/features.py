@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from snnet.config.options import Config, cache_mode
-from snnet.data import DecodedImages, ImageSet, ReIDDataset, decode_images, extraction_loader
+from snnet.data import BatchLoader, DecodedImages, ImageSet, ReIDDataset, decode_images, extraction_loader
 from snnet.errors import UserError
 from snnet.models import ReIDModel
 from snnet.retrieval.query_expansion import expand_queries
@@ -81,20 +85,77 @@ def extract_features(
         workers=data.workers if len(decoded) > data.batch_size else 0,  # starting them takes longer
         pin_memory=placement.pin_memory,
     )
-    features = torch.empty(len(decoded), model.feature_dim, device=placement.device)
-    was_training = model.training
+    forward = model if kind == "train" else partial(model.retrieve, after_neck=kind == "after")
+    return _extracted(model, forward, loader, len(decoded), placement)
+
+
+def module_features(
+    module: nn.Module,
+    images: ImageSet | DecodedImages,
+    *,
+    height: int = 256,
+    width: int = 128,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> Tensor:
+    """Features [n, d] of images in order by any network: float32 on its device, rows of norm 1.
+
+    ``module`` maps images [B, 3, height, width], RGB with ImageNet's mean and standard deviation, to features [B, d].
+    It runs in ``eval()`` without gradients, and every part of it is left in the mode that it was in. A split
+    that is not decoded yet is decoded first. What comes is for :func:`snnet_kernels.jaccard_graph`,
+    :func:`rank_gallery` and all that takes features.
+
+    Raises:
+        UserError: an image cannot be read; the module returns something else than features [B, d] of real numbers,
+            such as a tuple; a feature is not finite.
+    """
+    decoded = decode_images(images) if isinstance(images, ImageSet) else images
+    loader = extraction_loader(decoded, height=height, width=width, batch_size=batch_size, workers=workers)
+    tensor = next(itertools.chain(module.parameters(), module.buffers()), torch.empty(0))
+    placement = Placement(tensor.device, amp=False, channels_last=False)
+    return _extracted(
+        module, lambda batch: _unit_rows(module(batch), len(batch)), loader, len(decoded), placement
+    )
+
+
+def _unit_rows(found: Any, size: int) -> Tensor:
+    """What a module returned for ``size`` images, where it is features, as float32 of norm 1."""
+    needed = f"the network must return features [{size}, d] of real numbers for {size} images, got"
+    if not isinstance(found, Tensor):
+        raise UserError(
+            f"{needed} a {type(found).__name__}; wrap it in a module that returns the features alone"
+        )
+    if found.dim() != 2 or len(found) != size or found.shape[1] == 0 or not found.is_floating_point():
+        raise UserError(f"{needed} shape {tuple(found.shape)} of {found.dtype}")
+    return normalize(found.float(), dim=1)
+
+
+def _extracted(
+    model: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    loader: BatchLoader,
+    count: int,
+    placement: Placement,
+) -> Tensor:
+    """``forward`` of all batches, with ``model`` in ``eval()``; its parts get their modes back."""
+    modes = [(part, part.training) for part in model.modules()]
+    features: Tensor | None = None
     model.eval()
-    with torch.inference_mode(), placement.autocast():
-        for images, index in progress(loader, "extracting"):
-            batch = placement.images(images)
-            found = model(batch) if kind == "train" else model.retrieve(batch, after_neck=kind == "after")
-            features[int(index[0]) : int(index[0]) + len(index)] = found
-    model.train(was_training)
+    try:
+        with torch.inference_mode(), placement.autocast():
+            for images, index in progress(loader, "extracting"):
+                found = forward(placement.images(images))
+                if features is None:
+                    with torch.inference_mode(False):  # what reads them may need gradients
+                        features = torch.empty(count, found.shape[1], device=placement.device)
+                features[int(index[0]) : int(index[0]) + len(index)] = found
+    finally:
+        for part, training in modes:
+            part.training = training
+    assert features is not None
     bad = int((~torch.isfinite(features)).any(dim=1).sum())
     if bad:
-        raise UserError(
-            f"the features of {bad} of {len(decoded)} images are not finite: the weights have diverged"
-        )
+        raise UserError(f"the features of {bad} of {count} images are not finite: the weights have diverged")
     return features
 
 
@@ -112,13 +173,20 @@ def retrieval_features(
     return query, extract_features(model, retrieval.gallery, config, placement, kind)
 
 
+def shot_seed(config: Config) -> int | None:
+    """The seed of the galleries of one image an identity, where ``config`` asks for these."""
+    return config.runtime.seed if config.output.single_gallery_shot else None
+
+
 def rank_gallery(
     query: Tensor,  # [q, d]
     gallery: Tensor,  # [g, d]
     retrieval: RetrievalSet,
     average_precision: Literal["step", "trapezoid"],
+    single_gallery_shot: int | None = None,
 ) -> RankMetrics:
-    """CMC and mAP of features by cosine similarity, in float32."""
+    """CMC and mAP of features by cosine similarity, in float32; the last two as in :func:`rank_metrics`."""
+    generator = None if single_gallery_shot is None else np.random.default_rng(single_gallery_shot)
     parts = math.ceil(len(query) * len(gallery) / PAIRS_AT_A_TIME)
     results = []
     for part in range(parts):
@@ -133,6 +201,7 @@ def rank_gallery(
                 retrieval.query_cams[rows],
                 retrieval.gallery_cams,
                 average_precision=average_precision,
+                single_gallery_shot=generator,
             )
         )
     return _combined(results)
@@ -143,6 +212,7 @@ def rerank_gallery(
     gallery: Tensor,  # [g, d]
     retrieval: RetrievalSet,
     average_precision: Literal["step", "trapezoid"],
+    single_gallery_shot: int | None = None,
 ) -> RankMetrics:
     """CMC and mAP after k-reciprocal re-ranking (:mod:`snnet.retrieval.reranking`).
 
@@ -157,6 +227,7 @@ def rerank_gallery(
         retrieval.query_cams,
         retrieval.gallery_cams[ranked],
         average_precision=average_precision,
+        single_gallery_shot=single_gallery_shot,
     )
 
 
@@ -166,6 +237,7 @@ def expand_and_rank(
     retrieval: RetrievalSet,
     average_precision: Literal["step", "trapezoid"],
     neighbors: int,
+    single_gallery_shot: int | None = None,
 ) -> RankMetrics:
     """CMC and mAP after query expansion (:mod:`snnet.retrieval.query_expansion`).
 
@@ -176,7 +248,7 @@ def expand_and_rank(
         retrieval, gallery_pids=retrieval.gallery_pids[ranked], gallery_cams=retrieval.gallery_cams[ranked]
     )
     expanded = expand_queries(query, gallery[torch.from_numpy(ranked)], neighbors)
-    return rank_gallery(*expanded, kept, average_precision)
+    return rank_gallery(*expanded, kept, average_precision, single_gallery_shot)
 
 
 def _combined(results: list[RankMetrics]) -> RankMetrics:

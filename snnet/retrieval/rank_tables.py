@@ -15,6 +15,7 @@ def rank_record(metrics: RankMetrics) -> dict[str, Any]:
         "queries": metrics.num_queries,
         "queries_without_match": metrics.num_without_match,
         "average_precision": metrics.average_precision,
+        **({"single_gallery_shot": True} if metrics.single_gallery_shot else {}),
     }
 
 
@@ -27,6 +28,8 @@ def rank_table(rows: dict[str, dict[str, Any]]) -> str:
     ]
     last = list(rows.values())[-1]
     note = f"{last['queries']} queries, mAP by {last['average_precision']}"
+    if last.get("single_gallery_shot"):
+        note += ", CMC of galleries with one image an identity"
     if last["queries_without_match"]:
         note += f"; {last['queries_without_match']} more have no match in the gallery and do not count"
     return "\n".join([*lines, f"({note}; in percent)"])

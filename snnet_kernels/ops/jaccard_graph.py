@@ -145,15 +145,22 @@ def jaccard_graph(
         return SparseGraph(
             torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0)
         )
-    lists = _lists(features, k1, k2, searched, cameras, compared, averaged)
+    lists = compared_lists(features, k1, k2, searched, cameras, compared, averaged)
     largest = 2 - 2 * lowest_similarities(features).cpu() if weights == "relative" else None
+    return graph_from_lists(features, lists, largest, limit)
+
+
+def graph_from_lists(
+    features: Tensor, lists: ComparedLists, largest: Tensor | None, limit: float
+) -> SparseGraph:
+    """Steps 1 to 5 of :func:`jaccard_graph` without the search; ``largest`` float32 [n] for relative weights."""
     code = reciprocal_weights(lists.nearest, lists.more, lists.half, features.cpu(), largest)
     if lists.averaged is not None:
         code = expand_query(*code, lists.averaged)
     return SparseGraph(*jaccard_pairs(*code, limit))
 
 
-class _Lists(NamedTuple):
+class ComparedLists(NamedTuple):
     """Whom each image is compared with, and whose rows are averaged: int32 [n, _], on the CPU."""
 
     nearest: Tensor
@@ -162,7 +169,7 @@ class _Lists(NamedTuple):
     averaged: Tensor | None
 
 
-def _lists(
+def compared_lists(
     features: Tensor,
     k1: int,
     k2: int,
@@ -170,7 +177,7 @@ def _lists(
     cameras: Tensor | None,
     compared: tuple[int, int] | None,
     averaged: tuple[int, int] | None,
-) -> _Lists:
+) -> ComparedLists:
     nearest = more = means = None
     half = 0
     if compared is None or averaged is None:
@@ -187,7 +194,7 @@ def _lists(
         if averaged is not None:
             means = torch.cat([within[:, :own_mean], across[:, :others_mean]], dim=1)
     assert nearest is not None
-    return _Lists(nearest, more, half, means)
+    return ComparedLists(nearest, more, half, means)
 
 
 def _check_pair(name: str, value: object) -> tuple[int, int] | None:

@@ -21,6 +21,12 @@ def _memory_similarity_backward(grad: Tensor, memory: Tensor) -> Tensor:
     return reference.memory_similarity_backward(grad, memory)
 
 
+@operation(lambda left, right: left.new_empty(*left.shape[:-1], right.shape[-1]))
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Any product that a compiled operation leaves to torch; of matrices, or of batches of them."""
+    return reference.product(left, right)
+
+
 def _save_memory(ctx: Any, inputs: tuple, output: Any) -> None:
     ctx.save_for_backward(inputs[1])
 
@@ -44,7 +50,8 @@ def memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
 
     Equals ``features.float() @ memory.t()`` in float32: under autocast or with torch's TF32 switched on a plain ``@``
     would round the inputs. On CUDA :func:`snnet_kernels.set_matmul_precision` chooses the precision. Differentiable in
-    ``features``, in reverse mode. Rows may have any length; between rows of length 1 it is the cosine similarity.
+    ``features``, in reverse mode; where few entries of a gradient are not 0, a CPU reads only the rows of the memory
+    that these are of. Rows may have any length; between rows of length 1 it is the cosine similarity.
 
     Args:
         features: [B, d], any floating type and strides.

@@ -24,7 +24,7 @@ from .neighbor_lists import neighbor_lists, symmetric_lists, update_memory_lists
 from .neighbors import nearest_neighbors
 from .shard_lists import blend_rows_, follow_moved_rows_, insert_pairs_, listed_ranks, remove_pairs_
 from .shard_loss import largest_negatives, own_columns_loss
-from .similarity import memory_similarity, memory_similarity_backward
+from .similarity import memory_similarity, memory_similarity_backward, product
 
 __all__ = [
     "blend_jaccard_",
@@ -54,6 +54,7 @@ __all__ = [
     "neighbor_lists",
     "own_columns_loss",
     "pack_labels",
+    "product",
     "reciprocal_weights",
     "remove_pairs_",
     "symmetric_lists",

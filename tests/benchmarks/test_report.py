@@ -82,6 +82,28 @@ def test_a_floor_is_judged_by_the_fastest_baseline(run):
     assert judged(run, **streaming, bound="share_of_matmul", limit=0.6) == (0.75, True)
 
 
+def test_processor_time_and_peaks_are_judged_by_the_baselines(run):
+    shape = "market-d512-b12936"
+    run.results += [
+        result("jaccard", "snnet", 2.0, shape, cpu_seconds=3.0, peak_bytes=300),
+        result("jaccard", "dense", 9.0, shape, cpu_seconds=36.0, peak_bytes=2000),
+        result("jaccard-dbscan", "snnet", 2.0, shape),
+        result("jaccard-dbscan", "dense", 9.0, shape),
+    ]
+
+    def measured(operation: str, bound: str, limit: float) -> tuple[float | None, bool]:
+        floor = Floor("", operation, bound, {shape: limit}, baselines=("dense",))
+        (verdict,) = verdicts(floor, run)
+        return verdict.measured, verdict.holds
+
+    assert measured("jaccard", "cpu_at_least", 12.0) == (12.0, True)
+    assert measured("jaccard", "cpu_at_least", 12.1) == (12.0, False)
+    assert measured("jaccard", "peak_at_most", 0.15) == (0.15, True)
+    assert measured("jaccard", "peak_at_most", 0.14) == (0.15, False)
+    for bound in ("cpu_at_least", "peak_at_most"):  # not measured
+        assert measured("jaccard-dbscan", bound, 1) == (None, False)
+
+
 def test_growth_is_judged_by_the_time_an_image(run):
     for ours, expected in {"snnet": 1.0, "loop": (4000 / 12_936) ** 0.5}.items():
         floor = Floor("", "label-step", "growth", {"n4000-d256-b64": 1.15}, ours=ours)

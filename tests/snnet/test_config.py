@@ -202,8 +202,9 @@ def test_bad_command_lines_are_one_clear_line(line: str, message: str) -> None:
 
 
 def test_unknown_preset_lists_those_there_are() -> None:
-    assert "presets: market1501_osnet_x0_25_128x64, paper_osnet, paper_resnet50, synthetic" in complaint(
-        "--config x"
+    assert (
+        "presets: market1501_osnet_x0_25_128x64, paper_osnet, paper_resnet50, synthetic, veri776_resnet50"
+        in complaint("--config x")
     )
 
 

@@ -17,6 +17,7 @@ from snnet.retrieval.features import (
     RetrievalSet,
     decode_retrieval_set,
     extract_features,
+    module_features,
     rank_gallery,
     retrieval_features,
 )
@@ -153,3 +154,59 @@ def test_features_that_are_not_finite_are_counted(retrieval: RetrievalSet, confi
         next(broken.parameters()).fill_(torch.nan)
     with pytest.raises(UserError, match="the features of 16 of 16 images are not finite"):
         extract_features(broken, retrieval.query, config, CPU, "before")
+
+
+class Foreign(torch.nn.Module):
+    """A network of somebody else: half of it in training, features of any length in half precision."""
+
+    def __init__(self, output=lambda features: features) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, stride=4), torch.nn.BatchNorm2d(6))
+        self.frozen = torch.nn.BatchNorm2d(6).eval()
+        self.output = output
+
+    def forward(self, images):
+        assert not (self.training or self.frozen.training or torch.is_grad_enabled())
+        return self.output(10 * self.frozen(self.body(images)).flatten(1).half())
+
+
+def test_any_module_gives_features_and_keeps_the_modes_of_its_parts(retrieval: RetrievalSet) -> None:
+    foreign = Foreign()
+    split = retrieval.query.images
+    found = module_features(foreign, split, height=32, width=16, batch_size=5)
+    assert foreign.training and foreign.body[1].training and not foreign.frozen.training
+    from snnet.data import extraction_loader
+
+    ((images, _),) = extraction_loader(retrieval.query, height=32, width=16, batch_size=16, workers=0)
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(foreign.eval()(images).float(), dim=1)
+    assert found.dtype == torch.float32 and not found.is_inference()
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)  # rounded to half
+    again = module_features(foreign, retrieval.query, height=32, width=16)
+    torch.testing.assert_close(again, found, rtol=0, atol=2e-3)
+    assert not foreign.training
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (lambda f: (f, f), "a tuple; wrap it in a module that returns the features alone"),
+        (lambda f: {"features": f}, "a dict; wrap it"),
+        (lambda f: f[:, :, None, None], r"shape \(16, 192, 1, 1\) of torch\.float16"),
+        (lambda f: f[:3], r"shape \(3, 192\) of torch\.float16"),
+        (lambda f: f.argmax(1), r"shape \(16,\) of torch\.int64"),
+    ],
+    ids=["tuple", "dict", "pictures", "rows", "classes"],
+)
+def test_what_is_no_feature_is_named(retrieval: RetrievalSet, output: Any, message: str) -> None:
+    foreign = Foreign(output)
+    needed = r"^the network must return features \[16, d\] of real numbers for 16 images, got "
+    with pytest.raises(UserError, match=needed + message):
+        module_features(foreign, retrieval.query, height=32, width=16)
+    assert foreign.training and not foreign.frozen.training
+
+
+def test_features_of_a_foreign_module_that_are_not_finite_are_counted(retrieval: RetrievalSet) -> None:
+    with pytest.raises(UserError, match="the features of 16 of 16 images are not finite"):
+        module_features(Foreign(lambda f: f * torch.inf), retrieval.query, height=32, width=16)

@@ -227,3 +227,14 @@ def test_matplotlib_is_imported_only_where_charts_are_drawn() -> None:
             if any(str(name).split(".")[0] == "matplotlib" for name in names) and node.col_offset == 0:
                 found.append((path.name, id(node) in inside))
     assert found == []
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_the_page_says_what_galleries_cmc_is_of(run: Path, single: bool) -> None:
+    (run / "config.yaml").write_text(f"epochs: 3\nsingle_gallery_shot: {str(single).lower()}\n")
+    text = shown(run)
+    about = "Percent; 16 queries, mAP by the step definition."
+    assert text.count(about) > 0
+    assert text.count(f"{about} CMC is of galleries with one image an identity.") == single * text.count(
+        about
+    )

@@ -1,0 +1,116 @@
+"""Hybrid memories of public code, with their signatures and results: SpCL's, of images and clusters, and DCMIP's, of
+two proxies a cluster.
+
+Differences: nothing is moved to a GPU by itself, and a memory row that would not be finite stays as it was. DCMIP's
+third mode (``CMhard``) draws its proxies at random: that is no operation of this package.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, nll_loss, normalize
+
+from .. import checks, ops
+from .layer import MemoryLayer
+
+EPSILON = 1e-6  # in both places of SpCL's softmax
+MARGIN = 0.2  # the loss of DCMIP's first proxies counts above it
+
+
+class HybridMemory(nn.Module):
+    """SpCL's memory of images ``features`` [num_samples, num_features] and their classes ``labels`` int64
+    [num_samples], zeros until they are assigned.
+
+    The similarity to a class is the mean over its images; the loss is the cross entropy of these over ``temp``. In the
+    backward pass each image becomes normalize(momentum · image + (1 − momentum) · input).
+    """
+
+    features: Tensor
+    labels: Tensor
+
+    def __init__(
+        self, num_features: int, num_samples: int, temp: float = 0.05, momentum: float = 0.2
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.num_samples = num_samples
+        self.momentum = momentum
+        self.temp = temp
+        self.register_buffer("features", torch.zeros(num_samples, num_features))
+        self.register_buffer("labels", torch.zeros(num_samples, dtype=torch.int64))
+
+    def forward(self, inputs: Tensor, indexes: Tensor) -> Tensor:
+        """The loss [] of ``inputs`` [B, num_features], rows of length 1, of the images ``indexes`` int64 [B]."""
+        inputs = checks.check_matrix("inputs", inputs, "B", "d")
+        indexes = checks.check_index("indexes", indexes, len(self.features), len(inputs))
+
+        def learn(memory: Tensor, index: Tensor, inputs: Tensor, _: Tensor | None) -> None:
+            ops.update_memory_(memory, index, inputs, self.momentum)
+
+        similarity = MemoryLayer.apply(inputs, indexes, self.features, learn) / self.temp
+        labels = checks.check_index("labels", self.labels, 2**31, len(self.features))
+        classes = int(labels.max()) + 1
+        images = labels.bincount(minlength=classes)
+        means = similarity.new_zeros(len(inputs), classes).index_add(1, labels, similarity)
+        weights = torch.exp(means / images.clamp_min(1)) * (images > 0)
+        shares = weights / (weights.sum(1, keepdim=True) + EPSILON)
+        return nll_loss(torch.log(shares + EPSILON), labels[indexes])
+
+
+class ClusterMemory(nn.Module):
+    """DCMIP's memory of two proxies of each cluster, ``features`` [2 · num_samples, num_features]: mode ``CMhybrid``.
+
+    In the backward pass proxy c becomes normalize(momentum · proxy + (1 − momentum) · input) for each input of cluster
+    c, one after the other, or with ``use_hard`` once, for the least similar one, as the code has it in a comment for
+    Market-1501; proxy num_samples + c takes the mean of these inputs. The loss is half the cross entropy of the second
+    proxies, and half of what that of the first ones has above 0.2, both of similarities over ``temp``.
+
+    Raises:
+        ValueError: another ``mode``. ``CM`` is the ``ClusterMemory`` of :mod:`.cluster_contrast`.
+    """
+
+    features: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        num_samples: int,
+        temp: float = 0.05,
+        momentum: float = 0.2,
+        mode: str = "CMhybrid",
+        hard_weight: float = 0.5,
+        smooth: float = 0,
+        num_instances: int = 16,
+        *,
+        use_hard: bool = False,
+    ) -> None:
+        super().__init__()
+        if mode != "CMhybrid":
+            raise ValueError(
+                f"mode must be 'CMhybrid', got {mode!r}: CM is the ClusterMemory of compat.cluster_contrast, and "
+                "CMhard, which draws its proxies at random, is not here"
+            )
+        self.num_features = num_features
+        self.num_samples = num_samples
+        self.momentum = momentum
+        self.temp = temp
+        self.use_hard = use_hard
+        self.register_buffer("features", torch.zeros(2 * num_samples, num_features))
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss [] of ``inputs`` [B, num_features], which are normalised, and ``targets`` int64 [B]."""
+        inputs = normalize(checks.check_matrix("inputs", inputs, "B", "d"), dim=1)
+        targets = checks.check_index("targets", targets, len(self.features) // 2, len(inputs))
+        outputs = MemoryLayer.apply(inputs, targets, self.features, self._learn) / self.temp
+        first, second = outputs.chunk(2, dim=1)
+        return 0.5 * (cross_entropy(second, targets) + torch.relu(cross_entropy(first, targets) - MARGIN))
+
+    def _learn(self, memory: Tensor, targets: Tensor, inputs: Tensor, _: Tensor | None) -> None:
+        one_by_one, of_means = memory.chunk(2)
+        update = ops.update_memory_by_hardest_ if self.use_hard else ops.update_memory_
+        update(one_by_one, targets, inputs, self.momentum)
+        sums = torch.zeros_like(of_means).index_add(0, targets, inputs.float())
+        means = sums / targets.bincount(minlength=len(sums)).clamp_min(1)[:, None]
+        # Entries of one cluster have the same mean: the update by one of them counts once.
+        ops.update_memory_by_hardest_(of_means, targets, means[targets], self.momentum)
