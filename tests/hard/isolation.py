@@ -20,7 +20,8 @@ WALL_SECONDS = 90.0  # a busy machine counts too
 LONGEST_MESSAGE = 2000  # characters of an error
 TRIES_A_FORK = 25
 
-Outcome = tuple[str, str]  # "refused" or another word of the try's own, or "failure"; and in words
+# "refused" or another word of the try's own, or "failure"; in words; of an exception its traceback
+Outcome = tuple[str, str, str]
 
 
 def outcomes(tries: Sequence[Callable[[], str]]) -> Iterator[Outcome]:
@@ -56,12 +57,12 @@ def _forked(tries: Sequence[Callable[[], str]]) -> Iterator[Outcome]:
                     yield tuple(json.loads(line))
                 if not part:
                     if finished < len(tries):
-                        yield "failure", f"the process ended by itself (status {os.waitpid(pid, 0)[1]})"
+                        yield "failure", f"the process ended by itself (status {os.waitpid(pid, 0)[1]})", ""
                     return
             grown = _memory(pid) - before
             if grown > MEMORY or time.monotonic() - last > WALL_SECONDS:
                 taken = "more than 1 GiB" if grown > MEMORY else f"more than {WALL_SECONDS:.0f} s"
-                yield "failure", f"took {taken}"
+                yield "failure", f"took {taken}", ""
                 return
     finally:
         os.close(reading)
@@ -95,21 +96,21 @@ def _outcome(one: Callable[[], str]) -> Outcome:
     forget_peak()
     before, started = peak_memory(), time.process_time()
     try:
-        word, text = one(), ""
+        word, text, trace = one(), "", ""
     except UserError as error:
-        word, text = "refused", str(error)
+        word, text, trace = "refused", str(error), ""
         if not one_line(text):
             word, text = "failure", f"not one line: {text[:100]!r}, {len(text)} characters"
     except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        word = "failure"
+        word, trace = "failure", traceback.format_exc()
         text = f"{type(error).__name__} {str(error)[:80]} in {Path(place.filename).name}:{place.lineno}"
     seconds, grown = time.process_time() - started, peak_memory() - before
     if seconds > CPU_SECONDS:
-        return "failure", f"took {seconds:.0f} s of CPU time"
+        return "failure", f"took {seconds:.0f} s of CPU time", trace
     if grown > MEMORY:
-        return "failure", f"took {grown / 2**30:.1f} GiB"
-    return word, text
+        return "failure", f"took {grown / 2**30:.1f} GiB", trace
+    return word, text, trace
 
 
 def one_line(text: str) -> bool:
