@@ -12,7 +12,7 @@ import torch
 
 import snnet_kernels as sk
 from snnet_kernels import backends
-from tests.hard import files, fuzz, hostile, kills, signals, two_runs, walks
+from tests.hard import files, fuzz, hostile, isolation, kills, signals, two_runs, walks
 from tests.hard.damage import damaged
 from tests.hard.drawing import instruction_sets
 from tests.hard.formats import Format, feature_files
@@ -97,6 +97,22 @@ def test_what_a_try_may_not_do() -> None:
     assert [word for word, _, _ in found] == ["read", "failure", "failure", "read"]
     assert found[2][1].startswith("KeyError 'key' in test_hard.py")
     assert found[2][2].splitlines()[-2:] == ['    raise KeyError("key")', "KeyError: 'key'"]
+
+
+def test_a_try_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "ENDLESS_SECONDS", 0.05)
+    monkeypatch.setattr(isolation, "IDLE_SECONDS", 0.2)
+
+    def works() -> str:
+        while True:
+            pass
+
+    def waits() -> str:
+        signal.pause()
+        return "read"
+
+    found = list(outcomes([works, waits, lambda: "read"]))
+    assert [text for _, text, _ in found] == ["took more than 0.05 s of CPU time", "hung for 0.2 s", ""]
 
 
 @pytest.fixture

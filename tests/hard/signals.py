@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.hard.launcher import Launcher, Started, end_session, session_members
+from tests.hard.limits import TICKS, state_and_time
 from tests.hard.runs import SECONDS, Unbroken, checkpoint_problem, files, last_line, train_arguments
 from tests.hard.share import Share
 from tests.hard.tally import Tally
@@ -32,7 +33,6 @@ IMPORTING = 5  # every so-manieth try is a process of its own, met in its import
 RESUMED = 10  # every so-manieth run is continued to its end
 END_SECONDS = 30.0  # from the signal to the end; the machine may be busy
 WRITTEN = re.compile(r"f\.npz|m\.png|features-\w+\.npz|report\.html|[a-z_]+\.png")  # by the commands, whole
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def attack(share: Share) -> Tally:
@@ -156,16 +156,8 @@ def _wait_for_work(pid: int, seconds: float) -> None:
     """Until a process has used so much CPU time, which a busy machine does not stretch, or has ended."""
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
-        try:
-            fields = (
-                Path(f"/proc/{pid}/stat")
-                .read_text(encoding="utf-8", errors="replace")
-                .rpartition(")")[2]
-                .split()
-            )
-        except OSError:
-            return
-        if fields[0] == "Z" or (int(fields[11]) + int(fields[12])) / TICKS >= seconds:
+        state, used = state_and_time(pid)
+        if state == "Z" or used >= seconds:
             return
         time.sleep(0.001)
 
