@@ -23,6 +23,10 @@ class MemoryLists(nn.Module):
     list than places, the row is multiplied: ``products`` int64 [] counts these rows since :meth:`build_`. Lists start
     from ``floor`` and are built at most half full, so that later updates find room.
 
+    Lists that are too short are told once: where more than n rows were multiplied, and more than half as many as
+    labels or neighbours were asked for: ``asked`` int64 [] counts these since lists were built or loaded. A training
+    step asks for both of B images, so that its limit is the B rows that f Mᵀ multiplies too.
+
     Buffers (None until they are built): ``columns``, ``values``, ``counts``, ``floors``, ``mirrors``, see
     :class:`snnet_kernels.NeighborLists`; ``products``.
     """
@@ -33,12 +37,14 @@ class MemoryLists(nn.Module):
     floors: Tensor
     mirrors: Tensor
     products: Tensor
+    asked: Tensor
 
     def __init__(self, capacity: int, floor: float) -> None:
         super().__init__()
         self.capacity = capacity
         self.floor = floor
         self._has_warned = False
+        self._loaded_products = 0  # made before those asked for are counted
         for name in (*NeighborLists._fields, "products"):
             self.register_buffer(
                 name, None, persistent=False
@@ -63,15 +69,18 @@ class MemoryLists(nn.Module):
         products = torch.zeros((), dtype=torch.int64, device=features.device)
         self._take({**made._asdict(), "products": products})
 
-    def _take(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the tensors as buffers, in the place of those that are there."""
+    def _take(self, tensors: Mapping[str, Tensor], loaded_products: int = 0) -> None:
+        """Take the tensors as buffers, in the place of those that are there; nothing is asked of them yet."""
+        self._loaded_products = loaded_products
         if self.columns is not None and self.columns.device == tensors["columns"].device:
             for name, tensor in tensors.items():
                 getattr(self, name).copy_(tensor)
+            self.asked.zero_()
             return
         with torch.inference_mode(False):  # they may be written outside of that
             for name, tensor in tensors.items():
                 setattr(self, name, tensor.clone() if tensor.is_inference() else tensor)
+            self.asked = torch.zeros_like(self.products)  # no buffer: it goes nowhere with the module
 
     def drop_(self) -> None:
         """Free the lists."""
@@ -91,33 +100,35 @@ class MemoryLists(nn.Module):
     ) -> Tensor:
         """Packed pseudo labels uint8 [B, label_bytes(n)] as :func:`snnet_kernels.mplp` predicts them."""
         labels, products = mplp_from_lists(memory, index, *self._inquired(), query_rows, threshold, min_rank)
-        self._count(products)
+        self._count(products, len(index))
         return labels
 
     def nearest(self, memory: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k most similar other images as :func:`snnet_kernels.nearest_neighbors` finds them."""
         neighbors, similarity, products = nearest_from_lists(memory, index, *self._inquired(), k)
-        self._count(products)
+        self._count(products, len(index))
         return neighbors, similarity
 
     def _inquired(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         assert self.columns is not None
         return self.columns, self.values, self.counts, self.floors
 
-    def _count(self, products: Tensor) -> None:
+    def _count(self, products: Tensor, asked: int) -> None:
         self.products += products
+        self.asked += asked
         if not torch.compiler.is_compiling() and products.device.type == "cpu" and not self._has_warned:
             self._warn_if_slow(int(self.products))
 
     def _warn_if_slow(self, products: int) -> None:
-        """Once, where products took more than twice what the lists took to build."""
-        if self._has_warned or self.columns is None or products <= self.images:
+        """Once, where products took more than twice what the lists took to build, and are many for what was asked."""
+        made = products - self._loaded_products
+        if self._has_warned or self.columns is None or made <= self.images or 2 * made <= int(self.asked):
             return
         self._has_warned = True
         warnings.warn(
-            f"neighbour lists of {self.capacity} places are too short for many rows: {products} products of a row were "
-            "made beside them, which is right but slow. Give more places (neighbors=...), or a higher threshold; "
-            "renew_lists_() once an epoch lowers floors that have risen",
+            f"neighbour lists of {self.capacity} places are too short for many rows: {made} products of a row were "
+            f"made beside them for {int(self.asked)} labels and neighbours, which is right but slow. Give more places "
+            "(neighbors=...), or a higher threshold; renew_lists_() once an epoch lowers floors that have risen",
             stacklevel=5,
         )
 
@@ -154,7 +165,8 @@ class MemoryLists(nn.Module):
             return False
         found |= with_mirrors(tables)._asdict()
         self._take(
-            {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.items()}
+            {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.items()},
+            int(products),
         )
         return True
 

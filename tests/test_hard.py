@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 import snnet_kernels as sk
 from snnet_kernels import backends
-from tests.hard import files, fuzz, hostile, kills, signals, two_runs, walks
+from tests.hard import files, fuzz, hostile, isolation, kills, signals, two_runs, walks
 from tests.hard.damage import damaged
 from tests.hard.drawing import instruction_sets
 from tests.hard.formats import Format, feature_files
@@ -93,8 +94,25 @@ def test_what_a_try_may_not_do() -> None:
         raise KeyError("key")
 
     found = list(outcomes([lambda: "read", ends, raises, lambda: "read"]))
-    assert [word for word, _ in found] == ["read", "failure", "failure", "read"]
+    assert [word for word, _, _ in found] == ["read", "failure", "failure", "read"]
     assert found[2][1].startswith("KeyError 'key' in test_hard.py")
+    assert found[2][2].splitlines()[-2:] == ['    raise KeyError("key")', "KeyError: 'key'"]
+
+
+def test_a_try_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "ENDLESS_SECONDS", 0.05)
+    monkeypatch.setattr(isolation, "IDLE_SECONDS", 0.2)
+
+    def works() -> str:
+        while True:
+            pass
+
+    def waits() -> str:
+        signal.pause()
+        return "read"
+
+    found = list(outcomes([works, waits, lambda: "read"]))
+    assert [text for _, text, _ in found] == ["took more than 0.05 s of CPU time", "hung for 0.2 s", ""]
 
 
 @pytest.fixture
@@ -111,6 +129,16 @@ def test_a_kill_and_a_signal(launcher: Launcher, tmp_path: Path) -> None:
         tmp_path, launcher, unbroken, share(tmp_path, 1).random(7), signal.SIGINT, False, tally, "", 2
     )
     assert tally.tries == {"kill at a file operation": 1, "signal to a training with no workers": 1}
+
+
+def test_a_failure_is_told_when_it_happens_with_what_was_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = io.StringIO()
+    monkeypatch.setattr(Tally, "told", told)
+    tally = Tally()
+    for output in ("one\ntwo", "another"):
+        tally.failed("signal", "exit -2, not 130", "seed 0 signal 15", output)
+    assert told.getvalue() == "FAILED signal: exit -2, not 130\n  seed 0 signal 15\n  one\n  two\n"
+    assert tally.table().splitlines()[-1] == "signal: 2 x exit -2, not 130 (seed 0 signal 15)"
 
 
 def test_two_writers_of_one_checkpoint(tmp_path: Path) -> None:

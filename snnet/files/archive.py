@@ -41,6 +41,11 @@ def verify(archive: zipfile.ZipFile) -> None:
             raise damaged(error) from error
 
 
+def member_checksums(archive: zipfile.ZipFile, without: str) -> dict[str, int]:
+    """The CRC-32 that was written with each member, by its name; ``without`` is the one that lists them."""
+    return {member.filename: member.CRC for member in archive.infolist() if member.filename != without}
+
+
 def check_room(size: int, what: str) -> None:
     """Raise :class:`FileFault` where ``size`` bytes are more than the memory that is free."""
     free = free_memory(torch.device("cpu"))

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from snnet.files.archive import check_room, damaged, open_archive
+from snnet.files.archive import check_room, damaged, member_checksums, open_archive
 from snnet.files.text import Damaged, FileFault, shown
 
 CHECKSUMS = "checksums"  # the array that names all others
@@ -128,9 +128,8 @@ def _write_array(archive: zipfile.ZipFile, name: str, values: Any) -> None:
 
 def _checksums(archive: zipfile.ZipFile) -> str:
     """Name and CRC-32 of every array but this one, as JSON."""
-    members = {member.filename.removesuffix(".npy"): member.CRC for member in archive.infolist()}
-    members.pop(CHECKSUMS, None)
-    return json.dumps(members)
+    members = member_checksums(archive, without=f"{CHECKSUMS}.npy")
+    return json.dumps({name.removesuffix(".npy"): checksum for name, checksum in members.items()})
 
 
 @contextmanager

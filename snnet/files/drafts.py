@@ -25,14 +25,14 @@ _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 @contextlib.contextmanager
 def draft_file(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
-    """A new file in ``folder``, open for writing; it is gone behind the block unless it was renamed.
+    """A new file in ``folder``, open for writing and reading; it is gone behind the block unless it was renamed.
 
     The file is created by this call, never opened: a link that has its name would be an error.
     """
     with (
         _draft(folder, _create_file, lambda path: path.unlink(missing_ok=True)) as (path, descriptor),
         # The lock outlives the file, which is closed before it is renamed.
-        open(os.dup(descriptor), "wb") as file,
+        open(os.dup(descriptor), "w+b") as file,
     ):
         yield path, file
 
@@ -90,7 +90,7 @@ def _draft(
 
 
 def _create_file(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o666)  # less the umask
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o666)  # less the umask
 
 
 def _create_folder(path: Path) -> int:

@@ -13,7 +13,7 @@ from typing import IO
 
 from snnet.errors import UserError
 from snnet.files.drafts import clear_abandoned, draft_file
-from snnet.system.signals import afterwards
+from snnet.system.signals import afterwards, held
 
 # What a file system answers that has no such thing as a sync, or gives nobody a folder's handle for it.
 _NO_SYNC = {
@@ -80,7 +80,7 @@ def check_output_folder(folder: Path, flag: str) -> None:
     made: list[Path] = []
     with afterwards(lambda: remove_empty(made)), naming_folder(folder, flag):
         make_folder(folder, made)
-        with tempfile.TemporaryFile(dir=folder):
+        with held(), tempfile.TemporaryFile(dir=folder):  # some file systems give it a name for a moment
             pass
 
 
@@ -103,13 +103,13 @@ def make_folder(folder: Path, made: list[Path], *, is_new: bool = False) -> None
         if path.is_dir() and not (is_new and path == folder):
             continue
         try:
-            path.mkdir()
+            with held():
+                path.mkdir()
+                made.insert(0, path)
         except FileExistsError:
             # Another process was faster; where it has deleted it again, this is a FileNotFoundError.
             if (is_new and path == folder) or not stat.S_ISDIR(os.stat(path).st_mode):
                 raise
-        else:
-            made.insert(0, path)
 
 
 def remove_empty(folders: Sequence[Path]) -> None:

@@ -1,11 +1,17 @@
-"""Files of ``torch.save``, read without running code and without taking more memory than they have bytes."""
+"""Files of ``torch.save``, read without running code and without taking more memory than they have bytes.
+
+One of this package says in one more member, ``checksums``, which members it has and the CRC-32 of each: one that is
+gone, or stands under another's name, is noticed. Others are read without.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -13,10 +19,11 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from snnet.files.archive import check_room, damaged, open_archive, verify
+from snnet.files.archive import check_room, damaged, member_checksums, open_archive, verify
 from snnet.files.pickle_scan import scan_pickle
-from snnet.files.text import FileFault, shown
+from snnet.files.text import Damaged, FileFault, shown
 
+CHECKSUMS = "archive/checksums"  # the member that names all others; torch.load leaves it alone
 _LEGACY_PICKLES = 5  # what torch.save wrote before it wrote zip archives begins with these
 
 
@@ -60,6 +67,16 @@ def read_torch(path: Path, stand_ins: Sequence[Any] = ()) -> Any:
             raise damaged(error) from error
 
 
+def write_torch(value: Any, file: IO[bytes]) -> None:
+    """What ``torch.save`` writes to a file that can be read too, and its checksums. Raises OSError."""
+    try:
+        torch.save(value, file)
+    except RuntimeError as error:  # torch's zip writer reports a full disk in its own words
+        raise OSError(f"the file could not be completed ({str(error).splitlines()[0]})") from error
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(CHECKSUMS, json.dumps(member_checksums(archive, without=CHECKSUMS)))
+
+
 def tensor_fault(value: Any) -> str | None:
     """Why ``value`` is no tensor whose values can be used as they are; None where it is one."""
     if not isinstance(value, Tensor):
@@ -88,6 +105,7 @@ def _check(file: IO[bytes]) -> None:
         archive = open_archive(file)
         check_room(sum(member.file_size for member in archive.infolist()), "its content")
         verify(archive)
+        _compare_checksums(archive)
         for name in archive.namelist():
             if name.endswith("data.pkl"):
                 with archive.open(name) as content:
@@ -97,6 +115,15 @@ def _check(file: IO[bytes]) -> None:
     for _ in range(_LEGACY_PICKLES):
         if file.tell() == size or not _scan(file):
             return
+
+
+def _compare_checksums(archive: zipfile.ZipFile) -> None:
+    if CHECKSUMS not in archive.namelist():
+        return
+    written = json.dumps(member_checksums(archive, without=CHECKSUMS)).encode()
+    with archive.open(CHECKSUMS) as content:
+        if content.read(len(written) + 1) != written:
+            raise Damaged("its members are not those that were written")
 
 
 def _scan(file: IO[bytes]) -> bool:

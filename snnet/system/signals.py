@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -28,10 +29,12 @@ def end_on_signals() -> None:
 
     Child processes are ended, and what :func:`afterwards` holds is done. The handler ends the process itself: a
     KeyboardInterrupt is a traceback where it meets an import, and is lost where a library catches it. A signal that
-    is ignored, as under ``nohup``, stays ignored.
+    is ignored, as under ``nohup``, stays ignored; and so is each one when the command is done and Python takes itself
+    apart: the exit status is the command's.
     """
     global _owner
     _owner = os.getpid()
+    atexit.register(_ignore)  # before anything else, and called behind all: then Python forgets handlers
     for name in _LINES:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
@@ -75,6 +78,12 @@ def begin_worker() -> None:
     signal.signal(signal.SIGTERM, _end_worker)
 
 
+def _ignore() -> None:
+    for name in _LINES:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
 def _end_worker(number: int, frame: FrameType | None) -> None:
     import multiprocessing.util
     import shutil
@@ -94,9 +103,7 @@ def _end(number: int, frame: FrameType | None) -> None:
     if _holders and _late is None:
         _late = number
         return
-    for name in _LINES:  # one is enough
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    _ignore()  # one is enough
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error where a worker dies
     with contextlib.suppress(Exception):

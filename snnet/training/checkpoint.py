@@ -1,17 +1,18 @@
 """The checkpoints of a run.
 
 A checkpoint holds tensors and plain values only and is read with ``weights_only=True``: opening one runs no
-code. It is a zip archive, in which torch.save puts a CRC-32 with each member: these are compared before it is used.
+code. It is a zip archive, with a CRC-32 of each member and a list of these: all are compared before it is used.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from snnet.config.resolve import CHECKPOINT_FILE
 from snnet.errors import UserError
 from snnet.files.outputs import write_atomically
 from snnet.files.text import Damaged, FileFault, shown
-from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault
+from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault, write_torch
 from snnet_kernels import PseudoLabelMemory
 
 FORMAT = "snnet-checkpoint"
@@ -37,14 +38,7 @@ def save_checkpoint(path: Path, **contents: Any) -> None:
     if contents.keys() != _CONTENTS.keys():
         raise TypeError(f"a checkpoint holds {sorted(_CONTENTS)}, got {sorted(contents)}")
     state = {"format": FORMAT, "version": VERSION, **contents}
-
-    def write(file: IO[bytes]) -> None:
-        try:
-            torch.save(state, file)
-        except RuntimeError as error:  # torch's zip writer reports a full disk in its own words
-            raise OSError(f"the file could not be completed ({str(error).splitlines()[0]})") from error
-
-    write_atomically(path, write)
+    write_atomically(path, functools.partial(write_torch, state))
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:

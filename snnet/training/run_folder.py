@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 from snnet.errors import UserError
 from snnet.files.locks import hold, let_go, lock
 from snnet.files.outputs import make_folder, naming_folder, remove_empty
-from snnet.system.signals import afterwards
+from snnet.system.signals import afterwards, held
 
 LOCK_FILE = "run.lock"
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -35,14 +36,18 @@ def run_folder(folder: Path, flag: str) -> Iterator[Path]:
             for attempt in range(_ATTEMPTS):
                 try:
                     make_folder(folder, made)
-                    descriptor = _lock(folder / LOCK_FILE, f"{flag} {folder}")
+                    # A signal that comes when the file is there and nobody is to delete it would leave it.
+                    with held():
+                        descriptor = _lock(folder / LOCK_FILE, f"{flag} {folder}")
+                        stack.enter_context(
+                            afterwards(functools.partial(_unlock, folder / LOCK_FILE, descriptor))
+                        )
                     break
                 except (
                     FileNotFoundError
                 ):  # a run that was the first one here has failed, and deleted it again
                     if attempt == _ATTEMPTS - 1:
                         raise
-        stack.enter_context(afterwards(lambda: _unlock(folder / LOCK_FILE, descriptor)))
         yield folder
 
 

@@ -169,7 +169,7 @@ class ShardedHead(SNNetHead):
         }
         if not self.warmup:
             self._statistics["products"] = products_of_all.float()
-            self.memory.lists._count(products_of_all)
+            self.memory.lists._count(products_of_all, 2 * len(counts))  # labels and neighbours
         return counts
 
     @torch.no_grad()

@@ -57,7 +57,7 @@ class ShardedLists(MemoryLists):
             return False
         if not torch.equal(checksums, list_checksums(features, tables)):
             return False
-        self._take(found)
+        self._take(found, int(found["products"]))
         return True
 
 

@@ -67,7 +67,7 @@ def run(names: list[str], seed: int, scale: float, processes: int, folder: Path)
     )  # a shell's background job ignores it, and so would ours
     waiting = [(name, part) for name in names for part in range(ATTACKS[name][1])]
     running: dict[int, tuple[str, int]] = {}
-    total = Tally()
+    total, Tally.told = Tally(), sys.stderr
     while waiting or running:
         while waiting and len(running) < processes:
             name, part = waiting.pop(0)
@@ -92,6 +92,7 @@ def _run_part(name: str, share: Share) -> None:
     """In the forked process: count, write the counts down, end. What libraries print goes to a file."""
     code = 1
     try:
+        Tally.told = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")
         output = os.open(share.folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -115,9 +116,8 @@ def _result(place: Path, name: str, status: int) -> Tally:
     crumb = place / "breadcrumb"
     where = crumb.read_text(encoding="utf-8") if crumb.exists() else ""
     output = (place / "output").read_text(encoding="utf-8", errors="replace").strip()
-    tally.failed(
-        f"{name}: the process itself", f"status {status}: {' / '.join(output.splitlines()[-3:])}", where
-    )
+    problem = f"status {status}: {' / '.join(output.splitlines()[-3:])}"
+    tally.failed(f"{name}: the process itself", problem, where, output)
     return tally
 
 

@@ -46,16 +46,18 @@ def damage_all(share: Share, formats: list[Format], tally: Tally) -> None:
         how, one = _try(share.random(5, number), format, sound[format.name])
         tries.append(one)
         words.append((format, how, f"seed {share.seed} file {number}"))
-    for (format, how, where), (word, text) in zip(words, outcomes(tries), strict=True):
-        _count(tally, format, how, where, word, text)
+    for (format, how, where), (word, text, trace) in zip(words, outcomes(tries), strict=True):
+        _count(tally, format, how, where, word, text, trace)
 
 
 def explode(exploding: list[Try], tally: Tally) -> None:
     """Read every bomb."""
-    for (name, _), (word, text) in zip(exploding, outcomes([one for _, one in exploding]), strict=True):
+    for (name, _), (word, text, trace) in zip(
+        exploding, outcomes([one for _, one in exploding]), strict=True
+    ):
         tally.tried("bombs")
         if word == "failure":
-            tally.failed("bombs", f"{name}: {text}", name)
+            tally.failed("bombs", f"{name}: {text}", name, trace)
 
 
 def _try(random: np.random.Generator, format: Format, sound: Any) -> tuple[str, Callable[[], str]]:
@@ -83,11 +85,11 @@ def _write(path: Path, content: bytes) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def _count(tally: Tally, format: Format, how: str, where: str, word: str, text: str) -> None:
+def _count(tally: Tally, format: Format, how: str, where: str, word: str, text: str, trace: str) -> None:
     kind = f"damaged {format.name}"
     tally.tried(kind)
     if word == "failure":
-        tally.failed(kind, f"{how}: {text}", where)
+        tally.failed(kind, f"{how}: {text}", where, trace)
     elif word == "other" and format.strictness == "checked":
         tally.failed(kind, f"{how}: other content was used silently", where)
     elif word == "other":

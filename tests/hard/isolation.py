@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from snnet.errors import UserError
-from tests.hard.limits import forget_peak, limited_memory, peak_memory
+from tests.hard.limits import forget_peak, limited_memory, peak_memory, state_and_time
 
 MEMORY = 1 << 30  # bytes that a try may take beside what the process has
 CPU_SECONDS = 10.0
-WALL_SECONDS = 90.0  # a busy machine counts too
+ENDLESS_SECONDS = 30.0  # of CPU time, after which a try is not waited for
+IDLE_SECONDS = 60.0  # without any, while nobody keeps it from a processor
 LONGEST_MESSAGE = 2000  # characters of an error
 TRIES_A_FORK = 25
 
-Outcome = tuple[str, str]  # "refused" or another word of the try's own, or "failure"; and in words
+# "refused" or another word of the try's own, or "failure"; in words; of an exception its traceback
+Outcome = tuple[str, str, str]
 
 
 def outcomes(tries: Sequence[Callable[[], str]]) -> Iterator[Outcome]:
@@ -44,7 +46,8 @@ def _forked(tries: Sequence[Callable[[], str]]) -> Iterator[Outcome]:
         _run_all(tries, writing)
     os.close(writing)
     before, buffer, finished = _memory(pid), b"", 0
-    last = time.monotonic()
+    last_used, idle_since = state_and_time(pid)[1], time.monotonic()
+    used_before = last_used  # before the try that runs
     try:
         while finished < len(tries):
             if select.select([reading], [], [], 0.02)[0]:
@@ -52,17 +55,24 @@ def _forked(tries: Sequence[Callable[[], str]]) -> Iterator[Outcome]:
                 buffer += part
                 *lines, buffer = buffer.split(b"\n")
                 for line in lines:
-                    finished, last = finished + 1, time.monotonic()
+                    finished, used_before = finished + 1, state_and_time(pid)[1]
+                    idle_since = time.monotonic()
                     yield tuple(json.loads(line))
                 if not part:
                     if finished < len(tries):
-                        yield "failure", f"the process ended by itself (status {os.waitpid(pid, 0)[1]})"
+                        yield "failure", f"the process ended by itself (status {os.waitpid(pid, 0)[1]})", ""
                     return
-            grown = _memory(pid) - before
-            if grown > MEMORY or time.monotonic() - last > WALL_SECONDS:
-                taken = "more than 1 GiB" if grown > MEMORY else f"more than {WALL_SECONDS:.0f} s"
-                yield "failure", f"took {taken}"
-                return
+            state, used = state_and_time(pid)
+            if state == "R" or used > last_used:  # a busy machine may keep it waiting
+                last_used, idle_since = used, time.monotonic()
+            for taken, is_over in (
+                ("took more than 1 GiB", _memory(pid) - before > MEMORY),
+                (f"took more than {ENDLESS_SECONDS:g} s of CPU time", used - used_before > ENDLESS_SECONDS),
+                (f"hung for {IDLE_SECONDS:g} s", time.monotonic() - idle_since > IDLE_SECONDS),
+            ):
+                if is_over:
+                    yield "failure", taken, ""
+                    return
     finally:
         os.close(reading)
         try:
@@ -95,21 +105,21 @@ def _outcome(one: Callable[[], str]) -> Outcome:
     forget_peak()
     before, started = peak_memory(), time.process_time()
     try:
-        word, text = one(), ""
+        word, text, trace = one(), "", ""
     except UserError as error:
-        word, text = "refused", str(error)
+        word, text, trace = "refused", str(error), ""
         if not one_line(text):
             word, text = "failure", f"not one line: {text[:100]!r}, {len(text)} characters"
     except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        word = "failure"
+        word, trace = "failure", traceback.format_exc()
         text = f"{type(error).__name__} {str(error)[:80]} in {Path(place.filename).name}:{place.lineno}"
     seconds, grown = time.process_time() - started, peak_memory() - before
     if seconds > CPU_SECONDS:
-        return "failure", f"took {seconds:.0f} s of CPU time"
+        return "failure", f"took {seconds:.0f} s of CPU time", trace
     if grown > MEMORY:
-        return "failure", f"took {grown / 2**30:.1f} GiB"
-    return word, text
+        return "failure", f"took {grown / 2**30:.1f} GiB", trace
+    return word, text, trace
 
 
 def one_line(text: str) -> bool:

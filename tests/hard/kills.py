@@ -125,7 +125,8 @@ def _judge(
     tally.tried(kind)
     problem = checkpoint_problem(folder) or unbroken.resumed_problem(launcher, folder, log)
     if problem:
-        tally.failed(kind, problem.replace(str(folder), "FOLDER"), where)
+        output = log.read_text(encoding="utf-8", errors="backslashreplace")
+        tally.failed(kind, problem.replace(str(folder), "FOLDER"), where, output)
 
 
 def _length(launcher: Launcher, unbroken: Unbroken, folder: Path, log: Path) -> float:

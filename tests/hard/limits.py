@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def state_and_time(pid: int) -> tuple[str, float]:
+    """The state of a process as in ``ps``, and the seconds of CPU time that it has used; "Z" and 0 if it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "Z", 0.0
+    fields = text.rpartition(")")[2].split()
+    return fields[0], (int(fields[11]) + int(fields[12])) / TICKS
 
 
 @contextlib.contextmanager
@@ -21,7 +34,7 @@ def limited_memory(more: int) -> Iterator[None]:
 
 
 def peak_memory(pid: int | str = "self") -> int:
-    """The most bytes that a process has held since :func:`forget_peak`; 0 where it is gone."""
+    """The most bytes that a process has held since :func:`forget_peak`; 0 if it is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.hard.launcher import Launcher, Started, end_session, session_members
+from tests.hard.limits import TICKS, state_and_time
 from tests.hard.runs import SECONDS, Unbroken, checkpoint_problem, files, last_line, train_arguments
 from tests.hard.share import Share
 from tests.hard.tally import Tally
@@ -31,7 +33,6 @@ IMPORTING = 5  # every so-manieth try is a process of its own, met in its import
 RESUMED = 10  # every so-manieth run is continued to its end
 END_SECONDS = 30.0  # from the signal to the end; the machine may be busy
 WRITTEN = re.compile(r"f\.npz|m\.png|features-\w+\.npz|report\.html|[a-z_]+\.png")  # by the commands, whole
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def attack(share: Share) -> Tally:
@@ -65,13 +66,14 @@ def while_training(
     shutil.rmtree(run, ignore_errors=True)
     arguments = train_arguments(unbroken.data, run, workers=workers)
     started = launcher.start("snnet.train", arguments, log)
-    _wait_for_work(started.pid, float(random.uniform(0.02, 1.2 + workers / 4)))
+    wait = float(random.uniform(0.02, 1.2 + workers / 4))
+    _wait_for_work(started.pid, wait)
     problem = _signalled(launcher, started, chosen, group) or checkpoint_problem(run)
     left = files(run) - unbroken.files
     problem = problem or (f"left behind: {', '.join(sorted(left))}" if left else None)
     if problem is None and number % RESUMED == 0 and not (run / "results.json").exists():
         problem = unbroken.resumed_problem(launcher, run, log)
-    _tell(tally, kind, problem, where)
+    _tell(tally, kind, problem, f"{where} after {wait:.3f} s of CPU: {shlex.join(arguments)}", log)
 
 
 def while_working(
@@ -95,10 +97,13 @@ def while_working(
     }  # fmt: skip
     module = list(commands)[number // IMPORTING % len(commands)]
     started = launcher.start(module, [*commands[module], "--quiet"], log)
-    _wait_for_work(started.pid, float(random.uniform(0.02, 0.5)))
+    wait = float(random.uniform(0.02, 0.5))
+    _wait_for_work(started.pid, wait)
     problem = _signalled(launcher, started, chosen, group)
     left = [path.name for path in output.rglob("*") if path.is_file() and not WRITTEN.fullmatch(path.name)]
-    _tell(tally, f"signal to {module}", problem or (f"left behind: {left}" if left else None), where)
+    problem = problem or (f"left behind: {left}" if left else None)
+    where = f"{where} after {wait:.3f} s of CPU: {shlex.join(commands[module])}"
+    _tell(tally, f"signal to {module}", problem, where, log)
 
 
 def while_importing(
@@ -119,7 +124,8 @@ def while_importing(
             env=environment,
             start_new_session=True,
         )
-    _wait_for_work(process.pid, first_line_seconds() + float(random.uniform(0, 3.5)))
+    wait = first_line_seconds() + float(random.uniform(0, 3.5))
+    _wait_for_work(process.pid, wait)
     _send(process.pid, chosen, group)
     try:
         code: int | None = process.wait(END_SECONDS)
@@ -128,7 +134,8 @@ def while_importing(
     problem = _end_problem(code, process.pid, log.read_text(errors="replace"), chosen)
     end_session(process.pid)
     process.wait()
-    _tell(tally, "signal while importing", problem or checkpoint_problem(run), where)
+    where = f"{where} after {wait:.3f} s of CPU: {shlex.join(command)}"
+    _tell(tally, "signal while importing", problem or checkpoint_problem(run), where, log)
 
 
 _first_line: list[float] = []
@@ -149,16 +156,8 @@ def _wait_for_work(pid: int, seconds: float) -> None:
     """Until a process has used so much CPU time, which a busy machine does not stretch, or has ended."""
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
-        try:
-            fields = (
-                Path(f"/proc/{pid}/stat")
-                .read_text(encoding="utf-8", errors="replace")
-                .rpartition(")")[2]
-                .split()
-            )
-        except OSError:
-            return
-        if fields[0] == "Z" or (int(fields[11]) + int(fields[12])) / TICKS >= seconds:
+        state, used = state_and_time(pid)
+        if state == "Z" or used >= seconds:
             return
         time.sleep(0.001)
 
@@ -203,7 +202,7 @@ def _left(session: int) -> int:
     return found
 
 
-def _tell(tally: Tally, kind: str, problem: str | None, where: str) -> None:
+def _tell(tally: Tally, kind: str, problem: str | None, where: str, log: Path) -> None:
     tally.tried(kind)
     if problem:
-        tally.failed(kind, problem, where)
+        tally.failed(kind, problem, where, log.read_text(encoding="utf-8", errors="backslashreplace"))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar, TextIO
 
 KEPT_FAILURES = 200  # different ones of each kind, in words
 SHOWN_FAILURES = 12  # the most frequent of them
 LONGEST = 240  # characters of one
+LONGEST_OUTPUT = 6000  # characters of what was printed, from its end
 
 
 @dataclass
@@ -19,21 +21,33 @@ class Tally:
     failures: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     words: dict[str, dict[str, list]] = field(default_factory=dict)  # what went wrong: how often, where first
+    told: ClassVar[TextIO | None] = (
+        None  # where a failure is told when it happens: a run that is stopped has no table
+    )
 
     def tried(self, kind: str, count: int = 1) -> None:
         self.tries[kind] = self.tries.get(kind, 0) + count
 
-    def failed(self, kind: str, problem: str, where: str) -> None:
-        """One more failure: ``problem`` is what went wrong, ``where`` how to have it again."""
-        self.failures[kind] = self.failures.get(kind, 0) + 1
-        self._said(kind, problem.replace("\n", " / ")[:LONGEST], 1, where)
+    def failed(self, kind: str, problem: str, where: str, output: str = "") -> None:
+        """One more failure: ``problem`` is what went wrong, ``where`` how to have it again, ``output`` all it printed.
 
-    def _said(self, kind: str, problem: str, count: int, where: str) -> None:
+        The first of its problem is told at once, with all of it.
+        """
+        self.failures[kind] = self.failures.get(kind, 0) + 1
+        first = self._said(kind, problem.replace("\n", " / ")[:LONGEST], 1, where)
+        if first and self.told is not None:
+            lines = [f"FAILED {kind}: {problem}", where, *output[-LONGEST_OUTPUT:].splitlines()]
+            print("\n  ".join(lines), file=self.told, flush=True)
+
+    def _said(self, kind: str, problem: str, count: int, where: str) -> bool:
+        """Whether it is a problem of its own."""
         said = self.words.setdefault(kind, {})
         if problem in said:
             said[problem][0] += count
         elif len(said) < KEPT_FAILURES:
             said[problem] = [count, where]
+            return True
+        return False
 
     def noted(self, note: str) -> None:
         self.notes[note] = self.notes.get(note, 0) + 1

@@ -59,7 +59,8 @@ def two_trainings(share: Share, launcher: Launcher, unbroken: Unbroken, tally: T
         tally.tried(kind)
         problem = unbroken.resumed_problem(launcher, folder, logs[1])
         if problem:
-            tally.failed(kind, problem.replace(str(folder), "FOLDER"), f"seed {share.seed} round {number}")
+            where = f"seed {share.seed} round {number}"
+            tally.failed(kind, problem.replace(str(folder), "FOLDER"), where, _printed(logs))
         return
     arguments = (
         ["--resume", str(folder), "--quiet"] if resume else train_arguments(unbroken.data, folder, seed=1)
@@ -72,9 +73,13 @@ def two_trainings(share: Share, launcher: Launcher, unbroken: Unbroken, tally: T
     tally.tried(kind)
     problem = _problem(codes, [log.read_text(errors="replace") for log in logs], folder, unbroken, resume)
     if problem:
-        tally.failed(
-            kind, problem.replace(str(folder), "FOLDER"), f"seed {share.seed} round {number}, resume {resume}"
-        )
+        where = f"seed {share.seed} round {number}, resume {resume}"
+        tally.failed(kind, problem.replace(str(folder), "FOLDER"), where, _printed(logs))
+
+
+def _printed(logs: list[Path]) -> str:
+    texts = [log.read_text(encoding="utf-8", errors="backslashreplace") for log in logs if log.exists()]
+    return "\nand the other:\n".join(texts)
 
 
 def _problem(

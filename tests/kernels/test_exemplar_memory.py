@@ -182,6 +182,49 @@ def test_slow_lists_are_told_once_with_places_and_remedy():
 
 
 @pytest.mark.parametrize(
+    ("products", "asked", "told"),
+    [
+        (N + 1, 2 * N + 1, 1),  # more than half
+        (N + 1, 2 * N + 2, 0),  # half
+        (N, 1, 0),  # no more than what two builds multiply
+        (100 * N, 3200 * N, 0),  # 2 rows a step of 32 labels and 32 neighbours: long, and never slow
+        (100 * N, 199 * N, 1),
+    ],
+)
+def test_lists_are_told_to_be_slow_where_that_is_much_of_the_work(products, asked, told):
+    memory = filled()
+    memory.build_lists_()
+    memory.lists.products.fill_(products)
+    memory.lists.asked.fill_(asked)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert memory.lists.are_worn()
+    assert [str(warning.message).split(": ")[1].split(",")[0] for warning in caught] == [
+        f"{products} products of a row were made beside them for {asked} labels and neighbours"
+    ] * told
+
+
+def test_labels_and_neighbors_asked_for_are_counted_from_a_build_or_a_load_on():
+    memory = filled(COLLAPSED, neighbors=4)
+    memory.predict_labels(EVERY[:9])
+    memory.nearest(EVERY[:5])
+    assert int(memory.lists.asked) == 14
+    made = int(memory.lists.products)
+    loaded = filled(COLLAPSED, neighbors=4)
+    loaded.load_state_dict(memory.state_dict())
+    assert (int(loaded.lists.products), int(loaded.lists.asked)) == (made, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of those that were loaded nobody knows what they were made for
+        loaded.lists.products.fill_(made + N)
+        loaded.lists.are_worn()
+    with pytest.warns(UserWarning, match=f": {N + 1} products of a row were made beside them for 0 labels"):
+        loaded.lists.products.fill_(made + N + 1)
+        loaded.lists.are_worn()
+    memory.build_lists_()
+    assert (int(memory.lists.products), int(memory.lists.asked)) == (0, 0)
+
+
+@pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         (lambda rows: rows * 100, ValueError, "features must have rows of length 1 .*: row 0 has length 100"),

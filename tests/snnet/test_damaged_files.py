@@ -366,14 +366,23 @@ def test_identities_are_not_read_where_their_header_does_not_fit(tmp_path: Path)
         assert load_features(path).pids is None
 
 
-@pytest.mark.parametrize("name", ["features.npz", "labels.npz"])
-def test_arrays_that_are_gone_or_stand_under_anothers_name(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "list_of_all", "what"),
+    [
+        ("features.npz", "checksums.npy", "arrays"),
+        ("labels.npz", "checksums.npy", "arrays"),
+        ("checkpoint.pt", "archive/checksums", "members"),
+    ],
+)
+def test_members_that_are_gone_or_stand_under_anothers_name(
+    name: str, list_of_all: str, what: str, tmp_path: Path
+) -> None:
     write, read, _ = KINDS[name]
     path = tmp_path / name
     write(path)
     with zipfile.ZipFile(path) as archive:
         members = {member: archive.read(member) for member in archive.namelist()}
-    assert list(members)[-1] == "checksums.npy"
+    assert list(members)[-1] == list_of_all
     one, other = list(members)[:2]
     for changed in (
         {key: value for key, value in members.items() if key != other},
@@ -383,5 +392,28 @@ def test_arrays_that_are_gone_or_stand_under_anothers_name(name: str, tmp_path: 
         with zipfile.ZipFile(path, "w") as archive:
             for member, content in changed.items():
                 archive.writestr(member, content)
-        with pytest.raises(UserError, match="its arrays are not those that were written"):
+        with pytest.raises(UserError, match=f"its {what} are not those that were written"):
             read(path)
+
+
+def test_a_checkpoint_whose_tensors_have_changed_places(tmp_path: Path) -> None:
+    """Their members are sound, of one size, and in each other's place."""
+    path, state = tmp_path / "checkpoint.pt", contents()
+    state["model"] = {"one": torch.zeros(3), "two": torch.ones(3)}
+    save_checkpoint(path, **state)
+    with zipfile.ZipFile(path) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    one, two = (
+        name for name, content in members.items() if content in (bytes(12), torch.ones(3).numpy().tobytes())
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in {**members, one: members[two], two: members[one]}.items():
+            archive.writestr(member, content)
+    with pytest.raises(UserError, match="its members are not those that were written"):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_without_a_list_of_its_members_is_read(tmp_path: Path) -> None:
+    state = {"format": "snnet-checkpoint", "version": 1, **contents(), "model": {"weight": torch.ones(3)}}
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert load_checkpoint(tmp_path)["model"]["weight"].tolist() == [1, 1, 1]

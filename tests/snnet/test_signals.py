@@ -38,6 +38,16 @@ MOMENTS = {
         "from snnet.training.run_folder import new_run_folder\n"
         "with new_run_folder('runs/x'):\n os.kill(os.getpid(), number)"
     ),
+    "when a folder is made": (
+        "from pathlib import Path; from snnet.training.run_folder import new_run_folder\n"
+        "mkdir = Path.mkdir\ndef signalled(path):\n mkdir(path); os.kill(os.getpid(), number)\n"
+        "Path.mkdir = signalled\nwith new_run_folder('runs/x'):\n print('went on')"
+    ),
+    "when a folder is locked": (
+        "from snnet.training import run_folder; hold = run_folder.hold\n"
+        "def signalled(file):\n os.kill(os.getpid(), number); hold(file)\n"
+        "run_folder.hold = signalled\nwith run_folder.new_run_folder('runs/x'):\n print('went on')"
+    ),
     "with worker processes": (
         "import multiprocessing as m, time; from snnet.system.signals import begin_worker\n"
         "from snnet.files.drafts import draft_folder; from pathlib import Path\n"
@@ -84,6 +94,21 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
         "from snnet.system.signals import end_on_signals; end_on_signals(); os.kill(os.getpid(), signal.SIGHUP)"
     )
     assert subprocess.run([sys.executable, "-c", code], env=environment(), check=False).returncode == 0
+
+
+@pytest.mark.parametrize("status", [0, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_done_ends_as_it_would(number: signal.Signals, status: int) -> None:
+    """The signal comes when Python takes modules apart, and has no handlers any more."""
+    code = (
+        "import os, sys; from snnet.system.signals import end_on_signals; end_on_signals()\n"
+        f"class Last:\n def __del__(self, kill=os.kill, own=os.getpid()):\n  kill(own, {int(number)})\n"
+        f"last = Last(); sys.exit({status})"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, check=False
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (status, b"", b"")
 
 
 def extract(data: Path, output: Path) -> None:

@@ -27,7 +27,8 @@ def load_rows(matrix, stride, rows, k, d, BLOCK_K: tl.constexpr):
 @triton.jit
 def round_number_to_tf32(x):
     """:func:`round_to_tf32` where x is no NaN, or where it does not matter what becomes of one."""
-    return ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    raised = tl.add(x.to(tl.int32, bitcast=True), 0x1000, sanitize_overflow=False)  # that of a NaN may wrap
+    return (raised & -0x2000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
