@@ -213,7 +213,6 @@ def refusals(n: str) -> None:
     tell(lambda: strict(features[:4], index))
     tell(lambda: head(features[:4], index if rank else index - 7))
     tell(lambda: head.initialize_(features[: 3 if rank else int(n)]))
-    tell(lambda: DistributedDataParallel(Wrapped(head))(features[:4], index))
     head.train(rank == 0)
     tell(lambda: head(features[:4], index))
     head.train()
@@ -221,6 +220,8 @@ def refusals(n: str) -> None:
     tell(lambda: head.update_(index, features[:4]))
     head.momentum = 0.5
     assert copy.deepcopy(head)(features[:4], index) == head(features[:4], index)
+    # This comes last: DDP has overwritten the memories of rank 1 before the head can refuse.
+    tell(lambda: DistributedDataParallel(Wrapped(head))(features[:4], index))
     print("\n".join(told))
 
 
