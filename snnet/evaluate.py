@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
 import contextlib
 import json
-from typing import Any
+from typing import Any, overload
 
 from snnet.data import build_dataset
 from snnet.retrieval.features import (
@@ -33,6 +33,7 @@ from snnet.retrieval.rank_tables import rank_record, rank_table
 from snnet.retrieval.trained import load_trained_model
 from snnet.retrieval.verification import true_positive_rates
 from snnet.runtime import show_warnings_as_lines
+from snnet.system.processes import ALONE, Processes, several_processes
 from snnet.system.progress import say, set_quiet
 from snnet.system.terminal import answer
 
@@ -42,8 +43,10 @@ def main() -> None:
     command = EvaluateCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
     # With --json, stdout is that object alone.
-    with contextlib.redirect_stdout(sys.stderr):
-        result = evaluate(command)
+    with contextlib.redirect_stdout(sys.stderr), several_processes() as processes:
+        result = evaluate(command, processes)
+    if result is None:
+        return
     if command.json:
         answer(json.dumps(result))
     else:
@@ -61,21 +64,31 @@ def main() -> None:
             )
 
 
-def evaluate(command: EvaluateCommand) -> dict[str, Any]:
+@overload
+def evaluate(command: EvaluateCommand) -> dict[str, Any]: ...
+@overload
+def evaluate(command: EvaluateCommand, processes: Processes) -> dict[str, Any] | None: ...
+def evaluate(command: EvaluateCommand, processes: Processes = ALONE) -> dict[str, Any] | None:
     """Rank the gallery for every query; returns :func:`snnet.retrieval.rank_tables.rank_record` and what was evaluated.
 
     With ``--rerank`` the same after k-reciprocal re-ranking is under ``reranked``, with ``--query-expansion`` that of
     expanded features under ``expanded``; with ``--roc`` there is ``tpr_at_fpr``, rates by rates.
+    Each of several ``processes`` extracts its share; rank 0 ranks and returns that, the others return None.
     Raises :class:`~snnet.errors.UserError` for a checkpoint, weights or data that cannot be used.
     """
     trained = load_trained_model(command.checkpoint, command.preset, command.given)
+    processes.check_device(trained.placement.device)
     config, data = trained.config, trained.config.data
-    dataset = build_dataset(data.dataset, data.data_dir, name_pattern=data.name_pattern)
-    retrieval = decode_retrieval_set(dataset, config)
+    dataset = processes.first_ahead(
+        lambda: build_dataset(data.dataset, data.data_dir, name_pattern=data.name_pattern)
+    )
+    retrieval = decode_retrieval_set(dataset, config, processes)
     if retrieval is None:
         raise UserError(f"dataset {data.dataset} has no query and gallery: there is nothing to evaluate on")
     say(*dataset.summary().split("\n"))
-    features = retrieval_features(trained.model, retrieval, config, trained.placement)
+    features = retrieval_features(trained.model, retrieval, config, trained.placement, processes)
+    if not processes.is_first:
+        return None
     definition, shot = config.output.average_precision, shot_seed(config)
     result = {
         "dataset": data.dataset,

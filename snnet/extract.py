@@ -70,7 +70,7 @@ def extract(command: ExtractCommand, processes: Processes = ALONE) -> FeatureSet
     parts: list[FeatureSet] = []
     for name, images in _chosen(dataset, command.split).items():
         share = np.array(processes.share(len(images), data.batch_size), dtype=np.int64)
-        found = processes.gathered(_split_features(trained, images.select(share), name, folder))
+        found = processes.gathered(_split_features(trained, images.select(share), name, folder, processes))
         parts += found or []
     if not processes.is_first:
         return None
@@ -89,19 +89,11 @@ def _chosen(dataset: ReIDDataset, split: str) -> dict[str, ImageSet]:
     return {split: found[split]}
 
 
-def _split_features(trained: TrainedModel, images: ImageSet, split: str, folder: str) -> FeatureSet:
-    if not len(images):
-        none = np.zeros(0, np.int64)
-        empty = np.zeros((0, trained.model.feature_dim), np.float32)
-        return FeatureSet(
-            empty,
-            (),
-            images.pids if images.pids is None else none,
-            images.cams if images.cams is None else none,
-            (),
-        )
+def _split_features(
+    trained: TrainedModel, images: ImageSet, split: str, folder: str, processes: Processes
+) -> FeatureSet:
     decoded = decode(images, trained.config)
-    features = trained.features(decoded)
+    features = trained.features(decoded, processes)
     kept = decoded.images
     names = tuple(os.path.relpath(path, folder).replace(os.sep, "/") for path in kept.paths)
     return FeatureSet(features.cpu().numpy(), names, kept.pids, kept.cams, (split,) * len(kept))

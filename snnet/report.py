@@ -35,7 +35,8 @@ from snnet.retrieval.trained import load_trained_model
 from snnet.runtime import show_warnings_as_lines
 from snnet.system.progress import say, set_quiet
 from snnet.system.terminal import tell
-from snnet.training.checkpoint import image_fingerprint, label_state, load_checkpoint
+from snnet.training.checkpoint import image_fingerprint, label_state
+from snnet.training.pieces import load_whole_checkpoint
 
 PAGE_FILE = "report.html"
 PICTURES = (
@@ -77,7 +78,7 @@ def add_images(contents: Contents, command: ReportCommand) -> None:
     run = contents.run
     lacking = "a checkpoint"
     try:
-        checkpoint = load_checkpoint(run.checkpoint)
+        checkpoint = load_whole_checkpoint(run.checkpoint)
         before = run.before or checked_ranks(checkpoint["before"], f"{run.checkpoint}: before")
         contents.run = run = dataclasses.replace(run, before=before)
         lacking, data = "the images", run.config.data

@@ -99,8 +99,8 @@ def kernels_line(device: torch.device) -> str:
     return f"snnet_kernels: {kernels}" + (f" ({', '.join(notes)})" if notes else "")
 
 
-def environment(placement: Placement) -> dict[str, Any]:
-    """The machine and the versions that a run's figures depend on, for the record."""
+def environment(placement: Placement, processes: int = 1) -> dict[str, Any]:
+    """The machine and the versions that a run's figures depend on, for the record; how many processes, of several."""
     device = placement.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     operations = backend_info().operations
@@ -110,6 +110,7 @@ def environment(placement: Placement) -> dict[str, Any]:
         "device_name": name,
         "cores": available_cpus(),
         "threads": torch.get_num_threads(),
+        **({"processes": processes} if processes > 1 else {}),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "versions": {

@@ -17,15 +17,18 @@ from snnet.system.command import answer_early, run_command
 if __name__ == "__main__":
     answer_early(TrainCommand.parse)
 
+import contextlib
 import dataclasses
 import math
 import time
 import warnings
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,12 +38,12 @@ from snnet.files.outputs import write_text
 from snnet.files.paths import expand_home
 from snnet.files.text import shown
 from snnet.models import ReIDModel, build_model
-from snnet.models.grouped_norm import group_batch_norms
 from snnet.retrieval.features import (
     RetrievalSet,
     decode,
     decode_retrieval_set,
     extract_features,
+    own_share,
     rank_gallery,
     rerank_gallery,
     retrieval_features,
@@ -48,87 +51,92 @@ from snnet.retrieval.features import (
 )
 from snnet.retrieval.rank_tables import rank_record, rank_table
 from snnet.runtime import Placement, environment, kernels_line, prepare, show_warnings_as_lines
+from snnet.system.processes import ALONE, Processes, several_processes
 from snnet.system.progress import progress, say, set_quiet
 from snnet.system.terminal import tell
-from snnet.training.checkpoint import (
-    LISTS,
-    check_measurements,
-    image_fingerprint,
-    load_checkpoint,
-    load_optimizer,
-    load_state,
-    rng_state,
-    save_checkpoint,
-    set_rng_state,
-)
+from snnet.training.checkpoint import check_measurements, load_checkpoint
 from snnet.training.divergence import LossWatch, check_weights
+from snnet.training.division import check_division, with_groups
 from snnet.training.label_quality import label_quality, label_symmetry
+from snnet.training.learner import Learner, build_learner
 from snnet.training.run_folder import new_run_folder, run_folder
-from snnet.training.runlog import RANKS, RunLog, epoch_line, run_results, time_line
+from snnet.training.runlog import RANKS, RunLog, SilentLog, epoch_line, run_results, time_line
 from snnet.training.timing import Laps
-from snnet_kernels import SNNetHead
 
 
 def main() -> None:
     show_warnings_as_lines()
     command = TrainCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
-    if command.preset:
-        say(f"preset {command.preset}; flags win over it")
-    train(command.config, resume=command.resume)
+    with several_processes() as processes:
+        if command.preset:
+            say(f"preset {command.preset}; flags win over it")
+        train(command.config, resume=command.resume, processes=processes, timeout=command.timeout)
 
 
-def train(config: Config, resume: Path | None = None) -> dict[str, Any]:
+def train(
+    config: Config,
+    resume: Path | None = None,
+    *,
+    processes: Processes = ALONE,
+    timeout: float = TrainCommand.timeout,
+) -> dict[str, Any]:
     """Train as ``config`` says, from the beginning or from the checkpoint in the folder ``resume``.
 
-    Returns what is written to ``results.json``. Raises :class:`~snnet.errors.UserError` for data, weights or
-    a checkpoint that cannot be used, where another run writes to the folder, and where the loss stops being finite.
+    Of several ``processes`` all call it; one that is silent for ``timeout`` seconds ends the others. Returns what is
+    written to ``results.json``, rank 0 alone. Raises :class:`~snnet.errors.UserError` for data,
+    weights or a checkpoint that cannot be used, where another run writes to the folder, and where the loss stops being
+    finite.
     """
-    with _own_folder(config, resume) as folder:
+    with _own_folder(config, resume, processes) as folder:
         if resume is None and (folder / CHECKPOINT_FILE).exists():
             raise UserError(
                 f"{folder} has the checkpoint of a run: continue it with --resume {folder}, or choose another "
                 "--output-dir"
             )
-        return _train(config, folder, resumed=resume is not None)
+        return _train(config, folder, resumed=resume is not None, processes=processes, timeout=timeout)
 
 
-def _train(config: Config, folder: Path, resumed: bool) -> dict[str, Any]:
-    check_batch(config)
-    warn_of_no_labels(config)
+def _train(
+    config: Config, folder: Path, *, resumed: bool, processes: Processes, timeout: float
+) -> dict[str, Any]:
+    check_division(config, processes, resumed=resumed)
+    with processes.one_warns():
+        warn_of_no_labels(config)
     checkpoint = _checkpoint_to_resume(config, folder) if resumed else None
     placement = prepare(config.runtime)
-    dataset = find_dataset(config)
+    group = processes.group(placement.device, timeout)
+    config = with_choices_made(config, placement)
+    if checkpoint is None:
+        config = with_groups(config, processes)
+    dataset = processes.first_ahead(lambda: find_dataset(config))
     # A resumed run has its weights in the checkpoint: the file that they began with is not needed again.
     weights = config.model.weights if checkpoint is None else None
-    model = build_model(
-        config.model.arch,
-        embedding=config.model.embedding,
-        weights=weights,
-        height=config.data.height,
-        width=config.data.width,
-    )
-    group_batch_norms(model, config.training.bn_groups)
-    data = load_data(dataset, config, placement)
-    learner = build_learner(config, model, data, placement)
-    config = with_choices_made(config, placement)
+    model = processes.first_ahead(lambda: _network(config, weights))
+    data = load_data(dataset, config, placement, processes)
+    learner = build_learner(config, model, data.images.images, placement, processes, group)
 
     if checkpoint is not None:
         learner.load(checkpoint, folder / CHECKPOINT_FILE)
         before, records = checkpoint["before"], checkpoint["metrics"]
+        del checkpoint
     else:
         before, records = ranks(learner, data, config, placement), []
         if before:
             say(f"before training: rank-1 {100 * before['rank1']:.1f} mAP {100 * before['mAP']:.1f}")
-        learner.head.initialize_(extract_features(learner.model, data.images, config, placement, "train"))
+        fill_memory(learner, data, config, placement)
 
-    write_text(folder / CONFIG_FILE, to_yaml(config))
-    log = RunLog(folder, records)
-    log.write_start(environment(placement))
+    log: RunLog | SilentLog = SilentLog()
+    if processes.is_first:
+        write_text(folder / CONFIG_FILE, to_yaml(config))
+        log = RunLog(folder, records)
+    log.write_start(environment(placement, processes.count))
     epochs = config.training.epochs
     say(kernels_line(placement.device))
-    say(f"{folder}: {len(records)} of {epochs} epochs done, on {placement.summary()}")
+    shared = f", {processes.count} processes" if processes.are_several else ""
+    say(f"{folder}: {len(records)} of {epochs} epochs done, on {placement.summary()}{shared}")
     for epoch in range(len(records), epochs):
+        processes.meet()
         started = time.perf_counter()
         measured = train_epoch(learner, data.loader, config, placement, epoch)
         measured |= measure_epoch(learner, data, config, placement, epoch)
@@ -138,6 +146,8 @@ def _train(config: Config, folder: Path, resumed: bool) -> dict[str, Any]:
         log.write_epoch()
         say(epoch_line(records[-1]))
 
+    if not processes.is_first:
+        return {}
     results = run_results(config, before, records)
     log.write_results(results)
     if before:
@@ -168,10 +178,11 @@ def find_dataset(config: Config) -> ReIDDataset:
     return dataset
 
 
-def load_data(dataset: ReIDDataset, config: Config, placement: Placement) -> Data:
-    """Decode all images before anything is written or trained."""
+def load_data(dataset: ReIDDataset, config: Config, placement: Placement, processes: Processes) -> Data:
+    """Decode all images before anything is written or trained; of query and gallery each process its share."""
     data = config.data
-    images = decode(dataset.train, config)
+    with processes.one_warns():
+        images = decode(dataset.train, config)
     loader = training_loader(
         images,
         height=data.height,
@@ -181,83 +192,10 @@ def load_data(dataset: ReIDDataset, config: Config, placement: Placement) -> Dat
         seed=config.runtime.seed,
         camstyle=data.camstyle,
         pin_memory=placement.pin_memory,
+        part=processes.rank,
+        parts=processes.count,
     )
-    return Data(images, loader, decode_retrieval_set(dataset, config))
-
-
-@dataclass(frozen=True, eq=False)
-class Learner:
-    """Everything that training changes, which is what a checkpoint holds."""
-
-    model: ReIDModel
-    head: SNNetHead
-    optimizer: torch.optim.Optimizer
-    fingerprint: int  # of the training images, whose order the rows of M and P follow
-
-    def save(self, path: Path, *, config: dict[str, Any], before: dict[str, Any], metrics: list[Any]) -> None:
-        """Write a checkpoint, with the random state of this moment; the weights in torch's usual layout."""
-        save_checkpoint(
-            path,
-            model={name: value.contiguous() for name, value in self.model.state_dict().items()},
-            optimizer=self.optimizer.state_dict(),
-            head=self.head.state_dict(),
-            rng=rng_state(),
-            config=config,
-            before=before,
-            metrics=metrics,
-            images=self.fingerprint,
-            torch=str(torch.__version__),
-        )
-
-    def load(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """Continue from what :meth:`save` wrote to ``path``, random state included."""
-        if checkpoint["images"] != self.fingerprint:
-            raise UserError(f"{path} was written for other training images than those that were found")
-        load_state(self.model, checkpoint["model"], path, "network")
-        load_state(self.head, checkpoint["head"], path, "exemplar and label memory", optional=LISTS)
-        load_optimizer(self.optimizer, checkpoint["optimizer"], path)
-        try:
-            set_rng_state(checkpoint["rng"])
-        except Exception as error:  # the generators check what they are given in ways of their own
-            raise UserError(f"{path} is not a whole checkpoint: its random state is damaged") from error
-
-
-def build_learner(config: Config, model: ReIDModel, data: Data, placement: Placement) -> Learner:
-    """Put the network in its place and give it memories and an optimiser."""
-    method, training = config.method, config.training
-    placement.model(model)
-    try:
-        head = SNNetHead(
-            num_instances=len(data.images),
-            feature_dim=model.feature_dim,
-            threshold=method.threshold,
-            min_rank=method.min_rank,
-            weights=(method.lambda_base, method.lambda_sym, method.lambda_nh),
-            loss_kind=method.loss_kind,
-            delta=method.delta,
-            hard_negative_ratio=method.hard_negative_ratio,
-            label_source=method.label_source,
-            neighbors=method.neighbors,
-            device=placement.device,
-        )
-    except MemoryError as error:
-        raise UserError(f"{len(data.images)} training images: {error}") from error
-    optimizer = torch.optim.SGD(
-        model.parameter_groups(training.lr, training.backbone_lr_mult),
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-        nesterov=training.momentum > 0,
-    )
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return Learner(model, head, optimizer, image_fingerprint(data.images.images.paths))
-
-
-def check_batch(config: Config) -> None:
-    """Raise :class:`~snnet.errors.UserError` unless batch normalisation can cut a batch into its groups."""
-    batch, groups = config.data.batch_size, config.training.bn_groups
-    if batch % groups != 0 or batch < 2 * groups:
-        raise UserError(f"--bn-groups {groups} must cut --batch-size {batch} into equal parts of 2 or more")
+    return Data(images, loader, decode_retrieval_set(dataset, config, processes))
 
 
 def warn_of_no_labels(config: Config) -> None:
@@ -304,12 +242,12 @@ def train_epoch(
         laps.end("labels")
     loader.set_epoch(epoch)
     totals: dict[str, Tensor] = {}
-    watch = LossWatch(epoch, len(loader), placement.device)
+    watch = LossWatch(epoch, len(loader), placement.device, learner.processes)
     for step, (images, index) in enumerate(progress(loader, f"epoch {epoch}")):
         images, index = placement.images(images), index.to(placement.device, non_blocking=True)
         laps.end("data")
         with placement.autocast():
-            features = model(images)
+            features = learner.network(images)
         laps.end("forward")
         loss = head(features, index)
         watch.check(loss.detach(), step)
@@ -322,11 +260,22 @@ def train_epoch(
         for name, value in {"loss": loss.detach(), **head.label_statistics()}.items():
             totals[name] = totals.get(name, torch.zeros_like(value)) + value
         laps.end("update")
+    learner.share_statistics()
     check_weights(model, epoch)
     means = {name: float(total) / len(loader) for name, total in totals.items()}
+    losses = learner.processes.everywhere(means["loss"])
+    means["loss"] = sum(losses) / len(losses)
     # In the warm-up there are no agreements.
     means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
     return means | rates | {f"seconds_{name}": value for name, value in laps.seconds().items()}
+
+
+def fill_memory(learner: Learner, data: Data, config: Config, placement: Placement) -> None:
+    """Fill M with the features of all training images, of which each process extracts its share."""
+    share = own_share(len(data.images), config, learner.processes)
+    images = data.images.select(share) if learner.processes.are_several else data.images
+    found = extract_features(learner.model, images, config, placement, "train", learner.processes)
+    learner.fill_memory(found, share)
 
 
 def ranks(
@@ -334,11 +283,14 @@ def ranks(
 ) -> dict[str, Any]:
     """CMC and mAP of the network as it is, empty where there is nothing to evaluate on.
 
-    With ``rerank`` those after re-ranking too, each name behind ``reranked_``.
+    With ``rerank`` those after re-ranking too, each name behind ``reranked_``. Rank 0 ranks what all extract; the
+    others get nothing.
     """
     if data.retrieval is None:
         return {}
-    features = retrieval_features(learner.model, data.retrieval, config, placement)
+    features = retrieval_features(learner.model, data.retrieval, config, placement, learner.processes)
+    if not learner.processes.is_first:
+        return {}
     how = config.output.average_precision, shot_seed(config)
     found = rank_record(rank_gallery(*features, data.retrieval, *how))
     if rerank:
@@ -354,9 +306,7 @@ def measure_epoch(
     started = time.perf_counter()
     measured: dict[str, float] = {}
     if not learner.head.warmup:
-        measured |= label_symmetry(learner.head.pseudo_labels)
-        if data.images.images.pids is not None:
-            measured |= label_quality(learner.head.pseudo_labels, data.images.images.pids)
+        measured |= _measured_labels(learner, data.images.images.pids)
     last = epoch + 1 == config.training.epochs
     if last or (config.output.eval_every and (epoch + 1) % config.output.eval_every == 0):
         found = ranks(learner, data, config, placement, rerank=last and config.output.rerank)
@@ -364,8 +314,38 @@ def measure_epoch(
     return measured | {"seconds_measure": time.perf_counter() - started}
 
 
-def _own_folder(config: Config, resume: Path | None) -> AbstractContextManager[Path]:
-    """The folder that this run has for itself."""
+def _measured_labels(learner: Learner, pids: np.ndarray | None) -> dict[str, float]:
+    """Symmetry and quality of the label memory; of several processes rank 0 looks at it."""
+    labels = learner.labels()
+    if not learner.processes.is_first:
+        return {}
+    return label_symmetry(labels) | ({} if pids is None else label_quality(labels, pids))
+
+
+def _network(config: Config, weights: str | None) -> ReIDModel:
+    model, data = config.model, config.data
+    return build_model(
+        model.arch, embedding=model.embedding, weights=weights, height=data.height, width=data.width
+    )
+
+
+@contextlib.contextmanager
+def _own_folder(config: Config, resume: Path | None, processes: Processes) -> Iterator[Path]:
+    """The folder that this run has for itself, the same for all processes."""
+    if not processes.are_several:
+        with _folder(config, resume) as folder:
+            yield folder
+        return
+    with _folder(config, resume) if processes.is_first else contextlib.nullcontext(Path()) as own:
+        folder = processes.everywhere(own.absolute())[0]
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder} is not there: all processes need the folder of the run that rank 0 has"
+            )
+        yield folder
+
+
+def _folder(config: Config, resume: Path | None) -> AbstractContextManager[Path]:
     if resume is not None:
         return run_folder(resume, "--resume")
     if config.output.output_dir is not None:

@@ -70,6 +70,11 @@ class TrainCommand(Command):
         "continue the run in this folder, or that this checkpoint is of, as it was set",
         metavar="FILE|DIR",
     )
+    timeout: float = option(
+        120.0,
+        "of several processes: seconds for which one may be silent before the others end",
+        "> 0 and < 1e6",
+    )
     config: Config = field(default_factory=Config)
 
     def completed(self) -> TrainCommand:

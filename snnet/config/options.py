@@ -49,7 +49,11 @@ class DataConfig:
     )
     height: int = option(256, "height in pixels of the network's input", ">= 16")
     width: int = option(128, "width in pixels of the network's input", ">= 16")
-    batch_size: int = option(128, "images a step (the paper: 128 with ResNet-50, 64 with OSNet)", ">= 2")
+    batch_size: int = option(
+        128,
+        "images a step; in training of all processes together (the paper: 128 with ResNet-50, 64 with OSNet)",
+        ">= 2",
+    )
     image_cache: Literal["auto", "on", "off"] = option(
         "auto", "keep decoded images in memory; auto: where they fit"
     )
@@ -99,8 +103,12 @@ class TrainingConfig:
     weight_decay: float = option(5e-4, "weight decay of SGD", ">= 0")
     bn_groups: int = option(
         1,
-        "equal parts of a batch that batch normalisation takes apart, as that many processes with a part each would",
+        "equal parts of a batch that batch normalisation takes apart, as that many processes with a part each would; "
+        "of several processes each takes at least its own apart",
         ">= 1",
+    )
+    sync_bn: bool = option(
+        False, "let batch normalisation of several processes take the whole batch together (GPUs only)"
     )
 
 

@@ -22,6 +22,7 @@ from snnet.data.image_formats import readable_formats
 from snnet.data.image_set import ImageSet
 from snnet.data.transparency import BACKGROUND, on_background, transparent_grey
 from snnet.errors import UserError
+from snnet.system.processes import processes_here
 from snnet.system.progress import progress
 from snnet_kernels.memory_size import free_memory
 
@@ -77,6 +78,13 @@ class DecodedImages:
     def __len__(self) -> int:
         return len(self.images)
 
+    def select(self, positions: range) -> DecodedImages:
+        """These images, without copying their pixels."""
+        chosen = np.array(positions, dtype=np.int64)
+        return dataclasses.replace(
+            self, images=self.images.select(chosen), sizes=self.sizes[chosen], starts=self.starts[chosen]
+        )
+
     def image(self, index: int) -> Tensor:
         """The image of one index, uint8 [3, height, width] RGB; not to be written to.
 
@@ -99,7 +107,8 @@ def decode_images(
         images: the split.
         skip_bad: leave unreadable images out, with a warning that counts them, instead of raising,
             and names the first few.
-        cache: hold the pixels in memory, or not, or ("auto") if a quarter of what is available has room.
+        cache: hold the pixels in memory, or not, or ("auto") if a quarter of what is available has room, of several
+            processes on this machine for all of them.
 
     Raises:
         UserError: an image cannot be read or is truncated (the first is named), or none is left; another value
@@ -329,7 +338,7 @@ def _map(
 def _allocate(size: int, cache: Literal["auto"] | bool) -> Tensor | None:
     """A uint8 tensor of ``size`` bytes, or None where the pixels are not to be held."""
     free = free_memory(torch.device("cpu"))
-    if not cache or (cache == "auto" and size > MEMORY_SHARE * free):
+    if not cache or (cache == "auto" and size * processes_here() > MEMORY_SHARE * free):
         return None
     if size > free:
         raise UserError(

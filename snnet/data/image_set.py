@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +48,23 @@ class ImageSet:
             cams=None if self.cams is None else self.cams[positions],
             styles=None if self.styles is None else tuple(self.styles[i] for i in positions),
             left_out=self.left_out,
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[ImageSet]) -> ImageSet:
+        """The images of parts of one split, in order."""
+
+        def together(name: str) -> np.ndarray | None:
+            values = [getattr(part, name) for part in parts]
+            return None if any(value is None for value in values) else np.concatenate(values)
+
+        styles = [part.styles for part in parts]
+        return ImageSet(
+            paths=tuple(path for part in parts for path in part.paths),
+            pids=together("pids"),
+            cams=together("cams"),
+            styles=None if None in styles else tuple(files for part in styles for files in part or ()),
+            left_out=parts[0].left_out,
         )
 
     def summary(self) -> str:

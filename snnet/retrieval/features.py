@@ -23,7 +23,9 @@ from snnet.retrieval.query_expansion import expand_queries
 from snnet.retrieval.rank_metrics import RankMetrics, rank_metrics
 from snnet.retrieval.reranking import rerank
 from snnet.runtime import Placement
+from snnet.system.processes import ALONE, Processes
 from snnet.system.progress import progress
+from snnet.system.row_exchange import rows_of_all
 from snnet_kernels import memory_similarity
 
 # Query-gallery pairs whose similarity is held at a time: 1 GB in float32.
@@ -32,7 +34,10 @@ PAIRS_AT_A_TIME = 2**28
 
 @dataclass(frozen=True, eq=False)
 class RetrievalSet:
-    """The decoded query and gallery of a dataset, with the identities and cameras that ranking needs."""
+    """The decoded query and gallery of a dataset, with the identities and cameras that ranking needs.
+
+    Of several processes each has its share of the images, and rank 0 the identities and cameras of all.
+    """
 
     query: DecodedImages
     gallery: DecodedImages
@@ -52,15 +57,27 @@ def decode(images: ImageSet, config: Config) -> DecodedImages:
     return decode_images(images, skip_bad=data.skip_bad_images, cache=cache_mode(data.image_cache))
 
 
-def decode_retrieval_set(dataset: ReIDDataset, config: Config) -> RetrievalSet | None:
+def decode_retrieval_set(
+    dataset: ReIDDataset, config: Config, processes: Processes = ALONE
+) -> RetrievalSet | None:
     """Decode query and gallery; None for a dataset that has none, or no identities."""
     if dataset.query is None or dataset.gallery is None:
         return None
-    query, gallery = decode(dataset.query, config), decode(dataset.gallery, config)
-    kept = dataclasses.replace(dataset, query=query.images, gallery=gallery.images)
-    if query.images.pids is None or gallery.images.pids is None:
+    query, gallery = (
+        decode(images.select(np.array(own_share(len(images), config, processes), np.int64)), config)
+        for images in (dataset.query, dataset.gallery)
+    )
+    found = processes.gathered((query.images, gallery.images)) or [(query.images, gallery.images)]
+    queries, others = (ImageSet.joined(parts) for parts in zip(*found, strict=True))
+    kept = dataclasses.replace(dataset, query=queries, gallery=others)
+    if queries.pids is None or others.pids is None:
         return None
-    return RetrievalSet(query, gallery, query.images.pids, gallery.images.pids, *kept.evaluation_cams())
+    return RetrievalSet(query, gallery, queries.pids, others.pids, *kept.evaluation_cams())
+
+
+def own_share(images: int, config: Config, processes: Processes) -> range:
+    """The images that this process extracts, in the batches in which one process would."""
+    return processes.share(images, config.data.batch_size)
 
 
 def extract_features(
@@ -69,8 +86,11 @@ def extract_features(
     config: Config,
     placement: Placement,
     kind: Literal["train", "before", "after"],
+    processes: Processes = ALONE,
 ) -> Tensor:
     """Features [n, d] of a split's images in order: float32 on the placement's device, rows of norm 1.
+
+    Of several ``processes`` each calls it with its share of the images, and gets their features.
 
     ``kind``: "train" is the feature that the loss sees, "before" and "after" the retrieval feature on that
     side of the neck; all with the network in ``eval()``, and without augmentation. Raises
@@ -86,7 +106,7 @@ def extract_features(
         pin_memory=placement.pin_memory,
     )
     forward = model if kind == "train" else partial(model.retrieve, after_neck=kind == "after")
-    return _extracted(model, forward, loader, len(decoded), placement)
+    return _extracted(model, forward, loader, len(decoded), placement, processes, model.feature_dim)
 
 
 def module_features(
@@ -136,8 +156,13 @@ def _extracted(
     loader: BatchLoader,
     count: int,
     placement: Placement,
+    processes: Processes = ALONE,
+    dim: int = 0,
 ) -> Tensor:
-    """``forward`` of all batches, with ``model`` in ``eval()``; its parts get their modes back."""
+    """``forward`` of all batches, with ``model`` in ``eval()``; its parts get their modes back.
+
+    Without batches, as a share of several ``processes`` may be, none: [0, dim].
+    """
     modes = [(part, part.training) for part in model.modules()]
     features: Tensor | None = None
     model.eval()
@@ -152,10 +177,13 @@ def _extracted(
     finally:
         for part, training in modes:
             part.training = training
-    assert features is not None
+    if features is None:
+        features = torch.empty(0, dim, device=placement.device)
     bad = int((~torch.isfinite(features)).any(dim=1).sum())
+    counts = processes.everywhere((bad, count))
+    bad, images = (sum(numbers) for numbers in zip(*counts, strict=True))
     if bad:
-        raise UserError(f"the features of {bad} of {count} images are not finite: the weights have diverged")
+        raise UserError(f"the features of {bad} of {images} images are not finite: the weights have diverged")
     return features
 
 
@@ -165,12 +193,23 @@ def retrieval_kind(config: Config) -> Literal["before", "after"]:
 
 
 def retrieval_features(
-    model: ReIDModel, retrieval: RetrievalSet, config: Config, placement: Placement
+    model: ReIDModel,
+    retrieval: RetrievalSet,
+    config: Config,
+    placement: Placement,
+    processes: Processes = ALONE,
 ) -> tuple[Tensor, Tensor]:
-    """The retrieval features of the queries [q, d] and the gallery [g, d]; see :func:`extract_features`."""
+    """The retrieval features of the queries [q, d] and the gallery [g, d]; see :func:`extract_features`.
+
+    Of several ``processes`` rank 0 gets them, and the others none, [0, d].
+    """
     kind = retrieval_kind(config)
-    query = extract_features(model, retrieval.query, config, placement, kind)
-    return query, extract_features(model, retrieval.gallery, config, placement, kind)
+
+    def found(images: DecodedImages) -> Tensor:
+        own = extract_features(model, images, config, placement, kind, processes)
+        return rows_of_all(own, processes).to(placement.device)
+
+    return found(retrieval.query), found(retrieval.gallery)
 
 
 def shot_seed(config: Config) -> int | None:

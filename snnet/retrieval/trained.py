@@ -18,6 +18,7 @@ from snnet.errors import UserError
 from snnet.models import ReIDModel, build_model
 from snnet.retrieval.features import extract_features, retrieval_kind
 from snnet.runtime import Placement, prepare
+from snnet.system.processes import ALONE, Processes
 from snnet.system.progress import say
 from snnet.training.checkpoint import load_checkpoint, load_state
 from snnet_kernels.version import __version__
@@ -42,9 +43,13 @@ class TrainedModel:
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def features(self, images: DecodedImages) -> Tensor:
-        """Retrieval features [n, d] of images in order, float32 on the network's device, rows of norm 1."""
-        return extract_features(self.model, images, self.config, self.placement, retrieval_kind(self.config))
+    def features(self, images: DecodedImages, processes: Processes = ALONE) -> Tensor:
+        """Retrieval features [n, d] of images in order, float32 on the network's device, rows of norm 1.
+
+        Of several ``processes`` each calls it with its share of the images.
+        """
+        kind = retrieval_kind(self.config)
+        return extract_features(self.model, images, self.config, self.placement, kind, processes)
 
     def description(self) -> dict[str, Any]:
         """What its features depend on besides the weights: values that JSON can hold."""

@@ -6,6 +6,7 @@ Without torchrun there is one process, and nothing here does anything.
 from __future__ import annotations
 
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from snnet.errors import ProcessesEnded, UserError
+from snnet.system.meeting import fresh_store
 from snnet.system.progress import set_quiet
 from snnet.system.terminal import speak_as
 
@@ -32,6 +34,11 @@ class Processes:
     rank: int = 0
     count: int = 1
     local_rank: int = 0
+
+    @property
+    def are_several(self) -> bool:
+        """Whether there are others."""
+        return self.count > 1
 
     @property
     def is_first(self) -> bool:
@@ -75,6 +82,41 @@ class Processes:
         dist.gather_object(value, values)
         return values
 
+    def everywhere(self, value: Result) -> list[Result]:
+        """The values of all processes, in order."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def meet(self) -> None:
+        """Wait until all processes have come here, however long one of them works."""
+        if self.count > 1:
+            dist.barrier()
+
+    @contextmanager
+    def one_warns(self) -> Iterator[None]:
+        """Let rank 0 alone warn, of what all processes meet in the block."""
+        with warnings.catch_warnings():
+            if not self.is_first:
+                warnings.simplefilter("ignore")
+            yield
+
+    def group(self, device: torch.device, timeout: float) -> dist.ProcessGroup | None:
+        """The processes for collectives of tensors on ``device``; None where there is one process.
+
+        NCCL on GPUs, gloo on CPUs. A process that waits in one for ``timeout`` seconds ends with
+        :class:`~snnet.errors.ProcessesEnded`: before it is used after work of different length, :meth:`meet`.
+        """
+        self.check_device(device)
+        if self.count == 1:
+            return None
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout))
+        assert isinstance(group, dist.ProcessGroup)  # this process is one of it
+        return group
+
 
 ALONE = Processes()
 
@@ -96,7 +138,8 @@ def several_processes() -> Iterator[Processes]:
     if found.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(found.local_rank)  # which is what "cuda" then means
     try:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        store, rank, count = fresh_store(PATIENCE)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
         yield found
         dist.barrier()
         dist.destroy_process_group()
@@ -107,7 +150,17 @@ def several_processes() -> Iterator[Processes]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
+        if "imed out" in str(error) or "imeout" in str(error):
+            raise ProcessesEnded(
+                "another process of this command was silent for --timeout seconds: this one ends"
+            ) from None
         raise ProcessesEnded("another process of this command has ended, and so does this one") from None
+
+
+def processes_here() -> int:
+    """How many processes of this command share this machine."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(count) if _found().count > 1 and count.isdecimal() else 1
 
 
 def _found() -> Processes:

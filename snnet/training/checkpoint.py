@@ -26,18 +26,24 @@ from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault, write_t
 from snnet_kernels import PseudoLabelMemory
 
 FORMAT = "snnet-checkpoint"
-VERSION = 1
+VERSION = 1  # the memories are in "head"
+VERSION_IN_PIECES = 2  # they are in the files that "pieces" names
 _CONTENTS = {
     "model": dict, "optimizer": dict, "head": dict, "config": dict, "rng": dict, "before": dict,
     "metrics": list, "images": int, "torch": str,
 }  # fmt: skip
 
 
-def save_checkpoint(path: Path, **contents: Any) -> None:
-    """Write a checkpoint; ``contents`` are the entries that :func:`load_checkpoint` returns."""
+def save_checkpoint(path: Path, *, pieces: list[list[Any]] | None = None, **contents: Any) -> None:
+    """Write a checkpoint; ``contents`` are the entries that :func:`load_checkpoint` returns.
+
+    ``pieces`` names those that :mod:`snnet.training.pieces` wrote.
+    """
     if contents.keys() != _CONTENTS.keys():
         raise TypeError(f"a checkpoint holds {sorted(_CONTENTS)}, got {sorted(contents)}")
     state = {"format": FORMAT, "version": VERSION, **contents}
+    if pieces is not None:
+        state |= {"version": VERSION_IN_PIECES, "pieces": pieces}
     write_atomically(path, functools.partial(write_torch, state))
 
 
@@ -46,7 +52,8 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 
     Returns ``model``, ``optimizer`` and ``head`` (state dicts), ``config`` (flat values), ``rng``, ``before``
     (metrics before training, empty where nothing can be evaluated), ``metrics`` (one dict for each epoch
-    done), ``images`` (fingerprint of the training images) and ``torch`` (its version). Raises
+    done), ``images`` (fingerprint of the training images) and ``torch`` (its version). What several processes wrote
+    has an empty ``head``, and ``pieces`` for :func:`snnet.training.pieces.memory_state`. Raises
     :class:`~snnet.errors.UserError` for anything that is not a whole checkpoint of this format.
     """
     path = Path(path)
@@ -75,9 +82,12 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
             f"{path} is not a training checkpoint of this package (its weights alone can go to --weights)"
         )
     version = state.get("version")
-    if type(version) is not int or version != VERSION:
-        raise UserError(f"{path} has checkpoint version {shown(version)}; this package reads {VERSION}")
-    for name, kind in _CONTENTS.items():
+    if type(version) is not int or version not in (VERSION, VERSION_IN_PIECES):
+        raise UserError(
+            f"{path} has checkpoint version {shown(version)}; this package reads {VERSION} and {VERSION_IN_PIECES}"
+        )
+    contents = _CONTENTS if version == VERSION else {**_CONTENTS, "pieces": list}
+    for name, kind in contents.items():
         if not isinstance(state.get(name), kind):
             raise UserError(f"{path} is not a whole checkpoint: '{name}' is missing or of the wrong type")
     fault = _metrics_fault(state["metrics"]) or _ranks_fault(state["before"])
@@ -107,7 +117,8 @@ def _ranks_fault(ranks: dict[Any, Any]) -> str | None:
 
 # Of exemplar and label memory: what is there or not, and of a size of its own.
 LISTS = (
-    "memory.lists.", "row_entries", "row_counts", "pseudo_labels.row_entries", "pseudo_labels.row_counts"
+    "memory.lists.", "row_entries", "row_counts", "pseudo_labels.row_entries", "pseudo_labels.row_counts",
+    "pseudo_labels.column_entries",
 )  # fmt: skip
 
 
@@ -120,6 +131,9 @@ def load_state(
     """
     found = {n: t for n, t in state.items() if shown(n).startswith(optional) and isinstance(t, Tensor)}
     own = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(optional)}
+    for name in [name for name in own if name.endswith("row_bits") and name not in state]:
+        if f"{name.removesuffix('bits')}entries" in state:  # labels of several processes are lists
+            del own[name]
     check_state(state, own | found, path, what)
     try:
         module.load_state_dict(state)
@@ -203,25 +217,34 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path
     optimizer.load_state_dict(state)
 
 
-def rng_state() -> dict[str, Any]:
-    """The state of every global random generator, as tensors and plain values."""
+def rng_state(*, every_gpu: bool = True) -> dict[str, Any]:
+    """The state of every global random generator, as tensors and plain values.
+
+    ``every_gpu``: of all GPUs, else of this process's own; others' are used by other processes.
+    """
+    cuda: list[Tensor] = []
+    if torch.cuda.is_available():
+        cuda = torch.cuda.get_rng_state_all() if every_gpu else [torch.cuda.get_rng_state()]
     kind, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": cuda,
         "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
         "python": random.getstate(),
     }
 
 
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Undo of :func:`rng_state`; CUDA generators are set where there are as many devices as there were.
+def set_rng_state(state: dict[str, Any], *, every_gpu: bool = True) -> None:
+    """Undo of :func:`rng_state`; CUDA generators are set where there are as many devices as there were, or one was.
 
     What is no such state raises nearly anything.
     """
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    cuda = state["cuda"]
+    if torch.cuda.is_available() and every_gpu and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
+    elif torch.cuda.is_available() and len(cuda) == 1:
+        torch.cuda.set_rng_state(cuda[0])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     random.setstate(state["python"])

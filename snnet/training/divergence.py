@@ -9,6 +9,7 @@ from torch import Tensor
 
 from snnet.errors import UserError
 from snnet.models import ReIDModel
+from snnet.system.processes import ALONE, Processes
 
 STEPS_BETWEEN_CHECKS = 50  # on CUDA, where looking at the loss makes the host wait for the device
 
@@ -17,10 +18,12 @@ class LossWatch:
     """Stops training where the loss is not a finite number.
 
     The first bad step is kept on the device. It is looked at every step on the CPU, but only now and then on
-    CUDA, where looking makes the host wait; always before the epoch ends, so that no checkpoint holds it.
+    CUDA, where looking makes the host wait; always before the epoch ends, so that no checkpoint holds it. Of several
+    ``processes``, each with a loss of its own, the first bad step is told.
     """
 
-    def __init__(self, epoch: int, steps: int, device: torch.device) -> None:
+    def __init__(self, epoch: int, steps: int, device: torch.device, processes: Processes = ALONE) -> None:
+        self.processes = processes
         self.epoch = epoch
         self.steps = steps
         self.interval = 1 if device.type == "cpu" else STEPS_BETWEEN_CHECKS
@@ -30,9 +33,14 @@ class LossWatch:
         bad = ~torch.isfinite(loss) & (self.bad_step < 0)
         self.bad_step = torch.where(bad, step, self.bad_step)
         if (step + 1) % self.interval == 0 or step + 1 == self.steps:
-            found = int(self.bad_step)
-            if found >= 0:
-                _stop(f"the loss is not finite at step {found} of epoch {self.epoch}")
+            found = [bad for bad in self._found() if bad >= 0]
+            if found:
+                _stop(f"the loss is not finite at step {min(found)} of epoch {self.epoch}")
+
+    def _found(self) -> list[int]:
+        """The first bad step of each process; of this one where each step is looked at: the others wait for it."""
+        own = int(self.bad_step)
+        return [own] if self.interval == 1 else self.processes.everywhere(own)
 
 
 def check_weights(model: ReIDModel, epoch: int) -> None:

@@ -127,6 +127,16 @@ class RunLog:
         write_text(self.folder / METRICS_FILE, "".join(lines))
 
 
+class SilentLog:
+    """What the other processes of a run have for its :class:`RunLog`: rank 0 alone writes."""
+
+    def write_start(self, environment: dict[str, Any]) -> None: ...
+
+    def write_epoch(self) -> None: ...
+
+    def write_results(self, results: dict[str, Any]) -> None: ...
+
+
 def _tag(name: str) -> str:
     """TensorBoard shows the names before the slash as sections."""
     section = {"label": "labels", "agreement": "labels", "positives": "labels", "seconds": "time"}

@@ -150,7 +150,7 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(2)}, path)
     assert "is not a training checkpoint of this package" in refusal(path)
     torch.save({"format": "snnet-checkpoint", "version": 99}, path)
-    assert refusal(path).endswith("has checkpoint version 99; this package reads 1")
+    assert refusal(path).endswith("has checkpoint version 99; this package reads 1 and 2")
     torch.save({"format": "snnet-checkpoint", "version": 1, **contents(), "metrics": None}, path)
     assert "'metrics' is missing or of the wrong type" in refusal(path)
 
@@ -198,3 +198,18 @@ def test_fingerprint_follows_the_files_and_not_where_they_lie() -> None:
     assert here == image_fingerprint(["/b/c/id1/0.jpg", "/b/c/id2/0.jpg"])
     assert here != image_fingerprint(["/a/id7/0.jpg", "/a/id9/0.jpg"])
     assert here != image_fingerprint(["/a/id2/0.jpg", "/a/id1/0.jpg"])
+
+
+def test_one_of_several_processes_leaves_the_gpus_of_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: "own")
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: ["first", "second"])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: calls.append(state))
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda states: calls.append(states))
+    whole, own = rng_state(), rng_state(every_gpu=False)
+    assert (whole["cuda"], own["cuda"]) == (["first", "second"], ["own"])
+    for state, every_gpu in ((whole, True), (own, True), (own, False), (whole, False)):
+        set_rng_state(state, every_gpu=every_gpu)
+    assert calls == [["first", "second"], "own", "own"]

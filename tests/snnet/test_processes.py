@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from snnet.config.commands import ExtractCommand
+from snnet.config.commands import EvaluateCommand, ExtractCommand
 from snnet.errors import UserError
+from snnet.evaluate import evaluate
 from snnet.extract import extract
 from snnet.retrieval.feature_files import load_features
 from snnet.system.processes import Processes
@@ -19,6 +21,10 @@ GONE = "another process of this command has ended, and so does this one\n"
 
 
 def words(data: Path, output: Path, *others: object) -> list[str]:
+    return [*network(data), "--output", str(output), *map(str, others)]
+
+
+def network(data: Path) -> list[str]:
     network = (
         "--arch",
         "osnet_x0_25",
@@ -31,8 +37,8 @@ def words(data: Path, output: Path, *others: object) -> list[str]:
         "--batch-size",
         16,
     )
-    found = ("--dataset", "market1501", "--data-dir", data, "--output", output, "--device", "cpu")
-    return [str(word) for word in (*network, *found, "--workers", 0, *others)]
+    found = ("--dataset", "market1501", "--data-dir", data, "--device", "cpu", "--workers", 0)
+    return [str(word) for word in (*network, *found)]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +70,20 @@ def test_three_processes_extract_what_one_does(tiny_market: Path, tmp_path: Path
     np.testing.assert_array_equal(found.pids, wanted.pids)
     np.testing.assert_array_equal(found.camids, wanted.camids)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.npz", "three.npz"]
+
+
+def test_three_processes_evaluate_what_one_does(tiny_market: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "data"
+    shutil.copytree(tiny_market, bad)
+    (bad / "bounding_box_test" / "0108_c2s1_000002_00.png").write_bytes(b"")  # the last rank's
+    given = [*network(bad), "--skip-bad-images", "--rerank", "--roc", "--query-expansion", "2", "--json"]
+    with pytest.warns(UserWarning, match="left out 1 of 48 images"):
+        wanted = evaluate(EvaluateCommand.parse(given))
+    answers = run_processes(3, "snnet.evaluate", given)
+    assert [answer.returncode for answer in answers] == [0, 0, 0]
+    assert json.loads(answers[0].stdout) == wanted
+    assert [answer.stdout for answer in answers[1:]] == ["", ""]
+    assert [answer.stderr[:40] for answer in answers[1:]] == ["", "rank 2: warning: left out 1 of 16 images"]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,12 @@ def kill_at(count, owner, name):
     setattr(owner, name, replacement)
 """
 # Step 1 of epoch 2: the run has 3 steps an epoch.
-IN_AN_EPOCH = "from snnet.train import main, SNNetHead; kill_at(8, SNNetHead, 'update_'); main()"
+IN_AN_EPOCH = """
+from snnet.train import main
+from snnet.training.learner import SNNetHead
+kill_at(8, SNNetHead, 'update_')
+main()
+"""
 # With the third checkpoint (of epoch 2) in its temporary file, before it is made durable and renamed.
 IN_A_WRITE = """
 import torch

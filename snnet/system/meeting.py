@@ -1,0 +1,39 @@
+"""Where the processes of one start meet: in a store that no earlier start has written to.
+
+With ``--max-restarts`` torchrun starts processes again on the store of before, which has the addresses of dead ones.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+
+_TURN = 0.02  # seconds between two looks
+
+
+def fresh_store(timeout: timedelta) -> tuple[dist.Store, int, int]:
+    """The store that torchrun's environment names, below a word of this start; this process's rank; their number."""
+    store, rank, count = next(dist.rendezvous("env://", timeout=timeout))
+    return dist.PrefixStore(_agreed_word(store, rank, count), store), rank, count
+
+
+def _agreed_word(store: dist.Store, rank: int, count: int) -> str:
+    """What rank 0 has made up: the others ask for it by words of their own, which no dead process has asked by."""
+    own = secrets.token_hex(8)
+    if rank > 0:
+        store.set(f"snnet/ask/{rank}", own)
+        while not store.check([f"snnet/answer/{own}"]):
+            time.sleep(_TURN)
+        word = store.get(f"snnet/answer/{own}").decode()
+        store.add(f"snnet/met/{word}", 1)
+        return word
+    while store.add(f"snnet/met/{own}", 0) < count - 1:
+        for other in range(1, count):
+            if store.check([f"snnet/ask/{other}"]):
+                asked = store.get(f"snnet/ask/{other}").decode()
+                store.set(f"snnet/answer/{asked}", own)
+        time.sleep(_TURN)
+    return own

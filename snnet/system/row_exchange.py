@@ -1,0 +1,63 @@
+"""Rows of a matrix that lie with several processes, brought to where they are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch.distributed as dist
+from torch import Tensor
+
+from snnet.system.processes import Processes
+
+CHUNK = 1 << 26  # bytes of a message
+
+
+def moved_rows(rows: Tensor, have: range, want: range, processes: Processes) -> Tensor:
+    """The rows ``want`` of a matrix of which this process has the rows ``have``: ``rows`` [len(have), ...].
+
+    Every process calls it with ranges of its own, rows of one type and equal length; what one wants, others have.
+    The result [len(want), ...] lies on the CPU.
+    """
+    rows = rows.detach().cpu().contiguous()
+    found = rows.new_empty(len(want), *rows.shape[1:])
+    requests = []
+    for rank, (theirs, wanted) in enumerate(processes.everywhere((have, want))):
+        if rank == processes.rank:
+            own = _common(have, want)
+            found[_slice(own, want)] = rows[_slice(own, have)]
+            continue
+        for part in _chunks(_common(have, wanted), rows):
+            requests.append(dist.isend(rows[_slice(part, have)], rank))
+        for part in _chunks(_common(theirs, want), rows):
+            requests.append(dist.irecv(found[_slice(part, want)], rank))
+    for request in requests:
+        if request is not None:
+            request.wait()
+    return found
+
+
+def rows_of_all(rows: Tensor, processes: Processes) -> Tensor:
+    """In rank 0 the rows of all processes, in order; in the others none. Of one process its own, as they lie."""
+    if not processes.are_several:
+        return rows
+    counts = processes.everywhere(len(rows))
+    first = sum(counts[: processes.rank])
+    want = range(sum(counts) if processes.is_first else 0)
+    return moved_rows(rows, range(first, first + len(rows)), want, processes)
+
+
+def _common(one: range, two: range) -> range:
+    first = max(one.start, two.start)
+    return range(first, max(first, min(one.stop, two.stop)))
+
+
+def _slice(part: range, whole: range) -> slice:
+    """Where the rows ``part`` lie among the rows ``whole``."""
+    return slice(part.start - whole.start, part.stop - whole.start) if part else slice(0, 0)
+
+
+def _chunks(part: range, rows: Tensor) -> Iterator[range]:
+    """``part`` in messages of a few rows each."""
+    step = max(1, CHUNK // max(1, rows[:1].nbytes))
+    for first in range(part.start, part.stop, step):
+        yield range(first, min(first + step, part.stop))

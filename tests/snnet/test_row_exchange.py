@@ -1,0 +1,41 @@
+"""Rows that several processes have go where they are wanted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from snnet.system.processes import ALONE
+from snnet.system.row_exchange import moved_rows, rows_of_all
+from tests.several import run_processes
+
+# As a command would: in processes that have met. Messages of two rows each.
+PROGRAM = """
+import sys, torch
+from snnet.system import row_exchange
+from snnet.system.processes import several_processes
+row_exchange.CHUNK = 2 * 3 * 4
+matrix = torch.arange(33.0).view(11, 3)
+have, want = [range(0, 4), range(4, 4), range(4, 11)], [range(2, 9), range(9, 11), range(0, 0)]
+with several_processes() as processes:
+    mine, wanted = have[processes.rank], want[processes.rank]
+    rows = matrix[mine.start : mine.stop]
+    assert torch.equal(row_exchange.moved_rows(rows, mine, wanted, processes), matrix[wanted.start : wanted.stop])
+    whole = row_exchange.rows_of_all(rows, processes)
+    assert torch.equal(whole, matrix if processes.is_first else matrix[:0])
+    assert processes.everywhere(processes.rank) == [0, 1, 2]
+    print(processes.rank)
+sys.exit(0)
+"""
+
+
+def test_rows_go_where_they_are_wanted() -> None:
+    answers = run_processes(3, "json", [], hook=PROGRAM)
+    assert [tuple(answer) for answer in answers] == [(0, f"{rank}\n", "") for rank in range(3)]
+
+
+@pytest.mark.parametrize("wanted", [range(5), range(1, 3), range(0)])
+def test_one_process_has_all_rows(wanted: range) -> None:
+    matrix = torch.arange(10).view(5, 2)
+    assert torch.equal(moved_rows(matrix, range(5), wanted, ALONE), matrix[wanted.start : wanted.stop])
+    assert rows_of_all(matrix, ALONE) is matrix
