@@ -34,8 +34,8 @@ that fails is an error, not a row.
 
 **Timing** is pytest-benchmark's, one contender after the other on the same batches, with the same number of threads
 on the same cores; figures are medians. Before each call what the contender writes is put back, and the last-level
-cache is swept (cold); in brackets the same call again at once (warm). On a GPU times are between two events on the
-stream, launches left out. The loop over samples runs on a part of the batch, and its time is scaled.
+cache is flushed (cold); the figure in brackets is an immediate second call (warm). On a GPU times are between two
+events on the stream, launches left out. The loop over samples runs on a part of the batch, and its time is scaled.
 
 **Contenders** are what one would write instead: the loop over samples of the code bases of this field;
 vectorised PyTorch that counts ranks instead of sorting, without and with the matrix S = M Mᵀ, which it keeps and
@@ -43,9 +43,10 @@ updates by the recurrence; `torch.compile` of each, also of a form with static s
 max-autotune); faiss, numpy, scipy where they apply.
 
 **The hardware floor** is the larger of the least bytes over this machine's measured copy bandwidth and the
-least operations of matrix products over its measured matmul rate: no implementation can be below it, or over 1
-× in its row. **Peak MB** is the memory of one call beyond what was there before, its results included; **kept
-MB** what the form keeps between calls beside the exemplar memory.
+least operations of matrix products over its measured matmul rate. No implementation that reads M and multiplies can
+be below it, or over 1 × in its row; one that keeps MᵀM (the Gram form) does neither. **Peak MB** is the memory of one
+call beyond what was there before, its results included; **kept MB** what the form keeps between calls beside the
+exemplar memory.
 """
 
 ABOUT_GROWTH = """\
