@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tests.hard import files, fuzz, hostile, kills, signals, two_runs, walks
+from tests.hard import files, fuzz, hostile, kills, ranks, signals, two_runs, walks
 from tests.hard.drawing import instruction_sets
 from tests.hard.share import Share
 from tests.hard.tally import Tally
@@ -24,6 +24,7 @@ from tests.hard.tally import Tally
 ATTACKS: dict[str, tuple[Callable[[Share], Tally], int]] = {
     "kills": (kills.attack, 2),
     "signals": (signals.attack, 2),
+    "ranks": (ranks.attack, 1),
     "files": (files.attack, 2),
     "fuzz": (fuzz.attack, 8),
     "hostile": (hostile.hostile, 2),

@@ -1,0 +1,108 @@
+"""Trainings over several processes, one of which is killed (SIGKILL) at a random moment.
+
+The others end, each with one line, and leave a checkpoint that any number of processes goes on from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+from tests.hard.launcher import Launcher, Started, end_session
+from tests.hard.runs import SECONDS, checkpoint_problem, last_line, train_arguments
+from tests.hard.share import Share
+from tests.hard.tally import Tally
+from tests.snnet.tiny_run import draw_market
+
+KILLS = 10  # at full size
+TIMEOUT = 30  # seconds of silence in a step
+GONE = "another process of this command has ended, and so does this one"
+KIND = "kill of one of several processes"
+# What torchrun gives a process that it starts.
+RANK = """
+import os
+os.environ.update(RANK="{rank}", LOCAL_RANK="{rank}", WORLD_SIZE="{count}", LOCAL_WORLD_SIZE="{count}",
+                  MASTER_ADDR="127.0.0.1", MASTER_PORT="{port}")
+"""
+
+
+def attack(share: Share) -> Tally:
+    tally, launcher = Tally(), Launcher()
+    try:
+        data = draw_market(share.folder / "data", identities=8)
+        for number in share.numbers(KILLS):
+            tally.tried(KIND)
+            _kill_one(share, number, data, launcher, tally)
+    finally:
+        launcher.close()
+    return tally
+
+
+def _kill_one(share: Share, number: int, data: Path, launcher: Launcher, tally: Tally) -> None:
+    folder, random = share.folder / "run", share.random(8, number)
+    shutil.rmtree(folder, ignore_errors=True)
+    count, then = 2 + number % 2, (1, 3, 2)[number % 3]
+    options = {"batch_size": 12, "epochs": 4, "bn_groups": 6}
+    words = [*train_arguments(data, folder, **options), "--timeout", str(TIMEOUT)]
+    where = f"seed {share.seed} number {number}: of {count} processes, then {then}"
+    began = time.monotonic()
+    whole = _start(count, words, launcher, share.folder)
+    problem = _ended(whole, launcher, {0})
+    length = time.monotonic() - began
+    if problem is None:
+        shutil.rmtree(folder)
+        started = _start(count, words, launcher, share.folder)
+        time.sleep(float(random.uniform(0.2, 1)) * length)
+        killed = int(random.integers(count))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(started[killed].pid, signal.SIGKILL)
+        others = [process for rank, process in enumerate(started) if rank != killed]
+        problem = _ended(others, launcher, {0, 1}) or _told(others) or checkpoint_problem(folder)
+        launcher.wait(started[killed], SECONDS)
+        where += f", rank {killed} killed"
+    if problem is None:
+        again = ["--resume", str(folder), "--quiet"] if (folder / "checkpoint.pt").exists() else words
+        started = _start(then, again, launcher, share.folder)
+        problem = _ended(started, launcher, {0})
+    if problem is None and not (folder / "results.json").exists():
+        problem = "the run that went on has no results"
+    if problem is not None:
+        logs = sorted(share.folder.glob("rank-*.log"))
+        tally.failed(KIND, problem, where, "\n".join(log.read_text(errors="replace") for log in logs))
+
+
+def _start(count: int, words: list[str], launcher: Launcher, folder: Path) -> list[Started]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    found = []
+    for rank in range(count):
+        hook = RANK.format(rank=rank, count=count, port=port)
+        found.append(launcher.start("snnet.train", words, folder / f"rank-{rank}.log", hook))
+    return found
+
+
+def _ended(processes: list[Started], launcher: Launcher, codes: set[int]) -> str | None:
+    """What is wrong with how they end; those that do not are killed."""
+    problem = None
+    for process in processes:
+        code = launcher.wait(process, SECONDS + TIMEOUT)
+        end_session(process.pid)
+        if code not in codes:
+            hangs = f"did not end in {SECONDS + TIMEOUT:.0f} s"
+            problem = hangs if code is None else f"exit {code}: {last_line(process.text())}"
+    return problem
+
+
+def _told(processes: list[Started]) -> str | None:
+    """What is wrong with what the others say: nothing, or one line."""
+    for process in processes:
+        lines = [line for line in process.text().splitlines() if "Warning" not in line and line[:1] != " "]
+        if [line.partition(": ")[2] if line[:5] == "rank " else line for line in lines] not in ([], [GONE]):
+            return f"the others say: {' / '.join(lines[-3:])}"
+    return None
