@@ -167,6 +167,7 @@ class SNNetHead(FixedTypeModule):
         similarity = self.memory.similarity(features.detach()) if self._uses_similarity(len(index)) else None
         if self.warmup:
             label_sets: tuple[Tensor, ...] = (identity_labels(index, self.num_instances),)
+            self._products = None
         else:
             label_sets = self._inquire(index, similarity)
             if self.training:

@@ -295,13 +295,13 @@ class LiveSimilarity {
   }
 
   // Entries of later rounds meet the rows that `round` has moved.
-  void follow(const MemoryRows& rows, const Round& round, const Round& later) {
+  void follow(const MemoryRows& rows, const Tensor& features, const Round& round, const Round& later) {
+    std::vector<int64_t> positions;
+    for (int64_t b : round) positions.push_back(rows.index[b]);
+    const Tensor products = inner_products(rows_at(features, later), rows_at(rows.tensor, positions));
+    const float* product = const_floats(products);
     for (int64_t e : later) {
-      for (int64_t b : round) {
-        const int64_t i = rows.index[b];
-        const_cast<float*>(rows_[e])[i] = static_cast<float>(
-            vector_kernels().dot(rows.features + e * rows.d, rows.memory + i * rows.d, rows.d));
-      }
+      for (int64_t i : positions) const_cast<float*>(rows_[e])[i] = *product++;
     }
   }
 
@@ -355,14 +355,14 @@ void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tenso
   const SymmetricLists lists(tables, mirrors.mutable_data_ptr<int32_t>());
   lists.check_counts();
   for (int64_t b = 0; b < batch_size; ++b) lists.check_row(rows.index[b]);
-  const Tensor s = similarity ? torch::stable::contiguous(*similarity) : batch_products(update.live, memory);
+  const Tensor s = similarity ? torch::stable::contiguous(*similarity) : live_products(update.live, memory);
   std::vector<Round> rounds = occurrence_rounds(rows.index, batch_size);
   LiveSimilarity current(const_floats(s), n, rounds, batch_size);
   for (std::size_t turn = 0; turn < rounds.size(); ++turn) {
     const std::vector<float> lengths = blend_rows(rows, rounds[turn]);
     if (rounds[turn].empty()) continue;
     ListUpdate(lists, rows, rounds[turn], lengths, current.of(rounds[turn])).run();
-    for (std::size_t next = turn + 1; next < rounds.size(); ++next) current.follow(rows, rounds[turn], rounds[next]);
+    for (std::size_t next = turn + 1; next < rounds.size(); ++next) current.follow(rows, update.live, rounds[turn], rounds[next]);
   }
 }
 

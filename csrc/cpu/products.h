@@ -21,8 +21,23 @@ inline Tensor weighted_rows(const Tensor& weights, const Tensor& rows) {
 }
 
 // left [p, d], right [q, d] -> left rightᵀ [p, q], contiguous
-inline Tensor inner_products(const Tensor& left, const Tensor& right) {
+inline Tensor plain_products(const Tensor& left, const Tensor& right) {
   return weighted_rows(left, torch::stable::transpose(right, 0, 1));
+}
+
+// The same, with bits that depend on the two rows of a product alone: not on which is left, nor on what others are made
+// with it. A process that owns some rows makes those of one that has all.
+inline Tensor inner_products(const Tensor& left, const Tensor& right) {
+  constexpr int64_t kSmallestSide = 16;  // matrices with fewer rows or columns are summed in other orders
+  const int64_t rows = left.size(0), columns = right.size(0);
+  if (rows == 0 || columns == 0) return plain_products(left, right);
+  const auto padded = [](const Tensor& side) {
+    const int64_t missing = kSmallestSide - side.size(0);
+    return missing <= 0 ? side : torch::stable::pad(side, {0, 0, 0, missing});
+  };
+  Tensor products = plain_products(padded(left), padded(right));
+  products = torch::stable::narrow(products, 0, 0, rows);
+  return torch::stable::contiguous(torch::stable::narrow(products, 1, 0, columns));
 }
 
 // left [p, d] and right [q, d], contiguous -> left rightᵀ, the tiles of `width` columns one after the other.
@@ -68,7 +83,7 @@ inline Tensor empty_floats(const Tensor& like, int64_t rows, int64_t columns) {
 
 // The same products as inner_products, for a left side of about a batch's rows: by tiles where these are faster.
 inline Tensor batch_products(const Tensor& left, const Tensor& right) {
-  constexpr int64_t kFewestRows = 4, kMostRows = 256;  // of fewer or more rows one product is as fast
+  constexpr int64_t kFewestRows = 16, kMostRows = 256;  // of fewer or more rows one product is as fast
   constexpr int64_t kScratchFloats = int64_t{4} << 20;
   const int64_t rows = left.size(0), columns = right.size(0);
   if (rows < kFewestRows || rows > kMostRows || columns < 2 * TiledProducts::width || left.size(1) == 0) {
@@ -85,6 +100,12 @@ inline Tensor batch_products(const Tensor& left, const Tensor& right) {
     });
   }
   return joined;
+}
+
+// s of live features [B, d] and memory [n, d]. A single row, as a search asks for, takes a seventh of the time where its
+// bits may depend on what else is multiplied.
+inline Tensor live_products(const Tensor& features, const Tensor& memory) {
+  return features.size(0) == 1 ? plain_products(features, memory) : batch_products(features, memory);
 }
 
 // Copies of the rows of memory [n, d] at `positions`.

@@ -66,7 +66,6 @@ class ShardedHead(SNNetHead):
     @torch.compiler.disable
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
         """The loss [] of the own samples' live, L2-normalised ``features`` [b, d], of images ``index`` int64 [b]."""
-        self._refuse_replication()
         index = self.exchange.agreed(
             "forward", self.memory.features.device, lambda: self._checked(features, index), self._facts
         )
@@ -77,6 +76,7 @@ class ShardedHead(SNNetHead):
         return _Loss.apply(features, loss, gradient.to(features.dtype))
 
     def _checked(self, features: Tensor, index: Tensor) -> Tensor:
+        self._refuse_replication()
         checks.check_features("features", features, self.feature_dim)
         index = checks.check_index("index", index, self.num_instances, features.shape[0])
         checks.check_same_device(memory=self.memory.features, features=features, index=index)
@@ -85,14 +85,18 @@ class ShardedHead(SNNetHead):
         return index
 
     def _facts(self, index: Tensor) -> Facts:
-        settings = (
-            self.threshold, self.min_rank, self.label_source, self.loss.weights, *self.loss.options().values()
-        )  # fmt: skip
+        loss = self.loss
         return {
             "the number of samples": len(index),
             "training": int(self.training),
             "warmup": int(self.warmup),
-            "a digest of the settings of labels and loss": _digest(settings),
+            "threshold": self.threshold,
+            "min_rank": self.min_rank,
+            "whether label_source is 'feature'": self.label_source == "feature",
+            "whether loss_kind is 'l2'": loss.kind == "l2",
+            **{f"weights[{k}]": weight for k, weight in enumerate(loss.weights)},
+            "delta": loss.delta,
+            "hard_negative_ratio": loss.hard_negative_ratio,
             **self.memory.facts(),
         }
 
@@ -112,7 +116,7 @@ class ShardedHead(SNNetHead):
         if self.warmup:
             labels: tuple[Tensor, ...] = (self._one_hot(index),)
         else:
-            lists = self.memory.current_lists(index)
+            lists = self.memory._current_lists(index)
             assert lists.tables is not None
             own = OwnRows(self.memory.features, lists.tables, self.exchange, self.division)
             predicted = own.predict(batch.samples, self.threshold, self.min_rank, self._query_rows(batch))
@@ -180,17 +184,14 @@ class ShardedHead(SNNetHead):
         What the last forward pass has gathered is used again if these are its features on all ranks, and M has not been
         written since.
         """
-        self._refuse_replication()
         device = self.memory.features.device
 
         def check() -> Tensor:
+            checks.check_momentum(self._momentum, device)
             return self._checked(features, index)
 
         index = self.exchange.agreed(
-            "update_",
-            device,
-            check,
-            lambda found: {**self._facts(found), "momentum": float(self._momentum)},
+            "update_", device, check, lambda found: {**self._facts(found), "momentum": float(self._momentum)}
         )
         if not self.training:
             return
@@ -198,8 +199,10 @@ class ShardedHead(SNNetHead):
         if batch is None or self.exchange.any(not self._is_that(batch, features, index), device):
             batch = self._gathered(features.detach(), index)
         everything = batch.samples.positions
-        lists = None if self.warmup else self.memory.current_lists(everything)
-        self.memory._blend_(everything, batch.features, self._momentum, batch.similarity, lists)
+        lists = None if self.warmup else self.memory._current_lists(everything)
+        # Only now rows that something wrote past autograd are known.
+        similarity = batch.similarity if self.memory.version == batch.memory_version else None
+        self.memory._blend_(everything, batch.features, self._momentum, similarity, lists)
 
     def _is_that(self, batch: Batch, features: Tensor, index: Tensor) -> bool:
         """Whether the batch was gathered of these features and this memory."""
@@ -230,8 +233,3 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad_loss, None, None
-
-
-def _digest(settings: tuple[object, ...]) -> int:
-    """A number that other settings do not have, the same in every process."""
-    return int.from_bytes(repr(settings).encode(), "big") % (2**31 - 1)

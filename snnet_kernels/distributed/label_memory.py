@@ -95,15 +95,17 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
 
     def _asked(self, call: str, index: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The positions of all processes, and the own ``labels``."""
-        self._refuse_replication()
 
         def check() -> tuple[Tensor, Tensor]:
+            self._refuse_replication()
             checked = checks.check_index(
                 "index", index, self.num_instances, lowest=0 if call == "write_" else -1
             )
-            if labels is None:
-                return checked, self._none()
-            return checked, checks.check_labels("labels", labels, self.num_instances, len(checked))
+            found = self._none()
+            if labels is not None:
+                found = checks.check_labels("labels", labels, self.num_instances, len(checked))
+            checks.check_same_device(tables=self.tables.device_tensor, index=checked, labels=found)
+            return checked, found
 
         checked, labels = self.exchange.agreed(
             call,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class ShardedExemplarMemory(ExemplarMemory):
             "num_instances": self.num_instances,
             "feature_dim": self.feature_dim,
             "neighbors": self.lists.capacity,
+            "floor": self.lists.floor,
         }
 
     def own(self, index: Tensor) -> Tensor:
@@ -79,7 +81,22 @@ class ShardedExemplarMemory(ExemplarMemory):
             )
         checks.check_lengths("features", features)
         (features,) = checks.apart({"memory": self.features}, features)
-        return features
+        return features.to(self.features.device)
+
+    def mark_written_(self) -> None:
+        """Say that ``features`` of a process were written past autograd; see :meth:`ExemplarMemory.mark_written_`."""
+        device = self.features.device
+        self.exchange.agreed("mark_written_", device, lambda: None, lambda _: self.facts())
+        self._count_change()
+        if self.exchange.any(self.lists.tables is not None, device):
+            self.build_lists_()
+
+    def renew_lists_(self) -> None:
+        """Make the lists afresh where that is cheaper than to go on; see :meth:`ExemplarMemory.renew_lists_`."""
+        device = self.features.device
+        worn = self.exchange.agreed("renew_lists_", device, self.lists.are_worn, lambda _: self.facts())
+        if self.exchange.any(worn, device):
+            self.build_lists_()
 
     def build_lists_(self) -> None:
         """Make the lists afresh, n²d/(2R) multiply-adds of each of R processes to which all rows travel once."""
@@ -87,7 +104,16 @@ class ShardedExemplarMemory(ExemplarMemory):
         super().build_lists_()
 
     def current_lists(self, rows: Tensor | None = None) -> ShardedLists:
-        """The lists of the features as they are now; ``rows`` int64 [B] are the same on all ranks."""
+        """The lists of the features as they are now; ``rows`` int64 [k] are compared by their owner."""
+
+        def check() -> Tensor | None:
+            return None if rows is None else checks.check_index("rows", rows, self.num_instances)
+
+        checked = self.exchange.agreed("current_lists", self.features.device, check, lambda _: self.facts())
+        return self._current_lists(checked)
+
+    def _current_lists(self, rows: Tensor | None) -> ShardedLists:
+        """The same where all ranks have agreed on their call."""
         self._notice(None if rows is None else self.own(rows))
         stale = self.lists.tables is None or not self._lists_follow
         if self.exchange.any(stale, self.features.device):
@@ -102,9 +128,13 @@ class ShardedExemplarMemory(ExemplarMemory):
         self, index: Tensor, threshold: float = 0.6, min_rank: int = 10, *, query_rows: Tensor | None = None
     ) -> Tensor:
         """Packed pseudo labels uint8 [b, label_bytes(n)] of the own samples ``index`` [b]."""
-        threshold, min_rank = checks.check_prediction_options(threshold, min_rank)
-        samples, rows = self._asked("predict_labels", index, query_rows)
-        found = self._own_rows(samples).predict(samples, threshold, min_rank, rows)
+
+        def options() -> Facts:
+            checked = checks.check_prediction_options(threshold, min_rank)
+            return dict(zip(("threshold", "min_rank"), checked, strict=True))
+
+        samples, rows = self._asked("predict_labels", index, query_rows, options)
+        found = self._own_rows(samples).predict(samples, float(threshold), int(min_rank), rows)
         place, own = samples.own[found.sample], len(samples.positions) // self.exchange.size
         packed = torch.stack([place % own, found.column], dim=1) if own else place.new_zeros(0, 2)
         loader = place // max(own, 1)
@@ -116,8 +146,11 @@ class ShardedExemplarMemory(ExemplarMemory):
         self, index: Tensor, k: int = 1, *, query_rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The ``k`` nearest other images of the own samples ``index`` [b]: positions int64 and similarities [b, k]."""
-        k = checks.check_neighbors(k, self.num_instances)
-        samples, rows = self._asked("nearest", index, query_rows)
+
+        def options() -> Facts:
+            return {"k": checks.check_neighbors(k, self.num_instances)}
+
+        samples, rows = self._asked("nearest", index, query_rows, options)
         columns, values = self._own_rows(samples).nearest(samples, k, rows)
         size = self.exchange.size
         loaded = len(samples.positions) // size
@@ -130,20 +163,33 @@ class ShardedExemplarMemory(ExemplarMemory):
         answer[mine.sort(stable=True).indices] = found
         return answer[:, :k].long(), answer[:, k:].contiguous().view(torch.float32)
 
-    def _asked(self, call: str, index: Tensor, query_rows: Tensor | None) -> tuple[Samples, Tensor | None]:
-        """The samples of all processes, and the ``query_rows`` of those that this one works on."""
-        self._refuse_replication()
+    def _asked(
+        self, call: str, index: Tensor, query_rows: Tensor | None, options: Callable[[], Facts]
+    ) -> tuple[Samples, Tensor | None]:
+        """The samples of all processes, and the ``query_rows`` of those that this one works on.
 
-        def check() -> tuple[Tensor, Tensor | None]:
-            checked = checks.check_index("index", index, self.num_instances)
-            if query_rows is None:
-                return checked, None
-            return checked, checks.check_rows("query_rows", query_rows, len(checked), self.num_instances)
+        ``options`` checks the other arguments and states them.
+        """
 
-        asked, given = self.exchange.agreed(
-            call, self.features.device, check,
-            lambda found: {"the number of samples": len(found[0]), "query_rows": found[1] is not None, **self.facts()},
-        )  # fmt: skip
+        def check() -> tuple[Tensor, Tensor | None, Facts]:
+            self._refuse_replication()
+            checked, given = checks.check_index("index", index, self.num_instances), None
+            if query_rows is not None:
+                given = checks.check_rows("query_rows", query_rows, len(checked), self.num_instances)
+            checks.check_same_device(memory=self.features, index=checked, query_rows=given)
+            return checked, given, options()
+
+        asked, given, _ = self.exchange.agreed(
+            call,
+            self.features.device,
+            check,
+            lambda found: {
+                "the number of samples": len(found[0]),
+                "whether query_rows are given": found[1] is not None,
+                **found[2],
+                **self.facts(),
+            },
+        )
         samples = Samples.of(self.exchange.gather(asked).flatten(), self.exchange, self.division)
         if given is None:
             return samples, None
@@ -152,7 +198,7 @@ class ShardedExemplarMemory(ExemplarMemory):
         return samples, torch.cat(self.exchange.send_rows(parts))
 
     def _own_rows(self, samples: Samples) -> OwnRows:
-        tables = self.current_lists(samples.positions).tables
+        tables = self._current_lists(samples.positions).tables
         assert tables is not None
         return OwnRows(self.features, tables, self.exchange, self.division)
 
@@ -164,13 +210,18 @@ class ShardedExemplarMemory(ExemplarMemory):
 
         ``similarity`` [B, len(own_rows)] is that of the features of all B samples, if it is at hand.
         """
-        self._refuse_replication()
 
         def check() -> tuple[Tensor, Tensor, Tensor]:
-            checks.check_features("features", features, self.feature_dim)
-            checked = checks.check_index("index", index, self.num_instances, len(features))
-            alpha = checks.check_momentum(momentum, self.features.device)
-            return checked, features.to(torch.float32), alpha
+            self._refuse_replication()
+            live = checks.check_features("features", features, self.feature_dim).detach()
+            checked = checks.check_index("index", index, self.num_instances, len(live))
+            if similarity is not None:
+                batch = len(live) * self.exchange.size
+                checks.check_rows("similarity", similarity, batch, len(self.features))
+            checks.check_same_device(
+                memory=self.features, index=checked, features=live, similarity=similarity
+            )
+            return checked, live, checks.check_momentum(momentum, self.features.device)
 
         own, live, alpha = self.exchange.agreed(
             "update_", self.features.device, check,
@@ -178,7 +229,10 @@ class ShardedExemplarMemory(ExemplarMemory):
         )  # fmt: skip
         everything = self.exchange.gather(own).flatten()
         rows = self.exchange.gather(live).flatten(0, 1)
-        lists = self.current_lists(everything)
+        known = self.version
+        lists = self._current_lists(everything)
+        if similarity is not None:  # unless it is of what the memory was before something else wrote it
+            similarity = similarity.detach().float() if self.version == known else None
         self._blend_(everything, rows, alpha, similarity, lists)
 
     def _blend_(

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..neighbor_list_layout import NeighborLists
 from ..ops.shard_lists import blend_rows_, follow_moved_rows_, insert_pairs_, remove_pairs_
-from ..ops.similarity import memory_similarity
 from .exchange import Exchange
+from .products import row_products
 from .rows import BLOCK, Division
 
 ROWS_AT_ONCE = 4 * BLOCK  # of another process's memory, while lists are built
@@ -74,7 +74,7 @@ def _take_largest(values: Tensor, columns: Tensor, features: Tensor, part: Tenso
     most = values.shape[1]
     for start in range(0, len(features), BLOCK):
         rows = slice(start, start + BLOCK)
-        products = memory_similarity(features[rows], part)
+        products = row_products(features[rows], part)
         row, column = (
             (products > values[rows, -1:]).nonzero().unbind(1)
         )  # a tie with a lower column stays behind
@@ -135,7 +135,7 @@ def update_(
         start, stop = division.rows(exchange.rank).start, division.rows(exchange.rank).stop
         own = moved.index[(moved.index >= start) & (moved.index < stop)] - start
         if len(later) and len(own):  # the later entries meet the memory as it is now
-            similarity[later[:, None], own[None, :]] = memory_similarity(features[later], memory[own])
+            similarity[later[:, None], own[None, :]] = row_products(features[later], memory[own])
 
 
 def _rounds(index: Tensor) -> list[Tensor]:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ..neighbor_list_layout import NeighborLists
 from ..ops.shard_lists import listed_ranks
-from ..ops.similarity import memory_similarity
 from ..selection_keys import NO_KEY, columns_of, key_of, keys_of, values_of
 from .exchange import Exchange
+from .products import row_products
 from .rows import Division
 
 CANDIDATES_AT_ONCE = 32  # of a sample that are asked about in one exchange
+PRODUCTS_AT_ONCE = 2**24  # where lists do not tell
 CONSISTENT, INCONSISTENT, UNTOLD, ELSEWHERE = 0, 1, 2, 3
 
 
@@ -72,10 +73,7 @@ class OwnRows:
         columns = columns_of(keys)
         own = samples.positions[samples.own]
         neighbor = self._first_other(keys, columns, own)
-        bar, nan = (
-            key_of(threshold, -1),
-            key_of(torch.inf, 0),
-        )  # above all that equals the threshold; below NaN
+        bar, nan = key_of(threshold, 0), key_of(torch.inf, 0)  # the highest keys of these values
         if bool((keys > nan).any()):  # NaN, which is above nothing, comes first
             keys = keys.masked_fill(keys > nan, NO_KEY).sort(dim=1, descending=True).values
             columns = columns_of(keys)
@@ -141,7 +139,7 @@ class OwnRows:
         """Products [m, n] of own rows with those of all processes; every process calls it."""
         counts = self._counts(len(at))
         rows = torch.cat(self.exchange.gather_rows(self.features[at], counts))
-        products = memory_similarity(rows, self.features)
+        products = row_products(rows, self.features)
         shapes = [(len(at), len(self.division.rows(rank))) for rank in range(self.division.size)]
         return torch.cat(self.exchange.send(list(products.split(counts)), shapes), dim=1)
 
@@ -152,25 +150,27 @@ class OwnRows:
     def _walk(self, columns: Tensor, counts: Tensor, max_rank: Tensor, samples: Samples) -> Tensor:
         """How many of the ordered candidates [b, K] of each own sample are positive."""
         walking = (counts > 2) & (max_rank < self.division.n - 1)
-        position = torch.where(walking, 0, counts)
+        position, width = torch.where(walking, 0, counts), 1
+        products = (
+            len(samples.positions) * self.division.n // self.division.size
+        )  # of one candidate of each sample
+        most = max(1, min(CANDIDATES_AT_ONCE, PRODUCTS_AT_ONCE // max(products, 1)))
         while True:
             pending = position < counts
             if not self.exchange.any(bool(pending.any()), counts.device):
                 break
             verdicts = self._ask(columns, counts, max_rank, position, samples)
-            reached = verdicts != CONSISTENT
-            stops = reached.any(1)
-            place = torch.where(stops, reached.to(torch.uint8).argmax(1), verdicts.shape[1])
-            position = torch.where(pending, (position + place).minimum(counts), position)
-            verdict = verdicts.gather(1, place.clamp_max(verdicts.shape[1] - 1)[:, None]).squeeze(1)
-            untold = pending & stops & (verdict == UNTOLD)
-            ended = pending & stops & (verdict == INCONSISTENT)
+            untold = (verdicts == UNTOLD) & ((verdicts == INCONSISTENT).cumsum(1) == 0)
+            untold &= untold.cumsum(1) <= width
             behind = self._by_products(columns, position, max_rank, untold)
-            ended = ended | behind
-            position = torch.where(untold & ~behind, position + 1, position)
-            first = position.clamp_min(2).minimum(counts)
-            counts = torch.where(ended, first, counts)
+            verdicts = verdicts.masked_fill(untold, CONSISTENT).masked_fill(behind, INCONSISTENT)
+            reached = verdicts != CONSISTENT
+            place = torch.where(reached.any(1), reached.to(torch.uint8).argmax(1), CANDIDATES_AT_ONCE)
+            ended = ((verdicts == INCONSISTENT) & (reached.cumsum(1) == 1)).any(1)
+            position = torch.where(pending, (position + place).minimum(counts), position)
+            counts = torch.where(ended, position.clamp_min(2).minimum(counts), counts)
             position = torch.where(ended, counts, position)
+            width = min(2 * width, most)  # who goes on will need many products
         return counts
 
     def _ask(
@@ -201,12 +201,11 @@ class OwnRows:
         return found.masked_fill(~there, CONSISTENT)
 
     def _by_products(self, columns: Tensor, position: Tensor, max_rank: Tensor, untold: Tensor) -> Tensor:
-        """Whether the candidate at ``position`` of each ``untold`` sample is inconsistent; every process calls it."""
-        sample = untold.nonzero().flatten()
-        asked = (
-            torch.stack([columns[sample, position[sample]], columns[sample, 0], max_rank[sample]], dim=1)
-            if len(sample)
-            else columns.new_zeros(0, 3)
+        """Which of the ``untold`` [b, 32] candidates from ``position`` on are inconsistent; every process calls it."""
+        sample, place = untold.nonzero().unbind(1)
+        asked = torch.stack(
+            [columns[sample, position[sample] + place], columns[sample, :1].flatten(), max_rank[sample]],
+            dim=1,
         )
         counts = self._counts(len(sample))
         behind = torch.zeros_like(untold)
@@ -220,7 +219,7 @@ class OwnRows:
         rows = torch.cat(
             self.exchange.gather_rows(self.features[distinct[owners.own] - self.first], owners.counts)
         )
-        products = memory_similarity(rows, self.features)[inverse]
+        products = row_products(rows, self.features)[inverse]
         local = anchor - self.first
         own = (local >= 0) & (local < len(self.features))
         bars = products.new_zeros(len(row))
@@ -228,5 +227,5 @@ class OwnRows:
         bars = self.exchange.gather(bars).gather(0, self.division.owner(anchor)[None])[0]
         above = self.exchange.gather((products > bars[:, None]).sum(1)).sum(0)
         mine = (above > rank).split(counts)[self.exchange.rank]
-        behind[sample] = mine
+        behind[sample, place] = mine
         return behind

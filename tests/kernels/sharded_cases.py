@@ -119,6 +119,13 @@ def steps(n: str, d: str, each: str, number: str, *words: str) -> None:
         pair.step(int(each), "repeats" in words)
 
 
+def all_steps(*cases: str) -> None:
+    """Several cases, each its name and the words of :func:`steps`; prints those that held."""
+    for name, words in zip(cases[::2], cases[1::2], strict=True):
+        steps(*words.split())
+        print(name, flush=True)
+
+
 def state(n: str, folder: str) -> None:
     """A head of these processes saves its piece, and is one that goes on from the pieces of others."""
     pair = Pair(int(n), 16)
@@ -220,7 +227,24 @@ def refusals(n: str) -> None:
     tell(lambda: head.update_(index, features[:4]))
     head.momentum = 0.5
     assert copy.deepcopy(head)(features[:4], index) == head(features[:4], index)
-    # This comes last: DDP has overwritten the memories of rank 1 before the head can refuse.
+    memory, labels = head.memory, head.pseudo_labels
+    elsewhere = index.to("meta") if rank else index
+    tell(lambda: memory.predict_labels(index, 0.6 + 0.1 * rank))
+    tell(lambda: memory.predict_labels(index, min_rank=-rank))
+    tell(lambda: memory.nearest(index, 1 + rank))
+    tell(lambda: memory.nearest(index, 1 - rank))
+    tell(lambda: memory.nearest(elsewhere))
+    tell(lambda: labels.rows(elsewhere))
+    tell(lambda: memory.update_(index, features[:4], 0.5, similarity=torch.zeros(8, 3) if rank else None))
+    floors = sk.ExemplarMemory(int(n), 16, floor=0.1 * rank, process_group=group)
+    tell(lambda: floors.nearest(index))
+    tell(lambda: memory.mark_written_() if rank else memory.renew_lists_())
+    tell(lambda: memory.current_lists(index) if rank else head(features[:4], index))
+    if rank:
+        memory.drop_lists_()
+    memory.renew_lists_()
+    memory.mark_written_()
+    # Last: the wrapper has overwritten the memories of rank 1 when it is made.
     tell(lambda: DistributedDataParallel(Wrapped(head))(features[:4], index))
     print("\n".join(told))
 

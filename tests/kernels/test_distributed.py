@@ -7,6 +7,7 @@ import torch
 
 import snnet_kernels as sk
 from snnet_kernels.distributed import own_rows, rows_of_pieces, whole_state
+from snnet_kernels.distributed.prediction import OwnRows
 from tests.kernels.sharded_cases import made_features
 from tests.several import run_processes
 
@@ -15,29 +16,42 @@ def in_processes(count: int, *words: object) -> list[str]:
     """What each of ``count`` processes prints, all of which must end well."""
     answers = run_processes(count, "tests.kernels.sharded_cases", [str(word) for word in words])
     for answer in answers:
-        assert answer.returncode == 0, answer.stderr
+        assert answer.returncode == 0, answer.stdout + answer.stderr
     return [answer.stdout for answer in answers]
 
 
 @pytest.mark.parametrize(
-    ("processes", "words"),
+    ("processes", "cases"),
     [
-        pytest.param(1, "700 16 4 4", id="one process"),
-        pytest.param(2, "1300 16 4 5 warmup", id="warm-up, then labels"),
-        pytest.param(3, "1300 16 4 5 exact repeats", id="exact features, repeated images"),
-        pytest.param(
-            4, "1300 16 5 5 neighbors=8 repeats threshold=0.5", id="lists that do not tell, an empty share"
+        (1, {"one process": "700 16 4 4"}),
+        (
+            2,
+            {
+                "warm-up, then labels": "1300 16 4 5 warmup",
+                "full lists": "700 16 6 6 repeats neighbors=12",
+                "a share of two rows": "514 16 2 3 repeats neighbors=8",
+                "labels of the live features": "1300 16 4 4 label_source=feature min_rank=3",
+                "no samples": "700 16 0 2",
+                "many hard negatives": "1300 16 4 3 hard_negative_ratio=0.5",
+            },
         ),
-        pytest.param(2, "700 16 6 6 repeats neighbors=12", id="full lists"),
-        pytest.param(3, "1300 16 2 3 loss_kind=l2", id="l2"),
-        pytest.param(2, "1300 16 4 4 label_source=feature min_rank=3", id="labels of the live features"),
-        pytest.param(3, "40 16 2 3 neighbors=64", id="fewer images than places"),
-        pytest.param(2, "700 16 0 2", id="no samples"),
-        pytest.param(2, "1300 16 4 3 hard_negative_ratio=0.5", id="many hard negatives"),
+        (
+            3,
+            {
+                "exact features, repeated images": "1300 16 4 5 exact repeats",
+                "l2": "1300 16 2 3 loss_kind=l2",
+                "fewer images than places": "40 16 2 3 neighbors=64",
+            },
+        ),
+        (
+            4,
+            {"lists that do not tell, an empty share": "1300 16 5 5 neighbors=8 repeats threshold=0.5"},
+        ),
     ],
 )
-def test_processes_equal_one(processes, words):
-    in_processes(processes, "steps", *words.split())
+def test_processes_equal_one(processes, cases):
+    answers = in_processes(processes, "all_steps", *(word for case in cases.items() for word in case))
+    assert answers == ["".join(f"{name}\n" for name in cases)] * processes
 
 
 def test_memories_by_themselves_equal_one():
@@ -67,9 +81,10 @@ def test_what_differs_is_one_error_on_all():
         "ValueError: num_instances must be the same on all ranks of the group, got [1301, 1300]",
     ]
     assert first[:3] == second[:3] == same
-    assert first[3] == second[3]
-    assert first[3].startswith(
-        "ValueError: a digest of the settings of labels and loss must be the same on all ranks"
+    assert (
+        first[3]
+        == second[3]
+        == "ValueError: threshold must be the same on all ranks of the group, got [0.6, 0.7]"
     )
     refused = "RuntimeError: rank {} of the group refused its arguments of {}: see its own error"
     assert first[4:6] == ["ValueError: index must lie in [0, 1300), got -7", refused.format(1, "initialize_")]
@@ -77,11 +92,28 @@ def test_what_differs_is_one_error_on_all():
     assert second[5].startswith(
         "ValueError: features must have shape [1300, 16], or that of the own rows, [788, 16]"
     )
-    assert (
-        first[6] == second[6] == "ValueError: training must be the same on all ranks of the group, got [1, 0]"
-    )
-    assert first[7].startswith("ValueError: momentum must be the same on all ranks of the group, got [0, 0.1")
-    assert first[8] == second[8] and "must stay outside of DistributedDataParallel" in first[8]
+    differs = "ValueError: {} must be the same on all ranks of the group, got [{}"
+    calls = "RuntimeError: the ranks of a group must make the same calls in the same order, got ['{}', '{}']"
+    for place, told in {
+        6: differs.format("training", "1, 0]"),
+        7: differs.format("momentum", "0, 0.1"),
+        8: differs.format("threshold", "0.6, 0.7]"),
+        10: differs.format("k", "1, 2]"),
+        15: differs.format("floor", "0, 0.1]"),
+        16: calls.format("renew_lists_", "mark_written_"),
+        17: calls.format("forward", "current_lists"),
+    }.items():
+        assert first[place] == second[place] and first[place].startswith(told)
+    for place, call, told in (
+        (9, "predict_labels", "min_rank must be an integer of at least 0, got -1"),
+        (11, "nearest", "k must be an integer of at least 1, got 0"),
+        (12, "nearest", "index must be on the device of memory (cpu), got meta"),
+        (13, "rows", "index must be on the device of tables (cpu), got meta"),
+        (14, "update_", "similarity must have shape [8, 788], got (8, 3)"),
+    ):
+        assert first[place] == refused.format(1, call)
+        assert second[place].split(": ", 1)[1] == told
+    assert first[18] == second[18] and "must stay outside of DistributedDataParallel" in first[18]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
@@ -110,6 +142,67 @@ def test_lists_that_were_damaged_are_not_taken(one_process_group):
     again.load_state_dict(piece)
     assert torch.equal(again.memory.lists.values, piece["memory.lists.values"])
     assert set(rows_of_pieces([piece], range(512, 700))) == set(piece)
+
+
+def pair_of_heads(n, **options):
+    """A head of one process, and one that is divided over a group of one."""
+    heads = [
+        sk.SNNetHead(n, 16, label_storage="lists", **options),
+        sk.SNNetHead(n, 16, process_group=torch.distributed.group.WORLD, **options),
+    ]
+    for head in heads:
+        head.initialize_(made_features(n, 16, 0, 4, exact=False))
+    return heads
+
+
+def test_what_equals_the_threshold_is_no_candidate(one_process_group):
+    rows = torch.full((1, 30), 0.7)  # a number whose last bit is set
+    rows[0, 8] = 0.75
+    for head in pair_of_heads(30):
+        labels = head.memory.predict_labels(torch.tensor([3]), 0.7, query_rows=rows)
+        assert sk.unpack_labels(labels, 30).nonzero()[:, 1].tolist() == [3, 8]
+
+
+def test_a_row_written_between_forward_and_update_is_noticed(one_process_group):
+    features, index = made_features(4, 16, 5, 2, exact=False), torch.arange(4)
+    lists = []
+    for head in pair_of_heads(60, neighbors=8):
+        head.momentum = 0.5
+        head(features, index)
+        head.memory.features.data[2] = features[3]
+        head.update_(index, features)
+        tables = head.memory.lists.tables
+        row = tables.columns[2, : tables.counts[2]]
+        lists.append(dict(zip(row.tolist(), tables.values[2, : len(row)].tolist(), strict=True)))
+    assert lists[0] == lists[1]
+
+
+def test_a_long_walk_beside_the_lists_takes_few_exchanges(one_process_group, monkeypatch):
+    group = torch.distributed.group.WORLD
+    centres = torch.eye(16)[torch.arange(300) % 2]
+    features = torch.nn.functional.normalize(
+        centres + 0.05 * made_features(300, 16, 0, 9, exact=False), dim=1
+    )
+    memory, one = sk.ExemplarMemory(300, 16, neighbors=2, process_group=group), sk.ExemplarMemory(300, 16)
+    for each in (memory, one):
+        each.initialize_(features)
+    rounds, ask = [], OwnRows._ask
+    monkeypatch.setattr(OwnRows, "_ask", lambda *given: rounds.append(1) or ask(*given))
+    labels = memory.predict_labels(torch.tensor([0]), 0.6)
+    assert torch.equal(labels, one.predict_labels(torch.tensor([0]), 0.6))
+    assert int(sk.unpack_labels(labels, 300).sum()) == 150
+    assert len(rounds) == 9  # of 1, 2, 4, 8, 16 and 32 candidates
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 600), (3, 513), (40, 1), (40, 7), (2, 2)])
+@pytest.mark.parametrize("d", [4, 33, 256])
+def test_a_product_has_the_same_bits_whatever_is_multiplied_beside_it(rows, columns, d):
+    features, memory = made_features(40, d, 1, 9, exact=False), made_features(1100, d, 2, 9, exact=False)
+    whole = sk.memory_similarity(features, memory)
+    assert torch.equal(sk.memory_similarity(features[:rows], memory[:columns]), whole[:rows, :columns])
+    if columns > 1:  # a single left row may be summed in another order
+        turned = sk.memory_similarity(memory[:columns], features[:rows])
+        assert torch.equal(turned, whole[:rows, :columns].t())
 
 
 @pytest.mark.parametrize(
