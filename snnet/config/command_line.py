@@ -13,6 +13,7 @@ from snnet.config.fields import FileName, Option, option, options_of, suggestion
 from snnet.config.options import GROUPS, OPTIONS, config_from, members
 from snnet.config.resolve import PRESETS, load_yaml
 from snnet.errors import UserError
+from snnet.system.terminal import OutputLost
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -67,6 +68,13 @@ class _Parser(argparse.ArgumentParser):
             meant = suggestion(word, self._option_string_actions)
             raise UserError(f"{kind} '{word}'{meant} (--help lists the flags)")
         return vars(given)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print the help; argparse itself goes on where stdout does not take it."""
+        try:
+            print(message, end="", file=file, flush=True)
+        except OSError as error:
+            raise OutputLost(error) from error
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message.removeprefix("argument "))

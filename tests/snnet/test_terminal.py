@@ -114,6 +114,9 @@ def test_a_stderr_that_is_gone_changes_no_status(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize(
+    "module", ["snnet.train", "snnet.label"]
+)  # whose help is longer and shorter than a buffer
+@pytest.mark.parametrize(
     ("redirection", "status", "output"),
     [
         ("| true", 141, ""),
@@ -124,8 +127,8 @@ def test_a_stderr_that_is_gone_changes_no_status(monkeypatch: pytest.MonkeyPatch
         ("<&- >&- 2>&-", 0, ""),
     ],
 )
-def test_streams_of_the_shell(redirection: str, status: int, output: str) -> None:
-    command = f"{sys.executable} -m snnet.train --help {redirection}; exit ${{PIPESTATUS[0]}}"
+def test_streams_of_the_shell(redirection: str, status: int, output: str, module: str) -> None:
+    command = f"{sys.executable} -m {module} --help {redirection}; exit ${{PIPESTATUS[0]}}"
     # The reader is gone for certain before there is something to read.
     command = command.replace("| true", "| (exec <&-; sleep 0.01)")
     process = subprocess.run(
