@@ -88,14 +88,16 @@ class OwnRows:
         )
 
     def nearest(self, samples: Samples, k: int, query_rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The k nearest other images of the own samples, int64 [b, k], and their similarities [b, k]; -1 and NaN behind
-        the last: as :func:`snnet_kernels.nearest_neighbors`."""
+        """The k nearest other images of the own samples, int64 [b, k], and their similarities [b, k].
+
+        -1 and -inf behind the last: as :func:`snnet_kernels.nearest_neighbors`.
+        """
         keys = self._ordered_keys(samples, k, torch.inf, query_rows)
         keys = keys.masked_fill(columns_of(keys) == samples.positions[samples.own, None], NO_KEY)
         keys = torch.nn.functional.pad(keys, (0, k), value=NO_KEY)
         keys = keys.sort(dim=1, descending=True).values[:, :k]
         there = keys > NO_KEY
-        return columns_of(keys).masked_fill(~there, -1), values_of(keys).masked_fill(~there, torch.nan)
+        return columns_of(keys).masked_fill(~there, -1), values_of(keys).masked_fill(~there, -torch.inf)
 
     def _ordered_keys(self, samples: Samples, k: int, threshold: float, query_rows: Tensor | None) -> Tensor:
         """Falling keys [b, K] of the own samples' rows: all above the threshold and the k nearest others among them."""

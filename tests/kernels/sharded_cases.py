@@ -173,7 +173,7 @@ def modules(n: str) -> None:
     rows = torch.randn(5, n_, generator=generator)
     assert torch.equal(own.predict_labels(mine, 0.5, 4), one.predict_labels(mine, 0.5, 4))
     assert torch.equal(own.predict_labels(mine, query_rows=rows), one.predict_labels(mine, query_rows=rows))
-    for k, given in ((1, None), (3, None), (400, None), (3, rows)):
+    for k, given in ((1, None), (3, None), (n_, None), (3, rows)):
         for found, wanted in zip(
             own.nearest(mine, k, query_rows=given), one.nearest(mine, k, query_rows=given), strict=True
         ):
