@@ -30,14 +30,16 @@ inline Tensor plain_products(const Tensor& left, const Tensor& right) {
 inline Tensor inner_products(const Tensor& left, const Tensor& right) {
   constexpr int64_t kSmallestSide = 16;  // matrices with fewer rows or columns are summed in other orders
   const int64_t rows = left.size(0), columns = right.size(0);
-  if (rows == 0 || columns == 0) return plain_products(left, right);
+  const bool are_large = rows >= kSmallestSide && columns >= kSmallestSide;
+  if (are_large || rows == 0 || columns == 0) return plain_products(left, right);
   const auto padded = [](const Tensor& side) {
     const int64_t missing = kSmallestSide - side.size(0);
     return missing <= 0 ? side : torch::stable::pad(side, {0, 0, 0, missing});
   };
   Tensor products = plain_products(padded(left), padded(right));
   products = torch::stable::narrow(products, 0, 0, rows);
-  return torch::stable::contiguous(torch::stable::narrow(products, 1, 0, columns));
+  // A copy, and no view of the padded products: autograd refuses in-place operations on those.
+  return torch::stable::contiguous(torch::stable::clone(torch::stable::narrow(products, 1, 0, columns)));
 }
 
 // left [p, d] and right [q, d], contiguous -> left rightᵀ, the tiles of `width` columns one after the other.
