@@ -5,7 +5,7 @@
 #include <optional>
 #include <vector>
 
-#include "sparse_rows.h"
+#include "shared_columns.h"
 #include "vector.h"
 
 namespace snnet {
@@ -154,70 +154,6 @@ SparseTensors expand_query(const Tensor& indptr, const Tensor& indices, const Te
   });
 }
 
-// The rows from `first` on of a sparse matrix, by columns.
-struct ByColumn {
-  std::vector<int64_t> starts;
-  std::vector<Entry> entries;  // row less `first`, rising within a column
-
-  ByColumn(const SparseRows& matrix, int64_t first) : starts(matrix.n + 1, 0) {
-    const int64_t begin = matrix.starts[first], end = matrix.starts[matrix.n];
-    for (int64_t e = begin; e < end; ++e) ++starts[matrix.columns[e] + 1];
-    for (int64_t i = 0; i < matrix.n; ++i) starts[i + 1] += starts[i];
-    entries.resize(end - begin);
-    std::vector<int64_t> next(starts.begin(), starts.end() - 1);
-    for (int64_t row = first; row < matrix.n; ++row) {
-      for (int64_t e = matrix.starts[row]; e < matrix.starts[row + 1]; ++e) {
-        entries[next[matrix.columns[e]]++] = {matrix.values[e], static_cast<int32_t>(row - first)};
-      }
-    }
-  }
-};
-
-// Calls visit(row, the smaller of both values) for each column that row `image` shares with a row of `others`.
-template <class Visit>
-void each_shared(const SparseRows& code, int64_t image, const ByColumn& others, const Visit& visit) {
-  for (int64_t entry = code.starts[image]; entry < code.starts[image + 1]; ++entry) {
-    const int32_t column = code.columns[entry];
-    const float value = code.values[entry];
-    for (int64_t e = others.starts[column]; e < others.starts[column + 1]; ++e) {
-      visit(others.entries[e].column, std::min(others.entries[e].value, value));
-    }
-  }
-}
-
-// Rows sum to 1: the sum of the smaller values is the overlap, that of the larger ones 2 less it.
-float jaccard_distance(float overlap) { return std::max(0.0F, 1 - overlap / (2 - overlap)); }
-
-// The pairs of rows that share something and whose Jaccard distance is at most max_distance.
-SparseTensors jaccard_pairs(const Tensor& indptr, const Tensor& indices, const Tensor& values, double max_distance) {
-  const SparseRows code(indptr, indices, values);
-  const ByColumn others(code, 0);
-  const auto limit = static_cast<float>(max_distance);
-  struct Scratch {
-    std::vector<float> overlaps;
-    std::vector<int32_t> touched;
-  };
-  const Scratch fresh{std::vector<float>(code.n, 0.0F), {}};
-  return build_rows(values, code.n, fresh, [&](int64_t image, Scratch& own, SparsePart& part) {
-    own.touched.clear();
-    each_shared(code, image, others, [&](int32_t row, float smaller) {
-      if (own.overlaps[row] == 0) own.touched.push_back(row);
-      own.overlaps[row] += smaller;
-    });
-    const auto is_far = [&](int32_t row) {
-      const bool far = own.overlaps[row] == 0 || !(jaccard_distance(own.overlaps[row]) <= limit);
-      if (far) own.overlaps[row] = 0;
-      return far;
-    };
-    own.touched.erase(std::remove_if(own.touched.begin(), own.touched.end(), is_far), own.touched.end());
-    std::sort(own.touched.begin(), own.touched.end());
-    for (const int32_t row : own.touched) {
-      if (own.overlaps[row] != 0) part.append(row, jaccard_distance(own.overlaps[row]));
-      own.overlaps[row] = 0;
-    }
-  });
-}
-
 // Overwrites the similarities of the first q images with the others [q, n - q] by the final distances of re-ranking.
 void blend_jaccard_(const Tensor& similarity, const Tensor& indptr, const Tensor& indices, const Tensor& values,
                     const Tensor& largest, double original_weight) {
@@ -226,14 +162,16 @@ void blend_jaccard_(const Tensor& similarity, const Tensor& indptr, const Tensor
   SNNET_CHECK(gallery >= 0, "similarity must have at most ", code.n, " rows, got ", queries);
   check_storage(similarity, "similarity", ScalarType::Float, queries, gallery);
   const float* largest_of = row_floats(largest, "largest", code.n);
-  const ByColumn others(code, queries);
+  const ByColumn others(code, consecutive(queries, code.n));
   float* distances = floats(similarity);
   const auto weight = static_cast<float>(original_weight);
   torch::stable::parallel_for(0, queries, grain(gallery), [&](int64_t begin, int64_t end) {
     std::vector<float> overlaps(gallery);
     for (int64_t query = begin; query < end; ++query) {
       std::fill(overlaps.begin(), overlaps.end(), 0.0F);
-      each_shared(code, query, others, [&](int32_t row, float smaller) { overlaps[row] += smaller; });
+      for (int64_t entry = code.starts[query]; entry < code.starts[query + 1]; ++entry) {
+        each_sharer(code, entry, others, 0, [&](int32_t place, float smaller) { overlaps[place] += smaller; });
+      }
       float* out = distances + query * gallery;
       for (int64_t i = 0; i < gallery; ++i) {
         const float original = relative_distance(out[i], largest_of[query]);
@@ -249,6 +187,5 @@ void blend_jaccard_(const Tensor& similarity, const Tensor& indptr, const Tensor
 STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) {
   m.impl("reciprocal_weights", TORCH_BOX(&snnet::reciprocal_weights));
   m.impl("expand_query", TORCH_BOX(&snnet::expand_query));
-  m.impl("jaccard_pairs", TORCH_BOX(&snnet::jaccard_pairs));
   m.impl("blend_jaccard_", TORCH_BOX(&snnet::blend_jaccard_));
 }

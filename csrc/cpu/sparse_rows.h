@@ -56,16 +56,17 @@ struct SparsePart {
   }
 };
 
+constexpr int64_t kRowsOfPart = 128;  // enough that handing one out costs nothing
+
 // The matrix whose row i is what append(i, scratch of the thread, part) puts at the part's end.
 template <class Scratch, class Append>
 SparseTensors build_rows(const Tensor& like, int64_t rows, const Scratch& fresh, const Append& append) {
-  constexpr int64_t kRows = 128;  // of a part: enough that handing one out costs nothing
-  std::vector<SparsePart> parts(static_cast<std::size_t>((rows + kRows - 1) / kRows));
+  std::vector<SparsePart> parts(static_cast<std::size_t>((rows + kRowsOfPart - 1) / kRowsOfPart));
   torch::stable::parallel_for(0, static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
     Scratch scratch = fresh;
     for (int64_t p = begin; p < end; ++p) {
       SparsePart& part = parts[p];
-      for (int64_t row = p * kRows; row < std::min(rows, (p + 1) * kRows); ++row) {
+      for (int64_t row = p * kRowsOfPart; row < std::min(rows, (p + 1) * kRowsOfPart); ++row) {
         const std::size_t before = part.columns.size();
         append(row, scratch, part);
         part.sizes.push_back(static_cast<int64_t>(part.columns.size() - before));

@@ -154,13 +154,17 @@ def test_equal_features_go_by_index(form):
     assert graph.indptr.diff().tolist() == [10] * 10 + [0] * 30
 
 
-def test_a_bound_lists_what_is_within_it(form):
-    features = features_of("clustered", 70)
+@pytest.mark.parametrize("kind", ["clustered", "exact", "same"])
+def test_a_bound_lists_what_is_within_it(form, kind):
+    """To the bit, from a bound that few pairs are within, for which columns are left out, to one that most are."""
+    features = features_of(kind, 150)
     every = distances(sk.jaccard_graph(features, 12, 4, max_distance=1))
-    bound = float(np.sort(every[every < 1])[500])  # a distance that is there: it is listed
-    graph = sk.jaccard_graph(features, 12, 4, max_distance=bound)
-    assert int(graph.indptr[-1]) == (every <= np.float32(bound)).sum() >= 500
-    np.testing.assert_array_equal(distances(graph), np.where(every <= np.float32(bound), every, 1))
+    shared = np.sort(every[every < 1])
+    for share in (0, 0.1, 0.3, 0.6, 0.9, 1):
+        bound = float(shared[int(share * (len(shared) - 1))])  # a distance that is there: it is listed
+        graph = sk.jaccard_graph(features, 12, 4, max_distance=bound)
+        assert int(graph.indptr[-1]) == (every <= np.float32(bound)).sum() >= share * len(shared)
+        np.testing.assert_array_equal(distances(graph), np.where(every <= np.float32(bound), every, 1))
 
 
 def test_forms_of_a_graph():
