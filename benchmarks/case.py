@@ -2,15 +2,18 @@
 
 Features are clustered like those of a re-identification network in training
 (:func:`snnet_kernels.testing.clustered_features`): unequal clusters, hubs between them, about 17 images above
-the threshold 0.6 for each image, a fifth or more of which fail the cycle check. The batches are fixed and every
-round takes the next one, so that a processor's cache holds no row of it.
+the threshold 0.6 for each image, a fifth or more of which fail the cycle check. The batches are fixed. Every round
+takes the next one, so that a processor's cache holds no row of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -38,7 +41,7 @@ class Unavailable(Exception):
 class Inputs:
     """Batches of one shape, and the copies of what contenders write."""
 
-    batches: list
+    batches: list[Any]
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         self.shape, self.device = shape, device
@@ -55,12 +58,12 @@ class Inputs:
         return copy
 
     def reset(self) -> None:
-        """Before each call: what the contender has written is put back."""
+        """Before each call: put back what the contender has written."""
         for action in self._resets:
             action()
 
     def forget(self) -> None:
-        """Before the next contender: the copies of the last one are dropped."""
+        """Before the next contender: drop the copies of the last one."""
         self._resets.clear()
 
     def check_room(self, what: str, needed: int) -> None:
@@ -69,110 +72,17 @@ class Inputs:
             raise Unavailable(f"{what} needs {needed / 1e9:.1f} GB, which is not free")
 
 
-class Case(Inputs):
-    """Memory, its lists, label memory and batches of one shape on one device; made when they are first asked for."""
-
-    def __init__(self, shape: Shape, device: torch.device) -> None:
-        super().__init__(shape, device)
-        identities = max(2, round(shape.n * IDENTITIES_OF_MARKET / SIZES["market"]))
-        self.memory = clustered_features(shape.n, shape.d, identities=identities).to(device)
-        self.momentum = torch.tensor(MOMENTUM, device=device)
-        self.batches: list[Batch] = self._draw_batches(16 if shape.batch * shape.n <= 10_000_000 else 2)
-
-    def _draw_batches(self, count: int) -> list[Batch]:
-        generator = torch.Generator().manual_seed(0)
-        batches = []
-        for _ in range(count):
-            index = torch.randperm(self.shape.n, generator=generator)[: self.shape.batch].to(self.device)
-            noise = torch.randn(self.shape.batch, self.shape.d, generator=generator)
-            noise = normalize(noise, dim=1).to(self.device)
-            batches.append(Batch(self, index, normalize(self.memory[index] + 0.3 * noise, dim=1)))
-        return batches
-
-    @cached_property
-    def lists(self) -> sk.NeighborLists:
-        """The neighbour lists of the memory, as :class:`snnet_kernels.ExemplarMemory` builds them."""
-        floor = None if self.shape.n <= NEIGHBORS else FLOOR
-        return sk.neighbor_lists(self.memory, NEIGHBORS, floor=floor, symmetric=True)
-
-    def own_lists(self) -> sk.NeighborLists:
-        return sk.NeighborLists(*(self.own(table) for table in self.lists))
-
-    @property
-    def matrix_bytes(self) -> int:
-        return 4 * self.shape.n**2
-
-    @cached_property
-    def matrix(self) -> Tensor:
-        """S = M Mᵀ [n, n], which PyTorch forms keep."""
-        self.check_room(f"the similarity matrix of {self.shape.n} images, and a copy", 2 * self.matrix_bytes)
-        return self.memory @ self.memory.t()
-
-    @cached_property
-    def label_memory(self) -> sk.PseudoLabelMemory:
-        """P with the main label of every image."""
-        labels = sk.PseudoLabelMemory(self.shape.n, device=self.device)
-        for index in torch.arange(self.shape.n, device=self.device).split(ROWS_AT_ONCE):
-            labels.write_(index, sk.mplp(self.memory, index, THRESHOLD, MIN_RANK, lists=self.lists))
-        candidates = int((self.lists.values > THRESHOLD).sum())
-        rejected = 1 - len(labels.pairs()[0]) / candidates
-        if not (4 < candidates / self.shape.n < 25 and rejected > 0.2):
-            raise AssertionError(
-                f"{candidates / self.shape.n:.1f} candidates an image, {rejected:.0%} of them rejected: "
-                "these inputs are not those that the benchmarks are about"
-            )
-        return labels
-
-    def own_label_memory(self) -> sk.PseudoLabelMemory:
-        """P for a contender that writes it."""
-        source, copy = self.label_memory, sk.PseudoLabelMemory(self.shape.n, device=self.device)
-        self.on_reset(lambda: fill_labels(copy, source))
-        fill_labels(copy, source)
-        return copy
-
-    def label_rows(self, index: Tensor) -> Tensor:
-        """P[index] as bool [len(index), n]."""
-        return sk.unpack_labels(self.label_memory.rows(index), self.shape.n)
-
-    def label_columns(self, index: Tensor) -> Tensor:
-        """P[:, index]ᵀ as bool [len(index), n], from the rows."""
-        row, column = self.label_memory.pairs()
-        entry = column.new_full((self.shape.n,), -1)
-        entry[index] = torch.arange(len(index), device=index.device)
-        asked = entry[column] >= 0
-        found = torch.zeros(len(index), self.shape.n, dtype=torch.bool, device=index.device)
-        found[entry[column[asked]], row[asked]] = True
-        return found
-
-    @cached_property
-    def expected_labels(self) -> Tensor:
-        """The labels of the first batch by the reference, without lists."""
-        parts = self.batches[0].index.split(128)  # the reference writes [B, n]
-        return torch.cat([reference.mplp(self.memory, index, THRESHOLD, MIN_RANK) for index in parts])
-
-    @cached_property
-    def walked_images(self) -> Tensor:
-        """Distinct images of the first batch's main labels whose rank has to be counted in full: they passed."""
-        labels = sk.unpack_labels(self.expected_labels, self.shape.n)
-        passed = labels[labels.sum(1) > 2]  # up to two positives stand without a check
-        return passed.any(0).nonzero().flatten()
-
-    @cached_property
-    def listed_bytes(self) -> float:
-        """What labels have to read of the lists: the rows of the batch and of the images that passed, 8 an entry."""
-        counts = self.lists.counts
-        return 8.0 * float(counts[self.batches[0].index].sum() + counts[self.walked_images].sum())
-
-
+@dataclass(eq=False)
 class Batch:
-    """Entries of a batch: ``index`` int64 [B], and ``features`` [B, d], live ones near their rows of the memory."""
+    """Entries of a batch: ``index`` int64 [B], and live ``features`` [B, d] near their rows of the memory."""
 
-    def __init__(self, case: Case, index: Tensor, features: Tensor) -> None:
-        self.case, self.index, self.features = case, index, features
+    case: Any
+    index: Tensor
+    features: Tensor
 
     @property
     def size(self) -> int:
-        return self.index.shape[0]
+        return len(self.index)
 
     def first(self, samples: int) -> Batch:
         """The first ``samples`` entries, for forms that are too slow for all of them."""
@@ -202,6 +112,104 @@ class Batch:
         return tuple(sk.unpack_labels(labels, self.case.shape.n) for labels in self.labels)
 
 
+class Case(Inputs):
+    """Memory, its lists, label memory and batches of one shape on one device; made when they are first asked for."""
+
+    def __init__(self, shape: Shape, device: torch.device) -> None:
+        super().__init__(shape, device)
+        identities = max(2, round(shape.n * IDENTITIES_OF_MARKET / SIZES["market"]))
+        self.memory = clustered_features(shape.n, shape.d, identities=identities).to(device)
+        self.momentum = torch.tensor(MOMENTUM, device=device)
+        generator = torch.Generator().manual_seed(0)
+        count = 16 if shape.batch * shape.n <= 10_000_000 else 2
+        self.batches: list[Batch] = [self._draw(generator) for _ in range(count)]
+
+    def _draw(self, generator: torch.Generator) -> Batch:
+        index = torch.randperm(self.shape.n, generator=generator)[: self.shape.batch].to(self.device)
+        noise = torch.randn(self.shape.batch, self.shape.d, generator=generator)
+        noise = normalize(noise, dim=1).to(self.device)
+        return Batch(self, index, normalize(self.memory[index] + 0.3 * noise, dim=1))
+
+    @cached_property
+    def lists(self) -> sk.NeighborLists:
+        """The neighbour lists of the memory, as :class:`snnet_kernels.ExemplarMemory` builds them."""
+        floor = None if self.shape.n <= NEIGHBORS else FLOOR
+        return sk.neighbor_lists(self.memory, NEIGHBORS, floor=floor, symmetric=True)
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """S = M Mᵀ [n, n], which PyTorch forms keep."""
+        n = self.shape.n
+        self.check_room(f"the similarity matrix of {n} images, and a copy", 2 * 4 * n**2)
+        return self.memory @ self.memory.t()
+
+    @cached_property
+    def label_memory(self) -> sk.PseudoLabelMemory:
+        """P with the main label of every image."""
+        labels = sk.PseudoLabelMemory(self.shape.n, device=self.device)
+        for index in torch.arange(self.shape.n, device=self.device).split(ROWS_AT_ONCE):
+            labels.write_(index, sk.mplp(self.memory, index, THRESHOLD, MIN_RANK, lists=self.lists))
+        candidates = int((self.lists.values > THRESHOLD).sum())
+        rejected = 1 - len(labels.pairs()[0]) / candidates
+        if not (4 < candidates / self.shape.n < 25 and rejected > 0.2):
+            raise AssertionError(
+                f"{candidates / self.shape.n:.1f} candidates an image, {rejected:.0%} of them rejected: "
+                "these inputs are not those that the benchmarks are about"
+            )
+        return labels
+
+    def own_label_memory(self) -> sk.PseudoLabelMemory:
+        """P for a contender that writes it."""
+        source, copy = self.label_memory, sk.PseudoLabelMemory(self.shape.n, device=self.device)
+        self.on_reset(lambda: fill_labels(copy, source))
+        fill_labels(copy, source)
+        return copy
+
+    def own_dense_labels(self, dtype: torch.dtype) -> Tensor:
+        """P as a matrix of ``dtype`` [n, n]; a contender may write rows of the batches."""
+        n = self.shape.n
+        self.check_room(f"P as {dtype}", n * n * dtype.itemsize)
+        dense = torch.zeros(n, n, dtype=dtype, device=self.device)
+        dense[self.label_memory.pairs()] = 1
+        written = torch.cat([batch.index for batch in self.batches]).unique()
+        rows = dense[written]
+        self.on_reset(lambda: dense.index_copy_(0, written, rows))
+        return dense
+
+    def label_rows(self, index: Tensor) -> Tensor:
+        """P[index] as bool [len(index), n]."""
+        return sk.unpack_labels(self.label_memory.rows(index), self.shape.n)
+
+    def label_columns(self, index: Tensor) -> Tensor:
+        """P[:, index]ᵀ as bool [len(index), n], from the rows."""
+        row, column = self.label_memory.pairs()
+        entry = column.new_full((self.shape.n,), -1)
+        entry[index] = torch.arange(len(index), device=index.device)
+        asked = entry[column] >= 0
+        found = torch.zeros(len(index), self.shape.n, dtype=torch.bool, device=index.device)
+        found[entry[column[asked]], row[asked]] = True
+        return found
+
+    @cached_property
+    def expected_labels(self) -> Tensor:
+        """The labels of the first batch by the reference, without lists."""
+        parts = self.batches[0].index.split(128)  # the reference writes [B, n]
+        return torch.cat([reference.mplp(self.memory, index, THRESHOLD, MIN_RANK) for index in parts])
+
+    @cached_property
+    def walked_images(self) -> Tensor:
+        """The images that passed as labels of the first batch, once each: their ranks have to be counted in full."""
+        labels = sk.unpack_labels(self.expected_labels, self.shape.n)
+        passed = labels[labels.sum(1) > 2]  # up to two positives stand without a check
+        return passed.any(0).nonzero().flatten()
+
+    @cached_property
+    def listed_bytes(self) -> float:
+        """What labels have to read of the lists: the rows of the batch and of the images that passed, 8 an entry."""
+        counts = self.lists.counts
+        return 8.0 * float(counts[self.batches[0].index].sum() + counts[self.walked_images].sum())
+
+
 def fill_labels(labels: sk.PseudoLabelMemory, source: sk.PseudoLabelMemory) -> None:
     """Copy P in both orientations, bits in place."""
     if source.tables is not None and labels.tables is not None:
@@ -213,5 +221,14 @@ def fill_labels(labels: sk.PseudoLabelMemory, source: sk.PseudoLabelMemory) -> N
     labels._vouch_for_columns()
 
 
-def held_bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def cluster_centers(rng: np.random.Generator, identities: int, d: int) -> np.ndarray:
+    """float32 [identities + 1, d]; 0 belongs to no identity, and is the origin."""
+    centers = rng.standard_normal((identities + 1, d), dtype=np.float32)
+    centers[0] = 0
+    return centers
+
+
+def around(rng: np.random.Generator, centers: np.ndarray, which: np.ndarray, spread: float) -> np.ndarray:
+    """Unit rows float32 [len(which), d] at a distance from these centres."""
+    drawn = centers[which] + spread * rng.standard_normal((len(which), centers.shape[1]), dtype=np.float32)
+    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)

@@ -14,6 +14,8 @@ from pathlib import Path
 from .floors import BOUNDS, Verdict, read_floors, verdicts
 from .results import Run, read_run
 
+HERE = Path(__file__).parent
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -22,15 +24,14 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, help="check the results in this file in place of a run")
     known, others = parser.parse_known_args()  # the others go to pytest
-    if known.json:
-        found = judge(read_run([known.json]), known.device)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            results = Path(folder) / "check.json"
-            failed = _run(known.device, results, others)
-            if failed or not results.exists():  # a contender that failed its gate would be missing, too
-                return failed or 1
-            found = judge(read_run([results]), known.device)
+    with tempfile.TemporaryDirectory() as folder:
+        results = known.json or Path(folder) / "check.json"
+        failed = 0 if known.json else _run(known.device, results, others)
+        if failed or not (
+            known.json or results.exists()
+        ):  # a contender that failed its gate would be missing, too
+            return failed or 1
+        found = judge(read_run([results]), known.device)
     for verdict in found:
         print(line(verdict))
     broken = sum(not verdict.holds for verdict in found)
@@ -48,22 +49,20 @@ def line(verdict: Verdict) -> str:
     """One verdict as a line of text."""
     measured = "not measured" if verdict.measured is None else f"{verdict.measured:.2f}"
     state = "holds" if verdict.holds else "BROKEN"
-    meaning = BOUNDS[verdict.floor.bound].split(",")[0]
+    meaning = BOUNDS[verdict.floor.bound].meaning
     against = f" ({verdict.baseline})" if verdict.baseline else ""
-    return (
-        f"{state:<7}{verdict.shape:<20} {measured:>12} for {verdict.limit:g}  {verdict.floor.work}{against}"
-        f" [{meaning}]"
-    )
+    measure = f"{verdict.shape:<20} {measured:>12} for {verdict.limit:g}"
+    return f"{state:<7}{measure}  {verdict.floor.work}{against} [{meaning}]"
 
 
 def _run(device: str, results: Path, others: list[str]) -> int:
     if device == "cpu" and not any(word.startswith("--size") for word in others):
         others = ["--size=market,large", *others]
     command = [
-        *(sys.executable, "-m", "pytest", str(Path(__file__).parent), "--benchmark-only", "--quiet"),
+        *(sys.executable, "-m", "pytest", str(HERE), "--benchmark-only", "--quiet"),
         *("--floors-only", "--device", device, f"--benchmark-json={results}", *others),
     ]
-    return subprocess.run(command, cwd=Path(__file__).parent.parent, check=False).returncode
+    return subprocess.run(command, cwd=HERE.parent, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class CpuClock:
         self._swept = torch.ones(2 * _last_level_cache_bytes() // 4)
 
     def __call__(self) -> float:
-        """Seconds, of which the difference of two calls is the time between them."""
+        """Seconds; the difference of two calls is the time between them."""
         return time.perf_counter()
 
     def sweep(self) -> None:
@@ -52,14 +52,14 @@ class CudaClock(CpuClock):
     """
 
     def __init__(self, device: torch.device) -> None:
-        properties = torch.cuda.get_device_properties(device)
-        self._swept = torch.ones(2 * properties.L2_cache_size // 4, device=device)
+        cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+        self._swept = torch.ones(2 * cache_bytes // 4, device=device)
         self._sum = torch.empty((), device=device)
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._runs = False
 
     def __call__(self) -> float:
-        """Starts at every other call, which gives 0."""
+        """Every other call starts the clock, and gives 0."""
         self._runs = not self._runs
         if self._runs:
             torch.cuda._sleep(ENQUEUE_AHEAD)
@@ -91,9 +91,5 @@ def clock_of(device: torch.device) -> CpuClock:
 def _last_level_cache_bytes() -> int:
     """Bytes of the largest cache that the system tells of; 32 MiB where it does not."""
     units = {"K": 1 << 10, "M": 1 << 20}
-    sizes = [
-        int(text[:-1]) * units[text[-1]]
-        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
-        if (text := path.read_text().strip())[-1:] in units
-    ]
-    return max(sizes, default=32 << 20)
+    texts = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("*/size")]
+    return max((int(text[:-1]) * units[text[-1]] for text in texts if text[-1:] in units), default=32 << 20)

@@ -1,8 +1,8 @@
 """The gates: an answer is compared with the reference's before anything is timed.
 
-Counts and bits must be equal. Where an answer was decided on other products than the reference's (no cache, other
-shapes of product), a label or neighbour may differ if float64 says that rounding decides it: a difference of
-at most MARGIN between the two sides of a comparison.
+Counts and bits must be equal. Where an answer was decided on other products than the reference's (no S, other shapes
+of product), a label or neighbour may differ if float64 says that rounding decides it: a difference of at most MARGIN
+between the two sides of a comparison.
 """
 
 from __future__ import annotations
@@ -21,42 +21,29 @@ MARGIN = 2e-6
 ROUNDING = 4e-6  # of similarities in float32, absolute
 
 
-class Unequal(AssertionError):
-    """An answer that is not the reference's."""
-
-
 def as_bool(labels: Any, n: int) -> Tensor:
     """bool [B, n] of labels in any of the forms in which contenders return them."""
-    if not isinstance(labels, Tensor):  # a scipy sparse matrix
-        return torch.from_numpy(labels.toarray()).bool()
+    if not isinstance(labels, Tensor):  # a scipy sparse matrix, of columns as they lie
+        rows = labels if labels.shape[1] == n else labels.T
+        return torch.from_numpy(rows.toarray()).bool()
     if labels.dtype == torch.uint8 and labels.shape[1] != n:
         return sk.unpack_labels(labels, n)
     return labels.bool()
 
 
-def same_shape(what: str, got: Tensor, expected: Tensor) -> None:
-    if got.shape != expected.shape:
-        raise Unequal(f"{what}: shape {list(got.shape)} in place of {list(expected.shape)}")
+def close(
+    what: str, got: Tensor, expected: Tensor, *, absolute: float = ROUNDING, relative: float = 0.0
+) -> None:
+    """Within ``absolute`` plus ``relative`` times the largest expected entry, everywhere; of the same shape."""
+    largest = float(expected.abs().max()) if relative and expected.numel() else 0.0
+    torch.testing.assert_close(
+        *(got, expected), atol=absolute + relative * largest, rtol=0, msg=lambda text: f"{what}: {text}"
+    )
 
 
 def same(what: str, got: Tensor, expected: Tensor) -> None:
     """Equal to the bit."""
-    same_shape(what, got, expected)
-    if not torch.equal(got, expected):
-        raise Unequal(f"{what}: {int((got != expected).sum())} of {got.numel()} entries differ")
-
-
-def close(
-    what: str, got: Tensor, expected: Tensor, *, absolute: float = ROUNDING, relative: float = 0.0
-) -> None:
-    """Within ``absolute`` plus ``relative`` times the largest expected entry, everywhere."""
-    same_shape(what, got, expected)
-    if expected.numel() == 0:
-        return
-    allowed = absolute + relative * float(expected.abs().max())
-    worst = float((got - expected).abs().max())
-    if not worst <= allowed:  # NaN is not
-        raise Unequal(f"{what}: off by {worst:.3g}, allowed is {allowed:.3g}")
+    close(what, got, expected, absolute=0)
 
 
 def same_labels(case: Case, batch: Batch, got: Any) -> None:
@@ -68,29 +55,30 @@ def same_predictions(memory: Tensor, index: Tensor, got: Any, expected: Tensor) 
     """Labels of ``index`` as bool or bits equal the packed ``expected``, but for rows that rounding decides."""
     n = memory.shape[0]
     got, expected = as_bool(got, n), sk.unpack_labels(expected, n)
-    same_shape("labels", got, expected)
+    assert got.shape == expected.shape, f"labels: shape {list(got.shape)}, not {list(expected.shape)}"
     for row in (got != expected).any(1).nonzero().flatten().tolist():
-        if not rounding_decides(memory, int(index[row])):
-            raise Unequal(f"labels of image {int(index[row])}: no rounding explains the difference")
+        image = int(index[row])
+        assert rounding_decides(memory, image), (
+            f"labels of image {image}: no rounding explains the difference"
+        )
 
 
 def flipped_rows(case: Case, batch: Batch, got: Any, most: float = 0.05) -> dict[str, int]:
     """Rows of labels that differ, for products of less than float32 precision; more than ``most`` of them raise."""
     expected = sk.unpack_labels(case.expected_labels[: batch.size], case.shape.n)
     count = int((as_bool(got, case.shape.n) != expected).any(1).sum())
-    if count > most * max(1, batch.size):
-        raise Unequal(f"labels: {count} of {batch.size} rows differ")
+    assert count <= most * max(1, batch.size), f"labels: {count} of {batch.size} rows differ"
     return {"flipped_rows": count}
 
 
 def same_neighbors(case: Case, batch: Batch, got: Any, k: int) -> None:
     """(indices [B, k], similarity [B, k]) are the k nearest others; equal similarities in any order."""
-    index, similarity = (torch.as_tensor(part, device=case.device) for part in got)
+    index, similarity = (torch.as_tensor(part, device=case.device).reshape(-1, k) for part in got)
+    index = index.long()
     expected = reference.nearest_neighbors(case.memory, batch.index, k)[1]
-    close("similarity of the neighbours", similarity.reshape(-1, k), expected)
-    index = index.reshape(-1, k).long()
-    if (index == batch.index[:, None]).any() or (index.sort(1).values.diff(dim=1) == 0).any():
-        raise Unequal("neighbours: an image is its own neighbour, or comes twice")
+    close("similarity of the neighbours", similarity, expected)
+    assert not (index == batch.index[:, None]).any(), "neighbours: an image is its own neighbour"
+    assert index.sort(1).values.diff(dim=1).all(), "neighbours: an image comes twice"
     rows = case.memory[batch.index].double()
     named = torch.einsum("bd,bkd->bk", rows, case.memory[index].double())
     close("similarity of the images named as neighbours", named.float(), expected)
@@ -137,7 +125,7 @@ def same_lists(lists: sk.NeighborLists, index: Tensor, exact: Tensor) -> None:
     own, column = index[row], lists.columns[index][listed].long()
     values = lists.values[own, place]
     close("listed similarities", values, exact[row, column])
-    if lists.mirrors is not None:
+    if lists.mirrors is not None and lists.mirrors.numel():  # the kernels of a GPU need none
         mirror = lists.mirrors[own, place].long()
         same("columns of the mirrors", lists.columns[column, mirror].long(), own)
         same("similarities of the mirrors", lists.values[column, mirror], values)
@@ -146,5 +134,4 @@ def same_lists(lists: sk.NeighborLists, index: Tensor, exact: Tensor) -> None:
     over = missing > lists.floors[index][:, None] + ROUNDING
     if lists.mirrors is not None:
         over |= missing > lists.floors[None, :] + ROUNDING
-    if over.any():
-        raise Unequal(f"lists: {int(over.sum())} similarities above a floor are missing")
+    assert not over.any(), f"lists: {int(over.sum())} similarities above a floor are missing"

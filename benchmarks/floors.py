@@ -2,29 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
 
-from .results import Result, Run
+from .results import Run
 from .shapes import GROWTH_BASE
 
 FILE = Path(__file__).parent / "floors.yaml"
+
+
+class Bound(NamedTuple):
+    """What is measured of ours and, perhaps, beside another result, and on which side of the limit it may lie."""
+
+    sign: str
+    meaning: str
+    measure: Callable[[Any, Any], float | None]  # of the result of ours, and of the other one
+    beside: str = ""  # "baseline"; "ours": at GROWTH_BASE; "": nothing
+
+
+def _over(value: float | None, other: float | None) -> float | None:
+    """The ratio, or None where one of them was not measured."""
+    return value / other if value is not None and other else None
+
+
 BOUNDS = {
-    "at_least": "baseline over ours",
-    "at_most": "ours over baseline",
-    "cpu_at_least": "processor time of the baseline over that of ours",
-    "peak_at_most": "peak memory of ours over that of the baseline",
-    "growth": f"time of ours an image over that at {GROWTH_BASE}, at most",
-    "microseconds": "time of ours in microseconds, at most",
-    "megabytes": "peak memory of ours in 10^6 bytes beside what was there before, at most",
-    "kept_megabytes": "what ours keeps beside M and its peak, in 10^6 bytes, at most",
-    "share_of_matmul": "share of the measured matmul rate of the same precision, at least",
+    "at_least": Bound("≥", "baseline over ours", lambda ours, b: b.seconds / ours.seconds, "baseline"),
+    "at_most": Bound("≤", "ours over baseline", lambda ours, b: ours.seconds / b.seconds, "baseline"),
+    "cpu_at_least": Bound(
+        "≥",
+        "processor time of the baseline over that of ours",
+        lambda ours, baseline: _over(baseline.cpu_seconds, ours.cpu_seconds),
+        "baseline",
+    ),
+    "peak_at_most": Bound(
+        "≤",
+        "peak memory of ours over that of the baseline",
+        lambda ours, baseline: _over(ours.peak_bytes, baseline.peak_bytes),
+        "baseline",
+    ),
+    "growth": Bound(
+        "≤",
+        f"time of ours an image over that at {GROWTH_BASE}",
+        lambda ours, base: (ours.seconds / ours.n) / (base.seconds / base.n),
+        "ours",
+    ),
+    "microseconds": Bound("≤", "time of ours in microseconds", lambda ours, _: 1e6 * ours.seconds),
+    "megabytes": Bound(
+        "≤",
+        "peak memory of ours in 10^6 bytes beside what was there before",
+        lambda ours, _: _over(ours.peak_bytes, 1e6),
+    ),
+    "kept_megabytes": Bound(
+        "≤",
+        "what ours keeps beside M and its peak, in 10^6 bytes",
+        lambda ours, _: None if ours.peak_bytes is None else ((ours.held_bytes or 0) + ours.peak_bytes) / 1e6,
+    ),
+    "share_of_matmul": Bound(
+        "≥",
+        "share of the measured matmul rate of the same precision",
+        lambda ours, _: _over(ours.product_seconds, ours.seconds),
+    ),
 }
-WITH_BASELINE = ("at_least", "at_most", "cpu_at_least", "peak_at_most")
-LEAST = ("at_least", "cpu_at_least", "share_of_matmul")  # the others are limits from above
 
 
 @dataclass(frozen=True)
@@ -48,8 +90,7 @@ class Floor:
 
     @property
     def sign(self) -> str:
-        """On which side of the limit a measure may lie."""
-        return "≥" if self.bound in LEAST else "≤"
+        return BOUNDS[self.bound].sign
 
     @property
     def shapes(self) -> list[str]:
@@ -63,15 +104,14 @@ class Floor:
         return (self.ours, *both, *(name for name in self.baselines if not name.startswith("compile")))
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """A floor at one shape: what was measured, None where it was not, and by which baseline."""
 
     floor: Floor
     shape: str
     limit: float
     measured: float | None
-    baseline: str = field(default="")
+    baseline: str = ""
 
     @property
     def holds(self) -> bool:
@@ -82,56 +122,34 @@ class Verdict:
 
 def read_floors(path: Path = FILE) -> list[Floor]:
     """The lines of ``path``. Raises ValueError naming the line where one cannot be understood."""
-    floors = []
-    for number, entry in enumerate(yaml.safe_load(path.read_text()), start=1):
-        bounds = [name for name in BOUNDS if name in entry]
-        known = {field.name for field in fields(Floor)} - {"bound", "limits"} | {*bounds}
-        if len(bounds) != 1 or not {"work", "operation"} <= set(entry) <= known:
-            raise ValueError(
-                f"{path.name}, entry {number}: needed are work, operation and one of {', '.join(BOUNDS)}; "
-                f"got {', '.join(entry)}"
-            )
-        (bound,) = bounds
-        rest = {key: value for key, value in entry.items() if key != bound}
-        rest["baselines"] = tuple(rest.get("baselines", ()))
-        if (bound in WITH_BASELINE) != bool(rest["baselines"]):
-            raise ValueError(f"{path.name}, entry {number}: {bound} and baselines do not go together")
-        if set(entry.get("predicted", {})) - set(entry[bound]) or ("predicted" in entry) != (
-            "counted" in entry
-        ):
-            raise ValueError(
-                f"{path.name}, entry {number}: predicted is of shapes that have a floor, and counted says how"
-            )
-        floors.append(Floor(bound=bound, limits=dict(entry[bound]), **rest))
-    return floors
+    entries = enumerate(yaml.safe_load(path.read_text()), start=1)
+    return [_floor(f"{path.name}, entry {number}", entry) for number, entry in entries]
+
+
+def _floor(where: str, entry: dict[str, Any]) -> Floor:
+    bounds = [name for name in BOUNDS if name in entry]
+    known = {field.name for field in fields(Floor)} - {"bound", "limits"} | {*bounds}
+    if len(bounds) != 1 or not {"work", "operation"} <= set(entry) <= known:
+        raise ValueError(
+            f"{where}: needed are work, operation and one of {', '.join(BOUNDS)}; got {', '.join(entry)}"
+        )
+    (bound,) = bounds
+    limits = entry.pop(bound)
+    baselines = tuple(entry.pop("baselines", ()))
+    if (BOUNDS[bound].beside == "baseline") != bool(baselines):
+        raise ValueError(f"{where}: {bound} and baselines do not go together")
+    if set(entry.get("predicted", {})) - set(limits) or ("predicted" in entry) != ("counted" in entry):
+        raise ValueError(f"{where}: predicted is of shapes that have a floor, and counted says how")
+    return Floor(bound=bound, limits=limits, baselines=baselines, **entry)
 
 
 def verdicts(floor: Floor, run: Run) -> Iterator[Verdict]:
     """What ``run`` has to say about ``floor`` at each of its shapes."""
+    bound = BOUNDS[floor.bound]
     for shape, limit in floor.limits.items():
         ours = run.find(floor.operation, floor.ours, shape)
         best = run.best(floor.operation, floor.baselines, shape)
-        if floor.bound == "growth":
-            best = run.find(floor.operation, floor.ours, GROWTH_BASE)
-        measured = None if ours is None else _measured(floor.bound, ours, best)
-        yield Verdict(floor, shape, limit, measured, best.contender if best and floor.baselines else "")
-
-
-def _measured(bound: str, ours: Result, base: Result | None) -> float | None:
-    if bound == "microseconds":
-        return 1e6 * ours.seconds
-    if bound == "megabytes":
-        return None if ours.peak_bytes is None else ours.peak_bytes / 1e6
-    if bound == "kept_megabytes":
-        return None if ours.peak_bytes is None else ((ours.held_bytes or 0) + ours.peak_bytes) / 1e6
-    if bound == "share_of_matmul":
-        return ours.product_seconds / ours.seconds if ours.product_seconds else None
-    if base is None:
-        return None
-    if bound == "growth":
-        return (ours.seconds / ours.n) / (base.seconds / base.n)
-    if bound == "cpu_at_least":
-        return base.cpu_seconds / ours.cpu_seconds if base.cpu_seconds and ours.cpu_seconds else None
-    if bound == "peak_at_most":
-        return ours.peak_bytes / base.peak_bytes if base.peak_bytes and ours.peak_bytes is not None else None
-    return base.seconds / ours.seconds if bound == "at_least" else ours.seconds / base.seconds
+        other = run.find(floor.operation, floor.ours, GROWTH_BASE) if bound.beside == "ours" else best
+        known = ours is not None and (other is not None or not bound.beside)
+        measured = bound.measure(ours, other) if known else None
+        yield Verdict(floor, shape, limit, measured, best.contender if best else "")

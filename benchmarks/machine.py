@@ -7,10 +7,11 @@ import platform
 import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_PACKAGES = ("numpy", "scipy", "faiss-cpu", "triton")
+_CLOCKS = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit"
 
 
 def default_threads() -> int:
@@ -21,10 +22,9 @@ def default_threads() -> int:
 def pin_threads(threads: int) -> None:
     """All contenders get the same ``threads``, on that many cores.
 
-    The variables are read when a library is loaded: to be called before numpy and torch are imported.
+    The variables are read when a library is loaded: call this before numpy and torch are imported.
     """
-    for variable in _THREAD_VARIABLES:
-        os.environ[variable] = str(threads)
+    os.environ |= dict.fromkeys(_THREAD_VARIABLES, str(threads))
     cores = sorted(os.sched_getaffinity(0))
     if threads <= len(cores):
         os.sched_setaffinity(0, cores[:threads])
@@ -55,7 +55,7 @@ def describe(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "libraries": {library.name: library.detail for library in backends.backend_info().libraries},
-        "versions": {name: _version(name) for name in ("numpy", "scipy", "faiss-cpu", "triton")},
+        "versions": {name: _version(name) for name in _PACKAGES},
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
@@ -70,20 +70,24 @@ def describe(device: str) -> dict[str, Any]:
     return found
 
 
+def title(machine: dict[str, Any]) -> str:
+    """Its GPU, or its processor with the number of threads."""
+    return (
+        machine["gpu"] if machine["device"] == "cuda" else f"{machine['cpu']}, {machine['threads']} threads"
+    )
+
+
 def slug(machine: dict[str, Any]) -> str:
-    """Name of the folder of a machine's results: its GPU, or its processor with the number of threads."""
-    name = machine["gpu"] if machine["device"] == "cuda" else f"{machine['cpu']} {machine['threads']} threads"
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    """Name of the folder of a machine's results."""
+    return re.sub(r"[^a-z0-9]+", "-", title(machine).lower()).strip("-")
 
 
 def _cpu_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    name = found.group(1).strip() if found else platform.machine()
-    flags = [flag for flag in ("avx2", "avx512f") if re.search(rf"\b{flag}\b", text)]
+    from cpuinfo import get_cpu_info  # pytest-benchmark needs it too
+
+    found = get_cpu_info()
+    flags = [flag for flag in ("avx2", "avx512f") if flag in found.get("flags", ())]
+    name = found.get("brand_raw", platform.machine())
     return f"{name} ({', '.join(flags)})" if flags else name
 
 
@@ -95,8 +99,7 @@ def _version(package: str) -> str:
 
 
 def _nvidia_smi() -> str:
-    query = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit"
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv"]
+    command = ["nvidia-smi", f"--query-gpu={_CLOCKS}", "--format=csv"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

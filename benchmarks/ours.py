@@ -10,18 +10,16 @@ from torch import Tensor
 import snnet_kernels as sk
 
 from .case import MIN_RANK, MOMENTUM, NEIGHBORS, THRESHOLD, WEIGHTS, Batch, Case, fill_labels
-from .peers.captured import CapturedIteration
-from .peers.forms import Form, Neighbors, Update
+from .forms import Form, Neighbors, Update
+from .operation import setting
 
 
 class Ours(Form):
     """The operations, with neighbour lists beside the memory or with nothing."""
 
-    kept: sk.NeighborLists | None
-
     def __init__(self, case: Case, *, lists: bool = True) -> None:
         super().__init__(case)
-        self.kept = case.own_lists() if lists else None
+        self.kept = sk.NeighborLists(*map(case.own, case.lists)) if lists else None
 
     @cached_property
     def stored(self) -> sk.PseudoLabelMemory:
@@ -43,13 +41,22 @@ class Ours(Form):
 
 
 class Head(Form):
-    """SNNetHead, with lists or without; ``captured`` in a CUDA graph."""
+    """SNNetHead, with lists or without; ``captured`` in a CUDA graph, with products of this precision."""
 
-    def __init__(self, case: Case, *, lists: bool = True, captured: bool = False) -> None:
-        self.case, self.head = case, head_of(case, lists=lists)
-        self.memory, self.stored = self.head.memory.features, self.head.pseudo_labels
-        self._replay = CapturedIteration(self.head, case.batches[0]) if captured else None
-        case.on_reset(lambda: fill(self.head, case))
+    def __init__(self, case: Case, *, lists: bool = True, captured: str = "") -> None:
+        n, d = case.memory.shape
+        self.case = case
+        self.head = head = sk.SNNetHead(
+            n, d, weights=WEIGHTS, neighbors=NEIGHBORS if lists else 0, device=case.device
+        )
+        head.momentum = MOMENTUM
+        fill(head, case)
+        self.memory, self.stored = head.memory.features, head.pseudo_labels
+        self._replay = None
+        if captured:  # what a graph does is decided now
+            with setting(captured):
+                self._replay = CapturedIteration(head, case.batches[0])
+        case.on_reset(lambda: fill(head, case))
         case.reset()  # the warm-up of a capture has written
 
     @property
@@ -67,15 +74,6 @@ class Head(Form):
         return super().iteration(batch) if self._replay is None else self._replay(batch)
 
 
-def head_of(case: Case, *, lists: bool = True) -> sk.SNNetHead:
-    """A head with the content of the case."""
-    places = NEIGHBORS if lists else 0
-    head = sk.SNNetHead(case.shape.n, case.shape.d, weights=WEIGHTS, neighbors=places, device=case.device)
-    head.momentum = MOMENTUM
-    fill(head, case)
-    return head
-
-
 def fill(head: sk.SNNetHead, case: Case) -> None:
     """Give ``head`` the content of the case, in place, with a copy of the lists where it would build them."""
     head.memory.features.copy_(case.memory)
@@ -89,3 +87,43 @@ def fill(head: sk.SNNetHead, case: Case) -> None:
         lists._take(tables | {"products": products})
         head.memory._notice()
         head.memory._vouch_for_lists()
+
+
+class CapturedIteration:
+    """Forward, backward and update of ``head``, captured once and replayed on batches of the same size.
+
+    It is run a few times before the capture, on the stream that captures, so that whatever is set up at first use is
+    there.
+    """
+
+    WARM_UP = 3
+
+    def __init__(self, head: sk.SNNetHead, batch: Batch) -> None:
+        self.head = head
+        self.index = batch.index.clone()
+        self.features = batch.features.detach().clone().requires_grad_()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(self.WARM_UP):
+                self._iterate()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.features.grad = None  # the capture makes its own, which each replay writes anew
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.loss = self._iterate()
+
+    def _iterate(self) -> Tensor:
+        self.features.grad = None
+        loss = self.head(self.features, self.index)
+        loss.backward()
+        self.head.update_(self.index, self.features.detach())
+        return loss.detach()
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss, and its gradient with respect to the features [B, d]: buffers, until the next replay."""
+        self.index.copy_(batch.index)
+        with torch.no_grad():
+            self.features.copy_(batch.features)
+        self.graph.replay()
+        return self.loss, self.features.grad

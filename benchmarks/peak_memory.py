@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import select
-import signal
+import multiprocessing
 import threading
 import warnings
-from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
+
+from .clock import Call
 
 PATIENCE = 120  # seconds
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 
 
-def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
+def peak_bytes(call: Call, device: torch.device) -> int | None:
     """Bytes at the peak of ``call``, or None where this system does not tell."""
     if device.type == "cuda":
         return _peak_of_allocator(call, device)
-    if not _CLEAR_REFS.exists():
-        return None
-    return _in_child(call)
+    return _in_child(call) if _CLEAR_REFS.exists() else None
 
 
-def peak_in_place(call: Callable[[], Any]) -> int | None:
+def peak_in_place(call: Call) -> int | None:
     """The same of one call in this process: for calls too long to repeat, of far more than is left over in it."""
     if not _CLEAR_REFS.exists():
         call()
@@ -39,7 +36,7 @@ def peak_in_place(call: Callable[[], Any]) -> int | None:
     return max(0, _resident("VmHWM") - before)
 
 
-def _peak_of_allocator(call: Callable[[], Any], device: torch.device) -> int:
+def _peak_of_allocator(call: Call, device: torch.device) -> int:
     call()
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -49,31 +46,26 @@ def _peak_of_allocator(call: Callable[[], Any], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _in_child(call: Callable[[], Any]) -> int | None:
-    """The peak of resident memory in a forked copy of this process, which has all inputs at hand.
-
-    There, freed memory goes back to the system at once; else what is taken could be what was left over.
-    """
-    reading, writing = os.pipe()
+def _in_child(call: Call) -> int | None:
+    """The peak of resident memory in a forked copy of this process, which has all inputs at hand."""
+    context = multiprocessing.get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+    child = context.Process(target=_answer, args=(call, sending, torch.get_num_threads()), daemon=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # of forking beside threads
-        child = os.fork()
-    if child == 0:
-        os.close(reading)
-        _answer_and_exit(call, writing)
-    os.close(writing)
+        child.start()
+    sending.close()
     try:
-        ready, _, _ = select.select([reading], [], [], PATIENCE)
-        answer = os.read(reading, 64) if ready else b""
+        return receiving.recv() if receiving.poll(PATIENCE) else None
+    except EOFError:  # the call has failed there
+        return None
     finally:
-        os.close(reading)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    return int(answer) if answer else None
+        child.kill()
+        child.join()
 
 
-def _answer_and_exit(call: Callable[[], Any], writing: int) -> None:
-    threads = torch.get_num_threads()
+def _answer(call: Call, sending: Connection, threads: int) -> None:
+    """Freed memory goes back to the system at once; else what is taken could be what was left over."""
 
     def measure() -> None:
         torch.set_num_threads(threads)
@@ -82,18 +74,12 @@ def _answer_and_exit(call: Callable[[], Any], writing: int) -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 0)
         call()  # what libraries keep for themselves is there before
         libc.malloc_trim(0)
-        _CLEAR_REFS.write_text("5")  # the peak starts anew from the present size
-        before = _resident("VmRSS")
-        call()
-        os.write(writing, str(max(0, _resident("VmHWM") - before)).encode())
+        sending.send(peak_in_place(call))
 
-    try:
-        # A thread of its own: the OpenMP threads of the one that forked were not copied.
-        thread = threading.Thread(target=measure)
-        thread.start()
-        thread.join()
-    finally:
-        os._exit(0)
+    # A thread of its own: the OpenMP threads of the one that forked were not copied.
+    thread = threading.Thread(target=measure)
+    thread.start()
+    thread.join()
 
 
 def _resident(field: str) -> int:

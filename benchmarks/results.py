@@ -48,19 +48,8 @@ class Run:
     results: list[Result] = field(default_factory=list)
 
     def find(self, operation: str, contender: str, shape: str) -> Result | None:
-        for result in self.results:
-            if (result.operation, result.contender, result.shape) == (operation, contender, shape):
-                return result
-        return None
-
-    def shapes(self, operation: str) -> list[str]:
-        """Names of the shapes at which ``operation`` was measured, in order."""
-        return list(dict.fromkeys(result.shape for result in self.results if result.operation == operation))
-
-    def contenders(self, operation: str) -> list[str]:
-        return list(
-            dict.fromkeys(result.contender for result in self.results if result.operation == operation)
-        )
+        asked = (operation, contender, shape)
+        return next((r for r in self.results if (r.operation, r.contender, r.shape) == asked), None)
 
     def best(self, operation: str, contenders: Iterable[str], shape: str) -> Result | None:
         """The fastest of ``contenders`` that were measured."""
@@ -94,35 +83,22 @@ def read_run(paths: Iterable[Path]) -> Run:
 
     Raises ValueError naming the file where it is not the JSON of these benchmarks.
     """
-    whole: Run | None = None
+    whole = Run({})
     found: dict[tuple[str, str, str], Result] = {}
     for path in paths:
         try:
-            run = run_of(json.loads(path.read_text()))
+            content = json.loads(path.read_text())
+            results = [_result(benchmark) for benchmark in content["benchmarks"]]
+            whole.machine = whole.machine or content["machine_info"]
+            whole.rates |= content.get("rates", {})
+            whole.dates.append(content["datetime"][:10])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} is not the JSON of pytest benchmarks --benchmark-json: {type(error).__name__} {error}"
             ) from error
-        found |= {(result.operation, result.contender, result.shape): result for result in run.results}
-        if whole is None:
-            whole = run
-        else:
-            whole.rates |= run.rates
-            whole.dates += run.dates
-    if whole is None:
-        raise ValueError("no results to read")
+        found |= {(result.operation, result.contender, result.shape): result for result in results}
     whole.results = list(found.values())
     return whole
-
-
-def run_of(content: dict[str, Any]) -> Run:
-    """The JSON of one run."""
-    return Run(
-        machine=content["machine_info"],
-        rates=dict(content.get("rates", {})),
-        dates=[content["datetime"][:10]],
-        results=[_result(benchmark) for benchmark in content["benchmarks"]],
-    )
 
 
 def _result(benchmark: dict[str, Any]) -> Result:
@@ -133,9 +109,6 @@ def _result(benchmark: dict[str, Any]) -> Result:
 
 def committed_runs() -> dict[str, Run]:
     """The results under benchmarks/results, by machine: CPUs before GPUs."""
-    runs = {
-        folder.name: read_run(sorted(folder.glob("*.json")))
-        for folder in sorted(FOLDER.glob("*"))
-        if any(folder.glob("*.json"))
-    }
+    folders = sorted({path.parent for path in FOLDER.glob("*/*.json")})
+    runs = {folder.name: read_run(sorted(folder.glob("*.json"))) for folder in folders}
     return dict(sorted(runs.items(), key=lambda item: (item[1].machine["device"] != "cpu", item[0])))

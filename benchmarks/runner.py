@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 
-from .case import Batch, Inputs, Unavailable
+from .case import Inputs, Unavailable
 from .clock import clock_of
 from .hardware import Rates
-from .operation import Contender, Operation, Run
+from .operation import Contender, Operation
 from .peak_memory import peak_bytes
+from .shapes import Shape
 
 WARM_BELOW = 0.05  # seconds: a longer call moves far more than a processor's cache holds
 LEAST_ROUNDS = 3
@@ -44,18 +46,20 @@ class Runner:
         self.rates = Rates(self.device, quick=self.quick)
         self.clock = clock_of(self.device)
 
-    def report(self, operation: Operation, shape: Any, name: str, benchmark: Any) -> None:
+    def report(self, operation: Operation, shape: Shape, name: str, benchmark: Any) -> None:
         """Measure and describe; skip what is not available here or finds no memory. A wrong answer raises."""
         try:
             if time.monotonic() - self._started > self.time_limit:
                 raise Unavailable(f"--time-limit {self.time_limit:g} is over")
-            self.measure(operation.contenders[name], operation, self._case_of(operation, shape), benchmark)
+            self.measure(operation, operation.contenders[name], self._case_of(operation, shape), benchmark)
         except Unavailable as reason:
             pytest.skip(str(reason))
+        except ModuleNotFoundError as error:
+            pytest.skip(f"{error.name} is not installed (pip install '.[bench]')")
         except (torch.OutOfMemoryError, MemoryError) as error:
             pytest.skip(f"out of memory: {str(error).splitlines()[0]}")
 
-    def _case_of(self, operation: Operation, shape: Any) -> Any:
+    def _case_of(self, operation: Operation, shape: Shape) -> Any:
         kept = self.case
         if kept is None or kept.shape != shape or type(kept) is not operation.make_case:
             self.case = kept = None  # before the next one: there may be room for one only
@@ -64,35 +68,39 @@ class Runner:
             self.case = operation.make_case(shape, self.device)
         return self.case
 
-    def measure(self, contender: Contender, operation: Operation, case: Any, benchmark: Any) -> None:
+    def measure(self, operation: Operation, contender: Contender, case: Any, benchmark: Any) -> None:
         """The description goes to ``benchmark.extra_info`` at the end: times without one are of wrong answers."""
-        contender.check_available()
-        samples = contender.samples
-        batches = [batch.first(samples) if samples else batch for batch in case.batches]
+        samples = min(contender.samples or case.shape.batch, case.shape.batch)
+        batches = [batch.first(samples) if contender.samples else batch for batch in case.batches]
         for batch in batches:
             for name in operation.inputs:
                 getattr(batch, name)
         benchmark.group = f"{operation.name}, {case.shape.name}"
         try:
-            run = contender.build(case)
+            made = contender.make(case)
+            for name in operation.needs:
+                getattr(made, name, None)
+            run = contender.run_of(made)
             answer = benchmark.pedantic(run, args=(batches[0],)) if contender.once else run(batches[0])
-            found = self._pass_gate(contender, operation, case, batches[0], answer)
+            found = (contender.gate and contender.gate(case, batches[0], answer)) or {}
             del answer
             if not contender.once:
                 found |= self._time(contender, run, case, batches, benchmark)
-            found |= self._describe(contender, operation, case, batches[0], run)
+            found |= self._describe(operation, contender, case)
+            found["scaled"] = case.shape.batch / samples
+            if kept := getattr(made, "held_bytes", 0):
+                found["held_bytes"] = kept
+            copies = self.device.type == "cpu" and kept > MOST_COPIED
+            if self.memory and contender.samples is None and not contender.once and not copies:
+                case.reset()
+                with contextlib.suppress(torch.OutOfMemoryError):
+                    found["peak_bytes"] = peak_bytes(lambda: run(batches[0]), self.device)
         finally:
             case.forget()
         benchmark.extra_info.update(found)
 
-    def _pass_gate(
-        self, contender: Contender, operation: Operation, case: Any, batch: Batch, answer: Any
-    ) -> dict[str, Any]:
-        gate = contender.gate or operation.gate
-        return (gate(case, batch, contender.read(answer)) or {}) if contender.gated else {}
-
     def _time(
-        self, contender: Contender, run: Run, case: Any, batches: list[Batch], benchmark: Any
+        self, contender: Contender, run: Callable[[Any], Any], case: Any, batches: list[Any], benchmark: Any
     ) -> dict[str, Any]:
         """Cold calls by pytest-benchmark, each on the next batch, and after each the same call again at once."""
         warm: list[float] = []
@@ -106,7 +114,7 @@ class Runner:
         rounds = 1 if seconds > ONCE_ABOVE else min(self.rounds, wanted)
         turns = iter(range(rounds))
 
-        def prepare() -> tuple[tuple[Batch], dict[str, Any]]:
+        def prepare() -> tuple[tuple[Any], dict[str, Any]]:
             if contender.lingers:
                 time.sleep(LINGERING)
             case.reset()
@@ -114,7 +122,7 @@ class Runner:
             clock.sweep()
             return (batch,), {}
 
-        def again(batch: Batch) -> None:
+        def again(batch: Any) -> None:
             if seconds < WARM_BELOW:
                 warm.append(clock.warm(lambda: run(batch)))
             if self.device.type == "cuda":
@@ -125,32 +133,16 @@ class Runner:
         times = {"warm_seconds": warm, "host_seconds": host}
         return {name: statistics.median(values) for name, values in times.items() if values}
 
-    def _describe(
-        self, contender: Contender, operation: Operation, case: Any, batch: Batch, run: Run
-    ) -> dict[str, Any]:
-        shape = case.shape
+    def _describe(self, operation: Operation, contender: Contender, case: Any) -> dict[str, Any]:
+        shape, precision = case.shape, contender.precision
         found = {
-            "operation": operation.name,
-            "contender": contender.name,
-            "shape": shape.name,
-            "n": shape.n,
-            "d": shape.d,
-            "batch": shape.batch,
-            "device": self.device.type,
-            "precision": contender.precision,
-            "scaled": case.batches[0].size / batch.size,
+            **{"operation": operation.name, "contender": contender.name, "shape": shape.name},
+            **{"n": shape.n, "d": shape.d, "batch": shape.batch},
+            **{"device": self.device.type, "precision": precision},
         }
         if operation.work is not None:
             work = operation.work(case)
-            found["floor_seconds"] = self.rates.floor(work, contender.precision)
+            found["floor_seconds"] = self.rates.floor(work, precision)
             if work.products:
-                found["product_seconds"] = work.products / self.rates.matmul_rate(contender.precision)
-        kept = 0
-        if contender.keeps is not None:
-            found["held_bytes"] = kept = contender.keeps(case)
-        copies = self.device.type == "cpu" and kept > MOST_COPIED
-        if self.memory and contender.samples is None and not contender.once and not copies:
-            case.reset()
-            with contextlib.suppress(torch.OutOfMemoryError):
-                found["peak_bytes"] = peak_bytes(lambda: run(batch), self.device)
+                found["product_seconds"] = work.products / self.rates.of_products(precision)
         return found

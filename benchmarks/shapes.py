@@ -1,12 +1,9 @@
-"""Sizes by name, and the shapes that a run measures.
-
-B batch entries, n images in the memory, d feature dimensions.
-"""
+"""Sizes by name, and the shapes that a run measures: B batch entries, n images in the memory, d feature dimensions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection
+from typing import NamedTuple
 
 SIZES = {
     "tiny": 600,  # to try the code, not to measure
@@ -18,14 +15,12 @@ SIZES = {
 }
 DEFAULT_SIZES = {"cpu": ("market",), "cuda": ("market", "msmt17", "million")}
 DIMS = (2048, 512)
-GROWTH_DIM = 256
-GROWTH = (6_468, 12_936, 32_621, 100_000)
+GROWTH_DIM, GROWTH = 256, (6_468, 12_936, 32_621, 100_000)
 GROWTH_BASE = f"n{GROWTH[1]}-d{GROWTH_DIM}-b64"  # what growth is a multiple of
 
 
-@dataclass(frozen=True)
-class Shape:
-    """One set of inputs: a batch of ``batch`` images out of ``n``, features of ``d`` dimensions."""
+class Shape(NamedTuple):
+    """One set of inputs: a batch of ``batch`` images out of ``n``, features of ``d`` dimensions (0: no features)."""
 
     size: str
     n: int
@@ -42,7 +37,7 @@ def is_growth(name: str) -> bool:
     return name[:1] == "n" and name[1:2].isdigit()
 
 
-def shapes(device: str, sizes: Iterable[str] | None = None, dims: Iterable[int] | None = None) -> list[Shape]:
+def shapes(device: str, sizes: Collection[str] = (), dims: Collection[int] = ()) -> list[Shape]:
     """The shapes of ``sizes`` (by default those of the device) on ``device``, for each of ``dims``.
 
     On a CPU ``million`` is only one of :func:`growth_shapes`. Raises ValueError for a name that is not in SIZES.
@@ -58,20 +53,17 @@ def shapes(device: str, sizes: Iterable[str] | None = None, dims: Iterable[int] 
     return found
 
 
-def growth_shapes(device: str, sizes: Iterable[str] | None = None) -> list[Shape]:
+def growth_shapes(device: str, sizes: Collection[str] = ()) -> list[Shape]:
     """Shapes that differ in n alone, for the cost as a function of n; a million images only where asked for."""
-    sizes = set(sizes or ())
-    if sizes == {"tiny"}:
+    if set(sizes) == {"tiny"}:
         return [Shape(f"n{n}", n, GROWTH_DIM, 8) for n in (300, 600)]
-    counts = () if sizes == {"million"} else GROWTH
+    counts = () if set(sizes) == {"million"} else GROWTH
     if "million" in sizes and device == "cpu":
         counts = (*counts, SIZES["million"])
     return [Shape(f"n{n}", n, GROWTH_DIM, _batch_size(device, "growth", GROWTH_DIM)) for n in counts]
 
 
 def _batch_size(device: str, size: str, d: int) -> int:
-    if size == "tiny":
-        return 8
-    if size == "million":
-        return 1024
+    if size in ("tiny", "million"):
+        return 8 if size == "tiny" else 1024
     return 128 if device == "cuda" and d == 2048 else 64  # the paper's: 128 with ResNet-50, 64 with OSNet

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .operation import Operation
-    from .runner import Runner
-    from .shapes import Shape
+from typing import Any
 
 
-def test_operation(
-    runner: Runner, operation: Operation, shape: Shape, contender: str, benchmark: Any
-) -> None:
+def test_operation(runner: Any, operation: Any, shape: Any, contender: str, benchmark: Any) -> None:
     runner.report(operation, shape, contender, benchmark)

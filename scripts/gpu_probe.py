@@ -16,7 +16,7 @@ import torch
 import snnet_kernels as sk
 from benchmarks.case import THRESHOLD, Case
 from benchmarks.clock import clock_of
-from benchmarks.operation import matmul_precision
+from benchmarks.operation import setting
 from benchmarks.ours import Head, Ours
 from benchmarks.shapes import SIZES, Shape
 from snnet_kernels.exemplar_memory import FLOOR
@@ -38,7 +38,7 @@ def rounding_of_tf32(case: Case) -> None:
     exact = features.double() @ memory.double().t()
     high = exact > 0.5
     for precision in PRECISIONS:
-        with matmul_precision(precision):
+        with setting(precision):
             error = sk.memory_similarity(features, memory).double() - exact
         print(precision, f"largest {float(error.abs().max()):.2e}, mean {float(error[high].mean()):.2e}")
     streamed = {p: _streamed_labels(memory, p) for p in PRECISIONS}
@@ -53,7 +53,7 @@ def rounding_of_tf32(case: Case) -> None:
 
 
 def _streamed_labels(memory: torch.Tensor, precision: str) -> torch.Tensor:
-    with matmul_precision(precision):
+    with setting(precision):
         return sk.mplp(memory, torch.arange(min(512, len(memory)), device=memory.device), THRESHOLD, 10)
 
 
@@ -63,7 +63,7 @@ def ways_to_write_s(case: Case) -> None:
     print("f @ M.t()", microseconds(lambda: features @ memory.t()))
     print("(M @ f.t()).t()", microseconds(lambda: (memory @ features.t()).t()))
     for precision in PRECISIONS:
-        with matmul_precision(precision):
+        with setting(precision):
             print(precision, microseconds(lambda: sk.memory_similarity(features, memory)))
 
 
@@ -123,8 +123,8 @@ def kernels_of_an_iteration(case: Case) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     for precision in PRECISIONS:
-        with matmul_precision(precision):
-            replay = Head(case, captured=True).iteration
+        with setting(precision):
+            replay = Head(case, captured=precision).iteration
         print(precision, "replay", microseconds(lambda replay=replay: replay(case.batches[2])))
         with profile(activities=[ProfilerActivity.CUDA]) as found:
             for batch in case.batches[:10]:

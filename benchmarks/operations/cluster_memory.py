@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +12,9 @@ from torch.nn.functional import cross_entropy, normalize
 
 from snnet_kernels.compat.cluster_contrast import ClusterMemory
 
-from ..case import Inputs
-from ..equality import Unequal
+from ..case import Batch, Inputs
+from ..equality import close
 from ..operation import Operation
-from ..peers.cluster_memory import LoopedHardMemory, LoopedMemory
 from ..shapes import DIMS, Shape
 
 CLUSTERS, BATCH, INSTANCES = 700, 64, 4  # of Market-1501 in training
@@ -22,25 +22,14 @@ TEMPERATURE, MOMENTUM = 0.05, 0.1
 TOLERANCE = 1e-5  # of the largest entry
 
 
-def cluster_shapes(device: str, sizes: Iterable[str]) -> list[Shape]:
+def cluster_shapes(device: str, sizes: Collection[str]) -> list[Shape]:
     """One number of clusters, whatever sizes are asked for."""
     clusters = 60 if list(sizes) == ["tiny"] else CLUSTERS
     return [Shape("clusters", clusters, d, BATCH) for d in DIMS]
 
 
-class Step(NamedTuple):
-    """A batch: features as a network gives them, the clusters of its images."""
-
-    features: Tensor  # [B, d]
-    index: Tensor  # int64 [B]
-
-    @property
-    def size(self) -> int:
-        return len(self.index)
-
-
 class Centres(Inputs):
-    """Centres of clusters, and features at some distance from theirs."""
+    """Centres of clusters, and features as a network gives them at some distance from theirs."""
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         super().__init__(shape, device)
@@ -55,26 +44,50 @@ class Centres(Inputs):
             chosen = torch.randperm(shape.n, generator=generator, device=device)[: shape.batch // INSTANCES]
             index = chosen.repeat_interleave(INSTANCES)
             noise = 4 * drawn(shape.batch) / shape.d**0.5  # cosines of a quarter
-            self.batches.append(Step(3 * (self.memory[index] + noise), index))
+            self.batches.append(Batch(self, index, 3 * (self.memory[index] + noise)))
+
+
+class LoopedMemory(torch.autograd.Function):
+    """Logits of the centres as clustering trainers write it; in backward each entry in turn moves its centre."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, targets: Tensor, centres: Tensor, momentum: float) -> Tensor:
+        ctx.save_for_backward(inputs, targets)
+        ctx.centres, ctx.momentum = centres, momentum
+        return inputs @ centres.t()
+
+    @staticmethod
+    def moving(inputs: Tensor, targets: Tensor, centres: Tensor) -> Any:
+        """(entry, its centre), in the order in which they move."""
+        return zip(inputs, targets, strict=True)
+
+    @classmethod
+    def backward(cls, ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        centres, momentum = ctx.centres, ctx.momentum
+        before = gradient @ centres
+        for row, target in cls.moving(*ctx.saved_tensors, centres):
+            centres[target] = momentum * centres[target] + (1 - momentum) * row
+            centres[target] /= centres[target].norm()
+        return before, None, None, None
+
+
+class LoopedHardMemory(LoopedMemory):
+    """The same with the least similar entry of each centre alone."""
+
+    @staticmethod
+    def moving(inputs: Tensor, targets: Tensor, centres: Tensor) -> Any:
+        members: dict[int, list[Tensor]] = {}
+        for row, target in zip(inputs, targets.tolist(), strict=True):
+            members.setdefault(target, []).append(row)
+        for target, rows in members.items():
+            similarity = [(row @ centres[target]).item() for row in rows]
+            yield rows[similarity.index(min(similarity))], target
 
 
 Answer = tuple[Tensor, Tensor, Tensor]  # loss, gradient, centres afterwards
 
 
-def gate_of(layer: type[LoopedMemory]) -> Callable[[Centres, Step, Answer], None]:
-    """Against the loop in float64."""
-
-    def gate(case: Centres, batch: Step, answer: Answer) -> None:
-        expected = looped(layer, case.memory.double(), batch.features.double(), batch.index)
-        for name, got, wanted in zip(("loss", "gradient", "centres"), answer, expected, strict=True):
-            error = float((got.double() - wanted).abs().max() / wanted.abs().max())
-            if not error <= TOLERANCE:
-                raise Unequal(f"{name}: {error:.1e} of the largest off")
-
-    return gate
-
-
-def looped(layer: type[LoopedMemory], memory: Tensor, features: Tensor, index: Tensor) -> Answer:
+def looped(layer: Any, memory: Tensor, features: Tensor, index: Tensor) -> Answer:
     features = features.clone().requires_grad_()
     logits = layer.apply(normalize(features, dim=1), index, memory, MOMENTUM)
     loss = cross_entropy(logits / TEMPERATURE, index)
@@ -82,41 +95,41 @@ def looped(layer: type[LoopedMemory], memory: Tensor, features: Tensor, index: T
     return loss.detach(), features.grad, memory
 
 
-mean_memory, hard_memory = (
-    Operation(name, title, gate_of(layer), make_case=Centres, own_shapes=cluster_shapes)
-    for name, title, layer in (
-        ("cluster-memory", "A step of a cluster memory: loss, gradient, update of the centres", LoopedMemory),
-        ("cluster-memory-hard", "The same with the hardest image of each cluster", LoopedHardMemory),
-    )
+def gate(case: Centres, batch: Batch, answer: Answer, layer: Any) -> None:
+    """Against the loop in float64."""
+    expected = looped(layer, case.memory.double(), batch.features.double(), batch.index)
+    for name, got, wanted in zip(("loss", "gradient", "centres"), answer, expected, strict=True):
+        close(name, got.double(), wanted, absolute=0, relative=TOLERANCE)
+
+
+def ours(case: Centres, use_hard: bool) -> Any:
+    n, d = case.memory.shape
+    module = ClusterMemory(d, n, TEMPERATURE, MOMENTUM, use_hard)
+    module.features = case.own(case.memory)
+
+    def run(batch: Batch) -> Answer:
+        features = batch.features.clone().requires_grad_()
+        loss = module(features, batch.index)
+        loss.backward()
+        return loss.detach(), features.grad, module.features
+
+    return run
+
+
+def loop(case: Centres, layer: Any) -> Any:
+    memory = case.own(case.memory)
+    return lambda batch: looped(layer, memory, batch.features, batch.index)
+
+
+def operation(name: str, title: str, layer: Any) -> Operation:
+    measured = Operation(*(name, title, partial(gate, layer=layer)), make_case=Centres, shapes=cluster_shapes)
+    measured.contender("snnet", partial(ours, use_hard=layer is LoopedHardMemory))
+    measured.contender("loop", partial(loop, layer=layer))
+    return measured
+
+
+TITLE = "A step of a cluster memory: loss, gradient, update of the centres"
+OPERATIONS = (
+    operation("cluster-memory", TITLE, LoopedMemory),
+    operation("cluster-memory-hard", "The same with the hardest image of each cluster", LoopedHardMemory),
 )
-
-
-def ours(use_hard: bool) -> Callable[[Centres], Any]:
-    def build(case: Centres) -> Any:
-        n, d = case.memory.shape
-        module = ClusterMemory(d, n, TEMPERATURE, MOMENTUM, use_hard)
-        module.features = case.own(case.memory)
-
-        def run(batch: Step) -> Answer:
-            features = batch.features.clone().requires_grad_()
-            loss = module(features, batch.index)
-            loss.backward()
-            return loss.detach(), features.grad, module.features
-
-        return run
-
-    return build
-
-
-def loop(layer: type[LoopedMemory]) -> Callable[[Centres], Any]:
-    def build(case: Centres) -> Any:
-        memory = case.own(case.memory)
-        return lambda batch: looped(layer, memory, batch.features, batch.index)
-
-    return build
-
-
-mean_memory.contender("snnet")(ours(use_hard=False))
-mean_memory.contender("loop")(loop(LoopedMemory))
-hard_memory.contender("snnet")(ours(use_hard=True))
-hard_memory.contender("loop")(loop(LoopedHardMemory))

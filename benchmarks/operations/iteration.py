@@ -1,119 +1,150 @@
-"""A whole iteration without the backbone: product, labels, label memory, loss, gradient, memory and lists update.
+"""Whole iterations without the backbone: product, labels, label memory, loss, gradient, memory and lists update.
 
-The yardstick on a CPU is the bare product of features and memory, written in the fastest of three ways.
+Of one iteration loss, gradient and all that is written are compared. The yardstick on a CPU is the bare product of
+features and memory, written in the fastest of three ways.
+
+Of twenty, one after the other, what one step leaves is what the next one reads. Labels of 200 rows are checked at the
+end. They are measured at the growth shapes: a million images, with ``--size million``, takes half an hour on two cores
+until the lists are built.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from snnet_kernels import reference
 
-from ..case import WEIGHTS, Batch, Case
+from ..case import MIN_RANK, THRESHOLD, WEIGHTS, Batch, Case
 from ..clock import clock_of
-from ..equality import close, same_update
+from ..equality import close, same_predictions, same_update
+from ..forms import FORMS, Form
 from ..hardware import Work, product
-from ..operation import Operation, Run, matmul_precision
+from ..operation import GPU, Operation
 from ..ours import Head
-from ..peers.forms import FORMS, Form
-from .label_step import and_bools, label_memory, lists_and_p, same_written_labels
+from ..pytorch import DELTA, RATIO
+from ..shapes import Shape, shapes
 from .label_step import least_work as least_work_of_labels
+from .label_step import same_written_labels
 from .similarity import WAYS
 
 TF32_LOSS = 1e-2  # of a loss with products in tf32, relative
+STEPS, CHECKED = 20, 200
+Answer = tuple[
+    Tensor, Tensor, Form
+]  # loss, gradient, and what has written memory, what is kept beside it, and P
 
 
-class Answer(NamedTuple):
-    """Loss and gradient, and as they were written memory, lists or S beside it, and P."""
-
-    loss: Tensor
-    gradient: Tensor
-    memory: Tensor
-    kept: Any
-    stored: Any
-
-
-def expected_loss(case: Case, batch: Batch, *, labels: Tensor) -> tuple[Tensor, Tensor]:
+def expected_loss(case: Case, batch: Batch, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The reference's loss of ``batch`` and its gradient, with the main ``labels`` packed [B, label_bytes]."""
     neighbor = reference.nearest_neighbors(case.memory, batch.index)[0][:, 0]
     stored = case.label_memory
     sets = [labels, reference.pack_labels(case.label_columns(batch.index)), stored.rows(neighbor)]
     return reference.fused_mutual_label_loss_with_grad(
-        batch.features, case.memory, None, sets, list(WEIGHTS), "mmcl", 5.0, 0.01
+        batch.features, case.memory, None, sets, list(WEIGHTS), "mmcl", DELTA, RATIO
     )
 
 
 def same_iteration(case: Case, batch: Batch, answer: Answer) -> None:
     """Loss, gradient, memory, lists and label memory are those of the reference, step by step."""
-    same_update(case, batch, answer.memory, answer.kept)
-    main = same_written_labels(
-        case, batch, answer.stored
-    )  # the reference's, or where rounding decides their like
-    loss, gradient = expected_loss(case, batch, labels=reference.pack_labels(main))
-    close("loss", answer.loss, loss, absolute=0, relative=1e-5)
-    close("gradient", answer.gradient, gradient, absolute=0, relative=1e-5)
+    *answered, form = answer
+    same_update(case, batch, form.memory, form.kept)
+    # The main labels are the reference's, or where rounding decides such as it may be, too.
+    main = reference.pack_labels(same_written_labels(case, batch, form.stored))
+    for name, got, expected in zip(
+        ("loss", "gradient"), answered, expected_loss(case, batch, main), strict=True
+    ):
+        close(name, got, expected, absolute=0, relative=1e-5)
 
 
 def similar_loss(case: Case, batch: Batch, answer: Answer) -> None:
     """For products in tf32: the loss within their rounding; memory and lists are not compared."""
-    loss, _ = expected_loss(case, batch, labels=case.expected_labels)
-    close("loss", answer.loss, loss, absolute=0, relative=TF32_LOSS)
+    loss, _ = expected_loss(case, batch, case.expected_labels)
+    close("loss", answer[0], loss, absolute=0, relative=TF32_LOSS)
 
 
 def least_work(case: Case) -> Work:
     whole = product(case.shape.batch, case.shape.n, case.shape.d)
-    return Work(whole.bytes + least_work_of_labels(case).bytes, whole.operations, whole.products)
+    return whole._replace(bytes=whole.bytes + least_work_of_labels(case).bytes)
 
 
-iteration = Operation("iteration", "A whole iteration without the backbone", same_iteration, work=least_work)
-
-
-def iterating(make: Callable[[Case], Form]) -> Callable[[Case], Run]:
-    def build(case: Case) -> Run:
-        form = make(case)
-        _ = form.stored  # made before the clock runs
-        return lambda batch: Answer(*form.iteration(batch), form.memory, form.kept, form.stored)
-
-    return build
-
-
-iteration.ours(keeps=lists_and_p)(iterating(Head))
-iteration.contender("snnet-streaming", keeps=label_memory)(iterating(lambda case: Head(case, lists=False)))
-
-
-def captured_in(precision: str) -> Callable[[Case], Form]:
-    """Captured with products of ``precision``: what a graph does is decided when it is captured."""
-
-    def make(case: Case) -> Form:
-        with matmul_precision(precision):
-            return Head(case, captured=True)
-
-    return make
-
-
-for _name, _precision, _gate in (
-    ("snnet-graph", "ieee", same_iteration),
-    ("snnet-graph-tf32x3", "tf32x3", same_iteration),
-    ("snnet-graph-tf32", "tf32", similar_loss),
-):
-    iteration.contender(_name, devices=("cuda",), precision=_precision, gate=_gate, keeps=lists_and_p)(
-        iterating(captured_in(_precision))
-    )
-for _name in ("pytorch-cache", "compile-static", "pytorch", "loop"):
-    _form, _options = FORMS[_name]
-    iteration.contender(_name, **and_bools(_options))(iterating(_form))
-
-
-@iteration.contender("bare-product", gated=False)
-def fastest_product(case: Case) -> Run:
+def fastest_product(case: Case) -> Callable[[Batch], Any]:
     """The fastest of three ways to write f Mᵀ."""
     clock = clock_of(case.device)
 
-    def seconds(run: Run) -> float:
+    def seconds(run: Callable[[Batch], Any]) -> float:
         return statistics.median(clock.cold(lambda: run(case.batches[0])) for _ in range(5))
 
     return min((way(case) for way in WAYS.values()), key=seconds)
+
+
+iteration = Operation(
+    "iteration",
+    "A whole iteration without the backbone",
+    same_iteration,
+    lambda form, batch: (*form.iteration(batch), form),
+    needs=("stored",),
+    work=least_work,
+)
+iteration.ours(Head)
+iteration.contender("snnet-streaming", partial(Head, lists=False))
+for _precision, _gate in {"ieee": same_iteration, "tf32x3": same_iteration, "tf32": similar_loss}.items():
+    iteration.contender(
+        "snnet-graph" if _precision == "ieee" else f"snnet-graph-{_precision}",
+        partial(Head, captured=_precision),
+        **{"gate": _gate, "devices": GPU, "precision": _precision},
+    )
+for _name in ("pytorch-cache", "compile-static", "pytorch", "loop"):
+    iteration.contender(_name, **FORMS[_name])
+iteration.yardstick("bare-product", fastest_product)
+
+
+def same_labels_at_the_end(case: Case, batch: Batch, form: Head) -> None:
+    """Labels from the lists after all updates are those of direct products with the memory as it is then."""
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randperm(case.shape.n, generator=generator)[: CHECKED - batch.size].to(case.device)
+    for index in torch.cat([batch.index, rows]).split(64):
+        expected = reference.mplp(form.memory, index, THRESHOLD, MIN_RANK)
+        same_predictions(form.memory, index, form.labels(index)[0], expected)
+
+
+def least_work_of_all(case: Case) -> Work:
+    return Work(STEPS * least_work(case).bytes, STEPS * least_work(case).operations)
+
+
+def million_shapes(device: str, sizes: Collection[str]) -> list[Shape]:
+    """Beside the growth shapes a million images on a GPU."""
+    return [shape for shape in shapes(device, sizes) if shape.size == "million"]
+
+
+def repeated(case: Case, step: Callable[[Batch], Any]) -> None:
+    for number in range(STEPS):
+        step(case.batches[number % len(case.batches)])
+
+
+def twenty_iterations(head: Head, batch: Batch) -> Head:
+    repeated(head.case, head.iteration)
+    return head
+
+
+def twenty_products(case: Case) -> Any:
+    run = fastest_product(case)
+    return lambda batch: repeated(case, run)
+
+
+twenty = Operation(
+    "iterations",
+    f"{STEPS} iterations one after the other, without the backbone",
+    *(same_labels_at_the_end, twenty_iterations),
+    work=least_work_of_all,
+    shapes=million_shapes,
+    grows=("snnet", "bare-product"),
+)
+twenty.contender("snnet", Head)
+twenty.yardstick("bare-product", twenty_products)
+OPERATIONS = (iteration, twenty)

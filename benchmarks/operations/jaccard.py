@@ -8,22 +8,19 @@ search for neighbours is measured by itself for its growth: the search is a prod
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import snnet_kernels as sk
-from snnet_kernels.memory_size import free_memory
-from snnet_kernels.ops.jaccard_graph import ComparedLists, compared_lists, graph_from_lists
+from snnet_kernels.ops.jaccard_graph import compared_lists, graph_from_lists
 
-from ..case import Inputs, Unavailable
-from ..equality import Unequal
+from ..case import Batch, Inputs, around, cluster_centers
 from ..operation import Operation
 from ..peak_memory import peak_in_place
-from ..peers.jaccard import dense_jaccard, faiss_neighbors, sorted_neighbors
 from ..shapes import SIZES, Shape
 
 K1, K2, EPS, MIN_SAMPLES = 30, 6, 0.6, 4
@@ -31,111 +28,107 @@ IMAGES_OF_ONE = 17  # of an identity, as in Market-1501
 DENSE_MATRICES = 4  # of float32 [n, n] at the peak, with the temporaries of DBSCAN
 WARM_UP = 64  # images
 PART = 1000  # images on which a form is compared before its time counts
+Form = Callable[[Tensor], Any]
 
 
-def jaccard_shapes(device: str, sizes: Iterable[str]) -> list[Shape]:
+def jaccard_shapes(device: str, sizes: Collection[str]) -> list[Shape]:
     """Only where a size is asked for; one d."""
     asked = [size for size in sizes if size != "million"] if device == "cpu" else []
     return [Shape(size, SIZES[size], 512, SIZES[size]) for size in asked]
 
 
-class Images(NamedTuple):
-    """The batch: features of all images."""
-
-    features: Tensor
-
-    @property
-    def size(self) -> int:
-        return len(self.features)
-
-
 class TrainingSet(Inputs):
-    """Clusters, one an identity, near enough to one another that neighbours are of several; a sixth are strays."""
+    """Clusters, one an identity, near enough to one another that neighbours are of several; a sixth are strays.
+
+    The batch are all images.
+    """
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         super().__init__(shape, device)
         rng = np.random.default_rng(0)
-        centers = rng.standard_normal((shape.n // IMAGES_OF_ONE + 1, shape.d), dtype=np.float32)
-        centers[0] = 0
+        centers = cluster_centers(rng, shape.n // IMAGES_OF_ONE, shape.d)
         pids = rng.integers(1, len(centers), shape.n)
         pids[rng.permutation(shape.n)[: shape.n // 6]] = 0
-        drawn = centers[pids] + 1.3 * rng.standard_normal((shape.n, shape.d), dtype=np.float32)
-        self.batches = [Images(torch.from_numpy(drawn / np.linalg.norm(drawn, axis=1, keepdims=True)))] * 2
+        features = torch.from_numpy(around(rng, centers, pids, 1.3))
+        self.batches = [Batch(self, torch.arange(shape.n), features)] * 2
 
 
-class Answer(NamedTuple):
-    """What was called, the seconds of all processors that it took, and its peak memory."""
+def dense_jaccard(
+    nearest: np.ndarray,
+    k2: int,
+    distance: Callable[[int, np.ndarray], np.ndarray],
+    *,
+    half: int,
+    rows: int | None = None,
+) -> np.ndarray:
+    """Distances float32 [rows, n] as clustering trainers compute them: dense matrices, loops over images in Python.
 
-    form: Callable[[Tensor], Any]
-    cpu_seconds: float
-    peak_bytes: int | None
+    ``nearest`` [n, k1] are known, each image the first of its own; ``half`` of them expand the reciprocal ones;
+    ``distance(image, others)`` is the original one.
+    """
+    n, k1 = nearest.shape
 
-    def measures(self) -> dict[str, Any]:
-        found = {"cpu_seconds": self.cpu_seconds, "peak_bytes": self.peak_bytes}
-        return {name: value for name, value in found.items() if value is not None}
+    def mutual(image: int, size: int) -> np.ndarray:
+        own = nearest[image, :size]
+        return own[(nearest[own, :size] == image).any(axis=1)]
 
-
-def answering(case: TrainingSet, form: Callable[[Tensor], Any]) -> Callable[[Images], Answer]:
-    """Calls ``form``, and hands it to the gate."""
-    form(case.batches[0].features[:WARM_UP])  # packages are imported before the clock runs
-
-    def run(batch: Images) -> Answer:
-        before = os.times()
-        peak = peak_in_place(lambda: form(batch.features))
-        after = os.times()
-        return Answer(form, after.user + after.system - before.user - before.system, peak)
-
-    return run
-
-
-def near_pairs(distances: Any) -> np.ndarray:
-    """[n, n], 1 where a pair is further apart than eps."""
-    if not isinstance(distances, np.ndarray):
-        listed = distances.tocoo()
-        distances = np.ones(listed.shape, np.float32)
-        distances[listed.row, listed.col] = listed.data
-    return np.where(distances <= np.float32(EPS), distances, 1)
-
-
-def distances_gate(case: TrainingSet, batch: Images, answer: Answer) -> dict[str, Any]:
-    """A form of products rounds as it likes: where that swaps two neighbours of an image, its distances move."""
-    part = batch.features[:PART]
-    expected = near_pairs(dense_jaccard(part, sorted_neighbors(part.numpy(), K1), K1, K2))
-    moved = float((np.abs(near_pairs(answer.form(part)) - expected) > 1e-5).mean())
-    if not moved <= 1e-3:
-        raise Unequal(f"distances: {100 * moved:.3g} % of them differ by more than 1e-5")
-    return answer.measures()
-
-
-def labels_gate(case: TrainingSet, batch: Images, answer: Answer) -> dict[str, Any]:
-    """Labels of a part: as DBSCAN gives them for dense distances, but for images whose neighbours were swapped."""
-    part = batch.features[:PART]
-    distances = dense_jaccard(part, sorted_neighbors(part.numpy(), K1), K1, K2)
-    other = float((answer.form(part) != dbscan(distances)).mean())
-    if not other <= 1e-2:
-        raise Unequal(f"labels: {100 * other:.3g} % of them are others")
-    return answer.measures()
+    full = [mutual(image, k1) for image in range(n)]
+    halves = [mutual(image, half) for image in range(n)]
+    code = np.zeros((n, n), np.float32)
+    for image, own in enumerate(full):
+        sets = [halves[other] for other in own]
+        joined = [part for part in sets if 3 * len(np.intersect1d(part, own)) > 2 * len(part)]
+        members = np.unique(np.concatenate([own, *joined]))
+        weights = np.exp(-distance(image, members))
+        code[image, members] = weights / weights.sum()
+    averaged = np.empty_like(code)
+    for image in range(n):
+        averaged[image] = code[nearest[image, :k2]].mean(axis=0)
+    code = averaged
+    having = [np.flatnonzero(code[:, column]) for column in range(n)]
+    distances = np.empty((rows or n, n), np.float32)
+    for image in range(len(distances)):
+        overlap = np.zeros(n, np.float32)
+        for column in np.flatnonzero(code[image]):
+            others = having[column]
+            overlap[others] += np.minimum(code[image, column], code[others, column])
+        distances[image] = 1 - overlap / (2 - overlap)
+    return distances.clip(min=0)
 
 
-def dbscan(distances: Any) -> np.ndarray:
-    from sklearn.cluster import DBSCAN
+def dense_of(features: Tensor, nearest: np.ndarray) -> np.ndarray:
+    """As cluster-contrast defines them."""
 
-    return DBSCAN(eps=EPS, min_samples=MIN_SAMPLES, metric="precomputed").fit_predict(distances)
+    def distance(image: int, others: np.ndarray) -> np.ndarray:
+        return (2 - 2 * (features[image] @ features[others].t())).numpy()
+
+    return dense_jaccard(nearest, K2, distance, half=round(K1 / 2) + 1)
 
 
-def graph_of(features: Tensor) -> Any:
+def dense_by_faiss(features: Tensor) -> np.ndarray:
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatL2(features.shape[1])
+    index.add(features.numpy())
+    return dense_of(features, index.search(features.numpy(), K1)[1])
+
+
+def expected(features: Tensor) -> np.ndarray:
+    """What the gates go by: neighbours by a stable sort of all similarities."""
+    similarity = features.numpy() @ features.numpy().T
+    return dense_of(features, np.argsort(-similarity, axis=1, kind="stable")[:, :K1])
+
+
+def graph(features: Tensor) -> Any:
     return sk.jaccard_graph(features, K1, K2, max_distance=EPS).to_scipy()
 
 
-def dense_of(features: Tensor) -> np.ndarray:
-    return dense_jaccard(features, faiss_neighbors(features.numpy(), K1), K1, K2)
-
-
-def graph_after_search(case: TrainingSet) -> Callable[[Tensor], Any]:
+def graph_after_search(case: TrainingSet) -> Form:
     """The graph of all images from lists at hand; of others with the search."""
     whole = case.batches[0].features
 
-    def searched(features: Tensor) -> ComparedLists:
+    def searched(features: Tensor) -> Any:
         return compared_lists(features, K1, K2, None, None, None, None)
 
     at_hand = searched(whole)
@@ -147,55 +140,79 @@ def graph_after_search(case: TrainingSet) -> Callable[[Tensor], Any]:
     return form
 
 
-def with_room(case: TrainingSet) -> None:
-    needed, free = DENSE_MATRICES * 4 * case.shape.n**2, free_memory(torch.device("cpu"))
-    if needed > free:
-        raise Unavailable(
-            f"dense matrices take {needed / 2**30:.0f} GiB of the {free / 2**30:.0f} that are free"
-        )
+def dbscan(distances: Any) -> np.ndarray:
+    from sklearn.cluster import DBSCAN
+
+    return DBSCAN(eps=EPS, min_samples=MIN_SAMPLES, metric="precomputed").fit_predict(distances)
 
 
-def operation(name: str, title: str, gate: Any) -> Operation:
-    return Operation(name, title, gate, uses_features=False, make_case=TrainingSet, own_shapes=jaccard_shapes)
+Answer = tuple[Form, dict[str, Any]]  # what was called, and what of the call the clock does not tell
+
+
+def measured(form: Form, batch: Batch) -> Answer:
+    """The seconds of all processors that the call took, and its peak memory."""
+    before = os.times()
+    peak = peak_in_place(lambda: form(batch.features))
+    after = os.times()
+    used = after.user + after.system - before.user - before.system
+    return form, {"cpu_seconds": used, "peak_bytes": peak}
+
+
+def near_pairs(distances: Any) -> np.ndarray:
+    """[n, n], 1 where a pair is further apart than eps."""
+    if not isinstance(distances, np.ndarray):
+        listed = distances.tocoo()
+        distances = np.ones(listed.shape, np.float32)
+        distances[listed.row, listed.col] = listed.data
+    return np.where(distances <= np.float32(EPS), distances, 1)
+
+
+def distances_gate(case: TrainingSet, batch: Batch, answer: Answer) -> dict[str, Any]:
+    """A form of products rounds as it likes: where that swaps two neighbours of an image, its distances move."""
+    (form, measures), part = answer, batch.features[:PART]
+    moved = float((np.abs(near_pairs(form(part)) - near_pairs(expected(part))) > 1e-5).mean())
+    assert moved <= 1e-3, f"distances: {100 * moved:.3g} % of them differ by more than 1e-5"
+    return measures
+
+
+def labels_gate(case: TrainingSet, batch: Batch, answer: Answer) -> dict[str, Any]:
+    """Labels of a part: as DBSCAN gives them for dense distances, but for images whose neighbours were swapped."""
+    (form, measures), part = answer, batch.features[:PART]
+    other = float((form(part) != dbscan(expected(part))).mean())
+    assert other <= 1e-2, f"labels: {100 * other:.3g} % of them are others"
+    return measures
+
+
+def operation(name: str, title: str, gate: Any, **options: Any) -> Operation:
+    settings = {"shapes": jaccard_shapes, "make_case": TrainingSet, "uses_features": False}
+    return Operation(name, title, gate, measured, **settings | options)
 
 
 jaccard = operation("jaccard", "Jaccard distances of a training set, up to 0.6", distances_gate)
 clustering = operation("jaccard-dbscan", "Jaccard distances and DBSCAN on them", labels_gate)
-
-
-after_search = Operation(
-    "jaccard-after-search",
-    "Jaccard distances once neighbours are found",
-    distances_gate,
-    uses_features=False,
-    make_case=TrainingSet,
-    own_shapes=lambda device, sizes: [],
+after_search = operation(
+    *("jaccard-after-search", "Jaccard distances once neighbours are found", distances_gate),
+    shapes=lambda device, sizes: [],
     grows=("snnet",),
 )
+OPERATIONS = (jaccard, clustering, after_search)
 
 
-@after_search.contender("snnet", devices=("cpu",), requires="scipy", once=True)
-def graph_of_lists(case: TrainingSet) -> Any:
-    return answering(case, graph_after_search(case))
+def add(to: Operation, name: str, form: Form | None = None, dense: bool = False) -> None:
+    """``form`` of the features, by default the graph after the search; its call takes too long for a second."""
+
+    def make(case: TrainingSet) -> Form:
+        if dense:
+            case.check_room("dense matrices", DENSE_MATRICES * 4 * case.shape.n**2)
+        made = form or graph_after_search(case)
+        made(case.batches[0].features[:WARM_UP])  # packages are imported before the clock runs
+        return made
+
+    to.contender(name, make, devices=("cpu",), once=True)
 
 
-@jaccard.contender("snnet", devices=("cpu",), requires="scipy", once=True)
-def graph(case: TrainingSet) -> Any:
-    return answering(case, graph_of)
-
-
-@jaccard.contender("dense", devices=("cpu",), requires="faiss", once=True)
-def dense(case: TrainingSet) -> Any:
-    with_room(case)
-    return answering(case, dense_of)
-
-
-@clustering.contender("snnet", devices=("cpu",), requires="sklearn", once=True)
-def clusters_of_graph(case: TrainingSet) -> Any:
-    return answering(case, lambda features: dbscan(graph_of(features)))
-
-
-@clustering.contender("dense", devices=("cpu",), requires="sklearn", once=True)
-def clusters_of_dense(case: TrainingSet) -> Any:
-    with_room(case)
-    return answering(case, lambda features: dbscan(dense_of(features)))
+add(jaccard, "snnet", graph)
+add(jaccard, "dense", dense_by_faiss, dense=True)
+add(clustering, "snnet", lambda features: dbscan(graph(features)))
+add(clustering, "dense", lambda features: dbscan(dense_by_faiss(features)), dense=True)
+add(after_search, "snnet")

@@ -18,27 +18,98 @@ import snnet_kernels as sk
 
 from ..case import Batch, Case
 from ..equality import as_bool, same
+from ..forms import bytes_of
 from ..hardware import Work
-from ..operation import Operation, Run
-from ..peers.storage import SparseLabels, dense_copy, stored_at
-from .label_step import label_memory
+from ..operation import Operation
 
 DENSE = {"bool": torch.bool, "uint8": torch.uint8, "float32": torch.float32}
 
 
-def moved(case: Case, *, times: int) -> Work:
-    """Rows of bits of a batch."""
-    return Work(times * case.shape.batch * sk.label_bytes(case.shape.n))
+class Bits:
+    """As this package keeps it, in both orientations. Here and below ``ready`` are labels as ``write`` takes them."""
+
+    def __init__(self, case: Case, *, writes: bool = False) -> None:
+        stored = case.own_label_memory() if writes else case.label_memory
+        self.rows, self.columns, self.write = stored.rows, stored.columns, stored.write_
+        self.held_bytes = bytes_of(stored)
+
+    @staticmethod
+    def ready(batch: Batch) -> tuple[Any, ...]:
+        return batch.labels
 
 
-def bytes_of(dtype: torch.dtype) -> Callable[[Case], int]:
-    return lambda case: case.shape.n**2 * dtype.itemsize
+class Dense:
+    """A matrix of ``dtype`` [n, n]."""
+
+    def __init__(self, case: Case, *, dtype: torch.dtype, writes: bool = False) -> None:
+        self.stored = case.own_dense_labels(dtype)
+        self.held_bytes = bytes_of(self.stored)
+
+    def rows(self, index: Tensor) -> Tensor:
+        return self.stored[index]
+
+    def columns(self, index: Tensor) -> Tensor:
+        return self.stored[:, index].t()
+
+    def write(self, index: Tensor, labels: Tensor) -> None:
+        self.stored[index] = labels.to(self.stored.dtype)
+
+    @staticmethod
+    def ready(batch: Batch) -> tuple[Any, ...]:
+        return batch.dense_labels
 
 
-def bytes_of_sparse(case: Case) -> int:
-    """Entries with a byte and an int32 each, and row or column starts, twice."""
-    entries = sum(int(case.label_rows(index).sum()) for index in torch.arange(case.shape.n).split(1024))
-    return 2 * (5 * entries + 4 * (case.shape.n + 1))
+class Sparse:
+    """scipy's CSR for rows and CSC for columns; a write rebuilds both, because their entries move."""
+
+    def __init__(self, case: Case, *, writes: bool = False) -> None:
+        self.n = case.shape.n
+        self._build(*(part.numpy() for part in case.label_memory.pairs()))
+        parts = [part for matrix in (self.by_row, self.by_column) for part in vars(matrix).values()]
+        self.held_bytes = sum(part.nbytes for part in parts if isinstance(part, np.ndarray))
+
+    def _build(self, rows: np.ndarray, columns: np.ndarray) -> None:
+        from scipy import sparse
+
+        ones = np.ones(len(rows), dtype=np.uint8)
+        self.by_row = sparse.csr_matrix((ones, (rows, columns)), shape=(self.n, self.n))
+        self.by_column = self.by_row.tocsc()
+
+    def rows(self, index: Tensor) -> Any:
+        return self.by_row[index.numpy()]
+
+    def columns(self, index: Tensor) -> Any:
+        return self.by_column[:, index.numpy()]
+
+    def write(self, index: Tensor, entries: tuple[np.ndarray, np.ndarray]) -> None:
+        """``entries``: (position in the batch, column), which another program would have; ``index`` is distinct."""
+        kept = np.ones(self.n, dtype=bool)
+        kept[index.numpy()] = False
+        row = np.repeat(np.arange(self.n), np.diff(self.by_row.indptr))
+        stays = kept[row]
+        written, column = index.numpy()[entries[0]], entries[1]
+        self._build(
+            np.concatenate([row[stays], written]), np.concatenate([self.by_row.indices[stays], column])
+        )
+
+    @staticmethod
+    def ready(batch: Batch) -> tuple[Any, ...]:
+        return tuple(np.nonzero(labels.numpy()) for labels in batch.dense_labels)
+
+
+class Writer:
+    """Writes the symmetric and the main labels of a batch in turn, so that some bits always change."""
+
+    def __init__(self, case: Case, make: Callable[..., Any]) -> None:
+        self.stored = make(case, writes=True)
+        self.held_bytes = self.stored.held_bytes
+        self.labels = {id(batch): self.stored.ready(batch) for batch in case.batches}
+        self.calls: Counter[int] = Counter()
+
+    def __call__(self, batch: Batch) -> Any:
+        self.calls[id(batch)] += 1
+        self.stored.write(batch.index, self.labels[id(batch)][self.calls[id(batch)] % 2])
+        return self.stored
 
 
 def same_columns(case: Case, batch: Batch, found: Any) -> None:
@@ -53,102 +124,36 @@ def same_writes(case: Case, batch: Batch, stored: Any) -> None:
     """The first write is of the symmetric labels."""
     written, expected = batch.dense_labels[1], case.label_columns(batch.index)
     expected[:, batch.index] = written[:, batch.index].t()
-    rows, columns = stored_at(stored, batch.index, case.shape.n)
-    same("rows", rows, written)
-    same("columns", columns, expected)
+    same("rows", as_bool(stored.rows(batch.index), case.shape.n), written)
+    same("columns", as_bool(stored.columns(batch.index), case.shape.n), expected)
 
 
-def operation(name: str, title: str, gate: Any, times: int, inputs: tuple[str, ...] = ()) -> Operation:
-    return Operation(name, title, gate, inputs=inputs, uses_features=False, work=partial(moved, times=times))
+def operation(name: str, what: str, times: int, gate: Any, call: Any = None, **options: Any) -> Operation:
+    """The least work: ``times`` the rows of bits of a batch."""
+
+    def work(case: Case) -> Work:
+        return Work(times * case.shape.batch * sk.label_bytes(case.shape.n))
+
+    title = f"Label memory: {what}"
+    return Operation(name, title, gate, call, uses_features=False, work=work, **options)
 
 
-columns = operation("label-columns", "Label memory: reading columns", same_columns, 2)
-rows = operation("label-rows", "Label memory: reading rows", same_rows, 2)
-write = operation("label-write", "Label memory: writing rows", same_writes, 3, ("labels", "dense_labels"))
-
-
-def writing(stored: Any, case: Case, write_: Callable[[Tensor, Any], None], prepared: Any) -> Run:
-    """Of a batch its symmetric and its main labels are written in turn, so that some bits always change.
-
-    ``prepared(batch)`` are both in the form that ``write_`` takes.
-    """
-    labels = {id(batch): prepared(batch) for batch in case.batches}
-    calls: Counter[int] = Counter()
-
-    def run(batch: Batch) -> Any:
-        calls[id(batch)] += 1
-        write_(batch.index, labels[id(batch)][calls[id(batch)] % 2])
-        return stored
-
-    return run
-
-
-def reading(make: Callable[[Case], Any], read: Callable[[Any, Tensor], Any]) -> Callable[[Case], Run]:
-    """Reads of P in the form that ``make`` gives."""
-
-    def build(case: Case) -> Run:
-        stored = make(case)
-        return lambda batch: read(stored, batch.index)
-
-    return build
-
-
-def write_bits(case: Case) -> Run:
-    stored = case.own_label_memory()
-    return writing(stored, case, stored.write_, lambda batch: batch.labels)
-
-
-columns.contender("snnet", keeps=label_memory)(
-    reading(lambda case: case.label_memory, sk.PseudoLabelMemory.columns)
+columns = operation(
+    *("label-columns", "reading columns", 2, same_columns), lambda stored, batch: stored.columns(batch.index)
 )
-rows.contender("snnet", keeps=label_memory)(
-    reading(lambda case: case.label_memory, sk.PseudoLabelMemory.rows)
-)
-write.contender("snnet", keeps=label_memory)(write_bits)
+rows = operation("label-rows", "reading rows", 2, same_rows, lambda stored, batch: stored.rows(batch.index))
+write = operation("label-write", "writing rows", 3, same_writes, inputs=("labels", "dense_labels"))
+OPERATIONS = (columns, rows, write)
 
 
-def add_dense(name: str, dtype: torch.dtype) -> None:
-    """P as a matrix of ``dtype``."""
-
-    def dense(case: Case) -> Tensor:
-        return dense_copy(case, dtype)
-
-    def write_dense(case: Case) -> Run:
-        stored = dense(case)
-
-        def write_(index: Tensor, labels: Tensor) -> None:
-            stored[index] = labels.to(dtype)
-
-        return writing(stored, case, write_, lambda batch: batch.dense_labels)
-
-    keeps = bytes_of(dtype)
-    columns.contender(name, keeps=keeps)(reading(dense, lambda stored, index: stored[:, index].t()))
-    rows.contender(name, keeps=keeps)(reading(dense, lambda stored, index: stored[index]))
-    write.contender(name, keeps=keeps)(write_dense)
+def keep_as(name: str, make: Callable[..., Any], **options: Any) -> None:
+    """P in this form is a contender of all three."""
+    for reading in (columns, rows):
+        reading.contender(name, make, **options)
+    write.contender(name, partial(Writer, make=make), **options)
 
 
+keep_as("snnet", Bits)
 for _name, _dtype in DENSE.items():
-    add_dense(_name, _dtype)
-
-
-def write_sparse(case: Case) -> Run:
-    """Entries as (position in the batch, column), which another program would have."""
-    stored = SparseLabels(case)
-
-    def write_(index: Tensor, entries: Any) -> None:
-        stored.write(index.numpy(), entries)
-
-    def entries(batch: Batch) -> list[tuple[np.ndarray, ...]]:
-        return [
-            tuple(part.numpy() for part in labels.nonzero(as_tuple=True)) for labels in batch.dense_labels[:2]
-        ]
-
-    return writing(stored, case, write_, entries)
-
-
-_sparse = {"requires": "scipy", "devices": ("cpu",), "keeps": bytes_of_sparse}
-columns.contender("scipy", read=lambda found: found.T, **_sparse)(
-    reading(SparseLabels, lambda stored, index: stored.columns(index.numpy()))
-)
-rows.contender("scipy", **_sparse)(reading(SparseLabels, lambda stored, index: stored.rows(index.numpy())))
-write.contender("scipy", **_sparse)(write_sparse)
+    keep_as(_name, partial(Dense, dtype=_dtype))
+keep_as("scipy", Sparse, devices=("cpu",))

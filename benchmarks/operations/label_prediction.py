@@ -5,7 +5,6 @@ From lists (or S) no features are read, so one d is enough; without them product
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import snnet_kernels as sk
@@ -13,13 +12,11 @@ from snnet_kernels import reference
 
 from ..case import MIN_RANK, THRESHOLD, Batch, Case
 from ..equality import flipped_rows, same_labels, same_neighbors
+from ..forms import FORMS, LOOP_SAMPLES
 from ..hardware import Work, product
-from ..operation import Operation, Run
+from ..operation import Operation
 from ..ours import Ours
-from ..peers.compiling import compiled
-from ..peers.forms import FORMS, LOOP_SAMPLES, Form
-from ..peers.labels import label_rows, predict_labels
-from .label_step import lists
+from ..pytorch import compiled, label_rows, predict_labels
 
 
 def same_found(case: Case, batch: Batch, found: tuple[Any, Any]) -> None:
@@ -32,41 +29,35 @@ def streaming_work(case: Case) -> Work:
     shape = case.shape
     queries = product(shape.batch, shape.n, shape.d)
     candidates = product(len(case.walked_images), shape.n, shape.d)
-    return Work(queries.bytes, queries.operations, queries.products + candidates.products)
+    return queries._replace(products=queries.products + candidates.products)
 
 
 from_lists = Operation(
     "labels",
     "Label prediction and nearest neighbour from lists",
     same_found,
+    lambda form, batch: form.labels(batch.index),
     uses_features=False,
     work=lambda case: Work(case.listed_bytes),
 )
 streaming = Operation("streaming-mplp", "Label prediction without lists", same_labels, work=streaming_work)
+OPERATIONS = (from_lists, streaming)
 
-
-def finding(make: Callable[[Case], Form]) -> Callable[[Case], Run]:
-    def build(case: Case) -> Run:
-        form = make(case)
-        return lambda batch: form.labels(batch.index)
-
-    return build
-
-
-from_lists.ours(keeps=lists)(finding(Ours))
+from_lists.ours(Ours)
 for _name in ("pytorch-cache", "compile-static", "pytorch", "loop"):
-    from_lists.contender(_name, **FORMS[_name][1])(finding(FORMS[_name][0]))
+    from_lists.contender(_name, **FORMS[_name])
 
 
-@streaming.ours("tf32", gate=flipped_rows)
-@streaming.ours("tf32x3", "bf16")
-@streaming.ours()
-def ours(case: Case) -> Run:
+def ours(case: Case) -> Any:
     return lambda batch: sk.mplp(case.memory, batch.index, THRESHOLD, MIN_RANK)
 
 
+streaming.ours(ours)
+streaming.rounded(ours, tf32x3=same_labels, bf16=same_labels, tf32=flipped_rows)
+
+
 @streaming.contender("pytorch")
-def vectorised(case: Case) -> Run:
+def vectorised(case: Case) -> Any:
     def run(batch: Batch) -> Any:
         rows = label_rows(case.memory, batch.index, None)
         return predict_labels(case.memory, batch.index, rows, None)
@@ -74,11 +65,9 @@ def vectorised(case: Case) -> Run:
     return run
 
 
-@streaming.contender("compile")
-def compiled_vectorised(case: Case) -> Run:
-    return compiled(vectorised(case), case.device, dynamic=True)
+streaming.contender("compile", lambda case: compiled(vectorised(case), case.device, dynamic=True))
 
 
 @streaming.contender("loop", samples=LOOP_SAMPLES, once=True)
-def loop(case: Case) -> Run:
+def loop(case: Case) -> Any:
     return lambda batch: reference.loop.mplp(case.memory, batch.index, THRESHOLD, MIN_RANK)

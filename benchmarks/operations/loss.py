@@ -5,7 +5,7 @@ Both kinds, from the features alone and with s at hand as in an iteration with l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,27 +17,84 @@ from snnet_kernels import reference
 
 from ..case import WEIGHTS, Batch, Case
 from ..equality import close
+from ..forms import LOOP_SAMPLES
 from ..hardware import Work, product
-from ..operation import Operation, Run
-from ..peers.compiling import compiled, static
-from ..peers.forms import LOOP_SAMPLES
-from ..peers.loss import GivenSimilarity, ReferenceLoss, dense_l2, dense_mmcl, gram_l2, loss_and_gradient
+from ..operation import Operation
+from ..pytorch import DELTA, RATIO, compiled, dense_mmcl, static
+
+
+def dense_l2(similarity: Tensor, labels: Sequence[Tensor]) -> Tensor:
+    """``l2`` as it is printed: one squared difference a label set."""
+    total = similarity.new_zeros(())
+    for label, weight in zip(labels, WEIGHTS, strict=True):
+        total = total + weight * (similarity - label.to(similarity.dtype)).square().sum(1).mean()
+    return total / sum(WEIGHTS)
+
+
+def gram_l2(features: Tensor, memory: Tensor, gram: Tensor, labels: Sequence[Tensor]) -> Tensor:
+    """``l2`` without similarities: ‖M f‖² = fᵀ(MᵀM)f with G = MᵀM [d, d] at hand; only the positives are gathered."""
+    pulled = torch.zeros_like(features)
+    count = 0.0
+    for label, weight in zip(labels, WEIGHTS, strict=True):
+        row, column = label.nonzero(as_tuple=True)
+        pulled = pulled.index_add(0, row, memory[column], alpha=weight / sum(WEIGHTS))
+        count += weight / sum(WEIGHTS) * row.numel()
+    return ((features @ gram * features).sum() - 2 * (features * pulled).sum() + count) / features.shape[0]
+
 
 DENSE = {"mmcl": dense_mmcl, "l2": dense_l2}
+
+
+class ReferenceLoss(torch.autograd.Function):
+    """The vectorised reference: one selection for all three label sets, the gradient with the value, from bits."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, *rest: Any) -> Tensor:
+        """``rest``: the memory, s or None, labels, and the kind."""
+        *inputs, kind = rest
+        loss, ctx.gradient = reference.fused_mutual_label_loss_with_grad(
+            features, *inputs, list(WEIGHTS), kind, DELTA, RATIO
+        )
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.gradient * grad, None, None, None, None
+
+
+class GivenSimilarity(torch.autograd.Function):
+    """s as a function of the features whose value is at hand: only its backward product is made."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, memory: Tensor, similarity: Tensor) -> Tensor:
+        ctx.save_for_backward(memory)
+        return similarity.view_as(similarity)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad @ ctx.saved_tensors[0], None, None
+
+
+def loss_and_gradient(loss: Callable[[Tensor, Batch], Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+    """The value of ``loss(features, batch)`` and its gradient [B, d]."""
+    features = batch.features.detach().clone().requires_grad_()
+    value = loss(features, batch)
+    value.backward()
+    return value.detach(), features.grad
 
 
 def same_loss(
     case: Case, batch: Batch, answer: tuple[Tensor, Tensor], *, kind: str, relative: float = 1e-5
 ) -> None:
     """Value and gradient within ``relative`` of the reference's."""
-    value, gradient = reference.fused_mutual_label_loss_with_grad(
-        batch.features, case.memory, None, batch.labels, list(WEIGHTS), kind, 5.0, 0.01
+    expected = reference.fused_mutual_label_loss_with_grad(
+        batch.features, case.memory, None, batch.labels, list(WEIGHTS), kind, DELTA, RATIO
     )
-    close("loss", answer[0], value, absolute=0, relative=relative)
-    close("gradient", answer[1], gradient, absolute=0, relative=relative)
+    for name, got, wanted in zip(("loss", "gradient"), answer, expected, strict=True):
+        close(name, got, wanted, absolute=0, relative=relative)
 
 
-def least_work(kind: str, at_hand: bool, case: Case) -> Work:
+def least_work(case: Case, *, kind: str, at_hand: bool) -> Work:
     """The product s unless it is at hand, else s read once; ``l2`` also needs the dense product of its gradient."""
     shape = case.shape
     one = product(shape.batch, shape.n, shape.d)
@@ -48,90 +105,67 @@ def least_work(kind: str, at_hand: bool, case: Case) -> Work:
     return Work(one.bytes, one.operations + backward, one.products + one.operations)
 
 
-def two_products(case: Case) -> Run:
+def two_products(case: Case) -> Any:
     """What cannot be less for a dense form: s = f Mᵀ, and a gradient of its size times M."""
     gradient = torch.rand(case.shape.batch, case.shape.n, device=case.device)
     return lambda batch: (batch.features @ case.memory.t(), gradient @ case.memory)
 
 
 def operation(kind: str, at_hand: bool) -> Operation:
-    """``kind`` with or without s, and who competes."""
+    """``kind`` with or without s, and who competes: functions of the case that give ``loss(features, batch)``."""
+    gate = partial(same_loss, kind=kind)
     measured = Operation(
         f"{kind}-loss{'-at-hand' if at_hand else ''}",
         f"Three-label `{kind}` loss and gradient, {'similarities at hand' if at_hand else 'from features'}",
-        partial(same_loss, kind=kind),
+        *(gate, loss_and_gradient),
         inputs=("labels", "dense_labels", *(("similarity",) if at_hand else ())),
-        work=partial(least_work, kind, at_hand),
+        work=partial(least_work, kind=kind, at_hand=at_hand),
     )
 
-    def similarity(batch: Batch) -> Tensor | None:
+    def given(batch: Batch) -> Tensor | None:
         return batch.similarity if at_hand else None
 
-    @measured.ours()
-    def ours(case: Case) -> Run:
-        return lambda batch: loss_and_gradient(
-            lambda f: sk.fused_mutual_label_loss(
-                f, case.memory, batch.labels, WEIGHTS, similarity=similarity(batch), kind=kind
-            ),
-            batch.features,
+    def ours(case: Case) -> Any:
+        return lambda f, batch: sk.fused_mutual_label_loss(
+            f, case.memory, batch.labels, WEIGHTS, similarity=given(batch), kind=kind
         )
 
+    measured.ours(ours)
     if not at_hand:
-        measured.ours("tf32x3", gate=partial(same_loss, kind=kind, relative=1e-4))(ours)
-        measured.ours("tf32", gate=partial(same_loss, kind=kind, relative=2e-2))(ours)
+        measured.rounded(ours, tf32x3=partial(gate, relative=1e-4), tf32=partial(gate, relative=2e-2))
 
     @measured.contender("pytorch")
-    def vectorised(case: Case) -> Run:
-        """The reference: one selection for all three label sets, the gradient with the value."""
-        return lambda batch: loss_and_gradient(
-            lambda f: ReferenceLoss.apply(f, case.memory, similarity(batch), batch.labels, kind),
-            batch.features,
-        )
+    def vectorised(case: Case) -> Any:
+        return lambda f, batch: ReferenceLoss.apply(f, case.memory, given(batch), batch.labels, kind)
 
-    def dense_loss(case: Case) -> Callable[..., Tensor]:
-        def loss(features: Tensor, s: Tensor | None, labels: tuple[Tensor, ...]) -> Tensor:
-            s = features @ case.memory.t() if s is None else GivenSimilarity.apply(features, case.memory, s)
-            return DENSE[kind](s, labels)
-
-        return loss
-
-    def on_dense_labels(loss: Callable[..., Tensor]) -> Run:
-        return lambda batch: loss_and_gradient(
-            lambda f: loss(f, similarity(batch), batch.dense_labels), batch.features
-        )
+    def similarity(case: Case, f: Tensor, s: Tensor | None) -> Tensor:
+        return f @ case.memory.t() if s is None else GivenSimilarity.apply(f, case.memory, s)
 
     @measured.contender("pytorch-dense")
-    def dense(case: Case) -> Run:
-        return on_dense_labels(dense_loss(case))
+    def dense(case: Case, compiling: Callable[..., Any] = lambda loss, device: loss) -> Any:
+        loss = compiling(lambda f, s, labels: DENSE[kind](similarity(case, f, s), labels), case.device)
+        return lambda f, batch: loss(f, given(batch), batch.dense_labels)
 
     @measured.contender("compile")
-    def compiled_dense(case: Case) -> Run:
+    def compiled_dense(case: Case) -> Any:
         static(case.memory)
-        return on_dense_labels(compiled(dense_loss(case), case.device))
+        return dense(case, compiled)
 
     @measured.contender("loop", samples=LOOP_SAMPLES, once=True)
-    def loop(case: Case) -> Run:
-        def loss(f: Tensor, batch: Batch) -> Tensor:
-            s = GivenSimilarity.apply(f, case.memory, batch.similarity) if at_hand else f @ case.memory.t()
-            return reference.loop.mutual_label_loss(s, batch.labels, WEIGHTS, kind=kind)
+    def loop(case: Case) -> Any:
+        return lambda f, batch: reference.loop.mutual_label_loss(
+            similarity(case, f, given(batch)), batch.labels, WEIGHTS, kind=kind
+        )
 
-        return lambda batch: loss_and_gradient(lambda f: loss(f, batch), batch.features)
-
-    measured.contender("two-products", gated=False)(two_products)
+    measured.yardstick("two-products", two_products)
     return measured
 
 
-LOSSES = [operation(kind, at_hand) for kind in DENSE for at_hand in (False, True)]
+OPERATIONS = [operation(kind, at_hand) for kind in DENSE for at_hand in (False, True)]
 
 
-@LOSSES[2].contender("pytorch-gram")
-def gram(case: Case) -> Run:
+@OPERATIONS[2].contender("pytorch-gram")
+def gram(case: Case) -> Any:
     """``l2`` with G = MᵀM [d, d] at hand; that a memory update changes G is not timed."""
     matrix = case.memory.t() @ case.memory
-
-    def run(batch: Batch) -> Any:
-        return loss_and_gradient(
-            lambda f: gram_l2(f, case.memory, matrix, batch.dense_labels), batch.features
-        )
-
-    return run
+    return lambda f, batch: gram_l2(f, case.memory, matrix, batch.dense_labels)

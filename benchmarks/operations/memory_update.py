@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 from ..case import Batch, Case
 from ..equality import same_update
+from ..forms import FORMS, LOOP_SAMPLES, CompiledForm, Form, FreshRows, LoopForm
 from ..hardware import Work
-from ..operation import Operation, Run
+from ..operation import Operation
 from ..ours import Ours
-from ..peers.forms import FORMS, LOOP_SAMPLES, CompiledForm, Form, LoopForm, matrix_bytes
-from ..peers.memory import blend_, refresh_rows_
-from .label_step import lists
 
 
 def gate(case: Case, batch: Batch, form: Form) -> None:
     same_update(case, batch, form.memory, form.kept)
+
+
+def update(form: Form, batch: Batch) -> Form:
+    form.update_(batch.index, batch.features, None if form.kept is None else batch.similarity)
+    return form
 
 
 def blending(case: Case) -> Work:
@@ -29,41 +32,17 @@ def with_entries(case: Case) -> Work:
     return Work(blending(case).bytes + 4.0 * case.shape.batch * case.shape.n + 24 * entries)
 
 
-alone = Operation("memory-update", "Memory update", gate, work=blending)
+alone = Operation("memory-update", "Memory update", gate, update, work=blending)
+alone.ours(partial(Ours, lists=False))
+alone.contender("pytorch", Form)
+alone.contender("compile", CompiledForm)
+alone.contender("loop", LoopForm, samples=LOOP_SAMPLES)
+
 with_lists = Operation(
-    "lists-update", "Memory and lists update", gate, inputs=("similarity",), work=with_entries
+    *("lists-update", "Memory and lists update", gate, update), inputs=("similarity",), work=with_entries
 )
-
-
-def updating(make: Callable[[Case], Form]) -> Callable[[Case], Run]:
-    def build(case: Case) -> Run:
-        form = make(case)
-
-        def run(batch: Batch) -> Form:
-            form.update_(batch.index, batch.features, None if form.kept is None else batch.similarity)
-            return form
-
-        return run
-
-    return build
-
-
-alone.ours()(updating(lambda case: Ours(case, lists=False)))
-alone.contender("pytorch")(updating(Form))
-alone.contender("compile")(updating(CompiledForm))
-alone.contender("loop", samples=LOOP_SAMPLES)(updating(LoopForm))
-with_lists.ours(keeps=lists)(updating(Ours))
+with_lists.ours(Ours)
 for _name in ("pytorch-cache", "compile-static"):
-    with_lists.contender(_name, **FORMS[_name][1])(updating(FORMS[_name][0]))
-
-
-@with_lists.contender("pytorch-fresh-rows", keeps=matrix_bytes)
-def product_with_the_memory(case: Case) -> Run:
-    form = Form(case, matrix=True)
-
-    def run(batch: Batch) -> Form:
-        blend_(form.memory, batch.index, batch.features, case.momentum)
-        refresh_rows_(form.kept, form.memory, batch.index)
-        return form
-
-    return run
+    with_lists.contender(_name, **FORMS[_name])
+with_lists.contender("pytorch-fresh-rows", partial(FreshRows, matrix=True))
+OPERATIONS = (alone, with_lists)

@@ -6,8 +6,7 @@ Their trainer asks for labels of a copy of the memory, which both make.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -15,69 +14,70 @@ from snnet_kernels import reference
 from snnet_kernels.compat import MMCL, MPLP, Memory
 from snnet_kernels.compat.mmcl import EPOCHS
 
-from ..case import MOMENTUM, THRESHOLD, Batch, Case
+from ..case import MIN_RANK, MOMENTUM, THRESHOLD, Batch, Case
 from ..equality import close, same_labels
+from ..forms import LOOP_SAMPLES
 from ..operation import Operation
-from ..peers.forms import LOOP_SAMPLES
-from ..peers.mmcl_trainer import LoopedTrainer
+from ..pytorch import DELTA, RATIO
+from .cluster_memory import LoopedMemory
 
 EPOCH = 2 * EPOCHS * MOMENTUM  # in which their schedule has this momentum
-
-
-class Answer(NamedTuple):
-    """Of a step: the labels [B, n], the loss, its gradient [B, d], and the batch's rows of the memory afterwards."""
-
-    labels: Tensor
-    loss: Tensor
-    gradient: Tensor
-    rows: Tensor
+Answer = tuple[
+    Tensor, Tensor, Tensor, Tensor
+]  # labels [B, n], loss, gradient, the batch's rows of the memory after it
 
 
 def gate(case: Case, batch: Batch, answer: Answer) -> None:
-    same_labels(case, batch, answer.labels)
-    packed = [reference.pack_labels(answer.labels > 0)]
-    loss, slope = reference.mutual_label_loss_with_grad(batch.similarity, packed, [1.0], "mmcl", 5.0, 0.01)
-    close("loss", answer.loss, loss, absolute=0, relative=1e-5)
-    gradient = reference.memory_similarity_backward(slope, case.memory)
-    close("gradient", answer.gradient, gradient, absolute=0, relative=1e-5)
+    labels, loss, gradient, rows = answer
+    same_labels(case, batch, labels)
+    packed = [reference.pack_labels(labels > 0)]
+    value, slope = reference.mutual_label_loss_with_grad(
+        batch.similarity, packed, [1.0], "mmcl", DELTA, RATIO
+    )
+    close("loss", loss, value, absolute=0, relative=1e-5)
+    expected = reference.memory_similarity_backward(slope, case.memory)
+    close("gradient", gradient, expected, absolute=0, relative=1e-5)
     updated = case.memory.clone()
     reference.update_memory_(updated, batch.index, batch.features, case.momentum)
-    close("memory", answer.rows, updated[batch.index])
+    close("memory", rows, updated[batch.index])
 
 
-mmcl_trainer = Operation("mmcl-trainer", "A step of a trainer on the MMCL authors' classes", gate)
+def step(trainer: Any, batch: Batch) -> Answer:
+    features = batch.features.clone().requires_grad_()
+    labels, loss = trainer.step(features, batch.index)
+    loss.backward()
+    return labels, loss.detach(), features.grad, trainer.memory[batch.index]
+
+
+mmcl_trainer = Operation("mmcl-trainer", "A step of a trainer on the MMCL authors' classes", gate, step)
+OPERATIONS = (mmcl_trainer,)
 
 # What is written is not put back: lists would not be of it. The gate sees the first step.
 
 
 @mmcl_trainer.contender("snnet")
-def with_compat(case: Case) -> Callable[[Batch], Answer]:
-    memory = Memory(case.shape.d, case.shape.n).to(case.device)
-    memory.mem.data.copy_(case.memory)
-    predictor, criterion = MPLP(THRESHOLD), MMCL()
+class WithCompat:
+    def __init__(self, case: Case) -> None:
+        self.layer = Memory(case.shape.d, case.shape.n).to(case.device)
+        self.layer.mem.data.copy_(case.memory)
+        self.memory = self.layer.mem.data
+        self.predictor, self.criterion = MPLP(THRESHOLD), MMCL()
 
-    def run(batch: Batch) -> Answer:
-        features = batch.features.clone().requires_grad_()
-        logits = memory(features, batch.index, epoch=EPOCH)
-        labels = predictor.predict(memory.mem.detach().clone(), batch.index.detach().clone())
-        loss = criterion(logits, labels, is_vec=True)
-        loss.backward()
-        return Answer(labels, loss.detach(), gradient_of(features), memory.mem.data[batch.index])
-
-    return run
+    def step(self, features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.layer(features, index, epoch=EPOCH)
+        labels = self.predictor.predict(self.layer.mem.detach().clone(), index.detach().clone())
+        return labels, self.criterion(logits, labels, is_vec=True)
 
 
 @mmcl_trainer.contender("loop", samples=LOOP_SAMPLES, once=True)
-def with_a_loop(case: Case) -> Callable[[Batch], Answer]:
-    trainer = LoopedTrainer(case.memory.clone(), MOMENTUM)
+class WithALoop:
+    """The authors' three classes in plain PyTorch, one sample at a time, with the results of their code."""
 
-    def run(batch: Batch) -> Answer:
-        features = batch.features.clone().requires_grad_()
-        labels, loss = trainer.step(features, batch.index)
-        return Answer(labels, loss, gradient_of(features), trainer.memory[batch.index])
+    def __init__(self, case: Case) -> None:
+        self.memory = case.memory.clone()
 
-    return run
-
-
-def gradient_of(features: Tensor) -> Any:
-    return features.grad
+    def step(self, features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        logits = LoopedMemory.apply(features, index, self.memory, MOMENTUM)
+        labels = reference.loop.mplp(self.memory.clone(), index, THRESHOLD, MIN_RANK)
+        loss = reference.loop.mutual_label_loss(logits, [labels], [1.0])
+        return reference.unpack_labels(labels, len(self.memory)).float(), loss

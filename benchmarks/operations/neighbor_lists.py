@@ -13,7 +13,7 @@ from snnet_kernels.exemplar_memory import FLOOR
 from ..case import NEIGHBORS, ROWS_AT_ONCE, Batch, Case
 from ..equality import same_lists
 from ..hardware import Work
-from ..operation import Operation, Run
+from ..operation import Operation
 
 K = NEIGHBORS // 2  # what a memory builds: half of its places stay free
 
@@ -21,8 +21,7 @@ K = NEIGHBORS // 2  # what a memory builds: half of its places stay free
 def gate(case: Case, batch: Batch, found: Any) -> None:
     """The rows of the batch hold all that is above their floors, and the values are right."""
     memory, index = case.memory, batch.index
-    exact = (memory[index].double() @ memory.double().t()).float()
-    same_lists(found, index, exact)
+    same_lists(found, index, (memory[index].double() @ memory.double().t()).float())
 
 
 def least_work(case: Case) -> Work:
@@ -32,37 +31,8 @@ def least_work(case: Case) -> Work:
 
 
 building = Operation("neighbor-lists", f"Neighbour lists of all images, {K} places", gate, work=least_work)
-
-
-@building.ours(once=True)
-def ours(case: Case) -> Run:
-    return lambda batch: sk.neighbor_lists(case.memory, K, floor=FLOOR)
-
-
-@building.contender("pytorch", once=True)
-def products_and_topk(case: Case) -> Run:
-    def run(batch: Batch) -> sk.NeighborLists:
-        rows = case.memory.split(ROWS_AT_ONCE)
-        parts = [(part @ case.memory.t()).topk(min(K + 1, case.shape.n)) for part in rows]
-        values, columns = (torch.cat(each) for each in zip(*parts, strict=True))
-        return as_lists(values, columns)
-
-    return run
-
-
-@building.contender("faiss", requires="faiss", devices=("cpu",), once=True)
-def by_faiss(case: Case) -> Run:
-    import faiss
-
-    memory = case.memory.numpy()
-
-    def run(batch: Batch) -> sk.NeighborLists:
-        index = faiss.IndexFlatIP(case.shape.d)
-        index.add(memory)
-        values, columns = index.search(memory, min(K + 1, case.shape.n))
-        return as_lists(torch.from_numpy(values), torch.from_numpy(columns))
-
-    return run
+OPERATIONS = (building,)
+building.ours(lambda case: lambda batch: sk.neighbor_lists(case.memory, K, floor=FLOOR), once=True)
 
 
 def as_lists(values: Tensor, columns: Tensor) -> sk.NeighborLists:
@@ -70,3 +40,25 @@ def as_lists(values: Tensor, columns: Tensor) -> sk.NeighborLists:
     floors = values[:, -1].clamp_min(FLOOR)
     counts = (values > floors[:, None]).sum(1)
     return sk.NeighborLists(columns.int(), values, counts.int(), floors)
+
+
+@building.contender("pytorch", once=True)
+def products_and_topk(case: Case) -> Any:
+    def run(batch: Batch) -> sk.NeighborLists:
+        rows = case.memory.split(ROWS_AT_ONCE)
+        parts = [(part @ case.memory.t()).topk(min(K + 1, case.shape.n)) for part in rows]
+        return as_lists(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+    return run
+
+
+@building.contender("faiss", devices=("cpu",), once=True)
+def by_faiss(case: Case) -> Any:
+    import faiss
+
+    def run(batch: Batch) -> sk.NeighborLists:
+        index = faiss.IndexFlatIP(case.shape.d)
+        index.add(case.memory.numpy())
+        return as_lists(*map(torch.from_numpy, index.search(case.memory.numpy(), min(K + 1, case.shape.n))))
+
+    return run

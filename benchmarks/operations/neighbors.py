@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,36 +13,37 @@ from snnet_kernels import reference
 
 from ..case import Batch, Case
 from ..equality import same_neighbors
+from ..forms import LOOP_SAMPLES
 from ..hardware import product
-from ..operation import Operation, Run
-from ..peers.compiling import compiled, static
-from ..peers.forms import LOOP_SAMPLES
-from ..peers.labels import label_rows, nearest_others
+from ..operation import Operation
+from ..pytorch import compiled, label_rows, nearest_others, static
 
 K = 10
-
-
+gate = partial(same_neighbors, k=K)
 streaming = Operation(
     "nearest-streaming",
     "Ten nearest other images, without lists",
-    partial(same_neighbors, k=K),
+    gate,
     work=lambda case: product(case.shape.batch, case.shape.n, case.shape.d),
 )
+OPERATIONS = (streaming,)
 
 
-@streaming.ours("tf32x3")
-@streaming.ours()
-def ours(case: Case) -> Run:
+def ours(case: Case) -> Any:
     return lambda batch: sk.nearest_neighbors(case.memory, batch.index, K)
 
 
+streaming.ours(ours)
+streaming.rounded(ours, tf32x3=gate)
+
+
 @streaming.contender("pytorch")
-def topk(case: Case) -> Run:
+def topk(case: Case) -> Any:
     return lambda batch: nearest_others(batch.index, label_rows(case.memory, batch.index, None), K)
 
 
 @streaming.contender("compile")
-def compiled_topk(case: Case) -> Run:
+def compiled_topk(case: Case) -> Any:
     static(case.memory)
 
     def largest(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,8 +56,8 @@ def compiled_topk(case: Case) -> Run:
     return lambda batch: run(batch.index)
 
 
-@streaming.contender("faiss", requires="faiss", lingers=True, devices=("cpu",))
-def by_faiss(case: Case) -> Run:
+@streaming.contender("faiss", lingers=True, devices=("cpu",))
+def by_faiss(case: Case) -> Any:
     """An index of the memory as it is; each memory update would have to remove and add its rows, which is not timed."""
     import faiss
 
@@ -73,7 +75,7 @@ def by_faiss(case: Case) -> Run:
 
 
 @streaming.contender("numpy", devices=("cpu",), lingers=True)
-def argpartition(case: Case) -> Run:
+def argpartition(case: Case) -> Any:
     """The largest of each row but its own entry, by numpy's partial sort."""
     memory = case.memory.numpy()
 
@@ -90,5 +92,5 @@ def argpartition(case: Case) -> Run:
 
 
 @streaming.contender("loop", samples=LOOP_SAMPLES)
-def loop(case: Case) -> Run:
+def loop(case: Case) -> Any:
     return lambda batch: reference.loop.nearest_neighbors(case.memory, batch.index, K)

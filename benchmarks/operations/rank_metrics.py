@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,13 +11,12 @@ import torch
 from snnet.retrieval import rank_metrics as evaluation
 from snnet.retrieval.rank_metrics import RankMetrics, rank_metrics
 
-from ..case import Inputs, Unavailable
-from ..equality import Unequal
+from ..case import Inputs, Unavailable, around
 from ..operation import Operation
 from ..shapes import Shape
 
-ARGSORT_QUERIES = 210  # a sixteenth
-DIM = 32
+PART = 210  # queries of an argsort each, and of the gate: a sixteenth
+DIM, CAMERAS = 32, 6
 
 
 class Split(NamedTuple):
@@ -28,13 +27,12 @@ class Split(NamedTuple):
     identities: int
     junk: int  # of pid -1
     distractors: int  # of pid 0
-    cameras: int = 6
 
 
 SPLITS = {"market-gallery": Split(3368, 19732, 750, 3819, 2798), "tiny-gallery": Split(60, 400, 20, 60, 40)}
 
 
-def gallery_shapes(device: str, sizes: Iterable[str]) -> list[Shape]:
+def gallery_shapes(device: str, sizes: Collection[str]) -> list[Shape]:
     name = "tiny-gallery" if list(sizes) == ["tiny"] else "market-gallery"
     return [Shape(name, SPLITS[name].gallery, 0, SPLITS[name].queries)] if device == "cpu" else []
 
@@ -48,19 +46,11 @@ class Queries(NamedTuple):
     query_cams: np.ndarray
     gallery_cams: np.ndarray
 
-    @property
-    def size(self) -> int:
-        return len(self.query_pids)
-
     def first(self, samples: int) -> Queries:
         """Every so many-th query."""
-        step = slice(None, None, max(1, self.size // samples))
-        similarity, query_pids, query_cams = (
-            self.similarity[step],
-            self.query_pids[step],
-            self.query_cams[step],
-        )
-        return Queries(similarity, query_pids, self.gallery_pids, query_cams, self.gallery_cams)
+        part = np.arange(0, len(self.query_pids), max(1, len(self.query_pids) // samples))[:samples]
+        of_queries = {name: getattr(self, name)[part] for name in ("similarity", "query_pids", "query_cams")}
+        return self._replace(**of_queries)
 
 
 class Gallery(Inputs):
@@ -68,34 +58,30 @@ class Gallery(Inputs):
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         super().__init__(shape, device)
-        self.batches = [self._draw(SPLITS[shape.size])] * 2
-
-    def _draw(self, split: Split) -> Queries:
-        rng = np.random.default_rng(0)
+        rng, split = np.random.default_rng(0), SPLITS[shape.size]
         centers = rng.standard_normal((split.identities + 1, DIM), dtype=np.float32)
+        centers[0] = 0  # of junk and distractors
 
-        def features(pids: np.ndarray) -> np.ndarray:
-            noise = rng.standard_normal((len(pids), DIM), dtype=np.float32)
-            drawn = np.where(pids[:, None] > 0, centers[pids] + 0.9 * noise, 1.3 * noise)
-            return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+        def identities(count: int) -> np.ndarray:
+            return rng.integers(1, split.identities + 1, count)
 
-        matches = split.gallery - split.junk - split.distractors
-        query_pids = rng.integers(1, split.identities + 1, split.queries)
-        known = rng.integers(1, split.identities + 1, matches)
-        gallery_pids = np.concatenate(
-            [np.full(split.junk, -1), np.zeros(split.distractors, dtype=np.int64), known]
+        def cameras(count: int) -> np.ndarray:
+            return rng.integers(1, CAMERAS + 1, count)
+
+        query_pids = identities(split.queries)
+        others = np.repeat([-1, 0], [split.junk, split.distractors])
+        gallery_pids = np.concatenate([others, identities(split.gallery - len(others))])
+        query_cams, gallery_cams = cameras(split.queries), cameras(split.gallery)
+        query, gallery = (
+            around(rng, centers, np.maximum(pids, 0), 0.9) for pids in (query_pids, gallery_pids)
         )
-        query_cams = rng.integers(1, split.cameras + 1, split.queries)
-        gallery_cams = rng.integers(1, split.cameras + 1, split.gallery)
-        similarity = features(query_pids) @ features(gallery_pids).T
-        return Queries(similarity, query_pids, gallery_pids, query_cams, gallery_cams)
+        self.batches = [Queries(query @ gallery.T, query_pids, gallery_pids, query_cams, gallery_cams)] * 2
 
 
 def argsort_metrics(queries: Queries, average_precision: str = "step", max_rank: int = 50) -> RankMetrics:
     """The usual form: sort the gallery for each query, then cumulative sums along the sorted list."""
     cmc, precisions, inverse_penalties = np.zeros(max_rank), [], []
-    rows = zip(queries.similarity, queries.query_pids, queries.query_cams, strict=True)
-    for row, pid, camera in rows:
+    for row, pid, camera in zip(queries.similarity, queries.query_pids, queries.query_cams, strict=True):
         order = np.argsort(-row)
         pids = queries.gallery_pids[order]
         keep = (pids != -1) & ((pids != pid) | (queries.gallery_cams[order] != camera))
@@ -115,48 +101,28 @@ def argsort_metrics(queries: Queries, average_precision: str = "step", max_rank:
         mAP=float(np.mean(precisions)),
         mINP=float(np.mean(inverse_penalties)),
         num_queries=len(precisions),
-        num_without_match=queries.size - len(precisions),
+        num_without_match=len(queries.query_pids) - len(precisions),
         average_precision=average_precision,
     )
 
 
 def gate(case: Gallery, batch: Queries, form: Any) -> None:
     """``form`` is what was called: it is tried in both definitions on a part of the queries."""
-    part = batch.first(ARGSORT_QUERIES)
+    part = batch.first(PART)
     for definition in ("step", "trapezoid"):
         got, expected = form(part, definition), argsort_metrics(part, definition)
-        apart = max(
-            float(np.abs(got.cmc - expected.cmc).max()),
-            abs(got.mAP - expected.mAP),
-            abs(got.mINP - expected.mINP),
-        )
+        values, wanted = (np.array([*each.cmc, each.mAP, each.mINP]) for each in (got, expected))
         counts = (got.num_queries, got.num_without_match)
-        if not apart <= 1e-12 or counts != (expected.num_queries, expected.num_without_match):
-            raise Unequal(
-                f"{definition}: metrics off by {apart:.3g}, {counts} queries with and without a match"
-            )
-        if not 0.2 < got.mAP < 0.95:
-            raise Unequal(f"mAP {got.mAP:.2f}: these inputs are too easy or too hard")
+        apart = np.abs(values - wanted).max()
+        assert apart <= 1e-12, f"{definition}: metrics off by {apart:.3g}"
+        assert counts == (expected.num_queries, expected.num_without_match), f"{definition}: {counts} queries"
+        assert 0.2 < got.mAP < 0.95, f"mAP {got.mAP:.2f}: these inputs are too easy or too hard"
 
 
-ranks = Operation(
-    "rank-metrics",
-    "CMC, mAP and mINP",
-    gate,
-    uses_features=False,
-    make_case=Gallery,
-    own_shapes=gallery_shapes,
-)
-
-
-def answering(form: Callable[..., Any]) -> Callable[[Any], Any]:
+def called(form: Callable[..., Any], batch: Any) -> Any:
     """Calls ``form``, and hands it to the gate."""
-
-    def run(batch: Any) -> Any:
-        form(batch)
-        return form
-
-    return run
+    form(batch)
+    return form
 
 
 def form(batch: Queries, definition: str = "step") -> RankMetrics:
@@ -171,12 +137,21 @@ def numpy_form(batch: Queries, definition: str = "step") -> RankMetrics:
         evaluation._native = native
 
 
-@ranks.contender("snnet", devices=("cpu",))
+ranks = Operation(
+    *("rank-metrics", "CMC, mAP and mINP", gate, called),
+    uses_features=False,
+    make_case=Gallery,
+    shapes=gallery_shapes,
+)
+OPERATIONS = (ranks,)
+
+
+@ranks.contender("snnet")
 def compiled(case: Gallery) -> Any:
     if evaluation._native is None:
         raise Unavailable("snnet._rank_metrics is not built")
-    return answering(form)
+    return form
 
 
-ranks.contender("numpy", devices=("cpu",))(lambda case: answering(numpy_form))
-ranks.contender("argsort", devices=("cpu",), samples=ARGSORT_QUERIES)(lambda case: answering(argsort_metrics))
+ranks.contender("numpy", lambda case: numpy_form)
+ranks.contender("argsort", lambda case: argsort_metrics, samples=PART)

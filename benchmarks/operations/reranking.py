@@ -6,7 +6,7 @@ given.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,20 +14,19 @@ import torch
 
 from snnet.retrieval import reranking
 from snnet.retrieval.reranking import rerank
-from snnet_kernels.memory_size import free_memory
 
-from ..case import Inputs, Unavailable
-from ..equality import Unequal
+from ..case import Inputs, Unavailable, around, cluster_centers
 from ..operation import Operation
 from ..shapes import Shape
-from .rank_metrics import answering
+from .jaccard import dense_jaccard
+from .rank_metrics import called
 
 IDENTITIES = {"market-gallery": 750, "tiny-gallery": 20}
 DENSE_MATRICES = 5  # of float32 [N, N] at the peak: distances, their order as int64 and int32, weights twice
 PART = 2000  # images on which a form is tried before its time counts
 
 
-def rerank_shapes(device: str, sizes: Iterable[str]) -> list[Shape]:
+def rerank_shapes(device: str, sizes: Collection[str]) -> list[Shape]:
     """Only where a size is asked for; without the gallery's junk, which is nobody's neighbour."""
     if device != "cpu" or not sizes:
         return []
@@ -42,16 +41,6 @@ class Features(NamedTuple):
     query: np.ndarray
     gallery: np.ndarray
 
-    @property
-    def size(self) -> int:
-        return len(self.query)
-
-    def every(self, step: int) -> Features:
-        return Features(self.query[::step].copy(), self.gallery[::step].copy())
-
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        return torch.from_numpy(self.query), torch.from_numpy(self.gallery)
-
 
 class Images(Inputs):
     """Clusters, one an identity, so near to one another that neighbours are of several; a sixth are strays."""
@@ -59,52 +48,22 @@ class Images(Inputs):
     def __init__(self, shape: Shape, device: torch.device) -> None:
         super().__init__(shape, device)
         rng = np.random.default_rng(0)
-        centers = rng.standard_normal((IDENTITIES[shape.size] + 1, shape.d), dtype=np.float32)
-        centers[0] = 0
-
-        def features(pids: np.ndarray) -> np.ndarray:
-            drawn = centers[pids] + 2.5 * rng.standard_normal((len(pids), shape.d), dtype=np.float32)
-            return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
-
+        centers = cluster_centers(rng, IDENTITIES[shape.size], shape.d)
         query = rng.integers(1, len(centers), shape.batch)
         gallery = rng.integers(1, len(centers), shape.n)
         gallery[: shape.n // 6] = 0
-        self.batches = [Features(features(query), features(gallery))] * 2
+        self.batches = [Features(around(rng, centers, query, 2.5), around(rng, centers, gallery, 2.5))] * 2
 
 
 def dense_rerank(features: Features, k1: int = 20, k2: int = 6, weight: float = 0.3) -> np.ndarray:
     """As it is commonly written: matrices of all pairs, every row sorted, Python loops over the images."""
-    everything = np.concatenate([features.query, features.gallery])
+    queries, everything = len(features.query), np.concatenate(features)
     distance = 2 - 2 * (everything @ everything.T)
     distance /= distance.max(axis=1, keepdims=True)
-    order = np.argsort(distance, axis=1).astype(np.int32)
-    n, queries, half = len(everything), features.size, int(np.around(k1 / 2))
-
-    def reciprocal(image: int, k: int) -> np.ndarray:
-        forward = order[image, : k + 1]
-        return forward[np.where(order[forward, : k + 1] == image)[0]]
-
-    code = np.zeros_like(distance)
-    for image in range(n):
-        own = members = reciprocal(image, k1)
-        for other in own:
-            others = reciprocal(other, half)
-            if len(np.intersect1d(others, own)) > 2 / 3 * len(others):
-                members = np.append(members, others)
-        members = np.unique(members)
-        gaussian = np.exp(-distance[image, members])
-        code[image, members] = gaussian / gaussian.sum()
-    averaged = np.zeros_like(code)
-    for image in range(n):
-        averaged[image] = code[order[image, :k2]].mean(axis=0)
-    having = [np.where(averaged[:, column] != 0)[0] for column in range(n)]
-    jaccard = np.zeros((queries, n), np.float32)
-    for image in range(queries):
-        overlap = np.zeros(n, np.float32)
-        for column in np.where(averaged[image] != 0)[0]:
-            rows = having[column]
-            overlap[rows] += np.minimum(averaged[image, column], averaged[rows, column])
-        jaccard[image] = 1 - overlap / (2 - overlap)
+    order = np.argsort(distance, axis=1).astype(np.int32)  # the image itself comes first
+    jaccard = dense_jaccard(
+        order[:, : k1 + 1], k2, lambda image, others: distance[image, others], half=k1 // 2 + 1, rows=queries
+    )
     return ((1 - weight) * jaccard + weight * distance[:queries])[:, queries:]
 
 
@@ -113,28 +72,29 @@ def gate(case: Images, batch: Features, form: Any) -> None:
 
     A form of products rounds as it likes: where that swaps two neighbours of an image, its distances move.
     """
-    part = batch.every(max(1, (case.shape.n + case.shape.batch) // PART))
-    got, expected = form(part), dense_rerank(part)
-    moved = float((np.abs(got - expected) > 1e-5).mean())
-    if not moved <= 1e-3:
-        raise Unequal(f"distances: {100 * moved:.3g} % of them differ by more than 1e-5")
+    step = max(1, (case.shape.n + case.shape.batch) // PART)
+    part = Features(*(rows[::step].copy() for rows in batch))
+    moved = float((np.abs(form(part) - dense_rerank(part)) > 1e-5).mean())
+    assert moved <= 1e-3, f"distances: {100 * moved:.3g} % of them differ by more than 1e-5"
 
 
 reranked = Operation(
-    "rerank", "k-reciprocal re-ranking", gate, uses_features=False, make_case=Images, own_shapes=rerank_shapes
+    *("rerank", "k-reciprocal re-ranking", gate, called),
+    uses_features=False,
+    make_case=Images,
+    shapes=rerank_shapes,
 )
+OPERATIONS = (reranked,)
 
 
-@reranked.contender("snnet", devices=("cpu",))
+@reranked.contender("snnet")
 def compiled(case: Images) -> Any:
     if reranking._native is None:
         raise Unavailable("snnet._rank_metrics is not built")
-    return answering(lambda batch: rerank(*batch.tensors()))
+    return lambda batch: rerank(*map(torch.from_numpy, batch))
 
 
-@reranked.contender("dense", devices=("cpu",), once=True)
+@reranked.contender("dense", once=True)
 def by_dense_matrices(case: Images) -> Any:
-    needed = DENSE_MATRICES * 4 * (case.shape.n + case.shape.batch) ** 2
-    if needed > free_memory(case.device):
-        raise Unavailable(f"the dense form takes {needed / 1e9:.0f} GB")
-    return answering(dense_rerank)
+    case.check_room("the dense form", DENSE_MATRICES * 4 * (case.shape.n + case.shape.batch) ** 2)
+    return dense_rerank

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,67 +10,65 @@ import torch
 import snnet_kernels as sk
 
 from ..case import Batch, Case
-from ..equality import close
+from ..equality import ROUNDING, close
+from ..forms import LOOP_SAMPLES
 from ..hardware import Work, product
-from ..operation import Operation, Run
-from ..peers.compiling import compiled, static
-from ..peers.forms import LOOP_SAMPLES
+from ..operation import Operation
+from ..pytorch import compiled, static
 
 
-def gate(case: Case, batch: Batch, similarity: Any) -> None:
+def gate(case: Case, batch: Batch, similarity: Any, absolute: float = ROUNDING) -> None:
     expected = (batch.features.double() @ case.memory.double().t()).float()
-    close("similarity", torch.as_tensor(similarity, device=case.device), expected)
-
-
-def rounded_gate(case: Case, batch: Batch, similarity: Any) -> None:
-    close("similarity", similarity, batch.features @ case.memory.t(), absolute=1e-3)
+    close("similarity", torch.as_tensor(similarity, device=case.device), expected, absolute=absolute)
 
 
 def work(case: Case) -> Work:
     shape = case.shape
     whole = product(shape.batch, shape.n, shape.d)
-    return Work(whole.bytes + 4.0 * shape.batch * shape.n, whole.operations, whole.products)
+    return whole._replace(bytes=whole.bytes + 4.0 * shape.batch * shape.n)
 
 
 similarity = Operation("similarity", "The product f Mᵀ", gate, work=work)
+OPERATIONS = (similarity,)
 
 
-@similarity.ours("tf32x3", "tf32", gate=rounded_gate)
-@similarity.contender("snnet")
-def ours(case: Case) -> Run:
+def ours(case: Case) -> Any:
     return lambda batch: sk.memory_similarity(batch.features, case.memory)
 
 
-def plain(case: Case) -> Run:
+def plain(case: Case) -> Any:
     return lambda batch: batch.features @ case.memory.t()
 
 
-def transposed(case: Case) -> Run:
+def transposed(case: Case) -> Any:
     return lambda batch: (case.memory @ batch.features.t()).t().contiguous()
 
 
-def into_a_buffer(case: Case) -> Run:
+def into_a_buffer(case: Case) -> Any:
     out = torch.empty(case.shape.batch, case.shape.n, device=case.device)
     return lambda batch: torch.mm(batch.features, case.memory.t(), out=out)
 
 
-def compiled_product(case: Case) -> Run:
+similarity.contender("snnet", ours)
+similarity.rounded(ours, tf32x3=partial(gate, absolute=1e-3), tf32=partial(gate, absolute=1e-3))
+WAYS = {"pytorch": plain, "pytorch-transposed": transposed, "pytorch-out": into_a_buffer}
+for _name, _way in WAYS.items():
+    similarity.contender(_name, _way)
+
+
+@similarity.contender("compile")
+def compiled_product(case: Case) -> Any:
     static(case.memory)
     run = compiled(lambda features: features @ case.memory.t(), case.device)
     return lambda batch: run(batch.features)
 
 
-def by_numpy(case: Case) -> Run:
+@similarity.contender("numpy", devices=("cpu",), lingers=True)
+def by_numpy(case: Case) -> Any:
     memory = case.memory.numpy()
     return lambda batch: batch.features.numpy() @ memory.T
 
 
-def loop(case: Case) -> Run:
+@similarity.contender("loop", samples=LOOP_SAMPLES)
+def loop(case: Case) -> Any:
     return lambda batch: torch.stack([feature @ case.memory.t() for feature in batch.features])
-
-
-WAYS = {"pytorch": plain, "pytorch-transposed": transposed, "pytorch-out": into_a_buffer}
-for _name, _build in (WAYS | {"compile": compiled_product}).items():
-    similarity.contender(_name)(_build)
-similarity.contender("numpy", devices=("cpu",), lingers=True)(by_numpy)
-similarity.contender("loop", samples=LOOP_SAMPLES)(loop)

@@ -8,24 +8,19 @@ import sys
 from pathlib import Path
 
 from ..machine import slug
-from ..results import FOLDER, Run, committed_runs, read_run
-from . import figures, tables
-from .page import page, title
+from ..results import FOLDER, committed_runs, read_run
+from . import figures
+from .page import page, write_head
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
-IMAGES = DOCS / "images" / "benchmarks"
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--add",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="JSON",
+        **{"type": Path, "nargs": "+", "default": [], "metavar": "JSON"},
         help="first keep these files of pytest --benchmark-json as the results of their machine",
     )
     parser.add_argument(
@@ -38,7 +33,7 @@ def main() -> int:
         runs = committed_runs()
         if not runs:
             raise ValueError(f"there are no results in {FOLDER.relative_to(ROOT)}: add some with --add")
-        drawn = {name: figures.draw(run, IMAGES, name) for name, run in runs.items()}
+        drawn = {name: figures.draw(run, DOCS / "images" / "benchmarks", name) for name, run in runs.items()}
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
@@ -50,27 +45,10 @@ def main() -> int:
 
 def keep(path: Path, machine: str | None) -> Path:
     """Copy a run's JSON to the folder of its machine, under the name of the file."""
-    run = read_run([path])
-    folder = FOLDER / (machine or slug(run.machine))
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / path.name
+    target = FOLDER / (machine or slug(read_run([path]).machine)) / path.name
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(json.loads(path.read_text()), indent=1) + "\n")
     return target
-
-
-def write_head(readme: Path, runs: dict[str, Run]) -> None:
-    """Put the stated ratios of the first machine between the markers of the README, if it has them."""
-    text = readme.read_text()
-    if BEGIN not in text or END not in text:
-        return
-    run = next(iter(runs.values()))
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    about = (
-        f"{title(run)}, torch {run.machine['torch']}. Every operation, how it grows, and how it was measured:"
-    )
-    head = f"{BEGIN}\n{tables.head(run)}\n\n{about}\n[docs/benchmarks.md](docs/benchmarks.md).\n{END}"
-    readme.write_text(before + head + after)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..growth import Curve, curves
 from ..results import Result, Run
 from . import words
+from .growth import Curve, curves
 
 COLOURS = {
     "snnet": "#0b6e4f",
@@ -19,7 +19,6 @@ COLOURS = {
     "compile-static": "#e8a33d",
     "compile": "#8f6fb5",
 }
-STATE = "M and what is kept beside it, and the peak of one call"
 
 
 def draw(run: Run, folder: Path, name: str) -> dict[str, Path]:
@@ -63,13 +62,8 @@ def _figure(
         text = words.contender(curve.contender).replace("*", "").replace("`", "")
         if exponents and curve.exponent is not None:
             text += f"  (n^{curve.exponent:.2f})"
-        axes.plot(
-            *zip(*points, strict=True),
-            marker="o",
-            label=text,
-            color=COLOURS.get(curve.contender),
-            linewidth=2,
-        )
+        style = {"color": COLOURS.get(curve.contender), "marker": "o", "linewidth": 2}
+        axes.plot(*zip(*points, strict=True), label=text, **style)
     axes.set(xscale="log", yscale="log", xlabel="n, images in the memory", ylabel=label)
     axes.grid(which="both", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

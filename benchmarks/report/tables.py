@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from ..floors import WITH_BASELINE, read_floors, verdicts
-from ..growth import curves
+from ..floors import BOUNDS, read_floors, verdicts
 from ..results import Result, Run
 from ..shapes import SIZES, is_growth
 from . import words
+from .growth import curves
 
 DIMS = ("d2048", "d512")  # the columns of the short table
 INSTRUCTIONS = Path(__file__).parent.parent / "instructions.json"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
-    return "\n".join(lines)
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
 
 
 def ratio(value: float) -> str:
@@ -37,24 +37,35 @@ def megabytes(count: int | None) -> str:
     return f"{count / 1e6:.1f}" if count < 99.5e5 else f"{count / 1e6:,.0f}"
 
 
+def hundredths(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def libraries(machine: dict[str, Any]) -> str:
+    return "; ".join(f"`{name}`: {detail}" for name, detail in machine["libraries"].items())
+
+
+def rates(run: Run) -> str:
+    return ", ".join(
+        f"copy {rate / 1e9:,.0f} GB/s" if name == "copy" else f"{name} products {rate / 1e12:.2f} TFLOP/s"
+        for name, rate in run.rates.items()
+    )
+
+
 def stated(run: Run) -> str:
     """Every stated ratio with its floor and what this run measured."""
-    device = run.machine["device"]
-    rows = []
-    for floor in read_floors():
-        found = [verdict for verdict in verdicts(floor, run) if verdict.measured is not None]
-        if floor.device != device or not found:
-            continue
-        for verdict in found:
-            against = f", against {words.contender(verdict.baseline)}" if verdict.baseline else ""
-            rows.append(
-                (
-                    floor.work,
-                    verdict.shape + against,
-                    f"{floor.sign} {verdict.limit:g}",
-                    f"{'' if verdict.holds else '✗ '}{ratio(verdict.measured)}",
-                )
-            )
+    floors = [floor for floor in read_floors() if floor.device == run.machine["device"]]
+    rows = [
+        (
+            floor.work,
+            v.shape + (f", against {words.contender(v.baseline)}" if v.baseline else ""),
+            f"{floor.sign} {v.limit:g}",
+            f"{'' if v.holds else '✗ '}{ratio(v.measured)}",
+        )
+        for floor in floors
+        for v in verdicts(floor, run)
+        if v.measured is not None
+    ]
     return table(("work", "at", "floor", "measured"), rows)
 
 
@@ -70,19 +81,19 @@ def predicted() -> str:
 
 def head(run: Run) -> str:
     """The stated ratios in short, for the README: a table over d, and a sentence for each of the others."""
-    floors = [floor for floor in read_floors() if floor.device == run.machine["device"]]
     rows, sentences = [], []
-    for floor in floors:
+    for floor in read_floors():
         found = {verdict.shape: verdict.measured for verdict in verdicts(floor, run) if verdict.measured}
-        by_dims = [next((v for shape, v in found.items() if f"-{d}-b" in shape), None) for d in DIMS]
-        in_table = floor.bound == "at_least" and all("market-d" in shape for shape in floor.limits)
-        if in_table and found:
+        if not found or floor.device != run.machine["device"]:
+            continue
+        if floor.bound == "at_least" and all("market-d" in shape for shape in floor.limits):
+            by_dims = [next((v for shape, v in found.items() if f"-{d}-b" in shape), None) for d in DIMS]
             rows.append((floor.work, *(f"{ratio(value)} ×" if value else "" for value in by_dims)))
-        elif found and floor.bound in WITH_BASELINE:
+        elif BOUNDS[floor.bound].beside == "baseline":
             values = ", ".join(f"{ratio(value)} × ({_short(shape)})" for shape, value in found.items())
             sentences.append(f"- {floor.work}: {values}")
-    parts = [table(("time of … over ours", *(d.replace("d", "d ") for d in DIMS)), rows)]
-    return "\n\n".join([*parts, "\n".join(sentences)] if sentences else parts)
+    short = table(("time of … over ours", *(d.replace("d", "d ") for d in DIMS)), rows)
+    return "\n\n".join([short, "\n".join(sentences)] if sentences else [short])
 
 
 def _short(shape: str) -> str:
@@ -99,52 +110,43 @@ def operation(run: Run, name: str) -> str:
 
     Empty where only growth was measured.
     """
-    shapes = [shape for shape in run.shapes(name) if not is_growth(shape)]
-    if not shapes:
+    found = {
+        (result.contender, result.shape): result
+        for result in run.results
+        if result.operation == name and not is_growth(result.shape)
+    }
+    if not found:
         return ""
+    shapes = list(dict.fromkeys(shape for _, shape in found))
     gpu = run.machine["device"] == "cuda"
-    reference = {shape: run.find(name, "snnet", shape) for shape in shapes}
+    ours = {shape: found.get(("snnet", shape)) for shape in shapes}
     rows = []
-    for contender in run.contenders(name):
-        results = {shape: run.find(name, contender, shape) for shape in shapes}
-        if not any(results.values()):
-            continue
-        first = next(result for result in results.values() if result)
-        rows.append(
-            [
-                words.contender(contender) + (f" ({first.scaled:.0f} × a part)" if first.scaled > 1 else ""),
-                *(_cell(results[shape], reference[shape], gpu) for shape in shapes),
-                megabytes(first.peak_bytes),
-                megabytes(first.held_bytes),
-            ]
-        )
-    floors = [_floor_cell(reference[shape], gpu) for shape in shapes]
+    for contender in dict.fromkeys(contender for contender, _ in found):
+        results = [found.get((contender, shape)) for shape in shapes]
+        first = next(result for result in results if result)
+        part = f" ({first.scaled:.0f} × a part)" if first.scaled > 1 else ""
+        cells = [_cell(result, base, gpu) for result, base in zip(results, ours.values(), strict=True)]
+        memory = megabytes(first.peak_bytes), megabytes(first.held_bytes)
+        rows.append([words.contender(contender) + part, *cells, *memory])
+    floors = [_show(base.floor_seconds, base.seconds, gpu) if base else "" for base in ours.values()]
     if any(floors):
         rows.append(["hardware floor", *floors, "", ""])
     return table(("form", *shapes, "peak MB", "kept MB"), rows)
+
+
+def _show(seconds: float | None, base: float | None, gpu: bool) -> str:
+    if seconds is None:
+        return ""
+    return ", ".join([microseconds(seconds)] * gpu + ([f"{ratio(seconds / base)} ×"] if base else []))
 
 
 def _cell(result: Result | None, ours: Result | None, gpu: bool) -> str:
     """Cold, and warm in brackets."""
     if result is None:
         return ""
-
-    def show(seconds: float, base: float | None) -> str:
-        words = [microseconds(seconds)] if gpu else []
-        words += [f"{ratio(seconds / base)} ×"] if base else []
-        return ", ".join(words)
-
-    cold = show(result.seconds, ours.seconds if ours else None)
-    if result.warm_seconds is None:
-        return cold
-    return f"{cold} ({show(result.warm_seconds, ours.warm_seconds if ours else None)})"
-
-
-def _floor_cell(ours: Result | None, gpu: bool) -> str:
-    if ours is None or ours.floor_seconds is None:
-        return ""
-    share = f"{ratio(ours.floor_seconds / ours.seconds)} ×"
-    return f"{microseconds(ours.floor_seconds)}, {share}" if gpu else share
+    cold = _show(result.seconds, ours and ours.seconds, gpu)
+    warm = _show(result.warm_seconds, ours and ours.warm_seconds, gpu)
+    return cold if result.warm_seconds is None else f"{cold} ({warm})"
 
 
 def growth(run: Run) -> str:
@@ -154,32 +156,17 @@ def growth(run: Run) -> str:
     ours = next((curve for curve in found if curve.contender == "snnet"), None)
     if ours is None or len(sizes) < 2:
         return ""
-    unit = ours.points[0].seconds
     rows = []
     for curve in found:
-        by_n = {point.n: point.seconds / unit for point in curve.points}
-        linearity = curve.linearity(12_936)
-        rows.append(
-            [
-                words.contender(curve.contender),
-                *(ratio(by_n[n]) if n in by_n else "" for n in sizes),
-                "" if curve.exponent is None else f"{curve.exponent:.2f}",
-                "" if linearity is None else f"{linearity:.2f}",
-                "" if curve.bend is None else f"{curve.bend:.2f}",
-            ]
-        )
-    header = ("form", *(f"n {n:,}" for n in sizes), "exponent", "of linear", "bend")
-    return table(header, rows)
+        by_n = {point.n: ratio(point.seconds / ours.points[0].seconds) for point in curve.points}
+        fits = map(hundredths, (curve.exponent, curve.linearity(12_936), curve.bend))
+        rows.append([words.contender(curve.contender), *(by_n.get(n, "") for n in sizes), *fits])
+    return table(("form", *(f"n {n:,}" for n in sizes), "exponent", "of linear", "bend"), rows)
 
 
 def instructions() -> str:
-    """The committed instruction counts, if there are any."""
-    if not INSTRUCTIONS.exists():
-        return ""
-    content = json.loads(INSTRUCTIONS.read_text())
-    sets = list(content["counts"])
-    rows = [
-        [name, *(f"{content['counts'][isa].get(name, 0):,}" for isa in sets)]
-        for name in content["counts"][sets[0]]
-    ]
-    return table(("operation", *sets), rows)
+    """The committed instruction counts."""
+    counts = json.loads(INSTRUCTIONS.read_text())["counts"]
+    names = next(iter(counts.values()))
+    rows = [[name, *(f"{of.get(name, 0):,}" for of in counts.values())] for name in names]
+    return table(("operation", *counts), rows)

@@ -1,10 +1,7 @@
-"""What the names of contenders and operations stand for on the page."""
+"""What the names of contenders stand for on the page."""
 
 from __future__ import annotations
 
-from ..operations import OPERATIONS as _MEASURED
-
-OPERATIONS = {name: operation.title for name, operation in _MEASURED.items()}
 CONTENDERS = {
     "snnet": "**snnet_kernels**",
     "snnet-streaming": "snnet_kernels without lists",

@@ -1,20 +1,17 @@
-"""How cost grows with n: the exponent of a power law through the measured points."""
+"""How the label step's cost grows with n: the exponent of a power law through the measured points."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from .results import Result, Run
-from .shapes import is_growth
-
-OPERATION = "label-step"
+from ..results import Result, Run
+from ..shapes import is_growth
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """One contender's results over n, by rising n."""
 
     contender: str
@@ -49,10 +46,9 @@ def fitted_exponent(points: Iterable[tuple[float, float]]) -> float | None:
 
 
 def curves(run: Run) -> list[Curve]:
-    """The growth of every contender of the label step."""
-    grown = [result for result in run.results if result.operation == OPERATION and is_growth(result.shape)]
-    names = dict.fromkeys(result.contender for result in grown)
-    return [
-        Curve(name, tuple(sorted((r for r in grown if r.contender == name), key=lambda result: result.n)))
-        for name in names
-    ]
+    """The growth of every contender."""
+    found: dict[str, list[Result]] = {}
+    for result in run.results:
+        if result.operation == "label-step" and is_growth(result.shape):
+            found.setdefault(result.contender, []).append(result)
+    return [Curve(name, tuple(sorted(points, key=lambda point: point.n))) for name, points in found.items()]

@@ -7,46 +7,37 @@ A form finds labels and neighbours of a batch, keeps the label memory P, and upd
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from snnet_kernels import reference
 
-from ..case import MIN_RANK, THRESHOLD, WEIGHTS, Batch, Case
-from .compiling import compiled, static
-from .labels import (
+from .case import MIN_RANK, THRESHOLD, WEIGHTS, Batch, Case
+from .pytorch import (
+    blend_,
+    blend_with_matrix_,
+    compiled,
+    dense_mmcl,
     label_rows,
     largest_number_of_candidates,
     nearest_others,
     predict_labels,
     predict_labels_static,
+    static,
 )
-from .loss import dense_mmcl
-from .memory import blend_, blend_with_matrix_
-from .storage import dense_copy
 
 LOOP_SAMPLES = 16
 Neighbors = tuple[Tensor, Tensor]  # index and similarity [B, 1]
 Update = Callable[[Tensor], None]
 
 
-class Step(NamedTuple):
-    """What was found, and what was written: the memory, what is kept beside it (S, lists or None), and P."""
-
-    labels: tuple[Any, Any, Any]  # main, symmetric and neighbour
-    neighbors: Neighbors
-    memory: Tensor
-    kept: Any
-    stored: Any
-
-
 class Form:
     """Vectorised PyTorch that counts ranks instead of sorting, with the matrix S or without; P is a bool matrix."""
 
-    kept: Any  # S [n, n] or None
+    kept: Any  # beside the memory: S [n, n], lists or None
 
     def __init__(self, case: Case, *, matrix: bool = False) -> None:
         self.case = case
@@ -55,7 +46,12 @@ class Form:
 
     @cached_property
     def stored(self) -> Any:
-        return dense_copy(self.case, torch.bool)
+        return self.case.own_dense_labels(torch.bool)
+
+    @property
+    def held_bytes(self) -> int:
+        """What is kept between calls beside M: S or lists, and P if it was made."""
+        return bytes_of(self.kept) + bytes_of(vars(self).get("stored"))
 
     def labels(self, index: Tensor) -> tuple[Any, Neighbors]:
         """The main labels of ``index`` [B] and the nearest others."""
@@ -69,7 +65,7 @@ class Form:
         self.stored[index] = main
         return symmetric, of_neighbor
 
-    def update_(self, index: Tensor, features: Tensor, similarity: Tensor) -> None:
+    def update_(self, index: Tensor, features: Tensor, similarity: Any) -> None:
         """The momentum update of M and of what is kept beside it."""
         if self.kept is None:
             return blend_(self.memory, index, features, self.case.momentum)
@@ -81,20 +77,20 @@ class Form:
     def loss(self, similarity: Tensor, labels: tuple[Any, ...]) -> Tensor:
         return dense_mmcl(similarity, labels)
 
-    def find_and_update_(
-        self, index: Tensor, features: Tensor, similarity: Tensor | None
-    ) -> tuple[Any, Neighbors]:
+    def find_and_update_(self, index: Tensor, features: Tensor, similarity: Any) -> tuple[Any, Neighbors]:
         """Labels, neighbours and update of a batch: what torch.compile gets as a whole."""
         found = self.labels(index)
         self.update_(index, features, similarity)
         return found
 
-    def step(self, batch: Batch) -> Step:
-        """All label work of an iteration with s at hand, which is for what is kept beside the memory."""
+    def step(self, batch: Batch) -> tuple[tuple[Any, Any, Any], Neighbors]:
+        """All label work of an iteration with s at hand, which is for what is kept beside the memory.
+
+        Gives the main, symmetric and neighbour labels, and the neighbours.
+        """
         similarity = None if self.kept is None else batch.similarity
         main, neighbors = self.find_and_update_(batch.index, batch.features, similarity)
-        others = self.exchange_(batch.index, neighbors[0].reshape(-1), main)
-        return Step((main, *others), neighbors, self.memory, self.kept, self.stored)
+        return (main, *self.exchange_(batch.index, neighbors[0].reshape(-1), main)), neighbors
 
     def iterate(self, features: Tensor, index: Tensor) -> tuple[Tensor, Update]:
         """The loss of ``features`` [B, d], and the update to be called with them after the backward pass."""
@@ -122,7 +118,7 @@ class CompiledForm(Form):
         self.find_and_update_ = compiled(self._find_and_update_, case.device, dynamic=True)
         self.update_ = compiled(super().update_, case.device)
 
-    def _find_and_update_(self, index: Tensor, features: Tensor, similarity: Tensor | None) -> Any:
+    def _find_and_update_(self, index: Tensor, features: Tensor, similarity: Any) -> Any:
         found = self.labels(index)
         Form.update_(self, index, features, similarity)
         return found
@@ -167,6 +163,16 @@ class StaticForm(Form):
         return loss, lambda after: self.update_(index, after, similarity.detach())
 
 
+class FreshRows(Form):
+    """S without the recurrence: its rows and columns by a product with the updated memory."""
+
+    def update_(self, index: Tensor, features: Tensor, similarity: Any) -> None:
+        blend_(self.memory, index, features, self.case.momentum)
+        rows = self.memory[index] @ self.memory.t()
+        self.kept[index] = rows
+        self.kept[:, index] = rows.t()
+
+
 class LoopForm(Form):
     """Sample by sample, as the code bases of this field do it."""
 
@@ -180,22 +186,25 @@ class LoopForm(Form):
         reference.loop.write_labels_(self.stored, index, main)
         return symmetric, of_neighbor
 
-    def update_(self, index: Tensor, features: Tensor, similarity: Tensor) -> None:
+    def update_(self, index: Tensor, features: Tensor, similarity: Any) -> None:
         reference.loop.update_memory_(self.memory, index, features, self.case.momentum)
 
     def loss(self, similarity: Tensor, labels: tuple[Tensor, ...]) -> Tensor:
         return reference.loop.mutual_label_loss(similarity, labels, WEIGHTS)
 
 
-def matrix_bytes(case: Case) -> int:
-    return case.matrix_bytes
+def bytes_of(kept: Any) -> int:
+    """Bytes of a tensor, of the buffers of a module, of several tensors, or of nothing."""
+    parts = [kept] if isinstance(kept, Tensor) else kept.buffers() if hasattr(kept, "buffers") else kept or ()
+    return sum(part.nbytes for part in parts if part is not None)
 
 
-FORMS: dict[str, tuple[Callable[[Case], Form], dict[str, Any]]] = {
-    "pytorch-cache": (lambda case: Form(case, matrix=True), {"keeps": matrix_bytes}),
-    "compile-cache": (lambda case: CompiledForm(case, matrix=True), {"keeps": matrix_bytes}),
-    "compile-static": (StaticForm, {"keeps": matrix_bytes}),
-    "pytorch": (Form, {}),
-    "compile": (CompiledForm, {}),
-    "loop": (LoopForm, {"samples": LOOP_SAMPLES, "once": True}),
-}  # how each is made, and options of the contender
+# How each is made, and options of the contender.
+FORMS: dict[str, dict[str, Any]] = {
+    "pytorch-cache": {"make": partial(Form, matrix=True)},
+    "compile-cache": {"make": partial(CompiledForm, matrix=True)},
+    "compile-static": {"make": StaticForm},
+    "pytorch": {"make": Form},
+    "compile": {"make": CompiledForm},
+    "loop": {"make": LoopForm, "samples": LOOP_SAMPLES, "once": True},
+}

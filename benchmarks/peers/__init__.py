@@ -1,1 +1,0 @@
-"""What a good engineer would write instead: plain PyTorch, numpy, scipy, faiss."""
