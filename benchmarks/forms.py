@@ -15,19 +15,8 @@ from torch import Tensor
 
 from snnet_kernels import reference
 
+from . import pytorch
 from .case import MIN_RANK, THRESHOLD, WEIGHTS, Batch, Case
-from .pytorch import (
-    blend_,
-    blend_with_matrix_,
-    compiled,
-    dense_mmcl,
-    label_rows,
-    largest_number_of_candidates,
-    nearest_others,
-    predict_labels,
-    predict_labels_static,
-    static,
-)
 
 LOOP_SAMPLES = 16
 Neighbors = tuple[Tensor, Tensor]  # index and similarity [B, 1]
@@ -55,9 +44,9 @@ class Form:
 
     def labels(self, index: Tensor) -> tuple[Any, Neighbors]:
         """The main labels of ``index`` [B] and the nearest others."""
-        rows = label_rows(self.memory, index, self.kept)
-        labels = predict_labels(self.memory, index, rows, self.kept)
-        return labels, nearest_others(index, rows)
+        rows = pytorch.label_rows(self.memory, index, self.kept)
+        labels = pytorch.predict_labels(self.memory, index, rows, self.kept)
+        return labels, pytorch.nearest_others(index, rows)
 
     def exchange_(self, index: Tensor, neighbor: Tensor, main: Any) -> tuple[Any, Any]:
         """The symmetric and the neighbour labels from P; then the main labels are written to it."""
@@ -68,14 +57,14 @@ class Form:
     def update_(self, index: Tensor, features: Tensor, similarity: Any) -> None:
         """The momentum update of M and of what is kept beside it."""
         if self.kept is None:
-            return blend_(self.memory, index, features, self.case.momentum)
+            return pytorch.blend_(self.memory, index, features, self.case.momentum)
         # The reference also finds repeated images, and rows in which the recurrence would lose accuracy.
         reference.update_memory_(
             self.memory, index, features, self.case.momentum, cache=self.kept, similarity=similarity
         )
 
     def loss(self, similarity: Tensor, labels: tuple[Any, ...]) -> Tensor:
-        return dense_mmcl(similarity, labels)
+        return pytorch.dense_mmcl(similarity, labels)
 
     def find_and_update_(self, index: Tensor, features: Tensor, similarity: Any) -> tuple[Any, Neighbors]:
         """Labels, neighbours and update of a batch: what torch.compile gets as a whole."""
@@ -114,9 +103,9 @@ class CompiledForm(Form):
 
     def __init__(self, case: Case, *, matrix: bool = False) -> None:
         super().__init__(case, matrix=matrix)
-        static(self.memory, *([self.kept] if matrix else []))
-        self.find_and_update_ = compiled(self._find_and_update_, case.device, dynamic=True)
-        self.update_ = compiled(super().update_, case.device)
+        pytorch.static(self.memory, *([self.kept] if matrix else []))
+        self.find_and_update_ = pytorch.compiled(self._find_and_update_, case.device, dynamic=True)
+        self.update_ = pytorch.compiled(super().update_, case.device)
 
     def _find_and_update_(self, index: Tensor, features: Tensor, similarity: Any) -> Any:
         found = self.labels(index)
@@ -129,22 +118,22 @@ class StaticForm(Form):
 
     def __init__(self, case: Case) -> None:
         super().__init__(case, matrix=True)
-        static(self.memory, self.kept)
-        self._width = largest_number_of_candidates(self.kept)
+        pytorch.static(self.memory, self.kept)
+        self._width = pytorch.largest_number_of_candidates(self.kept)
         self.labels, self.update_, self.find_and_update_, self._forward = (
-            compiled(part, case.device)
+            pytorch.compiled(part, case.device)
             for part in (self._labels, self._update_, self._find_and_update_, self._forward_)
         )
 
     def _labels(self, index: Tensor) -> tuple[Tensor, Neighbors]:
         rows = self.kept[index]
-        labels = predict_labels_static(index, rows, self.kept, self._width)
+        labels = pytorch.predict_labels_static(index, rows, self.kept, self._width)
         own = torch.arange(rows.shape[1], device=rows.device) == index[:, None]
         nearest, neighbor = rows.masked_fill(own, -torch.inf).max(1)
         return labels, (neighbor, nearest)
 
     def _update_(self, index: Tensor, features: Tensor, similarity: Tensor) -> None:
-        blend_with_matrix_(self.memory, self.kept, index, features, self.case.momentum, similarity)
+        pytorch.blend_with_matrix_(self.memory, self.kept, index, features, self.case.momentum, similarity)
 
     def _find_and_update_(self, index: Tensor, features: Tensor, similarity: Tensor) -> Any:
         found = self._labels(index)
@@ -158,7 +147,7 @@ class StaticForm(Form):
         return self.loss(similarity, (main, *others)), similarity
 
     def iterate(self, features: Tensor, index: Tensor) -> tuple[Tensor, Update]:
-        static(self.stored)
+        pytorch.static(self.stored)
         loss, similarity = self._forward(features, index)
         return loss, lambda after: self.update_(index, after, similarity.detach())
 
@@ -167,7 +156,7 @@ class FreshRows(Form):
     """S without the recurrence: its rows and columns by a product with the updated memory."""
 
     def update_(self, index: Tensor, features: Tensor, similarity: Any) -> None:
-        blend_(self.memory, index, features, self.case.momentum)
+        pytorch.blend_(self.memory, index, features, self.case.momentum)
         rows = self.memory[index] @ self.memory.t()
         self.kept[index] = rows
         self.kept[:, index] = rows.t()

@@ -63,11 +63,9 @@ def measure() -> dict[str, Any]:
     from snnet_kernels import backends
 
     with tempfile.TemporaryDirectory() as folder:
-        switch = Path(folder) / "switch.so"
-        source = Path(folder) / "switch.c"
+        switch, source, dumps = (Path(folder) / name for name in ("switch.so", "switch.c", "counts"))
         source.write_text(SWITCH)
         subprocess.run(["gcc", "-shared", "-fPIC", "-o", switch, source], check=True)
-        dumps = Path(folder) / "counts"
         command = [
             *("valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no", "--compress-strings=no"),
             *(f"--callgrind-out-file={dumps}", sys.executable, "-m", "benchmarks.instructions"),
@@ -81,12 +79,8 @@ def measure() -> dict[str, Any]:
             if label:
                 instruction_set, _, operation = label.partition("/")
                 counts[instruction_set][operation] = count
-    (library,) = (part for part in backends.backend_info().libraries if part.name == "_C")
-    return {
-        "size": {"n": N, "d": D, "batch": BATCH},
-        "library": library.detail.rpartition(",")[0],
-        "counts": counts,
-    }
+    library = backends.backend_info().libraries[0].detail.rpartition(",")[0]
+    return {"size": {"n": N, "d": D, "batch": BATCH}, "library": library, "counts": counts}
 
 
 def compare(stated: dict[str, Any], found: dict[str, Any]) -> int:
@@ -96,15 +90,10 @@ def compare(stated: dict[str, Any], found: dict[str, Any]) -> int:
     for instruction_set, counts in found["counts"].items():
         for operation, count in counts.items():
             before = stated["counts"].get(instruction_set, {}).get(operation)
-            if before is None:
-                print(f"{instruction_set:<9} {operation:<34} {count:>12,}  new")
-                continue
-            slower = count > (1 + TOLERANCE) * before
-            worse += slower
-            print(
-                f"{instruction_set:<9} {operation:<34} {count:>12,}  {count / before:.3f} of {before:,}"
-                f"{'  MORE' if slower else ''}"
-            )
+            more = before is not None and count > (1 + TOLERANCE) * before
+            worse += more
+            beside = "new" if before is None else f"{count / before:.3f} of {before:,}"
+            print(f"{instruction_set:<9} {operation:<34} {count:>12,}  {beside}{'  MORE' if more else ''}")
     return 1 if worse else 0
 
 
@@ -164,29 +153,24 @@ def _operations() -> Iterator[tuple[str, Callable[[], Any]]]:
     empty = torch.zeros_like(labels[0])
     weights = [1.0, 0.8, 0.6]
 
-    def written(where: sk.PseudoLabelMemory) -> Callable[[], None]:
+    def written(where: sk.PseudoLabelMemory) -> tuple[None, None]:
         """Empties rows and then writes what was there: twice the same work, and the state as before."""
-        return lambda: (where.write_(index, empty), where.write_(index, labels[0]))
+        return where.write_(index, empty), where.write_(index, labels[0])
 
-    def updated(**options: Any) -> Callable[[], None]:
-        def call() -> None:
-            for tensor, before in zip((memory, *lists), kept, strict=True):
-                tensor.copy_(before)
-            sk.update_memory_(memory, index, features, 0.3, **options)
+    def updated(**options: Any) -> None:
+        for tensor, before in zip((memory, *lists), kept, strict=True):
+            tensor.copy_(before)
+        sk.update_memory_(memory, index, features, 0.3, **options)
 
-        return call
-
-    def loss(kind: str) -> Callable[[], Any]:
-        return lambda: sk.fused_mutual_label_loss(
-            features, memory, labels, weights, similarity=similarity, kind=kind
-        )
+    def fused(kind: str) -> Any:
+        return sk.fused_mutual_label_loss(features, memory, labels, weights, similarity=similarity, kind=kind)
 
     yield "pack_labels", lambda: sk.pack_labels(dense)
     yield "unpack_labels", lambda: sk.unpack_labels(labels[0], N)
     yield "gather_labels, columns", lambda: stored.columns(index)
-    yield "write_labels_, emptied and back", written(stored)
+    yield "write_labels_, emptied and back", lambda: written(stored)
     yield "gather_label_lists, columns", lambda: as_lists.columns(index)
-    yield "write_label_lists_, emptied and back", written(as_lists)
+    yield "write_label_lists_, emptied and back", lambda: written(as_lists)
     yield "neighbor_lists", lambda: sk.neighbor_lists(memory, NEIGHBORS // 2, floor=0.3)
     yield "symmetric_lists", lambda: sk.neighbor_lists(memory, NEIGHBORS, floor=0.3, symmetric=True)
     yield "mplp, lists", lambda: sk.mplp(memory, index, lists=lists)
@@ -194,10 +178,10 @@ def _operations() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "nearest_neighbors, lists", lambda: sk.nearest_neighbors(memory, index, lists=lists)
     yield "nearest_neighbors, 10 streaming", lambda: sk.nearest_neighbors(memory, index, 10)
     yield "mutual_label_loss, mmcl", lambda: sk.mutual_label_loss(similarity, labels, weights)
-    yield "fused_mutual_label_loss, mmcl", loss("mmcl")
-    yield "fused_mutual_label_loss, l2", loss("l2")
-    yield "update_memory_", updated()
-    yield "update_memory_, lists", updated(lists=lists, similarity=similarity)
+    yield "fused_mutual_label_loss, mmcl", lambda: fused("mmcl")
+    yield "fused_mutual_label_loss, l2", lambda: fused("l2")
+    yield "update_memory_", updated
+    yield "update_memory_, lists", lambda: updated(lists=lists, similarity=similarity)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -28,18 +29,18 @@ DENSE = {"bool": torch.bool, "uint8": torch.uint8, "float32": torch.float32}
 class Bits:
     """As this package keeps it, in both orientations. Here and below ``ready`` are labels as ``write`` takes them."""
 
+    ready = staticmethod(attrgetter("labels"))
+
     def __init__(self, case: Case, *, writes: bool = False) -> None:
         stored = case.own_label_memory() if writes else case.label_memory
         self.rows, self.columns, self.write = stored.rows, stored.columns, stored.write_
         self.held_bytes = bytes_of(stored)
 
-    @staticmethod
-    def ready(batch: Batch) -> tuple[Any, ...]:
-        return batch.labels
-
 
 class Dense:
     """A matrix of ``dtype`` [n, n]."""
+
+    ready = staticmethod(attrgetter("dense_labels"))
 
     def __init__(self, case: Case, *, dtype: torch.dtype, writes: bool = False) -> None:
         self.stored = case.own_dense_labels(dtype)
@@ -53,10 +54,6 @@ class Dense:
 
     def write(self, index: Tensor, labels: Tensor) -> None:
         self.stored[index] = labels.to(self.stored.dtype)
-
-    @staticmethod
-    def ready(batch: Batch) -> tuple[Any, ...]:
-        return batch.dense_labels
 
 
 class Sparse:

@@ -62,16 +62,11 @@ class Gallery(Inputs):
         centers = rng.standard_normal((split.identities + 1, DIM), dtype=np.float32)
         centers[0] = 0  # of junk and distractors
 
-        def identities(count: int) -> np.ndarray:
-            return rng.integers(1, split.identities + 1, count)
-
-        def cameras(count: int) -> np.ndarray:
-            return rng.integers(1, CAMERAS + 1, count)
-
-        query_pids = identities(split.queries)
+        query_pids = rng.integers(1, len(centers), split.queries)
         others = np.repeat([-1, 0], [split.junk, split.distractors])
-        gallery_pids = np.concatenate([others, identities(split.gallery - len(others))])
-        query_cams, gallery_cams = cameras(split.queries), cameras(split.gallery)
+        known = rng.integers(1, len(centers), split.gallery - len(others))
+        gallery_pids = np.concatenate([others, known])
+        query_cams, gallery_cams = (rng.integers(1, CAMERAS + 1, len(p)) for p in (query_pids, gallery_pids))
         query, gallery = (
             around(rng, centers, np.maximum(pids, 0), 0.9) for pids in (query_pids, gallery_pids)
         )
