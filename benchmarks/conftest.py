@@ -28,7 +28,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--seconds": {"type": float, "default": 0.6, "help": "measured time of a contender (default: 0.6)"},
     "--no-memory": {"action": "store_true", "help": "do not measure peak memory"},
     "--time-limit": {
-        **{"type": float, "default": float("inf"), "metavar": "SECONDS"},
+        "type": float,
+        "default": float("inf"),
+        "metavar": "SECONDS",
         "help": "begin nothing after it; what floors.yaml has a ratio of comes first (default: none)",
     },
     "--allow-plain": {
@@ -52,6 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, it writes what it has
     config.addinivalue_line("filterwarnings", "ignore:Dynamo does not know how to trace")
     option = config.option
+    if not __debug__:
+        raise pytest.UsageError("python -O leaves out the gates that answers pass before they are timed")
     if not hasattr(option, "floors_only"):
         raise pytest.UsageError("name the folder of the benchmarks: pytest benchmarks --benchmark-only")
     pin_threads(option.threads or default_threads())
@@ -136,7 +140,10 @@ def runner(request: pytest.FixtureRequest) -> Runner:
 
     option = request.config.option
     request.config.stash[_RUNNER] = made = Runner(
-        *(torch.device(option.device), option.rounds, option.seconds, not option.no_memory),
+        torch.device(option.device),
+        option.rounds,
+        option.seconds,
+        not option.no_memory,
         quick=option.size == "tiny",
         time_limit=option.time_limit,
     )

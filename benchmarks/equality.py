@@ -36,9 +36,8 @@ def close(
 ) -> None:
     """Within ``absolute`` plus ``relative`` times the largest expected entry, everywhere; of the same shape."""
     largest = float(expected.abs().max()) if relative and expected.numel() else 0.0
-    torch.testing.assert_close(
-        *(got, expected), atol=absolute + relative * largest, rtol=0, msg=lambda text: f"{what}: {text}"
-    )
+    allowed = absolute + relative * largest
+    torch.testing.assert_close(got, expected, atol=allowed, rtol=0, msg=lambda text: f"{what}: {text}")
 
 
 def same(what: str, got: Tensor, expected: Tensor) -> None:

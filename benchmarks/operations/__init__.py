@@ -5,20 +5,11 @@ from importlib import import_module
 from ..operation import Operation
 
 _FILES = (
-    *(
-        "similarity",
-        "neighbor_lists",
-        "label_prediction",
-        "neighbors",
-        "label_memory",
-        "memory_update",
-        "loss",
-    ),
-    *("label_step", "iteration", "training", "mmcl_trainer", "rank_metrics", "reranking"),
-    *("cluster_memory", "jaccard"),
+    "similarity neighbor_lists label_prediction neighbors label_memory memory_update loss label_step iteration "
+    "training mmcl_trainer rank_metrics reranking cluster_memory jaccard"
 )
 OPERATIONS: dict[str, Operation] = {
     operation.name: operation
-    for file in _FILES
+    for file in _FILES.split()
     for operation in import_module(f".{file}", __name__).OPERATIONS
 }

@@ -122,7 +122,7 @@ def loop(case: Centres, layer: Any) -> Any:
 
 
 def operation(name: str, title: str, layer: Any) -> Operation:
-    measured = Operation(*(name, title, partial(gate, layer=layer)), make_case=Centres, shapes=cluster_shapes)
+    measured = Operation(name, title, partial(gate, layer=layer), make_case=Centres, shapes=cluster_shapes)
     measured.contender("snnet", partial(ours, use_hard=layer is LoopedHardMemory))
     measured.contender("loop", partial(loop, layer=layer))
     return measured

@@ -99,7 +99,9 @@ for _precision, _gate in {"ieee": same_iteration, "tf32x3": same_iteration, "tf3
     iteration.contender(
         "snnet-graph" if _precision == "ieee" else f"snnet-graph-{_precision}",
         partial(Head, captured=_precision),
-        **{"gate": _gate, "devices": GPU, "precision": _precision},
+        gate=_gate,
+        devices=GPU,
+        precision=_precision,
     )
 for _name in ("pytorch-cache", "compile-static", "pytorch", "loop"):
     iteration.contender(_name, **FORMS[_name])
@@ -133,7 +135,8 @@ def twenty_times(form: Head | FastestProduct, batch: Batch) -> Any:
 twenty = Operation(
     "iterations",
     f"{STEPS} iterations one after the other, without the backbone",
-    *(same_labels_at_the_end, twenty_times),
+    same_labels_at_the_end,
+    twenty_times,
     work=least_work_of_all,
     shapes=million_shapes,
     grows=("snnet", "bare-product"),

@@ -191,7 +191,9 @@ def operation(name: str, title: str, gate: Any, **options: Any) -> Operation:
 jaccard = operation("jaccard", "Jaccard distances of a training set, up to 0.6", distances_gate)
 clustering = operation("jaccard-dbscan", "Jaccard distances and DBSCAN on them", labels_gate)
 after_search = operation(
-    *("jaccard-after-search", "Jaccard distances once neighbours are found", distances_gate),
+    "jaccard-after-search",
+    "Jaccard distances once neighbours are found",
+    distances_gate,
     shapes=lambda device, sizes: [],
     grows=("snnet",),
 )

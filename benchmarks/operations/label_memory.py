@@ -136,7 +136,7 @@ def operation(name: str, what: str, times: int, gate: Any, call: Any = None, **o
 
 
 columns = operation(
-    *("label-columns", "reading columns", 2, same_columns), lambda stored, batch: stored.columns(batch.index)
+    "label-columns", "reading columns", 2, same_columns, lambda stored, batch: stored.columns(batch.index)
 )
 rows = operation("label-rows", "reading rows", 2, same_rows, lambda stored, batch: stored.rows(batch.index))
 write = operation("label-write", "writing rows", 3, same_writes, inputs=("labels", "dense_labels"))

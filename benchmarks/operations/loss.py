@@ -117,7 +117,8 @@ def operation(kind: str, at_hand: bool) -> Operation:
     measured = Operation(
         f"{kind}-loss{'-at-hand' if at_hand else ''}",
         f"Three-label `{kind}` loss and gradient, {'similarities at hand' if at_hand else 'from features'}",
-        *(gate, loss_and_gradient),
+        gate,
+        loss_and_gradient,
         inputs=("labels", "dense_labels", *(("similarity",) if at_hand else ())),
         work=partial(least_work, kind=kind, at_hand=at_hand),
     )

@@ -133,7 +133,10 @@ def numpy_form(batch: Queries, definition: str = "step") -> RankMetrics:
 
 
 ranks = Operation(
-    *("rank-metrics", "CMC, mAP and mINP", gate, called),
+    "rank-metrics",
+    "CMC, mAP and mINP",
+    gate,
+    called,
     uses_features=False,
     make_case=Gallery,
     shapes=gallery_shapes,

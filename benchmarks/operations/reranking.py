@@ -79,7 +79,10 @@ def gate(case: Images, batch: Features, form: Any) -> None:
 
 
 reranked = Operation(
-    *("rerank", "k-reciprocal re-ranking", gate, called),
+    "rerank",
+    "k-reciprocal re-ranking",
+    gate,
+    called,
     uses_features=False,
     make_case=Images,
     shapes=rerank_shapes,

@@ -74,7 +74,10 @@ def gate(case: Case, batch: Batch, answer: tuple[Tensor, Tensor, Form]) -> None:
 
 
 training = Operation(
-    *("training", "A training iteration with a backbone", gate, Network.iteration),
+    "training",
+    "A training iteration with a backbone",
+    gate,
+    Network.iteration,
     needs=("stored",),
     shapes=training_shapes,
 )

@@ -20,7 +20,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--add",
-        **{"type": Path, "nargs": "+", "default": [], "metavar": "JSON"},
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="JSON",
         help="first keep these files of pytest --benchmark-json as the results of their machine",
     )
     parser.add_argument(
