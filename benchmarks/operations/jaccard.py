@@ -28,7 +28,7 @@ IMAGES_OF_ONE = 17  # of an identity, as in Market-1501
 DENSE_MATRICES = 4  # of float32 [n, n] at the peak, with the temporaries of DBSCAN
 WARM_UP = 64  # images
 PART = 1000  # images on which a form is compared before its time counts
-Form = Callable[[Tensor], Any]
+Way = Callable[[Tensor], Any]  # features to distances, or to labels
 
 
 def jaccard_shapes(device: str, sizes: Collection[str]) -> list[Shape]:
@@ -124,7 +124,7 @@ def graph(features: Tensor) -> Any:
     return sk.jaccard_graph(features, K1, K2, max_distance=EPS).to_scipy()
 
 
-def graph_after_search(case: TrainingSet) -> Form:
+def graph_after_search(case: TrainingSet) -> Way:
     """The graph of all images from lists at hand; of others with the search."""
     whole = case.batches[0].features
 
@@ -146,10 +146,10 @@ def dbscan(distances: Any) -> np.ndarray:
     return DBSCAN(eps=EPS, min_samples=MIN_SAMPLES, metric="precomputed").fit_predict(distances)
 
 
-Answer = tuple[Form, dict[str, Any]]  # what was called, and what of the call the clock does not tell
+Answer = tuple[Way, dict[str, Any]]  # what was called, and what of the call the clock does not tell
 
 
-def measured(form: Form, batch: Batch) -> Answer:
+def measured(form: Way, batch: Batch) -> Answer:
     """The seconds of all processors that the call took, and its peak memory."""
     before = os.times()
     peak = peak_in_place(lambda: form(batch.features))
@@ -200,10 +200,10 @@ after_search = operation(
 OPERATIONS = (jaccard, clustering, after_search)
 
 
-def add(to: Operation, name: str, form: Form | None = None, dense: bool = False) -> None:
+def add(to: Operation, name: str, form: Way | None = None, dense: bool = False) -> None:
     """``form`` of the features, by default the graph after the search; its call takes too long for a second."""
 
-    def make(case: TrainingSet) -> Form:
+    def make(case: TrainingSet) -> Way:
         if dense:
             case.check_room("dense matrices", DENSE_MATRICES * 4 * case.shape.n**2)
         made = form or graph_after_search(case)
