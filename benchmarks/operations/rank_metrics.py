@@ -12,6 +12,7 @@ from snnet.retrieval import rank_metrics as evaluation
 from snnet.retrieval.rank_metrics import RankMetrics, rank_metrics
 
 from ..case import Inputs, Unavailable, around
+from ..equality import require
 from ..operation import Operation
 from ..shapes import Shape
 
@@ -109,9 +110,11 @@ def gate(case: Gallery, batch: Queries, form: Any) -> None:
         values, wanted = (np.array([*each.cmc, each.mAP, each.mINP]) for each in (got, expected))
         counts = (got.num_queries, got.num_without_match)
         apart = np.abs(values - wanted).max()
-        assert apart <= 1e-12, f"{definition}: metrics off by {apart:.3g}"
-        assert counts == (expected.num_queries, expected.num_without_match), f"{definition}: {counts} queries"
-        assert 0.2 < got.mAP < 0.95, f"mAP {got.mAP:.2f}: these inputs are too easy or too hard"
+        require(apart <= 1e-12, f"{definition}: metrics off by {apart:.3g}")
+        require(
+            counts == (expected.num_queries, expected.num_without_match), f"{definition}: {counts} queries"
+        )
+        require(0.2 < got.mAP < 0.95, f"mAP {got.mAP:.2f}: these inputs are too easy or too hard")
 
 
 def called(form: Callable[..., Any], batch: Any) -> Any:

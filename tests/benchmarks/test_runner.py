@@ -90,6 +90,7 @@ def test_a_wrong_answer_is_an_error_and_not_a_time(case):
     operation.contender("wrong once", once=True)(lambda case: labels_by(case, 0.55))
     operation.contender("thresholds only")(lambda case: lambda batch: case.matrix[batch.index] > 0.6)
     operation.contender("missing", lambda case: import_module("no_such_package"))
+    operation.contender("broken", lambda case: import_module("snnet_kernels.no_such_module"))
     right = measured(operation, case, "right")
     assert len(right.seconds) == 4 and min(right.seconds) > 0
     assert right.extra_info["contender"] == "right" and right.extra_info["warm_seconds"] > 0
@@ -101,6 +102,8 @@ def test_a_wrong_answer_is_an_error_and_not_a_time(case):
         assert len(benchmark.seconds) == calls and benchmark.extra_info == {}
     with pytest.raises(pytest.skip.Exception, match="no_such_package is not installed"):
         measured(operation, case, "missing")
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'snnet_kernels\.no_such_module'"):
+        measured(operation, case, "broken")
 
 
 def test_a_part_of_the_batch_is_scaled(case):
