@@ -9,8 +9,42 @@ import torch
 from torch import Tensor, nn
 
 
-class FixedTypeModule(nn.Module):
-    """A module whose buffers move between devices but keep their types, and that no wrapper may replicate."""
+class MemoryModule(nn.Module):
+    """A module whose memories are its own: no wrapper may overwrite or replicate them."""
+
+    def _refuse_replication(self) -> None:
+        """Raise RuntimeError inside a wrapper that overwrites buffers before each forward pass."""
+        if torch.compiler.is_compiling():
+            return
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(_refusal(self, "DataParallel"))
+        wrapper = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+        if wrapper is not None and any(part is self for part in wrapper.module.modules()):
+            raise RuntimeError(_refusal(self, "DistributedDataParallel"))
+
+
+def _refuse_wrapped(wrapper: nn.Module, _: str, module: nn.Module | None) -> None:
+    """Raise where memories are put into a wrapper, for programs that call them outside of its forward pass."""
+    if isinstance(wrapper, nn.parallel.DistributedDataParallel) and module is not None:
+        for part in module.modules():
+            if isinstance(part, MemoryModule):
+                raise RuntimeError(_refusal(part, "DistributedDataParallel"))
+
+
+# Of what wraps it a module sees nothing.
+nn.modules.module.register_module_module_registration_hook(_refuse_wrapped)
+
+
+def _refusal(module: nn.Module, wrapper: str) -> str:
+    name = type(module).__name__
+    return (
+        f"{name} must stay outside of {wrapper}, which overwrites its memories before each forward pass: wrap the "
+        f"network alone and give its features to {name}"
+    )
+
+
+class FixedTypeModule(MemoryModule):
+    """One whose buffers move between devices but keep their types."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedTypeModule:
         def move(tensor: Tensor) -> Tensor:
@@ -25,16 +59,3 @@ class FixedTypeModule(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
         for name, dtype in types.items():  # assign=True takes the types of the file
             self._buffers[name] = self._buffers[name].to(dtype)  # type: ignore[union-attr]
-
-    def _refuse_replication(self) -> None:
-        """Raise RuntimeError inside a wrapper that overwrites buffers before each forward pass."""
-        if torch.compiler.is_compiling():
-            return
-        wrapper = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
-        replicated = getattr(self, "_is_replica", False)
-        if replicated or (wrapper is not None and any(part is self for part in wrapper.module.modules())):
-            kind, name = "DataParallel" if replicated else "DistributedDataParallel", type(self).__name__
-            raise RuntimeError(
-                f"{name} must stay outside of {kind}, which overwrites its memories before each forward pass: wrap the "
-                f"network alone and give its features to {name}"
-            )

@@ -10,10 +10,11 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from .. import checks, ops
+from ..fixed_type import MemoryModule
 from .layer import MemoryLayer
 
 
@@ -50,7 +51,7 @@ def compute_jaccard_distance(
     return graph
 
 
-class ClusterMemory(nn.Module):
+class ClusterMemory(MemoryModule):
     """A memory of cluster centres ``features`` [num_samples, num_features], zeros until they are assigned.
 
     The loss is the cross entropy of the similarities over ``temp``. In the backward pass the centre of each target
@@ -74,10 +75,11 @@ class ClusterMemory(nn.Module):
         self.momentum = momentum
         self.temp = temp
         self.use_hard = use_hard
-        self.register_buffer("features", torch.zeros(num_samples, num_features))
+        self.register_buffer("features", torch.zeros(num_samples, num_features, dtype=torch.float32))
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss [] of ``inputs`` [B, num_features], which are normalised, and ``targets`` int64 [B]."""
+        self._refuse_replication()
         inputs = normalize(checks.check_matrix("inputs", inputs, "B", "d"), dim=1)
         targets = checks.check_index("targets", targets, len(self.features), len(inputs))
         update = ops.update_memory_by_hardest_ if self.use_hard else ops.update_memory_

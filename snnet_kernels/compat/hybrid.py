@@ -8,17 +8,18 @@ third mode (``CMhard``) draws its proxies at random: that is no operation of thi
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, nll_loss, normalize
 
 from .. import checks, ops
+from ..fixed_type import MemoryModule
 from .layer import MemoryLayer
 
 EPSILON = 1e-6  # in both places of SpCL's softmax
 MARGIN = 0.2  # the loss of DCMIP's first proxies counts above it
 
 
-class HybridMemory(nn.Module):
+class HybridMemory(MemoryModule):
     """SpCL's memory of images ``features`` [num_samples, num_features] and their classes ``labels`` int64
     [num_samples], zeros until they are assigned.
 
@@ -37,11 +38,12 @@ class HybridMemory(nn.Module):
         self.num_samples = num_samples
         self.momentum = momentum
         self.temp = temp
-        self.register_buffer("features", torch.zeros(num_samples, num_features))
+        self.register_buffer("features", torch.zeros(num_samples, num_features, dtype=torch.float32))
         self.register_buffer("labels", torch.zeros(num_samples, dtype=torch.int64))
 
     def forward(self, inputs: Tensor, indexes: Tensor) -> Tensor:
         """The loss [] of ``inputs`` [B, num_features], rows of length 1, of the images ``indexes`` int64 [B]."""
+        self._refuse_replication()
         inputs = checks.check_matrix("inputs", inputs, "B", "d")
         indexes = checks.check_index("indexes", indexes, len(self.features), len(inputs))
 
@@ -58,7 +60,7 @@ class HybridMemory(nn.Module):
         return nll_loss(torch.log(shares + EPSILON), labels[indexes])
 
 
-class ClusterMemory(nn.Module):
+class ClusterMemory(MemoryModule):
     """DCMIP's memory of two proxies of each cluster, ``features`` [2 · num_samples, num_features]: mode ``CMhybrid``.
 
     In the backward pass proxy c becomes normalize(momentum · proxy + (1 − momentum) · input) for each input of cluster
@@ -96,10 +98,11 @@ class ClusterMemory(nn.Module):
         self.momentum = momentum
         self.temp = temp
         self.use_hard = use_hard
-        self.register_buffer("features", torch.zeros(2 * num_samples, num_features))
+        self.register_buffer("features", torch.zeros(2 * num_samples, num_features, dtype=torch.float32))
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss [] of ``inputs`` [B, num_features], which are normalised, and ``targets`` int64 [B]."""
+        self._refuse_replication()
         inputs = normalize(checks.check_matrix("inputs", inputs, "B", "d"), dim=1)
         targets = checks.check_index("targets", targets, len(self.features) // 2, len(inputs))
         outputs = MemoryLayer.apply(inputs, targets, self.features, self._learn) / self.temp

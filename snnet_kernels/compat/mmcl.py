@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..derived import row_checksums
+from ..fixed_type import MemoryModule
 from ..tracing import has_values
 from .followed_lists import FollowedLists
 from .layer import MemoryLayer
@@ -66,7 +67,7 @@ class MMCL(nn.Module):
         )
 
 
-class Memory(nn.Module):
+class Memory(MemoryModule):
     """Exemplar memory ``mem`` [num_classes, num_features], zeros at first, updated during backward."""
 
     mem: Tensor
@@ -89,6 +90,7 @@ class Memory(nn.Module):
 
     def forward(self, inputs: Tensor, targets: Tensor, epoch: float | None = None) -> Tensor:
         """Logits [B, num_classes] of ``inputs`` [B, num_features]; α is 0.5·epoch/60 where epoch is given."""
+        self._refuse_replication()
         if epoch is not None and epoch < 0:
             raise ValueError(f"epoch must not be negative, got {epoch}")
         targets = ops.checks.check_index("targets", targets, self.num_classes, inputs.shape[0])

@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 import snnet_kernels as sk
+from snnet_kernels.compat import cluster_contrast, hybrid, mmcl
 from snnet_kernels.testing import clustered_features
 
 N, D = 300, 32
@@ -28,13 +29,14 @@ def test_a_head_stays_outside_of_data_parallel_wrappers(one_process_group):
     head.initialize_(FIRST)
     before = head.memory.features.clone()
     index = torch.arange(4)
-    wrapped = torch.nn.parallel.DistributedDataParallel(Network(head, inside=True))
+    wrapped = torch.nn.parallel.DistributedDataParallel(Network(head, inside=False))
+    wrapped.module.head = head
     with pytest.raises(
         RuntimeError, match="SNNetHead must stay outside of DistributedDataParallel, which overwrites"
     ):
         wrapped(FIRST[:4], index)
     assert torch.equal(head.pseudo_labels.to_dense(), torch.eye(N, dtype=torch.bool))
-    wrapped = torch.nn.parallel.DistributedDataParallel(Network(head, inside=False))
+    wrapped.module.head = None
     loss = wrapped(FIRST[:4], index)
     loss.backward()
     assert loss.item() > 0 and wrapped.module.backbone.weight.grad.norm() > 0
@@ -43,6 +45,44 @@ def test_a_head_stays_outside_of_data_parallel_wrappers(one_process_group):
     replica = head._replicate_for_data_parallel()
     with pytest.raises(RuntimeError, match="SNNetHead must stay outside of DataParallel"):
         replica(FIRST[:4], index)
+
+
+MEMORIES = [
+    lambda: sk.SNNetHead(N, D),
+    lambda: sk.ExemplarMemory(N, D),
+    lambda: sk.PseudoLabelMemory(N),
+    lambda: mmcl.Memory(D, N),
+    lambda: cluster_contrast.ClusterMemory(D, N),
+    lambda: hybrid.HybridMemory(D, N),
+    lambda: hybrid.ClusterMemory(D, N),
+]
+
+
+@pytest.mark.parametrize("make", MEMORIES)
+def test_what_has_memories_cannot_be_wrapped(one_process_group, make):
+    """The wrapper overwrites them before each of its forward passes, also where the memory is called elsewhere."""
+    memory = make()
+    name = type(memory).__name__
+    with pytest.raises(RuntimeError, match=f"^{name} must stay outside of DistributedDataParallel"):
+        torch.nn.parallel.DistributedDataParallel(Network(memory, inside=True))
+
+
+@pytest.mark.parametrize("make", MEMORIES[3:])
+def test_memories_of_public_code_are_not_replicated(make):
+    memory = make()
+    with pytest.raises(RuntimeError, match=f"^{type(memory).__name__} must stay outside of DataParallel"):
+        memory._replicate_for_data_parallel()(FIRST[:2], EVERY[:2])
+
+
+@pytest.mark.parametrize("make", MEMORIES)
+def test_memories_are_of_float32_whatever_the_default(make):
+    torch.set_default_dtype(torch.float64)
+    try:
+        memory = make()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    kept = [*memory.buffers(), *memory.parameters()]
+    assert {tensor.dtype for tensor in kept if tensor.is_floating_point()} <= {torch.float32}
 
 
 @pytest.mark.parametrize(("module", "call"), [
