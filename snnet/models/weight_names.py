@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,16 @@ from torch import Tensor
 # Under which names training programs keep the weights, the likelier first.
 _CONTAINERS = (
     "state_dict", "model", "model_state_dict", "net", "network", "module", "weights", "params", "teacher", "student",
+    "state_dict_ema", "model_ema", "ema",
 )  # fmt: skip
 _USUAL = ("state_dict", "model")
 _DEPTH = 3  # containers within containers
-_WRAPPERS = ("module.", "_orig_mod.")  # of data-parallel training, of torch.compile
+# What wrappers put into names: in front of all, data-parallel training and the averages of torch.optim.swa_utils; in
+# front of every part that is wrapped, torch.compile, FSDP and activation checkpoints.
+_WRAPPERS = re.compile(
+    r"^module\.|(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+_WRAPPERS_OWN = ("n_averaged",)  # which no network has
 # A name that each network of a family has, and no other; of transformers timm's name and OpenMMLab's.
 _RESNET, _OSNET = "layer1.0.conv1.weight", "conv2.0.conv1.conv.weight"
 _TRANSFORMER, _OPENMMLAB = "patch_embed.proj.weight", "patch_embed.projection.weight"
@@ -73,7 +80,7 @@ def without_prefix(state: dict[str, Any], mark: str | None = None) -> tuple[dict
     A network is found by a name that all of its family have, or by ``mark``, a name that this very one has.
     Where a file has more than the network with the prefix (a head, a second network), that alone is returned.
     """
-    state = {_unwrapped(name): value for name, value in state.items()}
+    state = _unwrapped(state)
     found = {
         name.removesuffix(mark)
         for mark in (*_MARKS, *((mark,) if mark is not None else ()))
@@ -133,7 +140,7 @@ def _osnet(state: dict[str, Tensor]) -> Recognised:
     if any(name.startswith("conv2.0.conv2.") for name in state):
         return Recognised("an OSNet-AIN", width and f"osnet_ain_{width}")
     if any(".IN." in name for name in state):
-        return Recognised("an OSNet-IBN", None)
+        return Recognised("an OSNet-IBN", "osnet_ibn_x1_0" if width == "x1_0" else None)
     return Recognised("an OSNet", width and f"osnet_{width}")
 
 
@@ -150,9 +157,15 @@ def _resnet(state: dict[str, Tensor]) -> Recognised:
     return Recognised("a ResNet", arch) if plain else Recognised("a wide or grouped ResNet", None)
 
 
-def _unwrapped(name: str) -> str:
-    while name.startswith(_WRAPPERS):
-        name = name.partition(".")[2]
+def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
+    """The weights without what wrappers add; as they are where two would have one name."""
+    plain = [(_plain(name), value) for name, value in state.items() if name not in _WRAPPERS_OWN]
+    return dict(plain) if len(dict(plain)) == len(plain) else state
+
+
+def _plain(name: str) -> str:
+    while (shorter := _WRAPPERS.sub("", name)) != name:
+        name = shorter
     return name
 
 
