@@ -12,13 +12,13 @@ from typing import NoReturn
 
 import numpy as np
 
-from snnet.data.image_formats import is_readable, looks_like_image
+from snnet.data.image_formats import has_images_content, is_readable, looks_like_image
 from snnet.errors import UserError
 
 # Folders that a system keeps beside or in those of its users.
 SYSTEM_FOLDERS = ("@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 MINUS_SIGNS = "-\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"
-_WHOLE_NUMBER = re.compile(rf"([{MINUS_SIGNS}]?)(\d{{1,18}})")
+_WHOLE_NUMBER = re.compile(rf"([{MINUS_SIGNS}]?)(\d{{1,18}})(?:\.0+)?")
 
 
 def check_folder(name: str, data_dir: str) -> None:
@@ -105,8 +105,8 @@ def list_images(name: str, folder: str) -> tuple[list[str], tuple[str, ...]]:
 
     Returns:
         The files, and in words what was left out though it looks like an image, by its reason, counted, one named:
-        endings that Pillow does not read here, hidden files, pipes and devices. A "._" file, which macOS
-        puts beside one, is no image.
+        endings that Pillow does not read here, images whose names have no ending of one, hidden files, pipes and
+        devices. A "._" file, which macOS puts beside one, is no image.
 
     Raises:
         UserError: there is none, or a folder cannot be read.
@@ -114,9 +114,12 @@ def list_images(name: str, folder: str) -> tuple[list[str], tuple[str, ...]]:
     found: list[str] = []
     left_out: dict[str, list[str]] = {}
     for relative, entry in _walk(folder):
-        if not looks_like_image(entry.name) or entry.name.startswith("._"):
+        if entry.name.startswith("._"):
             continue
-        if not is_readable(entry.name):
+        if not looks_like_image(entry.name):
+            if not entry.name.startswith(".") and _is_file(entry) and has_images_content(entry.path):
+                left_out.setdefault("without the ending of an image", []).append(relative)
+        elif not is_readable(entry.name):
             left_out.setdefault("of a format that Pillow does not read here", []).append(relative)
         elif entry.name.startswith("."):
             left_out.setdefault("hidden", []).append(relative)
@@ -162,6 +165,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
         return False
 
 
@@ -227,7 +237,7 @@ def to_numbers(columns: Sequence[Sequence[str]], *, identities: bool = False) ->
     """int64 numbers for the strings of several splits, the same string always the same number.
 
     Where all are whole numbers, these; otherwise the distinct ones are counted from 0, sorted. Space around, leading
-    zeros and the kind of minus sign do not matter. With ``identities`` a negative number is junk, and is -1 whatever
+    zeros, ".0" behind and the kind of minus sign do not matter. With ``identities`` a negative number is junk, and is -1 whatever
     the others are.
     """
     key = {value: whole_number(value) for column in columns for value in column}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import mimetypes
 import os
+import re
 
 from PIL import Image, ImageFile, features
 
@@ -17,6 +18,11 @@ _OTHER_IMAGES = (
     ".heic", ".heif", ".avif", ".webp", ".jxl", ".jxr", ".jp2", ".svg", ".eps", ".wmf", ".emf",
     ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2",
 )  # fmt: skip
+_MEDIA_TYPES = (
+    mimetypes.MimeTypes()
+)  # Python's own table: those of systems have types for backups and pages of manuals
+# How a file of a format that people use begins, where its name does not say what it is.
+_BEGINNING = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP", re.DOTALL)
 
 
 @functools.cache
@@ -53,6 +59,18 @@ def looks_like_image(file: str) -> bool:
     ending = os.path.splitext(file)[1].lower()
     kind = mimetypes.guess_type(f"x{ending}", strict=False)[0] or ""
     return ending in _readable_endings() or ending in _OTHER_IMAGES or kind.startswith("image/")
+
+
+def has_images_content(path: str) -> bool:
+    """Whether a file whose name says nothing (it has no ending, or one of no media type) begins as an image does."""
+    ending = os.path.splitext(path)[1].lower()
+    if _MEDIA_TYPES.guess_type(f"x{ending}")[0] is not None:
+        return False
+    try:
+        with open(path, "rb") as file:
+            return _BEGINNING.match(file.read(12)) is not None
+    except OSError:
+        return False
 
 
 def strip_extensions(file: str) -> str:

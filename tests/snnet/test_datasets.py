@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from snnet.data import DATASETS, ImageSet, build_dataset, datasets
 from snnet.errors import UserError
@@ -374,6 +375,17 @@ def test_what_pillow_reads_is_an_image_and_the_rest_is_counted(tmp_path: Path) -
         "(one is 'figure.eps'), 2 pipes or devices (one is 'link.png')"
     )
     assert train.select(np.array([0])).left_out == train.left_out
+
+
+def test_images_whose_names_do_not_say_so_are_counted(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b", "c.jpg~", "d.jpg.bak", "e.jpg_original", "f.1", ".g", "h.json", "._i"):
+        Image.new("RGB", (4, 8)).save(tmp_path / name, "JPEG")
+    for kind in ("PNG", "GIF", "TIFF", "WEBP"):
+        Image.new("RGB", (4, 8)).save(tmp_path / f"of-{kind}", kind)
+    (tmp_path / "text").write_text("no image")
+    os.mkfifo(tmp_path / "pipe")
+    train = build_dataset("folder", str(tmp_path)).train
+    assert train.summary() == "1 image; left out: 9 without the ending of an image (one is 'b')"
 
 
 def test_a_folder_of_images_that_pillow_does_not_read_says_so(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.snnet.image_trees import MARKET_FILES, names, write_files, write_msmt
 
 
 @pytest.mark.parametrize(
-    "junk", ["-1", "-01", "-001", "\u22121", "\u20131", " -1 ", "-2", "\uff0d1", "-\u0661"], ids=ascii
+    "junk", ["-1", "-01", "-001", "\u22121", "\u20131", " -1 ", "-2", "\uff0d1", "-\u0661", "-1.0"], ids=ascii
 )
 @pytest.mark.parametrize("others", [("KA51AB", "7"), ("0003", "7")], ids=["text", "numbers"])
 def test_a_negative_identity_is_junk_in_any_spelling(
@@ -52,6 +52,10 @@ def test_an_identity_has_one_number_however_it_is_written(tmp_path: Path) -> Non
     write_files(tmp_path, files)
     data = build_dataset("custom", str(tmp_path), name_pattern=r"(?P<pid>[^_/]+)_")
     assert data.train.pids.tolist() == [0] and data.query.pids.tolist() == [0, 1]
+    assert data.gallery.pids.tolist() == [0, 1]
+    files = {"train": ["7_a.jpg"], "query": ["7.0_b.jpg", "7.5_b.jpg"], "gallery": ["7.00_c.jpg", "7._c.jpg"]}
+    data = build_dataset("custom", str(write_files(tmp_path / "b", files)), name_pattern=r"(?P<pid>[^_/]+)_")
+    assert data.train.pids.tolist() == [0] and data.query.pids.tolist() == [0, 2]
     assert data.gallery.pids.tolist() == [0, 1]
 
 
