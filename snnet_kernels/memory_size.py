@@ -39,10 +39,11 @@ def _available_memory() -> int:
     return min(machine, available)
 
 
-# What the files of a control group are called, by the version of its hierarchy.
+# What the files of a control group are called, by the version of its hierarchy: limits (past memory.high a process is
+# slowed down until it seems to stand still), usage, and the entry of the file cache.
 _FILES = {
-    2: ("memory.max", "memory.current", "inactive_file"),
-    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: (("memory.max", "memory.high"), "memory.current", "inactive_file"),
+    1: (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
 }
 
 
@@ -54,15 +55,15 @@ def _container_memory(process: Path = Path("/proc/self")) -> int:
     """
     left = sys.maxsize
     for version, group, root in _groups(process):
-        limit_file, usage_file, cache_name = _FILES[version]
+        limit_files, usage_file, cache_name = _FILES[version]
         for folder in (group, *group.parents):
-            try:
-                limit = int((folder / limit_file).read_text(encoding="ascii"))
-                used = int((folder / usage_file).read_text(encoding="ascii"))
-                cached = _entry(folder / "memory.stat", cache_name)
-            except (OSError, ValueError):  # no limit ("max"), or none of its files, as in the root
-                pass
-            else:
+            for limit_file in limit_files:
+                try:
+                    limit = int((folder / limit_file).read_text(encoding="ascii"))
+                    used = int((folder / usage_file).read_text(encoding="ascii"))
+                    cached = _entry(folder / "memory.stat", cache_name)
+                except (OSError, ValueError):  # no limit ("max"), or none of its files, as in the root
+                    continue
                 left = min(left, max(0, limit - used + cached))
             if folder == root:
                 break

@@ -65,6 +65,15 @@ def test_a_container_that_sees_its_own_part_of_the_hierarchy(
         assert memory_size._container_memory(me) == (1 << 30) - (1 << 20)
 
 
+def test_a_limit_that_only_slows_down_counts_too(tmp_path: Path) -> None:
+    group(tmp_path / "m" / "job", V2, 9_000, 1_000, 0)
+    (tmp_path / "m" / "job" / "memory.high").write_text("8000\n")
+    group(tmp_path / "m", V2, "max", 1_000, 0)
+    (tmp_path / "m" / "memory.high").write_text("max\n")
+    me = process(tmp_path, "0::/job\n", v2(tmp_path / "m"))
+    assert memory_size._container_memory(me) == 7_000
+
+
 def test_both_versions_at_once_and_none(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     group(one / "job", V1, 5_000, 1_000, 0)
