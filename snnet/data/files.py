@@ -237,8 +237,8 @@ def to_numbers(columns: Sequence[Sequence[str]], *, identities: bool = False) ->
     """int64 numbers for the strings of several splits, the same string always the same number.
 
     Where all are whole numbers, these; otherwise the distinct ones are counted from 0, sorted. Space around, leading
-    zeros, ".0" behind and the kind of minus sign do not matter. With ``identities`` a negative number is junk, and is -1 whatever
-    the others are.
+    zeros, ".0" behind and the kind of minus sign do not matter. With ``identities`` a negative number is junk, and
+    is -1 whatever the others are.
     """
     key = {value: whole_number(value) for column in columns for value in column}
     distinct = {value.strip() if number is None else number for value, number in key.items()}
