@@ -55,16 +55,16 @@ lint: $(VENV)/.lint-tools
 docs:
 	$(PYTHON) scripts/api_reference.py
 
-# torch comes first, so that the build finds it here and does not fetch a second one. The install is editable:
+# torch and what builds come first: the build uses them here, and no copies of its own. The install is editable:
 # what runs is this checkout, and compiled libraries lie beside their sources.
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet torch torchvision
-	$(BIN)/pip install --quiet --editable '.[test,bench]'
+	scripts/install.sh $(VENV) torch torchvision 'setuptools>=77' ninja pybind11
+	scripts/install.sh $(VENV) --no-build-isolation --editable '.[test,bench]'
 	touch $@
 
 $(VENV)/.lint-tools: $(VENV)/.installed
-	$(BIN)/pip install --quiet ruff mypy types-PyYAML types-tqdm
+	scripts/install.sh $(VENV) ruff mypy types-PyYAML types-tqdm
 	touch $@
 
 clean:
