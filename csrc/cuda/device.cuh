@@ -1,9 +1,11 @@
-// What kernels share: dynamic shared memory, sums over a block.
+// What kernels share: dynamic shared memory; how a block reads a similarity row, and what its threads find together.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
+
+#include "../common/select.h"
 
 namespace snnet {
 
@@ -41,6 +43,162 @@ __device__ Value block_sum(Value value, Value* parts) {
   if (lane == 0) parts[warp] = value;
   __syncthreads();
   return warp_sum(lane < warps ? parts[lane] : Value{0});
+}
+
+// ---- Similarity rows.
+
+// selection_key in the type that 64-bit atomics take; 0 is no entry.
+using Key = unsigned long long;
+
+// A row of n floats at any address: 16-byte vectors, and at most six loose entries around them.
+struct VectorRow {
+  const float* row;
+  int head, vectors, n;
+
+  __device__ __forceinline__ VectorRow(const float* row, int n) : row(row), n(n) {
+    const auto misaligned = static_cast<int>(reinterpret_cast<uintptr_t>(row) % 16 / 4);
+    head = misaligned == 0 ? 0 : 4 - misaligned;
+    if (head > n) head = n;
+    vectors = (n - head) / 4;
+  }
+
+  __device__ __forceinline__ const float4* vector(int v) const {
+    return reinterpret_cast<const float4*>(row + head) + v;
+  }
+  __device__ __forceinline__ int column_of(int v) const { return head + 4 * v; }
+  __device__ __forceinline__ int loose() const { return n - 4 * vectors; }
+  __device__ __forceinline__ int loose_column(int e) const { return e < head ? e : 4 * vectors + e; }
+};
+
+// visit(values, column) for all entries of a row, an array of neighbours at a time, by a block of kThreads; a
+// thread has kLoads loads in flight and goes through its columns in rising order, but for the loose entries.
+template <int kThreads, int kLoads, class Visit>
+__device__ __forceinline__ void visit_row(const VectorRow& row, Visit&& visit) {
+  const auto thread = static_cast<int>(threadIdx.x);
+  if (thread < row.loose()) {
+    const int column = row.loose_column(thread);
+    const float value[1] = {row.row[column]};
+    visit(value, column);
+  }
+  for (int first = thread; first < row.vectors; first += kLoads * kThreads) {
+    float4 loaded[kLoads];
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int v = first + i * kThreads;
+      if (v < row.vectors) loaded[i] = *row.vector(v);  // the block may have written it
+    }
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int v = first + i * kThreads;
+      if (v >= row.vectors) break;
+      const float values[4] = {loaded[i].x, loaded[i].y, loaded[i].z, loaded[i].w};
+      visit(values, row.column_of(v));
+    }
+  }
+}
+
+// The first largest entry that a thread sees, but the row's own.
+struct NearestOther {
+  int own;
+  Key key = 0;
+  float value = __builtin_nanf("");  // of the key; nothing is < NaN, so the first entry is looked at
+
+  template <int kCount>
+  __device__ __forceinline__ void look(const float (&values)[kCount], int column) {
+    bool promising = false;
+    for (int i = 0; i < kCount; ++i) promising |= !(values[i] < value);
+    if (!promising) return;
+    for (int i = 0; i < kCount; ++i) {
+      const Key other = selection_key(values[i], column + i);
+      if (column + i == own || other <= key) continue;
+      key = other;
+      value = values[i];
+    }
+  }
+};
+
+__device__ __forceinline__ Key warp_largest(Key key) {
+  const auto high = static_cast<unsigned>(key >> 32);
+  const unsigned top = __reduce_max_sync(kAllLanes, high);
+  const unsigned low = __reduce_max_sync(kAllLanes, high == top ? static_cast<unsigned>(key) : 0u);
+  return static_cast<Key>(top) << 32 | low;
+}
+
+// The largest key of the block, for all its threads. `parts` is shared, one for each warp; another use of it needs
+// a barrier between.
+template <int kThreads>
+__device__ __forceinline__ Key block_largest(Key key, Key* parts) {
+  static_assert(kThreads % kWarp == 0 && kThreads <= kWarp * kWarp);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  key = warp_largest(key);
+  if (lane == 0) parts[threadIdx.x / kWarp] = key;
+  __syncthreads();
+  return warp_largest(lane < kThreads / kWarp ? parts[lane] : 0);
+}
+
+// The sum of the values of this thread and those before it. `parts` as for block_largest.
+template <int kThreads>
+__device__ __forceinline__ int64_t block_running_sum(int64_t value, int64_t* parts) {
+  static_assert(kThreads % kWarp == 0);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+#pragma unroll
+  for (int delta = 1; delta < kWarp; delta *= 2) {
+    const int64_t before = __shfl_up_sync(kAllLanes, value, delta);
+    if (lane >= delta) value += before;
+  }
+  if (lane == kWarp - 1) parts[warp] = value;
+  __syncthreads();
+  for (int w = 0; w < warp; ++w) value += parts[w];
+  return value;
+}
+
+// ---- How a launch shares out the items of a batch, of which every sample has some.
+
+// Whether this block is the last of `blocks` that come here with a counter, which began at 0: it sees what all of them
+// wrote before. Nobody waits. By all threads of a block.
+__device__ __forceinline__ bool is_last_block(Key* counter, Key blocks) {
+  __threadfence();  // what this thread wrote comes before what the block counts
+  __syncthreads();
+  const bool is_last = __syncthreads_or(threadIdx.x == 0 && atomicAdd(counter, Key{1}) + 1 == blocks) != 0;
+  if (is_last) __threadfence();
+  return is_last;
+}
+
+template <int kThreads>
+struct ItemShared {
+  int64_t first_item[kThreads + 1];
+  int64_t parts[kThreads / kWarp];
+};
+
+// use(b, item of b, number of the item) for the items of sample b = 0, 1, ... that are this group's: of all items every
+// one that its place among the groups (warps or blocks of the launch) comes to. By all threads of a block; returns how
+// many items there are.
+template <int kThreads, int kGroup, class Count, class Use>
+__device__ __forceinline__ int64_t for_each_item(int64_t batch_size, ItemShared<kThreads>& shared, Count&& items_of,
+                                                 Use&& use) {
+  constexpr int kGroups = kThreads / kGroup;
+  const int64_t groups = static_cast<int64_t>(gridDim.x) * kGroups;
+  const int64_t group = blockIdx.x + static_cast<int64_t>(gridDim.x) * (threadIdx.x / kGroup);
+  int64_t numbered = 0;  // items of earlier samples
+  for (int64_t first_sample = 0; first_sample < batch_size; first_sample += kThreads) {
+    const int64_t own = first_sample + threadIdx.x;
+    __syncthreads();  // what stands here has been read
+    const int64_t items = own < batch_size ? items_of(own) : 0;
+    shared.first_item[threadIdx.x + 1] = block_running_sum<kThreads>(items, shared.parts);
+    if (threadIdx.x == 0) shared.first_item[0] = 0;
+    __syncthreads();
+    const int64_t total = shared.first_item[kThreads];
+    for (int64_t item = (group + groups - numbered % groups) % groups; item < total; item += groups) {
+      int low = 0, high = kThreads;  // first_item[low] <= item < first_item[high]
+      while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        (shared.first_item[middle] <= item ? low : high) = middle;
+      }
+      use(first_sample + low, item - shared.first_item[low], numbered + item);
+    }
+    numbered += total;
+  }
+  return numbered;
 }
 
 }  // namespace snnet

@@ -38,14 +38,16 @@ __device__ __forceinline__ bool is_newest(const int64_t* index, int64_t b, int64
 }
 
 // One thread a byte of the result; labels bool [B, n], packed uint8 [B, width].
-__global__ void pack_labels_kernel(const uint8_t* labels, uint8_t* packed, int64_t n, int64_t width, int64_t total) {
+static __global__ void pack_labels_kernel(const uint8_t* labels, uint8_t* packed, int64_t n, int64_t width,
+                                          int64_t total) {
   const int64_t position = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (position >= total) return;
   packed[position] = pack_byte(labels + position / width * n, n, position % width);
 }
 
 // One thread a flag of the result; labels uint8 [B, width], flags bool [B, n].
-__global__ void unpack_labels_kernel(const uint8_t* labels, bool* flags, int64_t n, int64_t width, int64_t total) {
+static __global__ void unpack_labels_kernel(const uint8_t* labels, bool* flags, int64_t n, int64_t width,
+                                            int64_t total) {
   const int64_t position = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (position >= total) return;
   flags[position] = bit_at(labels + position / n * width, position % n);
@@ -53,8 +55,8 @@ __global__ void unpack_labels_kernel(const uint8_t* labels, bool* flags, int64_t
 
 // Rows [B, vectors] of bits [n, vectors], 16 bytes a thread; an index outside [0, n) gives an empty row.
 // Latency bound: one load of the index, one of the row.
-__global__ void gather_labels_kernel(const uint4* bits, const int64_t* index, uint4* gathered, int64_t n,
-                                     int64_t vectors, int64_t total) {
+static __global__ void gather_labels_kernel(const uint4* bits, const int64_t* index, uint4* gathered, int64_t n,
+                                            int64_t vectors, int64_t total) {
   const int64_t position = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (position >= total) return;
   const int64_t row = index[position / vectors];
@@ -63,8 +65,8 @@ __global__ void gather_labels_kernel(const uint4* bits, const int64_t* index, ui
 
 // P[index] <- labels [B, words], a block an entry of the batch.
 // Latency bound: index, then the old and the given row; the flips are not waited for.
-__global__ void write_labels_kernel(LabelMemory memory, const int64_t* index, const unsigned* labels,
-                                    int64_t batch_size) {
+static __global__ void write_labels_kernel(LabelMemory memory, const int64_t* index, const unsigned* labels,
+                                           int64_t batch_size) {
   const int64_t b = blockIdx.x;
   if (!is_newest(index, b, batch_size, memory.n)) return;
   for (int64_t word = threadIdx.x; word < memory.words; word += blockDim.x) {

@@ -17,6 +17,7 @@
 
 #include "../common/bits.h"
 #include "../common/raise.h"
+#include "neighbor_lists.cuh"
 
 // The tests compile the same sources for CPU tensors: tests/kernels/cuda_on_cpu.
 #if !defined(SNNET_DEVICE_KEY)
@@ -112,6 +113,27 @@ inline int64_t rows_of(const Tensor& tensor, const char* name) {
   // Columns are kept as int32; the matrix they belong to has 2^62 entries then.
   SNNET_CHECK(tensor.size(0) < std::numeric_limits<int32_t>::max(), name, " has too many rows");
   return tensor.size(0);
+}
+
+inline void check_vector(const Call& call, const Tensor& tensor, const char* name, ScalarType type, int64_t size) {
+  call.check_device(tensor, name);
+  SNNET_CHECK(tensor.scalar_type() == type && tensor.dim() == 1 && tensor.is_contiguous(), name,
+              " must be a contiguous vector of its type");
+  SNNET_CHECK(tensor.size(0) == size, name, " must have ", size, " entries, got ", tensor.size(0));
+}
+
+// The tables of neighbour lists of n rows.
+inline ListTables lists_of_call(const Call& call, const Tensor& columns, const Tensor& values, const Tensor& counts,
+                                const Tensor& floors, int64_t n) {
+  SNNET_CHECK(columns.dim() == 2, "lists.columns must have 2 dimensions, got ", columns.dim());
+  const int64_t capacity = columns.size(1);
+  SNNET_CHECK(capacity < std::numeric_limits<int32_t>::max(), "lists.columns has too many places");
+  call.check_storage(columns, "lists.columns", ScalarType::Int, n, capacity);
+  call.check_storage(values, "lists.values", ScalarType::Float, n, capacity);
+  check_vector(call, counts, "lists.counts", ScalarType::Int, n);
+  check_vector(call, floors, "lists.floors", ScalarType::Float, n);
+  return {columns.mutable_data_ptr<int32_t>(), values.mutable_data_ptr<float>(), counts.mutable_data_ptr<int32_t>(),
+          floors.mutable_data_ptr<float>(), n, static_cast<int32_t>(capacity)};
 }
 
 // Blocks of `threads` for `total` items.

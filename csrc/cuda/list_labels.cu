@@ -1,17 +1,18 @@
 // Label prediction (MPLP) and nearest neighbours from neighbour lists: checks and launches.
-#include "list_neighbors.cuh"
+#include "list_labels.cuh"
 
 #include <algorithm>
 #include <cmath>
 #include <optional>
 #include <tuple>
 
-#include "arguments.cuh"
+#include "launch.cuh"
+#include "neighbors.cuh"
 
 namespace snnet {
 namespace {
 
-constexpr int64_t kProductFloats = int64_t{4} << 20;  // of rows that are multiplied for neighbours at once
+constexpr int kProductFloats = 4 << 20;  // of rows that are multiplied for neighbours at once
 
 // The arguments of an inquiry, checked.
 struct CheckedInquiry {
@@ -59,7 +60,7 @@ std::tuple<Tensor, Tensor> mplp_from_lists(const Tensor& memory, const Tensor& i
   const int64_t places = std::max<int64_t>(kFewestKeys, batch.lists.capacity);
   static_assert(sizeof(LabelPlan) == sizeof(Key) && sizeof(Untold) == 2 * sizeof(Key));
   const Tensor words_of_scratch =
-      torch::stable::new_empty(memory, {size * (places + 5) + 2 * kMostUntold + 1}, ScalarType::Long);
+      torch::stable::new_empty(memory, {size * (places + 7) + 2 * kMostUntold + 1}, ScalarType::Long);
   const Tensor products = torch::stable::new_empty(memory, {}, ScalarType::Long);
   LabelScratch scratch{};
   scratch.keys = static_cast<Key*>(words_of_scratch.mutable_data_ptr());
@@ -67,7 +68,9 @@ std::tuple<Tensor, Tensor> mplp_from_lists(const Tensor& memory, const Tensor& i
   scratch.second = scratch.first + size;
   scratch.barrier = scratch.second + size;
   scratch.later_barrier = scratch.barrier + size;
-  scratch.plans = reinterpret_cast<LabelPlan*>(scratch.later_barrier + size);
+  scratch.slices = scratch.later_barrier + size;
+  scratch.finished = scratch.slices + size;
+  scratch.plans = reinterpret_cast<LabelPlan*>(scratch.finished + size);
   scratch.untold = reinterpret_cast<Untold*>(scratch.plans + size);
   scratch.untold_count = reinterpret_cast<int32_t*>(scratch.untold + kMostUntold);
   scratch.products = static_cast<unsigned long long*>(products.mutable_data_ptr());
@@ -76,7 +79,7 @@ std::tuple<Tensor, Tensor> mplp_from_lists(const Tensor& memory, const Tensor& i
   const LabelWords rows{words<unsigned>(labels), label_bytes(n) / 4};
   const ListOptions options{static_cast<float>(threshold), min_rank};
   const unsigned samples = blocks_for(size, 1);
-  const int64_t slices = (rows.words + kLabelWarps - 1) / kLabelWarps;
+  const int64_t slices = rows.slices();
   const int64_t candidates = size * std::max(places, rows.words);
   launch(mplp_lists_select_kernel, samples, kLabelThreads, 0, call.stream(), batch, options, scratch, rows);
   if (batch.query_rows == nullptr) {
@@ -85,9 +88,8 @@ std::tuple<Tensor, Tensor> mplp_from_lists(const Tensor& memory, const Tensor& i
   }
   launch(mplp_lists_look_kernel, resident_blocks(candidates / kLabelWarps + 1, kLabelThreads), kLabelThreads, 0,
          call.stream(), batch, options, scratch, rows);
-  launch(mplp_lists_multiply_kernel, resident_blocks(kMostUntold * slices, kLabelThreads), kLabelThreads, 0,
-         call.stream(), batch, options, scratch, rows);
-  launch(mplp_lists_decide_kernel, samples, kLabelThreads, 0, call.stream(), batch, scratch, rows);
+  launch(mplp_lists_multiply_kernel, resident_blocks(std::max(size, kMostUntold * slices), kLabelThreads),
+         kLabelThreads, 0, call.stream(), batch, options, scratch, rows);
   return {labels, products};
 }
 
@@ -106,18 +108,16 @@ std::tuple<Tensor, Tensor, Tensor> nearest_from_lists(const Tensor& memory, cons
 
   const int64_t rows = std::clamp<int64_t>(kProductFloats / n, 1, size);
   const Tensor products = torch::stable::new_empty(memory, {rows, n}, ScalarType::Float);
+  const Tensor finished = torch::stable::new_empty(memory, {size}, ScalarType::Long);
   const Tensor untold = torch::stable::new_empty(memory, {size}, ScalarType::Int);
   const Tensor made = torch::stable::new_empty(memory, {}, ScalarType::Long);
-  const int64_t slices = (n + kLabelThreads - 1) / kLabelThreads;
-  launch(nearest_lists_kernel, blocks_for(size, 1), kNeighborThreads, 0, call.stream(), batch, k,
-         neighbors.mutable_data_ptr<int64_t>(), similarity.mutable_data_ptr<float>(),
-         untold.mutable_data_ptr<int32_t>());
-  launch(nearest_multiply_kernel, resident_blocks(size * slices, kLabelThreads), kLabelThreads, 0, call.stream(), batch,
-         untold.const_data_ptr<int32_t>(), products.mutable_data_ptr<float>(), rows,
-         made.mutable_data_ptr<int64_t>());
-  launch(nearest_untold_kernel, blocks_for(rows, 1), kNeighborThreads, 0, call.stream(), batch,
-         untold.const_data_ptr<int32_t>(), products.mutable_data_ptr<float>(), k, neighbors.mutable_data_ptr<int64_t>(),
-         similarity.mutable_data_ptr<float>());
+  const NeighborScratch scratch{untold.mutable_data_ptr<int32_t>(), static_cast<Key*>(finished.mutable_data_ptr()),
+                                products.mutable_data_ptr<float>(), rows, made.mutable_data_ptr<int64_t>()};
+  const Neighbors found{k, neighbors.mutable_data_ptr<int64_t>(), similarity.mutable_data_ptr<float>()};
+  const int64_t slices = (n + kNeighborThreads - 1) / kNeighborThreads;
+  launch(nearest_lists_kernel, blocks_for(size, 1), kNeighborThreads, 0, call.stream(), batch, scratch, found);
+  launch(nearest_multiply_kernel, resident_blocks(size * slices, kNeighborThreads), kNeighborThreads, 0, call.stream(),
+         batch, scratch, found);
   return {neighbors, similarity, made};
 }
 

@@ -1,10 +1,10 @@
-// Label prediction (MPLP) from neighbour lists: device code of five launches.
+// Label prediction (MPLP) from neighbour lists: device code of four launches.
 //
 //   select    a block a sample: its candidates, from its list or its query row
 //   complete  the whole GPU over slices of the rows whose lists end above the threshold: candidates by products
 //   look      a warp a candidate: is it cycle consistent, as its list tells
-//   multiply  the whole GPU over slices of the rows whose lists did not tell: ranks by products
-//   decide    a block a sample: the candidates before the first inconsistent one, as bits
+//   multiply  the whole GPU over slices of the rows whose lists did not tell: ranks by products. The block that ends the
+//             last slice of a sample decides: the candidates before the first inconsistent one, as bits
 //
 // The decision needs one comparison a candidate: the positives are those whose key lies above the largest key of an
 // inconsistent candidate, and the first two. So candidates are looked at all at once rather than one after the other,
@@ -32,26 +32,6 @@ struct ListOptions {
   int64_t min_rank;
 };
 
-struct ListBatch {
-  const int64_t* index;
-  const float* query_rows;  // [B, n] in place of the rows of the index, or null
-  const float* memory;      // [n, d]
-  int64_t d, size;
-  ListTables lists;
-
-  // An index out of range reads some row.
-  __device__ __forceinline__ int own(int64_t b) const {
-    const int64_t i = index[b];
-    return static_cast<int>(i < 0 ? 0 : i < lists.n ? i : lists.n - 1);
-  }
-  __device__ __forceinline__ const float* memory_row(int64_t i) const { return memory + i * d; }
-  // A similarity of sample b, for all lanes of a warp.
-  __device__ __forceinline__ float similarity(int64_t b, int64_t column) const {
-    if (query_rows != nullptr) return query_rows[b * lists.n + column];
-    return warp_product(memory_row(own(b)), memory_row(column), d);
-  }
-};
-
 // Where the candidates of a sample stand: as keys, as bits of its label row, or as bits once that is multiplied.
 enum Source : int32_t { kKeys, kBits, kProducts };
 
@@ -71,6 +51,8 @@ struct LabelScratch {
   Key* second;         // [B] the next one
   Key* barrier;        // [B] the largest key of an inconsistent candidate, 0 while there is none
   Key* later_barrier;  // [B] the same of those that are multiplied
+  Key* slices;         // [B] of all candidates that are multiplied
+  Key* finished;       // [B] of these slices
   LabelPlan* plans;    // [B]
   Untold* untold;      // [kMostUntold]
   int32_t* untold_count;
@@ -84,6 +66,8 @@ struct LabelWords {
   int64_t words;
 
   __device__ __forceinline__ unsigned* row(int64_t b) const { return bits + b * words; }
+  // That a row is multiplied in, of kLabelWarps words each.
+  __host__ __device__ __forceinline__ int64_t slices() const { return (words + kLabelWarps - 1) / kLabelWarps; }
 };
 
 // The two largest of the keys that a thread sees.
@@ -102,7 +86,7 @@ __device__ __forceinline__ int64_t rank_of(const LabelPlan& plan, const ListOpti
 
 // ---- Select.
 
-__global__ void __launch_bounds__(kLabelThreads)
+static __global__ void __launch_bounds__(kLabelThreads)
     mplp_lists_select_kernel(ListBatch batch, ListOptions options, LabelScratch scratch, LabelWords labels) {
   __shared__ Key parts[kLabelWarps];
   __shared__ int found;
@@ -153,6 +137,7 @@ __global__ void __launch_bounds__(kLabelThreads)
   scratch.first[b] = first;
   scratch.second[b] = second;
   scratch.barrier[b] = scratch.later_barrier[b] = 0;
+  scratch.slices[b] = scratch.finished[b] = 0;
   scratch.plans[b] = {found, source};
   if (b != 0) return;
   *scratch.untold_count = 0;
@@ -161,24 +146,12 @@ __global__ void __launch_bounds__(kLabelThreads)
 
 // ---- Complete.
 
-// The similarity of image i to the 32 columns of a word, a lane a column; NaN past n.
-__device__ __forceinline__ float products_of_word(const ListBatch& batch, int64_t i, int64_t word) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  float own = __builtin_nanf("");
-#pragma unroll 1
-  for (int bit = 0; bit < kWarp && kWarp * word + bit < batch.lists.n; ++bit) {
-    const float value = warp_product(batch.memory_row(i), batch.memory_row(kWarp * word + bit), batch.d);
-    if (lane == bit) own = value;
-  }
-  return own;
-}
-
 // A block a slice of kLabelWarps words of a row. Bandwidth bound: 4 d n bytes a row.
-__global__ void __launch_bounds__(kLabelThreads)
+static __global__ void __launch_bounds__(kLabelThreads)
     mplp_lists_complete_kernel(ListBatch batch, ListOptions options, LabelScratch scratch, LabelWords labels) {
   __shared__ ItemShared<kLabelThreads> shared;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t slices = (labels.words + kLabelWarps - 1) / kLabelWarps;
+  const int64_t slices = labels.slices();
   const int64_t items = for_each_item<kLabelThreads, kLabelThreads>(
       batch.size, shared, [&](int64_t b) { return scratch.plans[b].source == kProducts ? slices : 0; },
       [&](int64_t b, int64_t slice, int64_t) {
@@ -226,7 +199,7 @@ __device__ __forceinline__ int above_in_word(const ListBatch& batch, int64_t p, 
 
 // Looks at a candidate of sample b, by a warp.
 __device__ __forceinline__ void look_at(const ListBatch& batch, const LabelScratch& scratch, int64_t b, Key key,
-                                        int64_t rank, int64_t words) {
+                                        int64_t rank, const LabelWords& labels) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   if (__shfl_sync(kAllLanes, static_cast<int>(__ldcg(scratch.barrier + b) > key), 0)) return;
   const int32_t p = column_of_key(key), anchor = column_of_key(scratch.first[b]);
@@ -236,12 +209,14 @@ __device__ __forceinline__ void look_at(const ListBatch& batch, const LabelScrat
     if (lane == 0) slot = atomicAdd(scratch.untold_count, 1);
     slot = __shfl_sync(kAllLanes, slot, 0);
     if (slot < kMostUntold) {
-      if (lane == 0) scratch.untold[slot] = {key, static_cast<int32_t>(b), 0};
+      if (lane != 0) return;
+      scratch.untold[slot] = {key, static_cast<int32_t>(b), 0};
+      atomicAdd(scratch.slices + b, static_cast<Key>(labels.slices()));
       return;
     }
     const float bar = warp_product(batch.memory_row(p), batch.memory_row(anchor), batch.d);
     int64_t above = 0;
-    for (int64_t word = 0; word < words && above <= rank; ++word) above += above_in_word(batch, p, bar, word);
+    for (int64_t word = 0; word < labels.words && above <= rank; ++word) above += above_in_word(batch, p, bar, word);
     if (above > rank) verdict = Verdict::kInconsistent;
     if (lane == 0) atomicAdd(scratch.products, 1ull);
   }
@@ -249,7 +224,7 @@ __device__ __forceinline__ void look_at(const ListBatch& batch, const LabelScrat
 }
 
 // A warp a candidate, of bits a word of them. Latency bound: its key, its columns, its values.
-__global__ void __launch_bounds__(kLabelThreads, 2)
+static __global__ void __launch_bounds__(kLabelThreads, 2)
     mplp_lists_look_kernel(ListBatch batch, ListOptions options, LabelScratch scratch, LabelWords labels) {
   __shared__ ItemShared<kLabelThreads> shared;
   for_each_item<kLabelThreads, kWarp>(
@@ -264,55 +239,28 @@ __global__ void __launch_bounds__(kLabelThreads, 2)
         const LabelPlan plan = scratch.plans[b];
         const int64_t rank = rank_of(plan, options);
         if (plan.source == kKeys) {
-          look_at(batch, scratch, b, scratch.keys[b * scratch.places + item], rank, labels.words);
+          look_at(batch, scratch, b, scratch.keys[b * scratch.places + item], rank, labels);
           return;
         }
 #pragma unroll 1
         for (unsigned left = labels.row(b)[item]; left != 0; left &= left - 1) {
           const auto column = static_cast<int32_t>(kWarp * item) + __ffs(static_cast<int>(left)) - 1;
-          look_at(batch, scratch, b, selection_key(batch.similarity(b, column), column), rank, labels.words);
+          look_at(batch, scratch, b, selection_key(batch.similarity(b, column), column), rank, labels);
         }
       });
 }
 
-// ---- Multiply.
+// ---- Multiply and decide.
 
-// A block a slice of kLabelWarps words of a candidate whose list did not tell. Bandwidth bound: 4 d n bytes each.
-__global__ void __launch_bounds__(kLabelThreads)
-    mplp_lists_multiply_kernel(ListBatch batch, ListOptions options, LabelScratch scratch, LabelWords labels) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t slices = (labels.words + kLabelWarps - 1) / kLabelWarps;
-  const int64_t untold = *scratch.untold_count < kMostUntold ? *scratch.untold_count : kMostUntold;
-#pragma unroll 1
-  for (int64_t unit = blockIdx.x; unit < untold * slices; unit += gridDim.x) {
-    Untold* own = scratch.untold + unit / slices;
-    const Key key = own->key;
-    const int64_t b = own->sample, rank = rank_of(scratch.plans[b], options);
-    if (scratch.barrier[b] > key) continue;  // what lists tell has decided
-    const int64_t slice = unit % slices, word = slice * kLabelWarps + threadIdx.x / kWarp;
-    if (slice == 0 && threadIdx.x == 0) atomicAdd(scratch.products, 1ull);
-    if (word >= labels.words) continue;
-    const bool is_known = __ldcg(scratch.later_barrier + b) >= key || __ldcg(&own->above) > rank;
-    if (__shfl_sync(kAllLanes, static_cast<int>(is_known), 0)) continue;
-    const int32_t p = column_of_key(key), anchor = column_of_key(scratch.first[b]);
-    const float bar = warp_product(batch.memory_row(p), batch.memory_row(anchor), batch.d);
-    const int above = above_in_word(batch, p, bar, word);
-    if (lane != 0 || above == 0) continue;
-    if (atomicAdd(&own->above, above) + above > rank) atomicMax(scratch.later_barrier + b, key);
-  }
-}
-
-// ---- Decide.
-
-__global__ void __launch_bounds__(kLabelThreads)
-    mplp_lists_decide_kernel(ListBatch batch, LabelScratch scratch, LabelWords labels) {
+// The labels of a sample of which nothing is left to be multiplied, by a block.
+__device__ __forceinline__ void decide(const ListBatch& batch, const LabelScratch& scratch, const LabelWords& labels,
+                                       int64_t b) {
   const auto thread = static_cast<int>(threadIdx.x);
   const int lane = thread % kWarp;
-  const int64_t b = blockIdx.x;
   const int own = batch.own(b);
   const LabelPlan plan = scratch.plans[b];
   unsigned* row = labels.row(b);
-  const Key barrier = scratch.barrier[b], later = scratch.later_barrier[b];
+  const Key barrier = scratch.barrier[b], later = __ldcg(scratch.later_barrier + b);
   Key lowest = (barrier > later ? barrier : later) + 1;  // of a positive key
   if (plan.candidates > 0) {
     const Key second = plan.candidates > 1 ? scratch.second[b] : scratch.first[b];
@@ -340,6 +288,44 @@ __global__ void __launch_bounds__(kLabelThreads)
     }
     if (word == own / kWarp) bits |= 1u << own % kWarp;
     if (lane == 0) row[word] = bits;
+  }
+}
+
+// A slice of a candidate whose list did not tell, by a block: how many images there are above the anchor.
+__device__ __forceinline__ void multiply_slice(const ListBatch& batch, const ListOptions& options,
+                                               const LabelScratch& scratch, const LabelWords& labels, Untold* own,
+                                               int64_t slice) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const Key key = own->key;
+  const int64_t b = own->sample, rank = rank_of(scratch.plans[b], options);
+  const int64_t word = slice * kLabelWarps + threadIdx.x / kWarp;
+  if (scratch.barrier[b] > key) return;  // what lists tell has decided
+  if (slice == 0 && threadIdx.x == 0) atomicAdd(scratch.products, 1ull);
+  if (word >= labels.words) return;
+  const bool is_known = __ldcg(scratch.later_barrier + b) >= key || __ldcg(&own->above) > rank;
+  if (__shfl_sync(kAllLanes, static_cast<int>(is_known), 0)) return;
+  const int32_t p = column_of_key(key), anchor = column_of_key(scratch.first[b]);
+  const float bar = warp_product(batch.memory_row(p), batch.memory_row(anchor), batch.d);
+  const int above = above_in_word(batch, p, bar, word);
+  if (lane != 0 || above == 0) return;
+  if (atomicAdd(&own->above, above) + above > rank) atomicMax(scratch.later_barrier + b, key);
+}
+
+// First the samples of which nothing is multiplied, then a block a slice. Bandwidth bound: 4 d n bytes a candidate.
+static __global__ void __launch_bounds__(kLabelThreads)
+    mplp_lists_multiply_kernel(ListBatch batch, ListOptions options, LabelScratch scratch, LabelWords labels) {
+  const int64_t slices = labels.slices();
+  const int64_t untold = *scratch.untold_count < kMostUntold ? *scratch.untold_count : kMostUntold;
+#pragma unroll 1
+  for (int64_t b = blockIdx.x; b < batch.size; b += gridDim.x) {
+    if (scratch.slices[b] == 0) decide(batch, scratch, labels, b);
+  }
+#pragma unroll 1
+  for (int64_t unit = blockIdx.x; unit < untold * slices; unit += gridDim.x) {
+    Untold* own = scratch.untold + unit / slices;
+    multiply_slice(batch, options, scratch, labels, own, unit % slices);
+    const int64_t b = own->sample;
+    if (is_last_block(scratch.finished + b, scratch.slices[b])) decide(batch, scratch, labels, b);
   }
 }
 

@@ -159,7 +159,7 @@ __device__ __forceinline__ void rank_row(const ListUpdate& u, int32_t row) {
 __device__ __forceinline__ bool is_first_of_chain(const Event& event) { return event.row >= 0 && event.next >= 0; }
 
 // Blocks: one a batch entry, then kPartsOfEvents a batch entry. Latency bound, but for the B² d of the products.
-__global__ void __launch_bounds__(kUpdateThreads, 2) rank_lists_kernel(ListUpdate u) {
+static __global__ void __launch_bounds__(kUpdateThreads, 2) rank_lists_kernel(ListUpdate u) {
   __shared__ RankShared shared;
   const auto entry = static_cast<int32_t>(blockIdx.x % u.rows.batch_size);
   const auto part = static_cast<int32_t>(blockIdx.x / u.rows.batch_size);
@@ -319,7 +319,7 @@ __device__ __forceinline__ void write_row_of(const ListUpdate& u, const Event& e
 }
 
 // Blocks as those of rank_lists_kernel. Latency bound.
-__global__ void __launch_bounds__(kUpdateThreads) write_lists_kernel(ListUpdate u) {
+static __global__ void __launch_bounds__(kUpdateThreads) write_lists_kernel(ListUpdate u) {
   __shared__ int32_t parts[kUpdateWarps];
   const auto entry = static_cast<int32_t>(blockIdx.x % u.rows.batch_size);
   const auto part = static_cast<int32_t>(blockIdx.x / u.rows.batch_size);

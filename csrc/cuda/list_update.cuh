@@ -274,7 +274,7 @@ __device__ __forceinline__ void find_risen(const ListUpdate& u, const MovedRow& 
 }
 
 // Bound by latency and by the reads of s and of the mirrored entries.
-__global__ void __launch_bounds__(kUpdateThreads, 2) follow_lists_kernel(ListUpdate u) {
+static __global__ void __launch_bounds__(kUpdateThreads, 2) follow_lists_kernel(ListUpdate u) {
   __shared__ FollowShared shared;
   const auto thread = static_cast<int>(threadIdx.x);
   const auto entry = static_cast<int32_t>(blockIdx.x);

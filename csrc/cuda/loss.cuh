@@ -2,7 +2,7 @@
 #pragma once
 
 #include "hard_negatives.cuh"
-#include "rows.cuh"
+#include "device.cuh"
 
 namespace snnet {
 
@@ -184,8 +184,8 @@ constexpr int kSquareColumns = 4096;  // of a block
 
 // kind "l2", one block for kSquareColumns columns of a row: their part of the loss and the gradient. With the mean
 // label ȳ, y² = y gives Σ_k λ_k (s − y_k)² = s² + ȳ (1 − 2 s). Bound by memory: s read and the gradient written once.
-__global__ void __launch_bounds__(kSquareThreads) square_loss_kernel(LabelLoss loss, int64_t blocks_of_row,
-                                                                     double* parts_of_loss, float* grad) {
+static __global__ void __launch_bounds__(kSquareThreads) square_loss_kernel(LabelLoss loss, int64_t blocks_of_row,
+                                                                            double* parts_of_loss, float* grad) {
   __shared__ double parts[kSquareThreads / kWarp];
   __shared__ uint32_t positives[kSquareColumns / 32];  // in some set
   const int64_t b = blockIdx.x / blocks_of_row, first = blockIdx.x % blocks_of_row * kSquareColumns;
@@ -233,7 +233,7 @@ __device__ void sum_loss(const double* parts_of_loss, int64_t count, float* loss
   if (threadIdx.x == 0) *loss = static_cast<float>(total);
 }
 
-__global__ void __launch_bounds__(kSumThreads)
+static __global__ void __launch_bounds__(kSumThreads)
     sum_loss_kernel(const double* parts_of_loss, int64_t count, float* loss) {
   __shared__ double parts[kSumThreads / kWarp];
   sum_loss(parts_of_loss, count, loss, parts);

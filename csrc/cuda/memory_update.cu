@@ -4,11 +4,48 @@
 #include <algorithm>
 #include <optional>
 
-#include "arguments.cuh"
+#include "launch.cuh"
 #include "list_rank.cuh"
 
 namespace snnet {
 namespace {
+
+bool overlap(const Tensor& a, const Tensor& b) {
+  const auto* begin_a = static_cast<const char*>(a.const_data_ptr());
+  const auto* begin_b = static_cast<const char*>(b.const_data_ptr());
+  return begin_a < begin_b + b.numel() * b.element_size() && begin_b < begin_a + a.numel() * a.element_size();
+}
+
+// The tensor, contiguous and apart from what is written: features may be rows of the memory.
+Tensor apart_from(const Tensor& tensor, const Tensor& written) {
+  const Tensor rows = torch::stable::contiguous(tensor);
+  return overlap(rows, written) ? torch::stable::clone(rows) : rows;
+}
+
+// The arguments of a momentum update of the memory.
+struct RowUpdate {
+  Tensor positions, live;  // keep what `update` points to
+  MemoryUpdate update{};
+
+  RowUpdate(const Call& call, const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum)
+      : positions(call.checked_index(index)) {
+    const int64_t n = rows_of(memory, "memory"), d = memory.size(1), batch_size = positions.size(0);
+    call.check_storage(memory, "memory", ScalarType::Float, n, d);
+    SNNET_CHECK(batch_size < std::numeric_limits<int32_t>::max(), "index has too many entries");
+    call.check_matrix(features, "features", ScalarType::Float, batch_size, d);
+    call.check_device(momentum, "momentum");
+    SNNET_CHECK(momentum.scalar_type() == ScalarType::Float && momentum.dim() == 0,
+                "momentum must be a 0-d float32 tensor");
+    live = apart_from(features, memory);
+    update.memory = memory.mutable_data_ptr<float>();
+    update.index = positions.const_data_ptr<int64_t>();
+    update.momentum = momentum.const_data_ptr<float>();
+    update.features = live.const_data_ptr<float>();
+    update.n = n;
+    update.d = d;
+    update.batch_size = static_cast<int32_t>(batch_size);
+  }
+};
 
 // M[index] <- normalize(alpha M[index] + (1 - alpha) f)
 void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum) {

@@ -1,5 +1,5 @@
 // Building neighbour lists from products by tiles: checks and the launch.
-#include "arguments.cuh"
+#include "launch.cuh"
 
 namespace snnet {
 namespace {

@@ -1,7 +1,8 @@
-// Neighbour lists on a GPU: their tables, how the threads of a warp or of a block work on a row of them, and building.
+// Neighbour lists on a GPU: their tables, how the threads of a warp or of a block work on a row of them, what a batch
+// reads, and building.
 #pragma once
 
-#include "rows.cuh"
+#include "device.cuh"
 
 namespace snnet {
 
@@ -155,6 +156,40 @@ __device__ __forceinline__ float warp_product(const float* a, const float* b, in
   return sums[0];
 }
 
+// ---- Reading, for a batch.
+
+struct ListBatch {
+  const int64_t* index;
+  const float* query_rows;  // [B, n] in place of the rows of the index, or null
+  const float* memory;      // [n, d]
+  int64_t d, size;
+  ListTables lists;
+
+  // An index out of range reads some row.
+  __device__ __forceinline__ int own(int64_t b) const {
+    const int64_t i = index[b];
+    return static_cast<int>(i < 0 ? 0 : i < lists.n ? i : lists.n - 1);
+  }
+  __device__ __forceinline__ const float* memory_row(int64_t i) const { return memory + i * d; }
+  // A similarity of sample b, for all lanes of a warp.
+  __device__ __forceinline__ float similarity(int64_t b, int64_t column) const {
+    if (query_rows != nullptr) return query_rows[b * lists.n + column];
+    return warp_product(memory_row(own(b)), memory_row(column), d);
+  }
+};
+
+// The similarity of image i to the 32 columns of a word, a lane a column; NaN past n.
+__device__ __forceinline__ float products_of_word(const ListBatch& batch, int64_t i, int64_t word) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  float own = __builtin_nanf("");
+#pragma unroll 1
+  for (int bit = 0; bit < kWarp && kWarp * word + bit < batch.lists.n; ++bit) {
+    const float value = warp_product(batch.memory_row(i), batch.memory_row(kWarp * word + bit), batch.d);
+    if (lane == bit) own = value;
+  }
+  return own;
+}
+
 // ---- Building.
 
 constexpr int kTakeThreads = 256;
@@ -209,7 +244,7 @@ __device__ __forceinline__ void take_keys(const ListTables& lists, int64_t i, co
 
 // A block a row of products [rows, count] of the rows from first_row on with the columns from first_column on, each
 // of which the lists meet once. Bandwidth bound but for the first tiles: most entries are at or below the floor.
-__global__ void __launch_bounds__(kTakeThreads)
+static __global__ void __launch_bounds__(kTakeThreads)
     take_products_kernel(const float* products, int64_t count, int64_t first_row, int32_t first_column,
                          ListTables lists) {
   __shared__ Key taken[kTakenAtOnce];

@@ -69,11 +69,16 @@ def kernel_headers() -> list[pathlib.Path]:
     ]
 
 
+def named_kernels() -> set[str]:
+    return set(re.findall(r"\b(\w+_kernel)\(", "".join(path.read_text() for path in kernel_headers())))
+
+
 def translation_unit() -> str:
-    """Includes every kernel, and names the instances of kernel templates that the launches use."""
+    """Includes every kernel and names it, of kernel templates the instances that the launches use."""
     text = "".join(f'#include "{path}"\n' for path in kernel_headers())
     launches = "".join(path.read_text() for path in sorted(CUDA.glob("*.cu")))
-    used = sorted(set(re.findall(r"\b\w+_kernel<[^<>()]+>", launches)))
+    instances = set(re.findall(r"\b\w+_kernel<[^<>()]+>", launches))
+    used = sorted(instances | named_kernels() - {instance.partition("<")[0] for instance in instances})
     return f"{text}using namespace snnet;\n" + "".join(
         f"void* used{number} = reinterpret_cast<void*>(&{instance});\n"
         for number, instance in enumerate(used)
@@ -126,10 +131,26 @@ def kernels(tmp_path_factory) -> list[Kernel]:
 
 
 def test_kernels_neither_spill_nor_exceed_shared_memory(kernels):
-    named = set(re.findall(r"\b(\w+_kernel)\(", "".join(path.read_text() for path in kernel_headers())))
+    named = named_kernels()
     for architecture in ARCHITECTURES:
         compiled = [kernel for kernel in kernels if kernel.architecture == architecture]
         assert {name for name in named for kernel in compiled if f"{len(name)}{name}" in kernel.name} == named
         for kernel in compiled:
             assert (kernel.stack, kernel.local) == (0, 0), f"{kernel.name} uses local memory"
             assert kernel.shared <= MOST_STATIC_SHARED, kernel.name
+
+
+def test_sources_that_include_the_same_kernels_can_be_linked():
+    """They are compiled in as many units as there are processors: no unit gives a kernel of a header to the others."""
+    own = [
+        (path.name, before)
+        for path in kernel_headers()
+        for before in re.findall(r"^(.*)__global__", path.read_text(), re.MULTILINE)
+        if "static" not in before
+    ]
+    templates = [
+        path.name
+        for path in kernel_headers()
+        for _ in re.findall(r"^template <.*>\n__global__", path.read_text(), re.MULTILINE)
+    ]
+    assert [name for name, _ in own] == templates and len(templates) == 2

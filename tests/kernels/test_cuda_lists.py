@@ -241,11 +241,12 @@ def check_labels(build, memory, index, lists, threshold, min_rank, rows=None, se
     return int(made)
 
 
-def check_neighbors(build, memory, index, lists, k, seed=0):
+def check_neighbors(build, memory, index, lists, k, seed=0, blocks_at_once=1):
     wanted, values = reference.nearest_neighbors(memory, index, k, cache=memory @ memory.t())
     plain_made = reference.nearest_from_lists(memory, index, lists, k)[2]
-    build.seed(seed)
+    build.seed(seed, blocks_at_once)
     neighbors, similarity, made = build.operations.nearest_from_lists(memory, index, *lists[:4], k)
+    build.seed(seed)
     assert torch.equal(neighbors, wanted)
     assert (similarity - values).nan_to_num().abs().max() < 1e-6
     assert int(made) == plain_made
@@ -267,6 +268,38 @@ def test_labels_and_neighbors_are_those_of_all_similarities(
             check_labels(build, memory, index, lists, threshold, 4, rows, seed=k)
         for count in (1, 3, n + 1):
             check_neighbors(build, memory, index, lists, count, seed=k)
+
+
+@pytest.mark.parametrize(("small", "n", "size"), [(False, 520, 2), (True, 130, 5)])
+def test_whoever_multiplies_last_decides(cuda_on_cpu, small_constants, small, n, size):
+    """Rows that lists do not tell, in some slices: blocks take turns at random places."""
+    build = small_constants if small else cuda_on_cpu
+    memory, index = memory_of("exact", n, 8, seed=n), torch.arange(0, n, n // size)[:size]
+    lists = symmetric_lists(neighbor_lists(memory, 1), 1)
+    for seed in range(3 if small else 1):
+        made = check_labels(build, memory, index, lists, 1.5, 6, seed=seed, blocks_at_once=4)
+        assert made > size  # rows of the batch, and candidates
+        check_neighbors(build, memory, index, lists, 7, seed=seed, blocks_at_once=4)
+
+
+def test_a_label_step_is_twelve_launches(cuda_on_cpu):
+    """What benchmarks/floors.yaml counts with: labels, neighbours, two reads of P and a write, the update."""
+    memory, index = clustered_features(40, 8), torch.arange(6)
+    lists = without_mirrors(symmetric_lists(neighbor_lists(memory, 8), 16))
+    bits = reference.pack_labels(torch.eye(40, dtype=torch.bool))
+    operations, counts = cuda_on_cpu.operations, []
+    cuda_on_cpu.launches()
+    labels, _ = operations.mplp_from_lists(memory, index, *lists[:4], None, 0.6, 2)
+    counts.append(cuda_on_cpu.launches())
+    neighbors = operations.nearest_from_lists(memory, index, *lists[:4], 1)[0]
+    counts.append(cuda_on_cpu.launches())
+    operations.gather_labels(bits, index)
+    operations.gather_labels(bits, neighbors.flatten())
+    operations.write_labels_(bits, bits.clone(), index, labels)
+    counts.append(cuda_on_cpu.launches())
+    update_(cuda_on_cpu, memory, index, memory[index].clone(), 0.3, lists)
+    counts.append(cuda_on_cpu.launches())
+    assert counts == [4, 2, 3, 3] and sum(counts) == 12
 
 
 def test_the_count_of_products_does_not_depend_on_the_order_of_blocks(cuda_on_cpu):
@@ -327,6 +360,19 @@ def outcome(check) -> bool:
     except (AssertionError, RuntimeError):
         return False
     return True
+
+
+def test_a_decision_before_the_products_are_there_is_found(switched_barriers, without_barrier):
+    """Another block takes the place of the last one while this one still multiplies."""
+    memory, index = memory_of("exact", 300, 8, seed=0), torch.arange(0, 300, 60)
+    lists = symmetric_lists(neighbor_lists(memory, 1), 1)
+
+    def check(build, seed):
+        assert check_labels(build, memory, index, lists, 1.5, 4, seed=seed, blocks_at_once=8) > len(index)
+
+    check(switched_barriers, 0)
+    broken = without_barrier("before the last block is told")
+    assert not all(outcome(lambda s=seed: check(broken, s)) for seed in range(8))
 
 
 @pytest.mark.parametrize("barrier", ["of keys", "before the candidates are read"])

@@ -24,9 +24,11 @@ def constants(**values: int) -> Callable[[str], str]:
 def small_constants() -> Emulation:
     """Few keys, events, threads: candidates are bits, events overflow, loops go round, samples come in groups.
 
-    Neighbours are sorted in global memory from the fifth on, at most four candidates are left to the whole GPU.
+    Neighbours are sorted in global memory from the fifth on, at most four candidates are left to the whole GPU, and
+    rows that are multiplied for neighbours wait for the room of one or two.
     """
     edits = {
+        "list_labels.cu": constants(kProductFloats=100),
         "list_labels.cuh": constants(kFewestKeys=6, kLabelThreads=64, kLabelLoads=2, kMostUntold=4),
         "list_update.cuh": constants(kColumnsAtOnce=64, kFewestEvents=5, kEventsOfPlace=0, kPartsOfEvents=1),
         "memory_update.cuh": constants(kUpdateThreads=64),
@@ -54,7 +56,8 @@ class Barrier:
 
 
 BARRIERS = {
-    "of keys": Barrier("rows.cuh", "__syncthreads();", 0),
+    "of keys": Barrier("device.cuh", "__syncthreads();", before="return warp_largest("),
+    "before the last block is told": Barrier("device.cuh", "__syncthreads();", before="const bool is_last ="),
     "before the candidates are read": Barrier(
         "list_labels.cuh", "__syncthreads();", before="TwoLargest own;"
     ),
