@@ -96,6 +96,19 @@ def locate_pairs(pair, ends, sizes, before, bits, batch_size, blocks, BLOCK: tl.
 
 
 @triton.jit
+def number_pairs(sample, column, ends, sizes, before, bits, blocks):
+    """The numbers int64 [BLOCK] of pairs whose bits are set, in samples that are not left out."""
+    row = sample.to(tl.int64) * blocks + column // 128
+    byte = ((column % 128) // 8)[:, None]
+    bit = (column % 8)[:, None]
+    lane = tl.arange(0, 16)[None, :]
+    value = tl.load(bits + 16 * row[:, None] + lane).to(tl.int32)
+    lower = tl.where(lane < byte, value, tl.where(lane == byte, value & ((1 << bit) - 1), 0))
+    rank = tl.load(before + row) + tl.sum(count_bits(lower), 1)
+    return tl.load(ends + sample) - tl.load(sizes + sample) + rank
+
+
+@triton.jit
 def mark_pairs(words, sample, column, blocks, mask):
     """Set bits (sample, column) of int32 words [B, 4 blocks], on a little-endian device label bits."""
     place = sample.to(tl.int64) * (4 * blocks) + column // 32
