@@ -1,15 +1,20 @@
 """The script for machines with a GPU: its steps with an interpreter that only says what it was asked."""
 
 import os
+import re
+import runpy
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from _pytest.mark.expression import Expression
 
+from tests.forks import run_pytest
 from tests.paths import ROOT
 
 SCRIPT = str(ROOT / "scripts" / "gpu_check.sh")
@@ -128,6 +133,7 @@ def test_the_second_call_repeats_tests_and_profiles(environment, tmp_path):
     assert "--durations 8 tests/kernels/test_gpu.py::test_a\n" in calls
     for name in KERNELS:
         assert f"ncu --kernel-name {name} " in calls
+    assert calls.count(" --clock-control none ") == len(KERNELS)
     assert "compute-sanitizer --tool memcheck" in calls and calls.rstrip().endswith("-k small and 7-3")
 
 
@@ -146,3 +152,51 @@ def test_without_a_gpu_nothing_passes(environment, tmp_path):
     status, steps, printed = run({**environment, "PYTHON": sys.executable}, tmp_path / "out")
     assert status == 3 and steps == [] and "sees no CUDA device" in printed
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_tests_that_it_chooses_are_there():
+    listed = run_pytest("tests/kernels/test_gpu.py", "--collect-only").stdout.splitlines()
+    ids = [line.partition("::")[2] for line in listed if "test_gpu.py::" in line]
+    expressions = re.findall(r'-k (?:"([^"]+)"|(\S+))', Path(SCRIPT).read_text())
+    chosen = {
+        words: {
+            name for name in ids if Expression.compile(words).evaluate(lambda word, name=name: word in name)
+        }
+        for words in map("".join, expressions)
+    }
+    assert set(chosen) == {"not 12936", "12936", "small and 7-3"}
+    assert chosen["not 12936"] | chosen["12936"] == set(ids) and len(chosen["12936"]) == 12
+    smallest = [name for name in chosen["small and 7-3"] if "[7-3" in name]
+    assert len(smallest) == 12 and len(chosen["small and 7-3"]) == 24  # and those of 257-33
+    assert {name.partition("[")[0] for name in smallest} == {
+        f"test_{name}_small" for name in ("label_memory", "labels", "lists", "loss", "update")
+    }
+
+
+def test_the_options_that_it_gives_are_there():
+    words = re.search(r"figures\(\) \{(.*?)\n\}", Path(SCRIPT).read_text(), re.DOTALL)[1]
+    options = set(re.findall(r"--[a-z-]+", words))
+    ours = set(re.findall(r'"(--[a-z-]+)"', (ROOT / "benchmarks" / "conftest.py").read_text()))
+    assert options & ours == {"--device", "--floors-only", "--size"}
+    assert options - ours == {"--benchmark-only", "--benchmark-json"}  # of pytest-benchmark
+
+
+@pytest.fixture(scope="module")
+def probe():
+    return runpy.run_path(str(ROOT / "scripts" / "gpu_probe.py"))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_ncu_looks_for_is_a_kernel_that_the_probe_launches(kernel, probe, monkeypatch):
+    sources = [*(ROOT / "csrc" / "cuda").glob("*.cuh"), *(ROOT / "snnet_kernels" / "triton").rglob("*.py")]
+    definition = re.compile(rf"(__global__[^;{{]*\s|^def ){kernel}\(", re.MULTILINE)
+    assert sum(bool(definition.search(path.read_text())) for path in sources) == 1
+    monkeypatch.setattr(sys, "argv", ["gpu_probe.py", "tiny", kernel])
+    assert probe["main"]() == 0
+
+
+def test_the_probe_goes_through_its_parts(probe, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_probe.py", "tiny"])
+    assert probe["main"]() == 0
+    heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--- ")]
+    assert heads == [f"--- {part.__name__}" for part in probe["PARTS"]] and len(heads) == 6

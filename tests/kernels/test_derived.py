@@ -156,6 +156,12 @@ def test_distributed_writes_are_noticed(one_process_group):
     assert memory.features._version >= before
 
 
+def places_of(head: sk.SNNetHead) -> dict[str, int]:
+    """Where everything lies that a step reads or writes."""
+    tensors = dict(head.named_buffers()) | {"asked": head.memory.lists.asked}
+    return {name: tensor.data_ptr() for name, tensor in tensors.items()}
+
+
 def test_nothing_moves_over_three_epochs():
     """A captured CUDA graph goes on reading and writing what it was captured with."""
     head = sk.SNNetHead(N, D)
@@ -168,6 +174,9 @@ def test_nothing_moves_over_three_epochs():
             head.momentum = 0.1 * epoch
             head.train()
             head.memory.build_lists_()
+            head.memory.lists.products.fill_(N)  # so many rows that the lists are made afresh
+            head.memory.renew_lists_()
+            assert int(head.memory.lists.products) == 0
             for step in range(2):
                 index = torch.arange(8) + 20 * step
                 features = SECOND[index].clone().requires_grad_()
@@ -176,18 +185,18 @@ def test_nothing_moves_over_three_epochs():
             head.eval()(SECOND[:4], torch.arange(4))
             head.label_statistics()
             head.memory.current_lists()
-            now = {name: buffer.data_ptr() for name, buffer in head.named_buffers()}
+            now = places_of(head)
             assert places in (None, now)
             places = now
         head.to("cpu").float()
         head.mark_written_()
         head.initialize_(FIRST)
         head.load_state_dict(state)
-        assert {name: buffer.data_ptr() for name, buffer in head.named_buffers()} == places
+        assert places_of(head) == places
         check_lists(head.memory.lists.tables, FIRST @ FIRST.t(), 1e-6)
     assert set(places) == {
         "_momentum", "memory.features", "memory.lists.columns", "memory.lists.values", "memory.lists.counts",
-        "memory.lists.floors", "memory.lists.mirrors", "memory.lists.products",
+        "memory.lists.floors", "memory.lists.mirrors", "memory.lists.products", "asked",
         "pseudo_labels.row_bits", "pseudo_labels.column_bits",
     }  # fmt: skip
 

@@ -522,6 +522,7 @@ def test_a_captured_iteration_survives_epochs():
     with torch.cuda.graph(graph):
         loss = iteration(captured).detach()
     places = {name: buffer.data_ptr() for name, buffer in captured.named_buffers()}
+    asked = captured.memory.lists.asked
     for epoch in range(3):
         for head in (eager, captured):
             head.momentum = 0.1 * epoch
@@ -529,6 +530,7 @@ def test_a_captured_iteration_survives_epochs():
             head.update_(index, live)
             head.warmup = False
             head.memory.build_lists_()
+            head.memory.renew_lists_()
             head.memory.features.data[epoch] = clustered_features(1, d, seed=epoch)[0].to(DEVICE)
             head.mark_written_()
         for step in range(3):
@@ -541,4 +543,6 @@ def test_a_captured_iteration_survives_epochs():
         assert torch.equal(captured.pseudo_labels.column_bits, eager.pseudo_labels.column_bits)
         exact = captured.memory.features.double()
         check_lists(captured.memory.lists.tables, exact @ exact.t(), 3e-6)
+        assert int(captured.memory.lists.asked) == int(eager.memory.lists.asked) == 3 * 2 * batch
     assert {name: buffer.data_ptr() for name, buffer in captured.named_buffers()} == places
+    assert captured.memory.lists.asked is asked  # no buffer, but the replays write it
