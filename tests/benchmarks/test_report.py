@@ -171,13 +171,11 @@ def test_floors_of_a_gpu_stand_beside_what_was_counted_for_them():
         for shape, limit in floor.limits.items()
         if floor.predicted[shape] > limit
     ]
-    assert over == [
-        ("label sets, P, memory and lists update, µs", 32, 30)
-    ]  # 14 launches of 2 µs, if a graph has none cheaper
+    assert over == []
     rows = tables.predicted().splitlines()
     assert len(rows) == 2 + sum(len(floor.limits) for floor in floors)
     assert rows[2].startswith(
-        "| label sets, P, memory and lists update, µs | market-d2048-b128 | ≤ 30 | 32 µs |"
+        "| label sets, P, memory and lists update, µs | market-d2048-b128 | ≤ 30 | 28 µs |"
     )
     assert page.page({}, {}, ROOT).count(rows[2]) == 1
 
