@@ -21,6 +21,7 @@ from tests.hard.launcher import Launcher
 from tests.hard.runs import Unbroken
 from tests.hard.share import Share
 from tests.hard.tally import Tally
+from tests.hard.walk import STEPS
 
 
 def share(folder: Path, scale: float) -> Share:
@@ -44,7 +45,7 @@ def test_attacks_on_the_kernels(
     attack: Callable[[Share], Tally], scale: float, calls: int, tmp_path: Path
 ) -> None:
     tally = attack(share(tmp_path, scale))
-    assert calls <= sum(tally.tries.values()) < calls + walks.STEPS
+    assert calls <= sum(tally.tries.values()) < calls + STEPS
 
 
 def test_valid_calls_are_right(tmp_path: Path) -> None:

@@ -91,32 +91,29 @@ def _parser(command: type[Command]) -> _Parser:
         argument_default=argparse.SUPPRESS,
     )
     for declared in options_of(command).values():
-        _add(parser, declared, _own_help(declared))
+        _add(parser, declared, {})
     synthetic = load_yaml(PRESETS / "synthetic.yaml") if "dataset" in command.shared else {}
     for group, cls in GROUPS.items():
         names = [name for name in members(group) if name in command.shared]
         section = parser.add_argument_group(group, cls.__doc__) if names else parser
         for name in names:
-            _add(section, OPTIONS[name], _shared_help(OPTIONS[name], synthetic))
+            _add(section, OPTIONS[name], synthetic)
     return parser
 
 
-def _own_help(declared: Option) -> str:
-    if declared.kind is bool or declared.default in (None, MISSING):
+def _help(declared: Option, synthetic: dict[str, Any]) -> str:
+    """With the default, and the value of the preset ``synthetic`` where that is another."""
+    default = declared.default
+    if not declared.group and (declared.kind is bool or default in (None, MISSING)):
         return declared.help
-    return f"{declared.help} (default {declared.default})"
+    value = synthetic.get(declared.name, default)
+    preset = "" if value == default else f"; preset synthetic: {declared.text(value)}"
+    return f"{declared.help} (default {declared.text(default)}{preset})"
 
 
-def _shared_help(declared: Option, preset: dict[str, Any]) -> str:
-    """With the default, and the value of the preset synthetic where that is another."""
-    text = f"{declared.help} (default {declared.text(declared.default)}"
-    value = preset.get(declared.name, declared.default)
-    return text + (")" if value == declared.default else f"; preset synthetic: {declared.text(value)})")
-
-
-def _add(section: argparse._ActionsContainer, declared: Option, text: str) -> None:
+def _add(section: argparse._ActionsContainer, declared: Option, synthetic: dict[str, Any]) -> None:
     """Add one flag, or an argument without flag."""
-    words: dict[str, Any] = {"help": text.replace("%", "%%")}
+    words: dict[str, Any] = {"help": _help(declared, synthetic).replace("%", "%%")}
     if declared.kind is bool and declared.group:
         words["action"] = argparse.BooleanOptionalAction
     elif declared.kind is bool:

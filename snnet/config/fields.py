@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import difflib
 import math
 import operator
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NewType, get_args, get_origin, get_type_hints
@@ -21,44 +20,20 @@ from snnet.files.text import shown
 FileName = NewType("FileName", str)  # of a file or a folder; a leading ~ is the user's home
 
 
-def option(
-    default: Any,  # a value, a function that makes it, or MISSING
-    help: str,
-    range: str = "",  # that a number must lie in, such as ">= 0 and < 1"
-    *,
-    prefix: str | None = None,  # begins words that are allowed beside those of a choice
-    metavar: str | None = None,
-    flag: str | None = None,  # where it is not the name of the field; "" for an argument without flag
-    lacking: str | None = None,  # the error where the field is not given, for one without default
-) -> Any:
-    """A field of a dataclass that is a flag."""
-    metadata = {
-        "help": help,
-        "range": range,
-        "prefix": prefix,
-        "metavar": metavar,
-        "given_flag": flag,
-        "lacking": lacking,
-    }
-    if callable(default):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
 @dataclass(frozen=True)
 class Option:
     """A declared field, as the command line and YAML see it."""
 
-    name: str
-    group: str  # of the configuration; "" for a flag that one command has for itself
-    type: Any
-    default: Any
     help: str
-    range: str
-    prefix: str | None
-    metavar: str | None
-    given_flag: str | None
-    lacking: str | None
+    range: str = ""  # that a number must lie in, such as ">= 0 and < 1"
+    prefix: str | None = None  # begins words that are allowed beside those of a choice
+    metavar: str | None = None
+    lacking: str | None = None  # the error where the field is not given, for one without default
+    given_flag: str | None = None  # where it is not the name of the field; "" for an argument without flag
+    name: str = ""
+    group: str = ""  # of the configuration; "" for a flag that one command has for itself
+    type: Any = None
+    default: Any = None
 
     @property
     def flag(self) -> str:
@@ -144,11 +119,25 @@ _NEEDED = {
 }
 
 
+def option(default: Any, help: str, range: str = "", *, flag: str | None = None, **more: str) -> Any:
+    """A field of a dataclass that is a flag.
+
+    ``default`` is a value, a function that makes it, or MISSING; the rest is as in :class:`Option`.
+    """
+    metadata = {"option": Option(help, range, given_flag=flag, **more)}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
 def options_of(cls: type, group: str = "") -> dict[str, Option]:
     """The flags that a dataclass declares, by the names of their fields."""
     types = get_type_hints(cls)
-    declared = [f for f in dataclasses.fields(cls) if f.metadata]
-    return {f.name: Option(f.name, group, types[f.name], f.default, **f.metadata) for f in declared}
+    return {
+        f.name: replace(f.metadata["option"], name=f.name, group=group, type=types[f.name], default=f.default)
+        for f in fields(cls)
+        if f.metadata
+    }
 
 
 def suggestion(word: str, known: Collection[str]) -> str:

@@ -8,27 +8,22 @@ A call is one call of a method.
 
 from __future__ import annotations
 
-import copy
-import io
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import snnet_kernels as sk
 from snnet_kernels import backends, reference
 from snnet_kernels.neighbor_list_layout import are_symmetric
-from tests.hard.drawing import close, equal, instruction_sets, unit_rows
+from tests.hard.drawing import equal, instruction_sets
 from tests.hard.fuzz import lists_hold, neighbor_oracle
+from tests.hard.head_walk import HeadWalk
 from tests.hard.share import Share
 from tests.hard.tally import Tally
+from tests.hard.walk import Random, Walk, walk
 
 CALLS = 20_000  # at full size
-STEPS = 25  # of a walk
-LOSS_TOLERANCE = 2e-6
-
-Random = np.random.Generator
 
 
 def attack(share: Share) -> Tally:
@@ -44,79 +39,6 @@ def attack(share: Share) -> Tally:
         done += walk(walker(share.random(4, number)), tally, f"seed {share.seed} walk {number}")
         number += share.parts
     return tally
-
-
-def walk(walker: Walk, tally: Tally, where: str) -> int:
-    """One walk, to its end or its first failure; returns the calls."""
-    kind = f"walk of {type(walker.module).__name__}"
-    path: list[str] = []
-    for _ in range(STEPS):
-        step = walker.steps[walker.random.integers(len(walker.steps))]
-        path.append(step.__name__)
-        tally.tried(kind)
-        try:
-            right = step()
-            problem = f"{step.__name__} is wrong"
-        except Exception as error:
-            right, problem = False, f"{step.__name__}: {type(error).__name__} {error}"
-        if not right:
-            tally.failed(kind, f"{problem} after {' '.join(path[-3:-1])}", f"{where}: {' '.join(path)}")
-            break
-    return len(path)
-
-
-class Walk:
-    """A module, its oracle, and the steps: each does something to both and says whether they agree."""
-
-    module: torch.nn.Module
-
-    def __init__(self, random: Random) -> None:
-        self.random = random
-        self.n, self.d = int(random.integers(1, 41)), int(random.integers(1, 9))
-
-    @property
-    def steps(self) -> Sequence[Callable[[], bool]]:
-        raise NotImplementedError
-
-    def index(self) -> Tensor:
-        return torch.from_numpy(self.random.integers(0, self.n, int(self.random.integers(7))))
-
-    def rows(self, count: int) -> Tensor:
-        return torch.from_numpy(unit_rows(self.random, count, self.d))
-
-    def neighbors(self) -> int:
-        return int((256, self.n, self.random.integers(1, self.n + 1), 1, 0)[self.random.integers(5)])
-
-    # What every module lives through:
-
-    def copied(self) -> bool:
-        self.module = copy.deepcopy(self.module)
-        return True
-
-    def saved_and_loaded(self) -> bool:
-        file = io.BytesIO()
-        torch.save(self.module.state_dict(), file)
-        file.seek(0)
-        self.module.load_state_dict(torch.load(file, weights_only=True))
-        return True
-
-    def pickled(self) -> bool:
-        file = io.BytesIO()
-        torch.save(self.module, file)
-        file.seek(0)
-        self.module = torch.load(file, weights_only=False)
-        return True
-
-    def moved(self) -> bool:
-        move = (lambda m: m.to("cpu"), lambda m: m.half(), lambda m: m.double(), lambda m: m.float())
-        self.module = move[self.random.integers(len(move))](self.module)
-        kept = (torch.float32, torch.uint8, torch.int32, torch.int64)
-        return all(b.dtype in kept for b in self.module.buffers())
-
-    def assigned_state(self) -> bool:
-        state = {name: value.clone() for name, value in self.module.state_dict().items()}
-        self.module.load_state_dict(state, assign=True)
-        return True
 
 
 class MemoryWalk(Walk):
@@ -291,116 +213,3 @@ class LabelWalk(Walk):
         self.oracle = self.matrix()
         self.module.row_bits = reference.pack_labels(self.oracle)
         return self.dense()
-
-
-class HeadWalk(Walk):
-    """SNNetHead beside M, P and the reference's functions."""
-
-    module: sk.SNNetHead
-
-    def __init__(self, random: Random) -> None:
-        super().__init__(random)
-        self.options = {
-            "threshold": float((0.25, 0.3, 0.6)[random.integers(3)]),
-            "min_rank": int(random.integers(12)),
-        }
-        self.live = bool(random.integers(3) == 0)
-        self.kind = ("mmcl", "l2")[random.integers(2)]
-        self.module = sk.SNNetHead(
-            self.n,
-            self.d,
-            **self.options,
-            loss_kind=self.kind,
-            label_source="feature" if self.live else "memory",
-            neighbors=self.neighbors(),
-        )
-        self.memory = torch.zeros(self.n, self.d)
-        self.labels = torch.eye(self.n, dtype=torch.bool)
-        self.momentum = 0.0
-        self.last: tuple[Tensor, Tensor] | None = None
-        self.initialized()
-
-    @property
-    def steps(self) -> Sequence[Callable[[], bool]]:
-        trained = (self.forward, self.update, self.forward, self.update, self.forward)
-        lived = (self.copied, self.saved_and_loaded, self.pickled, self.moved, self.assigned_state)
-        modes = (
-            self.warmed,
-            self.trained,
-            self.evaluated,
-            self.momentum_set,
-            self.initialized,
-            self.row_written,
-        )
-        return (*trained, *trained, *modes, *lived)
-
-    def state_is_right(self) -> bool:
-        columns = reference.unpack_labels(self.module.pseudo_labels.column_bits, self.n)
-        return (
-            equal(self.module.memory.features, self.memory)
-            and equal(self.module.pseudo_labels.to_dense(), self.labels)
-            and equal(columns, self.labels.t())
-        )
-
-    def forward(self) -> bool:
-        index = self.index()
-        features = self.rows(len(index))
-        live = features.clone().requires_grad_()
-        loss = self.module(live, index)
-        similarity = features @ self.memory.t()
-        if self.module.warmup:
-            sets, weights = [reference.identity_labels(index, self.n)], [1.0]
-        else:
-            rows = similarity if self.live else (self.memory @ self.memory.t())[index]
-            main = reference.mplp(self.memory, index, query_rows=rows, **self.options)
-            nearest = neighbor_oracle(rows, index, 1)[0].flatten()
-            before = torch.cat([self.labels, torch.zeros(1, self.n, dtype=torch.bool)])
-            sets = [main, *(reference.pack_labels(p) for p in (self.labels.t()[index], before[nearest]))]
-            weights = [1.0, 0.8, 0.6]
-            if self.module.training:
-                for place, row in zip(index.tolist(), reference.unpack_labels(main, self.n), strict=True):
-                    self.labels[place] = row
-        wanted = reference.mutual_label_loss(similarity, sets, weights, kind=self.kind)
-        self.last = index, features
-        return close(loss.detach(), wanted, LOSS_TOLERANCE) and self.state_is_right()
-
-    def update(self) -> bool:
-        index, features = self.last or (self.index(), None)
-        if features is None or self.random.integers(3) == 0:
-            features = self.rows(len(index))
-        if 0 < self.momentum < 1:
-            features = self.memory[index]
-        self.module.update_(index, features)
-        if self.module.training and self.momentum == 0:
-            for place, row in zip(index.tolist(), features, strict=True):
-                self.memory[place] = row
-        return self.state_is_right()
-
-    def warmed(self) -> bool:
-        self.module.warmup = not self.module.warmup
-        return True
-
-    def trained(self) -> bool:
-        self.module.train()
-        return True
-
-    def evaluated(self) -> bool:
-        self.module.eval()
-        return True
-
-    def momentum_set(self) -> bool:
-        self.momentum = (0.0, 0.5, 1.0)[self.random.integers(3)]
-        self.module.momentum = self.momentum
-        return float(self.module.momentum) == self.momentum
-
-    def initialized(self) -> bool:
-        self.memory = self.rows(self.n)
-        self.module.initialize_(self.memory.clone())
-        return self.state_is_right()
-
-    def row_written(self) -> bool:
-        place = int(self.random.integers(self.n))
-        self.memory[place] = self.rows(1)[0]
-        with torch.no_grad():
-            self.module.memory.features[place] = self.memory[place]
-        return self.state_is_right()
