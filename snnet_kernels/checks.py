@@ -21,9 +21,8 @@ from .neighbor_list_layout import NeighborLists, mirrors_width
 from .tracing import has_values
 
 DEBUG = os.environ.get("SNNET_DEBUG") == "1"
-
-
 MOST_PADDING = 65_536  # neighbours that may be asked for beyond those there are
+LENGTH_TOLERANCE = 0.01  # how far from 1 the length of a feature may be
 
 
 def check_tensor(name: str, value: object, shape: str) -> Tensor:
@@ -94,12 +93,12 @@ def check_features(name: str, value: object, feature_dim: int) -> Tensor:
     return features.float()
 
 
-def check_lengths(name: str, features: Tensor, tolerance: float = 0.01, finite: bool = True) -> None:
+def check_lengths(name: str, features: Tensor, finite: bool = True) -> None:
     """Rows [n, d] are of length 1, or zero, and finite unless that is not asked; reads them where they have values."""
     if not has_values(features) or features.numel() == 0:
         return
     lengths = torch.linalg.vector_norm(features.detach().float(), dim=1)
-    wrong = ~((lengths - 1).abs() <= tolerance) & (lengths != 0)
+    wrong = ~((lengths - 1).abs() <= LENGTH_TOLERANCE) & (lengths != 0)
     if not finite:
         wrong &= lengths.isfinite()
     if wrong.any():
@@ -161,24 +160,18 @@ def overlap(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def apart(
-    written: Mapping[str, Tensor | None],
-    *read: Tensor | None,
-    kept: Mapping[str, Tensor | None] | None = None,
-) -> list[Any]:
+def apart(written: Mapping[str, Tensor | None], *read: Tensor | None) -> list[Any]:
     """Arguments of an operation that writes: ``read`` ones that share memory with a ``written`` one are copied.
 
-    The written ones, and those that are ``kept`` as they are because they are large, must not share memory among
-    each other. Traced calls are not looked at.
+    The written ones must not share memory among each other. Traced calls are not looked at.
     """
     targets = {name: tensor for name, tensor in written.items() if tensor is not None}
-    fixed = targets | {name: tensor for name, tensor in (kept or {}).items() if tensor is not None}
-    if not all(has_values(tensor) for tensor in (*fixed.values(), *read) if tensor is not None):
+    if not all(has_values(tensor) for tensor in (*targets.values(), *read) if tensor is not None):
         return list(read)
-    names = list(fixed)
+    names = list(targets)
     for place, name in enumerate(names):
         for other in names[:place]:
-            if (name in targets or other in targets) and overlap(fixed[name], fixed[other]):
+            if overlap(targets[name], targets[other]):
                 raise ValueError(f"{name} must not share memory with {other}: one of them is written")
     return [
         tensor.clone()

@@ -82,17 +82,20 @@ def _stream(channels: int, depth: int) -> nn.Sequential:
     return nn.Sequential(*(LiteConv(channels) for _ in range(depth)))
 
 
+REDUCTION = 16  # channels of an aggregation gate for one of its hidden layer
+
+
 class AggregationGate(nn.Module):
     """The unified aggregation gate: one small network that weighs the channels of every stream.
 
     ``sum_t G(x_t) * x_t`` with ``G(x) = sigmoid(W2 relu(W1 mean(x)))`` and W1, W2 shared by the streams.
     """
 
-    def __init__(self, channels: int, reduction: int = 16) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         # 1x1 convolutions by their shape, as published; applied to pooled vectors they are plain products.
-        self.fc1 = nn.Conv2d(channels, channels // reduction, 1)
-        self.fc2 = nn.Conv2d(channels // reduction, channels, 1)
+        self.fc1 = nn.Conv2d(channels, channels // REDUCTION, 1)
+        self.fc2 = nn.Conv2d(channels // REDUCTION, channels, 1)
 
     def forward(self, streams: list[Tensor]) -> Tensor:  # each [B, C, H, W]
         # All streams in one pass: the vectors are tiny, and a call for each would cost more than its work.

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-REPEATS = 10
-
-# Draws held at a time, 8 bytes each and four of these.
-_ENTRIES = 1 << 20
+REPEATS = 10  # galleries of a query
+_ENTRIES = 1 << 20  # draws that are held at a time, 8 bytes each; four arrays of this size
 
 
 def single_shot_ranks(
@@ -17,9 +15,8 @@ def single_shot_ranks(
     query_cams: np.ndarray,  # int64 [queries]
     gallery_cams: np.ndarray,  # int64 [gallery]
     generator: np.random.Generator,
-    repeats: int = REPEATS,
 ) -> np.ndarray:
-    """The rank of each query's match in galleries of one image an identity: int64 [queries, repeats], 0 without match.
+    """The rank of each query's match in galleries of one image an identity: int64 [queries, REPEATS], 0 without match.
 
     Each repeat of each query draws its own gallery, every image of an identity equally likely: of the query's identity
     one that is not of the query's camera, of any other one of any camera, none of pid -1. Equal similarities rank
@@ -28,13 +25,13 @@ def single_shot_ranks(
     columns = np.argsort(gallery_pids, kind="stable")
     columns = columns[gallery_pids[columns] != -1]
     identities, starts, sizes = np.unique(gallery_pids[columns], return_index=True, return_counts=True)
-    ranks = np.zeros((len(query_pids), repeats), np.int64)
+    ranks = np.zeros((len(query_pids), REPEATS), np.int64)
     if len(identities) == 0:
         return ranks
-    step = max(1, _ENTRIES // (repeats * len(identities)))
+    step = max(1, _ENTRIES // (REPEATS * len(identities)))
     for first in range(0, len(query_pids), step):
         rows = np.arange(first, min(first + step, len(query_pids)))
-        drawn = generator.random((len(rows), repeats, len(identities)))
+        drawn = generator.random((len(rows), REPEATS, len(identities)))
         chosen = columns[starts + (drawn * sizes).astype(np.int64)]
         for row, own, uniform in zip(rows, chosen, drawn, strict=True):
             place = np.searchsorted(identities, query_pids[row])

@@ -64,15 +64,12 @@ class Canvas:
             dim,
         )
 
-    def ellipse(
-        self, centre: Point, radius_x: float, radius_y: float, paint: Paint, dim: float = 1.0
-    ) -> None:
+    def ellipse(self, centre: Point, radius_x: float, radius_y: float, paint: Paint) -> None:
         lit = self._towards_light(centre, min(radius_x, radius_y))
         self.solid(
             ellipse_points(centre, radius_x, radius_y),
             ellipse_points(lit, 0.65 * radius_x, 0.65 * radius_y),
             paint,
-            dim,
         )
 
     def trunk(self, rings: list[tuple[float, float, float]], paint: Paint, dim: float = 1.0) -> None:
