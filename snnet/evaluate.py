@@ -71,10 +71,10 @@ def evaluate(command: EvaluateCommand, processes: Processes) -> dict[str, Any] |
 def evaluate(command: EvaluateCommand, processes: Processes = ALONE) -> dict[str, Any] | None:
     """Rank the gallery for every query; returns :func:`snnet.retrieval.rank_tables.rank_record` and what was evaluated.
 
-    With ``--rerank`` the same after k-reciprocal re-ranking is under ``reranked``, with ``--query-expansion`` that of
-    expanded features under ``expanded``; with ``--roc`` there is ``tpr_at_fpr``, rates by rates.
-    Each of several ``processes`` extracts its share; rank 0 ranks and returns that, the others return None.
-    Raises :class:`~snnet.errors.UserError` for a checkpoint, weights or data that cannot be used.
+    ``--rerank`` adds the same after k-reciprocal re-ranking under ``reranked``, ``--query-expansion`` that of expanded
+    features under ``expanded``, and ``--roc`` true positive rates by false positive rates under ``tpr_at_fpr``. Each of
+    several ``processes`` extracts its share; rank 0 ranks and returns that, the others return None. Raises
+    :class:`~snnet.errors.UserError` for a checkpoint, weights or data that cannot be used.
     """
     trained = load_trained_model(command.checkpoint, command.preset, command.given)
     processes.check_device(trained.placement.device)

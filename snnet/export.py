@@ -102,7 +102,7 @@ def _write_onnx(trained: TrainedModel, path: Path, opset: int) -> list[str]:
 
     data = trained.config.data
     retrieval = _Retrieval(trained).eval()
-    retrieval(torch.zeros(1, 3, data.height, data.width))  # a size that cannot be is an error of its own
+    retrieval(torch.zeros(1, 3, data.height, data.width))  # raises for a size that cannot be
     say(f"exporting {trained.config.model.arch} for images of {data.height} x {data.width} pixels")
     content = _to_onnx(retrieval, (3, data.height, data.width), _metadata(trained), opset)
     difference = _largest_difference(retrieval, content, (3, data.height, data.width))
@@ -129,7 +129,7 @@ def _to_onnx(
 ) -> bytes:
     """The network as a serialised ONNX model for any batch size, weights inside.
 
-    Its IR version is the lowest that ``opset`` allows: runtimes refuse a file of a later one than they know.
+    Its IR version is the lowest that ``opset`` allows: runtimes refuse a file of a version that they do not know.
     """
     import onnx
 

@@ -163,7 +163,7 @@ def _images(path: Path, flag: str) -> ImageSet:
 
 
 def _own_places(query: ImageSet, gallery: ImageSet) -> list[int]:
-    """Where each query's very file stands in the gallery; -1 where it does not."""
+    """The place of each query's own file in the gallery; -1 where it is not there."""
     place = {os.path.realpath(path): i for i, path in enumerate(gallery.paths)}
     return [place.get(os.path.realpath(path), -1) for path in query.paths]
 

@@ -83,10 +83,9 @@ def train(
 ) -> dict[str, Any]:
     """Train as ``config`` says, from the beginning or from the checkpoint in the folder ``resume``.
 
-    Of several ``processes`` all call it; one that is silent for ``timeout`` seconds ends the others. Returns what is
-    written to ``results.json``, rank 0 alone. Raises :class:`~snnet.errors.UserError` for data,
-    weights or a checkpoint that cannot be used, where another run writes to the folder, and where the loss stops being
-    finite.
+    All of several ``processes`` call it; one that is silent for ``timeout`` seconds ends the others. Rank 0 returns
+    what is written to ``results.json``. Raises :class:`~snnet.errors.UserError` for data, weights or a checkpoint that
+    cannot be used, where another run writes to the folder, and where the loss stops being finite.
     """
     with _own_folder(config, resume, processes) as folder:
         if resume is None and (folder / CHECKPOINT_FILE).exists():
@@ -179,7 +178,7 @@ def find_dataset(config: Config) -> ReIDDataset:
 
 
 def load_data(dataset: ReIDDataset, config: Config, placement: Placement, processes: Processes) -> Data:
-    """Decode all images before anything is written or trained; of query and gallery each process its share."""
+    """Decode all images before anything is written or trained; each process decodes its share of query and gallery."""
     data = config.data
     with processes.one_warns():
         images = decode(dataset.train, config)
@@ -207,7 +206,7 @@ def warn_of_no_labels(config: Config) -> None:
 
 
 def with_choices_made(config: Config, placement: Placement) -> Config:
-    """What was left to this machine as what it came to, so that a resumed run does the same arithmetic."""
+    """The configuration with this machine's own choices written out, so that a resumed run does the same arithmetic."""
     runtime = dataclasses.replace(config.runtime, channels_last=placement.channels_last)
     return dataclasses.replace(config, runtime=runtime)
 
@@ -283,8 +282,8 @@ def ranks(
 ) -> dict[str, Any]:
     """CMC and mAP of the network as it is, empty where there is nothing to evaluate on.
 
-    With ``rerank`` those after re-ranking too, each name behind ``reranked_``. Rank 0 ranks what all extract; the
-    others get nothing.
+    ``rerank`` adds those after re-ranking, whose names begin with ``reranked_``. All processes extract; rank 0 ranks,
+    and the others get nothing.
     """
     if data.retrieval is None:
         return {}

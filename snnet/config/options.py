@@ -204,12 +204,12 @@ RETIRED = ("cache",)
 
 
 def members(*groups: str, but: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The names of the options of these groups, without some."""
+    """The names of the options of these groups, without those of ``but``."""
     return tuple(name for name, o in OPTIONS.items() if o.group in groups and name not in but)
 
 
 def cache_mode(word: str) -> Literal["auto"] | bool:
-    """The flag value auto, on or off as the functions that keep something take it."""
+    """The flag's word as functions take it: "auto", or True and False for on and off."""
     return "auto" if word == "auto" else word == "on"
 
 
@@ -239,7 +239,7 @@ def config_from(values: dict[str, Any]) -> Config:
 
 
 def _own_input(groups: dict[str, dict[str, Any]]) -> dict[str, int]:
-    """The input size of a network of timm, where it is asked for."""
+    """The input size that a network of timm was made for; empty for other networks, and where both sizes are given."""
     arch = groups["model"].get("arch", "")
     if not is_timm(arch) or {"height", "width"} <= groups["data"].keys():
         return {}

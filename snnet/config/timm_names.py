@@ -70,7 +70,7 @@ def timm_input(arch: str) -> TimmInput:
         raise UserError(f"--arch {shown(arch)}: timm {timm.__version__} has no network '{shown(bare)}'{hint}")
     try:
         found = timm.models.get_pretrained_cfg(name)
-    except RuntimeError as error:  # its name for a tag that there is not
+    except RuntimeError as error:  # timm raises it for a tag that does not exist
         tags = ", ".join(timm.list_pretrained(f"{bare}.*")) or "none"
         raise UserError(
             f"--arch {shown(arch)}: timm {timm.__version__} has no such weights of {bare}; there are {tags}"

@@ -18,7 +18,7 @@ from snnet.files.text import FileFault, read_text, shown
 
 FOLDERS = ("images_detected", "images_labeled")
 SPLITS = ("train", "query", "gallery")
-LIST_BYTES = 1 << 28  # of a list, which for 20 splits has 60 MB
+LIST_BYTES = 1 << 28  # the most of a list; one of 20 splits has 60 MB
 # Pair of cameras, person of that pair, view, image.
 RAW_NAME = re.compile(r"(?P<pair>[0-9]{1,3})_(?P<person>[0-9]{1,6})_(?P<view>[0-9]{1,3})_[0-9]+\.\w+")
 PERSONS = 1_000_000  # more than a pair of cameras can have by that pattern
@@ -27,7 +27,7 @@ PERSONS = 1_000_000  # more than a pair of cameras can have by that pattern
 def find_raw(name: str, data_dir: str, folder_names: Sequence[str]) -> tuple[str, str] | None:
     """The folder of raw images, ``detected`` before ``labeled``, and the folder of their lists; None without one.
 
-    It is ``data_dir`` itself, or lies in it or in one of ``folder_names`` up to two below.
+    The first is ``data_dir`` itself, or lies in it, or in a folder of one of ``folder_names`` up to two levels below.
     """
     check_folder(name, data_dir)
     if os.path.basename(os.path.abspath(data_dir)).lower() in FOLDERS:

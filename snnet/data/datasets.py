@@ -48,8 +48,9 @@ def build_dataset(
 ) -> ReIDDataset:
     """Find and read a dataset. Files are listed in the order of their paths; none is opened.
 
-    An image is a file with an ending of a format that Pillow decodes on this machine; what looks like one and is left
-    out is told by :attr:`ImageSet.left_out`. A negative identity is junk: -1, and no training image.
+    An image is a file whose ending is that of a format that Pillow decodes on this machine. :attr:`ImageSet.left_out`
+    says which files look like images and were left out. A negative identity is junk: it becomes -1, and its images are
+    not trained on.
 
     Args:
         name: one of :data:`DATASETS`.
@@ -60,8 +61,8 @@ def build_dataset(
               are below ``data_dir``, ``detected`` is read.
               Where that is not there, the same split of torchreid's folders, see
               :func:`snnet.data.cuhk03.read_raw_cuhk03`.
-            - ``cuhk03-classic``: of these folders the first of the 20 splits with 100 test identities, all of whose
-              images are queries and gallery.
+            - ``cuhk03-classic``: the first of the 20 splits with 100 test identities in torchreid's folders; all images
+              of a test identity are queries and gallery images.
             - ``veri776``: ``image_train``, ``image_query``, ``image_test`` with names like
               ``0002_c002_00030600_0.jpg``; vehicles, scored by the same rules.
             - ``msmt17``: both public releases; see :func:`snnet.data.readers.read_msmt17`.

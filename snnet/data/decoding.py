@@ -30,9 +30,9 @@ from snnet_kernels.memory_size import free_memory
 MEMORY_SHARE = 1 / 4
 # An image of more pixels is refused: frames of 8K cameras have half as many, and a crop a thousandth.
 MOST_PIXELS = 1 << 26
-# One of more pixels is decoded by itself, so that a core each does not take its memory many times over.
+# An image of more pixels is decoded alone: one on every core would take its memory many times over.
 LARGE_PIXELS = 1 << 24
-BYTES_PER_PIXEL = 16  # what decoding takes at the most at one time: as it is stored, as RGB, turned
+BYTES_PER_PIXEL = 16  # the most that decoding holds at one time: the image as stored, as RGB, and turned
 _ROWS = 64  # of a 16-bit image, converted at a time
 LISTED_IMAGES = 5  # of those left out, how many are named
 
@@ -58,7 +58,7 @@ Result = TypeVar("Result")
 class DecodedImages:
     """The readable images of a split at their native sizes, upright where EXIF data say how they were taken.
 
-    Of several frames the first; on black where an image is transparent.
+    Of an image with several frames the first is taken. Transparent parts are black.
 
     Attributes:
         images: the files, without those left out.
@@ -105,10 +105,9 @@ def decode_images(
 
     Args:
         images: the split.
-        skip_bad: leave unreadable images out, with a warning that counts them, instead of raising,
-            and names the first few.
-        cache: hold the pixels in memory, or not, or ("auto") if a quarter of what is available has room, of several
-            processes on this machine for all of them.
+        skip_bad: leave unreadable images out instead of raising; a warning counts them and names the first few.
+        cache: whether to hold the pixels in memory; "auto": where they take at most a quarter of the memory that is
+            available, which several processes on this machine share.
 
     Raises:
         UserError: an image cannot be read or is truncated (the first is named), or none is left; another value
@@ -196,7 +195,7 @@ def _listing(reasons: Sequence[UserError]) -> str:
 def load_image(path: str) -> Tensor:
     """One image file, uint8 [3, height, width] RGB; raises :class:`UserError` naming it if it is damaged.
 
-    So it is where it has more than ``MOST_PIXELS`` pixels, or decoding it takes more memory than is free.
+    An image of more than ``MOST_PIXELS`` pixels, or one that takes more memory to decode than is free, is an error too.
     """
     return torch.from_numpy(_decode(path)).permute(2, 0, 1)
 
@@ -234,9 +233,9 @@ def _upright_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, of which Pillow would keep what lies below 256 and make the rest white.
+    """Grey of 16 bits as grey of 8; Pillow itself would keep values below 256 and make the rest white.
 
-    Mode I, of 32 bits, is how some files of 16 bits are opened, and is taken for those.
+    Pillow opens some files of 16 bits in mode I, of 32 bits: this mode is taken for 16 bits.
     """
     grey = np.asarray(image)
     if grey.min() < 0 or grey.max() > 0xFFFF:
@@ -263,8 +262,8 @@ def _read_size(path: str) -> tuple[int, int]:
 def _orientation(image: Image.Image) -> int:
     """EXIF's number for how the camera was held, 1 (upright) where none can be read.
 
-    The header's alone: a PNG may have one behind its pixels, which it would take decoding to reach. Pillow turns
-    TIFFs itself.
+    Only the header is read: a PNG may have EXIF data behind its pixels, but only decoding would reach them. Pillow
+    turns TIFFs itself.
     """
     if "exif" not in image.info:
         return 1

@@ -15,7 +15,7 @@ import numpy as np
 from snnet.data.image_formats import has_images_content, is_readable, looks_like_image
 from snnet.errors import UserError
 
-# Folders that a system keeps beside or in those of its users.
+# Folders that a system puts beside the folders of its users, or into them.
 SYSTEM_FOLDERS = ("@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 MINUS_SIGNS = "-\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"
 _WHOLE_NUMBER = re.compile(rf"([{MINUS_SIGNS}]?)(\d{{1,18}})(?:\.0+)?")
@@ -104,9 +104,9 @@ def list_images(name: str, folder: str) -> tuple[list[str], tuple[str, ...]]:
     followed, each folder being read once; a link that leads nowhere is listed, for decoding to name it.
 
     Returns:
-        The files, and in words what was left out though it looks like an image, by its reason, counted, one named:
-        endings that Pillow does not read here, images whose names have no ending of one, hidden files, pipes and
-        devices. A "._" file, which macOS puts beside one, is no image.
+        The files; and in words which others look like images but were left out: how many for each reason, and the name
+        of one. The reasons are an ending that Pillow does not read here, a name without the ending of an image, a hidden
+        file, a pipe or a device. A "._" file, which macOS puts beside an image, is no image.
 
     Raises:
         UserError: there is none, or a folder cannot be read.
@@ -176,7 +176,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _may_be_regular(entry: os.DirEntry[str]) -> bool:
-    """Whether opening the entry ends: not of a pipe or a device; of a link that leads nowhere it does, in an error."""
+    """Whether opening the entry comes to an end: a pipe may wait for ever, a link to nowhere is an error at once."""
     try:
         return entry.is_file() or stat.S_ISREG(entry.stat().st_mode)
     except OSError:

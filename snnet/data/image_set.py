@@ -18,7 +18,7 @@ class ImageSet:
         cams: int64 [n] cameras; None where they are unknown.
         styles: for each image its CamStyle files, rendered as other cameras would have seen it (none for
             some images, perhaps); None where CamStyle is off.
-        left_out: in words, what lies beside these images and is none of them: how many of each kind, one named.
+        left_out: in words, which files beside these images are left out: how many of each kind, and the name of one.
 
     Raises:
         ValueError: if a field's length is not the number of paths.

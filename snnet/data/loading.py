@@ -45,7 +45,7 @@ class BatchLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         try:
             if self._loader.num_workers > 0:
-                multiprocessing.Lock()  # the first thing to fail; DataLoader's own failure there prints a traceback
+                multiprocessing.Lock()  # fails before DataLoader does, which would print a traceback
             with held(), _no_news_of_deaths():
                 batches = iter(self._loader)
         except OSError as error:  # no process, or no semaphore in a full /dev/shm
@@ -65,7 +65,7 @@ class BatchLoader:
 class TrainingLoader(BatchLoader):
     """The batches of one epoch, (images, index): float32 [B, 3, height, width], normalised, and int64 [B] positions.
 
-    Each iteration yields the same epoch, at first that numbered 0, until :meth:`set_epoch` chooses another.
+    Each iteration yields the same epoch until :meth:`set_epoch` chooses another; the first one is epoch 0.
     """
 
     def __init__(self, loader: DataLoader[Any], permutation: _EpochPermutation) -> None:
@@ -188,10 +188,10 @@ def _no_news_of_deaths() -> Iterator[None]:
 
 
 def _share(images: Tensor) -> Tensor | np.ndarray:
-    """A batch as a worker hands it over: in shared memory, where there is room, else to be copied.
+    """A batch as a worker hands it over: in shared memory where there is room, else as an array to be copied.
 
-    Left to the queue it would be put there by another thread, which drops the batch for want of room: the main
-    process would wait for it for ever.
+    The queue would put a tensor into shared memory in another thread. Without room that thread drops the batch, and the
+    main process waits for it for ever.
     """
     if get_worker_info() is None:
         return images

@@ -40,7 +40,7 @@ MSMT17_SPLITS = (
     ("list_query.txt",),
     ("list_gallery.txt",),
 )
-LIST_BYTES = 1 << 28  # of a list of images, which for MSMT17 has 3 MB
+LIST_BYTES = 1 << 28  # the most of a list of images; MSMT17's has 3 MB
 CAMSTYLE_FOLDER = "bounding_box_train_camstyle"
 MSMT17_LINE = re.compile(
     r"(?P<file>(?:.*/)?[^_/]+_[^_/]+_(?P<cam>[0-9]{1,18})_[^/]*)\s+(?P<pid>[-−]?[0-9]{1,18})"
@@ -108,7 +108,7 @@ def read_folder(name: str, data_dir: str, pattern: NamePattern | None = None) ->
 
 
 def _without_junk(name: str, train: ImageSet, folder: str) -> ImageSet:
-    """The training images of an identity; how many have none is told by the summary."""
+    """The training images that have an identity; the summary tells how many have none."""
     assert train.pids is not None
     kept = train.select(train.pids >= 0)
     if len(kept) == 0:

@@ -33,7 +33,7 @@ ATTEMPTS = 10
 RECTANGLE_UNIFORMS = 2 * ATTEMPTS + 2
 UNIFORMS = 2 * RECTANGLE_UNIFORMS + 6
 
-# As many pixels as stay in a core's cache through all operations: on whole batches they take twice as long.
+# As many pixels as stay in a core's cache through all operations; whole batches would take twice as long.
 CHUNK_PIXELS = 1 << 17
 
 # ITU-R 601 luma, as image libraries turn RGB to grey; the weights sum to 1.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-# Black, as what the augmentation's rotation turns in from outside, and as colour under alpha 0 mostly is.
+# Black: the rotation of the augmentation fills with it, and colours under alpha 0 are mostly black.
 BACKGROUND = (0, 0, 0)
 
-# By how much Pillow multiplies PNG's grey of few bits; it leaves the grey that is marked transparent as it is stored.
+# Pillow multiplies PNG's grey of few bits by these, but leaves the value that is marked transparent as stored.
 _GREY_SCALES = {"L;2": 85, "L;4": 17}
 
 

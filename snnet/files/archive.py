@@ -42,7 +42,7 @@ def verify(archive: zipfile.ZipFile) -> None:
 
 
 def member_checksums(archive: zipfile.ZipFile, without: str) -> dict[str, int]:
-    """The CRC-32 that was written with each member, by its name; ``without`` is the one that lists them."""
+    """The CRC-32 that was written with each member, by its name; without the member ``without``, which lists them."""
     return {member.filename: member.CRC for member in archive.infolist() if member.filename != without}
 
 

@@ -1,7 +1,7 @@
 """Arrays in ``.npz`` and ``.npy`` files: types and shapes first, then only those that are asked for.
 
-A ``.npz`` of this package says in one more array, ``checksums``, which arrays it holds and the CRC-32 of each: one that
-is gone, or stands under another's name, is noticed.
+A ``.npz`` of this package has one more array, ``checksums``. It lists the arrays and the CRC-32 of each, so that one
+that is gone, or stands under another's name, is noticed.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class ArrayFile:
             if min(kind.shape, default=0) < 0 or content.tell() + wanted != size:
                 raise Damaged(f"'{shown(name)}' is said to be {kind}, which is not what there is")
         check_room(wanted, f"'{shown(name)}' {kind}")
-        with self._open(name) as (content, _):  # again: a member in which one has gone back is not checked
+        with self._open(name) as (content, _):  # opened anew: zipfile checks no member after a seek
             try:
                 values = np.lib.format.read_array(content, allow_pickle=False)
                 content.read(1)  # at the end of a member its CRC-32 is compared

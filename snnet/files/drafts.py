@@ -1,6 +1,6 @@
 """Files and folders in the making: nobody can guess their names, and those of a dead process are cleared.
 
-Whoever makes one holds a lock on it for as long as it lives. A draft that another process can lock is abandoned.
+The process that makes a draft holds a lock on it until it ends. A draft that another process can lock is abandoned.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 def draft_file(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
     """A new file in ``folder``, open for writing and reading; it is gone behind the block unless it was renamed.
 
-    The file is created by this call, never opened: a link that has its name would be an error.
+    The call creates the file and opens none that is there: a link of that name is an error.
     """
     with (
         _draft(folder, _create_file, lambda path: path.unlink(missing_ok=True)) as (path, descriptor),

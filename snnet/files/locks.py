@@ -14,7 +14,7 @@ _held: set[int] = set()
 
 
 def lock(descriptor: int) -> bool | None:
-    """Lock an open file until it is closed; False: another one has it, None: its file system has no locks."""
+    """Lock an open file until it is closed. False: another process has the lock; None: the file system has no locks."""
     if fcntl is None:
         return None
     try:
@@ -30,7 +30,7 @@ def hold(descriptor: int) -> None:
 
 
 def let_go(descriptor: int) -> None:
-    """Close a descriptor of :func:`hold`, and with it end its lock; for one that is closed, nothing."""
+    """Close a descriptor of :func:`hold`, which ends its lock; nothing where it is closed already."""
     if descriptor in _held:
         _held.discard(descriptor)
         os.close(descriptor)

@@ -15,7 +15,7 @@ from snnet.errors import UserError
 from snnet.files.drafts import clear_abandoned, draft_file
 from snnet.system.signals import afterwards, held
 
-# What a file system answers that has no such thing as a sync, or gives nobody a folder's handle for it.
+# The errors of a file system that has no sync, or that gives no handle of a folder to sync.
 _NO_SYNC = {
     errno.EINVAL,
     errno.ENOTSUP,
@@ -31,9 +31,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Replace ``path`` by what ``write`` puts into the file it is handed, or leave it untouched.
 
     The bytes go to a new file in the same folder, reach the disk, and are then renamed: whoever reads ``path`` (also
-    after a power cut) sees the old content or the new; of several processes the last one wins. What a process that
-    was killed left of this in the folder is deleted. Raises :class:`~snnet.errors.UserError` where the folder cannot
-    be written or the disk is full.
+    after a power cut) sees the old content or the new; of several processes the last one wins. Drafts that a killed
+    process left in the folder are deleted. Raises :class:`~snnet.errors.UserError` where the folder cannot be written
+    or the disk is full.
     """
     try:
         clear_abandoned(path.parent)
@@ -75,7 +75,7 @@ def check_output(path: Path, suffixes: Sequence[str], flag: str = "--output") ->
 def check_output_folder(folder: Path, flag: str) -> None:
     """Raise :class:`~snnet.errors.UserError` unless files can be written to ``folder``, which may be new.
 
-    That is tried, since permissions do not tell it of every file system; nothing is left behind.
+    It writes one to see, since on some file systems the permissions do not tell. Nothing is left behind.
     """
     made: list[Path] = []
     with afterwards(lambda: remove_empty(made)), naming_folder(folder, flag):
@@ -97,7 +97,7 @@ def naming_folder(folder: Path, flag: str) -> Iterator[None]:
 def make_folder(folder: Path, made: list[Path], *, is_new: bool = False) -> None:
     """Make ``folder`` and those above it, and put each that was not there at the front of ``made``.
 
-    With ``is_new`` a ``folder`` that is there is a FileExistsError: of two processes one makes it.
+    With ``is_new`` it is a FileExistsError if ``folder`` is there: of two processes only one makes it.
     """
     for path in (*reversed(folder.parents), folder):
         if path.is_dir() and not (is_new and path == folder):
@@ -120,7 +120,7 @@ def remove_empty(folders: Sequence[Path]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Let a rename reach the disk, where that can be asked for: the file is in its place without it."""
+    """Let a rename reach the disk, where the system can be asked to. The file is in its place either way."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:

@@ -27,8 +27,8 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 def scan_pickle(file: IO[bytes]) -> bool:
     """Read one pickle from ``file``, building nothing; raises :class:`FileFault` where it could do harm.
 
-    The operations are those that ``torch.load(weights_only=True)`` knows; at another one the scan ends, as that does:
-    then it returns False. Raises ValueError where the bytes are no pickle.
+    It knows the operations that ``torch.load(weights_only=True)`` knows. At any other one the scan ends, as torch does
+    there, and returns False. Raises ValueError where the bytes are no pickle.
     """
     stack: list[int] = []  # the entries of each object, where it is a tuple; else 1
     marks: list[int] = []

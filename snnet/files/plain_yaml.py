@@ -27,7 +27,7 @@ def load_plain_yaml(path: Path) -> Any:
         return yaml.load(text, Loader=_PlainLoader)
     except yaml.YAMLError as error:
         raise FileFault(f"is not YAML: {shown(' '.join(str(error).split()), 300)}") from error
-    # PyYAML does not catch what Python's own conversions raise: of an empty number, of one with 5,000 digits.
+    # PyYAML does not catch what Python's own conversions raise, as for an empty number or one of 5,000 digits.
     except (ValueError, IndexError, KeyError, OverflowError, RecursionError) as error:
         raise FileFault(
             f"is not YAML: a value is not of its type ({shown(str(error).splitlines()[0])})"

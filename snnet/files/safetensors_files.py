@@ -34,7 +34,7 @@ _TYPES = {
 
 
 def write_with_checksum(content: bytes, file: IO[bytes]) -> int:
-    """Write the bytes that ``safetensors`` made, with their checksum in the metadata; returns how many they are."""
+    """Write the bytes that ``safetensors`` made, with their checksum in the metadata; returns the number of bytes."""
     length = int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8 : 8 + length]), memoryview(content)[8 + length :]
     checksum = zlib.crc32(data, _start(header))
@@ -111,7 +111,7 @@ def _checksum(file: IO[bytes]) -> int:
 
 
 def _start(header: dict[str, Any]) -> int:
-    """The checksum of the header, that of the data goes on from it."""
+    """The checksum of the header, from which that of the data goes on."""
     metadata = {name: value for name, value in header.get(_METADATA, {}).items() if name != CHECKSUM}
     text = json.dumps({**header, _METADATA: metadata}, sort_keys=True, separators=(",", ":"))
     return zlib.crc32(text.encode())

@@ -15,11 +15,11 @@ _MARKS = (
 
 
 class FileFault(ValueError):
-    """A file cannot be used. The message goes on behind the file's name: "is damaged (...)", "holds ..."."""
+    """A file cannot be used. The message continues a sentence that begins with its name: "is damaged (...)"."""
 
 
 class Damaged(FileFault):
-    """The file is damaged or of another format than it should be; ``reason`` is what reading it came to."""
+    """The file is damaged or of another format than it should be; ``reason`` says how reading it failed."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"is damaged ({reason})")

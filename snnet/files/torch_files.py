@@ -1,7 +1,7 @@
 """Files of ``torch.save``, read without running code and without taking more memory than they have bytes.
 
-One of this package says in one more member, ``checksums``, which members it has and the CRC-32 of each: one that is
-gone, or stands under another's name, is noticed. Others are read without.
+A file of this package has one more member, ``checksums``. It lists the members and the CRC-32 of each, so that one that
+is gone, or stands under another's name, is noticed. Other files are read without it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from snnet.files.pickle_scan import scan_pickle
 from snnet.files.text import Damaged, FileFault, shown
 
 CHECKSUMS = "archive/checksums"  # the member that names all others; torch.load leaves it alone
-_LEGACY_PICKLES = 5  # what torch.save wrote before it wrote zip archives begins with these
+_LEGACY_PICKLES = 5  # pickles that begin a file of torch.save from before its zip archives
 
 
 class NeedsCode(FileFault):
@@ -59,7 +59,7 @@ def read_torch(path: Path, stand_ins: Sequence[Any] = ()) -> Any:
                 warnings.simplefilter("ignore")  # of a foreign file's pickle; the error says what matters
                 return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            # Behind this torch says what stopped it; before it is advice on how to allow code.
+            # Behind these words torch says what stopped it; before them it advises how to allow code.
             words = str(error).partition("WeightsUnpickler error:")[2] or str(error)
             name = re.search(r"GLOBAL ([\w.]+)", words)
             raise NeedsCode(shown(name[1]) if name else None, damaged(type(error)(words)).reason) from error
@@ -68,7 +68,7 @@ def read_torch(path: Path, stand_ins: Sequence[Any] = ()) -> Any:
 
 
 def write_torch(value: Any, file: IO[bytes]) -> None:
-    """What ``torch.save`` writes to a file that can be read too, and its checksums. Raises OSError."""
+    """Write ``value`` by ``torch.save``, and checksums, to a file that can be read too. Raises OSError."""
     try:
         torch.save(value, file)
     except RuntimeError as error:  # torch's zip writer reports a full disk in its own words

@@ -29,7 +29,7 @@ _QUARTERS = [0, 2, 1, 3]  # of a 2 x 2 patch: by columns for timm, by rows for t
 
 
 def as_timm(state: dict[str, Tensor], network: Any, arch: str, source: str) -> dict[str, Tensor]:
-    """``state`` as ``network``, timm's ``arch``, takes it; what it has in another way is left as it is.
+    """``state`` in the names and shapes that ``network``, timm's ``arch``, takes; an unknown layout is left as it is.
 
     Classifiers are left out; position embeddings and bias tables of other sizes are resampled. Raises
     :class:`~snnet.errors.UserError` for a layout that the network has no place for.

@@ -50,7 +50,7 @@ _RESNET_DEPTHS: dict[tuple[int, ...], str] = {
 
 @dataclass(frozen=True)
 class Recognised:
-    """A network that names and shapes tell of; ``arch`` is its name here, None where this package has no such one."""
+    """A network recognised by names and shapes; ``arch`` is its name here, None where this package has none."""
 
     title: str
     arch: str | None

@@ -27,8 +27,8 @@ _LISTED_KEYS = 10
 class _Discarded:
     """Stands in for the numpy objects in a checkpoint (scores beside the weights), whose data is dropped.
 
-    torchreid's files hold numpy scalars. With this class in numpy's place no code of numpy's runs on the
-    file's bytes: its dtypes can be crafted to read memory that is not theirs.
+    torchreid's files hold numpy scalars. With this class in numpy's place no code of numpy's runs on the file's bytes:
+    a crafted dtype could read memory that is not its own.
     """
 
     def __init__(self, *_: object) -> None:
@@ -75,11 +75,11 @@ def load_weights(model: ReIDModel, weights: str) -> tuple[str, ...]:
 def read_state_dict(path: str, mark: str | None = None) -> dict[str, Tensor]:
     """Tensors by name from a ``.safetensors`` file or one that ``torch.save`` wrote.
 
-    ``mark`` is a name that the network in question has, beside those by which known networks are found. A container
-    with the tensors under a usual name ("state_dict", "model", "net", ...) is opened, and a prefix that
-    all names have in front of a known network's ("module.", "model.", "encoder_q.", ...) is taken off, both with a
-    line that says so; a prefix that some names have alone is taken for the network where its names are a network's.
-    Raises :class:`UserError` naming the file.
+    ``mark`` is the name of a weight that the wanted network has; known networks are found by names of their own. A
+    container with the tensors under a usual name ("state_dict", "model", "net", ...) is opened, and a prefix that all
+    names have in front of a known network's ("module.", "model.", "encoder_q.", ...) is taken off, both with a line
+    that says so; a prefix that only some names have is taken off where those names are a network's, and the others are
+    left out. Raises :class:`UserError` naming the file.
     """
     file = Path(expand_home(str(path)))
     if not file.is_file():
@@ -148,7 +148,7 @@ def _mark(model: ReIDModel) -> str | None:
 
 
 def _as_timm(model: ReIDModel, state: dict[str, Tensor], weights: str) -> dict[str, Tensor]:
-    """The weights of the backbone as timm's network takes them; what is this package's own as it is."""
+    """The weights of the backbone as timm's network takes them; those of this package's own files as they are."""
     from snnet.models.timm_layouts import as_timm
 
     own = any(name.startswith(_BACKBONE) for name in state)
@@ -231,7 +231,7 @@ def _check_fit(model: ReIDModel, state: dict[str, Tensor], weights: str, prefix:
 
 
 def _check_values(model: ReIDModel, state: dict[str, Tensor], weights: str, prefix: str) -> None:
-    """Raise unless the values, of which by now there are as many as the model has, can be the model's."""
+    """Raise unless the values can be the model's; their names and shapes have been checked."""
     wanted = model.state_dict()
     for name, value in state.items():
         shown_name = shown(name.removeprefix(prefix))

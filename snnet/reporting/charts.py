@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 480, 272  # points: units of the SVG
-PNG_SCALE = 2  # pixels of a PNG for one of them
+PNG_SCALE = 2  # pixels of the PNG for one point
 DASHES = ("-", (0, (3, 1.5)), (0, (1, 1.5)), (0, (4, 1.5, 1, 1.5)))  # series differ without their colours too
 MOST_DOTS = 40  # points of a series that are marked one by one
 STYLE = {
@@ -100,7 +100,7 @@ def _draw_bars(axes: Axes, chart: Chart) -> list[str]:
 
 
 def _for_page(svg: str, chart: Chart, tips: list[str]) -> str:
-    """matplotlib's file as an element of a page: its own names, colours by role, words for who does not see it."""
+    """matplotlib's SVG as an element of the page: ids of its own, colours by role, words for who does not see it."""
     body = svg.partition("</defs>")[2]  # behind a style sheet that would count for the whole page
     body = re.sub(r' clip-path="[^"]*"', "", body)  # nothing lies outside of the axes
     body = re.sub(r'<g id="tip-(\d+)">', lambda tip: f"<g><title>{escape(tips[int(tip[1])])}</title>", body)

@@ -1,4 +1,4 @@
-"""Files of a report, told from those of its reader."""
+"""Which files a report has written, and which are the reader's own."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from snnet.reporting.colors import LIGHT
 
 WIDTH, HEIGHT = 64, 128  # of an image in its frame, in pixels; one of another shape is fitted into it
 MARGIN, CAPTION, FRAME = 8, 16, 4
-_LARGEST = 2  # times that, what a page holds of a larger image
+_LARGEST = 2  # a page holds an image at up to this many times that size
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Tile:
     right: bool | None = None  # a tick and a frame, or a cross and a thin frame; None: a plain one
     labelled: bool = False  # a bar along its foot
     apart: bool = False  # stands off from the one before
-    alt: str = ""  # all about it, for someone who does not see it
+    alt: str = ""  # all about it in words, for someone who does not see it
     name: str = ""  # of its file
 
     @property

@@ -103,8 +103,8 @@ def save_features(path: Path | str, content: FeatureSet) -> None:
 def load_features(path: Path | str, key: str | None = None) -> FeatureSet:
     """Read features from a ``.npz``, ``.npy``, ``.safetensors``, ``.pt`` or ``.pth`` file, of this package or another.
 
-    What is not needed is not read, and what cannot be read without running code is left out: a warning says so where
-    it would have been identities, cameras or names. Checksums are compared where a file has them.
+    Only what is needed is read. Identities, cameras or names that cannot be read without running code are left out,
+    with a warning. Checksums are compared where a file has them.
 
     Args:
         path: the file. No file can run code: Python objects are refused. One of ``torch.save`` holds a tensor, or a
@@ -245,7 +245,7 @@ def _as_float32(array: np.ndarray) -> np.ndarray:
 
 
 class _LeftOut(Exception):
-    """Why a field that features can do without is not used; the message goes on behind "it"."""
+    """Why an optional field is not used; the message continues a sentence that begins with "it"."""
 
 
 def _column(source: _Source, name: str, images: int) -> np.ndarray:

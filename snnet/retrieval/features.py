@@ -36,7 +36,7 @@ PAIRS_AT_A_TIME = 2**28
 class RetrievalSet:
     """The decoded query and gallery of a dataset, with the identities and cameras that ranking needs.
 
-    Of several processes each has its share of the images, and rank 0 the identities and cameras of all.
+    Each of several processes has its share of the images; rank 0 has the identities and cameras of all.
     """
 
     query: DecodedImages
@@ -90,7 +90,7 @@ def extract_features(
 ) -> Tensor:
     """Features [n, d] of a split's images in order: float32 on the placement's device, rows of norm 1.
 
-    Of several ``processes`` each calls it with its share of the images, and gets their features.
+    Each of several ``processes`` calls it with its share of the images, and gets their features.
 
     ``kind``: "train" is the feature that the loss sees, "before" and "after" the retrieval feature on that
     side of the neck; all with the network in ``eval()``, and without augmentation. Raises
@@ -122,8 +122,8 @@ def module_features(
 
     ``module`` maps images [B, 3, height, width], RGB with ImageNet's mean and standard deviation, to features [B, d].
     It runs in ``eval()`` without gradients, and every part of it is left in the mode that it was in. A split
-    that is not decoded yet is decoded first. What comes is for :func:`snnet_kernels.jaccard_graph`,
-    :func:`rank_gallery` and all that takes features.
+    that is not decoded yet is decoded first. The result fits :func:`snnet_kernels.jaccard_graph`, :func:`rank_gallery`
+    and everything else that takes features.
 
     Raises:
         UserError: an image cannot be read; the module returns something else than features [B, d] of real numbers,
@@ -159,9 +159,9 @@ def _extracted(
     processes: Processes = ALONE,
     dim: int = 0,
 ) -> Tensor:
-    """``forward`` of all batches, with ``model`` in ``eval()``; its parts get their modes back.
+    """The results of ``forward`` for all batches, with ``model`` in ``eval()``; its parts get their modes back.
 
-    Without batches, as a share of several ``processes`` may be, none: [0, dim].
+    Where there is no batch, as in an empty share of several ``processes``, the result is [0, dim].
     """
     modes = [(part, part.training) for part in model.modules()]
     features: Tensor | None = None
@@ -201,7 +201,7 @@ def retrieval_features(
 ) -> tuple[Tensor, Tensor]:
     """The retrieval features of the queries [q, d] and the gallery [g, d]; see :func:`extract_features`.
 
-    Of several ``processes`` rank 0 gets them, and the others none, [0, d].
+    Of several ``processes`` only rank 0 gets them; the others get [0, d].
     """
     kind = retrieval_kind(config)
 
@@ -213,7 +213,7 @@ def retrieval_features(
 
 
 def shot_seed(config: Config) -> int | None:
-    """The seed of the galleries of one image an identity, where ``config`` asks for these."""
+    """The seed of the galleries with one image an identity; None where ``config`` asks for none."""
     return config.runtime.seed if config.output.single_gallery_shot else None
 
 

@@ -1,7 +1,7 @@
 """Features of a folder of images, kept on disk and found again by what the images contain.
 
-An image whose size and times are as they were is not even read; one that was touched, moved or renamed is read and
-known by its SHA-256; only content that was not there before goes through the network.
+An image whose size and times are as they were is not even read. One that was touched, moved or renamed is read, and
+known by its SHA-256. Only new content goes through the network.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def gallery_features(
     """The readable images of ``folder`` and their retrieval features, float32 [n, d].
 
     Only what ``cache_folder`` does not hold is extracted; None keeps nothing on disk. Raises
-    :class:`~snnet.errors.UserError` where an image cannot be read, unless such are to be left out.
+    :class:`~snnet.errors.UserError` where an image cannot be read, unless unreadable ones are to be left out.
     """
     if cache_folder is None:
         decoded = decode(images, trained.config)

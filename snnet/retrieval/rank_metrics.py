@@ -77,8 +77,8 @@ def rank_metrics(
     - ``"trapezoid"``: the mean of (p(r_i - 1) + p(r_i)) / 2 with p(0) = 1: the area under the
       precision-recall curve by the trapezoid rule, as in the official Market-1501 code.
 
-    No row is sorted by the compiled form: a match's rank is a count of the entries ahead of it. Where that
-    module is not built, numpy computes the same. Either takes some tens of MB beyond the input.
+    The compiled form sorts no row: a match's rank is the number of entries ahead of it. Where it is not built, numpy
+    computes the same. Both take some tens of MB beyond the input.
 
     Args:
         similarity: anything ``numpy.asarray`` takes, of a real dtype and any strides; compared as float32.
@@ -122,7 +122,7 @@ def rank_metrics(
 
 
 class QueryScores(NamedTuple):
-    """Of each query, 0 where it has no match."""
+    """The scores of each query, 0 where it has no match."""
 
     matches: np.ndarray  # int64 [queries]
     first_rank: np.ndarray  # int64 [queries]
@@ -140,7 +140,7 @@ def score_queries(
     *,
     threads: int | None = None,
 ) -> QueryScores:
-    """What :func:`rank_metrics` takes its means of, with the same arguments and rules, for each query by itself.
+    """The scores of each query, of which :func:`rank_metrics` takes the means; arguments and rules are the same.
 
     Raises :class:`~snnet.errors.UserError` as it does, but not where no query has a match.
     """

@@ -18,9 +18,9 @@ def single_shot_ranks(
 ) -> np.ndarray:
     """The rank of each query's match in galleries of one image an identity: int64 [queries, REPEATS], 0 without match.
 
-    Each repeat of each query draws its own gallery, every image of an identity equally likely: of the query's identity
-    one that is not of the query's camera, of any other one of any camera, none of pid -1. Equal similarities rank
-    in gallery order.
+    Each repeat of each query draws its own gallery: one image of each identity, all equally likely. That of the query's
+    own identity is never of the query's camera. Images of pid -1 are not drawn. Equal similarities rank in gallery
+    order.
     """
     columns = np.argsort(gallery_pids, kind="stable")
     columns = columns[gallery_pids[columns] != -1]

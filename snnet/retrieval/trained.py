@@ -35,7 +35,7 @@ class TrainedModel:
     placement: Placement
 
     def fingerprint(self) -> str:
-        """Changes wherever its features may: SHA-256 of the weights, the preprocessing and the number format."""
+        """SHA-256 of the weights, the preprocessing and the number format: it changes wherever the features may."""
         digest = hashlib.sha256(json.dumps(self.description(), sort_keys=True).encode())
         digest.update(f"{self.placement.device.type} {self.placement.amp}".encode())
         for name, value in self.model.state_dict().items():
@@ -46,7 +46,7 @@ class TrainedModel:
     def features(self, images: DecodedImages, processes: Processes = ALONE) -> Tensor:
         """Retrieval features [n, d] of images in order, float32 on the network's device, rows of norm 1.
 
-        Of several ``processes`` each calls it with its share of the images.
+        Each of several ``processes`` calls it with its share of the images.
         """
         kind = retrieval_kind(self.config)
         return extract_features(self.model, images, self.config, self.placement, kind, processes)
@@ -116,6 +116,6 @@ def _configuration(values: dict[str, Any], source: str, given: dict[str, Any]) -
             raise UserError(f"--{name} {given[name]} contradicts {source}, which has {trained.get(name)}")
     if given.get("dataset", trained.get("dataset")) != trained.get("dataset"):
         trained |= {"data_dir": None, "name_pattern": None}  # these were the other dataset's
-    # How the run was executed is its own affair; what follows from its machine does not carry over.
+    # How the run was executed does not matter here; what was chosen for its machine does not carry over.
     machine = {"device": "auto", "deterministic": False}
     return config_from({**trained, **machine, **given})

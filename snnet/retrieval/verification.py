@@ -23,10 +23,11 @@ def true_positive_rates(
     gallery_cams: np.ndarray,  # int64 [g]
     rates: Sequence[float] = RATES,
 ) -> dict[float, float]:
-    """The share of true pairs that is accepted while at most the share ``rate`` of false ones is: TPR at each FPR.
+    """The share of true pairs accepted where at most the share ``rate`` of false ones is accepted: TPR at each FPR.
 
-    Pairs are all of a query and a gallery image that ranking counts: none of pid -1 (junk) in the gallery, none of one
-    identity and one camera. A pair is accepted above a threshold; that of a rate is the lowest that it allows.
+    The pairs are those of a query and a gallery image that ranking counts: not with gallery images of pid -1 (junk),
+    and not of one identity and one camera. A pair is accepted above a threshold. The threshold of a rate is the lowest
+    that keeps to it.
 
     Raises:
         UserError: no true or no false pair, or a rate outside of [0, 1).

@@ -23,7 +23,7 @@ READER_GONE = 141  # the exit status of a command that SIGPIPE ended
 def answer_early(parse: Callable[[list[str]], object]) -> None:
     """Let ``parse`` answer --help and a mistyped flag before the command's file goes on to import torch.
 
-    What the environment forces on snnet_kernels and it does not have is answered here too.
+    A backend that the environment forces and that is not there is reported here, too.
     """
 
     open_streams()
@@ -48,9 +48,9 @@ def answer_early(parse: Callable[[list[str]], object]) -> None:
 def run_command(main: Callable[[], None]) -> None:
     """Run the ``main`` of a command; a :class:`~snnet.errors.UserError` becomes one line on stderr and exit status 2.
 
-    So does a path that may not be looked at, wherever it was met, a call that the backend that the environment
-    forces does not serve, and a stdout that does not take the answer; where that has no reader any more, the command
-    ends without a word. What a terminal cannot show, as in file names that are no UTF-8, is printed as escapes.
+    So do a path that may not be read, a call that the backend forced by the environment does not serve, and a stdout
+    that does not take the answer. Where stdout has no reader any more, the command ends without a word. Characters that
+    a terminal cannot show, as in file names that are no UTF-8, are printed as escapes.
     """
     escape_what_cannot_be_encoded()
     try:

@@ -1,6 +1,6 @@
 """Where the processes of one start meet: in a store that no earlier start has written to.
 
-With ``--max-restarts`` torchrun starts processes again on the store of before, which has the addresses of dead ones.
+With ``--max-restarts`` torchrun starts the processes again on the old store, which has the addresses of dead ones.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _TURN = 0.02  # seconds between two looks
 
 
 def fresh_store(timeout: timedelta) -> tuple[dist.Store, int, int]:
-    """The store that torchrun's environment names, below a word of this start; this process's rank; their number."""
+    """The store of torchrun's environment, under a prefix of this start; this process's rank; how many there are."""
     store, rank, count = next(dist.rendezvous("env://", timeout=timeout))
     return dist.PrefixStore(_agreed_word(store, rank, count), store), rank, count
 
 
 def _agreed_word(store: dist.Store, rank: int, count: int) -> str:
-    """What rank 0 has made up: the others ask for it by words of their own, which no dead process has asked by."""
+    """A word of rank 0's. The others ask for it with words of their own, which no dead process has used."""
     own = secrets.token_hex(8)
     if rank > 0:
         store.set(f"snnet/ask/{rank}", own)

@@ -22,14 +22,14 @@ from snnet.system.meeting import fresh_store
 from snnet.system.progress import set_quiet
 from snnet.system.terminal import speak_as
 
-PATIENCE = timedelta(days=1)  # of who waits while others work; the end of a process is noticed at once
+PATIENCE = timedelta(days=1)  # how long one waits while others work; the end of a process is noticed at once
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process, of rank 0 to ``count`` - 1, ``local_rank`` of its machine."""
+    """This process: its rank, from 0 to ``count`` - 1, and ``local_rank``, its rank on its machine."""
 
     rank: int = 0
     count: int = 1
@@ -66,7 +66,7 @@ class Processes:
             )
 
     def first_ahead(self, work: Callable[[], Result]) -> Result:
-        """``work()`` in rank 0, and then, when that has made what is made on first use, in the others."""
+        """``work()`` in rank 0, then in the others: rank 0 alone makes what is made on first use."""
         if self.count > 1 and not self.is_first:
             dist.barrier()
         result = work()
@@ -106,8 +106,9 @@ class Processes:
     def group(self, device: torch.device, timeout: float) -> dist.ProcessGroup | None:
         """The processes for collectives of tensors on ``device``; None where there is one process.
 
-        NCCL on GPUs, gloo on CPUs. A process that waits in one for ``timeout`` seconds ends with
-        :class:`~snnet.errors.ProcessesEnded`: before it is used after work of different length, :meth:`meet`.
+        NCCL on GPUs, gloo on CPUs. A process that waits in a collective for ``timeout`` seconds ends with
+        :class:`~snnet.errors.ProcessesEnded`. Call :meth:`meet` before it where the processes have worked for different
+        times.
         """
         self.check_device(device)
         if self.count == 1:
@@ -126,7 +127,7 @@ def several_processes() -> Iterator[Processes]:
     """This process among those that torchrun started; behind the block all have come to its end.
 
     Rank 0 alone prints lines and bars; the others' errors and warnings begin with their rank, and an error that many
-    have is told by one. Raises :class:`~snnet.errors.ProcessesEnded` where another one has ended before.
+    have is told once. Raises :class:`~snnet.errors.ProcessesEnded` where another one has ended before.
     """
     found = _found()
     if found.count == 1:

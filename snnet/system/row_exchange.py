@@ -15,8 +15,8 @@ CHUNK = 1 << 26  # bytes of a message
 def moved_rows(rows: Tensor, have: range, want: range, processes: Processes) -> Tensor:
     """The rows ``want`` of a matrix of which this process has the rows ``have``: ``rows`` [len(have), ...].
 
-    Every process calls it with ranges of its own, rows of one type and equal length; what one wants, others have.
-    The result [len(want), ...] lies on the CPU.
+    Every process calls it with its own ranges. All rows have one type and length; each wanted row lies with some
+    process. The result [len(want), ...] lies on the CPU.
     """
     rows = rows.detach().cpu().contiguous()
     found = rows.new_empty(len(want), *rows.shape[1:])
@@ -37,7 +37,7 @@ def moved_rows(rows: Tensor, have: range, want: range, processes: Processes) -> 
 
 
 def rows_of_all(rows: Tensor, processes: Processes) -> Tensor:
-    """In rank 0 the rows of all processes, in order; in the others none. Of one process its own, as they lie."""
+    """In rank 0 the rows of all processes, in order; none in the others. A single process gets its own as they are."""
     if not processes.are_several:
         return rows
     counts = processes.everywhere(len(rows))

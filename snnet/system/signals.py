@@ -28,13 +28,13 @@ def end_on_signals() -> None:
     """Let these signals end this process: one line on stderr, and 128 + the signal's number as exit status.
 
     Child processes are ended, and what :func:`afterwards` holds is done. The handler ends the process itself: a
-    KeyboardInterrupt is a traceback where it meets an import, and is lost where a library catches it. A signal that
-    is ignored, as under ``nohup``, stays ignored; and so is each one when the command is done and Python takes itself
-    apart: the exit status is the command's.
+    KeyboardInterrupt is a traceback where it meets an import, and is lost where a library catches it. A signal that is
+    ignored, as under ``nohup``, stays ignored. All are ignored when the command is done and Python takes itself apart,
+    so that the exit status is the command's.
     """
     global _owner
     _owner = os.getpid()
-    atexit.register(_ignore)  # before anything else, and called behind all: then Python forgets handlers
+    atexit.register(_ignore)  # registered first, so called last, just before Python forgets handlers
     for name in _LINES:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
@@ -59,8 +59,8 @@ def afterwards(action: Callable[[], object]) -> Iterator[None]:
 def held() -> Iterator[None]:
     """Let a signal that comes in the block end this process behind it; a second one ends it at once.
 
-    For the start of processes: :mod:`multiprocessing` knows of one a moment after it was forked, and one that it does
-    not know of would be left.
+    Start processes in it: :mod:`multiprocessing` knows of a process only a moment after its fork, and one that it does
+    not know of would be left running.
     """
     global _holders
     _holders += 1

@@ -78,7 +78,7 @@ def complain(line: object) -> None:
 def open_streams() -> None:
     """Give a command that was started without stdin, stdout or stderr (``>&-``) the null device in their place.
 
-    The first file that it opens would have their number otherwise, and get what a library writes to stderr.
+    Otherwise the first file that it opens would get their number, and with it what a library writes to stderr.
     """
     for number in range(3):
         try:

@@ -115,7 +115,7 @@ def _ranks_fault(ranks: dict[Any, Any]) -> str | None:
     return None
 
 
-# Of exemplar and label memory: what is there or not, and of a size of its own.
+# Tensors of exemplar and label memory that may be absent, and may have another size.
 LISTS = (
     "memory.lists.", "row_entries", "row_counts", "pseudo_labels.row_entries", "pseudo_labels.row_counts",
     "pseudo_labels.column_entries",
@@ -127,7 +127,7 @@ def load_state(
 ) -> None:
     """``module.load_state_dict(state)``; a mismatch of keys, types or shapes is one line that names some of them.
 
-    Of tensors whose names begin with one of ``optional`` the module itself sees whether it needs them and how.
+    Tensors whose names begin with one of ``optional`` are left to the module, which knows whether it needs them.
     """
     found = {n: t for n, t in state.items() if shown(n).startswith(optional) and isinstance(t, Tensor)}
     own = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(optional)}
@@ -220,7 +220,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path
 def rng_state(*, every_gpu: bool = True) -> dict[str, Any]:
     """The state of every global random generator, as tensors and plain values.
 
-    ``every_gpu``: of all GPUs, else of this process's own; others' are used by other processes.
+    ``every_gpu``: those of all GPUs; otherwise only that of this process's GPU, since other processes use the others.
     """
     cuda: list[Tensor] = []
     if torch.cuda.is_available():
@@ -235,9 +235,9 @@ def rng_state(*, every_gpu: bool = True) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], *, every_gpu: bool = True) -> None:
-    """Undo of :func:`rng_state`; CUDA generators are set where there are as many devices as there were, or one was.
+    """Set what :func:`rng_state` returned; CUDA generators where the number of devices is the same, or was 1.
 
-    What is no such state raises nearly anything.
+    A ``state`` of another form can raise nearly anything.
     """
     torch.set_rng_state(state["torch"])
     cuda = state["cuda"]

@@ -38,13 +38,13 @@ class LossWatch:
                 _stop(f"the loss is not finite at step {min(found)} of epoch {self.epoch}")
 
     def _found(self) -> list[int]:
-        """The first bad step of each process; of this one where each step is looked at: the others wait for it."""
+        """The first bad step of each process; of this one alone where each step is looked at: the others wait."""
         own = int(self.bad_step)
         return [own] if self.interval == 1 else self.processes.everywhere(own)
 
 
 def check_weights(model: ReIDModel, epoch: int) -> None:
-    """The last update of an epoch is seen by no loss; it must not reach a checkpoint either."""
+    """Stop where a weight is not finite: no loss sees an epoch's last update, which must not reach a checkpoint."""
     bad = [~torch.isfinite(value).all() for value in model.state_dict().values()]
     if torch.stack(bad).any():
         _stop(f"weights are not finite after epoch {epoch}")

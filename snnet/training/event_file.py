@@ -17,9 +17,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 class EventFile:
-    """A new event file in ``folder``; what older ones there have from step ``first`` on no longer counts.
+    """A new event file in ``folder``. What older files there have from step ``first`` on no longer counts.
 
-    It repeats what other files of a run have, so that no error of it ends one: the first is a warning, and the last.
+    It repeats what other files of a run have, so its errors end no run: at the first one it warns, and writes no more.
     """
 
     def __init__(self, folder: Path, first: int) -> None:

@@ -35,7 +35,7 @@ from snnet_kernels import PseudoLabelMemory, SNNetHead
 
 @dataclass(frozen=True, eq=False)
 class Learner:
-    """What a checkpoint holds. Of several processes each has network and optimiser whole, of the memories its rows."""
+    """What a checkpoint holds. Each of several processes has the whole network and optimiser, and its rows of M, P."""
 
     model: ReIDModel
     head: SNNetHead
@@ -57,7 +57,7 @@ class Learner:
         return self.head.memory.own_rows if self.processes.are_several else None
 
     def fill_memory(self, features: Tensor, images: range) -> None:
-        """Fill M with the ``features`` of these ``images``, with what other processes have those of all."""
+        """Fill M with the ``features`` of these ``images``; other processes give those of the other images."""
         if self.rows is not None:
             features = moved_rows(features, images, self.rows, self.processes)
         self.head.initialize_(features.to(self.head.memory.features.device))
@@ -128,7 +128,7 @@ def build_learner(
 ) -> Learner:
     """Put the network in its place and give it memories of these images and an optimiser.
 
-    Of several ``processes``, which are the ``group``, all call it. Raises :class:`~snnet.errors.UserError` where they
+    All of several ``processes``, which are the ``group``, call it. Raises :class:`~snnet.errors.UserError` where they
     have found different images, and where the memories have no room.
     """
     method, training = config.method, config.training
@@ -165,7 +165,7 @@ def build_learner(
         parameters["initial_lr"] = parameters["lr"]
     parallel = None
     if group is not None:
-        # Of 1 x 1 or depthwise filters in channels-last layout; it is about a copy.
+        # It tells of a copy of 1 x 1 or depthwise filters in channels-last layout.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         devices = [torch.cuda.current_device()] if placement.device.type == "cuda" else None
         parallel = DistributedDataParallel(model, devices, process_group=group)

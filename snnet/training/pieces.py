@@ -1,7 +1,7 @@
 """The memories of a checkpoint in pieces: the rows of each process that wrote it, in a file beside the checkpoint.
 
-A checkpoint names its pieces and their checksums. It is written when they are in place, and pieces that it does not
-name are deleted behind that: whatever ends the processes, the checkpoint that is there has its pieces.
+A checkpoint names its pieces and their checksums. It is written when they are in place, and only then are other pieces
+deleted. So the checkpoint that is there has its pieces, whatever ends the processes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ATTEMPTS = 5  # at reading a run that goes on, which has written another checkp
 def write_pieces(
     folder: Path, epochs: int, rows: range, state: Mapping[str, Tensor], processes: Processes
 ) -> list[list[Any]] | None:
-    """Write this process's ``rows`` of the memories, ``state``; all processes call it, rank 0 gets what names them."""
+    """Write this process's ``rows`` of the memories, ``state``. All processes call it; rank 0 gets their names."""
     name = f"checkpoint-{epochs}-{processes.rank}-of-{processes.count}.safetensors"
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     content = safetensors.torch.save(tensors)
@@ -43,7 +43,7 @@ def write_pieces(
 
 
 def clear_pieces(folder: Path, kept: list[list[Any]]) -> None:
-    """Delete the pieces in ``folder`` of other checkpoints than that whose pieces are ``kept``."""
+    """Delete the pieces in ``folder`` that are not ``kept``: those of other checkpoints."""
     names = {piece[0] for piece in kept}
     for path in folder.glob("checkpoint-*.safetensors"):
         if _NAME.fullmatch(path.name) and path.name not in names:

@@ -25,10 +25,10 @@ _ATTEMPTS = 100  # each is lost only where another process came or went in the s
 
 @contextlib.contextmanager
 def run_folder(folder: Path, flag: str) -> Iterator[Path]:
-    """Make ``folder`` where it is not there, and keep other runs out of it; it is gone behind the block if empty.
+    """Make ``folder`` where it is not there, and keep other runs out of it. Behind the block it is deleted if empty.
 
-    Raises :class:`~snnet.errors.UserError`, which names ``flag``, where another run writes to it, saying which, and
-    where it cannot be written to.
+    Raises :class:`~snnet.errors.UserError`, which names ``flag``, where another run writes to it (which it names too),
+    and where it cannot be written to.
     """
     made: list[Path] = []
     with afterwards(lambda: remove_empty(made)), contextlib.ExitStack() as stack:
@@ -36,7 +36,7 @@ def run_folder(folder: Path, flag: str) -> Iterator[Path]:
             for attempt in range(_ATTEMPTS):
                 try:
                     make_folder(folder, made)
-                    # A signal that comes when the file is there and nobody is to delete it would leave it.
+                    # A signal between the making of the file and the block that deletes it would leave it there.
                     with held():
                         descriptor = _lock(folder / LOCK_FILE, f"{flag} {folder}")
                         stack.enter_context(

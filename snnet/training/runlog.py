@@ -93,7 +93,7 @@ class RunLog:
         self.records = records
         self._write_metrics()
         self._events = EventFile(folder / "tensorboard", first=max(len(records) - 1, 0))
-        if records:  # a run killed behind its checkpoint may not have published it
+        if records:  # a run that was killed just after its checkpoint may not have published it
             self._write_events(records[-1])
 
     def write_start(self, environment: dict[str, Any]) -> None:
@@ -128,7 +128,7 @@ class RunLog:
 
 
 class SilentLog:
-    """What the other processes of a run have for its :class:`RunLog`: rank 0 alone writes."""
+    """In the place of :class:`RunLog` in the other processes of a run: rank 0 alone writes."""
 
     def write_start(self, environment: dict[str, Any]) -> None: ...
 
