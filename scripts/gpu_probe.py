@@ -20,7 +20,7 @@ from benchmarks.operation import setting
 from benchmarks.ours import Head, Ours
 from benchmarks.shapes import SIZES, Shape
 from snnet_kernels.exemplar_memory import FLOOR
-from snnet_kernels.ops.neighbor_lists import mplp_from_lists, nearest_from_lists
+from snnet_kernels.ops.list_labels import mplp_from_lists, nearest_from_lists
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

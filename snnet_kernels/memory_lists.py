@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from .derived import row_checksums
 from .neighbor_list_layout import NeighborLists, are_symmetric, with_mirrors
-from .ops.neighbor_lists import mplp_from_lists, nearest_from_lists, neighbor_lists
+from .ops.list_labels import mplp_from_lists, nearest_from_lists
+from .ops.neighbor_lists import neighbor_lists
 from .tracing import has_values
 
 SAVED = (*NeighborLists._fields, "products", "checksums")  # of a state dict

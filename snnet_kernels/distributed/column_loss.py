@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..label_loss import MutualLabelLoss
-from ..ops.labels import unpack_labels
+from ..ops.label_memory import unpack_labels
 from ..ops.shard_loss import largest_negatives, own_columns_loss
 from ..selection_keys import HIGHEST_KEY, NO_KEY
 from .exchange import Exchange

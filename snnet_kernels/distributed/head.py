@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from .. import checks
 from ..derived import Source
 from ..head import SNNetHead
-from ..ops.labels import unpack_labels
+from ..ops.label_memory import unpack_labels
 from ..ops.similarity import memory_similarity
 from .column_loss import ColumnLoss
 from .exchange import Facts

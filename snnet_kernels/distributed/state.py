@@ -16,7 +16,7 @@ from torch import Tensor
 from ..label_tables import LabelTables
 from ..memory_lists import list_checksums
 from ..neighbor_list_layout import NeighborLists, with_mirrors
-from ..ops.labels import unpack_labels
+from ..ops.label_memory import unpack_labels
 from .lists import SAVED
 
 FEATURES, LISTS, LABELS = "memory.features", "memory.lists.", "pseudo_labels."

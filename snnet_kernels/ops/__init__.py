@@ -12,8 +12,8 @@ memory are float32, indices int64, label bits uint8.
 from .. import checks
 from .cluster_memory import update_memory_by_hardest_
 from .jaccard_graph import blend_jaccard_, expand_query, jaccard_graph, reciprocal_weights
+from .label_memory import gather_labels, label_bytes, pack_labels, unpack_labels, write_labels_
 from .label_prediction import mplp
-from .labels import gather_labels, label_bytes, pack_labels, unpack_labels, write_labels_
 from .loss import fused_mutual_label_loss, mutual_label_loss
 from .memory_update import update_memory_
 from .neighbor_lists import neighbor_lists

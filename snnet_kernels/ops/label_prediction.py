@@ -9,7 +9,7 @@ from .. import checks, reference
 from ..checks import check_index_values
 from ..layout import label_bytes
 from ..neighbor_list_layout import NeighborLists
-from .neighbor_lists import mplp_from_lists
+from .list_labels import mplp_from_lists
 from .operation import operation
 
 

@@ -7,7 +7,6 @@ from torch import Tensor
 from .. import checks, reference
 from ..checks import check_index_values, check_momentum_value
 from ..neighbor_list_layout import NeighborLists
-from .neighbor_lists import update_memory_lists_
 from .operation import operation
 
 SIMILARITIES_AT_ONCE = 2**26  # of features that are made for an update of lists, where they are not given
@@ -18,6 +17,26 @@ def _update_memory_(memory: Tensor, index: Tensor, features: Tensor, momentum: T
     check_index_values("index", index, memory.shape[0])
     check_momentum_value(momentum)
     reference.update_memory_(memory, index, features, momentum)
+
+
+@operation(lambda *_: None, writes=("memory", "columns", "values", "counts", "floors", "mirrors"))
+def update_memory_lists_(
+    memory: Tensor,
+    index: Tensor,
+    features: Tensor,
+    momentum: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    floors: Tensor,
+    mirrors: Tensor,
+    similarity: Tensor | None,
+) -> None:
+    """The momentum update of the memory, and of lists of it."""
+    check_index_values("index", index, memory.shape[0])
+    check_momentum_value(momentum)
+    lists = NeighborLists(columns, values, counts, floors, mirrors)
+    reference.update_memory_lists_(memory, index, features, momentum, lists, similarity)
 
 
 def update_memory_(

@@ -1,4 +1,4 @@
-"""Neighbour lists: building them, and the labels, the neighbours and the update that read them.
+"""Neighbour lists: building them.
 
 n images, d feature dimensions, B batch entries, K places a row, L = label_bytes(n). The tensors of lists travel as
 columns int32 [n, K], values float32 [n, K], counts int32 [n], floors float32 [n], mirrors int32 [n, K], or [n, 0] on a
@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 from .. import checks, reference
-from ..checks import check_index_values, check_momentum_value
-from ..layout import label_bytes
 from ..neighbor_list_layout import NeighborLists, mirrors_width
 from .operation import operation
 
@@ -45,69 +43,6 @@ def symmetric_lists(
     made = reference.symmetric_lists(NeighborLists(columns, values, counts, floors), capacity)
     assert made.mirrors is not None
     return (*made[:4], made.mirrors[:, : mirrors_width(values.device, capacity)].clone())
-
-
-@operation(
-    lambda memory, index, *_: (
-        memory.new_empty(index.shape[0], label_bytes(memory.shape[0]), dtype=torch.uint8),
-        index.new_empty(()),
-    )
-)
-def mplp_from_lists(
-    memory: Tensor,
-    index: Tensor,
-    columns: Tensor,
-    values: Tensor,
-    counts: Tensor,
-    floors: Tensor,
-    query_rows: Tensor | None,
-    threshold: float,
-    min_rank: int,
-) -> tuple[Tensor, Tensor]:
-    """Labels uint8 [B, L], and the number int64 [] of rows that were multiplied."""
-    check_index_values("index", index, memory.shape[0])
-    lists = NeighborLists(columns, values, counts, floors)
-    labels, products = reference.mplp_from_lists(
-        memory, index, lists, threshold, min_rank, query_rows=query_rows
-    )
-    return labels, torch.tensor(products, device=index.device)
-
-
-@operation(
-    lambda memory, index, columns, values, counts, floors, k: (
-        index.new_empty(index.shape[0], k),
-        memory.new_empty(index.shape[0], k),
-        index.new_empty(()),
-    )
-)
-def nearest_from_lists(
-    memory: Tensor, index: Tensor, columns: Tensor, values: Tensor, counts: Tensor, floors: Tensor, k: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Neighbours int64 [B, k] and their similarities [B, k], and the number int64 [] of rows that were multiplied."""
-    check_index_values("index", index, memory.shape[0])
-    lists = NeighborLists(columns, values, counts, floors)
-    neighbors, similarity, products = reference.nearest_from_lists(memory, index, lists, k)
-    return neighbors, similarity, torch.tensor(products, device=index.device)
-
-
-@operation(lambda *_: None, writes=("memory", "columns", "values", "counts", "floors", "mirrors"))
-def update_memory_lists_(
-    memory: Tensor,
-    index: Tensor,
-    features: Tensor,
-    momentum: Tensor,
-    columns: Tensor,
-    values: Tensor,
-    counts: Tensor,
-    floors: Tensor,
-    mirrors: Tensor,
-    similarity: Tensor | None,
-) -> None:
-    """The momentum update of the memory, and of lists of it."""
-    check_index_values("index", index, memory.shape[0])
-    check_momentum_value(momentum)
-    lists = NeighborLists(columns, values, counts, floors, mirrors)
-    reference.update_memory_lists_(memory, index, features, momentum, lists, similarity)
 
 
 def neighbor_lists(

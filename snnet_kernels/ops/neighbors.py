@@ -7,7 +7,7 @@ from torch import Tensor
 from .. import checks, reference
 from ..checks import check_index_values
 from ..neighbor_list_layout import NeighborLists
-from .neighbor_lists import nearest_from_lists
+from .list_labels import nearest_from_lists
 from .operation import operation
 
 

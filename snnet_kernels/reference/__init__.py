@@ -10,8 +10,8 @@ from .checksums import checksums
 from .cluster_memory import update_memory_by_hardest_
 from .jaccard_graph import blend_jaccard_, expand_query, jaccard_pairs, reciprocal_weights
 from .label_lists import gather_label_lists, write_label_lists_
+from .label_memory import gather_labels, pack_labels, unpack_labels, write_labels_
 from .label_prediction import mplp
-from .labels import gather_labels, pack_labels, unpack_labels, write_labels_
 from .list_labels import mplp_from_lists, nearest_from_lists
 from .loss import (
     fused_mutual_label_loss,
@@ -19,8 +19,8 @@ from .loss import (
     mutual_label_loss,
     mutual_label_loss_with_grad,
 )
-from .memory_update import update_memory_
-from .neighbor_lists import neighbor_lists, symmetric_lists, update_memory_lists_
+from .memory_update import update_memory_, update_memory_lists_
+from .neighbor_lists import neighbor_lists, symmetric_lists
 from .neighbors import nearest_neighbors
 from .shard_lists import blend_rows_, follow_moved_rows_, insert_pairs_, listed_ranks, remove_pairs_
 from .shard_loss import largest_negatives, own_columns_loss

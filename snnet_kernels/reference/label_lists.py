@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..label_list_layout import list_entries, made_lists
-from .labels import pack_labels, unpack_labels
+from .label_memory import pack_labels, unpack_labels
 
 Table = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # entries, starts, counts, sizes, used
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..layout import label_bytes
-from .labels import pack_labels
+from .label_memory import pack_labels
 from .selection import ordered_topk
 from .similarity import similarity_rows
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..precision import matmul
-from .labels import pack_labels, unpack_labels
+from .label_memory import pack_labels, unpack_labels
 from .memory_update import EPS
 
 

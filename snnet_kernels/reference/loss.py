@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .labels import label_entries, labels_at, unpack_labels
+from .label_memory import label_entries, labels_at, unpack_labels
 from .selection import ordered_topk
 from .similarity import memory_similarity, memory_similarity_backward
 

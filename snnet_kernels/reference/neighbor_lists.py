@@ -1,13 +1,7 @@
-"""Neighbour lists: what the labels read of S = M Mᵀ, built by products, then kept through momentum updates.
+"""Neighbour lists: what the labels read of S = M Mᵀ, built by products.
 
-A row lists every column above its floor φ. Lists that follow an update are symmetric: i lists l exactly where l lists
-i. With m'_i = (α m_i + (1 − α) f_b) / ν_b and s = f Mᵀ of the memory before the update,
-
-    listed pairs:    S'[i, l] = (α S[i, l] + (1 − α) s[b, l]) / ν_b
-    unlisted pairs:  S[i, l] <= φ_i and S[i, l] <= φ_l, so S'[i, l] > φ_i needs s[b, l] > φ_i (ν_b − α) / (1 − α),
-                     and S'[i, l] > φ_l the same with φ_l: for the few that pass, one product of two rows decides
-
-so that no list misses an entry above its floor, and nothing of size n is multiplied.
+A row lists every column above its floor φ. Lists that follow an update of the memory (:mod:`.memory_update`) are
+symmetric: i lists l exactly where l lists i.
 """
 
 from __future__ import annotations
@@ -17,11 +11,9 @@ from torch import Tensor
 
 from ..neighbor_list_layout import NeighborLists
 from ..precision import matmul
-from .memory_update import _blend_rows_, occurrence_rounds
 from .selection import ordered_topk
 
 TILE = 512  # rows and columns of a product at once
-SLACK = 1e-5  # of a similarity: more than the rounding of listed values, of s and of ν can make of a bound
 
 
 def neighbor_lists(features: Tensor, k: int, floor: float = -torch.inf) -> NeighborLists:
@@ -134,111 +126,3 @@ def _tables(
     columns[row, place], mirrors[row, place] = column.to(torch.int32), mirror.to(torch.int32)
     values[row, place] = value
     return NeighborLists(columns, values, counts.to(torch.int32), floors, mirrors)
-
-
-def update_memory_lists_(
-    memory: Tensor,
-    index: Tensor,
-    features: Tensor,
-    momentum: Tensor | float,
-    lists: NeighborLists,
-    similarity: Tensor | None = None,
-) -> None:
-    """M[index] <- normalize(α M[index] + (1 − α) f) and its symmetric lists; repeated indices one after the other.
-
-    ``similarity`` [B, n] is f Mᵀ of the memory before the update.
-    """
-    if index.numel() == 0:
-        return
-    s = matmul(features, memory.t()) if similarity is None else similarity
-    rounds = occurrence_rounds(index)
-    if len(rounds) > 1:
-        s = s.clone()
-    for entries in rounds:
-        entries, lengths = _blend_rows_(memory, index, features, entries, momentum)
-        if entries.numel() == 0:
-            continue
-        position = index[entries]
-        update_lists_(lists, memory, position, s[entries], lengths, momentum)
-        if len(rounds) > 1:  # the later entries meet the memory as it is now
-            s[:, position] = matmul(features, memory[position].t())
-
-
-def update_lists_(
-    lists: NeighborLists,
-    memory: Tensor,
-    index: Tensor,
-    similarity: Tensor,
-    lengths: Tensor,
-    momentum: Tensor | float,
-) -> None:
-    """Bring symmetric lists up to the updated ``memory`` [n, d], whose rows ``index`` [b] (distinct) have moved.
-
-    ``similarity`` [b, n] is the product of the features with the memory before the update, ``lengths`` [b] the ν of
-    each row. Pairs at or below both floors go; of the others a row keeps the first K by falling similarity, ties by
-    lower column, and a pair that finds no room in one of its rows raises the floors of both.
-    """
-    n = memory.shape[0]
-    changed = torch.zeros(n, dtype=torch.bool, device=memory.device)
-    changed[index] = True
-    row, column, value = _moved_pairs(lists, memory, index, similarity, lengths, momentum, changed)
-    wanted = (value > lists.floors[row]) | (value > lists.floors[column])
-    row, column, value = row[wanted], column[wanted], value[wanted]
-    # The entries of all rows: those between unmoved rows as they are, and the moved pairs from both sides.
-    kept_row, place = (lists.columns >= 0).nonzero().unbind(1)
-    kept_column = lists.columns[kept_row, place].long()
-    still = ~(changed[kept_row] | changed[kept_column])
-    kept_row, kept_column = kept_row[still], kept_column[still]
-    away = row != column
-    row, column = torch.cat([kept_row, row, column[away]]), torch.cat([kept_column, column, row[away]])
-    value = torch.cat([lists.values[kept_row, place[still]], value, value[away]])
-    key, order = (row * n + column).sort()
-    row, column, value = row[order], column[order], value[order]
-    rank = _rank_in_row(row, column, value, n)
-    mirror = torch.searchsorted(key, column * n + row)
-    room = (rank < lists.capacity) & (rank[mirror] < lists.capacity)
-    floors = lists.floors.scatter_reduce(0, row[~room], value[~room], "amax")
-    made = _tables(row[room], column[room], value[room], floors, n, lists.capacity)
-    for old, new in zip(lists, made, strict=True):
-        if old is not None and new is not None:
-            old.copy_(new[:, : old.shape[1]] if new.dim() == 2 else new)  # mirrors only where they are kept
-
-
-def _moved_pairs(
-    lists: NeighborLists,
-    memory: Tensor,
-    index: Tensor,
-    similarity: Tensor,
-    lengths: Tensor,
-    momentum: Tensor | float,
-    changed: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Every pair of a moved row that may be listed after the update, once: (row, column, S')."""
-    b, place = (lists.columns[index] >= 0).nonzero().unbind(1)
-    column = lists.columns[index[b], place].long()
-    listed = torch.zeros(len(index), memory.shape[0], dtype=torch.bool, device=memory.device)
-    listed[b, column] = True
-    # Where ν <= α old error would grow: products.
-    blends = ~changed[column] & (lengths[b] > momentum)
-    blended = (momentum * lists.values[index[b], place] + (1 - momentum) * similarity[b, column]) / lengths[b]
-    by_product = _may_rise(lists.floors, index, similarity, lengths, momentum) & ~listed & ~changed
-    by_product[b[~blends], column[~blends]] = True
-    by_product[:, index] = torch.ones(len(index), len(index), dtype=torch.bool, device=memory.device).tril()
-    other, other_column = by_product.nonzero().unbind(1)
-    products = (memory[index[other]] * memory[other_column]).sum(1)
-    return (
-        index[torch.cat([b[blends], other])],
-        torch.cat([column[blends], other_column]),
-        torch.cat([blended[blends], products]),
-    )
-
-
-def _may_rise(
-    floors: Tensor, index: Tensor, similarity: Tensor, lengths: Tensor, momentum: Tensor | float
-) -> Tensor:
-    """Unlisted pairs [b, n] that the update may lift above one of their floors."""
-    if momentum == 1.0:  # a row that was not of length 1 has moved without its feature: s tells nothing
-        return ((lengths - 1).abs() > SLACK)[:, None].expand_as(similarity)
-    gain, slack = ((lengths - momentum) / (1 - momentum))[:, None], SLACK / (1 - momentum)
-    own, others = floors[index][:, None] * gain, floors[None, :] * gain
-    return (similarity > own - slack) | (similarity > others - slack)

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..neighbor_list_layout import NeighborLists
 from ..precision import matmul
 from .list_labels import _ranks_behind
-from .memory_update import _blend_rows_
-from .neighbor_lists import SLACK, _rank_in_row
+from .memory_update import SLACK, _blend_rows_
+from .neighbor_lists import _rank_in_row
 
 CONSISTENT, INCONSISTENT, UNTOLD = 0, 1, 2
 

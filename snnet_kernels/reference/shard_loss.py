@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..selection_keys import NO_KEY, keys_of
-from .labels import unpack_labels
+from .label_memory import unpack_labels
 
 
 def largest_negatives(

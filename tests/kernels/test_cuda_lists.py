@@ -9,7 +9,8 @@ from torch.nn.functional import normalize
 import snnet_kernels as sk
 from snnet_kernels import neighbor_list_layout, reference
 from snnet_kernels.neighbor_list_layout import NeighborLists, are_symmetric, with_mirrors
-from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists, update_memory_lists_
+from snnet_kernels.reference.memory_update import update_memory_lists_
+from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists
 from snnet_kernels.testing import clustered_features
 from tests.kernels.cpu_inputs import memory_of
 

@@ -10,7 +10,8 @@ import snnet_kernels as sk
 from snnet_kernels import reference
 from snnet_kernels.neighbor_list_layout import NeighborLists
 from snnet_kernels.reference.list_labels import mplp_from_lists, nearest_from_lists
-from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists, update_memory_lists_
+from snnet_kernels.reference.memory_update import update_memory_lists_
+from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists
 from snnet_kernels.testing import clustered_features
 from tests.kernels.cpu_inputs import memory_of, rearranged, unit_rows
 from tests.kernels.list_checks import check_lists, dense
