@@ -1,6 +1,7 @@
 """Which backend serves, forced backends, and the fallback without compiled libraries."""
 
 import os
+import re
 import runpy
 
 import pytest
@@ -11,6 +12,7 @@ from snnet_kernels import backends, reference
 from snnet_kernels.backends import cuda_library, table
 from snnet_kernels.ops.operation import OPERATIONS
 from tests.forks import Answer, python
+from tests.paths import ROOT
 
 
 def run(code: str, **environment: str) -> Answer:
@@ -103,3 +105,25 @@ def test_command_prints_the_table(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("snnet_kernels on torch ")
     assert len(lines) == 4 + len(OPERATIONS)
+
+
+def stems(pattern: str, files: str) -> dict[str, set[str]]:
+    """The stems of the files in which each name that ``pattern`` finds stands; ``loop`` has what others have too."""
+    found: dict[str, set[str]] = {}
+    for path in ROOT.glob(files):
+        for name in re.findall(pattern, path.read_text("utf-8"), re.MULTILINE):
+            found.setdefault(name, set()).add(path.stem)
+    return {name: where - {"loop"} for name, where in found.items()}
+
+
+def test_whoever_knows_an_operation_knows_its_files():
+    """Contract, reference and every backend of an operation lie in files of one stem, as the table says."""
+    contracts = stems(r'(?:^def _?|name=")(\w+)', "snnet_kernels/ops/*.py")
+    oracles = stems(r"^def (\w+?)(?:_with_grad)?\(", "snnet_kernels/reference/*.py")
+    cpu = stems(r'm\.impl\("(\w+)"', "csrc/cpu/*.cpp")
+    cuda = stems(r'm\.impl\("(\w+)"', "csrc/cuda/*.cu")
+    triton = stems(r"^def (\w+)\(", "snnet_kernels/triton/*.py")
+    for name, row in table.TABLE.items():
+        files = [oracles[name], *(found[name] for found in (cpu, cuda, triton) if name in found)]
+        assert (name, set.union(*files)) == (name, contracts[name])
+        assert (len(contracts[name]), name in cpu) == (1, bool(row.cpu))
