@@ -138,23 +138,13 @@ def _sort_lists_(columns: Tensor, values: Tensor) -> None:
     values.copy_(values.gather(1, order))
 
 
-def _update_memory_lists_(
-    memory: Tensor,
-    index: Tensor,
-    features: Tensor,
-    momentum: Tensor,
-    columns: Tensor,
-    values: Tensor,
-    counts: Tensor,
-    floors: Tensor,
-    mirrors: Tensor,
-    similarity: Tensor | None,
-) -> None:
+def _update_memory_lists_(memory: Tensor, index: Tensor, features: Tensor, *rest: Any) -> None:
+    *momentum_and_lists, similarity = rest
     if similarity is None:
         with exact_float32(memory.device):  # lists are exact in any precision
             similarity = features @ memory.t()
     serve = _compiled_or_plain("update_memory_lists_")
-    serve(memory, index, features, momentum, columns, values, counts, floors, mirrors, similarity)
+    serve(memory, index, features, *momentum_and_lists, similarity)
 
 
 _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
