@@ -122,9 +122,8 @@ def decode_images(
         images = _readable_styles(pool, images, skip_bad)
         # The headers give the sizes, so that all pixels can be decoded into one tensor of the right length.
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # _bounded refuses what it warns of
+            # _bounded refuses what it warns of.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             sizes = list(_map(pool, _attempt(_read_size), images.paths))
         _raise_unless(skip_bad, sizes)
         lengths = np.array([0 if isinstance(size, UserError) else 3 * math.prod(size) for size in sizes])
