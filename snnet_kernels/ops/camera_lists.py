@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..reference.selection import ordered_topk
+from .. import reference
 from .similarity import memory_similarity
 
 TILE_ENTRIES = 1 << 24  # similarities held at a time: 64 MB
@@ -24,25 +24,12 @@ def camera_lists(features: Tensor, cameras: Tensor, own: int, others: int) -> tu
     By falling similarity, ties by lower index; an image is in its own camera. Where there are too few of one kind,
     the nearest of the other kind follow. Both are cut to n columns.
     """
-    n = len(features)
-    width = min(max(own, others), n)
-    within, across = [], []
-    for rows, similarity in _tiles(features):
-        same = cameras[rows, None] == cameras
-        found = []
-        for kind in (same, ~same):
-            values, columns = ordered_topk(similarity.masked_fill(~kind, -torch.inf), width)
-            found.append((columns.to(torch.int32), values > -torch.inf))
-        within.append(_one_after_the_other(*found[0], *found[1])[:, :own])
-        across.append(_one_after_the_other(*found[1], *found[0])[:, :others])
-    return torch.cat(within).cpu(), torch.cat(across).cpu()
-
-
-def _one_after_the_other(first: Tensor, in_first: Tensor, second: Tensor, in_second: Tensor) -> Tensor:
-    """The marked columns of ``first`` [rows, width] and behind them those of ``second``, cut to the width."""
-    unmarked = torch.cat([~in_first, ~in_second], dim=1)
-    order = unmarked.sort(dim=1, stable=True).indices[:, : first.shape[1]]
-    return torch.cat([first, second], dim=1).gather(1, order)
+    found = [
+        reference.camera_lists(similarity, cameras[rows, None] == cameras, own, others)
+        for rows, similarity in _tiles(features)
+    ]
+    within, across = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+    return within, across
 
 
 def _tiles(features: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -6,6 +6,7 @@ the per-sample form.
 
 from ..layout import identity_labels, label_bytes
 from . import loop
+from .camera_lists import camera_lists
 from .checksums import checksums
 from .cluster_memory import update_memory_by_hardest_
 from .jaccard_graph import blend_jaccard_, expand_query, jaccard_pairs, reciprocal_weights
@@ -29,6 +30,7 @@ from .similarity import memory_similarity, memory_similarity_backward, product
 __all__ = [
     "blend_jaccard_",
     "blend_rows_",
+    "camera_lists",
     "checksums",
     "expand_query",
     "follow_moved_rows_",
