@@ -87,7 +87,7 @@ class ArrayFile:
             if min(kind.shape, default=0) < 0 or content.tell() + wanted != size:
                 raise Damaged(f"'{shown(name)}' is said to be {kind}, which is not what there is")
         check_room(wanted, f"'{shown(name)}' {kind}")
-        with self._open(name) as (content, _):  # opened anew: zipfile checks no member after a seek
+        with self._open(name) as (content, _):  # again: a member in which one has gone back is not checked
             try:
                 values = np.lib.format.read_array(content, allow_pickle=False)
                 content.read(1)  # at the end of a member its CRC-32 is compared

@@ -5,9 +5,9 @@ inquiries then see P complete: ``y`` is P itself, ``y_sym`` its transpose (Eq. 4
 of image i's nearest other image (Eq. 6). (In training they see P as earlier steps left it; on features that no
 longer change, the two agree after one epoch.)
 
-MPLP of all images needs each similarity once, and never the whole matrix. Where the anchor lies above the threshold, so
-does whatever is more similar to a candidate p than the anchor is. So the anchor's rank in the whole row of p is its
-rank among p's own candidates. Candidates are collected tile by tile; the rest is sparse.
+For all images at once MPLP needs each similarity once, and the matrix at no time: whatever is more similar to a
+candidate p than the anchor is, lies above the threshold where the anchor does, so the anchor's rank in the whole row
+of p is its rank among p's own candidates. Candidates are collected tile by tile; the rest is sparse.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Reading weights: every format, every refusal, and no file that runs code."""
+"""Reading weights: every format, and the names that files give them."""
 
 from __future__ import annotations
 
 import os
-import pickle
 import urllib.error
 import urllib.request
 from collections import OrderedDict
@@ -17,12 +16,12 @@ from torch import Tensor
 
 from snnet.errors import UserError
 from snnet.models import ReIDModel, build_model
-from snnet.models.weights import load_weights, read_state_dict
+from snnet.models.weights import read_state_dict
 
 ARCH = "osnet_x0_25"
 
 
-def filled(arch: str = ARCH, embedding: str = "fc") -> ReIDModel:
+def _filled(arch: str = ARCH, embedding: str = "fc") -> ReIDModel:
     """A model whose every value differs from a fresh one's."""
     torch.manual_seed(7)
     model = ReIDModel(arch, embedding)
@@ -38,7 +37,7 @@ def _torchreid_state(model: ReIDModel) -> dict[str, Tensor]:
     return state
 
 
-def assert_equal(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def _assert_equal(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert got.keys() == expected.keys()
     for name in expected:
         assert torch.equal(got[name], expected[name]), name
@@ -46,7 +45,7 @@ def assert_equal(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("form", ["bare", "state_dict", "model", "module", "legacy", "safetensors"])
 def test_torchreid_file_round_trip(tmp_path: Path, form: str) -> None:
-    source = filled()
+    source = _filled()
     state = _torchreid_state(source)
     path = tmp_path / ("weights.safetensors" if form == "safetensors" else "weights.pth.tar")
     if form == "safetensors":
@@ -58,31 +57,31 @@ def test_torchreid_file_round_trip(tmp_path: Path, form: str) -> None:
     else:
         torch.save(state, path, _use_new_zipfile_serialization=form == "bare")
     model = build_model(ARCH, embedding="fc", weights=str(path))
-    assert_equal(model.state_dict(), source.state_dict())
+    _assert_equal(model.state_dict(), source.state_dict())
     assert model.pretrained
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize(("arch", "embedding"), [(ARCH, "pool"), (ARCH, "fc"), ("osnet_ain_x0_25", "pool")])
 def test_own_file_round_trip(tmp_path: Path, suffix: str, arch: str, embedding: str) -> None:
-    source, path = filled(arch, embedding), tmp_path / f"own{suffix}"
+    source, path = _filled(arch, embedding), tmp_path / f"own{suffix}"
     if suffix == ".pt":
         torch.save({"model": source.state_dict(), "epoch": 4}, path)
     else:
         safetensors.torch.save_file(source.state_dict(), path)
     model = build_model(arch, embedding=embedding, weights=path)
-    assert_equal(model.state_dict(), source.state_dict())
+    _assert_equal(model.state_dict(), source.state_dict())
     assert [group["lr"] for group in model.parameter_groups(0.1, 0.25)] == [0.025] * (
         1 + (embedding == "pool")
     )
 
 
 def test_pool_leaves_the_published_head_out(tmp_path: Path) -> None:
-    source, path = filled(), tmp_path / "torchreid.pth"
+    source, path = _filled(), tmp_path / "torchreid.pth"
     torch.save(_torchreid_state(source), path)
     model = build_model(ARCH, weights=str(path))
     kept = {name: value for name, value in source.backbone.state_dict().items() if not name.startswith("fc.")}
-    assert_equal(model.backbone.state_dict(), kept)
+    _assert_equal(model.backbone.state_dict(), kept)
     assert torch.equal(model.neck.weight, torch.ones(128))
     backbone, neck = model.parameter_groups(0.1, 0.25)
     assert (backbone["lr"], neck["lr"]) == (0.025, 0.1)
@@ -91,7 +90,7 @@ def test_pool_leaves_the_published_head_out(tmp_path: Path) -> None:
 
 
 def test_own_fc_file_serves_pool(tmp_path: Path) -> None:
-    source, path = filled(), tmp_path / "own.pt"
+    source, path = _filled(), tmp_path / "own.pt"
     torch.save({"model": source.state_dict()}, path)
     model = build_model(ARCH, weights=str(path))
     assert torch.equal(model.backbone.conv5.conv.weight, source.backbone.conv5.conv.weight)
@@ -100,7 +99,7 @@ def test_own_fc_file_serves_pool(tmp_path: Path) -> None:
 
 
 def test_counters_may_be_absent_and_half_precision_is_read(tmp_path: Path) -> None:
-    source, path = filled(), tmp_path / "old.pth"
+    source, path = _filled(), tmp_path / "old.pth"
     state = {
         name: value.half()
         for name, value in source.backbone.state_dict().items()
@@ -117,7 +116,7 @@ def test_counters_may_be_absent_and_half_precision_is_read(tmp_path: Path) -> No
 # Files of older numpy name its old module; the name can be changed in place in the legacy format.
 @pytest.mark.parametrize("module", [b"numpy._core.multiarray", b"numpy.core.multiarray"])
 def test_numpy_values_beside_the_weights_are_dropped(tmp_path: Path, module: bytes) -> None:
-    source, path = filled(), tmp_path / "model.pth.tar-60"
+    source, path = _filled(), tmp_path / "model.pth.tar-60"
     optimizer = torch.optim.SGD(source.parameters(), lr=0.1)
     content = {
         "state_dict": _torchreid_state(source),
@@ -132,7 +131,7 @@ def test_numpy_values_beside_the_weights_are_dropped(tmp_path: Path, module: byt
     path.write_bytes(data.replace(b"cnumpy._core.multiarray\n", b"c" + module + b"\n"))
     allowed = set(torch.serialization.get_safe_globals())
     model = build_model(ARCH, embedding="fc", weights=str(path))
-    assert_equal(model.state_dict(), source.state_dict())
+    _assert_equal(model.state_dict(), source.state_dict())
     assert set(torch.serialization.get_safe_globals()) == allowed
 
 
@@ -142,97 +141,6 @@ class _Malicious:
 
     def __reduce__(self) -> tuple:
         return os.mkdir, (str(self.marker),)
-
-
-@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
-def test_code_is_refused(tmp_path: Path, form: str) -> None:
-    path, marker = tmp_path / "weights.pth", tmp_path / "ran"
-    content = {"state_dict": _torchreid_state(filled()), "extra": _Malicious(marker)}
-    if form == "pickle":
-        path.write_bytes(pickle.dumps({"extra": _Malicious(marker)}, protocol=2))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(
-        UserError, match=r"weights\.pth can be read only by running code \((posix|nt)\.mkdir\)"
-    ):
-        build_model(ARCH, weights=str(path))
-    assert not marker.exists()
-
-
-def test_numpy_in_place_of_a_tensor(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    torch.save({"conv1.conv.weight": np.float64(1.0)}, path)
-    with pytest.raises(UserError, match=r"'conv1\.conv\.weight' in .*weights\.pth is no tensor"):
-        read_state_dict(str(path))
-
-
-def test_mismatch_lists_the_keys_and_changes_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    state = dict(filled().backbone.state_dict())
-    for i in range(12):
-        state[f"extra.{i}"] = torch.zeros(1)
-    del state["conv5.bn.bias"]
-    state["conv1.conv.weight"] = torch.zeros(64, 3, 7, 7)
-    torch.save(state, path)
-    torch.manual_seed(0)
-    model = ReIDModel(ARCH, "fc")
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(UserError) as caught:
-        load_weights(model, str(path))
-    message = str(caught.value)
-    assert f"keys of {path} do not fit osnet_x0_25 with embedding 'fc'" in message
-    assert "1 missing: conv5.bn.bias;" in message
-    assert "12 unexpected: extra.0, extra.1, extra.2, " in message
-    assert "extra.9 and 2 more;" in message and "extra.10" not in message
-    assert "1 of another shape: conv1.conv.weight (64, 3, 7, 7) for (16, 3, 7, 7)" in message
-    assert "\n" not in message
-    assert_equal(model.state_dict(), before)
-
-
-def test_weights_of_another_network(tmp_path: Path) -> None:
-    path = tmp_path / "ain.pth"
-    torch.save(_torchreid_state(filled("osnet_ain_x0_25")), path)
-    with pytest.raises(
-        UserError, match=r"\d+ missing: conv1\.bn\.running_mean.* and \d+ more; \d+ unexpected"
-    ):
-        build_model(ARCH, weights=str(path))
-    pooled = tmp_path / "own_pool.pt"
-    torch.save({"model": filled(embedding="pool").state_dict()}, pooled)
-    with pytest.raises(UserError, match=r"6 missing: backbone\.fc\.0\.weight.*; 5 unexpected: neck\.weight"):
-        build_model(ARCH, embedding="fc", weights=str(pooled))
-
-
-def test_files_that_are_no_weights(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"absent\.pth is no file.*'imagenet' or the path"):
-        build_model(ARCH, weights=str(tmp_path / "absent.pth"))
-    with pytest.raises(UserError, match="is no file"):
-        build_model(ARCH, weights=str(tmp_path))
-    for name, data in (("text.pth", b"hello there"), ("empty.pth", b""), ("x.safetensors", b"\0" * 64)):
-        path = tmp_path / name
-        path.write_bytes(data)
-        with pytest.raises(UserError, match=f"{name} is damaged or no") as caught:
-            build_model(ARCH, weights=str(path))
-        assert "\n" not in str(caught.value) and "trust" not in str(caught.value)
-    whole, cut = tmp_path / "whole.pth", tmp_path / "cut.pth"
-    torch.save(_torchreid_state(filled()), whole)
-    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with pytest.raises(UserError, match=r"cut\.pth is damaged"):
-        build_model(ARCH, weights=str(cut))
-    for content, kind in (([1, 2], "a list"), (torch.zeros(2), "a Tensor"), ({}, "a dict")):
-        torch.save(content, whole)
-        with pytest.raises(UserError, match=f"holds no weights by name, but {kind}"):
-            build_model(ARCH, weights=str(whole))
-
-
-def test_values_that_are_not_finite(tmp_path: Path) -> None:
-    path = tmp_path / "nan.pth"
-    state = _torchreid_state(filled())
-    state["conv5.conv.weight"][0, 0] = float("nan")
-    torch.save(state, path)
-    with pytest.raises(
-        UserError, match=r"'conv5\.conv\.weight' in .*nan\.pth has values that are not finite"
-    ):
-        build_model(ARCH, weights=str(path))
 
 
 def test_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,14 +161,14 @@ def test_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         build_model(ARCH, weights="imagenet")
     # A file that torchvision has downloaded before is used without a network.
-    source = filled("resnet18", "pool")
+    source = _filled("resnet18", "pool")
     state = dict(source.backbone.state_dict())
     state["fc.weight"], state["fc.bias"] = torch.zeros(1000, 512), torch.zeros(1000)
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True, exist_ok=True)
     torch.save(state, cache / "resnet18-f37072fd.pth")
     model = build_model("resnet18", weights="imagenet")
-    assert_equal(model.backbone.state_dict(), source.backbone.state_dict())
+    _assert_equal(model.backbone.state_dict(), source.backbone.state_dict())
     backbone, neck = model.parameter_groups(0.1, 0.1)
     assert backbone["lr"] == pytest.approx(0.01) and neck["lr"] == 0.1
     # The cached file may not run code either.
@@ -286,8 +194,107 @@ def test_state_is_returned_by_name(tmp_path: Path) -> None:
     assert state["a"].tolist() == [1.0, 2.0] and state["b"].item() == 3
 
 
+@pytest.mark.parametrize(
+    ("container", "prefix", "others"),
+    [
+        (None, "model.", {}),
+        (None, "backbone.", {"heads.bottleneck.weight": torch.zeros(1)}),
+        ("net", "module.", {}),
+        ("network", "net.", {"queue": torch.zeros(2)}),
+        ("state_dict", "module.encoder_q.", {"module.encoder_k.conv2.0.conv1.conv.weight": torch.zeros(1)}),
+        ("student", "_orig_mod.", {}),
+        ("model_state_dict", "", {}),
+    ],
+)
+def test_prefixes_and_containers_of_training_programs(
+    container: str | None,
+    prefix: str,
+    others: dict[str, Tensor],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, path = _filled(), tmp_path / "w.pth"
+    state = {prefix + name: value for name, value in source.backbone.state_dict().items()} | others
+    torch.save(state if container is None else {container: state, "epoch": 3}, path)
+    _assert_equal(read_state_dict(str(path)), source.backbone.state_dict())
+    said = capsys.readouterr().out
+    taken = prefix.removeprefix("module.").removeprefix("_orig_mod.")
+    assert (f"those whose names begin with '{taken}'" in said) == bool(taken)
+    assert (f"those under '{container}'" in said) == (container not in (None, "state_dict"))
+    assert (f", not {len(others)} others\n" in said) == bool(others)
+
+
+def test_a_whole_model_behind_a_prefix_keeps_its_neck(tmp_path: Path) -> None:
+    source = _filled(embedding="pool")
+    torch.save({f"model.{name}": value for name, value in source.state_dict().items()}, tmp_path / "w.pth")
+    model = build_model(ARCH, weights=tmp_path / "w.pth")
+    _assert_equal(model.state_dict(), source.state_dict())
+    assert model.neck_pretrained
+
+
+@pytest.mark.parametrize(
+    ("arch", "wanted", "title"),
+    [
+        ("osnet_x0_25", "resnet18", "an OSNet: --arch osnet_x0_25"),
+        ("osnet_ain_x0_5", "osnet_x0_25", "an OSNet-AIN: --arch osnet_ain_x0_5"),
+        ("resnet18", "osnet_x0_25", "a ResNet: --arch resnet18"),
+    ],
+)
+def test_weights_of_another_network_are_told_by_name(
+    arch: str, wanted: str, title: str, tmp_path: Path
+) -> None:
+    torch.save(ReIDModel(arch).backbone.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(
+        UserError, match=f"^weights: this looks like {title}; keys of .*w.pth do not fit {wanted}"
+    ):
+        build_model(wanted, weights=tmp_path / "w.pth")
+
+
+def test_networks_are_told_by_names_and_shapes() -> None:
+    from snnet.models.weight_names import recognised
+
+    with torch.device("meta"):
+        for arch in (
+            "resnet34",
+            "resnet50",
+            "resnet101",
+            "resnet152",
+            "osnet_x0_75",
+            "osnet_x1_0",
+            "osnet_ain_x1_0",
+        ):
+            found = recognised(ReIDModel(arch).backbone.state_dict())
+            assert found is not None and found.arch == arch
+        resnet = ReIDModel("resnet50").backbone.state_dict()
+        grouped = recognised({**resnet, "layer1.0.conv2.weight": torch.zeros(128, 4, 3, 3)})
+        ibn = recognised({**resnet, "layer1.0.bn1.IN.weight": torch.zeros(32)})
+    assert grouped is not None and ibn is not None
+    assert (grouped.title, grouped.advice) == ("a wide or grouped ResNet", "this package has none")
+    assert (ibn.title, ibn.arch) == ("a ResNet-IBN", None)
+    assert recognised({"cls_token": torch.zeros(1)}).title == "a vision transformer"  # type: ignore[union-attr]
+    patches = torch.zeros(384, 3, 16, 16, device="meta")
+    parts = {f"part_token{i}": torch.zeros(1, 1, 384) for i in (1, 2, 3)}
+    for state, title, named in (
+        ({"patch_embed.proj.weight": patches}, "a vision transformer", "timm:vit_small_patch16_224"),
+        (
+            {"patch_embed.proj.weight": patches, **parts},
+            "a vision transformer with 3 part tokens",
+            "timm:vit_small_patch16_224,reg_tokens=3",
+        ),
+        (
+            {"patch_embed.projection.weight": patches[:96]}
+            | {f"stages.2.blocks.{i}.norm1.weight": patches[0] for i in range(6)},
+            "a Swin transformer",
+            "timm:swin_tiny_patch4_window7_224",
+        ),
+    ):
+        transformer = recognised(state)
+        assert transformer is not None and (transformer.title, transformer.arch) == (title, named)
+    assert recognised({"a": torch.zeros(1)}) is None
+
+
 def test_values_that_are_no_weights(tmp_path: Path) -> None:
-    state = dict(filled().backbone.state_dict())
+    state = dict(_filled().backbone.state_dict())
     for value, message in (
         (torch.zeros(16, 3, 7, 7, dtype=torch.int64), "has values of torch.int64, needed are floating-point"),
         (torch.zeros(16, 3, 7, 7, dtype=torch.complex64), "has values of torch.complex64"),
