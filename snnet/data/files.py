@@ -105,8 +105,8 @@ def list_images(name: str, folder: str) -> tuple[list[str], tuple[str, ...]]:
 
     Returns:
         The files; and in words which others look like images but were left out: how many for each reason, and the name
-        of one. The reasons are an ending that Pillow does not read here, a name without the ending of an image, a hidden
-        file, a pipe or a device. A "._" file, which macOS puts beside an image, is no image.
+        of one. The reasons are an ending that Pillow does not read here, a name without an ending, a hidden file, a pipe
+        or a device. A "._" file, which macOS puts beside an image, is no image.
 
     Raises:
         UserError: there is none, or a folder cannot be read.

@@ -204,6 +204,7 @@ def test_state_is_returned_by_name(tmp_path: Path) -> None:
         ("state_dict", "module.encoder_q.", {"module.encoder_k.conv2.0.conv1.conv.weight": torch.zeros(1)}),
         ("student", "_orig_mod.", {}),
         ("model_state_dict", "", {}),
+        ("state_dict_ema", "module.", {}),
     ],
 )
 def test_prefixes_and_containers_of_training_programs(
@@ -222,6 +223,30 @@ def test_prefixes_and_containers_of_training_programs(
     assert (f"those whose names begin with '{taken}'" in said) == bool(taken)
     assert (f"those under '{container}'" in said) == (container not in (None, "state_dict"))
     assert (f", not {len(others)} others\n" in said) == bool(others)
+
+
+def test_names_that_wrappers_put_between_parts_are_taken_off(tmp_path: Path) -> None:
+    """torch.compile and FSDP of a layer, activation checkpoints, the averages of torch.optim.swa_utils."""
+    source = _filled().backbone.state_dict()
+    layers = {
+        "conv1.": "_fsdp_wrapped_module.",
+        "conv2.": "_orig_mod.",
+        "conv3.": "_checkpoint_wrapped_module.",
+    }
+    wrapped = {"n_averaged": torch.tensor(3)}
+    for name, value in source.items():
+        layer, _, rest = name.partition(".")
+        wrapped[f"module._fsdp_wrapped_module.{layer}.{layers.get(layer + '.', '')}{rest}"] = value
+    torch.save(wrapped, tmp_path / "w.pth")
+    _assert_equal(read_state_dict(str(tmp_path / "w.pth")), dict(source))
+
+
+def test_two_weights_of_one_name_are_both_seen(tmp_path: Path) -> None:
+    state = dict(_filled().backbone.state_dict())
+    state["module.conv1.conv.weight"] = torch.zeros(16, 3, 7, 7)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"; 1 unexpected: module\.conv1\.conv\.weight$"):
+        build_model(ARCH, embedding="fc", weights=tmp_path / "w.pth")
 
 
 def test_a_whole_model_behind_a_prefix_keeps_its_neck(tmp_path: Path) -> None:
@@ -262,6 +287,7 @@ def test_networks_are_told_by_names_and_shapes() -> None:
             "osnet_x0_75",
             "osnet_x1_0",
             "osnet_ain_x1_0",
+            "osnet_ibn_x1_0",
         ):
             found = recognised(ReIDModel(arch).backbone.state_dict())
             assert found is not None and found.arch == arch
