@@ -104,9 +104,9 @@ def list_images(name: str, folder: str) -> tuple[list[str], tuple[str, ...]]:
     followed, each folder being read once; a link that leads nowhere is listed, for decoding to name it.
 
     Returns:
-        The files; and in words which others look like images but were left out: how many for each reason, and the name
-        of one. The reasons are an ending that Pillow does not read here, a name without an ending, a hidden file, a pipe
-        or a device. A "._" file, which macOS puts beside an image, is no image.
+        The files; and in words which others look like images but were left out: how many for each reason, and the
+        name of one. The reasons are an ending that Pillow does not read here, a name without an ending, a hidden file,
+        a pipe or a device. A "._" file, which macOS puts beside an image, is no image.
 
     Raises:
         UserError: there is none, or a folder cannot be read.
