@@ -13,22 +13,24 @@ from snnet.config.fields import FileName, Option, option, options_of
 from snnet.config.timm_names import PREFIX, is_timm, timm_input
 from snnet.errors import UserError
 
+DatasetName = Literal[
+    "synthetic",
+    "market1501",
+    "dukemtmc",
+    "msmt17",
+    "cuhk03",
+    "cuhk03-classic",
+    "veri776",
+    "folder",
+    "custom",
+]
+
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which images, and how they reach the network."""
 
-    dataset: Literal[
-        "synthetic",
-        "market1501",
-        "dukemtmc",
-        "msmt17",
-        "cuhk03",
-        "cuhk03-classic",
-        "veri776",
-        "folder",
-        "custom",
-    ] = option(
+    dataset: DatasetName = option(
         "synthetic",
         "dataset layout; synthetic is drawn on first use, folder is any tree of crops without identities, "
         "custom a train/query/gallery tree read with --name-pattern",

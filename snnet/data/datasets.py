@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
+from snnet.config.options import DatasetName
 from snnet.data.cuhk03 import find_raw, read_raw_cuhk03
 from snnet.data.files import NamePattern, candidates, find_entry
 from snnet.data.image_set import ImageSet, ReIDDataset
@@ -22,17 +24,7 @@ from snnet.synthetic import generate
 
 __all__ = ["DATASETS", "ImageSet", "ReIDDataset", "build_dataset"]
 
-DATASETS = (
-    "synthetic",
-    "market1501",
-    "dukemtmc",
-    "msmt17",
-    "cuhk03",
-    "cuhk03-classic",
-    "veri776",
-    "folder",
-    "custom",
-)
+DATASETS: tuple[str, ...] = get_args(DatasetName)
 
 FOLDER_NAMES = {
     "market1501": ("Market-1501-v15.09.15", "Market-1501"),
