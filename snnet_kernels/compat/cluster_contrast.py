@@ -9,13 +9,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from .. import checks, ops
-from ..fixed_type import MemoryModule
-from .layer import MemoryLayer
+from .layer import MemoryLayer, SampleMemory
 
 
 def compute_jaccard_distance(
@@ -51,15 +49,13 @@ def compute_jaccard_distance(
     return graph
 
 
-class ClusterMemory(MemoryModule):
+class ClusterMemory(SampleMemory):
     """A memory of cluster centres ``features`` [num_samples, num_features], zeros until they are assigned.
 
     The loss is the cross entropy of the similarities over ``temp``. In the backward pass the centre of each target
     becomes normalize(momentum · centre + (1 − momentum) · input): for each input, one after the other, or with
     ``use_hard`` once, for the input of the target that is least similar to the centre (the first of equals).
     """
-
-    features: Tensor
 
     def __init__(
         self,
@@ -69,13 +65,8 @@ class ClusterMemory(MemoryModule):
         momentum: float = 0.2,
         use_hard: bool = False,
     ) -> None:
-        super().__init__()
-        self.num_features = num_features
-        self.num_samples = num_samples
-        self.momentum = momentum
-        self.temp = temp
+        super().__init__(num_features, num_samples, temp, momentum)
         self.use_hard = use_hard
-        self.register_buffer("features", torch.zeros(num_samples, num_features, dtype=torch.float32))
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss [] of ``inputs`` [B, num_features], which are normalised, and ``targets`` int64 [B]."""

@@ -12,14 +12,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, nll_loss, normalize
 
 from .. import checks, ops
-from ..fixed_type import MemoryModule
-from .layer import MemoryLayer
+from .layer import MemoryLayer, SampleMemory
 
 EPSILON = 1e-6  # in both places of SpCL's softmax
 MARGIN = 0.2  # the loss of DCMIP's first proxies counts above it
 
 
-class HybridMemory(MemoryModule):
+class HybridMemory(SampleMemory):
     """SpCL's memory of images ``features`` [num_samples, num_features] and their classes ``labels`` int64
     [num_samples], zeros until they are assigned.
 
@@ -27,19 +26,13 @@ class HybridMemory(MemoryModule):
     backward pass each image becomes normalize(momentum · image + (1 − momentum) · input).
     """
 
-    features: Tensor
     labels: Tensor
 
     def __init__(
         self, num_features: int, num_samples: int, temp: float = 0.05, momentum: float = 0.2
     ) -> None:
-        super().__init__()
-        self.num_features = num_features
-        self.num_samples = num_samples
-        self.momentum = momentum
-        self.temp = temp
-        self.register_buffer("features", torch.zeros(num_samples, num_features, dtype=torch.float32))
-        self.register_buffer("labels", torch.zeros(num_samples, dtype=torch.int64))
+        super().__init__(num_features, num_samples, temp, momentum)
+        self.register_buffer("labels", torch.zeros(self.num_samples, dtype=torch.int64))
 
     def forward(self, inputs: Tensor, indexes: Tensor) -> Tensor:
         """The loss [] of ``inputs`` [B, num_features], rows of length 1, of the images ``indexes`` int64 [B]."""
@@ -60,7 +53,7 @@ class HybridMemory(MemoryModule):
         return nll_loss(torch.log(shares + EPSILON), labels[indexes])
 
 
-class ClusterMemory(MemoryModule):
+class ClusterMemory(SampleMemory):
     """DCMIP's memory of two proxies of each cluster, ``features`` [2 · num_samples, num_features]: mode ``CMhybrid``.
 
     In the backward pass proxy c becomes normalize(momentum · proxy + (1 − momentum) · input) for each input of cluster
@@ -71,8 +64,6 @@ class ClusterMemory(MemoryModule):
     Raises:
         ValueError: another ``mode``. ``CM`` is the ``ClusterMemory`` of :mod:`.cluster_contrast`.
     """
-
-    features: Tensor
 
     def __init__(
         self,
@@ -87,18 +78,13 @@ class ClusterMemory(MemoryModule):
         *,
         use_hard: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(num_features, num_samples, temp, momentum, rows_of_each=2)
         if mode != "CMhybrid":
             raise ValueError(
                 f"mode must be 'CMhybrid', got {mode!r}: CM is the ClusterMemory of compat.cluster_contrast, and "
                 "CMhard, which draws its proxies at random, is not here"
             )
-        self.num_features = num_features
-        self.num_samples = num_samples
-        self.momentum = momentum
-        self.temp = temp
         self.use_hard = use_hard
-        self.register_buffer("features", torch.zeros(2 * num_samples, num_features, dtype=torch.float32))
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss [] of ``inputs`` [B, num_features], which are normalised, and ``targets`` int64 [B]."""

@@ -1,4 +1,4 @@
-"""The layer that memories of public code share: they learn in the backward pass."""
+"""What memories of public code share: they are told the same, and learn in the backward pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import checks, ops
+from ..fixed_type import MemoryModule
+
+
+class SampleMemory(MemoryModule):
+    """A memory ``features`` [rows, num_features] of ``num_samples`` images or clusters, zeros until they are assigned.
+
+    Its arguments may be changed later: they are attributes.
+
+    Raises:
+        TypeError, ValueError: ``num_features`` is no integer of at least 1, ``num_samples`` none of at least 0,
+            ``temp`` no finite number above 0, or ``momentum`` none in [0, 1].
+    """
+
+    features: Tensor
+
+    def __init__(
+        self, num_features: int, num_samples: int, temp: float, momentum: float, rows_of_each: int = 1
+    ) -> None:
+        super().__init__()
+        self.num_features = checks.check_count("num_features", num_features)
+        self.num_samples = checks.check_count("num_samples", num_samples, lowest=0)
+        self.momentum = checks.check_share("momentum", checks.check_number("momentum", momentum))
+        self.temp = checks.check_finite("temp", temp)
+        if self.temp <= 0:
+            raise ValueError(f"temp must be above 0, got {temp}")
+        rows = rows_of_each * self.num_samples
+        self.register_buffer("features", torch.zeros(rows, self.num_features, dtype=torch.float32))
 
 
 class MemoryLayer(torch.autograd.Function):

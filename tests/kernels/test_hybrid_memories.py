@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from snnet_kernels.compat import cluster_contrast
 from snnet_kernels.compat.hybrid import ClusterMemory, HybridMemory
 from tests.paths import DATA
 
@@ -92,3 +93,22 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 2147483648\), got -1"):
         memory(inputs, torch.arange(16))
     assert list(memory.state_dict()) == ["features", "labels"]
+
+
+@pytest.mark.parametrize("made", [HybridMemory, ClusterMemory, cluster_contrast.ClusterMemory])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"num_features": 0}, ValueError, "num_features must be an integer of at least 1, got 0"),
+        ({"num_samples": -1}, ValueError, "num_samples must be an integer of at least 0, got -1"),
+        ({"num_samples": 2.0}, TypeError, "num_samples must be an integer, got float"),
+        ({"temp": 0}, ValueError, "temp must be above 0, got 0"),
+        ({"temp": float("nan")}, ValueError, "temp must be finite, got nan"),
+        ({"momentum": 1.5}, ValueError, r"momentum must lie in \[0, 1\], got 1.5"),
+        ({"momentum": "0.2"}, TypeError, "momentum must be a number, got str"),
+    ],
+)
+def test_a_memory_that_cannot_be_is_named(made, change, error, message):
+    with pytest.raises(error, match=f"^{message}$"):
+        made(**{"num_features": 3, "num_samples": 4, **change})
+    assert made(3, np.int64(0)).features.shape == (0, 3)
