@@ -81,12 +81,7 @@ class ArrayFile:
         kind = self.types[name]
         if not kind.is_plain:
             raise FileFault(f"holds Python objects in '{shown(name)}'; save plain arrays of numbers")
-        with self._open(name) as (content, size):
-            _read_header(content)
-            wanted = math.prod(kind.shape) * kind.dtype.itemsize
-            if min(kind.shape, default=0) < 0 or content.tell() + wanted != size:
-                raise Damaged(f"'{shown(name)}' is said to be {kind}, which is not what there is")
-        check_room(wanted, f"'{shown(name)}' {kind}")
+        check_room(self._size(name), f"'{shown(name)}' {kind}")
         with self._open(name) as (content, _):  # again: a member in which one has gone back is not checked
             try:
                 values = np.lib.format.read_array(content, allow_pickle=False)
@@ -96,6 +91,39 @@ class ArrayFile:
             except Exception as error:
                 raise damaged(error) from error
         return values
+
+    def blocks(self, name: str, rows: int) -> Iterator[np.ndarray]:
+        """The same, ``rows`` rows at a time, so that no more are held; an array in Fortran order is one block."""
+        kind = self.types[name]
+        with self._open(name) as (content, _):
+            by_columns = _layout(content)[1]
+        if by_columns or not kind.is_plain:
+            yield self.read(name)
+            return
+        self._size(name)
+        row = math.prod(kind.shape[1:]) * kind.dtype.itemsize
+        with self._open(name) as (content, _):
+            _read_header(content)
+            for first in range(0, kind.shape[0], rows):
+                count = min(rows, kind.shape[0] - first)
+                try:
+                    block = content.read(count * row)
+                    if first + count == kind.shape[0]:
+                        content.read(1)  # at the end of a member its CRC-32 is compared
+                    values = np.frombuffer(block, kind.dtype).reshape(count, *kind.shape[1:])
+                except Exception as error:
+                    raise damaged(error) from error
+                yield values
+
+    def _size(self, name: str) -> int:
+        """Bytes of an array's values, as its header says and as there are."""
+        kind = self.types[name]
+        with self._open(name) as (content, size):
+            _read_header(content)
+            wanted = math.prod(kind.shape) * kind.dtype.itemsize
+            if min(kind.shape, default=0) < 0 or content.tell() + wanted != size:
+                raise Damaged(f"'{shown(name)}' is said to be {kind}, which is not what there is")
+        return wanted
 
     @contextmanager
     def _open(self, name: str) -> Iterator[tuple[IO[bytes], int]]:
@@ -144,11 +172,16 @@ def open_arrays(path: Path) -> Iterator[ArrayFile]:
 
 
 def _read_header(content: IO[bytes]) -> ArrayType:
+    shape, _, dtype = _layout(content)
+    return ArrayType(shape, dtype)
+
+
+def _layout(content: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns stand one after the other (Fortran order), and type."""
     try:
         version = np.lib.format.read_magic(content)
         if version not in _HEADERS:  # of records whose fields have odd names
-            return ArrayType((), np.dtype(object))
-        shape, _, dtype = _HEADERS[version](content)
+            return (), False, np.dtype(object)
+        return _HEADERS[version](content)
     except Exception as error:
         raise damaged(error) from error
-    return ArrayType(shape, dtype)

@@ -73,6 +73,15 @@ class SafetensorsFile:
         """The values; floating types that numpy lacks are taken to float32."""
         return as_array(self.tensor(name))
 
+    def blocks(self, name: str, rows: int) -> Iterator[np.ndarray]:
+        """The same, ``rows`` rows at a time, so that no more are held."""
+        for first in range(0, self.types[name].shape[0], rows):
+            try:
+                block = self._file.get_slice(name)[first : first + rows]
+            except Exception as error:
+                raise damaged(error) from error
+            yield as_array(block)
+
 
 @contextmanager
 def open_safetensors(path: Path) -> Iterator[SafetensorsFile]:

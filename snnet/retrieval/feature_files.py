@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ _NUMBERS = ("pids", "camids")
 _MOST_ENTRY_BYTES = 2**16  # of a name or an identity as text
 _LISTED = 20  # arrays that a message names
 _EXACT = 2.0**53  # up to which float64 has every whole number
+_BLOCK_BYTES = 2**26  # of features that are read at a time where only some of them are kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +102,9 @@ def save_features(path: Path | str, content: FeatureSet) -> None:
     write_atomically(path, write)
 
 
-def load_features(path: Path | str, key: str | None = None) -> FeatureSet:
+def load_features(
+    path: Path | str, key: str | None = None, *, rows: Callable[[int], range] | None = None
+) -> FeatureSet:
     """Read features from a ``.npz``, ``.npy``, ``.safetensors``, ``.pt`` or ``.pth`` file, of this package or another.
 
     Only what is needed is read. Identities, cameras or names that cannot be read without running code are left out,
@@ -111,6 +115,9 @@ def load_features(path: Path | str, key: str | None = None) -> FeatureSet:
             dict with tensors by name.
         key: the name of the array [n, d] in a file that holds several; None: ``features``, or the only
             two-dimensional array of real numbers.
+        rows: which consecutive images to keep, of the number that the file has; None: all of them. All are looked at,
+            and of the features no more than these are held (but for a file of ``torch.save``, or an array in Fortran
+            order).
 
     Raises:
         UserError: the file cannot be read, holds no such array or several, one that does not fit into memory, or
@@ -125,7 +132,7 @@ def load_features(path: Path | str, key: str | None = None) -> FeatureSet:
         raise UserError(f"there is no feature file {path}")
     try:
         with _open(path) as source:
-            return _read(source, key, path)
+            return _read(source, key, path, rows)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except NeedsCode as error:
@@ -148,6 +155,8 @@ class _Source(Protocol):
     types: dict[str, ArrayType]
 
     def read(self, name: str) -> np.ndarray: ...
+
+    def blocks(self, name: str, rows: int) -> Iterator[np.ndarray]: ...
 
 
 def _open(path: Path) -> AbstractContextManager[_Source]:
@@ -177,6 +186,9 @@ class _TorchSource:
             raise FileFault(f"cannot be used: '{shown(name)}' is {fault}")
         return as_array(value)
 
+    def blocks(self, name: str, rows: int) -> Iterator[np.ndarray]:
+        yield self.read(name)
+
 
 def _type_of(tensor: Tensor) -> ArrayType:
     """What the array will be; objects for what is no dense tensor of numbers."""
@@ -191,12 +203,20 @@ def _type_of(tensor: Tensor) -> ArrayType:
         return ArrayType(tuple(tensor.shape), np.dtype(object))
 
 
-def _read(source: _Source, key: str | None, path: Path) -> FeatureSet:
+def _read(
+    source: _Source, key: str | None, path: Path, rows: Callable[[int], range] | None = None
+) -> FeatureSet:
     key = _chosen(source.types, key, path)
-    features = _as_float32(source.read(key))
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if rows is None or not source.types[key].is_plain:  # which is an error of read
+        features = _as_float32(source.read(key))
+        images, kept = len(features), range(len(features))
+        bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    else:
+        images = source.types[key].shape[0]
+        kept = rows(images)
+        features, bad = _some_rows(source, key, kept)
     if len(bad):
-        raise UserError(f"{path}: {len(bad)} of {len(features)} features are not finite, first row {bad[0]}")
+        raise UserError(f"{path}: {len(bad)} of {images} features are not finite, first row {bad[0]}")
     left_out: dict[str, str] = {
         name: "holds Python objects"
         for name, kind in source.types.items()
@@ -206,14 +226,36 @@ def _read(source: _Source, key: str | None, path: Path) -> FeatureSet:
     for name in (*_NUMBERS, *_TEXT):
         try:
             if name in _TEXT:
-                known[name] = _texts(source, name, len(features))
+                known[name] = _texts(source, name, images)
             elif name in source.types and name != key:
-                known[name] = _whole_numbers(source, name, len(features))
+                known[name] = _whole_numbers(source, name, images)
         except _LeftOut as error:
             left_out[name] = str(error)
     for name, reason in left_out.items():
         warnings.warn(f"{path}: '{shown(name)}' is left out: it {reason}", stacklevel=3)
+    if len(kept) < images:
+        for name, values in known.items():
+            if values is not None and len(values) != images:
+                raise ValueError(f"{name} has {len(values)} entries for {images} features")
+            known[name] = None if values is None else values[kept.start : kept.stop]
     return FeatureSet(features, **known, metadata=_metadata(source))
+
+
+def _some_rows(source: _Source, key: str, kept: range) -> tuple[np.ndarray, np.ndarray]:
+    """The rows ``kept`` as float32, and which rows of all are not finite."""
+    kind = source.types[key]
+    check_room(5 * len(kept) * kind.shape[1], "the share of its features as float32")
+    features = np.empty((len(kept), kind.shape[1]), np.float32)
+    bad, first = [], 0
+    for block in source.blocks(key, max(1, _BLOCK_BYTES // (kind.shape[1] * kind.dtype.itemsize))):
+        with np.errstate(over="ignore"):
+            values = block.astype(np.float32, copy=False)
+        bad.append(first + np.flatnonzero(~np.isfinite(values).all(axis=1)))
+        start, stop = max(first, kept.start), min(first + len(values), kept.stop)
+        if start < stop:
+            features[start - kept.start : stop - kept.start] = values[start - first : stop - first]
+        first += len(values)
+    return features, np.concatenate(bad)
 
 
 def _chosen(types: dict[str, ArrayType], key: str | None, path: Path) -> str:

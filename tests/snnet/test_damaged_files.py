@@ -44,10 +44,16 @@ def write_labels(path: Path) -> None:
     save_labels(path, predict_sparse_labels(torch.eye(3)))
 
 
+def load_no_row(path: Path) -> FeatureSet:
+    return load_features(path, rows=lambda _: range(0))
+
+
 KINDS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any], bytes]] = {
     "checkpoint.pt": (write_checkpoint, load_checkpoint, MARK),
     "features.npz": (write_features, load_features, MARK),
     "features.safetensors": (write_features, load_features, MARK),
+    "rows.npz": (write_features, load_no_row, MARK),
+    "rows.safetensors": (write_features, load_no_row, MARK),
     "weights.safetensors": (write_weights, lambda path: read_state_dict(str(path)), MARK),
     "labels.npz": (write_labels, load_labels, np.array([0, 1, 2, 3]).tobytes()),
 }

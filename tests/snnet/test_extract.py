@@ -20,6 +20,7 @@ from snnet.data import build_dataset
 from snnet.errors import UserError
 from snnet.extract import extract
 from snnet.models import build_model
+from snnet.retrieval import feature_files
 from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
 from snnet.retrieval.features import decode, extract_features
 from snnet.runtime import Placement
@@ -186,9 +187,35 @@ def test_files_that_cannot_be_features_are_named(tmp_path: Path) -> None:
         "features.csv": r"files that end in .npz, .npy, .safetensors, .pt or .pth",
         "gone.npz": "there is no feature file",
     }.items():
-        with pytest.raises(UserError, match=message) as caught:
-            load_features(tmp_path / name)
-        assert name in str(caught.value) and "\n" not in str(caught.value)
+        for rows in (None, lambda images: range(images // 2)):
+            with pytest.raises(UserError, match=message) as caught:
+                load_features(tmp_path / name, rows=rows)
+            assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [range(2, 5), range(0), range(7)])
+def test_some_rows_are_those_of_the_whole(
+    kept: range, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_files, "_BLOCK_BYTES", 3 * 4 * 4)  # three rows of float32, or one of float64
+    values = np.random.default_rng(0).normal(size=(7, 4))
+    content = FeatureSet(values, tuple("abcdefg"), pids=np.arange(7), splits=("train",) * 7)
+    save_features(tmp_path / "f.npz", content)
+    save_features(tmp_path / "f.safetensors", content)
+    np.savez_compressed(tmp_path / "packed.npz", features=values, names=np.array(list("abcdefg")))
+    np.save(tmp_path / "columns.npy", np.asfortranarray(values))
+    np.save(tmp_path / "swapped.npy", values.astype(">f4"))
+    torch.save({"features": torch.from_numpy(values), "names": list("abcdefg")}, tmp_path / "f.pt")
+    safetensors.torch.save_file({"x": torch.from_numpy(values).bfloat16()}, tmp_path / "rounded.safetensors")
+    for path in sorted(tmp_path.iterdir()):
+        whole, found = load_features(path), load_features(path, rows=lambda _: kept)
+        part = slice(kept.start, kept.stop)
+        np.testing.assert_array_equal(found.features, whole.features[part])
+        assert found.features.dtype == np.float32 and found.metadata == whole.metadata
+        for name in ("names", "pids", "splits"):
+            wanted = getattr(whole, name)
+            assert (getattr(found, name) is None) == (wanted is None)
+            assert wanted is None or list(getattr(found, name)) == list(wanted[part])
 
 
 def test_what_cannot_be_done_is_said_before_the_work(run: Path, tmp_path: Path) -> None:
