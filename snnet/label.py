@@ -16,7 +16,9 @@ if __name__ == "__main__":
     answer_early(LabelCommand.parse)
 
 import dataclasses
-from typing import Any
+import itertools
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -38,51 +40,85 @@ from snnet.retrieval.sparse_labels import (
     LABEL_SETS,
     SparseLabels,
     SparseMatrix,
-    predict_sparse_labels,
+    predict_divided_labels,
     save_labels,
 )
 from snnet.runtime import choose_device, kernels_line, show_warnings_as_lines
+from snnet.system.processes import ALONE, Processes, several_processes
 from snnet.system.progress import say, set_quiet
+from snnet.system.row_exchange import rows_of_all
 from snnet.system.terminal import complain, tell
+from snnet_kernels.distributed import own_rows
 from snnet_kernels.version import __version__
 
 # A row with more than this share of all images as positives beside its own tells nobody from anybody.
 FULL_ROW = 0.1
+
+Values = TypeVar("Values")
 
 
 def main() -> None:
     show_warnings_as_lines()
     command = LabelCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
-    labels, pids = label(command)
+    with several_processes() as processes:
+        found = label(command, processes)
+    if found is None:
+        return
+    labels, pids = found
     tell(f"{command.output}: labels of {len(labels.y):,} images", *label_table(labels, pids).split("\n"))
     if labels.classes is not None:
         tell(class_summary(labels.classes, pids))
 
 
-def label(command: LabelCommand) -> tuple[SparseLabels, np.ndarray | None]:
+Labelled = tuple[SparseLabels, np.ndarray | None]
+
+
+@overload
+def label(command: LabelCommand) -> Labelled: ...
+@overload
+def label(command: LabelCommand, processes: Processes) -> Labelled | None: ...
+def label(command: LabelCommand, processes: Processes = ALONE) -> Labelled | None:
     """Write the labels that ``command`` asks for; returns them, and the identities where the file has them.
+
+    Each of several ``processes`` holds a share of the features, and finds the labels of these; rank 0 joins and writes
+    them, finds the classes, and returns, the others return None.
 
     Raises :class:`~snnet.errors.UserError` for a file that cannot be used; no half-written one is left.
     """
-    check_output(command.output, (".npz",))
+    if processes.is_first:
+        check_output(command.output, (".npz",))
     if command.classes is not None:
         require_extra(command.classes)
     config = config_from(command.given)
     device, method = choose_device(config.runtime.device), config.method
-    content = load_features(command.features, command.key)
-    groups = _groups(command, content)
+    group = processes.group(device, command.timeout)
+    with processes.one_warns():
+        content = load_features(command.features, command.key, rows=_own_part(processes))
+    names, pids = _of_all(content.names, processes), _of_all(content.pids, processes)
+    groups = _groups(command, names, processes)
     say(kernels_line(device))
     options: dict[str, Any] = {"threshold": method.threshold, "min_rank": method.min_rank}
-    features = torch.from_numpy(_of_length_one(content)).to(device)
-    labels = predict_sparse_labels(features, **options, groups=groups)
+    features = torch.from_numpy(_of_length_one(content, processes)).to(device)
+    del content
+    processes.meet()
+    labels = predict_divided_labels(features, processes, group, **options, groups=groups)
     classes, clustering = None, CLUSTERING | command.clustering if command.classes == "dbscan" else {}
+    if command.classes == "dbscan":
+        features = rows_of_all(features, processes).to(device)
+    if labels is None:
+        return None
     if command.classes == "components":
         classes = component_classes(labels.y)
     elif command.classes == "dbscan":
         classes = dbscan_classes(features, **clustering)
     metadata = {"made_by": f"snnet {__version__}", **options, **_asked_for(command), **clustering}
-    labels = dataclasses.replace(labels, names=content.names, classes=classes, metadata=metadata)
+    labels = dataclasses.replace(
+        labels,
+        names=None if names is None else tuple(itertools.chain(*names)),
+        classes=classes,
+        metadata=metadata,
+    )
     save_labels(command.output, labels)
     full = int((_others(labels.y) > FULL_ROW * len(labels.y)).sum())
     if full > len(labels.y) / 2:
@@ -90,16 +126,34 @@ def label(command: LabelCommand) -> tuple[SparseLabels, np.ndarray | None]:
             f"warning: {full:,} of {len(labels.y):,} images have more than {FULL_ROW:.0%} of all as positives: "
             f"--threshold {method.threshold} is low for these features"
         )
-    return labels, content.pids
+    return labels, None if pids is None else np.concatenate(pids)
 
 
-def _groups(command: LabelCommand, content: FeatureSet) -> np.ndarray | None:
-    """The group of each image, where ``command`` asks for groups."""
+def _own_part(processes: Processes) -> Callable[[int], range] | None:
+    """Which images of how many this process loads: all, where it is the only one."""
+    if not processes.are_several:
+        return None
+    return lambda images: own_rows(images, processes.rank, processes.count)
+
+
+def _of_all(values: Values | None, processes: Processes) -> list[Values] | None:
+    """In rank 0 what all processes loaded, where the file has it."""
+    found = processes.gathered(values)
+    return None if found is None or values is None else found
+
+
+def _groups(
+    command: LabelCommand, names: list[tuple[str, ...]] | None, processes: Processes
+) -> np.ndarray | None:
+    """The group of each image, where ``command`` asks for groups; rank 0 finds it in the names of all."""
     if command.group_pattern is None:
         return None
-    if content.names is None:
-        raise UserError(f"{command.features} has no names of images for --group-pattern to search in")
-    return groups_from_names(content.names, command.group_pattern)
+    found = None
+    if processes.is_first:
+        if names is None:
+            raise UserError(f"{command.features} has no names of images for --group-pattern to search in")
+        found = groups_from_names(tuple(itertools.chain(*names)), command.group_pattern)
+    return processes.everywhere(found)[0]
 
 
 def _asked_for(command: LabelCommand) -> dict[str, Any]:
@@ -148,17 +202,19 @@ def _quality(matrix: SparseMatrix, pids: np.ndarray) -> tuple[str, str]:
     return precision, recall
 
 
-def _of_length_one(content: FeatureSet) -> np.ndarray:
-    """The features as they are, to the bit, where their lengths are 1 but for rounding; else L2-normalised. A zero row
-    stays.
+def _of_length_one(content: FeatureSet, processes: Processes) -> np.ndarray:
+    """The own features as they are, to the bit, where the lengths of all are 1 but for rounding; else L2-normalised.
+
+    A zero row stays.
     """
     # In float64, which holds the square of every float32.
     squares = np.einsum("nd,nd->n", content.features, content.features, dtype=np.float64)
     lengths = np.sqrt(squares)[:, None]
-    far = (np.abs(lengths - 1) > UNIT_SLACK) & (lengths > 0)
-    if not far.any():
+    own = int(((np.abs(lengths - 1) > UNIT_SLACK) & (lengths > 0)).sum())
+    far, images = (sum(counts) for counts in zip(*processes.everywhere((own, len(lengths))), strict=True))
+    if far == 0:
         return content.features
-    say(f"{int(far.sum()):,} of {len(lengths):,} features are not of length 1: all are normalised")
+    say(f"{far:,} of {images:,} features are not of length 1: all are normalised")
     return (content.features / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
 
 

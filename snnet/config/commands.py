@@ -21,6 +21,15 @@ COUNT = ">= 1 and < 1000000000"  # of images: operations count them in 32 bits
 CONFIG_HELP = f"preset: {', '.join(preset_names())}; or a file"
 
 
+def timeout_option() -> float:
+    """The flag of commands whose processes wait for each other while they work."""
+    return option(
+        120.0,
+        "of several processes: seconds for which one may be silent before the others end",
+        "> 0 and < 1e6",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkCommand(Command):
     """A command that works with a network: that of a checkpoint, or that of --arch and --weights."""
@@ -70,11 +79,7 @@ class TrainCommand(Command):
         "continue the run in this folder, or that this checkpoint is of, as it was set",
         metavar="FILE|DIR",
     )
-    timeout: float = option(
-        120.0,
-        "of several processes: seconds for which one may be silent before the others end",
-        "> 0 and < 1e6",
-    )
+    timeout: float = timeout_option()
     config: Config = field(default_factory=Config)
 
     def completed(self) -> TrainCommand:
@@ -186,6 +191,7 @@ class LabelCommand(Command):
         "tracklet: images of one group are not each other's nearest neighbour",
         metavar="REGEX",
     )
+    timeout: float = timeout_option()
 
     @property
     def clustering(self) -> dict[str, Any]:

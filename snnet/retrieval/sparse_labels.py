@@ -4,18 +4,15 @@ The features take the place of the exemplar memory M, and MPLP of all images fil
 inquiries then see P complete: ``y`` is P itself, ``y_sym`` its transpose (Eq. 4), and row i of ``y_nh`` is P's row
 of image i's nearest other image (Eq. 6). (In training they see P as earlier steps left it; on features that no
 longer change, the two agree after one epoch.)
-
-For all images at once MPLP needs each similarity once, and the matrix at no time: whatever is more similar to a
-candidate p than the anchor is, lies above the threshold where the anchor does, so the anchor's rank in the whole row
-of p is its rank among p's own candidates. Candidates are collected tile by tile; the rest is sparse.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,14 +22,18 @@ from snnet.checks import check_unit_rows
 from snnet.errors import UserError
 from snnet.files.arrays import open_arrays, write_arrays
 from snnet.files.outputs import check_output, write_atomically
-from snnet.system.progress import progress
-from snnet_kernels import memory_similarity, mplp, nearest_neighbors, unpack_labels
+from snnet.retrieval.candidates import ENTRIES_AT_ONCE, FeatureRows, collect_candidates, decide, starts
+from snnet.system.processes import ALONE, Processes
+from snnet.system.row_exchange import rows_of_all
 from snnet_kernels.checks import check_features, check_matrix, check_prediction_options
+from snnet_kernels.distributed import own_rows
 from snnet_kernels.memory_size import free_memory
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 LABEL_SETS = ("y", "y_sym", "y_nh")
-TILE_ENTRIES = 1 << 24  # similarities that are held at a time
-BYTES_PER_ENTRY = 96  # what a candidate or a positive takes at the most at one time, temporaries included
+BYTES_PER_ENTRY = 48  # what a candidate or a positive takes at the most at one time, temporaries included
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,28 +61,55 @@ class SparseMatrix:
 
     def transpose(self) -> SparseMatrix:
         """The transposed matrix."""
-        rows = np.repeat(np.arange(len(self), dtype=np.int32), self.counts())
-        # Stable, so that the rows of each column stay in rising order.
-        order = np.argsort(self.indices, kind="stable")
-        return SparseMatrix(_starts(np.bincount(self.indices, minlength=len(self))), rows[order])
+        n = len(self)
+        keys = np.empty(len(self.indices), np.int64)  # column and row
+        for rows, entries in self._slices():
+            keys[entries] = self.indices[entries].astype(np.int64) * n + self._row_of(rows)
+        keys.sort()
+        indptr = starts(np.bincount(self.indices, minlength=n))
+        indices = np.empty_like(self.indices)
+        for first in range(0, len(keys), ENTRIES_AT_ONCE):
+            indices[first : first + ENTRIES_AT_ONCE] = keys[first : first + ENTRIES_AT_ONCE] % n
+        return SparseMatrix(indptr, indices)
 
     def gather(self, index: np.ndarray) -> SparseMatrix:
         """The rows ``index`` int64 [n] of this matrix; -1 gives an empty row."""
         counts = np.where(index < 0, 0, self.counts()[index])
-        indptr = _starts(counts)
-        shift = np.repeat(np.where(index < 0, 0, self.indptr[index]) - indptr[:-1], counts)
-        return SparseMatrix(indptr, self.indices[np.arange(indptr[-1]) + shift])
+        found = SparseMatrix(starts(counts), np.empty(int(counts.sum()), np.int32))
+        shift = np.where(index < 0, 0, self.indptr[index]) - found.indptr[:-1]
+        for rows, entries in found._slices():
+            place = np.arange(entries.start, entries.stop)
+            found.indices[entries] = self.indices[place + shift[found._row_of(rows)]]
+        return found
 
     def intersection_counts(self, other: SparseMatrix) -> np.ndarray:
         """Ones that each row shares with the same row of ``other``, int64 [n]."""
         n = len(self)
-        own, others = (
-            np.repeat(np.arange(n), matrix.counts()) * n + matrix.indices for matrix in (self, other)
-        )
-        # Both rise: a binary search needs no sort of them together.
-        place = np.minimum(np.searchsorted(own, others), max(len(own) - 1, 0))
-        shared = others[own[place] == others] if len(own) else others[:0]
-        return np.bincount(shared // n, minlength=n)
+        counts = np.zeros(n, np.int64)
+        for rows, entries in self._slices():
+            others = slice(other.indptr[rows.start], other.indptr[rows.stop])
+            own, theirs = (
+                matrix._row_of(rows) * n + matrix.indices[part]
+                for matrix, part in ((self, entries), (other, others))
+            )
+            # Both rise: a binary search needs no sort of them together.
+            place = np.minimum(np.searchsorted(own, theirs), max(len(own) - 1, 0))
+            shared = theirs[own[place] == theirs] if len(own) else theirs[:0]
+            counts += np.bincount(shared // n, minlength=n)
+        return counts
+
+    def _slices(self) -> Iterator[tuple[range, slice]]:
+        """Rows that have no more than ENTRIES_AT_ONCE together, or one row; and their entries."""
+        start = 0
+        while start < len(self):
+            most = self.indptr[start] + ENTRIES_AT_ONCE
+            stop = max(start + 1, int(np.searchsorted(self.indptr, most, side="right")) - 1)
+            yield range(start, stop), slice(int(self.indptr[start]), int(self.indptr[stop]))
+            start = stop
+
+    def _row_of(self, rows: range) -> np.ndarray:
+        """The row of each entry of some rows, int64."""
+        return np.repeat(np.arange(rows.start, rows.stop), np.diff(self.indptr[rows.start : rows.stop + 1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +137,7 @@ def predict_sparse_labels(
 ) -> SparseLabels:
     """Pseudo labels of all images: :func:`snnet_kernels.mplp` and its lookups in a complete P.
 
-    Takes one product of the features with themselves, 64 MB for a tile of it, and some tens of bytes a candidate.
+    Takes one product of the features with themselves, 16 MB for a tile of it, and some tens of bytes a candidate.
 
     Args:
         features: [n, d] of any floating type, rows of norm 1 (a row of zeros is like no other), on the device that
@@ -123,129 +151,65 @@ def predict_sparse_labels(
         UserError: there is no row, or one of another norm; there are so many candidates that they do not fit into
             memory.
     """
+    found = predict_divided_labels(
+        features, ALONE, None, threshold=threshold, min_rank=min_rank, groups=groups
+    )
+    assert found is not None
+    return found
+
+
+def predict_divided_labels(
+    features: Tensor,
+    processes: Processes,
+    process_group: ProcessGroup | None,
+    *,
+    threshold: float = 0.6,
+    min_rank: int = 10,
+    groups: np.ndarray | None = None,
+) -> SparseLabels | None:
+    """The same over several ``processes``, each with its rows of the features: rank 0 gets the labels, others None.
+
+    All call it. ``features`` are the own rows, :func:`snnet_kernels.distributed.own_rows`, ``groups`` those of all
+    images; ``process_group`` is for tensors on the device of the features, see
+    :meth:`snnet.system.processes.Processes.group`.
+    """
     given = check_matrix("features", features)
     features = check_features("features", given, given.shape[1]).detach().contiguous()
-    if len(features) == 0:
+    n = sum(processes.everywhere(len(features)))
+    if n == 0:
         raise UserError("features must have at least one row, got none")
+    shares = [own_rows(n, rank, processes.count) for rank in range(processes.count)]
+    if len(features) != len(shares[processes.rank]):
+        raise ValueError(
+            f"features must be the {len(shares[processes.rank])} own rows of {n}, got {len(features)}"
+        )
     check_unit_rows("features", given, "labels compare directions")
     check_prediction_options(threshold, min_rank)
-    if groups is not None and (groups.shape != (len(features),) or groups.dtype != np.int64):
-        raise ValueError(f"groups must be int64 [{len(features)}], got {groups.dtype} {list(groups.shape)}")
-    candidates, neighbors = _collect_candidates(features, threshold, groups)
-    y, doubtful = _decide(candidates, min_rank)
-    if len(doubtful):
-        rows = _predict_rows(features, doubtful, threshold, min_rank)
-        y = _with_rows(y, dict(zip(doubtful.tolist(), rows, strict=True)))
+    if groups is not None and (groups.shape != (n,) or groups.dtype != np.int64):
+        raise ValueError(f"groups must be int64 [{n}], got {groups.dtype} {list(groups.shape)}")
+    rows = FeatureRows(features, shares, processes, process_group)
+
+    def check_candidates(found: int, images: int) -> None:
+        _check_room(found, f"the first {images:,} of {len(rows.own):,} images")
+
+    candidates = collect_candidates(rows, threshold, groups, check_candidates)
+    parts = decide(rows, candidates, threshold, min_rank)
+    neighbors = candidates.neighbors
+    del candidates
+    nothing = (np.empty(0, np.int64), np.empty(0, np.int32))
+    own = [nothing, *((np.diff(part.indptr), part.columns) for part in parts)]
+    counts, columns = (_at_first(list(arrays), processes) for arrays in zip(*own, strict=True))
+    neighbors = _at_first([neighbors], processes)
+    if not processes.is_first:
+        return None
+    y = SparseMatrix(starts(counts), columns)
     _check_room(int(y.counts()[neighbors].sum()), "the nearest neighbours' labels")
     return SparseLabels(y, y.transpose(), y.gather(neighbors), neighbors)
 
 
-@dataclass(frozen=True, eq=False)
-class _Candidates:
-    """Entries above the threshold in each row of S, by falling similarity, ties by lower column."""
-
-    indptr: np.ndarray  # int64 [n + 1]
-    columns: np.ndarray  # int32 [candidates]
-    similarity: np.ndarray  # float32 [candidates]
-
-
-def _collect_candidates(
-    features: Tensor, threshold: float, groups: np.ndarray | None
-) -> tuple[_Candidates, np.ndarray]:
-    """The candidates of all images, and the nearest other image of each, int64 [n]."""
-    n = len(features)
-    group = None if groups is None else torch.from_numpy(groups).to(features.device)
-    bar = np.float32(threshold)  # in float32 0.6 is a little more than 0.6
-    step = max(1, TILE_ENTRIES // n)
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    neighbors, found = [], 0
-    with progress(None, "labelling", total=n, unit="image") as bar_shown:
-        for start in range(0, n, step):
-            index = torch.arange(start, min(start + step, n), device=features.device)
-            tile = memory_similarity(features[start : start + step], features)
-            allowed = tile if group is None else tile.masked_fill(group[index, None] == group, -torch.inf)
-            nearest, value = nearest_neighbors(features, index, query_rows=allowed)
-            neighbors.append(nearest.masked_fill(value == -torch.inf, -1).squeeze(1).cpu().numpy())
-            row, column = (tile > float(bar)).nonzero(as_tuple=True)
-            similarity = tile[row, column].cpu().numpy()
-            columns, counts = column.cpu().numpy(), row.bincount(minlength=len(index)).cpu().numpy()
-            order = np.lexsort((columns, -similarity, row.cpu().numpy()))
-            parts.append((counts, columns[order].astype(np.int32), similarity[order]))
-            found += len(order)
-            _check_room(found, f"the first {start + len(index):,} of {n:,} images")
-            bar_shown.update(len(index))
-    counts, columns, similarity = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return _Candidates(_starts(counts), columns, similarity), np.concatenate(neighbors)
-
-
-def _decide(candidates: _Candidates, min_rank: int) -> tuple[SparseMatrix, np.ndarray]:
-    """The labels of all images; and the images whose anchor is no candidate of one of their candidates.
-
-    Those are not decided: their anchor is another image than they themselves, or rounding put a similarity above the
-    threshold in one row and not in the other.
-    """
-    indptr, columns = candidates.indptr, candidates.columns.astype(np.int64)
-    counts, n = np.diff(indptr), len(indptr) - 1
-    row = np.repeat(np.arange(n), counts)
-    position = np.arange(len(row)) - indptr[row]
-    # Entries of row p by column, so that an anchor is found in it.
-    by_column = np.lexsort((columns, row))
-    keys = row[by_column] * n + columns[by_column]
-    ranks = _entries_above(candidates, row)[by_column]
-    anchors = (
-        columns[np.minimum(indptr[:-1], max(len(columns) - 1, 0))] if len(columns) else np.zeros(n, np.int64)
-    )
-    wanted = columns * n + anchors[row]
-    place = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
-    known = keys[place] == wanted
-    most = np.maximum(counts, min_rank)
-    first = counts.copy()  # position of the first inconsistent candidate
-    bad = known & (ranks[place] > most[row])
-    np.minimum.at(first, row[bad], position[bad])
-    positives = np.minimum(np.maximum(first, 2), counts)
-    chosen = position < positives[row]
-    needs_walk = counts > 2
-    doubtful = np.unique(row[~known & needs_walk[row] & (position < first[row])])
-    own = np.arange(n)
-    return _from_pairs(
-        np.concatenate([row[chosen], own]), np.concatenate([columns[chosen], own]), n
-    ), doubtful
-
-
-def _entries_above(candidates: _Candidates, row: np.ndarray) -> np.ndarray:
-    """For each candidate how many of its row have a larger similarity, int64."""
-    similarity, entry = candidates.similarity, np.arange(len(row))
-    new = np.ones(len(row), dtype=bool)  # the first entry of its row with its similarity
-    new[1:] = (row[1:] != row[:-1]) | (similarity[1:] != similarity[:-1])
-    return np.maximum.accumulate(np.where(new, entry, 0)) - candidates.indptr[row]
-
-
-def _predict_rows(features: Tensor, index: np.ndarray, threshold: float, min_rank: int) -> list[np.ndarray]:
-    """The positives of a few images by the operation itself."""
-    found = []
-    for part in torch.from_numpy(index).to(features.device).split(max(1, TILE_ENTRIES // len(features))):
-        labels = unpack_labels(mplp(features, part, threshold, min_rank), len(features))
-        found += [row.nonzero().flatten().cpu().numpy() for row in labels]
-    return found
-
-
-def _with_rows(matrix: SparseMatrix, rows: dict[int, np.ndarray]) -> SparseMatrix:
-    """``matrix`` with other rows in some places."""
-    n = len(matrix)
-    row = np.repeat(np.arange(n), matrix.counts())
-    kept = ~np.isin(row, list(rows))
-    pairs = [(np.full(len(columns), i), columns) for i, columns in rows.items()]
-    return _from_pairs(
-        np.concatenate([row[kept], *(i for i, _ in pairs)]),
-        np.concatenate([matrix.indices[kept], *(columns for _, columns in pairs)]),
-        n,
-    )
-
-
-def _from_pairs(rows: np.ndarray, columns: np.ndarray, n: int) -> SparseMatrix:
-    """The matrix with ones at (row, column), any of which may come twice."""
-    keys = np.unique(rows * n + columns)
-    return SparseMatrix(_starts(np.bincount(keys // n, minlength=n)), (keys % n).astype(np.int32))
+def _at_first(arrays: list[np.ndarray], processes: Processes) -> np.ndarray:
+    """In rank 0 the arrays of all processes, joined."""
+    return rows_of_all(torch.from_numpy(np.concatenate(arrays)), processes).numpy()
 
 
 def save_labels(path: Path | str, labels: SparseLabels) -> None:
@@ -309,10 +273,6 @@ def _is_matrix(matrix: SparseMatrix, n: int) -> bool:
         and bool(indptr[0] == 0 and indptr[-1] == len(indices) and (np.diff(indptr) >= 0).all())
         and bool(((indices >= 0) & (indices < n)).all())
     )
-
-
-def _starts(counts: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
 def _check_room(entries: int, of_what: str) -> None:

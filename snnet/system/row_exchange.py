@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch.distributed as dist
 from torch import Tensor
@@ -44,6 +44,25 @@ def rows_of_all(rows: Tensor, processes: Processes) -> Tensor:
     first = sum(counts[: processes.rank])
     want = range(sum(counts) if processes.is_first else 0)
     return moved_rows(rows, range(first, first + len(rows)), want, processes)
+
+
+def rows_in_turn(
+    rows: Tensor, shares: Sequence[range], most: int, rank: int = 0, group: dist.ProcessGroup | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """All rows of a matrix that is divided over the processes of ``group``: ``most`` at a time come by, in order.
+
+    Each has its one of the ``shares``: ``rows`` [len(share), ...]. Yields the position of the first, and the rows.
+    """
+    for owner, share in enumerate(shares):
+        for first in range(share.start, share.stop, most):
+            part = range(first, min(first + most, share.stop))
+            if owner == rank:
+                block = rows[_slice(part, share)].contiguous()
+            else:
+                block = rows.new_empty(len(part), *rows.shape[1:])
+            if group is not None:
+                dist.broadcast(block, src=owner, group=group)
+            yield first, block
 
 
 def _common(one: range, two: range) -> range:

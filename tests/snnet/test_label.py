@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from snnet import label as command
 from snnet.config.commands import LabelCommand
 from snnet.errors import UserError
 from snnet.label import label, label_table
+from snnet.retrieval import candidates
 from snnet.retrieval import sparse_labels as module
 from snnet.retrieval.classes import class_summary
 from snnet.retrieval.feature_files import FeatureSet, save_features
@@ -38,9 +41,7 @@ def dense(matrix: SparseMatrix) -> np.ndarray:
 
 
 def similarities(features: torch.Tensor) -> torch.Tensor:
-    """S as it is computed, tile by tile: a product of another shape may round differently."""
-    step = max(1, module.TILE_ENTRIES // len(features))
-    return torch.cat([sk.memory_similarity(part, features) for part in features.split(step)])
+    return sk.memory_similarity(features, features)
 
 
 def reference_labels(features: torch.Tensor, **options: object) -> np.ndarray:
@@ -72,11 +73,19 @@ def check_against_reference(features: torch.Tensor, options: dict[str, object]) 
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("rows", [1, 7, N])
+@pytest.mark.parametrize(("rows", "columns", "entries"), [(1, N, 1), (7, 128, 500), (N, N, 2**20)])
 def test_all_three_label_sets_equal_the_references(
-    features: torch.Tensor, options: dict[str, object], rows: int, monkeypatch: pytest.MonkeyPatch
+    features: torch.Tensor,
+    options: dict[str, object],
+    rows: int,
+    columns: int,
+    entries: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "TILE_ENTRIES", rows * N)  # 7: 43 tiles, the last of 6 rows
+    monkeypatch.setattr(candidates, "TILE_ENTRIES", rows * columns)  # 7: 43 tiles, the last of 6 rows
+    monkeypatch.setattr(candidates, "BLOCK_ROWS", columns)
+    for part in (candidates, module):
+        monkeypatch.setattr(part, "ENTRIES_AT_ONCE", entries)
     p = check_against_reference(features, options)
     # The three differ, and plain thresholding gives something else again.
     assert (p != p.T).any() and (p != (similarities(features).numpy() > options.get("threshold", 0.6))).any()
@@ -94,7 +103,7 @@ def test_ties_and_duplicates_everywhere(options: dict[str, object]) -> None:
     check_against_reference(features, options)
 
 
-def test_rows_whose_anchor_is_no_candidate_are_left_to_the_operation(
+def test_ranks_of_anchors_that_are_no_candidates_are_counted_in_whole_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Row 1 is longer: it is more similar to row 0 than row 0 is to itself, and not above the threshold for row 2.
@@ -102,15 +111,59 @@ def test_rows_whose_anchor_is_no_candidate_are_left_to_the_operation(
     features = torch.stack([angles.cos(), angles.sin()], dim=1)
     features[1] *= 1.0009
     asked: list[list[int]] = []
-    operation = module.mplp
+    by_products = candidates._are_behind
 
-    def watched(memory: torch.Tensor, index: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
-        asked.append(index.tolist())
-        return operation(memory, index, *args, **options)  # type: ignore[arg-type]
+    def watched(rows: Any, candidate: np.ndarray, image: np.ndarray, checks: Any) -> np.ndarray:
+        asked.extend([candidate.tolist(), image.tolist()])
+        return by_products(rows, candidate, image, checks)
 
-    monkeypatch.setattr(module, "mplp", watched)
+    monkeypatch.setattr(candidates, "_are_behind", watched)
     check_against_reference(features, {})
-    assert asked == [[0]]
+    assert asked == [[2, 3, 4], [0, 0, 0]]
+    monkeypatch.setattr(candidates, "TILE_ENTRIES", 5)  # a row of products at a time
+    check_against_reference(features, {})
+    check_against_reference(features, {"min_rank": 4})
+
+
+def collapsed(n: int, exact: bool) -> torch.Tensor:
+    """Features that hardly tell images apart: cosines above 0.9, where ``exact`` of few values, with duplicates."""
+    generator = torch.Generator().manual_seed(3)
+    if exact:  # 64 terms of ±1/64, of which one or two have another sign
+        signs = torch.ones(n, 64)
+        flipped = torch.randint(0, 64, (n, 2), generator=generator)
+        return signs.scatter_(1, flipped, -1.0) / 8
+    noise = torch.randn(n, 64, generator=generator) * torch.rand(n, 1, generator=generator)
+    return torch.nn.functional.normalize(1 + 0.25 * noise, dim=1)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_collapsed_features(exact: bool, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearly all pairs are above the threshold, or a share of them is not: the walks of most images are long."""
+    monkeypatch.setattr(candidates, "ENTRIES_AT_ONCE", 3000)
+    features = collapsed(N, exact)
+    similarity = similarities(features)
+    assert similarity.min() > (0.87 if exact else 0.85)
+    threshold = float(similarity.quantile(share))
+    p = check_against_reference(features, {"threshold": threshold, "min_rank": 3})
+    assert 2 * N < p.sum() <= N * N
+
+
+def test_collapsed_features_take_little_beside_their_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    n = 1000
+    for part in (candidates, module):
+        monkeypatch.setattr(part, "ENTRIES_AT_ONCE", 1 << 14)
+    monkeypatch.setattr(candidates, "TILE_ENTRIES", 1 << 14)
+    features = collapsed(n, exact=False)
+    predict_sparse_labels(features[:8])
+    tracemalloc.start()
+    try:
+        found = predict_sparse_labels(features)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.y.counts().tolist() == [n] * n
+    assert peak < (module.BYTES_PER_ENTRY - 8) * n * n  # 8 of a candidate are tensors, which are not traced
 
 
 def test_labels_are_those_of_a_head_after_an_epoch_on_features_that_do_not_change(

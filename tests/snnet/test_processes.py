@@ -9,14 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from snnet.config.commands import EvaluateCommand, ExtractCommand
+from snnet.config.commands import EvaluateCommand, ExtractCommand, LabelCommand
 from snnet.errors import UserError
 from snnet.evaluate import evaluate
 from snnet.extract import extract
-from snnet.retrieval.feature_files import load_features
+from snnet.label import label, label_table
+from snnet.retrieval.classes import class_summary
+from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
 from snnet.system.processes import Processes
+from snnet_kernels.testing import clustered_features
 from tests.several import run_processes
 
+SILENT = "another process of this command was silent for --timeout seconds: this one ends\n"
 GONE = "another process of this command has ended, and so does this one\n"
 
 
@@ -146,3 +150,123 @@ def test_gpus_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
         UserError, match=r"^--device cuda:0 is one GPU for 2 processes: with cuda each has its own$"
     ):
         Processes(0, 2, 0).check_device(torch.device("cuda:0"))
+
+
+LABELLED = 600  # in three processes none, 512 and 88
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> Path:
+    """Features of other lengths than 1, some of them equal, with names and identities."""
+    rows = clustered_features(LABELLED, 12).numpy()
+    rows[1::97] = rows[0]
+    names = tuple(f"t{i // 5}/{i}.jpg" for i in range(LABELLED))
+    content = FeatureSet(2 * rows, names, pids=np.arange(LABELLED) % 40)
+    save_features(tmp_path / "f.npz", content)
+    return tmp_path / "f.npz"
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        ["--classes", "dbscan", "--group-pattern", "^t[0-9]+"],
+        ["--classes", "components", "--threshold", "0.3", "--min-rank", "0"],
+    ],
+)
+def test_three_processes_label_as_one_does(
+    others: list[str], features: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    given = [str(features), "--device", "cpu", *others, "--output"]
+    one, three = features.with_name("one.npz"), features.with_name("three.npz")
+    labels, pids = label(LabelCommand.parse([*given, str(one)]))
+    told = capsys.readouterr()
+    said = told.out.splitlines()
+    answers = run_processes(3, "snnet.label", [*given, str(three)])
+    assert [answer.returncode for answer in answers] == [0, 0, 0]
+    assert [answer.stderr for answer in answers] == [told.err, "", ""]
+    assert [answer.stdout for answer in answers[1:]] == ["", ""]
+    assert labels.classes is not None
+    assert answers[0].stdout.splitlines() == [
+        *said,
+        f"{three}: labels of 600 images",
+        *label_table(labels, pids).splitlines(),
+        class_summary(labels.classes, pids),
+    ]
+    assert three.read_bytes() == one.read_bytes()
+    assert labels.y.counts().max() > 3 and said[-1].startswith("600 of 600 features are not of length 1")
+
+
+# Features that are a little longer or shorter than 1, so that some anchors are no candidates of their candidates.
+LABELS = """
+import sys, numpy as np, torch
+import snnet_kernels.distributed.rows as division
+from snnet.retrieval import candidates
+from snnet.retrieval.sparse_labels import predict_divided_labels, predict_sparse_labels
+from snnet.system.processes import several_processes
+division.BLOCK, candidates.BLOCK_ROWS, candidates.TILE_ENTRIES = 8, 24, 100
+angles = 2 * torch.rand(60, generator=torch.Generator().manual_seed(0))
+lengths = torch.linspace(1 - 9e-4, 1 + 9e-4, 60)[torch.arange(60) * 7 % 60, None]
+features = torch.stack([angles.cos(), angles.sin()], 1) * lengths
+by_products, asked = candidates._are_behind, []
+candidates._are_behind = lambda rows, *pairs: asked.append(len(pairs[0])) or by_products(rows, *pairs)
+options = dict(threshold=0.8, min_rank=3)
+with several_processes() as processes:
+    wanted, alone = predict_sparse_labels(features, **options), asked.pop()
+    own = division.own_rows(60, processes.rank, 3)
+    group = processes.group(torch.device("cpu"), 60)
+    found = predict_divided_labels(features[own.start : own.stop], processes, group, **options)
+    assert sum(processes.everywhere(asked[0])) == alone
+    if found is not None:
+        for name in ("y", "y_sym", "y_nh"):
+            for part in ("indptr", "indices"):
+                assert np.array_equal(*(getattr(getattr(labels, name), part) for labels in (found, wanted)))
+        assert np.array_equal(found.neighbors, wanted.neighbors)
+    print(own.start, own.stop, found is None, alone)
+sys.exit(0)
+"""
+
+
+def test_ranks_that_candidates_do_not_tell_are_found_over_processes() -> None:
+    answers = run_processes(3, "json", [], hook=LABELS)
+    own = ["0 16 False 4\n", "16 40 True 4\n", "40 60 True 4\n"]
+    assert [tuple(answer) for answer in answers] == [(0, line, "") for line in own]
+
+
+def test_one_silent_process_ends_those_that_label(features: Path) -> None:
+    hook = (
+        "if rank == 1:\n import time, snnet.retrieval.candidates as candidates\n"
+        " candidates.memory_similarity = lambda *_: time.sleep(5)"
+    )
+    given = [
+        str(features),
+        "--device",
+        "cpu",
+        "--timeout",
+        "0.5",
+        "--quiet",
+        "--output",
+        str(features.with_name("y.npz")),
+    ]
+    first, second = run_processes(2, "snnet.label", given, hook)
+    assert first == (1, "", SILENT)
+    assert second.returncode == 1 and not features.with_name("y.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("nan", ": 2 of 600 features are not finite, first row 3"),
+        ("names", ": names has 599 entries for 600 features"),
+    ],
+)
+def test_what_cannot_be_labelled_is_told_alike(change: str, line: str, features: Path) -> None:
+    rows = np.ones((LABELLED, 3), np.float32)
+    rows[[3, 599]] = np.nan if change == "nan" else 1
+    np.savez(features, features=rows, names=np.array(["a"] * (LABELLED - (change == "names"))))
+    given = [str(features), "--device", "cpu", "--quiet", "--output", str(features.with_name("y.npz"))]
+    answers = run_processes(2, "snnet.label", given)
+    # Where rank 0, which keeps what was told, has ended before the other could ask, both tell it.
+    told = [found for answer in answers for found in answer.stderr.splitlines() if "error: " in found]
+    assert {found.removeprefix("rank 1: ") for found in told} == {f"error: {features}{line}"}
+    assert {answer.returncode for answer in answers} <= {1, 2}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from snnet.system.processes import ALONE
-from snnet.system.row_exchange import moved_rows, rows_of_all
+from snnet.system.row_exchange import moved_rows, rows_in_turn, rows_of_all
 from tests.several import run_processes
 
 # As a command would: in processes that have met. Messages of two rows each.
@@ -24,6 +24,10 @@ with several_processes() as processes:
     whole = row_exchange.rows_of_all(rows, processes)
     assert torch.equal(whole, matrix if processes.is_first else matrix[:0])
     assert processes.everywhere(processes.rank) == [0, 1, 2]
+    group = processes.group(torch.device("cpu"), 60)
+    turns = list(row_exchange.rows_in_turn(rows, have, 3, processes.rank, group))
+    assert [first for first, _ in turns] == [0, 3, 4, 7, 10]
+    assert torch.equal(torch.cat([part for _, part in turns]), matrix)
     print(processes.rank)
 sys.exit(0)
 """
@@ -39,3 +43,5 @@ def test_one_process_has_all_rows(wanted: range) -> None:
     matrix = torch.arange(10).view(5, 2)
     assert torch.equal(moved_rows(matrix, range(5), wanted, ALONE), matrix[wanted.start : wanted.stop])
     assert rows_of_all(matrix, ALONE) is matrix
+    turns = [(first, part.tolist()) for first, part in rows_in_turn(matrix, [range(5)], 3)]
+    assert turns == [(0, [[0, 1], [2, 3], [4, 5]]), (3, [[6, 7], [8, 9]])]
