@@ -12,12 +12,11 @@
 #include "memory_rows.h"
 #include "neighbor_lists.h"
 #include "products.h"
+#include "risen.h"
 #include "vector.h"
 
 namespace snnet {
 namespace {
-
-constexpr float kSlack = 1e-5f;  // of a similarity: more than rounding can make of a bound
 
 struct Pair {
   int32_t row, column;
@@ -173,31 +172,12 @@ class ListUpdate {
   // Unlisted pairs of a moved row with unmoved ones that are above a floor now.
   void find_risen(int64_t r, const std::vector<char>& is_listed, Entry* rising) {
     const int64_t i = row_of(r);
-    int64_t found = 0;
-    if (rows_.beta > 0.0f) {
-      const float gain = (lengths_[r] - rows_.alpha) / rows_.beta, slack = kSlack / rows_.beta;
-      found = vector_kernels().collect_rising(similarity_[r], lists_.floors, lists_.n,
-                                              lists_.floors[i] * gain - slack, gain, slack, rising);
-    } else if (std::abs(lengths_[r] - 1.0f) > kSlack) {  // the row has moved without its feature: s tells nothing
-      for (; found < lists_.n; ++found) rising[found].column = static_cast<int32_t>(found);
-    }
-    constexpr int64_t kAtOnce = 16;
-    int64_t unlisted = 0;
-    for (int64_t e = 0; e < found; ++e) {
-      const int32_t l = rising[e].column;
-      if (!is_listed[l] && entry_of_[l] < 0) rising[unlisted++].column = l;
-    }
-    for (int64_t first = 0; first < unlisted; first += kAtOnce) {
-      const int64_t size = std::min(kAtOnce, unlisted - first);
-      const float* others[kAtOnce];
-      float products[kAtOnce];
-      for (int64_t j = 0; j < size; ++j) others[j] = memory_row(rising[first + j].column);
-      vector_kernels().dots(others, size, memory_row(i), rows_.d, products);
-      for (int64_t j = 0; j < size; ++j) {
-        const int32_t l = rising[first + j].column;
-        if (is_above_a_floor(i, l, products[j])) risen_[r].push_back({static_cast<int32_t>(i), l, products[j]});
-      }
-    }
+    const MovedRow moved{memory_row(i), similarity_[r], lengths_[r], lists_.floors[i]};
+    const OtherRows others{rows_.memory, lists_.floors, lists_.n, rows_.d, rows_.alpha, rows_.beta};
+    const auto is_taken = [&](int32_t l) { return is_listed[l] != 0 || entry_of_[l] >= 0; };
+    find_risen_pairs(moved, others, rising, is_taken, [&](int32_t l, float product) {
+      risen_[r].push_back({static_cast<int32_t>(i), l, product});
+    });
   }
 
   static Tensor products_of_moved(const MemoryRows& rows, const Round& round) {

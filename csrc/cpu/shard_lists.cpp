@@ -4,6 +4,7 @@
 // rows, whoever owns them: each owner changes its own, and tells the other owner what found no room.
 #include <algorithm>
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <tuple>
@@ -15,12 +16,12 @@
 #include "memory_rows.h"
 #include "neighbor_lists.h"
 #include "products.h"
+#include "risen.h"
 #include "vector.h"
 
 namespace snnet {
 namespace {
 
-constexpr float kSlack = 1e-5f;  // of a similarity: more than rounding can make of a bound
 constexpr int8_t kConsistent = 0, kInconsistent = 1, kUntold = 2;
 
 struct Pair {
@@ -92,6 +93,47 @@ std::tuple<Tensor, Tensor, Tensor> pair_tensors(const Tensor& like, const std::v
     floats(values)[e] = pairs[e].value;
   }
   return {rows, columns, values};
+}
+
+// What the lists of own rows [m] tell of their images: candidates above the threshold int32 [m, capacity] in falling
+// order, -1 behind the last; how many, int64 [m]; the nearest other image int64 [m], -1 without one; whether the list
+// tells both, bool [m].
+std::tuple<Tensor, Tensor, Tensor, Tensor> listed_candidates(const Tensor& columns, const Tensor& values,
+                                                             const Tensor& counts, const Tensor& floors,
+                                                             const Tensor& row, int64_t first, double threshold) {
+  const OwnLists lists = checked_lists(columns, values, counts, floors);
+  const Tensor positions = checked_index(row, lists.n);
+  const int64_t size = positions.size(0);
+  Tensor candidates = torch::stable::new_empty(row, {size, lists.capacity}, ScalarType::Int);
+  Tensor numbers = torch::stable::new_empty(row, {size}, ScalarType::Long);
+  Tensor neighbors = torch::stable::new_empty(row, {size}, ScalarType::Long);
+  Tensor told = torch::stable::new_empty(row, {size}, ScalarType::Bool);
+  const auto bar = static_cast<float>(threshold);
+  torch::stable::parallel_for(0, size, grain(4 * lists.capacity), [&](int64_t begin, int64_t end) {
+    std::vector<uint64_t> keys;
+    for (int64_t e = begin; e < end; ++e) {
+      const int64_t i = positions.const_data_ptr<int64_t>()[e];
+      uint64_t nearest = 0;  // the key of the nearest other image
+      keys.clear();
+      for (int32_t j = 0; j < lists.counts[i]; ++j) {
+        const float value = lists.values_of(i)[j];
+        const uint64_t key = selection_key(value, lists.columns_of(i)[j]);
+        if (value > bar) keys.push_back(key);
+        if (lists.columns_of(i)[j] != first + i) nearest = std::max(nearest, key);
+      }
+      std::sort(keys.begin(), keys.end(), std::greater<>());
+      int32_t* out = candidates.mutable_data_ptr<int32_t>() + e * lists.capacity;
+      std::transform(keys.begin(), keys.end(), out, column_of_key);
+      std::fill(out + keys.size(), out + lists.capacity, -1);
+      constexpr float kNothing = -std::numeric_limits<float>::infinity();
+      const float largest = nearest == 0 ? kNothing : value_of_key(nearest), floor = lists.floors[i];
+      numbers.mutable_data_ptr<int64_t>()[e] = static_cast<int64_t>(keys.size());
+      neighbors.mutable_data_ptr<int64_t>()[e] = largest == kNothing ? -1 : column_of_key(nearest);
+      // What is not listed may be as large as the floor, and come first by its column.
+      told.mutable_data_ptr<bool>()[e] = !(floor > bar) && (largest > floor || floor == kNothing);
+    }
+  });
+  return {candidates, numbers, neighbors, told};
 }
 
 // Whether more than rank[e] images are more similar to row[e] than anchor[e] is: int8 [m], 2 where its list does not tell.
@@ -238,32 +280,13 @@ class OwnUpdate {
     }
   }
 
+  // Unlisted pairs of a moved row with unmoved own ones that are above a floor now.
   void find_risen(int64_t r, const std::vector<char>& is_listed, Entry* rising) {
-    int64_t found = 0;
-    if (beta_ > 0.0f) {
-      const float gain = (lengths_[r] - alpha_) / beta_, slack = kSlack / beta_;
-      found = vector_kernels().collect_rising(similarity_row(r), lists_.floors, lists_.n, floors_[r] * gain - slack,
-                                              gain, slack, rising);
-    } else if (std::abs(lengths_[r] - 1.0f) > kSlack) {  // the row has moved without its feature: s tells nothing
-      for (; found < lists_.n; ++found) rising[found].column = static_cast<int32_t>(found);
-    }
-    constexpr int64_t kAtOnce = 16;
-    int64_t unlisted = 0;
-    for (int64_t e = 0; e < found; ++e) {
-      const int32_t l = rising[e].column;
-      if (!is_listed[l] && entry_of_[l] < 0) rising[unlisted++].column = l;
-    }
-    for (int64_t begin = 0; begin < unlisted; begin += kAtOnce) {
-      const int64_t size = std::min(kAtOnce, unlisted - begin);
-      const float* others[kAtOnce];
-      float products[kAtOnce];
-      for (int64_t j = 0; j < size; ++j) others[j] = memory_row(rising[begin + j].column);
-      vector_kernels().dots(others, size, moved_row(r), d_, products);
-      for (int64_t j = 0; j < size; ++j) {
-        const int32_t l = rising[begin + j].column;
-        if (is_above_a_floor(r, l, products[j])) risen_[r].push_back({r, first_ + l, products[j]});
-      }
-    }
+    const MovedRow moved{moved_row(r), similarity_row(r), lengths_[r], floors_[r]};
+    const OtherRows others{memory_, lists_.floors, lists_.n, d_, alpha_, beta_};
+    const auto is_taken = [&](int32_t l) { return is_listed[l] != 0 || entry_of_[l] >= 0; };
+    find_risen_pairs(moved, others, rising, is_taken,
+                     [&](int32_t l, float product) { risen_[r].push_back({r, first_ + l, product}); });
   }
 
   // Pairs of moved rows, of which the column is an own one: products.
@@ -372,6 +395,7 @@ void remove_pairs_(const Tensor& columns, const Tensor& values, const Tensor& co
 }  // namespace snnet
 
 STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) {
+  m.impl("listed_candidates", TORCH_BOX(&snnet::listed_candidates));
   m.impl("listed_ranks", TORCH_BOX(&snnet::listed_ranks));
   m.impl("blend_rows_", TORCH_BOX(&snnet::blend_rows_));
   m.impl("follow_moved_rows_", TORCH_BOX(&snnet::follow_moved_rows_));

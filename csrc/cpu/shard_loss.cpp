@@ -3,6 +3,7 @@
 // Which negatives are hard is decided over the columns of all processes: each gives its largest, as keys that order
 // all entries of a row, and learns for each label set the key from which on they count.
 #include <algorithm>
+#include <functional>
 #include <tuple>
 #include <vector>
 
@@ -94,6 +95,53 @@ std::tuple<Tensor, Tensor> largest_negatives(const Tensor& similarity, const std
   return {keys, sets};
 }
 
+// Of what all processes have sent of a sample, keys int64 [b, R, k] with the sets uint8 [b, R, k] in which each is
+// negative: the key of the last hard negative in each set, int64 [b, sets], of which wanted[b, set] there are; and whether
+// all are sure, bool [b]: a process may have kept back what comes before.
+std::tuple<Tensor, Tensor> hard_negative_bars(const Tensor& keys, const Tensor& sets, const Tensor& wanted) {
+  SNNET_CHECK(keys.is_cpu() && keys.scalar_type() == ScalarType::Long && keys.dim() == 3 && keys.is_contiguous(),
+              "keys must be contiguous int64 [b, R, k] on the cpu");
+  const int64_t size = keys.size(0), ranks = keys.size(1), k = keys.size(2);
+  SNNET_CHECK(sets.is_cpu() && sets.scalar_type() == ScalarType::Byte && sets.dim() == 3 && sets.is_contiguous() &&
+                  sets.size(0) == size && sets.size(1) == ranks && sets.size(2) == k,
+              "sets must be contiguous uint8 of the shape of keys on the cpu");
+  const int64_t count = wanted.dim() == 2 ? wanted.size(1) : 0;
+  check_storage(wanted, "wanted", ScalarType::Long, size, count);
+  SNNET_CHECK(count <= kMostSets, "wanted must have at most ", kMostSets, " columns, got ", count);
+  Tensor bars = torch::stable::new_empty(keys, {size, count}, ScalarType::Long);
+  Tensor sure = torch::stable::new_empty(keys, {size}, ScalarType::Bool);
+  torch::stable::parallel_for(0, size, grain(4 * count * ranks * k), [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> negative;
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t* key = keys.const_data_ptr<int64_t>() + b * ranks * k;
+      const uint8_t* set = sets.const_data_ptr<uint8_t>() + b * ranks * k;
+      int64_t kept_back = std::numeric_limits<int64_t>::min();  // no process has kept back a key above this
+      for (int64_t r = 0; r < ranks && k > 0; ++r) {
+        kept_back = std::max(kept_back, *std::min_element(key + r * k, key + (r + 1) * k));
+      }
+      bool is_sure = true;
+      for (int64_t j = 0; j < count; ++j) {
+        const int64_t needed = wanted.const_data_ptr<int64_t>()[b * count + j];
+        int64_t& bar = bars.mutable_data_ptr<int64_t>()[b * count + j];
+        bar = std::numeric_limits<int64_t>::max();
+        if (needed <= 0) continue;
+        negative.clear();
+        for (int64_t e = 0; e < ranks * k; ++e) {
+          if (set[e] >> j & 1) negative.push_back(key[e]);
+        }
+        bar = std::numeric_limits<int64_t>::min();
+        if (needed <= static_cast<int64_t>(negative.size())) {
+          std::nth_element(negative.begin(), negative.begin() + needed - 1, negative.end(), std::greater<>());
+          bar = negative[needed - 1];
+        }
+        is_sure = is_sure && kept_back <= bar;
+      }
+      sure.mutable_data_ptr<bool>()[b] = is_sure;
+    }
+  });
+  return {bars, sure};
+}
+
 // The own part of the loss of each row, float64 [B], and of its gradient [B, d]. Of label set k the negatives with a key
 // of at least bars[b, k] are hard; positive_weights and hard_weights float64 [B, sets] are what an entry weighs.
 std::tuple<Tensor, Tensor> own_columns_loss(const Tensor& similarity, const Tensor& memory,
@@ -135,7 +183,12 @@ std::tuple<Tensor, Tensor> own_columns_loss(const Tensor& similarity, const Tens
       own.positives(b, false, [&](int64_t column) { add(column, own.sets_of(b, column)); });
       const int64_t lowest = *std::min_element(bar, bar + own.sets);
       const float least = value_of_key(static_cast<uint64_t>(lowest) ^ kSign);
-      const int64_t count = vector_kernels().collect_from(row, own.n, least, 0, found.data());
+      int64_t count = vector_kernels().collect_from(row, own.n, least, 0, found.data());
+      int has_nan = 0;  // NaN is above everything, and reaches no bar
+      for (int64_t l = 0; l < own.n; ++l) has_nan |= row[l] != row[l];
+      for (int64_t l = 0; has_nan && l < own.n; ++l) {
+        if (row[l] != row[l]) found[count++].column = static_cast<int32_t>(l);
+      }
       for (int64_t e = 0; e < count; ++e) {
         if (own.sets_of(b, found[e].column) == 0) add(found[e].column, 0);
       }
@@ -151,5 +204,6 @@ std::tuple<Tensor, Tensor> own_columns_loss(const Tensor& similarity, const Tens
 
 STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) {
   m.impl("largest_negatives", TORCH_BOX(&snnet::largest_negatives));
+  m.impl("hard_negative_bars", TORCH_BOX(&snnet::hard_negative_bars));
   m.impl("own_columns_loss", TORCH_BOX(&snnet::own_columns_loss));
 }

@@ -18,8 +18,15 @@ from .loss import fused_mutual_label_loss, mutual_label_loss
 from .memory_update import update_memory_
 from .neighbor_lists import neighbor_lists
 from .neighbors import nearest_neighbors
-from .shard_lists import blend_rows_, follow_moved_rows_, insert_pairs_, listed_ranks, remove_pairs_
-from .shard_loss import largest_negatives, own_columns_loss
+from .shard_lists import (
+    blend_rows_,
+    follow_moved_rows_,
+    insert_pairs_,
+    listed_candidates,
+    listed_ranks,
+    remove_pairs_,
+)
+from .shard_loss import hard_negative_bars, largest_negatives, own_columns_loss
 from .similarity import memory_similarity
 
 __all__ = [
@@ -30,10 +37,12 @@ __all__ = [
     "follow_moved_rows_",
     "fused_mutual_label_loss",
     "gather_labels",
+    "hard_negative_bars",
     "insert_pairs_",
     "jaccard_graph",
     "label_bytes",
     "largest_negatives",
+    "listed_candidates",
     "listed_ranks",
     "memory_similarity",
     "mplp",

@@ -7,6 +7,8 @@ float32 [n, K], counts int32 [n], floors float32 [n], without mirrors.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,32 @@ from ..neighbor_list_layout import NeighborLists
 from .operation import operation
 
 _LISTS = ("columns", "values", "counts", "floors")
+
+
+def _candidates(
+    columns: Tensor, values: Tensor, counts: Tensor, floors: Tensor, row: Tensor, *_: object
+) -> Any:
+    return (
+        row.new_empty(row.shape[0], columns.shape[1], dtype=torch.int32),
+        row.new_empty(row.shape),
+        row.new_empty(row.shape),
+        row.new_empty(row.shape, dtype=torch.bool),
+    )
+
+
+@operation(_candidates)
+def listed_candidates(
+    columns: Tensor, values: Tensor, counts: Tensor, floors: Tensor, row: Tensor, first: int, threshold: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the lists of own rows ``row`` int64 [m] tell of their images.
+
+    Returns the columns above ``threshold`` int32 [m, K] by falling value, ties by lower column, -1 behind the last; how
+    many they are, int64 [m]; the nearest other image int64 [m], -1 without one; and whether the list tells both, bool
+    [m]. ``first`` is the image of row 0.
+    """
+    check_index_values("row", row, columns.shape[0])
+    lists = NeighborLists(columns, values, counts, floors)
+    return reference.listed_candidates(lists, row, first, threshold)
 
 
 @operation(lambda columns, values, counts, floors, row, *_: row.new_empty(row.shape, dtype=torch.int8))

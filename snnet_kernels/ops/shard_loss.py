@@ -33,6 +33,25 @@ def largest_negatives(
 
 
 @operation(
+    lambda keys, sets, wanted: (
+        torch.empty_like(wanted),
+        wanted.new_empty(wanted.shape[0], dtype=torch.bool),
+    )
+)
+def hard_negative_bars(keys: Tensor, sets: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The key of the last hard negative of each sample and label set, of what R processes have sent.
+
+    Args:
+        keys, sets: int64 and uint8 [b, R, k], as :func:`largest_negatives` gives them.
+        wanted: how many negatives are hard, int64 [b, sets]; none: the key is 2⁶³ - 1.
+
+    Returns:
+        int64 [b, sets], and bool [b]: no process has kept back a key that is larger.
+    """
+    return reference.hard_negative_bars(keys, sets, wanted)
+
+
+@operation(
     lambda similarity, memory, *_: (
         similarity.new_empty(similarity.shape[0], dtype=torch.float64),
         similarity.new_empty(similarity.shape[0], memory.shape[1]),

@@ -23,8 +23,15 @@ from .loss import (
 from .memory_update import update_memory_, update_memory_lists_
 from .neighbor_lists import neighbor_lists, symmetric_lists
 from .neighbors import nearest_neighbors
-from .shard_lists import blend_rows_, follow_moved_rows_, insert_pairs_, listed_ranks, remove_pairs_
-from .shard_loss import largest_negatives, own_columns_loss
+from .shard_lists import (
+    blend_rows_,
+    follow_moved_rows_,
+    insert_pairs_,
+    listed_candidates,
+    listed_ranks,
+    remove_pairs_,
+)
+from .shard_loss import hard_negative_bars, largest_negatives, own_columns_loss
 from .similarity import memory_similarity, memory_similarity_backward, product
 
 __all__ = [
@@ -38,11 +45,13 @@ __all__ = [
     "fused_mutual_label_loss_with_grad",
     "gather_label_lists",
     "gather_labels",
+    "hard_negative_bars",
     "identity_labels",
     "insert_pairs_",
     "jaccard_pairs",
     "label_bytes",
     "largest_negatives",
+    "listed_candidates",
     "listed_ranks",
     "loop",
     "memory_similarity",

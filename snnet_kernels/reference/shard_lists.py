@@ -10,11 +10,29 @@ from torch import Tensor
 
 from ..neighbor_list_layout import NeighborLists
 from ..precision import matmul
+from ..selection_keys import NO_KEY, columns_of, keys_of, values_of
 from .list_labels import _ranks_behind
 from .memory_update import SLACK, _blend_rows_
 from .neighbor_lists import _rank_in_row
 
 CONSISTENT, INCONSISTENT, UNTOLD = 0, 1, 2
+
+
+def listed_candidates(
+    lists: NeighborLists, row: Tensor, first: int, threshold: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Columns above the threshold in order, their number, the nearest other image, and whether the list tells both."""
+    listed, values, floors = lists.columns[row].long(), lists.values[row], lists.floors[row]
+    keys = keys_of(values, listed).masked_fill(listed < 0, NO_KEY)
+    bar = torch.tensor(threshold, dtype=torch.float32, device=floors.device)
+    above = keys.masked_fill(~(values > bar), NO_KEY).sort(dim=1, descending=True).values
+    counts = (above > NO_KEY).sum(1)
+    candidates = columns_of(above).masked_fill(above == NO_KEY, -1).to(torch.int32)
+    nearest = keys.masked_fill(listed == (row + first)[:, None], NO_KEY).amax(1)
+    largest = values_of(nearest).masked_fill(nearest == NO_KEY, -torch.inf)
+    neighbor = columns_of(nearest).masked_fill(largest == -torch.inf, -1)
+    told = ~(floors > bar) & ((largest > floors) | (floors == -torch.inf))
+    return candidates, counts, neighbor, told
 
 
 def listed_ranks(lists: NeighborLists, row: Tensor, anchor: Tensor, rank: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..selection_keys import NO_KEY, keys_of
+from ..selection_keys import HIGHEST_KEY, NO_KEY, keys_of
 from .label_memory import unpack_labels
 
 
@@ -26,6 +26,24 @@ def largest_negatives(
     chosen = sets.gather(1, at)
     room = (0, k - found.shape[1])
     return torch.nn.functional.pad(found, room, value=NO_KEY), torch.nn.functional.pad(chosen, room)
+
+
+def hard_negative_bars(keys: Tensor, sets: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The key of the last hard negative of each sample and set, [b, sets], and whether none is kept back above it."""
+    kept_back = (
+        keys.amin(2).amax(1) if keys.shape[1] and keys.shape[2] else wanted.new_full((len(keys),), NO_KEY)
+    )
+    bars, sure = torch.full_like(wanted, HIGHEST_KEY), wanted.new_ones(len(wanted), dtype=torch.bool)
+    for k in range(wanted.shape[1]):
+        negative = (
+            keys.masked_fill((sets >> k & 1) == 0, NO_KEY).flatten(1).sort(dim=1, descending=True).values
+        )
+        negative = torch.nn.functional.pad(negative, (0, 1), value=NO_KEY)
+        place = (wanted[:, k, None] - 1).clamp(0, negative.shape[1] - 1)
+        any_wanted, bar = wanted[:, k] > 0, negative.gather(1, place).squeeze(1)
+        bars[:, k] = torch.where(any_wanted, bar, HIGHEST_KEY)
+        sure &= ~any_wanted | (kept_back <= bar)
+    return bars, sure
 
 
 def own_columns_loss(

@@ -59,6 +59,7 @@ def arguments() -> dict[str, tuple]:
         "reciprocal_weights": (nearest, nearest.flip(0).contiguous(), 3, memory, torch.ones(N)),
         "expand_query": (*code, nearest[:, :2]),
         "jaccard_pairs": (*code, 0.7),
+        "listed_candidates": (*shard, torch.tensor([3, 50, 3]), 30, 0.4),
         "listed_ranks": (*shard, torch.tensor([3, 50, 3]), index[2:], torch.tensor([0, 3, 90])),
         "blend_rows_": (memory[30:], torch.tensor([3, 50, 0]), features[:3], torch.tensor(0.3)),
         "follow_moved_rows_": (
@@ -76,6 +77,11 @@ def arguments() -> dict[str, tuple]:
         "insert_pairs_": (*shard, *pairs),
         "remove_pairs_": (*shard, *pairs),
         "largest_negatives": (similarity, loss[0], 512, 7),
+        "hard_negative_bars": (
+            torch.arange(48).view(4, 2, 6).flip(2).contiguous(),
+            torch.arange(48, dtype=torch.uint8).view(4, 2, 6) % 4,
+            torch.tensor([[1, 3], [2, 0], [9, 1], [4, 4]]),
+        ),
         "own_columns_loss": (similarity, memory, loss[0], 512, *bars),
         "blend_jaccard_": (memory[:B] @ memory[B:].t(), *code, torch.ones(N), 0.3),
     }

@@ -63,6 +63,28 @@ def test_ranks_are_those_of_the_whole_row(capacity):
     assert bool((compiled < 2).any()) and (capacity < N) == bool((compiled == 2).any())
 
 
+@pytest.mark.parametrize("capacity", [1, 6, 40, N])
+@pytest.mark.parametrize("threshold", [0.1, 0.5])
+def test_candidates_and_the_neighbour_are_those_of_the_whole_row(capacity, threshold):
+    memory = clustered_features(N, D)
+    memory[70:72] = memory[69]  # ties
+    memory[80] = 0
+    lists = symmetric_lists(memory, capacity, None if capacity == N else 0.2)
+    row = torch.arange(N - FIRST)
+    (compiled, _), (plain, _) = both_forms("listed_candidates", *shard(lists), row, FIRST, threshold)
+    for found, wanted in zip(compiled, plain, strict=True):
+        assert torch.equal(found, wanted)
+    candidates, counts, neighbor, told = compiled
+    assert bool(told.all()) == (capacity == N)
+    similarity = sk.memory_similarity(memory, memory)[FIRST:]
+    ordered = keys_of(similarity, torch.arange(N).expand_as(similarity)).sort(dim=1, descending=True).values
+    columns = columns_of(ordered)
+    for r in row[told].tolist():
+        above = columns[r][values_of(ordered[r]) > threshold].tolist()
+        assert candidates[r].tolist() == above + [-1] * (capacity - len(above)) and counts[r] == len(above)
+        assert neighbor[r] == columns[r][columns[r] != r + FIRST][0]
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.4, 1.0])
 def test_rows_are_blended_as_in_one_process(momentum):
     memory, features = clustered_features(N, D), clustered_features(5, D, seed=1)
@@ -161,6 +183,52 @@ def test_largest_negatives_are_the_first_of_a_sort(sets, k):
         at = (columns_of(ordered) - 512).clamp(0, 59)
         assert torch.equal(found.gather(1, order)[there], bits.gather(1, at)[there])
         assert not found.gather(1, order)[~there].any()
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_last_hard_negative_is_that_of_all_processes(ranks):
+    generator = torch.Generator().manual_seed(ranks)
+    keys = torch.stack([torch.randperm(400, generator=generator)[: ranks * 9] for _ in range(6)]).view(
+        6, ranks, 9
+    )
+    sets = torch.randint(8, (6, ranks, 9), generator=generator, dtype=torch.uint8)
+    keys[1], sets[1] = NO_KEY, 0
+    keys[2, :, 4:], sets[2, :, 4:] = NO_KEY, 0
+    wanted = torch.tensor([[1, 2, 3], [1, 0, 2], [4, 1, 9 * ranks + 1], [0, 0, 0], [2, 9, 1], [1, 1, 1]])
+    (compiled, _), (plain, _) = both_forms("hard_negative_bars", keys, sets, wanted)
+    for found, other in zip(compiled, plain, strict=True):
+        assert torch.equal(found, other)
+    bars, sure = compiled
+    for b in range(6):
+        flat, bits = keys[b].flatten(), sets[b].flatten()
+        kept_back = keys[b].amin(1).max()
+        is_sure = True
+        for k in range(3):
+            negative = flat[(bits >> k & 1).bool()].sort(descending=True).values
+            needed = int(wanted[b, k])
+            if needed == 0:
+                assert bars[b, k] == 2**63 - 1
+                continue
+            assert bars[b, k] == (negative[needed - 1] if needed <= len(negative) else NO_KEY)
+            is_sure &= bool(kept_back <= bars[b, k])
+        assert sure[b] == is_sure
+    assert sure[1] and sure[3]
+
+
+def test_a_product_that_is_nan_is_a_hard_negative():
+    memory, features = clustered_features(N, D), clustered_features(3, D, seed=1)
+    memory[FIRST + 5] = torch.nan
+    similarity = sk.memory_similarity(features, memory[FIRST:])
+    labels = [sk.pack_labels(torch.zeros(3, N - FIRST, dtype=torch.bool))]
+    keys = (
+        keys_of(similarity, torch.arange(FIRST, N).expand_as(similarity)).sort(dim=1, descending=True).values
+    )
+    bars, ones = keys[:, 3:4].contiguous(), torch.ones(3, 1, dtype=torch.float64)
+    for bar in (bars, keys[:, :1].contiguous()):
+        for (losses, _), _ in both_forms(
+            "own_columns_loss", similarity, memory[FIRST:], labels, FIRST, bar, ones, ones
+        ):
+            assert losses.isnan().all()
 
 
 def test_keys_tell_their_values():
