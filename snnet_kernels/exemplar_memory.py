@@ -36,7 +36,8 @@ class ExemplarMemory(FixedTypeModule):
         floor: similarity above which pairs are listed. Choose it below the threshold of the labels, which do not depend
             on it; a lower one fills the lists with pairs that are rarely read.
         process_group: divide the rows over these processes, see
-            :class:`.distributed.memory.ShardedExemplarMemory`; None: all of them are here.
+            :class:`.distributed.memory.ShardedExemplarMemory`; None, as ``dist.group.WORLD`` is before
+            ``init_process_group``: all of them are here.
 
     Buffer: ``features`` float32 [n, d]; ``own_rows`` is range(n). ``lists`` is a :class:`.MemoryLists`, or None with
     ``neighbors=0``: built when it is first needed; ``state_dict()`` saves it unless M has changed since. Once built

@@ -61,7 +61,8 @@ class SNNetHead(FixedTypeModule):
         neighbors: places of the neighbour lists, see :class:`ExemplarMemory`; 0 keeps none.
         label_storage: see :class:`PseudoLabelMemory`.
         process_group: divide memories and work over these processes, see
-            :class:`.distributed.head.ShardedHead`; None: all of it is here.
+            :class:`.distributed.head.ShardedHead`; None: all of it is here. Call ``init_process_group`` before:
+            until then ``dist.group.WORLD`` is None too.
     """
 
     _momentum: Tensor

@@ -36,11 +36,12 @@ class PseudoLabelMemory(FixedTypeModule):
         storage: ``"bits"``, ``"lists"``, or ``"auto"``: bits up to 65,536 images. Lists grow with their labels: on
             a GPU the host waits at each call, and a write cannot be traced or captured.
         process_group: divide P over these processes, see
-            :class:`.distributed.label_memory.ShardedPseudoLabelMemory`; None: all of it is here.
+            :class:`.distributed.label_memory.ShardedPseudoLabelMemory`; None, as ``dist.group.WORLD`` is before
+            ``init_process_group``: all of it is here.
 
     Buffers: ``row_bits`` and ``column_bits`` uint8 [n, label_bytes(n)] (only the first is saved), or None with lists.
     ``state_dict()`` of lists has ``row_entries`` int32 [E], the columns of each row in order, and ``row_counts`` int32
-    [n]. Either storage loads the state of the other.
+    [n]. Either storage loads the state of the other. ``own_rows`` is range(n).
     """
 
     row_bits: Tensor | None
@@ -62,24 +63,33 @@ class PseudoLabelMemory(FixedTypeModule):
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        num_instances = checks.check_count("num_instances", num_instances)
-        if storage not in ("auto", "bits", "lists"):
-            raise ValueError(f"storage must be 'auto', 'bits' or 'lists', got {storage!r}")
-        self.num_instances = num_instances
-        needed = 2 * num_instances * ops.label_bytes(num_instances)
-        self.storage = ("bits" if needed <= MOST_BITS else "lists") if storage == "auto" else storage
-        if self.storage == "lists":
-            needed = BYTES_OF_LIST * num_instances
-        check_room(num_instances, needed, torch.empty(0, device=device).device)
-        self.tables = LabelTables(num_instances, device) if self.storage == "lists" else None
-        bits = None
+        self.num_instances = checks.check_count("num_instances", num_instances)
+        self.own_rows = self._join(process_group)
+        self.storage = self._chosen(storage)
+        needed = BYTES_OF_LIST * len(self.own_rows) if self.storage == "lists" else self._bytes_of_bits()
+        check_room(self.num_instances, needed, torch.empty(0, device=device).device)
+        lists = self.storage == "lists"
+        self.tables = LabelTables(self.num_instances, device, own=self.own_rows) if lists else None
         with torch.inference_mode(False):
-            if self.tables is None:
-                bits = _identity(num_instances, device)
+            bits = None if lists else _identity(self.num_instances, device)
             self.register_buffer("row_bits", bits)
             self.register_buffer("column_bits", None if bits is None else bits.clone(), persistent=False)
         self._source = Source()  # the rows that the transpose was made from
         self._vouch_for_columns()
+
+    def _join(self, process_group: ProcessGroup | None) -> range:
+        """The columns that are kept here."""
+        return range(self.num_instances)
+
+    def _chosen(self, storage: str) -> str:
+        if storage not in ("auto", "bits", "lists"):
+            raise ValueError(f"storage must be 'auto', 'bits' or 'lists', got {storage!r}")
+        if storage == "auto":
+            return "bits" if self._bytes_of_bits() <= MOST_BITS else "lists"
+        return storage
+
+    def _bytes_of_bits(self) -> int:
+        return 2 * self.num_instances * ops.label_bytes(self.num_instances)
 
     @property
     def device(self) -> torch.device:

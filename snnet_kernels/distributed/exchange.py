@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -18,12 +19,53 @@ CALLS = (
     "predict_labels", "nearest", "rows", "columns", "write_", "gather",
 )  # fmt: skip
 MOST_FACTS = 20  # stated in one agreement
+STATEMENT = 8 * (4 + MOST_FACTS)  # bytes
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its old name
 
 
+class Room:
+    """How many bytes an agreement has for what travels with it: as many as came with the call that has followed such a
+    call before. All ranks of a group know the same."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self.bytes, self._last, self._after = 0, "", dict[str, int]()
+
+    def follow(self, call: str, carried: int) -> None:
+        """All ranks have made this call."""
+        self._after[self._last] = carried
+        self._last, self.bytes = call, self._after.get(call, 0)
+
+
+_ROOMS: WeakKeyDictionary[dist.ProcessGroup, Room] = WeakKeyDictionary()
+
+
+class Statement(NamedTuple):
+    """What a rank says before a call, 8 bytes each."""
+
+    failed: float
+    call: float
+    aboard: float  # bytes that travel with it
+    flag: float  # may differ
+    facts: tuple[float, ...]
+
+
+class Agreed(Generic[T]):
+    """What all ranks have agreed on."""
+
+    def __init__(self, checked: T, flags: list[int], tensors: list[Tensor] | None) -> None:
+        self.checked, self.flags = checked, flags
+        self.tensors = (
+            tensors  # [R, ...] each, as :meth:`Exchange.gather_all` gives them; None: they must still travel
+        )
+
+
 class Exchange:
-    """The collectives of one group. Tensors travel as bytes; ``sent`` counts those that this process has sent."""
+    """The collectives of one group. Tensors travel as bytes; ``sent`` counts those that this process has sent, and
+    ``rounds`` the collectives."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         if not isinstance(group, dist.ProcessGroup):  # new_group() gives another object to who is no member
@@ -32,10 +74,17 @@ class Exchange:
             )
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self.sent = 0
+        self.sent = self.rounds = 0
+        # Of what the last batch needed, which all ranks know alike: pairs of an update, candidates of a sample.
+        self.room_for_pairs = self.candidates_told = 0
 
     def __deepcopy__(self, memo: dict[int, object]) -> Exchange:
         return Exchange(self.group)  # a copy of a module works with the same processes
+
+    @property
+    def room(self) -> Room:
+        """That of the next agreement of the group."""
+        return _ROOMS.setdefault(self.group, Room())
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all ranks, of one shape and type, stacked in order of the ranks: [R, ...]."""
@@ -44,23 +93,27 @@ class Exchange:
         if own.numel():
             _all_gather(_bytes(found), _bytes(own), group=self.group)
             self.sent += own.nbytes * (self.size - 1)
+            self.rounds += 1
         return found
+
+    def gather_all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The same of several tensors at once: [R, ...] each."""
+        return parted(self.gather(joined(tensors)), tensors)
 
     def gather_rows(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """The rows of all ranks, ``counts[r]`` of rank r: they travel in blocks of the largest count."""
-        most = max(counts, default=0)
-        padded = rows.new_zeros(most, *rows.shape[1:])
-        padded[: len(rows)] = rows
-        return [block[:count] for block, count in zip(self.gather(padded), counts, strict=True)]
+        found = self.gather(padded(rows, max(counts, default=0)))
+        return [block[:count] for block, count in zip(found, counts, strict=True)]
 
     def send(self, parts: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
         """``parts[r]`` goes to rank r; what comes from each, of the type of the parts and of known ``shapes[r]``."""
         like = parts[0]
-        flat = torch.cat([_bytes(part.contiguous()) for part in parts])
+        flat = joined(parts)
         sizes = [like.element_size() * math.prod(shape) for shape in shapes]
         found = flat.new_empty(sum(sizes))
         dist.all_to_all_single(found, flat, sizes, [part.nbytes for part in parts], group=self.group)
         self.sent += flat.nbytes - parts[self.rank].nbytes
+        self.rounds += 1
         return [
             block.clone().view(like.dtype).view(tuple(shape))
             for block, shape in zip(found.split(sizes), shapes, strict=True)
@@ -81,6 +134,7 @@ class Exchange:
         if found.numel() and self.size > 1:
             dist.broadcast(found, group=self.group, group_src=rank)
             self.sent += found.nbytes * (self.size - 1) if own else 0
+            self.rounds += 1
         return found
 
     def any(self, flag: bool, device: torch.device) -> bool:
@@ -95,35 +149,105 @@ class Exchange:
         An error of ``check`` is raised on its rank as it is; the others raise RuntimeError, which names the rank. So
         they do where another call is made; another fact is a ValueError that names it.
         """
+        return self.agreed_with(call, device, check, facts, lambda _: (0, ())).checked
+
+    def agreed_with(
+        self,
+        call: str,
+        device: torch.device,
+        check: Callable[[], T],
+        facts: Callable[[T], Facts],
+        carry: Callable[[T], tuple[int, Sequence[Tensor]]],
+    ) -> Agreed[T]:
+        """The same with what ``carry`` gives, in the same exchange: a flag that may differ, and tensors, for which
+        there is room if there was that much to carry at such a call before. The same facts and flags make their shapes.
+        """
+        room = self.room
         try:
             checked = check()
+            own = facts(checked)
+            flag, tensors = carry(checked)
+            load = joined(tensors) if len(tensors) else torch.empty(0, dtype=torch.uint8, device=device)
         except Exception:
-            self._state(call, {}, device, failed=True)
+            self._state(Statement(1, CALLS.index(call), 0, 0, ()), None, room.bytes, device)
+            room.forget()
             raise
-        own = facts(checked)
-        stated = self._state(call, own, device)
-        for rank, (failed, *_) in enumerate(stated):
-            if failed:
-                raise RuntimeError(
-                    f"rank {rank} of the group refused its arguments of {call}: see its own error"
-                )
-        calls = [CALLS[int(row[1])] for row in stated]
-        if len(set(calls)) > 1:
-            raise RuntimeError(
-                f"the ranks of a group must make the same calls in the same order, got {calls}"
-            )
-        for place, name in enumerate(own, 2):
-            values = [int(row[place]) if row[place].is_integer() else row[place] for row in stated]
-            if len(set(values)) > 1:
-                raise ValueError(f"{name} must be the same on all ranks of the group, got {values}")
-        return checked
+        aboard = len(load) if len(load) <= room.bytes else 0
+        statement = Statement(0, CALLS.index(call), aboard, flag, tuple(own.values()))
+        stated, loads = self._state(statement, load[:aboard], room.bytes, device)
+        try:
+            _refuse_differences(call, list(own), stated)
+        except Exception:
+            room.forget()
+            raise
+        room.follow(call, len(load))
+        came = aboard > 0 and all(other.aboard == aboard for other in stated)
+        return Agreed(
+            checked,
+            [int(other.flag) for other in stated],
+            parted(loads[:, :aboard], tensors) if came else None,
+        )
 
     def _state(
-        self, call: str, facts: Facts, device: torch.device, failed: bool = False
-    ) -> list[list[float]]:
-        stated = [float(failed), CALLS.index(call), *facts.values()]
-        own = torch.tensor(stated + [0] * (2 + MOST_FACTS - len(stated)), dtype=torch.float64, device=device)
-        return self.gather(own).tolist()
+        self, own: Statement, load: Tensor | None, room: int, device: torch.device
+    ) -> tuple[list[Statement], Tensor]:
+        """The statements of all ranks, and what has come with them [R, room]."""
+        numbers = [*own[:4], *own.facts]
+        numbers += [0.0] * (4 + MOST_FACTS - len(numbers))
+        message = torch.zeros(STATEMENT + room, dtype=torch.uint8, device=device)
+        message[:STATEMENT] = torch.tensor(numbers, dtype=torch.float64, device=device).view(torch.uint8)
+        if load is not None:
+            message[STATEMENT : STATEMENT + len(load)] = load
+        found = self.gather(message)
+        rows = as_type(found[:, :STATEMENT], torch.float64).tolist()
+        return [Statement(row[0], row[1], row[2], row[3], tuple(row[4:])) for row in rows], found[
+            :, STATEMENT:
+        ]
+
+
+def _refuse_differences(call: str, names: Sequence[str], stated: Sequence[Statement]) -> None:
+    """One error on all ranks where one of them has failed, makes another call or states another fact."""
+    for rank, other in enumerate(stated):
+        if other.failed:
+            raise RuntimeError(f"rank {rank} of the group refused its arguments of {call}: see its own error")
+    calls = [CALLS[int(other.call)] for other in stated]
+    if len(set(calls)) > 1:
+        raise RuntimeError(f"the ranks of a group must make the same calls in the same order, got {calls}")
+    for place, name in enumerate(names):
+        values = [other.facts[place] for other in stated]
+        if len(set(values)) > 1:
+            told = [int(value) if value.is_integer() else value for value in values]
+            raise ValueError(f"{name} must be the same on all ranks of the group, got {told}")
+
+
+def padded(rows: Tensor, count: int) -> Tensor:
+    """``rows`` [m, ...] with zeros behind them, [count, ...]."""
+    if len(rows) == count:
+        return rows
+    found = rows.new_zeros(count, *rows.shape[1:])
+    found[: len(rows)] = rows
+    return found
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Their bytes one after the other."""
+    return torch.cat([_bytes(tensor.contiguous()) for tensor in tensors])
+
+
+def parted(blocks: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Of bytes [R, ...] that every rank has ``joined``, the tensors [R, ...], of shapes and types as ``like``."""
+    parts = blocks.split([tensor.nbytes for tensor in like], dim=1)
+    return [
+        as_type(part, tensor.dtype).view(len(blocks), *tensor.shape)
+        for part, tensor in zip(parts, like, strict=True)
+    ]
+
+
+def as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same bytes [..., m] as another type. What has one row, or no entry, may have any strides: it is copied."""
+    width = tensor.shape[-1] * tensor.element_size() // dtype.itemsize
+    flat = tensor.clone(memory_format=torch.contiguous_format).view(-1)
+    return flat.view(dtype).view(*tensor.shape[:-1], width)
 
 
 def _bytes(tensor: Tensor) -> Tensor:

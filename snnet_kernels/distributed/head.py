@@ -11,14 +11,16 @@ from torch.autograd.function import once_differentiable
 from .. import checks
 from ..derived import Source
 from ..head import SNNetHead
-from ..ops.label_memory import unpack_labels
 from ..ops.similarity import memory_similarity
 from .column_loss import ColumnLoss
 from .exchange import Facts
-from .label_memory import ShardedPseudoLabelMemory
+from .label_memory import LabelSets, ShardedPseudoLabelMemory
 from .memory import ShardedExemplarMemory
+from .own_lists import UpdatedRows, batch_rounds
 from .packing import packed_entries
-from .prediction import OwnRows, Samples
+from .prediction import Samples
+
+OTHER_BATCH, STALE_LISTS = 1, 2  # told before an update
 
 
 class Batch(NamedTuple):
@@ -66,13 +68,17 @@ class ShardedHead(SNNetHead):
     @torch.compiler.disable
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
         """The loss [] of the own samples' live, L2-normalised ``features`` [b, d], of images ``index`` int64 [b]."""
-        index = self.exchange.agreed(
-            "forward", self.memory.features.device, lambda: self._checked(features, index), self._facts
-        )
+        live = features.detach()
+        told = self.exchange.agreed_with(
+            "forward", self.memory.features.device, lambda: self._checked(features, index), self._facts,
+            lambda checked: (0, _travelling(live, checked)),
+        )  # fmt: skip
         with torch.no_grad():
-            batch = self._gathered(features.detach(), index)
+            batch = self._gathered(live, told.checked, told.tensors)
             loss, gradient = self._loss(batch)
         self._batch = batch if self.training else None
+        if self.training:
+            self.exchange.room.bytes = self._bytes_of_update(batch)
         return _Loss.apply(features, loss, gradient.to(features.dtype))
 
     def _checked(self, features: Tensor, index: Tensor) -> Tensor:
@@ -100,10 +106,11 @@ class ShardedHead(SNNetHead):
             **self.memory.facts(),
         }
 
-    def _gathered(self, features: Tensor, index: Tensor) -> Batch:
-        """The samples of all processes."""
-        rows = self.exchange.gather(features.to(torch.float32)).flatten(0, 1)
-        samples = Samples.of(self.exchange.gather(index).flatten(), self.exchange, self.division)
+    def _gathered(self, features: Tensor, index: Tensor, tensors: list[Tensor] | None = None) -> Batch:
+        """The samples of all processes, of which ``tensors`` [R, ...] have travelled already."""
+        everything, rows = tensors or self.exchange.gather_all(_travelling(features, index))
+        rows = rows.flatten(0, 1)
+        samples = Samples.of(everything.flatten(), self.exchange, self.division)
         source = Source()
         if not features.is_inference():  # such tensors do not count their writes
             source.remember_rows(features)
@@ -112,25 +119,29 @@ class ShardedHead(SNNetHead):
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss of the own samples and its gradient; in training P gets the main labels."""
-        index, products = batch.samples.positions, 0
+        samples, products = batch.samples, 0
         if self.warmup:
-            labels: tuple[Tensor, ...] = (self._one_hot(index),)
+            sets = self._one_hot(samples.positions)
         else:
-            lists = self.memory._current_lists(index)
-            assert lists.tables is not None
-            own = OwnRows(self.memory.features, lists.tables, self.exchange, self.division)
-            predicted = own.predict(batch.samples, self.threshold, self.min_rank, self._query_rows(batch))
-            labels, products = self.pseudo_labels.inquire(batch.samples, predicted), predicted.products
-        counts = self._counted(labels, products)
-        if not self.warmup and self.training:
-            self.pseudo_labels._write_own_(index, labels[0])
-        if len(index) == 0:
+            predicted = self.memory._predicted(
+                samples,
+                self.threshold,
+                self.min_rank,
+                self._query_rows(batch),
+                self.pseudo_labels.inquiry(samples),
+            )
+            sets, products = self.pseudo_labels.label_sets(samples, predicted), predicted.products
+            if self.training:
+                self.pseudo_labels._write_own_(samples.positions, sets.packed[0])
+        if len(samples.positions) == 0:
+            self._keep_statistics(sets, sets.common[None], products)
             return batch.features.new_zeros(()), batch.features
         weights = (1.0,) if self.warmup else self.loss.weights
-        loss = ColumnLoss(self.loss, batch.samples, self.exchange, self.division)
-        return loss.of_loaded(
-            batch.similarity, self.memory.features, labels, weights, counts[:, : len(labels)]
+        loss, gradient, common = ColumnLoss(self.loss, samples, self.exchange, self.division).of_loaded(
+            batch.similarity, self.memory.features, sets.packed, weights, sets.positives, sets.common
         )
+        self._keep_statistics(sets, common, products)
+        return loss, gradient
 
     def _query_rows(self, batch: Batch) -> Tensor | None:
         """With ``label_source="feature"``: s [b', n] of the samples that this process works on."""
@@ -141,30 +152,21 @@ class ShardedHead(SNNetHead):
         shapes = [(len(samples.own), len(self.division.rows(rank))) for rank in range(size)]
         return torch.cat(self.exchange.send(parts, shapes), dim=1)
 
-    def _one_hot(self, index: Tensor) -> Tensor:
+    def _one_hot(self, index: Tensor) -> LabelSets:
         own = self.memory.own_rows
         here = ((index >= own.start) & (index < own.stop)).nonzero().flatten()
-        return packed_entries(here, index[here] - own.start, len(index), len(own))
+        packed = packed_entries(here, index[here] - own.start, len(index), len(own))
+        return LabelSets(
+            (packed,), torch.ones_like(index)[:, None], index.new_zeros(len(index), 0, dtype=torch.int32)
+        )
 
-    def _counted(self, labels: tuple[Tensor, ...], products: int) -> Tensor:
-        """How many columns each sample has in each label set, and in the main one and each other: int64 [B, 2·sets−1].
-
-        Keeps the statistics of the global batch, and counts rows that were multiplied beside the lists.
-        """
-        width, main = len(self.memory.own_rows), labels[0]
-        masks = [*labels, *(main & other for other in labels[1:])]
-        here = torch.stack([unpack_labels(mask, width).sum(1) for mask in masks], dim=1)
-        extra = here.new_full((1, here.shape[1]), products)
-        counts = self.exchange.gather(torch.cat([here, extra])).sum(0)
-        counts, products_of_all = counts[:-1], counts[-1, 0]
-        nan = counts.new_full((), torch.nan, dtype=torch.float32)
-        sets, positives = len(labels), counts.float()
+    def _keep_statistics(self, sets: LabelSets, common: Tensor, products: int) -> None:
+        """Of the global batch, of what all processes have counted in their columns, ``common`` [R, B, sets - 1]."""
+        positives, both = sets.positives.float(), common.sum(0).float()
+        nan = positives.new_full((), torch.nan)
         shares = [
-            (
-                positives[:, sets + k]
-                / (positives[:, 0] + positives[:, 1 + k] - positives[:, sets + k]).clamp_min(1)
-            ).mean()
-            for k in range(sets - 1)
+            (both[:, k] / (positives[:, 0] + positives[:, k + 1] - both[:, k]).clamp_min(1)).mean()
+            for k in range(both.shape[1])
         ] or [nan, nan]
         self._statistics = {
             "positives": positives[:, 0].mean(),
@@ -172,9 +174,19 @@ class ShardedHead(SNNetHead):
             "agreement_neighbor": shares[1],
         }
         if not self.warmup:
-            self._statistics["products"] = products_of_all.float()
-            self.memory.lists._count(products_of_all, 2 * len(counts))  # labels and neighbours
-        return counts
+            made = torch.tensor(products, device=positives.device)
+            self._statistics["products"] = made.float()
+            if len(positives):  # else there may be no lists
+                self.memory.lists._count(made, 2 * len(positives))  # labels and neighbours
+
+    def _bytes_of_update(self, batch: Batch) -> int:
+        """What an update of this batch has to carry."""
+        if self.warmup or len(batch.samples.positions) == 0:
+            return 0
+        counts = torch.bincount(
+            self.division.owner(batch.samples.positions.unique()), minlength=self.division.size
+        )
+        return 4 * int(counts.max()) * (self.feature_dim + 2 + self.memory.lists.width)
 
     @torch.no_grad()
     @torch.compiler.disable
@@ -185,24 +197,54 @@ class ShardedHead(SNNetHead):
         written since.
         """
         device = self.memory.features.device
+        live, mine = features.detach(), list[Tensor]()
 
         def check() -> Tensor:
             checks.check_momentum(self._momentum, device)
             return self._checked(features, index)
 
-        index = self.exchange.agreed(
-            "update_", device, check, lambda found: {**self._facts(found), "momentum": float(self._momentum)}
-        )
+        def carry(checked: Tensor) -> tuple[int, list[Tensor]]:
+            batch = self._batch
+            if batch is None or not self._is_that(batch, features, checked):
+                return OTHER_BATCH, []
+            if self.warmup or not self.training:
+                return 0, []
+            if self.memory._are_stale(batch.samples.positions):
+                return STALE_LISTS, []
+            mine.append(self._blended(batch))
+            return 0, mine
+
+        told = self.exchange.agreed_with(
+            "update_", device, check,
+            lambda found: {**self._facts(found), "momentum": float(self._momentum)}, carry,
+        )  # fmt: skip
         if not self.training:
             return
         batch, self._batch = self._batch, None
-        if batch is None or self.exchange.any(not self._is_that(batch, features, index), device):
-            batch = self._gathered(features.detach(), index)
-        everything = batch.samples.positions
-        lists = None if self.warmup else self.memory._current_lists(everything)
+        blended = None
+        if batch is None or OTHER_BATCH in told.flags:
+            batch = self._gathered(live, told.checked)
+            if not self.warmup:
+                self.memory._current_lists(batch.samples.positions)
+        elif STALE_LISTS in told.flags:
+            self.memory.build_lists_()
+        elif mine:
+            (blended,) = told.tensors or self.exchange.gather_all(mine)
         # Only now rows that something wrote past autograd are known.
         similarity = batch.similarity if self.memory.version == batch.memory_version else None
-        self.memory._blend_(everything, batch.features, self._momentum, similarity, lists)
+        lists = None if self.warmup else self.memory.lists
+        self.memory._blend_(
+            batch.samples.positions, batch.features, self._momentum, similarity, lists, blended
+        )
+
+    def _blended(self, batch: Batch) -> Tensor:
+        """What the own rows become, as it travels."""
+        index = batch.samples.positions
+        rows = UpdatedRows(
+            self.memory.features, self.memory.lists.tables, self._momentum, self.exchange, self.division
+        )
+        entries = batch_rounds(index)[0] if len(index) else index
+        return rows.blended(index[entries], batch.features[entries])
 
     def _is_that(self, batch: Batch, features: Tensor, index: Tensor) -> bool:
         """Whether the batch was gathered of these features and this memory."""
@@ -218,6 +260,11 @@ class ShardedHead(SNNetHead):
         if not self._statistics:
             raise RuntimeError("label_statistics() needs a forward pass first")
         return dict(self._statistics)
+
+
+def _travelling(features: Tensor, index: Tensor) -> list[Tensor]:
+    """The samples of a process as they go to all."""
+    return [index, features.to(torch.float32)]
 
 
 class _Loss(torch.autograd.Function):

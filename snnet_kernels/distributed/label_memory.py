@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from .. import checks
-from ..derived import Source
-from ..fixed_type import FixedTypeModule
 from ..label_list_layout import list_entries
-from ..label_memory import BYTES_OF_LIST, PseudoLabelMemory
+from ..label_memory import PseudoLabelMemory
 from ..label_tables import LabelTables
 from ..layout import label_bytes
-from ..memory_size import check_room
 from .exchange import Exchange
-from .packing import joined_columns, packed_entries, split_columns
-from .prediction import Predicted, Samples
+from .packing import bits_at, joined_columns, packed_entries, split_columns
+from .prediction import Inquiry, Predicted, Samples
 from .rows import Division
 
 SAVED = ("column_entries", "column_counts")
+
+
+class LabelSets(NamedTuple):
+    """The label sets of all samples of a batch."""
+
+    packed: tuple[Tensor, ...]  # uint8 [B, label_bytes(own)] each, of the own columns
+    positives: Tensor  # int64 [B, sets], of all columns
+    common: Tensor  # int32 [B, sets - 1], positives of the first and of another set, of the own columns
 
 
 class ShardedPseudoLabelMemory(PseudoLabelMemory):
@@ -36,28 +41,16 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
 
     tables: LabelTables
 
-    def __init__(
-        self,
-        num_instances: int,
-        *,
-        storage: str = "auto",
-        device: torch.device | str | None = None,
-        process_group: ProcessGroup | None = None,
-    ) -> None:
-        FixedTypeModule.__init__(self)
-        self.num_instances = checks.check_count("num_instances", num_instances)
-        if storage not in ("auto", "lists"):
-            raise ValueError(f"storage must be 'auto' or 'lists' with a process_group, got {storage!r}")
-        self.storage = "lists"
+    def _join(self, process_group: ProcessGroup | None) -> range:
         assert process_group is not None
         self.exchange = Exchange(process_group)
         self.division = Division(self.num_instances, self.exchange.size)
-        self.own_rows = self.division.rows(self.exchange.rank)
-        check_room(num_instances, BYTES_OF_LIST * len(self.own_rows), torch.empty(0, device=device).device)
-        self.tables = LabelTables(self.num_instances, device, own=self.own_rows)
-        self.register_buffer("row_bits", None)
-        self.register_buffer("column_bits", None)
-        self._source = Source()
+        return self.division.rows(self.exchange.rank)
+
+    def _chosen(self, storage: str) -> str:
+        if storage not in ("auto", "lists"):
+            raise ValueError(f"storage must be 'auto' or 'lists' with a process_group, got {storage!r}")
+        return "lists"
 
     def write_(self, index: Tensor, labels: Tensor) -> None:
         """P[index] = labels (Eq. 3) of the own samples: int64 [b], packed uint8 [b, label_bytes(n)]."""
@@ -119,27 +112,43 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
         """No labels, of all columns."""
         return torch.zeros(0, label_bytes(self.num_instances), dtype=torch.uint8, device=self.device)
 
-    def inquire(self, samples: Samples, predicted: Predicted) -> tuple[Tensor, Tensor, Tensor]:
-        """Main, symmetric and neighbour labels of all samples in the own columns, uint8 [B, label_bytes(own)] each.
-
-        The owner of a sample sends what is positive in the columns of others; the neighbour's label is at hand.
-        """
-        at = samples.positions[samples.own] - self.own_rows.start
+    def inquiry(self, samples: Samples) -> Inquiry:
+        """What the owners of the samples tell all processes of the symmetric labels; and all of the neighbours'."""
         entries, starts, counts = self.tables.lists("column")
-        which, row = list_entries(entries, starts[at], counts[at])
-        sample = torch.cat([samples.own[predicted.sample], samples.own[which]])
-        column = torch.cat([predicted.column, row])
-        kind = torch.cat([torch.zeros_like(predicted.sample), torch.ones_like(which)])
-        packed = torch.stack([2 * sample + kind, column], dim=1).to(torch.int32)
-        owner, batch = self.division.owner(column), len(samples.positions)
-        parts = self.exchange.send_rows([packed[owner == rank] for rank in range(self.exchange.size)])
-        place, column = torch.cat(parts).long().unbind(1)
-        both = packed_entries(place, column - self.own_rows.start, 2 * batch, len(self.own_rows))
-        neighbors = self.exchange.gather_rows(predicted.neighbor, samples.counts)
-        neighbor = samples.positions.clone()
-        for rank, block in enumerate(neighbors):
-            neighbor[samples.places(rank)] = block
-        return both[0::2].contiguous(), both[1::2].contiguous(), self.tables.rows(neighbor)
+        at = samples.positions[samples.own] - self.own_rows.start
+        sizes = counts[at]
+        _, row = list_entries(entries, starts[at], sizes)
+        positives = self.tables.lists("row")[2]  # of each image, in the own columns
+
+        def of_neighbors(neighbor: Tensor) -> Tensor:
+            return positives[neighbor.clamp_min(0)].masked_fill(neighbor < 0, 0)
+
+        return Inquiry(sizes.long(), row.to(torch.int32), of_neighbors)
+
+    def label_sets(self, samples: Samples, predicted: Predicted) -> LabelSets:
+        """Main, symmetric and neighbour labels of all samples."""
+        entries, positives = predicted.told
+        sizes = predicted.sizes[samples.order]
+        place = samples.order.repeat_interleave(sizes)
+        totals = [int(part.sum()) for part in sizes.split(samples.counts)]
+        row = torch.cat([part[:total] for part, total in zip(entries, totals, strict=True)])
+        main, symmetric = (predicted.sample, predicted.column), (place, row.long())
+        batch, width = len(samples.positions), len(self.own_rows)
+        own = [self._own(*pairs) for pairs in (main, symmetric)]
+        packed = [packed_entries(*pairs, batch, width) for pairs in own]
+        packed.append(self.tables.rows(predicted.neighbor))
+        sample, column = own[0]
+        common = torch.stack(
+            [torch.bincount(sample[bits_at(other, sample, column)], minlength=batch) for other in packed[1:]],
+            dim=1,
+        )
+        counts = [torch.bincount(predicted.sample, minlength=batch), predicted.sizes, positives.sum(0).long()]
+        return LabelSets(tuple(packed), torch.stack(counts, dim=1), common.to(torch.int32))
+
+    def _own(self, sample: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        """The pairs in the own columns, counted from the first."""
+        own = (column >= self.own_rows.start) & (column < self.own_rows.stop)
+        return sample[own], column[own] - self.own_rows.start
 
     def gather(self) -> PseudoLabelMemory:
         """P as lists of one process, on the CPU of each; some 30 bytes a label, which all processes get."""

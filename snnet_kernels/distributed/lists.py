@@ -24,6 +24,11 @@ class ShardedLists(MemoryLists):
         self.exchange, self.division = exchange, division
 
     @property
+    def width(self) -> int:
+        """Places of a list."""
+        return min(self.capacity, self.division.n)
+
+    @property
     def images(self) -> int:
         return self.division.n
 
@@ -53,7 +58,7 @@ class ShardedLists(MemoryLists):
             found[name] = tensor.to(features.device, copy=True).contiguous()
         checksums = found.pop("checksums")
         tables = NeighborLists(*(found[name] for name in NeighborLists._fields if name in found))
-        if found["products"].shape != () or not _fit(tables, features, min(self.capacity, self.division.n)):
+        if found["products"].shape != () or not _fit(tables, features, self.width):
             return False
         if not torch.equal(checksums, list_checksums(features, tables)):
             return False

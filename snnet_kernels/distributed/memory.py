@@ -14,9 +14,9 @@ from ..exemplar_memory import ExemplarMemory
 from ..ops.similarity import memory_similarity
 from .exchange import Exchange, Facts
 from .lists import SAVED, ShardedLists
-from .own_lists import update_
+from .own_lists import UpdatedRows, update_
 from .packing import packed_entries
-from .prediction import OwnRows, Samples
+from .prediction import Inquiry, OwnRows, Predicted, Samples
 from .rows import Division
 
 
@@ -114,11 +114,14 @@ class ShardedExemplarMemory(ExemplarMemory):
 
     def _current_lists(self, rows: Tensor | None) -> ShardedLists:
         """The same where all ranks have agreed on their call."""
-        self._notice(None if rows is None else self.own(rows))
-        stale = self.lists.tables is None or not self._lists_follow
-        if self.exchange.any(stale, self.features.device):
+        if self.exchange.any(self._are_stale(rows), self.features.device):
             self.build_lists_()
         return self.lists
+
+    def _are_stale(self, rows: Tensor | None) -> bool:
+        """Whether the own lists are not those of the own features; those among ``rows`` int64 [k] are compared."""
+        self._notice(None if rows is None else self.own(rows))
+        return self.lists.tables is None or not self._lists_follow
 
     def similarity(self, features: Tensor) -> Tensor:
         """s [B, len(own_rows)] of ``features`` [B, d] with the own rows; not collective."""
@@ -134,13 +137,29 @@ class ShardedExemplarMemory(ExemplarMemory):
             return dict(zip(("threshold", "min_rank"), checked, strict=True))
 
         samples, rows = self._asked("predict_labels", index, query_rows, options)
-        found = self._own_rows(samples).predict(samples, float(threshold), int(min_rank), rows)
-        place, own = samples.own[found.sample], len(samples.positions) // self.exchange.size
-        packed = torch.stack([place % own, found.column], dim=1) if own else place.new_zeros(0, 2)
-        loader = place // max(own, 1)
-        parts = self.exchange.send_rows([packed[loader == rank] for rank in range(self.exchange.size)])
-        row, column = torch.cat(parts).unbind(1)
-        return packed_entries(row, column, own, self.num_instances)
+        found = self._predicted(samples, float(threshold), int(min_rank), rows)
+        loaded = len(samples.positions) // self.exchange.size
+        row = found.sample - self.exchange.rank * loaded
+        own = (row >= 0) & (row < loaded)
+        return packed_entries(row[own], found.column[own], loaded, self.num_instances)
+
+    def _predicted(
+        self,
+        samples: Samples,
+        threshold: float,
+        min_rank: int,
+        query_rows: Tensor | None,
+        inquiry: Inquiry | None = None,
+    ) -> Predicted:
+        """Labels of the samples of all processes, in all of them; lists that are not those of M are made afresh."""
+        stale = self._are_stale(samples.positions)
+        while True:
+            own = OwnRows(self.features, self.lists.tables, self.exchange, self.division)
+            found = own.predict(samples, threshold, min_rank, query_rows, stale=stale, inquiry=inquiry)
+            if found is not None:
+                return found
+            self.build_lists_()
+            stale = False
 
     def nearest(
         self, index: Tensor, k: int = 1, *, query_rows: Tensor | None = None
@@ -227,8 +246,7 @@ class ShardedExemplarMemory(ExemplarMemory):
             "update_", self.features.device, check,
             lambda found: {"the number of samples": len(found[0]), "momentum": float(found[2]), **self.facts()},
         )  # fmt: skip
-        everything = self.exchange.gather(own).flatten()
-        rows = self.exchange.gather(live).flatten(0, 1)
+        rows, everything = (part.flatten(0, 1) for part in self.exchange.gather_all([live.contiguous(), own]))
         known = self.version
         lists = self._current_lists(everything)
         if similarity is not None:  # unless it is of what the memory was before something else wrote it
@@ -242,12 +260,17 @@ class ShardedExemplarMemory(ExemplarMemory):
         momentum: Tensor,
         similarity: Tensor | None,
         lists: ShardedLists | None,
+        blended: Tensor | None = None,
     ) -> None:
-        """The same by the samples of all processes; without ``lists`` these are left behind."""
+        """The same by the samples of all processes; without ``lists`` these are left behind.
+
+        ``blended``: what all have made of the rows of the first round, see :mod:`.own_lists`.
+        """
         tables = None if lists is None else lists.tables
         if lists is not None and similarity is None:
             similarity = memory_similarity(features, self.features)
-        update_(self.features, index, features, momentum, tables, similarity, self.exchange, self.division)
+        rows = UpdatedRows(self.features, tables, momentum, self.exchange, self.division)
+        update_(rows, index, features, similarity, blended)
         if lists is None:
             self._count_change()
         else:

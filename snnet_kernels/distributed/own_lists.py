@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..neighbor_list_layout import NeighborLists
 from ..ops.shard_lists import blend_rows_, follow_moved_rows_, insert_pairs_, remove_pairs_
-from .exchange import Exchange
+from .exchange import Exchange, padded
+from .prediction import Samples
 from .products import row_products
 from .rows import BLOCK, Division
 
 ROWS_AT_ONCE = 4 * BLOCK  # of another process's memory, while lists are built
 
 
-class Pairs:
+class Pairs(NamedTuple):
     """(row, column, value) of pairs on their way to the owners of their rows."""
 
-    def __init__(self, row: Tensor, column: Tensor, value: Tensor) -> None:
-        self.row, self.column, self.value = row, column, value
+    row: Tensor
+    column: Tensor
+    value: Tensor
 
     def sent(self, exchange: Exchange, division: Division) -> Pairs:
         """Those that all ranks have for rows of this one, 12 bytes each."""
@@ -109,36 +113,103 @@ def insert(lists: NeighborLists, pairs: Pairs, exchange: Exchange, division: Div
         remove_pairs_(*tables, part.row - start, part.column, part.value)
 
 
+class UpdatedRows:
+    """The own rows of a memory in an update, and their lists, if they are to follow."""
+
+    def __init__(
+        self,
+        memory: Tensor,
+        lists: NeighborLists | None,
+        momentum: Tensor,
+        exchange: Exchange,
+        division: Division,
+    ) -> None:
+        self.memory, self.lists, self.momentum = memory, lists, momentum
+        self.exchange, self.division = exchange, division
+        self.own = division.rows(exchange.rank)
+
+    def places(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the positions ``index`` are own rows, and their places among these."""
+        which = ((index >= self.own.start) & (index < self.own.stop)).nonzero().flatten()
+        return which, index[which] - self.own.start
+
+    def blended(self, index: Tensor, features: Tensor) -> Tensor:
+        """What the own ones of the rows ``index`` (distinct) become, as it travels; nothing is written.
+
+        Float32 [most, d + 2 + K]: the row, its length before the division (NaN where it is not to be written), its
+        floor, and the columns that it lists, as bits; zeros behind the last. ``most`` a process owns.
+        """
+        assert self.lists is not None
+        which, at = self.places(index)
+        rows = self.memory[at]
+        lengths = blend_rows_(rows, torch.arange(len(at), device=at.device), features[which], self.momentum)
+        lists = self.lists
+        packed = [rows, lengths[:, None], lists.floors[at, None], lists.columns[at].view(torch.float32)]
+        counts = torch.bincount(self.division.owner(index), minlength=self.division.size)
+        return padded(torch.cat(packed, dim=1), int(counts.max()))
+
+    def write(self, index: Tensor, blended: Tensor) -> Moved:
+        """Write the own ones of the rows ``index``, of what all processes have made, [R, most, d + 2 + K]."""
+        found = Samples.of(index, self.exchange, self.division).of_owners(blended)
+        which, at = self.places(index)
+        d = self.memory.shape[1]
+        self.memory.index_copy_(0, at, found[which, :d])
+        kept = found[:, d].isfinite().nonzero().flatten()
+        found = found[kept]
+        return Moved(
+            kept,
+            index[kept],
+            found[:, :d].contiguous(),
+            found[:, d].contiguous(),
+            found[:, d + 1].contiguous(),
+            found[:, d + 2 :].contiguous().view(torch.int32),
+        )
+
+
+class Moved(NamedTuple):
+    """The rows that an update has moved, of all processes, in order of the batch."""
+
+    kept: Tensor  # int64 [m], which of the round's entries
+    positions: Tensor  # int64 [m]
+    rows: Tensor  # [m, d]
+    lengths: Tensor  # [m], before the division
+    floors: Tensor  # [m]
+    columns: Tensor  # int32 [m, K], what each listed before
+
+
 def update_(
-    memory: Tensor,
+    rows: UpdatedRows,
     index: Tensor,
     features: Tensor,
-    momentum: Tensor,
-    lists: NeighborLists | None,
     similarity: Tensor | None,
-    exchange: Exchange,
-    division: Division,
+    blended: Tensor | None = None,
 ) -> None:
     """The momentum update of all processes' batch (``index`` [B], ``features`` [B, d]) on the own rows and lists.
 
-    ``similarity`` [B, m] is that of the features with the own rows before the update.
+    ``similarity`` [B, m] is that of the features with the own rows before the update. ``blended`` is what all have made
+    of the first of the :func:`batch_rounds`, if it has travelled already.
     """
-    rounds = _rounds(index)
-    if similarity is not None and len(rounds) > 1:
+    rounds = batch_rounds(index)
+    if rows.lists is None or similarity is None:
+        for entries in rounds:
+            which, at = rows.places(index[entries])
+            blend_rows_(rows.memory, at, features[entries[which]], rows.momentum)
+        return
+    if len(rounds) > 1:
         similarity = similarity.clone()
     for turn, entries in enumerate(rounds):
-        moved = _blend(memory, index[entries], features[entries], momentum, lists, exchange, division)
-        if lists is None or similarity is None:
-            continue
-        moved_lists_(memory, lists, similarity[entries[moved.kept]], moved, momentum, exchange, division)
+        if blended is None:
+            blended = rows.exchange.gather(rows.blended(index[entries], features[entries]))
+        moved = rows.write(index[entries], blended)
+        blended = None
+        _follow(rows, rows.lists, similarity[entries[moved.kept]], moved)
         later = torch.cat(rounds[turn + 1 :]) if turn + 1 < len(rounds) else entries[:0]
-        start, stop = division.rows(exchange.rank).start, division.rows(exchange.rank).stop
-        own = moved.index[(moved.index >= start) & (moved.index < stop)] - start
+        _, own = rows.places(moved.positions)
         if len(later) and len(own):  # the later entries meet the memory as it is now
-            similarity[later[:, None], own[None, :]] = row_products(features[later], memory[own])
+            similarity[later[:, None], own[None, :]] = row_products(features[later], rows.memory[own])
 
 
-def _rounds(index: Tensor) -> list[Tensor]:
+def batch_rounds(index: Tensor) -> list[Tensor]:
     """Entries [B] split so that no index comes twice in a part, earlier entries in earlier parts."""
     order = index.sort(stable=True).indices
     ordered = index[order]
@@ -148,75 +219,63 @@ def _rounds(index: Tensor) -> list[Tensor]:
     return [(turn == r).nonzero().flatten() for r in range(int(turn.max()) + 1)] if len(index) else []
 
 
-class Moved:
-    """The rows that an update has moved, of all processes, in order of the batch."""
-
-    def __init__(
-        self, kept: Tensor, index: Tensor, rows: Tensor, lengths: Tensor, floors: Tensor, columns: Tensor
-    ):
-        self.kept = kept  # which of the round's entries
-        self.index, self.rows, self.lengths, self.floors, self.columns = index, rows, lengths, floors, columns
-
-
-def _blend(
-    memory: Tensor,
-    index: Tensor,
-    features: Tensor,
-    momentum: Tensor,
-    lists: NeighborLists | None,
-    exchange: Exchange,
-    division: Division,
-) -> Moved:
-    """Blend the own ones of the rows ``index`` (distinct), and learn what the others have become."""
-    owner, start = division.owner(index), division.rows(exchange.rank).start
-    own = (owner == exchange.rank).nonzero().flatten()
-    at = index[own] - start
-    lengths = blend_rows_(memory, at, features[own], momentum)
-    if lists is None:
-        empty = index[:0]
-        return Moved(empty, empty, memory[:0], lengths[:0], lengths[:0], empty)
-    packed = torch.cat(
-        [
-            memory[at],
-            lengths[:, None],
-            lists.floors[at, None],
-            lists.columns[at].view(torch.float32),
-        ],
-        dim=1,
-    )
-    counts = torch.bincount(owner, minlength=division.size).tolist()
-    blocks = torch.cat(exchange.gather_rows(packed, counts))
-    order = owner.sort(stable=True).indices  # of the blocks: by owner, then as in the batch
-    found = torch.empty_like(blocks)
-    found[order] = blocks
-    kept = found[:, memory.shape[1]].isfinite().nonzero().flatten()
-    found, d = found[kept], memory.shape[1]
-    return Moved(
-        kept,
-        index[kept],
-        found[:, :d].contiguous(),
-        found[:, d].contiguous(),
-        found[:, d + 1].contiguous(),
-        found[:, d + 2 :].contiguous().view(torch.int32),
-    )
-
-
-def moved_lists_(
-    memory: Tensor,
-    lists: NeighborLists,
-    similarity: Tensor,
-    moved: Moved,
-    momentum: Tensor,
-    exchange: Exchange,
-    division: Division,
-) -> None:
+def _follow(rows: UpdatedRows, lists: NeighborLists, similarity: Tensor, moved: Moved) -> None:
     """Bring the own lists up to rows that have moved."""
-    start, tables = division.rows(exchange.rank).start, lists[:4]
-    of_moved = moved.rows, moved.index, moved.floors, moved.lengths, moved.columns
-    sample, column, value, fresh = follow_moved_rows_(memory, start, *tables, similarity, *of_moved, momentum)
-    to_owners = Pairs(moved.index[sample], column, value).sent(exchange, division)
-    here = Pairs(column[fresh], moved.index[sample[fresh]], value[fresh])
-    both = [
-        torch.cat([getattr(part, name) for part in (to_owners, here)]) for name in ("row", "column", "value")
-    ]
-    insert(lists, Pairs(*both), exchange, division)
+    start, tables = rows.own.start, lists[:4]
+    of_moved = moved.rows, moved.positions, moved.floors, moved.lengths, moved.columns
+    sample, column, value, fresh = follow_moved_rows_(
+        rows.memory, start, *tables, similarity, *of_moved, rows.momentum
+    )
+    here = Pairs(column[fresh], moved.positions[sample[fresh]], value[fresh])
+    counts = lists.counts + torch.bincount(here.row - start, minlength=len(lists.counts))
+    overflows = bool((counts > lists.capacity).any())
+    to_owners, overflows = _sent_pairs(
+        rows, moved.positions, sample, column, value, lists.capacity, overflows
+    )
+    both = Pairs(*(torch.cat(parts) for parts in zip(to_owners, here, strict=True)))
+    if overflows:
+        insert(lists, both, rows.exchange, rows.division)
+    else:
+        insert_pairs_(*tables, both.row - start, both.column, both.value)
+
+
+def _sent_pairs(
+    rows: UpdatedRows, index: Tensor, sample: Tensor, column: Tensor, value: Tensor, capacity: int, full: bool
+) -> tuple[Pairs, bool]:
+    """What all processes have found for the own ones of the moved rows ``index`` [m], sent as (sample, column, value)
+    by sample; and whether a row of any process has too many: one of these, or others of a rank that is ``full``.
+
+    One exchange: how many pairs of each moved row there are goes to all in front, and behind it as many pairs, 8 bytes
+    each, as there is room for; a second one where they are more. The room is what was needed last.
+    """
+    exchange, m = rows.exchange, len(index)
+    owner = rows.division.owner(index)
+    numbers = torch.bincount(sample, minlength=m).to(torch.int32)
+    head = torch.cat([numbers, numbers.new_tensor([full])])
+    pairs = torch.stack([column.to(torch.int32), value.view(torch.int32)], dim=1)
+    parts = [pairs[owner[sample] == rank] for rank in range(exchange.size)]
+    room = exchange.room_for_pairs
+    blocks = [torch.cat([head, padded(part[:room], room).flatten()]) for part in parts]
+    heads, bodies = zip(
+        *(
+            block.split([m + 1, 2 * room])
+            for block in exchange.send(blocks, [(m + 1 + 2 * room,)] * exchange.size)
+        ),
+        strict=True,
+    )
+    numbers_of_all = torch.stack(heads)[:, :m].long()  # [R, m]
+    own = owner == exchange.rank
+    coming = numbers_of_all[:, own].sum(1).tolist()
+    found = [body.view(room, 2)[:count] for body, count in zip(bodies, coming, strict=True)]
+    most = int(
+        numbers_of_all.new_zeros(exchange.size, exchange.size).index_add_(1, owner, numbers_of_all).max()
+    )
+    if most > room:
+        shapes = [(max(count - room, 0), 2) for count in coming]
+        rest = exchange.send([part[room:] for part in parts], shapes)
+        found = [torch.cat(both) for both in zip(found, rest, strict=True)]
+    exchange.room_for_pairs = most + most // 4
+    row = torch.cat([index[own].repeat_interleave(numbers[own]) for numbers in numbers_of_all])
+    columns, values = torch.cat(found).unbind(1)
+    overflows = bool((numbers_of_all.sum(0) > capacity).any()) or any(bool(head[m]) for head in heads)
+    return Pairs(row, columns.long(), values.contiguous().view(torch.float32)), overflows

@@ -18,6 +18,11 @@ def packed_entries(row: Tensor, column: Tensor, rows: int, width: int) -> Tensor
     return bits.index_put_((row, column // 8), value, accumulate=True)
 
 
+def bits_at(bits: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Whether packed labels [B, ...] are set at (``row``, ``column``) int64 [E]: bool [E]."""
+    return (bits[row, column // 8] >> (column % 8).to(torch.uint8) & 1).bool()
+
+
 def split_columns(labels: Tensor, division: Division) -> list[Tensor]:
     """The columns that each process owns of packed labels [B, label_bytes(n)]."""
     parts = []

@@ -1,4 +1,7 @@
-"""What each of several processes runs, and compares with one: ``python -m tests.kernels.sharded_cases CASE WORDS``."""
+"""What each of several processes runs, and compares with one.
+
+``python -m tests.kernels.sharded_cases NAME CASE WORDS -- NAME CASE WORDS -- ...``
+"""
 
 from __future__ import annotations
 
@@ -89,15 +92,16 @@ class Pair:
             return
         assert torch.equal(lists.tables.counts[own], mine.counts)
         assert torch.equal(lists.tables.floors[own], mine.floors)
-        for row in range(len(self.rows)):
-            ours = _listed(mine, row)
-            theirs = _listed(lists.tables, row + self.rows.start)
-            assert ours == theirs, (row + self.rows.start, sorted(ours ^ theirs)[:6])
+        ours = _by_column(mine.columns, mine.values)
+        theirs = _by_column(lists.tables.columns[own], lists.tables.values[own])
+        for kind, found, wanted in zip(("columns", "values"), ours, theirs, strict=True):
+            assert torch.equal(found, wanted), (kind, (found != wanted).nonzero()[:6])
 
 
-def _listed(tables: sk.NeighborLists, row: int) -> set[tuple[int, float]]:
-    count = int(tables.counts[row])
-    return set(zip(tables.columns[row, :count].tolist(), tables.values[row, :count].tolist(), strict=True))
+def _by_column(columns: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lists with the entries of each row in order of their columns."""
+    order = columns.sort(dim=1, stable=True).indices
+    return columns.gather(1, order), values.gather(1, order)
 
 
 def steps(n: str, d: str, each: str, number: str, *words: str) -> None:
@@ -117,13 +121,7 @@ def steps(n: str, d: str, each: str, number: str, *words: str) -> None:
         if turn == 2:
             pair.one.warmup = pair.own.warmup = False
         pair.step(int(each), "repeats" in words)
-
-
-def all_steps(*cases: str) -> None:
-    """Several cases, each its name and the words of :func:`steps`; prints those that held."""
-    for name, words in zip(cases[::2], cases[1::2], strict=True):
-        steps(*words.split())
-        print(name, flush=True)
+    print("as one")
 
 
 def state(n: str, folder: str) -> None:
@@ -135,6 +133,7 @@ def state(n: str, folder: str) -> None:
     torch.save(piece, f"{folder}/piece-{pair.size}-{pair.rank}.pt")
     if pair.rank == 0:
         torch.save(pair.one.state_dict(), f"{folder}/one.pt")
+    print("as one")
 
 
 def resumed(n: str, folder: str, saved_by: str) -> None:
@@ -157,6 +156,7 @@ def resumed(n: str, folder: str, saved_by: str) -> None:
         for name, tensor in torch.load(f"{folder}/one.pt").items():
             if not name.startswith("memory.lists."):
                 assert torch.equal(head.state_dict()[name], tensor), name
+    print("as one")
 
 
 def modules(n: str) -> None:
@@ -196,6 +196,7 @@ def modules(n: str) -> None:
             memory.features.data[at] = memory.features[at].flip(0)
     assert torch.equal(own.predict_labels(mine, 0.5, 4), one.predict_labels(mine, 0.5, 4))
     one.renew_lists_(), own.renew_lists_()
+    print("as one")
 
 
 def refusals(n: str) -> None:
@@ -250,41 +251,46 @@ def refusals(n: str) -> None:
 
 
 def traffic(n: str, d: str, each: str) -> None:
-    """Bytes that all processes send in a step, and what is held, beside the formulas of docs/scale.md."""
+    """Bytes and collectives of a step of all processes, and what is held, beside the formulas of docs/scale.md."""
     pair = Pair(int(n), int(d), neighbors=64, min_rank=4)
+    exchange = pair.own.exchange
     b, size = int(each), pair.size
     generator = torch.Generator().manual_seed(3)
     index = torch.randperm(int(n), generator=generator)[: b * size]
     features = made_features(b * size, int(d), 3, 3, exact=False)
     part = slice(pair.rank * b, (pair.rank + 1) * b)
-    for _ in range(2):  # lists are there in the second
-        before = pair.own.exchange.sent
+    own = index[pair.own.division.owner(index) == pair.rank] - pair.rows.start
+    for _ in range(3):  # lists are there in the second, and room for what travels in the third
+        sent, rounds = exchange.sent, exchange.rounds
+        labels = pair.own.pseudo_labels.tables.lists("column")[2][own].sum()
         live = features[part].clone().requires_grad_()
         loss = pair.own(live, index[part])
-        after_forward = pair.own.exchange.sent
+        after_forward = exchange.sent
         loss.backward()
-        assert pair.own.exchange.sent == after_forward  # no collective in backward
+        assert exchange.sent == after_forward  # no collective in backward
+        pairs = exchange.room_for_pairs
         pair.own.update_(index[part], live.detach())
-    sent = torch.tensor([pair.own.exchange.sent - before])
-    dist.all_reduce(sent)
-    most = torch.bincount(pair.own.division.owner(index)).max()  # samples of the busiest process
+    all_sent = torch.tensor([exchange.sent - sent])
+    rounds = exchange.rounds - rounds
+    dist.all_reduce(all_sent)
+    dist.all_reduce(labels, dist.ReduceOp.MAX)
+    most = int(torch.bincount(pair.own.division.owner(index)).max())  # samples of the busiest process
     k, negatives = pair.own.memory.lists.capacity, max(1, int(0.01 * int(n)))
     keys = negatives // size + 4 * math.isqrt(negatives) + 8
-    formula = (
-        (size - 1)
-        * size
-        * (
-            b * (4 * int(d) + 8)  # features and index
-            + b * 9 * keys  # negatives
-            + b * (4 * int(d) + 8)  # gradients
-            + 40 * b * size  # counts
-            + most * 4 * (int(d) + k + 2)  # rows that have moved
-        )
-    )
+    formula = (size - 1) * size * (
+        192 + b * (4 * int(d) + 8)  # features and index
+        + 144 * most  # candidates
+        + 36 * b * size + 4 * int(labels)  # verdicts
+        + b * 9 * keys  # negatives
+        + 32 * most + 8 * b * size  # bars
+        + b * (4 * int(d) + 8)  # gradients
+        + 192 + most * 4 * (int(d) + k + 2)  # rows that have moved
+        + 8 * pairs + 4 * b * size  # pairs
+    )  # fmt: skip
     pair.one(features, index)  # which builds its lists
     held = sum(tensor.nbytes for tensor in pair.own.buffers())
     everything = sum(tensor.nbytes for tensor in pair.one.buffers())
-    print(int(sent), round(float(formula)), held, round(everything * len(pair.rows) / int(n)))
+    print(int(all_sent), formula, rounds, held, round(everything * len(pair.rows) / int(n)))
 
 
 class Wrapped(torch.nn.Module):
@@ -301,8 +307,13 @@ class Wrapped(torch.nn.Module):
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    name, *words = sys.argv[1:]
-    globals()[name](*words)
+    words = sys.argv[1:]
+    while words:
+        end = words.index("--")
+        _, case, *given = words[:end]
+        globals()[case](*given)
+        print("--", flush=True)
+        words = words[end + 1 :]
     dist.destroy_process_group()
 
 

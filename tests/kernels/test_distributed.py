@@ -1,5 +1,7 @@
 """Memories and head of several processes: as one process that gets the global batch."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,73 +10,85 @@ import torch
 import snnet_kernels as sk
 from snnet_kernels.distributed import own_rows, rows_of_pieces, whole_state
 from snnet_kernels.distributed.prediction import OwnRows
+from tests.forks import Answer
 from tests.kernels.sharded_cases import made_features
 from tests.several import run_processes
 
+# Of each number of processes, which are started once: the cases that they run, and their words.
+CASES = {
+    3: {
+        "exact features, repeated images": "steps 1300 16 4 5 exact repeats",
+        "l2": "steps 1300 16 2 3 loss_kind=l2",
+        "fewer images than places": "steps 40 16 2 3 neighbors=64",
+        "memories by themselves": "modules 1300",
+        "pieces": "state 1300 {folder}",
+        "traffic": "traffic 2600 512 16",
+    },
+    1: {"one process": "steps 700 16 4 4", "goes on from three": "resumed 1300 {folder} 3"},
+    2: {
+        "warm-up, then labels": "steps 1300 16 4 5 warmup",
+        "full lists": "steps 700 16 6 6 repeats neighbors=12",
+        "a share of two rows": "steps 514 16 2 3 repeats neighbors=8",
+        "labels of the live features": "steps 1300 16 4 4 label_source=feature min_rank=3",
+        "no samples": "steps 1300 16 0 2",
+        "many hard negatives": "steps 1300 16 4 3 hard_negative_ratio=0.5",
+        "goes on from three": "resumed 1300 {folder} 3",
+        "goes on from one": "resumed 1300 {folder} 0",
+        "traffic": "traffic 1300 256 16",
+        "refusals": "refusals 1300",
+    },
+    4: {"lists that do not tell, an empty share": "steps 1300 16 5 5 neighbors=8 repeats threshold=0.5"},
+}
 
-def in_processes(count: int, *words: object) -> list[str]:
-    """What each of ``count`` processes prints, all of which must end well."""
-    answers = run_processes(count, "tests.kernels.sharded_cases", [str(word) for word in words])
-    for answer in answers:
-        assert answer.returncode == 0, answer.stdout + answer.stderr
-    return [answer.stdout for answer in answers]
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory) -> Callable[[int, str], list[str]]:
+    """What each of a number of processes prints in a case."""
+    folder = tmp_path_factory.mktemp("pieces")
+
+    @functools.cache
+    def of_processes(count: int) -> list[Answer]:
+        if count < 3:
+            of_processes(3)  # whose pieces they go on from
+        words = []
+        for name, case in CASES[count].items():
+            words += [name, *(word.format(folder=folder) for word in case.split()), "--"]
+        return run_processes(count, "tests.kernels.sharded_cases", words)
+
+    def of_case(count: int, name: str) -> list[str]:
+        place = list(CASES[count]).index(name)
+        told = [answer.stdout.split("--\n")[: len(CASES[count])] for answer in of_processes(count)]
+        for answer, parts in zip(of_processes(count), told, strict=True):
+            assert answer.returncode == 0 or len(parts) > place + 1, answer.stdout + answer.stderr
+        return [parts[place] for parts in told]
+
+    return of_case
 
 
 @pytest.mark.parametrize(
-    ("processes", "cases"),
+    ("count", "name"),
     [
-        (1, {"one process": "700 16 4 4"}),
-        (
-            2,
-            {
-                "warm-up, then labels": "1300 16 4 5 warmup",
-                "full lists": "700 16 6 6 repeats neighbors=12",
-                "a share of two rows": "514 16 2 3 repeats neighbors=8",
-                "labels of the live features": "1300 16 4 4 label_source=feature min_rank=3",
-                "no samples": "700 16 0 2",
-                "many hard negatives": "1300 16 4 3 hard_negative_ratio=0.5",
-            },
-        ),
-        (
-            3,
-            {
-                "exact features, repeated images": "1300 16 4 5 exact repeats",
-                "l2": "1300 16 2 3 loss_kind=l2",
-                "fewer images than places": "40 16 2 3 neighbors=64",
-            },
-        ),
-        (
-            4,
-            {"lists that do not tell, an empty share": "1300 16 5 5 neighbors=8 repeats threshold=0.5"},
-        ),
+        (count, name)
+        for count, cases in CASES.items()
+        for name, case in cases.items()
+        if case.split()[0] in ("steps", "modules", "state", "resumed")
     ],
 )
-def test_processes_equal_one(processes, cases):
-    answers = in_processes(processes, "all_steps", *(word for case in cases.items() for word in case))
-    assert answers == ["".join(f"{name}\n" for name in cases)] * processes
+def test_processes_equal_one(printed, count, name):
+    assert printed(count, name) == ["as one\n"] * count
 
 
-def test_memories_by_themselves_equal_one():
-    in_processes(3, "modules", 1300)
-
-
-def test_state_of_any_number_of_processes_is_that_of_any_other(tmp_path):
-    in_processes(3, "state", 1300, tmp_path)
-    in_processes(2, "resumed", 1300, tmp_path, 3)
-    in_processes(1, "resumed", 1300, tmp_path, 3)
-    in_processes(2, "resumed", 1300, tmp_path, 0)  # from the state of one process
-
-
-@pytest.mark.parametrize(("processes", "words"), [(2, "1300 256 16"), (3, "2600 512 16")])
-def test_bytes_sent_and_held_are_those_of_the_formulas(processes, words):
-    for line in in_processes(processes, "traffic", *words.split()):
-        sent, formula, held, share = (int(word) for word in line.split())
+@pytest.mark.parametrize("processes", [2, 3])
+def test_bytes_sent_and_held_are_those_of_the_formulas(printed, processes):
+    for line in printed(processes, "traffic"):
+        sent, formula, rounds, held, share = (int(word) for word in line.split())
         assert sent == pytest.approx(formula, rel=0.1)
+        assert rounds == 8
         assert held <= share + 24 * 2600  # 16 bytes of each row of P are in all processes
 
 
-def test_what_differs_is_one_error_on_all():
-    first, second = (out.splitlines() for out in in_processes(2, "refusals", 1300))
+def test_what_differs_is_one_error_on_all(printed):
+    first, second = (out.splitlines() for out in printed(2, "refusals"))
     same = [
         "ValueError: the number of samples must be the same on all ranks of the group, got [4, 5]",
         "RuntimeError: the ranks of a group must make the same calls in the same order, got ['update_', 'forward']",
@@ -192,6 +206,15 @@ def test_a_long_walk_beside_the_lists_takes_few_exchanges(one_process_group, mon
     assert torch.equal(labels, one.predict_labels(torch.tensor([0]), 0.6))
     assert int(sk.unpack_labels(labels, 300).sum()) == 150
     assert len(rounds) == 9  # of 1, 2, 4, 8, 16 and 32 candidates
+
+
+@pytest.mark.parametrize("loss_kind", ["mmcl", "l2"])
+def test_a_memory_with_nan_makes_the_loss_nan(one_process_group, loss_kind):
+    features, index = made_features(4, 16, 5, 2, exact=False), torch.arange(4)
+    for head in pair_of_heads(60, loss_kind=loss_kind):
+        head.memory.features.data[9] = torch.nan
+        head.mark_written_()
+        assert head(features, index).isnan()
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 600), (3, 513), (40, 1), (40, 7), (2, 2)])
