@@ -24,9 +24,8 @@ class ColumnLoss:
     ) -> None:
         self.options, self.samples, self.exchange, self.division = options, samples, exchange, division
         self.first = division.rows(exchange.rank).start
-        self.scale = division.size / max(
-            len(samples.positions), 1
-        )  # the mean over the samples of one process
+        batch = max(len(samples.positions), 1)
+        self.scale = division.size / batch  # the mean over the samples of one process
 
     def of_loaded(
         self,

@@ -54,13 +54,11 @@ class Statement(NamedTuple):
 
 
 class Agreed(Generic[T]):
-    """What all ranks have agreed on."""
+    """What all ranks have agreed on; ``tensors`` [R, ...] as of :meth:`Exchange.gather_all`, None if they must still
+    travel."""
 
     def __init__(self, checked: T, flags: list[int], tensors: list[Tensor] | None) -> None:
-        self.checked, self.flags = checked, flags
-        self.tensors = (
-            tensors  # [R, ...] each, as :meth:`Exchange.gather_all` gives them; None: they must still travel
-        )
+        self.checked, self.flags, self.tensors = checked, flags, tensors
 
 
 class Exchange:
@@ -200,9 +198,8 @@ class Exchange:
             message[STATEMENT : STATEMENT + len(load)] = load
         found = self.gather(message)
         rows = as_type(found[:, :STATEMENT], torch.float64).tolist()
-        return [Statement(row[0], row[1], row[2], row[3], tuple(row[4:])) for row in rows], found[
-            :, STATEMENT:
-        ]
+        stated = [Statement(row[0], row[1], row[2], row[3], tuple(row[4:])) for row in rows]
+        return stated, found[:, STATEMENT:]
 
 
 def _refuse_differences(call: str, names: Sequence[str], stated: Sequence[Statement]) -> None:

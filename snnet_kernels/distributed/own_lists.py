@@ -79,9 +79,8 @@ def _take_largest(values: Tensor, columns: Tensor, features: Tensor, part: Tenso
     for start in range(0, len(features), BLOCK):
         rows = slice(start, start + BLOCK)
         products = row_products(features[rows], part)
-        row, column = (
-            (products > values[rows, -1:]).nonzero().unbind(1)
-        )  # a tie with a lower column stays behind
+        # A tie with a lower column stays behind.
+        row, column = (products > values[rows, -1:]).nonzero().unbind(1)
         if not len(row):
             continue
         counts = torch.bincount(row, minlength=len(products))

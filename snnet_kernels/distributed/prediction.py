@@ -74,7 +74,7 @@ class Predicted(NamedTuple):
     sizes: Tensor  # int64 [B], of the inquiry
     told: list[
         Tensor
-    ]  # its entries of each process, [R, ...], and what each has told of the neighbours, [R, ...]
+    ]  # [R, ...] each: the inquiry's entries, and what each process has told of the neighbours
 
 
 class _Candidates(NamedTuple):
@@ -273,10 +273,8 @@ class OwnRows:
         walking = (counts > 2) & (rank < self.division.n - 1)
         ranks = rank.clamp_max(self.division.n).to(torch.int32)
         position, width = torch.zeros_like(counts), 1
-        products = (
-            len(samples.positions) * self.division.n // self.division.size
-        )  # of one candidate of each sample
-        most = max(1, min(CANDIDATES_AT_ONCE, PRODUCTS_AT_ONCE // max(products, 1)))
+        batch, share = len(samples.positions), self.division.n // self.division.size
+        most = max(1, min(CANDIDATES_AT_ONCE, PRODUCTS_AT_ONCE // max(batch * share, 1)))
         positives: list[Tensor] = []
         answers: list[Tensor] | None = None
         while bool((pending := position < counts).any()):
