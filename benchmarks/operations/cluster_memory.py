@@ -1,4 +1,5 @@
-"""A step of a cluster memory (loss, gradient, update of the centres) beside the usual loop over the batch."""
+"""A step of a cluster memory (loss, gradient, update of the centres), and its update alone, beside the usual loop over
+the batch. Either form of the step makes the same two products, which take most of its time."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from snnet_kernels import ops
 from snnet_kernels.compat.cluster_contrast import ClusterMemory
 
 from ..case import Batch, Inputs
@@ -63,12 +65,15 @@ class LoopedMemory(torch.autograd.Function):
 
     @classmethod
     def backward(cls, ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        centres, momentum = ctx.centres, ctx.momentum
-        before = gradient @ centres
-        for row, target in cls.moving(*ctx.saved_tensors, centres):
+        before = gradient @ ctx.centres
+        cls.move(*ctx.saved_tensors, ctx.centres, ctx.momentum)
+        return before, None, None, None
+
+    @classmethod
+    def move(cls, inputs: Tensor, targets: Tensor, centres: Tensor, momentum: float) -> None:
+        for row, target in cls.moving(inputs, targets, centres):
             centres[target] = momentum * centres[target] + (1 - momentum) * row
             centres[target] /= centres[target].norm()
-        return before, None, None, None
 
 
 class LoopedHardMemory(LoopedMemory):
@@ -121,15 +126,62 @@ def loop(case: Centres, layer: Any) -> Any:
     return lambda batch: looped(layer, memory, batch.features, batch.index)
 
 
-def operation(name: str, title: str, layer: Any) -> Operation:
+def two_products(case: Centres) -> Any:
+    """s = f Cᵀ and s C, as the loss and its gradient need them."""
+    return lambda batch: (batch.features @ case.memory.t()) @ case.memory
+
+
+def updated_gate(case: Centres, batch: Batch, centres: Tensor, layer: Any) -> None:
+    """Against the loop in float64."""
+    expected = case.memory.double()
+    layer.move(normalize(batch.features.double(), dim=1), batch.index, expected, MOMENTUM)
+    close("centres", centres.double(), expected, absolute=0, relative=TOLERANCE)
+
+
+def update(case: Centres, layer: Any) -> Any:
+    inputs = {id(batch): normalize(batch.features, dim=1) for batch in case.batches}
+    write = ops.update_memory_by_hardest_ if layer is LoopedHardMemory else ops.update_memory_
+    memory = case.own(case.memory)
+
+    def run(batch: Batch) -> Tensor:
+        write(memory, batch.index, inputs[id(batch)], momentum=MOMENTUM)
+        return memory
+
+    return run
+
+
+def update_loop(case: Centres, layer: Any) -> Any:
+    inputs = {id(batch): normalize(batch.features, dim=1) for batch in case.batches}
+    memory = case.own(case.memory)
+
+    def run(batch: Batch) -> Tensor:
+        layer.move(inputs[id(batch)], batch.index, memory, MOMENTUM)
+        return memory
+
+    return run
+
+
+def step(name: str, title: str, layer: Any) -> Operation:
     measured = Operation(name, title, partial(gate, layer=layer), make_case=Centres, shapes=cluster_shapes)
     measured.contender("snnet", partial(ours, use_hard=layer is LoopedHardMemory))
     measured.contender("loop", partial(loop, layer=layer))
+    measured.yardstick("two-products", two_products)
     return measured
 
 
-TITLE = "A step of a cluster memory: loss, gradient, update of the centres"
+def update_alone(name: str, title: str, layer: Any) -> Operation:
+    measured = Operation(
+        name, title, partial(updated_gate, layer=layer), make_case=Centres, shapes=cluster_shapes
+    )
+    measured.contender("snnet", partial(update, layer=layer))
+    measured.contender("loop", partial(update_loop, layer=layer))
+    return measured
+
+
+HARD = "The same with the hardest image of each cluster"
 OPERATIONS = (
-    operation("cluster-memory", TITLE, LoopedMemory),
-    operation("cluster-memory-hard", "The same with the hardest image of each cluster", LoopedHardMemory),
+    step("cluster-memory", "A step of a cluster memory: loss, gradient, update of the centres", LoopedMemory),
+    step("cluster-memory-hard", HARD, LoopedHardMemory),
+    update_alone("cluster-update", "The update of a cluster memory alone", LoopedMemory),
+    update_alone("cluster-update-hard", HARD, LoopedHardMemory),
 )

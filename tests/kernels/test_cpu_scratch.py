@@ -147,3 +147,38 @@ def test_scratch_memory(process, measure):
     peaks = process.apply(measure)
     assert {name: peak for name, peak in peaks.items() if not peak <= MOST} == {}
     assert max(peaks.values()) > 0
+
+
+def large_loss() -> tuple[int, float, float]:
+    """Peak, the loss and by how much the gradient is off, of a batch whose s would take 1.25 GiB."""
+    n, first, batch = 2**22, 64, 80
+    memory = torch.nn.functional.normalize(
+        torch.randn(n, 2, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    features = memory[:batch].clone().requires_grad_()
+    labels = [torch.zeros(batch, n // 8, dtype=torch.uint8)]
+    labels[0][:, 0] = 255
+    parts = [part.detach().requires_grad_() for part in features.split(first)]
+    expected = sum(
+        sk.fused_mutual_label_loss(part, memory, [labels[0][: len(part)]], [1.0], hard_negative_ratio=1e-5)
+        * (len(part) / batch)
+        for part in parts
+    )
+    expected.backward()
+    losses = []
+    peak = peak_of(
+        lambda: losses.append(
+            sk.fused_mutual_label_loss(features, memory, labels, [1.0], hard_negative_ratio=1e-5)
+        )
+    )
+    losses[0].backward()
+    off = (features.grad - torch.cat([part.grad for part in parts])).abs().max() / features.grad.abs().max()
+    return peak, losses[0].item() / expected.item(), float(off)
+
+
+def test_the_loss_holds_a_gibibyte_of_similarities_at_most(process):
+    if free_memory(torch.device("cpu")) < 4e9:
+        pytest.skip("needs 4 GB of free memory")
+    peak, loss, off = process.apply(large_loss)
+    assert peak <= 2**30 + MOST
+    assert loss == pytest.approx(1, abs=1e-6) and off < 1e-6
