@@ -32,7 +32,7 @@ class Contender:
     gate: Gate | None = None  # None: a yardstick that answers another question, for instance a bare product
     samples: int | None = None  # of the batch, where all of it would take too long; the time is scaled
     once: bool = False  # a call takes so long that the one for the gate is timed, and there is no other
-    lingers: bool = False  # brings threads of its own, which go on spinning for a while after a call
+    lingers: bool = False  # starts threads that spin for a while after a call
     devices: tuple[str, ...] = ("cpu", "cuda")
     precision: str = "ieee"  # of the products
     backend: str = ""  # of ours, which alone may serve

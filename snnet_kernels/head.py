@@ -225,7 +225,7 @@ class SNNetHead(FixedTypeModule):
     def _uses_similarity(self, batch_size: int) -> bool:
         """Whether to keep s [B, n]: the update of lists reads it again, and so do labels from features.
 
-        Without either, or where s would be large, the loss streams over the memory.
+        Without either, or where s would be large, the loss makes s in parts, or streams over the memory on a GPU.
         """
         if self.label_source == "feature":
             return True

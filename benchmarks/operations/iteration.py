@@ -3,7 +3,7 @@
 Of one iteration loss, gradient and all that is written are compared. The yardstick on a CPU is the bare product of
 features and memory, written in the fastest of three ways.
 
-Of twenty, one after the other, what one step leaves is what the next one reads. Labels of 200 rows are checked at the
+Twenty iterations run one after the other: each reads what the last one left. Labels of 200 rows are checked at the
 end. They are measured at the growth shapes: a million images, with ``--size million``, takes half an hour on two cores
 until the lists are built.
 """

@@ -25,8 +25,8 @@ inline Tensor plain_products(const Tensor& left, const Tensor& right) {
   return weighted_rows(left, torch::stable::transpose(right, 0, 1));
 }
 
-// The same, with bits that depend on the two rows of a product alone: not on which is left, nor on what others are made
-// with it. A process that owns some rows makes those of one that has all.
+// The same, where the bits of a product depend on its two rows alone: not on which is left, nor on what others are made
+// with it. So a process that owns some rows gets the bits of one that has all.
 inline Tensor inner_products(const Tensor& left, const Tensor& right) {
   constexpr int64_t kSmallestSide = 16;  // matrices with fewer rows or columns are summed in other orders
   const int64_t rows = left.size(0), columns = right.size(0);
@@ -104,8 +104,8 @@ inline Tensor batch_products(const Tensor& left, const Tensor& right) {
   return joined;
 }
 
-// s of live features [B, d] and memory [n, d]. A single row, as a search asks for, takes a seventh of the time where its
-// bits may depend on what else is multiplied.
+// s of live features [B, d] and memory [n, d]. A single row, as of a search, is multiplied the plain way, in a seventh of
+// the time; its bits may differ.
 inline Tensor live_products(const Tensor& features, const Tensor& memory) {
   return features.size(0) == 1 ? plain_products(features, memory) : batch_products(features, memory);
 }

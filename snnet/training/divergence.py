@@ -38,7 +38,7 @@ class LossWatch:
                 _stop(f"the loss is not finite at step {min(found)} of epoch {self.epoch}")
 
     def _found(self) -> list[int]:
-        """The first bad step of each process; of this one alone where each step is looked at: the others wait."""
+        """The first bad step of each process; on a CPU, where each step is checked, its own alone."""
         own = int(self.bad_step)
         return [own] if self.interval == 1 else self.processes.everywhere(own)
 

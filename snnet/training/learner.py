@@ -35,7 +35,8 @@ from snnet_kernels import PseudoLabelMemory, SNNetHead
 
 @dataclass(frozen=True, eq=False)
 class Learner:
-    """What a checkpoint holds. Each of several processes has the whole network and optimiser, and its rows of M, P."""
+    """What a checkpoint holds. Each of several processes has the whole network and optimiser, and its rows of M
+    and columns of P."""
 
     model: ReIDModel
     head: SNNetHead
@@ -68,7 +69,7 @@ class Learner:
         return labels.gather() if self.processes.are_several else labels
 
     def share_statistics(self) -> None:
-        """Let all processes have the running statistics of rank 0, as at the beginning of a step."""
+        """Let all processes have the running statistics of rank 0, as DistributedDataParallel does before each step."""
         found = [value for value in self.model.buffers() if value.is_floating_point()]
         if self.group is None or not found:
             return

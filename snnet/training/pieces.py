@@ -1,7 +1,7 @@
-"""The memories of a checkpoint in pieces: the rows of each process that wrote it, in a file beside the checkpoint.
+"""The memories of a checkpoint in pieces: the share of each process that wrote it, in a file beside the checkpoint.
 
-A checkpoint names its pieces and their checksums. It is written when they are in place, and only then are other pieces
-deleted. So the checkpoint that is there has its pieces, whatever ends the processes.
+A checkpoint names its pieces and their checksums. It is written when they are in place. Older pieces are deleted only
+after that. So a checkpoint always has its pieces, even after a kill.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ class Batch(NamedTuple):
 
 
 class ShardedHead(SNNetHead):
-    """What ``SNNetHead(n, d, process_group=group)`` makes: each process owns rows of M, lists and P, and its samples.
+    """What ``SNNetHead(n, d, process_group=group)`` makes: each process owns rows of M and of the
+    lists, columns of P, and its samples.
 
     All processes of the group call :meth:`forward` and :meth:`update_` in the same order, each with its own samples, of
     the same number. They are one global batch, rank 0's samples first: labels, lists, M and P are those of one process

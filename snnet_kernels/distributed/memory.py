@@ -99,7 +99,7 @@ class ShardedExemplarMemory(ExemplarMemory):
             self.build_lists_()
 
     def build_lists_(self) -> None:
-        """Make the lists afresh, n²d/(2R) multiply-adds of each of R processes to which all rows travel once."""
+        """Make the lists afresh, n²d/R multiply-adds in each of R processes; all rows travel once to each."""
         self.exchange.agreed("build_lists_", self.features.device, lambda: None, lambda _: self.facts())
         super().build_lists_()
 

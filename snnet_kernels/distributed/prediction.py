@@ -1,7 +1,7 @@
 """Labels and neighbours of the samples of a batch, from lists that are divided over processes.
 
 A sample is worked on by the process that owns its image: candidates, anchor and neighbour stand in its own lists, and
-it tells them to all. Whether a candidate is cycle consistent says the process that owns the candidate, to all. So every
+it tells them to all. The process that owns a candidate tells all others whether it is cycle consistent. So every
 process knows the labels of the whole batch after two exchanges, unless a sample has many candidates or lists do not
 tell.
 """

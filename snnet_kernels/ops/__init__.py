@@ -3,9 +3,9 @@
 That is its arguments and its plain PyTorch form (:func:`.operation.operation`), the shapes of its result for tracing,
 its gradient, and the public function that checks arguments. Backends only implement: see :mod:`snnet_kernels.backends`.
 
-Every function takes CPU and CUDA tensors, and all but jaccard_graph can be traced by ``torch.compile(fullgraph=True)``.
-Products are float32 on a CPU; on CUDA :func:`snnet_kernels.set_matmul_precision` chooses their precision. Autocast and
-torch's TF32 flag change neither. B batch entries, n images, d feature dimensions, L = label_bytes(n). Similarities and
+Every function takes CPU and CUDA tensors, and ``torch.compile(fullgraph=True)`` traces all public ones but
+jaccard_graph. Products are float32 on a CPU; on CUDA :func:`snnet_kernels.set_matmul_precision` chooses their
+precision. Autocast and torch's TF32 flag change neither. B batch entries, n images, d feature dimensions, L = label_bytes(n). Similarities and
 memory are float32, indices int64, label bits uint8.
 """
 

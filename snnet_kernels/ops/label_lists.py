@@ -1,7 +1,7 @@
 """The pseudo label memory as lists: of each row of P its columns, of each column its rows.
 
-P has as many rows as the first table has lists and as many columns as the second has, n of each unless it is a part of
-the columns. A table keeps n lists in one array: entries int32 [places], of which ``used`` int64 [] are taken; starts
+P is n × n, or a part of its columns: it has as many rows as the first table has lists, and as many columns as the
+second has. A table keeps n lists in one array: entries int32 [places], of which ``used`` int64 [] are taken; starts
 int64 [n], counts int32 [n], sizes int32 [n] (room of a list before it has to move).
 """
 
@@ -48,8 +48,8 @@ def write_label_lists_(
     index: Tensor,
     labels: Tensor,
 ) -> Tensor:
-    """P[index] = labels, and zeros int64 [2]. Where a table lacks room nothing is written: the result is then how many
-    places rows and columns need at their ends."""
+    """Writes P[index] = labels and returns zeros, int64 [2]. Where a table lacks room it writes nothing and returns how
+    many places rows and columns still need."""
     check_index_values("index", index, row_starts.shape[0])
     rows = row_entries, row_starts, row_counts, row_sizes, row_used
     columns = column_entries, column_starts, column_counts, column_sizes, column_used

@@ -36,8 +36,8 @@ def mplp(
 ) -> Tensor:
     """Memory-based positive label prediction: packed pseudo labels uint8 [B, label_bytes(n)].
 
-    With r = S[i] the similarities of image i = ``index[b]``: candidates are the columns with r > threshold,
-    by falling r, ties by lower index, c of them; the anchor a is the first of the whole row. Candidate p is
+    With r = S[i] the similarities of image i = ``index[b]``: the c columns with r > threshold are the candidates,
+    by falling r, ties by lower index; the anchor a is the largest entry of the whole row. Candidate p is
     cycle consistent if at most ``k = max(c, min_rank)`` images are more similar to p than a is. Positives are
     the candidates before the first inconsistent one, at least two of them if there are two, and i itself. NaN is
     above nothing.

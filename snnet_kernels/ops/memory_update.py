@@ -9,7 +9,7 @@ from ..checks import check_index_values, check_momentum_value
 from ..neighbor_list_layout import NeighborLists
 from .operation import operation
 
-SIMILARITIES_AT_ONCE = 2**26  # of features that are made for an update of lists, where they are not given
+SIMILARITIES_AT_ONCE = 2**26  # entries of s that are computed at once where s is not given
 
 
 @operation(lambda *_: None, writes=("memory",))
@@ -54,8 +54,8 @@ def update_memory_(
     brought up to date too, without a product with the memory. An entry whose new row would not be finite is skipped, in
     memory and lists; with α = 0 the old row does not count, whatever it holds.
 
-    The blend weighs a row by its length: features should have length 1, which is not checked. What is written has.
-    Inputs may share memory with what is written; what is written must not share memory with itself.
+    The blend weighs a row by its length: features should have length 1, which is not checked. Written rows have length
+    1. Inputs may share memory with what is written; what is written must not share memory with itself.
 
     Args:
         memory: float32 [n, d], contiguous, written.

@@ -1,6 +1,6 @@
 """Neighbour lists: building them.
 
-n images, d feature dimensions, B batch entries, K places a row, L = label_bytes(n). The tensors of lists travel as
+n images, d feature dimensions, K places a row. The tensors of lists travel as
 columns int32 [n, K], values float32 [n, K], counts int32 [n], floors float32 [n], mirrors int32 [n, K], or [n, 0] on a
 GPU.
 """
@@ -61,8 +61,8 @@ def neighbor_lists(
     Args:
         features: [n, d], any floating type and strides.
         k: places a row; n of them at most are made.
-        floor: list only what is above it, for a threshold graph: complete where k is at least the largest count. The
-            floor of a row that has more is the largest similarity that it leaves out.
+        floor: list only what is above it, for a threshold graph. The list of a row is complete if at most k entries lie
+            above it. The floor of a row that has more is the largest similarity that it leaves out.
         symmetric: make symmetric lists, with ``mirrors``.
 
     Returns:

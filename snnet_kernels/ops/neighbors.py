@@ -37,7 +37,7 @@ def nearest_neighbors(
     Falling similarity, NaN above everything, ties by lower index, never the image itself. Where there are fewer
     than k others the index is -1 and the similarity -inf; k may be up to n + 65536. Equals ``S[index]`` without its own
     column, stably sorted. Rows of the memory may have any length: longer ones are more similar to everything.
-    Arguments as in :func:`mplp`; with ``query_rows`` lists are not read. Lists hold no NaN, and so find none.
+    Arguments as in :func:`mplp`; with ``query_rows`` lists are not read. A search in lists never returns NaN.
     """
     k = checks.check_count("k", k)
     memory, index, query_rows = checks.check_inquiry(memory, index, query_rows, lists)
