@@ -5,8 +5,8 @@ its gradient, and the public function that checks arguments. Backends only imple
 
 Every function takes CPU and CUDA tensors, and ``torch.compile(fullgraph=True)`` traces all public ones but
 jaccard_graph. Products are float32 on a CPU; on CUDA :func:`snnet_kernels.set_matmul_precision` chooses their
-precision. Autocast and torch's TF32 flag change neither. B batch entries, n images, d feature dimensions, L = label_bytes(n). Similarities and
-memory are float32, indices int64, label bits uint8.
+precision. Autocast and torch's TF32 flag change neither. B batch entries, n images, d feature dimensions, L =
+label_bytes(n). Similarities and memory are float32, indices int64, label bits uint8.
 """
 
 from .. import checks
