@@ -26,10 +26,14 @@ def peak_bytes(call: Call, device: torch.device) -> int | None:
 
 
 def peak_in_place(call: Call) -> int | None:
-    """The same of one call in this process: for calls too long to repeat, of far more than is left over in it."""
+    """The same of one call in this process: for calls too long to repeat.
+
+    What earlier calls have freed goes back to the system first; else it could serve this one unseen.
+    """
     if not _CLEAR_REFS.exists():
         call()
         return None
+    ctypes.CDLL(None).malloc_trim(0)
     _CLEAR_REFS.write_text("5")  # the peak starts anew from the present size
     before = _resident("VmRSS")
     call()
@@ -73,7 +77,6 @@ def _answer(call: Call, sending: Connection, threads: int) -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, 65536)
         libc.mallopt(_M_TRIM_THRESHOLD, 0)
         call()  # what libraries keep for themselves is there before
-        libc.malloc_trim(0)
         sending.send(peak_in_place(call))
 
     # A thread of its own: the OpenMP threads of the one that forked were not copied.
