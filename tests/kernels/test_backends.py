@@ -1,14 +1,18 @@
 """Which backend serves, forced backends, and the fallback without compiled libraries."""
 
+import errno
+import io
 import os
 import re
 import runpy
+import sys
 
 import pytest
 import torch
 
 import snnet_kernels as sk
 from snnet_kernels import backends, reference
+from snnet_kernels.__main__ import main
 from snnet_kernels.backends import cuda_library, table
 from snnet_kernels.ops.operation import OPERATIONS
 from tests.forks import Answer, python
@@ -101,7 +105,9 @@ def test_a_forced_cpu_backend_serves_an_iteration():
 
 
 def test_command_prints_the_table(capsys):
-    runpy.run_module("snnet_kernels", run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("snnet_kernels", run_name="__main__")
+    assert ended.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("snnet_kernels on torch ")
     assert len(lines) == 4 + len(OPERATIONS)
@@ -127,3 +133,29 @@ def test_whoever_knows_an_operation_knows_its_files():
         compiled = set().union(*(found.get(name, ()) for found in (cpu, cuda, triton)))
         assert (name, oracles[name], compiled - {name} - contracts[name]) == (name, contracts[name], set())
         assert (len(contracts[name]), name in cpu) == (1, bool(row.cpu))
+
+
+class Lost(io.StringIO):
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.code = code
+
+    def write(self, text: str) -> int:
+        raise OSError(self.code, os.strerror(self.code))
+
+
+@pytest.mark.parametrize(
+    ("stdout", "status", "message"),
+    [
+        (Lost(errno.EPIPE), 141, ""),
+        (Lost(errno.ENOSPC), 2, "error: cannot write to stdout: No space left on device\n"),
+        (None, 2, "error: cannot write to stdout: Bad file descriptor\n"),
+    ],
+)
+def test_a_table_that_cannot_be_written_is_one_line(stdout, status, message, monkeypatch, capsys):
+    redirected = []
+    monkeypatch.setattr(os, "dup2", lambda source, target: redirected.append(target))
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert main() == status and redirected == [1]
+    monkeypatch.undo()
+    assert capsys.readouterr().err == message
