@@ -1,12 +1,12 @@
-"""The operations: a file for each family, which holds all that is said of an operation once.
+"""The operations, one file per family. Each file is the only definition of its operations:
 
-That is its arguments and its plain PyTorch form (:func:`.operation.operation`), the shapes of its result for tracing,
-its gradient, and the public function that checks arguments. Backends only implement: see :mod:`snnet_kernels.backends`.
+the schema and the plain PyTorch form (:func:`.operation.operation`), the fake result for tracing, the gradient, and
+the public function, which checks its arguments. Backends only add implementations: see :mod:`snnet_kernels.backends`.
 
-Every function takes CPU and CUDA tensors, and ``torch.compile(fullgraph=True)`` traces all public ones but
-jaccard_graph. Products are float32 on a CPU; on CUDA :func:`snnet_kernels.set_matmul_precision` chooses their
-precision. Autocast and torch's TF32 flag change neither. B batch entries, n images, d feature dimensions, L =
-label_bytes(n). Similarities and memory are float32, indices int64, label bits uint8.
+Every function takes CPU and CUDA tensors. ``torch.compile(fullgraph=True)`` traces all public ones but jaccard_graph.
+Products are float32 on a CPU; on CUDA :func:`snnet_kernels.set_matmul_precision` sets their precision. Autocast and
+torch's TF32 flag change neither. Shapes: B batch entries, n images, d feature dimensions, L = label_bytes(n). Types:
+similarities and memory are float32, indices int64, label bits uint8.
 """
 
 from .. import checks

@@ -1,4 +1,4 @@
-"""What the Jaccard graph asks of all similarities beside neighbour lists, by tiles of rows."""
+"""What the Jaccard graph needs of all similarities besides neighbour lists, computed in tiles of rows."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def lowest_similarities(features: Tensor) -> Tensor:
 
 
 def camera_lists(features: Tensor, cameras: Tensor, own: int, others: int) -> tuple[Tensor, Tensor]:
-    """The nearest images of the own camera, int32 [n, own], and of the other cameras, [n, others], on the CPU.
+    """The nearest images of the same camera, int32 [n, own], and of the other cameras, [n, others], on the CPU.
 
-    By falling similarity, ties by lower index; an image is in its own camera. Where there are too few of one kind,
-    the nearest of the other kind follow. Both are cut to n columns.
+    In descending order of similarity, ties by lower index; an image is in its own list. If there are too few images of
+    one kind, the nearest of the other kind follow. Both are cut to n columns.
     """
     found = [
         reference.camera_lists(similarity, cameras[rows, None] == cameras, own, others)
@@ -33,7 +33,7 @@ def camera_lists(features: Tensor, cameras: Tensor, own: int, others: int) -> tu
 
 
 def _tiles(features: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Positions of some rows, and their similarities with all."""
+    """Positions of some rows, and their similarities to all rows."""
     positions = torch.arange(len(features), device=features.device)
     for rows in positions.split(max(1, TILE_ENTRIES // len(features))):
         yield rows, memory_similarity(features[rows], features)

@@ -1,4 +1,4 @@
-"""Checksums of rows: whether the matrix that something was derived from is still the same."""
+"""Checksums of rows, to detect whether a matrix has changed since something was derived from it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .operation import operation
     lambda words, rows, factors: factors.new_empty(words.shape[0] if rows is None else rows.shape[0]),
 )
 def checksums(words: Tensor, rows: Tensor | None, factors: Tensor) -> Tensor:
-    """Of each row of ``words`` [n, w], any integers, or of ``rows`` int64 [k] of it: the sum of its words, each times
-    an odd number of its own, ``factors`` int64 [w], modulo 2^64; int64 [k]."""
+    """The checksum int64 [k] of each row of ``words`` [n, w] (any integers), or of its ``rows`` int64 [k]: the sum of
+    ``words * factors`` modulo 2^64, with odd ``factors`` int64 [w]."""
     if rows is not None:
         check_index_values("rows", rows, words.shape[0])
     return reference.checksums(words, rows, factors)

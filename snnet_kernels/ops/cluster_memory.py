@@ -1,4 +1,4 @@
-"""The update of a memory of cluster centres, as cluster-contrast's hard form does it."""
+"""The update of a memory of cluster centres by the hardest sample, as in cluster-contrast (``use_hard``)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def _update_memory_by_hardest_(memory: Tensor, index: Tensor, features: Tensor, 
 def update_memory_by_hardest_(
     memory: Tensor, index: Tensor, features: Tensor, momentum: float | Tensor
 ) -> None:
-    """M[i] = normalize(α M[i] + (1 − α) f), in place, once for each i in ``index``.
+    """M[i] = normalize(α M[i] + (1 − α) f), in place, once for each distinct i in ``index``.
 
-    f is the feature of the batch entries at i that is least similar to M[i], the first of equals. Otherwise as
-    :func:`snnet_kernels.update_memory_`.
+    Of the batch entries with index i, f is the feature that is least similar to M[i]; the first one if there is a tie.
+    Everything else is as in :func:`snnet_kernels.update_memory_`.
 
     Args:
         memory: float32 [n, d], contiguous, written.

@@ -1,7 +1,7 @@
 """The Jaccard distance of k-reciprocal neighbours (Zhong, Zheng, Cao and Li, CVPR 2017) as a sparse graph.
 
-n images, d feature dimensions. A sparse matrix travels as indptr int64 [n + 1], indices int32 [entries], values
-float32 [entries].
+n images, d feature dimensions. Operations take and return a sparse matrix as three tensors: indptr int64 [n + 1],
+indices int32 [entries], values float32 [entries].
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def _empty_rows(n: int | torch.SymInt, like: Tensor) -> tuple[Tensor, Tensor, Te
 def reciprocal_weights(
     nearest: Tensor, more: Tensor | None, half: int, features: Tensor, largest: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """V [n, n]: the weights of each image's reciprocal neighbours, expanded by the sets of ``half`` columns.
+    """V [n, n]: the weights of each image's reciprocal neighbours, expanded by the sets of the first ``half`` columns.
 
-    ``nearest`` int32 [n, c] and ``more`` [n, e] are lists of neighbours; the sets of both are joined, that of the
-    first alone is expanded. The weights are exp(2s − 2), or exp((2s − 2) / largest) with ``largest`` float32 [n],
-    over their sum.
+    ``nearest`` int32 [n, c] and ``more`` [n, e] are lists of neighbours. Their reciprocal sets are joined; only the
+    set of ``nearest`` is expanded. The weights are exp(2s − 2), or exp((2s − 2) / largest) with ``largest`` float32
+    [n]. Each row is divided by its sum.
     """
     return reference.reciprocal_weights(nearest, more, half, features, largest)
 
@@ -52,7 +52,7 @@ def expand_query(
 def jaccard_pairs(
     indptr: Tensor, indices: Tensor, values: Tensor, max_distance: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of rows of V that share a column, with Jaccard distance at most ``max_distance``."""
+    """Pairs of rows of V that share a column and have a Jaccard distance of at most ``max_distance``."""
     return reference.jaccard_pairs(indptr, indices, values, max_distance)
 
 
@@ -65,7 +65,7 @@ def blend_jaccard_(
     largest: Tensor,
     original_weight: float,
 ) -> None:
-    """Re-ranking's last step: the similarities [q, n − q] of the first q images with the others become distances."""
+    """Last step of re-ranking: turns the similarities [q, n − q] of the first q images to the others into distances."""
     reference.blend_jaccard_(similarity, indptr, indices, values, largest, original_weight)
 
 
@@ -83,48 +83,49 @@ def jaccard_graph(
 ) -> SparseGraph:
     """All pairs of images with a k-reciprocal Jaccard distance of at most ``max_distance``, exact, never n × n.
 
-    With s the similarities of the features and 2 − 2s their squared distances:
+    Let s be the similarities of the features, and 2 − 2s their squared distances:
 
-    1. N(i) are the ``searched`` nearest images of i, i itself among them: by falling similarity, ties by lower index.
-       R(i) = {j ∈ N(i) : i ∈ N(j)}. The same with the first round(k1 / 2) + 1 of them (halves to even) is H(i).
-    2. R*(i) is R(i) and every H(j), j ∈ R(i), that shares more than 2/3 of its members with R(i).
+    1. N(i) are the ``searched`` nearest images of i, i itself included, in descending order of similarity, ties by
+       lower index. R(i) = {j ∈ N(i) : i ∈ N(j)}. H(i) is the same with the first round(k1 / 2) + 1 of them (halves to
+       even).
+    2. R*(i) is the union of R(i) and every H(j), j ∈ R(i), that shares more than 2/3 of its members with R(i).
     3. V[i, j] = exp(−(2 − 2s)) for j ∈ R*(i), else 0; each row is divided by its sum.
-    4. Each row of V becomes the mean of the rows of the image's first k2 nearest (k2 = 1: V stays).
+    4. Each row of V becomes the mean of the rows of the image's first k2 nearest (k2 = 1: V is unchanged).
     5. distance = 1 − m / (2 − m) with m = Σ_l min(V[i, l], V[j, l]), at least 0.
 
-    That is ``compute_jaccard_distance(features, k1, k2)`` of cluster-contrast and SpCL, where it is at most
-    ``max_distance``. A pair that shares nothing (distance 1) is never listed; each image is listed with itself if it
-    shares anything. With well-spread features ties do not affect the result. Where all are nearly equal (every cosine
-    above 0.995, as in a network that has collapsed) they differ by rounding, and the order above decides who is a
-    neighbour: other programs, which leave ties open, then give other graphs.
+    Equals ``compute_jaccard_distance(features, k1, k2)`` of cluster-contrast and SpCL, for distances of at most
+    ``max_distance``. A pair that shares no column (distance 1) is never listed. Each image is listed with itself if
+    its row of V is not empty. With well-spread features ties do not affect the result. If all features are nearly equal
+    (every cosine above 0.995, as after a collapse of the network), similarities differ only by rounding, and the order
+    above decides who is a neighbour. Other programs leave ties open, and then give other graphs.
 
-    Beyond the features it holds lists of ``searched`` entries an image, V twice, and the graph. CPU and CUDA features;
-    the neighbours are searched for on the device of the features, the rest is done on the CPU. ``torch.compile`` cannot
-    trace it: the size of the result depends on the values.
+    Besides the features it holds lists of ``searched`` entries per image, V twice, and the graph. Takes CPU and CUDA
+    features: the neighbours are searched on their device, the rest runs on the CPU. ``torch.compile`` cannot trace it,
+    because the size of the result depends on the values.
 
     Args:
         features: [n, d], any floating type and strides, rows of length 1 (or zero).
         k1: neighbours that are compared.
-        k2: neighbours whose rows are averaged, the image itself among them.
-        max_distance: 0 to 1, compared in float32; 1 lists every pair that shares something. For DBSCAN its ``eps``.
-        searched: k1 unless given, as in cluster-contrast and SpCL; ``k1 + 1`` (k1 images beside the own) is the
-            re-ranking paper and 3C. Steps 1 and 4 take what they need of these columns.
-        weights: "softmax" as in step 3; "relative" divides 2 − 2s by the largest of its row first, as the re-ranking
-            paper does, which takes a second product of all features.
+        k2: neighbours whose rows are averaged, the image itself included.
+        max_distance: 0 to 1, compared in float32; 1 lists every pair that shares a column. For DBSCAN, its ``eps``.
+        searched: by default k1, as in cluster-contrast and SpCL; ``k1 + 1`` (k1 images besides the own) is as in the
+            re-ranking paper and 3C. Steps 1 and 4 read these columns.
+        weights: "softmax" as in step 3; "relative" first divides 2 − 2s by the largest of its row, as the re-ranking
+            paper does. This takes a second product of all features.
         cameras: int64 [n], the camera of each image, for the camera-aware distance (CA-Jaccard, Chen et al., CVPR
-            2024) with the next two arguments.
-        camera_k1: (a, b): R(i) joins the reciprocal neighbours among the a + 1 nearest of the own camera (with i) and
-            those among the b + 1 nearest of the other cameras, in place of steps 1 and 2. None: steps 1 and 2, with
-            ``searched`` k1 + 1 unless given.
-        camera_k2: (a, b): step 4 averages the a nearest of the own camera (with i) and the b nearest of the others.
-            None: step 4. Where a camera has too few images, the nearest of the other kind follow them.
+            2024). The next two arguments are used only with it.
+        camera_k1: (a, b): in place of steps 1 and 2, R(i) is the union of the reciprocal neighbours among the a + 1
+            nearest of the same camera (with i) and those among the b + 1 nearest of the other cameras. None: steps 1
+            and 2, with ``searched`` = k1 + 1 unless given.
+        camera_k2: (a, b): step 4 averages the a nearest of the same camera (with i) and the b nearest of the others.
+            None: step 4 as above. If there are too few images of one kind, the nearest of the other kind follow them.
 
     Returns:
         SparseGraph: symmetric, ``indptr`` int64 [n + 1], ``indices`` int32, ``values`` float32, on the CPU;
         ``to_scipy()`` gives what ``sklearn.cluster.DBSCAN(metric="precomputed")`` takes.
 
     Raises:
-        ValueError: a row that is not of length 1, a wrong value. TypeError: a wrong type.
+        ValueError: a row whose length is neither 1 nor 0, or a wrong value. TypeError: a wrong type.
     """
     features = checks.check_matrix("features", features, "n", "d")
     features = checks.check_features("features", features, features.shape[1]).detach().contiguous()
@@ -153,7 +154,7 @@ def jaccard_graph(
 def graph_from_lists(
     features: Tensor, lists: ComparedLists, largest: Tensor | None, limit: float
 ) -> SparseGraph:
-    """Steps 1 to 5 of :func:`jaccard_graph` without the search; ``largest`` float32 [n] for relative weights."""
+    """Steps 1 to 5 of :func:`jaccard_graph` from given lists; ``largest`` float32 [n] for relative weights."""
     code = reciprocal_weights(lists.nearest, lists.more, lists.half, features.cpu(), largest)
     if lists.averaged is not None:
         code = expand_query(*code, lists.averaged)
@@ -161,11 +162,11 @@ def graph_from_lists(
 
 
 class ComparedLists(NamedTuple):
-    """Whom each image is compared with, and whose rows are averaged: int32 [n, _], on the CPU."""
+    """The neighbours that each image is compared with, and those whose rows are averaged: int32 [n, _], on the CPU."""
 
     nearest: Tensor
     more: Tensor | None
-    half: int  # columns of the sets that expand ``nearest``; 0: it stays
+    half: int  # columns of the sets that expand ``nearest``; 0: no expansion
     averaged: Tensor | None
 
 
@@ -198,7 +199,7 @@ def compared_lists(
 
 
 def _check_pair(name: str, value: object) -> tuple[int, int] | None:
-    """Numbers of images of the own camera and of the others."""
+    """Checked numbers of images of the same camera and of the others."""
     if value is None:
         return None
     if not isinstance(value, (tuple, list)) or len(value) != 2:

@@ -1,8 +1,8 @@
-"""The pseudo label memory as lists: of each row of P its columns, of each column its rows.
+"""The pseudo label memory as lists: the columns of each row of P, and the rows of each column.
 
-P is n × n, or a part of its columns: it has as many rows as the first table has lists, and as many columns as the
-second has. A table keeps n lists in one array: entries int32 [places], of which ``used`` int64 [] are taken; starts
-int64 [n], counts int32 [n], sizes int32 [n] (room of a list before it has to move).
+P is n × n, or a part of its columns. The first table has one list per row of P, the second one list per column. A
+table keeps n lists in one array: entries int32 [places], of which ``used`` int64 [] are taken; starts int64 [n],
+counts int32 [n], sizes int32 [n] (places of a list before it has to move).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def write_label_lists_(
     index: Tensor,
     labels: Tensor,
 ) -> Tensor:
-    """Writes P[index] = labels and returns zeros, int64 [2]. Where a table lacks room it writes nothing and returns how
+    """Writes P[index] = labels and returns zeros, int64 [2]. If a table lacks room, it writes nothing and returns how
     many places rows and columns still need."""
     check_index_values("index", index, row_starts.shape[0])
     rows = row_entries, row_starts, row_counts, row_sizes, row_used

@@ -61,7 +61,7 @@ def unpack_labels(labels: Tensor, n: int) -> Tensor:
 def write_labels_(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: Tensor) -> None:
     """Write rows of the pseudo label memory and of its transpose, in place: P[index] = labels (Eq. 3).
 
-    Of a repeated index the last row counts; bits past n are not written. The matrices must not share memory.
+    If an index is repeated, its last row is kept. Bits past n are not written. The matrices must not share memory.
     :class:`snnet_kernels.PseudoLabelMemory` holds both matrices.
 
     Args:
@@ -83,8 +83,8 @@ def write_labels_(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: 
 def gather_labels(bits: Tensor, index: Tensor) -> Tensor:
     """Rows of a label bit matrix: ``bits[index]``, uint8 [B, label_bytes(n)]; index -1 gives an empty label.
 
-    An operation of its own, because a plain gather of a matrix that :func:`write_labels_` changes later in the
-    same compiled graph may be moved behind the write.
+    It is a separate operation because torch.compile may move a plain gather behind a later :func:`write_labels_` in the
+    same graph.
 
     Args:
         bits: uint8 [n, label_bytes(n)], contiguous.

@@ -36,25 +36,25 @@ def mplp(
 ) -> Tensor:
     """Memory-based positive label prediction: packed pseudo labels uint8 [B, label_bytes(n)].
 
-    With r = S[i] the similarities of image i = ``index[b]``: the c columns with r > threshold are the candidates,
-    by falling r, ties by lower index; the anchor a is the largest entry of the whole row. Candidate p is
-    cycle consistent if at most ``k = max(c, min_rank)`` images are more similar to p than a is. Positives are
-    the candidates before the first inconsistent one, at least two of them if there are two, and i itself. NaN is
-    above nothing.
+    Let r = S[i] be the similarities of image i = ``index[b]``, with S = M Mᵀ. The candidates are the c columns with
+    r > threshold, in descending order of r, ties by lower index. The anchor a is the column of the largest entry of
+    the whole row. Candidate p is cycle consistent if at most ``k = max(c, min_rank)`` images are more similar to p than
+    a is. Positives are the candidates before the first inconsistent one, but always the first two candidates if there
+    are two, and i itself. NaN is above nothing.
 
-    Equals sorting the similarities of every candidate and finding the rank of a, without a sort. Lists give the same
-    labels: rows that they do not hold are computed.
+    Equals sorting the similarities of every candidate and finding the rank of a there; no sort is done. With lists the
+    labels are the same: a row whose list is too short is computed.
 
-    Rows of the memory must have length 1 or less, which is not checked: without lists, longer rows may get other
+    Rows of the memory must have length 1 or less. This is not checked: without lists, longer rows may give other
     labels.
 
     Args:
         memory: float32 [n, d], contiguous.
         index: int64 [B], positions in the memory.
-        threshold: similarity above which an image is a candidate (strictly; rounded to float32 first).
-        min_rank: the least k: a candidate is consistent up to rank max(c, min_rank) of its anchor.
-        lists: :func:`neighbor_lists` of the memory as it is; without them similarities are computed as needed.
-        query_rows: [B, n] in place of S[index], for instance ``memory_similarity(features, memory)``.
+        threshold: images with a larger similarity are candidates (strictly larger; rounded to float32 first).
+        min_rank: the smallest k, see above.
+        lists: :func:`neighbor_lists` of the current memory; without them similarities are computed as needed.
+        query_rows: [B, n] to use in place of S[index], for instance ``memory_similarity(features, memory)``.
     """
     threshold, min_rank = checks.check_prediction_options(threshold, min_rank)
     memory, index, query_rows = checks.check_inquiry(memory, index, query_rows, lists)

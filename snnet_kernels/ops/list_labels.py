@@ -1,4 +1,4 @@
-"""Labels and neighbours that are read from neighbour lists, whose tensors travel as :mod:`.neighbor_lists` says."""
+"""Labels and nearest neighbours from neighbour lists, which are passed as the tensors of :mod:`.neighbor_lists`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def mplp_from_lists(
     threshold: float,
     min_rank: int,
 ) -> tuple[Tensor, Tensor]:
-    """Labels uint8 [B, L], and the number int64 [] of rows that were multiplied."""
+    """Labels uint8 [B, L], and the number int64 [] of rows of S that were computed."""
     check_index_values("index", index, memory.shape[0])
     lists = NeighborLists(columns, values, counts, floors)
     labels, products = reference.mplp_from_lists(
@@ -48,7 +48,7 @@ def mplp_from_lists(
 def nearest_from_lists(
     memory: Tensor, index: Tensor, columns: Tensor, values: Tensor, counts: Tensor, floors: Tensor, k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Neighbours int64 [B, k] and their similarities [B, k], and the number int64 [] of rows that were multiplied."""
+    """Neighbours int64 [B, k], their similarities [B, k], and the number int64 [] of rows of S that were computed."""
     check_index_values("index", index, memory.shape[0])
     lists = NeighborLists(columns, values, counts, floors)
     neighbors, similarity, products = reference.nearest_from_lists(memory, index, lists, k)

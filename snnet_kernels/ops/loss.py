@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import checks, reference
 from .operation import operation, set_gradient
 
-# Each gives the loss and its gradient, which needs nothing but what the loss reads.
+# Each returns the loss and its gradient, which the forward pass can compute from the same inputs.
 _mutual_label_loss = operation(
     lambda similarity, *_: (similarity.new_empty(()), torch.empty_like(similarity)), name="mutual_label_loss"
 )(reference.mutual_label_loss_with_grad)
@@ -53,19 +53,19 @@ def mutual_label_loss(
     delta: float = 5.0,
     hard_negative_ratio: float = 0.01,
 ) -> Tensor:
-    """Joint loss of one to three label sets (Eq. 8): ``Σ_k w_k L(s, y_k) / Σ_k w_k``, a mean over the batch.
+    """Joint loss of one to three label sets (Eq. 8): ``Σ_k w_k L(s, y_k) / Σ_k w_k``, averaged over the batch.
 
     ``kind="l2"`` is Eq. 2/5/7 as printed: ``((similarity - y) ** 2).sum(1).mean()`` for each label set.
     ``kind="mmcl"`` is ``delta * mean((1 - s)²)`` over the positives plus ``mean((1 + s)²)`` over the
     ``max(1, floor(hard_negative_ratio * negatives))`` negatives with the largest s (ties by lower index); a
-    term without entries is 0. Differentiable in ``similarity``, once, in reverse mode: a forward-mode tangent raises
-    NotImplementedError. An empty batch gives 0. The targets are 1, -1 (``mmcl``) and 0 (``l2``): similarities are taken
-    for cosines in [-1, 1], which is not checked.
+    term without entries is 0. An empty batch gives 0. Positives are pulled to 1, negatives to -1 (``mmcl``) or 0
+    (``l2``), so similarities should be cosines in [-1, 1], which is not checked.
+    Differentiable in ``similarity``, once, in reverse mode; a forward-mode tangent raises NotImplementedError.
 
     Args:
-        similarity: [B, n], any floating type, taken to float32.
+        similarity: [B, n], any floating type, converted to float32.
         labels: one to three packed label tensors, uint8 [B, label_bytes(n)].
-        weights: as many numbers, none negative, not all 0.
+        weights: one number per label set, none negative, not all 0.
     """
     kind, delta, hard_negative_ratio = checks.check_loss_options(kind, delta, hard_negative_ratio)
     similarity = checks.check_matrix("similarity", similarity, "B", "n")
@@ -89,15 +89,15 @@ def fused_mutual_label_loss(
 ) -> Tensor:
     """The same value as ``mutual_label_loss(memory_similarity(features, memory), ...)``, from the features.
 
-    Differentiable in ``features``, once, in reverse mode: a forward-mode tangent raises NotImplementedError. What is
-    kept for the backward pass is [B, d] and not [B, n]. Rows of features and memory should have length 1, which is not
+    Differentiable in ``features``, once, in reverse mode; a forward-mode tangent raises NotImplementedError. For the
+    backward pass a tensor [B, d] is saved, not [B, n]. Rows of features and memory should have length 1, which is not
     checked.
 
     Args:
         features: [B, d], any floating type and strides.
         memory: float32 [n, d], contiguous.
         labels, weights, kind, delta, hard_negative_ratio: as in :func:`mutual_label_loss`.
-        similarity: ``memory_similarity(features, memory)`` [B, n] if it is at hand; no gradient flows into it.
+        similarity: ``memory_similarity(features, memory)`` [B, n], if already computed; no gradient flows into it.
     """
     kind, delta, hard_negative_ratio = checks.check_loss_options(kind, delta, hard_negative_ratio)
     memory = checks.check_memory("memory", memory)

@@ -9,7 +9,7 @@ from ..checks import check_index_values, check_momentum_value
 from ..neighbor_list_layout import NeighborLists
 from .operation import operation
 
-SIMILARITIES_AT_ONCE = 2**26  # entries of s that are computed at once where s is not given
+SIMILARITIES_AT_ONCE = 2**26  # entries of s that are computed at once if s is not given
 
 
 @operation(lambda *_: None, writes=("memory",))
@@ -50,21 +50,22 @@ def update_memory_(
 ) -> None:
     """Momentum update of the exemplar memory, in place: ``M[index] = normalize(α M[index] + (1 − α) f)``.
 
-    Repeated indices are applied in batch order, one after the other; a zero vector stays zero. With ``lists`` these are
-    brought up to date too, without a product with the memory. An entry whose new row would not be finite is skipped, in
-    memory and lists; with α = 0 the old row does not count, whatever it holds.
+    Repeated indices are applied in batch order, one after the other. A zero vector stays zero. ``lists`` are updated
+    too, without a product with the whole memory. An entry whose new row would not be finite is skipped, in the memory
+    and in the lists. With α = 0 the old row is ignored, even if it is not finite.
 
-    The blend weighs a row by its length: features should have length 1, which is not checked. Written rows have length
-    1. Inputs may share memory with what is written; what is written must not share memory with itself.
+    Features should have length 1, which is not checked: a longer one would weigh more. Written rows have length 1.
+    Inputs may share memory with tensors that are written; tensors that are written must not share memory with each
+    other.
 
     Args:
         memory: float32 [n, d], contiguous, written.
         index: int64 [B].
         features: [B, d], any floating type and strides.
-        momentum: α in [0, 1], a number or a 0-d tensor (a number that changes recompiles a traced graph).
+        momentum: α in [0, 1], a number or a 0-d tensor (a changed number recompiles a traced graph).
         lists: symmetric neighbour lists of the memory before the update, written.
-        similarity: ``memory_similarity(features, memory)`` [B, n] before the update. Where lists need it and it is not
-            given it is computed, in parts of the batch where it would be large.
+        similarity: ``memory_similarity(features, memory)`` [B, n] before the update. If lists need it and it is not
+            given, it is computed, for parts of the batch if it would be large.
     """
     memory = checks.check_memory("memory", memory)
     n = memory.shape[0]

@@ -1,8 +1,7 @@
-"""Neighbour lists: building them.
+"""Building neighbour lists.
 
-n images, d feature dimensions, K places a row. The tensors of lists travel as
-columns int32 [n, K], values float32 [n, K], counts int32 [n], floors float32 [n], mirrors int32 [n, K], or [n, 0] on a
-GPU.
+n images, d feature dimensions, K places per row. Operations take and return lists as tensors: columns int32 [n, K],
+values float32 [n, K], counts int32 [n], floors float32 [n], and mirrors int32 [n, K], or [n, 0] on a GPU.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def _neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tensor, Ten
 def symmetric_lists(
     columns: Tensor, values: Tensor, counts: Tensor, floors: Tensor, capacity: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Symmetric lists of ``capacity`` places a row, with the mirrors that their device needs."""
+    """Symmetric lists of ``capacity`` places per row, with the mirrors that their device needs."""
     made = reference.symmetric_lists(NeighborLists(columns, values, counts, floors), capacity)
     assert made.mirrors is not None
     return (*made[:4], made.mirrors[:, : mirrors_width(values.device, capacity)].clone())
@@ -48,25 +47,25 @@ def symmetric_lists(
 def neighbor_lists(
     features: Tensor, k: int = 256, *, floor: float | None = None, symmetric: bool = False
 ) -> NeighborLists:
-    """The ``k`` largest similarities of each row of ``features``, exact, with bounded memory.
+    """The ``k`` largest similarities of each row of ``features`` to all rows, exact, without holding n × n values.
 
-    A row lists itself too. By falling similarity, ties by lower column; NaN is above nothing. Equals
-    ``(features @ features.t()).sort(dim=1, descending=True, stable=True)`` cut to k columns, in true float32, and to
-    what is above ``floor``; nothing of size n × n is held.
+    A row lists itself too. Entries are in descending order of similarity, ties by lower column; NaN is above nothing.
+    Equals ``(features @ features.t()).sort(dim=1, descending=True, stable=True)`` in true float32, cut to the first k
+    columns and to entries above ``floor``.
 
-    ``symmetric`` lists can follow the memory (:func:`update_memory_`): i lists l exactly where l lists i. They are made
-    of the k/2 largest of each row, so that updates find room; a pair is kept where either row lists it and both have
+    :func:`update_memory_` can update ``symmetric`` lists: i lists l exactly if l lists i. Each row selects its k/2
+    largest entries, so that updates find room. A pair is kept if at least one of its rows selects it and both have
     room.
 
     Args:
         features: [n, d], any floating type and strides.
-        k: places a row; n of them at most are made.
-        floor: list only what is above it, for a threshold graph. The list of a row is complete if at most k entries lie
-            above it. The floor of a row that has more is the largest similarity that it leaves out.
+        k: places per row, at most n.
+        floor: list only similarities above it, for a threshold graph. A list is complete if at most k entries are above
+            it. If there are more, the floor of this row is the largest similarity that is left out.
         symmetric: make symmetric lists, with ``mirrors``.
 
     Returns:
-        NeighborLists: ``columns`` int32 [n, K], -1 behind the last entry; ``values`` float32 [n, K], -inf there;
+        NeighborLists: ``columns`` int32 [n, K], -1 after the last entry; ``values`` float32 [n, K], -inf there;
         ``counts`` int32 [n]; ``floors`` float32 [n]: every column with a larger similarity is listed.
     """
     k = checks.check_count("k", k)

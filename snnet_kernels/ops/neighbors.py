@@ -34,10 +34,11 @@ def nearest_neighbors(
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` most similar other images of each image: (index int64 [B, k], similarity [B, k]).
 
-    Falling similarity, NaN above everything, ties by lower index, never the image itself. Where there are fewer
-    than k others the index is -1 and the similarity -inf; k may be up to n + 65536. Equals ``S[index]`` without its own
-    column, stably sorted. Rows of the memory may have any length: longer ones are more similar to everything.
-    Arguments as in :func:`mplp`; with ``query_rows`` lists are not read. A search in lists never returns NaN.
+    They are in descending order of similarity, NaN above everything, ties by lower index. The image itself is never
+    among them. If there are fewer than k others, the index is -1 and the similarity -inf; k may be up to n + 65536.
+    Equals a stable descending sort of ``S[index]`` without the image's own column. Rows of the memory may have any
+    length: longer ones are more similar to everything. Arguments are as in :func:`mplp`; with ``query_rows`` lists are
+    not read. A search in lists never returns NaN.
     """
     k = checks.check_count("k", k)
     memory, index, query_rows = checks.check_inquiry(memory, index, query_rows, lists)

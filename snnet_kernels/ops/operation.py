@@ -1,4 +1,4 @@
-"""What makes an operation of a plain PyTorch function: ``snnet::NAME``, its arguments those of the function."""
+"""Defines a torch operation ``snnet::NAME`` from a plain PyTorch function with the same arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIBRARY = torch.library.Library("snnet", "DEF")
 
 
 class Operation(NamedTuple):
-    """What is said of an operation once, for backends to follow."""
+    """The definition of an operation, which all backends follow."""
 
     schema: str
     plain: Callable[..., Any]  # in plain PyTorch, for every device
@@ -25,15 +25,16 @@ OPERATIONS: dict[str, Operation] = {}  # by name
 def operation(
     fake: Callable[..., Any], *, writes: Sequence[str] = (), name: str | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Define an operation by its plain PyTorch form, which serves wherever no backend does.
+    """Define an operation by its plain PyTorch form, which runs wherever no backend implements the operation.
 
-    The schema is made of the annotations of that function. Returned is what calls the operation, on whichever backend
-    serves its first argument, or raises NotImplementedError where ``SNNET_BACKEND`` forces another one.
+    The schema comes from the annotations of that function. The decorator returns a function that calls the operation
+    on the backend for its first argument. It raises NotImplementedError if ``SNNET_BACKEND`` forces a backend that
+    does not implement the operation.
 
     Args:
-        fake: an empty result, for tracing; takes the same arguments.
-        writes: the arguments that are written. Each write is counted, as autograd needs it.
-        name: by default that of the function, less a leading underscore.
+        fake: returns an empty result, for tracing; takes the same arguments.
+        writes: the arguments that are written. Each write increments the version counter that autograd checks.
+        name: the operation's name; by default that of the function without its leading underscore.
     """
 
     def define(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,12 +59,12 @@ def operation(
 
 
 def set_gradient(name: str, save: Callable[..., None], backward: Callable[..., Any]) -> None:
-    """The derivative of an operation, as ``torch.library.register_autograd`` takes it."""
+    """Register the gradient of an operation, with the functions of ``torch.library.register_autograd``."""
     torch.library.register_autograd(f"snnet::{name}", backward, setup_context=save, lib=LIBRARY)
 
 
 def _count_writes(overload: torch._ops.OpOverload) -> Callable[..., Any]:
-    """In front of every implementation: a compiled one writes memory that autograd does not see being written."""
+    """Runs before every implementation, because autograd does not see what a compiled one writes."""
     arguments = overload._schema.arguments
     written = [place for place, argument in enumerate(arguments) if argument.is_write]
 

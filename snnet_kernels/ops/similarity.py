@@ -23,7 +23,7 @@ def _memory_similarity_backward(grad: Tensor, memory: Tensor) -> Tensor:
 
 @operation(lambda left, right: left.new_empty(*left.shape[:-1], right.shape[-1]))
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Any product that a compiled operation leaves to torch; of matrices, or of batches of them."""
+    """A product that a compiled operation leaves to torch, of matrices or batches of matrices."""
     return reference.product(left, right)
 
 
@@ -48,10 +48,10 @@ set_gradient("memory_similarity_backward", _save_memory, _second_gradient)
 def memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
     """Similarity of live features to the exemplar memory (Eq. 1): s = f Mᵀ [B, n].
 
-    Equals ``features.float() @ memory.t()`` in float32: under autocast or with torch's TF32 switched on a plain ``@``
-    would round the inputs. On CUDA :func:`snnet_kernels.set_matmul_precision` chooses the precision. Differentiable in
-    ``features``, in reverse mode; where few entries of a gradient are not 0, a CPU reads only the rows of the memory
-    that these are of. Rows may have any length; between rows of length 1 it is the cosine similarity.
+    Equals ``features.float() @ memory.t()`` in true float32. (A plain ``@`` would round the inputs under autocast, or
+    with torch's TF32 switched on.) On CUDA :func:`snnet_kernels.set_matmul_precision` sets the precision.
+    Differentiable in ``features``, in reverse mode. If few entries of a gradient are not 0, its product on a CPU reads
+    only their memory rows. Rows may have any length; for rows of length 1 the result is the cosine similarity.
 
     Args:
         features: [B, d], any floating type and strides.
