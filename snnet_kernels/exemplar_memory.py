@@ -17,32 +17,33 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from typing_extensions import Self
 
-FLOOR = 0.3  # of the lists: the similarities that the usual threshold, 0.6, reads are mostly above it
+FLOOR = 0.3  # of the lists: with the usual threshold, 0.6, nearly all similarities that are read are above it
 
 
 class ExemplarMemory(FixedTypeModule):
-    """The most recent feature of every image, M [n, d], and neighbour lists of it: what labels read of S = M Mᵀ.
+    """One feature of every image, M [n, d], updated with momentum, and its neighbour lists: the part of S = M Mᵀ that
+    labels read.
 
-    Lists follow M. Assignment, in-place operations and ``load_state_dict`` are noticed. Writes that autograd does not
-    see (``torch.distributed``, ``.data``, numpy, DLPack) are noticed only on the CPU, in eager mode, and in rows that a
-    call names. After any other such write call :meth:`mark_written_`.
+    Lists are kept up to date with M. Assignment, in-place operations and ``load_state_dict`` are detected. Writes that
+    autograd does not see (``torch.distributed``, ``.data``, numpy, DLPack) are detected only on the CPU, in eager mode,
+    and only in rows of a call's ``index``. After any other such write call :meth:`mark_written_`.
 
     Args:
         num_instances: number of images n.
         feature_dim: feature dimensions d.
-        neighbors: capacity K of a list, 12 bytes an entry (8 on a GPU). Labels are read from the lists. A row of S is
-            computed where it has more candidates than its list holds, which takes longer; the labels are the same with
-            any K. 256 are ample where a row has some tens of candidates. 0: no lists, rows are computed as needed.
-        floor: similarity above which pairs are listed. Choose it below the threshold of the labels, which do not depend
-            on it; a lower one fills the lists with pairs that are rarely read.
-        process_group: divide the rows over these processes, see
-            :class:`.distributed.memory.ShardedExemplarMemory`; None, as ``dist.group.WORLD`` is before
-            ``init_process_group``: all of them are here.
+        neighbors: capacity K of a list, 12 bytes per entry (8 on a GPU). Labels are read from the lists. If a row of S
+            has more candidates than its list holds, the row is computed, which takes longer. The labels are the same
+            with any K. 256 are ample if a row has some tens of candidates. 0: no lists, rows are computed as needed.
+        floor: pairs with a larger similarity are listed. Choose it below the threshold of the labels. Labels do not
+            depend on it, but a lower floor fills the lists with pairs that are rarely read.
+        process_group: shard the rows over these processes, see
+            :class:`.distributed.memory.ShardedExemplarMemory`. None: no sharding; ``dist.group.WORLD`` is None before
+            ``init_process_group``.
 
-    Buffer: ``features`` float32 [n, d]; ``own_rows`` is range(n). ``lists`` is a :class:`.MemoryLists`, or None with
-    ``neighbors=0``: built when it is first needed; ``state_dict()`` saves it unless M has changed since. Once built
-    its tensors keep their storage, so that a captured CUDA graph may go on using them, until :meth:`drop_lists_` or a
-    move to another device.
+    The buffer ``features`` is float32 [n, d]; ``own_rows`` is range(n). ``lists`` is a :class:`.MemoryLists`, or None
+    with ``neighbors=0``. Lists are built when they are first needed, and saved in ``state_dict()`` unless M has changed
+    since. Once built, their tensors keep their storage until :meth:`drop_lists_` or a move to another device, so that a
+    captured CUDA graph can use them.
     """
 
     features: Tensor
@@ -50,7 +51,7 @@ class ExemplarMemory(FixedTypeModule):
     def __new__(cls, *args: Any, process_group: ProcessGroup | None = None, **kwargs: Any) -> Self:
         if process_group is None or cls is not ExemplarMemory:
             return super().__new__(cls)
-        from .distributed.memory import ShardedExemplarMemory  # which is made of this class
+        from .distributed.memory import ShardedExemplarMemory  # its base class is this one
 
         return super().__new__(ShardedExemplarMemory)  # type: ignore[return-value]
 
@@ -74,12 +75,12 @@ class ExemplarMemory(FixedTypeModule):
             features = torch.zeros(len(self.own_rows), self.feature_dim, dtype=torch.float32, device=device)
         self.register_buffer("features", features)
         self.lists = self._empty_lists(neighbors, floor)
-        self._source = Source()  # the features as they are known
-        self._changes = 0  # of the features, as far as they are known
-        self._lists_follow = False  # they are those of the features as they are known
+        self._source = Source()  # the features as last seen
+        self._changes = 0  # of the features, as far as they were detected
+        self._lists_follow = False  # whether lists are those of the features as last seen
 
     def _join(self, process_group: ProcessGroup | None) -> range:
-        """The rows that are kept here."""
+        """The rows that this process holds."""
         return range(self.num_instances)
 
     def _empty_lists(self, neighbors: int, floor: float) -> MemoryLists | None:
@@ -87,54 +88,54 @@ class ExemplarMemory(FixedTypeModule):
 
     @property
     def version(self) -> int:
-        """Counts the changes of ``features`` that are known: writes by the methods of this class, writes that were
-        noticed (another tensor, in-place operations, changed rows that a call named) and :meth:`mark_written_`.
+        """The number of known changes of ``features``: writes by methods of this class, detected writes (another
+        tensor, in-place operations, changed rows of a call's ``index``), and calls of :meth:`mark_written_`.
 
-        Another number means that the features may have changed. The same number does not mean the same content
-        where something wrote past autograd and did not say so.
+        A different number means that the features may have changed. The same number means the same content, unless
+        something wrote them unseen by autograd and :meth:`mark_written_` was not called.
         """
         self._notice()
         return self._changes
 
     def _notice(self, rows: Tensor | None = None) -> None:
-        """Count a change where the features, or ``rows`` int64 [B] of them, are not what they were."""
+        """Count a change if the features, or their ``rows`` int64 [B], differ from those last seen."""
         if not torch.compiler.is_compiling() and not self._source.holds(self.features, rows):
             self._count_change()
 
     def _count_change(self) -> None:
-        """The features are others: lists are made afresh when they are next needed."""
+        """The features have changed: lists are rebuilt when they are next needed."""
         self._lists_follow = False
         if not torch.compiler.is_compiling():
             self._changes += 1
             self._source.remember(self.features)
 
     def _vouch_for_lists(self, rows: Tensor | None = None) -> None:
-        """Lists are those of the features, of which ``rows`` int64 [B] have just been written, or all were read."""
+        """Lists are current: ``rows`` int64 [B] of the features were just written, or, without them, all were read."""
         if not torch.compiler.is_compiling():
             self._changes += rows is not None
             self._source.remember_rows(self.features, rows)
         self._lists_follow = True
 
     def mark_written_(self) -> None:
-        """Say that ``features`` were written past autograd; lists, where they are built, are made afresh in place.
+        """Declare that ``features`` were written unseen by autograd. Lists that are built are rebuilt in place.
 
-        Call it after ``torch.distributed`` operations, writes through ``.data``, numpy or DLPack, and before a
-        compiled step or a CUDA graph runs on features that anything but the methods of this class has written.
+        Call it after ``torch.distributed`` operations and after writes through ``.data``, numpy or DLPack. Call it also
+        before a compiled step or a CUDA graph, if anything but the methods of this class has written the features.
         """
         self._count_change()
         if self.lists is not None and self.lists.tables is not None:
             self.build_lists_()
 
     def drop_lists_(self) -> None:
-        """Free the lists until labels are next asked for. A captured CUDA graph that uses them is lost."""
+        """Free the lists. They are rebuilt when next needed. A captured CUDA graph that uses them becomes invalid."""
         self._lists_follow = False
         if self.lists is not None:
             self.lists.drop_()
 
     def build_lists_(self) -> None:
-        """Make the lists afresh from ``features``, n²d/2 multiply-adds; does nothing where none are kept.
+        """Build the lists from ``features``, with n²d/2 multiply-adds. Does nothing with ``neighbors=0``.
 
-        In place where they are built already: a captured CUDA graph goes on with the new values.
+        Lists that exist are rebuilt in place: a captured CUDA graph continues with the new values.
         """
         if self.lists is not None:
             self.lists.build_(self.features)
@@ -142,16 +143,18 @@ class ExemplarMemory(FixedTypeModule):
             self._vouch_for_lists()
 
     def renew_lists_(self) -> None:
-        """Rebuild the lists where that costs less than keeping them: the floors of full rows rise, and only a build
-        lowers them. Call it once an epoch. On a GPU the host waits."""
+        """Rebuild the lists if more than n/2 rows of S were computed since they were built: a build costs as much.
+
+        The floors of full rows rise, and only a build lowers them. Call it once per epoch. On a GPU the host waits.
+        """
         if self.lists is not None and self.lists.are_worn():
             self.build_lists_()
 
     def current_lists(self, rows: Tensor | None = None) -> MemoryLists | None:
-        """The lists of the features as they are now, or None where none are kept.
+        """The lists of the current features, or None with ``neighbors=0``.
 
-        ``rows`` int64 [B]: positions whose features are compared with those that lists were made from (on the CPU).
-        A traced call takes the lists that are there, or none: build them before, and call :meth:`mark_written_`.
+        On the CPU, the features at ``rows`` int64 [B] are compared with those that the lists were made from. A traced
+        call takes the lists that exist, or none: build them before, and call :meth:`mark_written_`.
         """
         if self.lists is None:
             return None
@@ -165,9 +168,9 @@ class ExemplarMemory(FixedTypeModule):
     def initialize_(self, features: Tensor) -> None:
         """Fill the memory with the L2-normalised ``features`` [n, d] of an extraction pass.
 
-        Lists are built when labels are first asked for, or by :meth:`build_lists_`: do the latter before a
-        compiled step, which takes the lists that are there. Raises ValueError where a row is not finite, or neither
-        of length 1 nor zero (reads its values: on a GPU the host waits).
+        Lists are built when labels are first needed, or by :meth:`build_lists_`. Call the latter before a compiled
+        step, which takes the lists that exist. Raises ValueError if a row is not finite, or neither of length 1 nor
+        zero. (On a GPU the host waits for this check.)
         """
         features = ops.checks.check_features("features", features, self.feature_dim)
         if len(features) != self.num_instances:
@@ -203,7 +206,7 @@ class ExemplarMemory(FixedTypeModule):
         min_rank: int,
         query_rows: Tensor | None,
     ) -> Tensor:
-        """The same from lists that are known to be those of the features."""
+        """The same, from ``lists`` that are known to be current."""
         if lists is None:
             return ops.mplp(self.features, index, threshold, min_rank, query_rows=query_rows)
         threshold, min_rank = ops.checks.check_prediction_options(threshold, min_rank)
@@ -222,7 +225,7 @@ class ExemplarMemory(FixedTypeModule):
     def _nearest(
         self, lists: MemoryLists | None, index: Tensor, k: int, query_rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The same from lists that are known to be those of the features."""
+        """The same, from ``lists`` that are known to be current."""
         if lists is None or query_rows is not None:
             return ops.nearest_neighbors(self.features, index, k, query_rows=query_rows)
         return lists.nearest(self.features, index, ops.checks.check_neighbors(k, self.num_instances))
@@ -236,7 +239,7 @@ class ExemplarMemory(FixedTypeModule):
         known = self._changes
         lists = self.current_lists(index)
         if not torch.compiler.is_compiling() and self._changes != known:
-            similarity = None  # of what the memory was before something else wrote it
+            similarity = None  # it belongs to the memory before something else wrote it
         tables = None if lists is None else lists.tables
         ops.update_memory_(self.features, index, features, momentum, lists=tables, similarity=similarity)
         if lists is None:
@@ -245,7 +248,7 @@ class ExemplarMemory(FixedTypeModule):
             self._vouch_for_lists(index)
 
     def _update_rows_(self, index: Tensor, features: Tensor, momentum: float | Tensor) -> None:
-        """The same for M alone: lists stay where they are and are made afresh when they are next needed."""
+        """The same for M alone: lists are not updated, but rebuilt when they are next needed."""
         self._refuse_replication()
         ops.update_memory_(self.features, index, features, momentum)
         self._count_change()
@@ -266,7 +269,7 @@ class ExemplarMemory(FixedTypeModule):
             self.lists.save_(destination, f"{prefix}lists.", self.features)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Lists are optional: a state may have none, this memory may keep none.
+        # Lists are optional: a state may have none, and this memory may keep none.
         own = f"{prefix}lists."
         found = {own + name: state_dict.pop(own + name) for name in SAVED if own + name in state_dict}
         device = self.features.device

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from typing_extensions import Self
 
-MOST_SIMILARITY = 2**30  # bytes of s that are kept from the forward pass to the update
-BELOW_THRESHOLD = 0.3  # where lists start: ranks are counted from the similarity of a candidate and an anchor
+MOST_SIMILARITY = 2**30  # bytes of s that may be kept from the forward pass to the update
+BELOW_THRESHOLD = 0.3  # where lists start: ranks are counted down to S[candidate, anchor]
 
 
 class _Forward(NamedTuple):
-    """What one forward pass leaves for the update that follows it."""
+    """What a forward pass keeps for the next update."""
 
     features: Source
     memory_version: int
@@ -37,17 +37,16 @@ class SNNetHead(FixedTypeModule):
     """Exemplar memory M with its neighbour lists, pseudo label memory P and the loss, as one module::
 
         head = SNNetHead(num_instances=n, feature_dim=d)
-        head.initialize_(features)                   # [n, d], L2-normalised, of an extraction pass
+        head.initialize_(features)                   # [n, d], L2-normalised, from an extraction pass
         loss = head(features, index)                 # [B, d] live features, [B] dataset positions
         loss.backward(); optimizer.step()
         head.update_(index, features.detach())
 
-    ``head.warmup = True`` trains on one-hot labels and leaves P alone. ``head.momentum`` is α of the memory
-    update. In ``eval()`` the loss is computed and nothing is written, neither by ``forward`` nor by
-    ``update_``.
+    ``head.warmup = True`` trains on one-hot labels and does not write P. ``head.momentum`` is α of the memory update.
+    In ``eval()`` the loss is computed, but neither ``forward`` nor ``update_`` writes anything.
 
     Neighbour lists and the transpose of P are kept up to date. Call :meth:`mark_written_` after a write that autograd
-    does not see. Wrap the network in ``DistributedDataParallel``, not the head: RuntimeError is raised inside of it.
+    does not see. Wrap only the network in ``DistributedDataParallel``: a head inside of it raises RuntimeError.
 
     A row of features that is not finite makes the loss NaN and is not written to M.
 
@@ -55,14 +54,13 @@ class SNNetHead(FixedTypeModule):
         num_instances: number of training images n.
         feature_dim: feature dimensions d.
         threshold, min_rank: of the label prediction, see :func:`snnet_kernels.mplp`.
-        weights: λ of the main, the symmetric and the neighbour label (Eq. 8); any may be 0.
+        weights: λ of the main, the symmetric and the neighbour label (Eq. 8); any of them may be 0, but not all.
         loss_kind, delta, hard_negative_ratio: see :func:`snnet_kernels.mutual_label_loss`.
-        label_source: ``"memory"`` predicts labels from the memory's rows S[index], ``"feature"`` from the live s.
-        neighbors: places of the neighbour lists, see :class:`ExemplarMemory`; 0 keeps none.
+        label_source: ``"memory"`` predicts labels from the rows S[index], ``"feature"`` from the live s.
+        neighbors: places per neighbour list, see :class:`ExemplarMemory`; 0: no lists.
         label_storage: see :class:`PseudoLabelMemory`.
-        process_group: divide memories and work over these processes, see
-            :class:`.distributed.head.ShardedHead`; None: all of it is here. Call ``init_process_group`` before:
-            until then ``dist.group.WORLD`` is None too.
+        process_group: shard memories and work over these processes, see :class:`.distributed.head.ShardedHead`.
+            None: no sharding. Call ``init_process_group`` first: before it ``dist.group.WORLD`` is None too.
     """
 
     _momentum: Tensor
@@ -70,7 +68,7 @@ class SNNetHead(FixedTypeModule):
     def __new__(cls, *args: Any, process_group: ProcessGroup | None = None, **kwargs: Any) -> Self:
         if process_group is None or cls is not SNNetHead:
             return super().__new__(cls)
-        from .distributed.head import ShardedHead  # which is made of this class
+        from .distributed.head import ShardedHead  # its base class is this one
 
         return super().__new__(ShardedHead)  # type: ignore[return-value]
 
@@ -123,11 +121,11 @@ class SNNetHead(FixedTypeModule):
         self.register_buffer("_momentum", momentum)
         self._last_forward: _Forward | None = None
         self._label_sets: tuple[Tensor, ...] = ()
-        self._products: Tensor | None = None  # rows that the last forward pass multiplied beside its lists
+        self._products: Tensor | None = None  # rows of S that the last forward pass computed
         self._saw_lengths = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SNNetHead:
-        self._last_forward = None  # its similarity stays where it was
+        self._last_forward = None  # its similarity is not moved
         super()._apply(fn, recurse)
         return self
 
@@ -141,11 +139,11 @@ class SNNetHead(FixedTypeModule):
         self._momentum.copy_(checks.check_momentum(value, self._momentum.device))
 
     def initialize_(self, features: Tensor) -> None:
-        """Fill M with the L2-normalised ``features`` [n, d] of all images; lists are built when first needed."""
+        """Fill M with the L2-normalised ``features`` [n, d] of all images. Lists are built when first needed."""
         self.memory.initialize_(features)
 
     def mark_written_(self) -> None:
-        """Say that M or P were written past autograd; what is derived from them is made afresh, in place.
+        """Declare that M or P were written unseen by autograd: what is derived from them is rebuilt, in place.
 
         See :meth:`ExemplarMemory.mark_written_`.
         """
@@ -156,9 +154,9 @@ class SNNetHead(FixedTypeModule):
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
         """The loss [] of live, L2-normalised ``features`` [B, d] of the images ``index`` int64 [B].
 
-        Predicts the main labels and reads the symmetric and the neighbour labels from P; in training it then writes the
-        main labels to P (Eq. 1-8). Raises ValueError where the first features that it sees on the CPU have finite rows
-        that are neither of length 1 nor zero.
+        Predicts the main labels, and reads the symmetric and the neighbour labels from P. In training it then writes
+        the main labels to P (Eq. 1-8). On the CPU the first batch is checked: ValueError if a finite row is neither of
+        length 1 nor zero.
         """
         self._refuse_replication()
         checks.check_features("features", features, self.feature_dim)
@@ -188,7 +186,7 @@ class SNNetHead(FixedTypeModule):
         return loss
 
     def _check_first_lengths(self, features: Tensor) -> None:
-        """A missing normalisation shows in every batch: check the first one, and only on the CPU."""
+        """Check only the first batch, and only on the CPU: a missing normalisation shows in every batch."""
         if torch.compiler.is_compiling() or self._saw_lengths:
             return
         if features.device.type == "cpu" and has_values(features):
@@ -208,11 +206,11 @@ class SNNetHead(FixedTypeModule):
 
     @torch.no_grad()
     def update_(self, index: Tensor, features: Tensor) -> None:
-        """Update M[index] by ``features`` [B, d] with ``momentum``, and the lists with it (step 6 of docs/method.md).
+        """Update M[index] and the lists with ``features`` [B, d] and ``momentum`` (step 6 of docs/method.md).
 
-        The similarity of the last forward pass is used again if these are its features and M has not
-        been written since; otherwise it is computed. In the warm-up, which predicts no labels, lists are left
-        behind, to be made afresh when they are next needed. Does nothing in ``eval()``.
+        The similarity of the last forward pass is reused if these are its features and M has not been written since;
+        otherwise it is computed. The warm-up predicts no labels, so lists are not updated there, but rebuilt when they
+        are next needed. Does nothing in ``eval()``.
         """
         if not self.training:
             return
@@ -225,7 +223,7 @@ class SNNetHead(FixedTypeModule):
     def _uses_similarity(self, batch_size: int) -> bool:
         """Whether to keep s [B, n]: the update of lists reads it again, and so do labels from features.
 
-        Without either, or where s would be large, the loss makes s in parts, or streams over the memory on a GPU.
+        Otherwise, or if s would be large, the loss computes s in parts, or streams over the memory on a GPU.
         """
         if self.label_source == "feature":
             return True
@@ -250,10 +248,13 @@ class SNNetHead(FixedTypeModule):
         return last.similarity if same else None
 
     def label_statistics(self) -> dict[str, Tensor]:
-        """Means over the last batch, 0-d tensors without a synchronisation: ``positives`` per row of the main
-        label, and its agreement (intersection over union) with the symmetric and the neighbor label,
-        ``agreement_symmetric`` and ``agreement_neighbor`` (NaN in the warm-up, which has only main labels). With
-        neighbour lists also ``products``: rows that were multiplied because their lists are too short to tell."""
+        """Means over the last batch, as 0-d tensors without a host synchronisation.
+
+        ``positives`` is the mean size of the main labels. ``agreement_symmetric`` and ``agreement_neighbor`` are
+        the intersection over union of the main label with the symmetric and the neighbour label (NaN in the warm-up,
+        which has only main labels). With neighbour lists there is also ``products``: the number of rows of S that were
+        computed because their lists are too short.
+        """
         if not self._label_sets:
             raise RuntimeError("label_statistics() needs a forward pass first")
         main, *others = self._label_sets

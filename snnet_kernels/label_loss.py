@@ -1,4 +1,4 @@
-"""The joint loss of the label sets as a module."""
+"""The joint loss of up to three label sets as a module."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class MutualLabelLoss(nn.Module):
     """Joint loss of one to three label sets as a module; see :func:`snnet_kernels.mutual_label_loss`.
 
     Args:
-        weights: λ of each label set: base, symmetric, neighbor (Eq. 8).
+        weights: λ of each label set: main, symmetric, neighbour (Eq. 8).
         kind: ``"mmcl"`` or ``"l2"``.
         delta: weight of the positives (``"mmcl"``).
-        hard_negative_ratio: share of the negatives that counts as hard (``"mmcl"``).
+        hard_negative_ratio: share of the negatives that are hard (``"mmcl"``).
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class MutualLabelLoss(nn.Module):
         self.kind, self.delta, self.hard_negative_ratio = options
 
     def forward(self, similarity: Tensor, labels: Sequence[Tensor]) -> Tensor:
-        """The loss [] of ``similarity`` [B, n] for as many packed label sets as there are weights."""
+        """The loss [] of ``similarity`` [B, n], for one packed label set per weight."""
         return ops.mutual_label_loss(similarity, labels, self.weights, **self.options())
 
     def options(self) -> dict[str, Any]:

@@ -17,31 +17,31 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from typing_extensions import Self
 
-BYTES_OF_LIST = 250  # of an image, while its lists are made
-MOST_BITS = 2**30  # bytes of both bit matrices up to which they are kept: 65,536 images
+BYTES_OF_LIST = 250  # per image, while lists are made
+MOST_BITS = 2**30  # most bytes of both bit matrices with storage "auto": 65,536 images
 
 
 class PseudoLabelMemory(FixedTypeModule):
-    """The most recent main label of every image, P [n, n], with its transpose; starts as identity.
+    """The most recent main label of every image, P [n, n], with its transpose. It starts as the identity matrix.
 
-    As bits it takes n²/4 bytes: a column P[:, i] (Eq. 4) is a contiguous row of the transpose. As lists of int32, of
-    each row its columns and of each column its rows, it takes some 30 bytes for each positive label, at any n. What
-    goes in and comes out is the same.
+    As bits, P and its transpose take n²/4 bytes; a column P[:, i] (Eq. 4) is a contiguous row of the transpose. As
+    int32 lists (the columns of each row, and the rows of each column) they take about 30 bytes per positive label, for
+    any n. Inputs and outputs of the methods are the same.
 
-    The transpose of bits follows P, with the rules of :class:`ExemplarMemory` for writes that autograd does not see:
-    :meth:`mark_written_` says that ``row_bits`` were written. Lists are written by the methods of this class alone.
+    The transposed bits are kept up to date with P. Writes that autograd does not see are detected by the rules of
+    :class:`ExemplarMemory`; after others call :meth:`mark_written_`. Only methods of this class may write lists.
 
     Args:
         num_instances: number of images n.
-        storage: ``"bits"``, ``"lists"``, or ``"auto"``: bits up to 65,536 images. Lists grow with their labels: on
-            a GPU the host waits at each call, and a write cannot be traced or captured.
-        process_group: divide P over these processes, see
-            :class:`.distributed.label_memory.ShardedPseudoLabelMemory`; None, as ``dist.group.WORLD`` is before
-            ``init_process_group``: all of it is here.
+        storage: ``"bits"``, ``"lists"``, or ``"auto"``: bits up to 65,536 images, lists beyond. Lists grow with their
+            labels: on a GPU the host waits at each call, and a write cannot be traced or captured.
+        process_group: shard P over these processes, see
+            :class:`.distributed.label_memory.ShardedPseudoLabelMemory`. None: no sharding; ``dist.group.WORLD`` is None
+            before ``init_process_group``.
 
-    Buffers: ``row_bits`` and ``column_bits`` uint8 [n, label_bytes(n)] (only the first is saved), or None with lists.
-    ``state_dict()`` of lists has ``row_entries`` int32 [E], the columns of each row in order, and ``row_counts`` int32
-    [n]. Either storage loads the state of the other. ``own_rows`` is range(n).
+    The buffers ``row_bits`` and ``column_bits`` are uint8 [n, label_bytes(n)], or None with lists; ``state_dict()`` has
+    only ``row_bits``. With lists it has ``row_entries`` int32 [E], the columns of each row in order, and ``row_counts``
+    int32 [n]. Each storage loads the state of the other. ``own_rows`` is range(n).
     """
 
     row_bits: Tensor | None
@@ -50,7 +50,7 @@ class PseudoLabelMemory(FixedTypeModule):
     def __new__(cls, *args: Any, process_group: ProcessGroup | None = None, **kwargs: Any) -> Self:
         if process_group is None or cls is not PseudoLabelMemory:
             return super().__new__(cls)
-        from .distributed.label_memory import ShardedPseudoLabelMemory  # which is made of this class
+        from .distributed.label_memory import ShardedPseudoLabelMemory  # its base class is this one
 
         return super().__new__(ShardedPseudoLabelMemory)  # type: ignore[return-value]
 
@@ -78,7 +78,7 @@ class PseudoLabelMemory(FixedTypeModule):
         self._vouch_for_columns()
 
     def _join(self, process_group: ProcessGroup | None) -> range:
-        """The columns that are kept here."""
+        """The columns that this process holds."""
         return range(self.num_instances)
 
     def _chosen(self, storage: str) -> str:
@@ -93,7 +93,7 @@ class PseudoLabelMemory(FixedTypeModule):
 
     @property
     def device(self) -> torch.device:
-        """Where P is kept."""
+        """The device of P."""
         held = self.row_bits if self.tables is None else self.tables.device_tensor
         assert held is not None
         return held.device
@@ -101,7 +101,7 @@ class PseudoLabelMemory(FixedTypeModule):
     def write_(self, index: Tensor, labels: Tensor) -> None:
         """P[index] = labels (Eq. 3): ``index`` int64 [B], packed ``labels`` uint8 [B, label_bytes(n)].
 
-        Of a repeated index the last row counts.
+        If an index is repeated, its last row is kept.
         """
         if self.tables is not None:
             index = self._checked(index)
@@ -115,7 +115,7 @@ class PseudoLabelMemory(FixedTypeModule):
         self._vouch_for_columns(index)
 
     def rows(self, index: Tensor) -> Tensor:
-        """P[index], packed, uint8 [B, label_bytes(n)]: the labels of images ``index`` [B] (Eq. 6), empty at -1."""
+        """P[index], packed, uint8 [B, label_bytes(n)]: the labels of images ``index`` [B] (Eq. 6), empty for -1."""
         if self.tables is not None:
             return self.tables.rows(self._checked(index, lowest=-1))
         self._refuse_replication()
@@ -131,7 +131,7 @@ class PseudoLabelMemory(FixedTypeModule):
         return ops.gather_labels(self.column_bits, index)
 
     def pairs(self, first: int = 0, last: int | None = None) -> tuple[Tensor, Tensor]:
-        """Where P is set in the rows [first, last): (row int64 [E], column int64 [E]), by row, then by column."""
+        """The ones of P in rows [first, last): (row int64 [E], column int64 [E]), sorted by row, then by column."""
         last = self.num_instances if last is None else min(last, self.num_instances)
         if self.tables is not None:
             return self.tables.pairs(first, last)
@@ -140,13 +140,13 @@ class PseudoLabelMemory(FixedTypeModule):
         return row + first, column
 
     def to_dense(self) -> Tensor:
-        """P as bool [n, n], n² bytes."""
+        """P as a bool matrix [n, n], n² bytes."""
         return ops.unpack_labels(
             self.rows(torch.arange(self.num_instances, device=self.device)), self.num_instances
         )
 
     def mark_written_(self) -> None:
-        """Say that ``row_bits`` were written past autograd, as :meth:`ExemplarMemory.mark_written_` does."""
+        """Declare that ``row_bits`` were written unseen by autograd; see :meth:`ExemplarMemory.mark_written_`."""
         if self.row_bits is None or self.column_bits is None:
             return
         n, block, device = self.num_instances, 1024, self.row_bits.device
@@ -164,7 +164,7 @@ class PseudoLabelMemory(FixedTypeModule):
         return checks.check_index("index", index, self.num_instances, lowest=lowest)
 
     def _follow(self, index: Tensor, lowest: int = 0) -> None:
-        """Before the transpose is read or written: make it afresh where P, or its rows ``index``, have changed."""
+        """Before the transpose is read or written: rebuild it if P, or its rows ``index``, have changed."""
         index = self._checked(index, lowest)
         if torch.compiler.is_compiling() or self.row_bits is None:
             return
@@ -173,7 +173,7 @@ class PseudoLabelMemory(FixedTypeModule):
             self.mark_written_()
 
     def _vouch_for_columns(self, rows: Tensor | None = None) -> None:
-        """The transpose is that of P, of which ``rows`` int64 [B] (default: all) are new."""
+        """The transpose is current: it has just taken over ``rows`` int64 [B] of P (default: all)."""
         if not torch.compiler.is_compiling() and self.row_bits is not None:
             self._source.remember_rows(self.row_bits, rows)
 

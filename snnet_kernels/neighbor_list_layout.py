@@ -1,4 +1,4 @@
-"""How neighbour lists are kept: tables of fixed width, a row an image."""
+"""The layout of neighbour lists: tables of fixed width, one row per image."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from torch import Tensor
 
 
 class NeighborLists(NamedTuple):
-    """The upper part of every row of S = X Xᵀ: a row lists each column whose similarity is above the row's floor.
+    """The largest entries of every row of S = X Xᵀ: a row lists each column whose similarity is above the row's floor.
 
-    A row i with c = ``counts[i]`` entries keeps them in its first c places, in no order that means something; the
-    places behind are empty. An entry may also be at or below the floor; none above it is missing.
+    Row i has c = ``counts[i]`` entries in its first c places; the other places are empty. Their order is undefined,
+    except that :func:`neighbor_lists` without ``symmetric`` sorts them. Entries at or below the floor may be listed; no
+    entry above it is missing.
 
-    With ``mirrors`` the lists are symmetric: i lists l exactly where l lists i, with the same value, and
-    ``mirrors[i, j]`` is the place of i in the row ``columns[i, j]``. The kernels of a GPU need none: there mirrors are
-    int32 [n, 0].
+    With ``mirrors`` the lists are symmetric: i lists l exactly if l lists i, with the same value. ``mirrors[i, j]`` is
+    then the place of i in row ``columns[i, j]``. GPU kernels need no mirrors: there they are int32 [n, 0].
     """
 
     columns: Tensor  # int32 [n, K], -1 in empty places
     values: Tensor  # float32 [n, K], -inf in empty places
     counts: Tensor  # int32 [n]
-    floors: Tensor  # float32 [n], -inf where a row lists everything
+    floors: Tensor  # float32 [n], -inf if a row lists everything
     mirrors: Tensor | None = None  # int32 [n, K], -1 in empty places; [n, 0] on a GPU
 
     @property
     def capacity(self) -> int:
-        """Entries K that a row has room for."""
+        """K, the number of places per row."""
         return self.columns.shape[1]
 
 
-MIRRORED = {"cpu"}  # types of the devices whose kernels follow mirrors
+MIRRORED = {"cpu"}  # device types whose kernels use mirrors
 
 
 def mirrors_width(device: torch.device, capacity: int) -> int:
-    """Places a row of the mirrors that lists on ``device`` have."""
+    """Width of the mirrors of lists on ``device``."""
     return capacity if device.type in MIRRORED else 0
 
 
 def with_mirrors(lists: NeighborLists) -> NeighborLists:
-    """The same symmetric lists with the mirrors that their device needs, for instance after a move to it."""
+    """The same symmetric lists with the mirrors that their device needs, for example after a move to it."""
     columns, mirrors = lists.columns, lists.mirrors
     n, capacity = columns.shape
     if mirrors is not None and mirrors.shape == (n, mirrors_width(columns.device, capacity)):

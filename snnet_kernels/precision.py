@@ -1,4 +1,4 @@
-"""The precision of products: true float32 whatever the program around asks for, or, on a GPU, the tensor cores."""
+"""The precision of products: true float32, whatever torch's global flags say, or on request tensor cores on a GPU."""
 
 from __future__ import annotations
 
@@ -30,31 +30,32 @@ _precision = _checked("SNNET_MATMUL_PRECISION", os.environ.get("SNNET_MATMUL_PRE
 
 
 def get_matmul_precision() -> str:
-    """The precision of this package's products on CUDA tensors; see :func:`set_matmul_precision`."""
+    """The precision of this package's products of CUDA tensors; see :func:`set_matmul_precision`."""
     return _precision
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Choose how products with the exemplar memory are made on CUDA tensors; the CPU always uses float32.
+    """Set the precision of products with the exemplar memory on CUDA tensors; the CPU always uses float32.
 
-    It is a setting of its own because labels are decided by thresholds and ranks: torch's global TF32 flag, set for a
-    backbone, would change them, and is ignored here. The environment variable ``SNNET_MATMUL_PRECISION`` sets it
-    at import.
+    Labels depend on thresholds and ranks, so torch's global TF32 flag, set for a backbone, would change them. Therefore
+    that flag is ignored, and this is a separate setting. The environment variable ``SNNET_MATMUL_PRECISION`` sets it at
+    import.
 
-    What neighbour lists multiply themselves is float32 in any precision; a listed pair follows the ``similarity``
-    that an update is given, with its rounding.
+    Products that neighbour lists need are float32 in any precision. But a listed pair is updated from the
+    ``similarity`` given to an update, with its rounding.
+
+    With products of ``"tf32"``, 0.10 % of the rows of a similarity matrix got another label at d 512, and 0.05 % at d
+    2048, if operands are rounded to nearest, as the Triton kernels do. At d 512 it was 2.4 % if operands are truncated,
+    as a plain library product may do. With ``"tf32x3"`` there was none (n 12,936, emulated on a CPU by ``python -m
+    benchmarks.label_flips``).
 
     Args:
-        precision: ``"ieee"`` (default), true float32. ``"tf32x3"``, three TF32 products that make up for each
-            other's rounding: close to float32, on the tensor cores; the product of a gradient with the memory is
-            ``"ieee"`` then. ``"tf32"``, one TF32 product (10 bits of
-            mantissa): the fastest, labels near a threshold change (of the rows of a similarity matrix made so, 0.10 %
-            at d 512 and 0.05 % at d 2048 got another label where operands are rounded to nearest, as the Triton
-            kernels do; 2.4 % at d 512 where the library that makes a plain product cuts them off; none with
-            ``"tf32x3"``: n 12,936, emulated on a CPU by ``python -m benchmarks.label_flips``). ``"bf16"``, for what
-            runs without neighbour lists: labels are found with bfloat16 products, and what lies within
-            their error of a decision is checked again in float32, so that the labels are those of ``"ieee"``;
-            everything else is as ``"ieee"``.
+        precision: ``"ieee"`` (default): true float32. ``"tf32x3"``: three TF32 products that correct each other's
+            rounding, close to float32, on tensor cores; the product of a gradient with the memory stays ``"ieee"``.
+            ``"tf32"``: one TF32 product (10 bits of mantissa), the fastest, but labels near a threshold change.
+            ``"bf16"``: for operations without neighbour lists. Labels are found with bfloat16 products, and decisions
+            within their error are checked again in float32, so that labels equal those of ``"ieee"``; everything else
+            is as ``"ieee"``.
     """
     global _precision
     _precision = _checked("precision", precision)

@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 class SparseGraph(NamedTuple):
-    """Row i has the columns ``indices[indptr[i] : indptr[i + 1]]``, rising, and a value at each; all on the CPU."""
+    """CSR on the CPU: row i has the columns ``indices[indptr[i] : indptr[i + 1]]``, ascending, and their values."""
 
     indptr: Tensor  # int64 [n + 1]
     indices: Tensor  # int32 [entries]
     values: Tensor  # float32 [entries]
 
     def to_scipy(self) -> Any:
-        """``scipy.sparse.csr_array`` [n, n]; values of 0 are entries as others are. Needs scipy."""
+        """``scipy.sparse.csr_array`` [n, n]; entries of value 0 are stored explicitly. Needs scipy."""
         from scipy.sparse import csr_array
 
         n = len(self.indptr) - 1

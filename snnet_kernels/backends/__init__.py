@@ -1,4 +1,4 @@
-"""What serves the operations: the compiled libraries that load, and :mod:`.table`, which says who serves what."""
+"""Backends: loading of the compiled libraries, and :mod:`.table`, which lists the backends of every operation."""
 
 from .loaded import (
     INSTRUCTION_SETS,

@@ -1,7 +1,7 @@
-"""The compiled libraries that load.
+"""Loading of the compiled libraries.
 
-``SNNET_CPU_ISA`` forces the instruction set of the CPU library: ``baseline``, ``avx2`` or ``avx512``; without it the
-widest of this processor is used.
+``SNNET_CPU_ISA`` forces the instruction set of the CPU library: ``baseline``, ``avx2`` or ``avx512``. By default the
+widest that the processor supports is used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LIBRARIES = {"cpu": "_C", "cuda": "_C_cuda"}
 
 @dataclass(frozen=True)
 class LibraryInfo:
-    """One compiled library: whether it loaded, else why not, what it was built from and for, and its file."""
+    """One compiled library: whether it loaded, else why not; what it was built with and for; and its file."""
 
     name: str
     loaded: bool
@@ -37,8 +37,8 @@ class LibraryInfo:
 class BackendInfo:
     """What :func:`backend_info` found; ``print`` it for a table.
 
-    ``operations`` maps each operation to the backend that serves it on ``cpu`` and ``cuda`` tensors; two names,
-    ``cuda, triton``, are those with similarities at hand, or few to make, and without.
+    ``operations`` maps each operation to the backend that runs it for ``cpu`` and for ``cuda`` tensors. Of two names,
+    such as ``cuda, triton``, the first runs calls that give the similarities, or need few, and the second all others.
     """
 
     forced: str | None

@@ -1,8 +1,8 @@
-"""Who serves which operation on which device: the one table that dispatch, ``SNNET_BACKEND`` and ``backend_info`` read.
+"""Which backend runs which operation on which device: the only table for dispatch, ``SNNET_BACKEND``, ``backend_info``.
 
 ``SNNET_BACKEND`` forces one backend for every operation: ``reference`` (plain PyTorch), ``cpu`` (the compiled CPU
-library), ``cuda`` (the compiled CUDA library) or ``triton``. A forced backend that is not there raises at
-import, one that does not serve an operation, or this form of it, raises at its call.
+library), ``cuda`` (the compiled CUDA library) or ``triton``. If the forced backend is not available, the import raises.
+If it does not implement an operation, or a form of it, the call raises.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
 
 
 class Servers(NamedTuple):
-    """The backends that can serve an operation, best first; where none of them is there, plain PyTorch does."""
+    """The backends that implement an operation, best first; if none of them is available, plain PyTorch runs."""
 
     cpu: tuple[str, ...]  # CPU tensors
-    at_hand: tuple[str, ...]  # CUDA tensors, with similarities at hand, or few to make
-    streaming: tuple[str, ...]  # CUDA tensors otherwise: products are made as they are needed
-    plain: bool = False  # left to torch by every backend for a GPU: a single product, or sorting
+    at_hand: tuple[str, ...]  # CUDA tensors, if similarities are given, or few are to compute
+    streaming: tuple[str, ...]  # CUDA tensors otherwise: products are computed as needed
+    plain: bool = False  # every GPU backend leaves it to torch: a single product, or sorting
 
 
 _COMPILED = Servers(("cpu",), ("cuda",), ("cuda",))
@@ -65,7 +65,7 @@ AVAILABLE: dict[str, bool] = dict.fromkeys(BACKENDS, False)  # set as libraries 
 
 
 def forced_backend() -> str | None:
-    """What ``SNNET_BACKEND`` asks for; ValueError where that is no backend."""
+    """The value of ``SNNET_BACKEND``; ValueError if it is not a backend."""
     name = os.environ.get("SNNET_BACKEND") or None
     if name is not None and name not in BACKENDS:
         raise ValueError(f"SNNET_BACKEND must be one of {', '.join(BACKENDS)}, got {name!r}")
@@ -83,7 +83,7 @@ def servers(operation: str, device_type: str) -> tuple[str, ...]:
 
 
 def require_forced_backend(operation: str, device_type: str) -> None:
-    """Raise where SNNET_BACKEND forces a backend that does not serve ``operation`` on ``device_type``."""
+    """Raise if SNNET_BACKEND forces a backend that does not implement ``operation`` on ``device_type``."""
     if FORCED is None or (TABLE[operation].plain and device_type == _DEVICES.get(FORCED)):
         return
     serving = servers(operation, device_type)
@@ -95,7 +95,7 @@ def require_forced_backend(operation: str, device_type: str) -> None:
 
 
 def choose(operation: str, at_hand: bool = True) -> str:
-    """The backend for a call on CUDA tensors: the best that is there, or the forced one, or NotImplementedError."""
+    """The backend of a call with CUDA tensors: the best available, or the forced one, or NotImplementedError."""
     preferred = TABLE[operation].at_hand if at_hand else TABLE[operation].streaming
     for name in preferred:
         if AVAILABLE[name] and FORCED in (None, name):

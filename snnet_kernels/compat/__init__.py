@@ -1,7 +1,7 @@
-"""Other people's classes and functions, with their signatures and results, on the operations of this package.
+"""Classes and functions of public code, with their signatures and results, built on the operations of this package.
 
-A trainer that was written for them runs on this package by changing its imports: the MMCL authors' from here, those of
-cluster-contrast from :mod:`.cluster_contrast`, the hybrid memories of SpCL and DCMIP from :mod:`.hybrid`.
+A trainer that uses them runs on this package by changing its imports. The MMCL authors' classes are here, those of
+cluster-contrast in :mod:`.cluster_contrast`, and the hybrid memories of SpCL and DCMIP in :mod:`.hybrid`.
 """
 
 from . import cluster_contrast, hybrid

@@ -1,7 +1,7 @@
-"""What cluster-contrast's training code uses outside of its backbone, with its signatures and results.
+"""The distance and the memory of cluster-contrast's training code, with its signatures and results.
 
-``compute_jaccard_distance`` is SpCL's too. Differences: distances come as a sparse matrix, nothing is moved to a GPU by
-itself, and a memory row that would not be finite stays as it was.
+``compute_jaccard_distance`` is the same in SpCL. Differences: distances are a sparse matrix, nothing is moved to a GPU
+implicitly, and a memory row that would not be finite is not written.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def compute_jaccard_distance(
 ) -> Any:
     """Jaccard distances of all pairs that share a neighbour, for ``sklearn.cluster.DBSCAN(metric="precomputed")``.
 
-    Equals the dense matrix of the original up to rounding: a pair that is not listed has distance 1, or one above
-    ``max_distance``. DBSCAN gives the same labels for every eps up to ``max_distance`` (below 1) with
-    ``min_samples`` of at least 2. See :func:`snnet_kernels.jaccard_graph`; needs scipy.
+    Equals the dense matrix of the original up to rounding; a pair that is not listed has distance 1, or one above
+    ``max_distance``. DBSCAN gives the same labels for every eps below 1 and up to ``max_distance``, with
+    ``min_samples`` of at least 2. See :func:`snnet_kernels.jaccard_graph`. Needs scipy.
 
     Args:
         target_features: [n, d], rows of length 1, on any device; the search runs there.
         k1, k2: as in the original.
-        print_flag: print how long it took.
-        search_option, use_float16: taken and not looked at; distances are float32.
-        max_distance: list no pair that is further apart. The eps of DBSCAN saves most of the memory.
+        print_flag: print the time it took.
+        search_option, use_float16: ignored; distances are float32.
+        max_distance: list no pair with a larger distance. Setting it to the eps of DBSCAN saves most of the memory.
 
     Returns:
         ``scipy.sparse.csr_array`` float32 [n, n].
@@ -52,9 +52,9 @@ def compute_jaccard_distance(
 class ClusterMemory(SampleMemory):
     """A memory of cluster centres ``features`` [num_samples, num_features], zeros until they are assigned.
 
-    The loss is the cross entropy of the similarities over ``temp``. In the backward pass the centre of each target
-    becomes normalize(momentum · centre + (1 − momentum) · input): for each input, one after the other, or with
-    ``use_hard`` once, for the input of the target that is least similar to the centre (the first of equals).
+    The loss is the cross entropy of the similarities divided by ``temp``. In the backward pass the centre of each
+    target becomes normalize(momentum · centre + (1 − momentum) · input), for its inputs one after the other. With
+    ``use_hard`` it is updated once, by its input that is least similar to the centre (the first one if there is a tie).
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ClusterMemory(SampleMemory):
         self.use_hard = use_hard
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss [] of ``inputs`` [B, num_features], which are normalised, and ``targets`` int64 [B]."""
+        """The loss [] of ``inputs`` [B, num_features], which are normalised here, and ``targets`` int64 [B]."""
         self._refuse_replication()
         inputs = normalize(checks.check_matrix("inputs", inputs, "B", "d"), dim=1)
         targets = checks.check_index("targets", targets, len(self.features), len(inputs))

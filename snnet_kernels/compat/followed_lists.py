@@ -1,4 +1,4 @@
-"""Neighbour lists of a memory that anyone may write."""
+"""Neighbour lists of a memory that other code may write."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ PLACES = 256
 
 
 class FollowedLists:
-    """Lists of a tensor [n, d], and checksums of its rows as they were made of: by these, whatever was written since is
-    noticed, wherever, before a label is read."""
+    """Lists of a tensor [n, d], and the checksums of the rows that they were made from.
+
+    The checksums detect every write to the tensor before a label is read.
+    """
 
     def __init__(self) -> None:
         self.lists = MemoryLists(PLACES, FLOOR)
         self._sums: Tensor | None = None
 
     def are_of(self, sums: Tensor) -> bool:
-        """Whether these are the lists of a memory whose rows have the checksums ``sums`` int64 [n]."""
+        """Whether these lists belong to a memory whose rows have the checksums ``sums`` int64 [n]."""
         own = self._sums
         return own is not None and own.device == sums.device and torch.equal(own, sums)
 
     def build_(self, memory: Tensor, sums: Tensor) -> None:
-        """Make the lists of ``memory`` [n, d], whose checksums are ``sums``."""
+        """Build the lists of ``memory`` [n, d], whose row checksums are ``sums``."""
         self.lists.build_(memory)
         self._sums = sums.clone()
 
     def update_(
         self, memory: Tensor, index: Tensor, features: Tensor, momentum: float, similarity: Tensor | None
     ) -> None:
-        """:func:`snnet_kernels.update_memory_` of the memory, and of the lists where they are those of its rows."""
+        """:func:`snnet_kernels.update_memory_` of the memory, and of the lists if they belong to it."""
         own = self._sums
         if own is None or own.device != memory.device:
             ops.update_memory_(memory, index, features, momentum)

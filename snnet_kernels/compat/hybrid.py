@@ -1,8 +1,8 @@
-"""Hybrid memories of public code, with their signatures and results: SpCL's, of images and clusters, and DCMIP's, of
-two proxies a cluster.
+"""Hybrid memories of public code, with their signatures and results: SpCL's of images and clusters, and DCMIP's of
+two proxies per cluster.
 
-Differences: nothing is moved to a GPU by itself, and a memory row that would not be finite stays as it was. DCMIP's
-third mode (``CMhard``) draws its proxies at random: that is no operation of this package.
+Differences: nothing is moved to a GPU implicitly, and a memory row that would not be finite is not written. DCMIP's
+third mode (``CMhard``), which draws its proxies at random, is not included.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from .. import checks, ops
 from .layer import MemoryLayer, SampleMemory
 
 EPSILON = 1e-6  # in both places of SpCL's softmax
-MARGIN = 0.2  # the loss of DCMIP's first proxies counts above it
+MARGIN = 0.2  # only the part of the loss of DCMIP's first proxies above it counts
 
 
 class HybridMemory(SampleMemory):
     """SpCL's memory of images ``features`` [num_samples, num_features] and their classes ``labels`` int64
     [num_samples], zeros until they are assigned.
 
-    The similarity to a class is the mean over its images; the loss is the cross entropy of these over ``temp``. In the
-    backward pass each image becomes normalize(momentum · image + (1 − momentum) · input).
+    The similarity to a class is the mean similarity to its images. The loss is the cross entropy of these means divided
+    by ``temp``. In the backward pass each image's row becomes normalize(momentum · row + (1 − momentum) · input).
     """
 
     labels: Tensor
@@ -35,7 +35,7 @@ class HybridMemory(SampleMemory):
         self.register_buffer("labels", torch.zeros(self.num_samples, dtype=torch.int64))
 
     def forward(self, inputs: Tensor, indexes: Tensor) -> Tensor:
-        """The loss [] of ``inputs`` [B, num_features], rows of length 1, of the images ``indexes`` int64 [B]."""
+        """The loss [] of ``inputs`` [B, num_features], rows of length 1, for the images ``indexes`` int64 [B]."""
         self._refuse_replication()
         inputs = checks.check_matrix("inputs", inputs, "B", "d")
         indexes = checks.check_index("indexes", indexes, len(self.features), len(inputs))
@@ -56,13 +56,14 @@ class HybridMemory(SampleMemory):
 class ClusterMemory(SampleMemory):
     """DCMIP's memory of two proxies of each cluster, ``features`` [2 · num_samples, num_features]: mode ``CMhybrid``.
 
-    In the backward pass proxy c becomes normalize(momentum · proxy + (1 − momentum) · input) for each input of cluster
-    c, one after the other, or with ``use_hard`` once, for the least similar one, as the code has it in a comment for
-    Market-1501; proxy num_samples + c takes the mean of these inputs. The loss is half the cross entropy of the second
-    proxies, and half of what that of the first ones has above 0.2, both of similarities over ``temp``.
+    Cluster c has the proxies c and num_samples + c. In the backward pass the first becomes normalize(momentum · proxy +
+    (1 − momentum) · input) for each input of the cluster, one after the other. With ``use_hard`` it is updated once, by
+    the least similar input (in the original a commented-out line, for Market-1501). The second is updated by the mean
+    of these inputs. Let CE₁ and CE₂ be the cross entropies over the first and the second proxies, of similarities
+    divided by ``temp``. The loss is CE₂ / 2 + max(CE₁ − 0.2, 0) / 2.
 
     Raises:
-        ValueError: another ``mode``. ``CM`` is the ``ClusterMemory`` of :mod:`.cluster_contrast`.
+        ValueError: any other ``mode``. For ``CM`` use the ``ClusterMemory`` of :mod:`.cluster_contrast`.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class ClusterMemory(SampleMemory):
         self.use_hard = use_hard
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss [] of ``inputs`` [B, num_features], which are normalised, and ``targets`` int64 [B]."""
+        """The loss [] of ``inputs`` [B, num_features], which are normalised here, and ``targets`` int64 [B]."""
         self._refuse_replication()
         inputs = normalize(checks.check_matrix("inputs", inputs, "B", "d"), dim=1)
         targets = checks.check_index("targets", targets, len(self.features) // 2, len(inputs))

@@ -1,4 +1,4 @@
-"""What memories of public code share: they are told the same, and learn in the backward pass."""
+"""What the memories of public code share: their arguments, and an update in the backward pass."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..fixed_type import MemoryModule
 class SampleMemory(MemoryModule):
     """A memory ``features`` [rows, num_features] of ``num_samples`` images or clusters, zeros until they are assigned.
 
-    Its arguments may be changed later: they are attributes.
+    The arguments are attributes, and may be changed later.
 
     Raises:
-        TypeError, ValueError: ``num_features`` is no integer of at least 1, ``num_samples`` none of at least 0,
-            ``temp`` no finite number above 0, or ``momentum`` none in [0, 1].
+        TypeError, ValueError: unless ``num_features`` is an integer of at least 1, ``num_samples`` an integer of at
+            least 0, ``temp`` a finite number above 0, and ``momentum`` a number in [0, 1].
     """
 
     features: Tensor
@@ -39,10 +39,10 @@ class SampleMemory(MemoryModule):
 
 
 class MemoryLayer(torch.autograd.Function):
-    """Logits of the memory as it is; the memory takes the features up in the backward pass.
+    """Logits of the inputs with the current memory; the backward pass updates the memory with the inputs.
 
-    ``update(memory, targets, inputs, similarity)`` writes the memory; the last are the logits, or None where something
-    has changed them.
+    ``update(memory, targets, inputs, similarity)`` writes the memory. ``similarity`` are the logits, or None if they
+    were changed in place.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
 """The three classes of the MMCL authors' training code, with their signatures and results.
 
-A trainer written for those classes runs on this package by changing its imports. Where the original returns
-NaN (fewer negatives than one hundredth of the images make one hard negative) these return a number.
+A trainer written for those classes runs on this package by changing its imports. If one hundredth of the negatives is
+less than one, the original has no hard negative and returns NaN; these classes take one and return a number.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from ..tracing import has_values
 from .followed_lists import FollowedLists
 from .layer import MemoryLayer
 
-EPOCHS = 60  # the divisor of the memory momentum in the original, whatever the length of the run
+EPOCHS = 60  # divisor of the memory momentum in the original, for any length of the run
 
 
 class MPLP:
     """Label prediction with threshold ``t``.
 
-    Where the memory is that of a :class:`Memory`, or a copy of it, labels are read from neighbour lists, which that
-    module keeps from then on; otherwise they are made of products. The labels are the same.
+    If the memory is that of a :class:`Memory`, or a copy of it, labels are read from neighbour lists, which that module
+    then keeps. Otherwise similarities are computed. The labels are the same.
     """
 
     def __init__(self, t: float = 0.6) -> None:
         self.t = t
 
     def predict(self, memory: Tensor, targets: Tensor) -> Tensor:
-        """Multi-labels of the images ``targets`` int64 [B] from ``memory`` [n, d]: float32 [B, n] in {0, 1}."""
+        """Multi-labels of the images ``targets`` int64 [B], from ``memory`` [n, d]: float32 [B, n] in {0, 1}."""
         memory = ops.checks.check_matrix("memory", memory).detach()
         lists = _lists_of(memory)
         tables = None if lists is None else lists.lists.tables
@@ -51,7 +51,7 @@ class MMCL(nn.Module):
         self.r = r
 
     def forward(self, inputs: Tensor, targets: Tensor, is_vec: bool = False) -> Tensor:
-        """The loss [] of ``inputs`` [B, n]; ``targets`` are image numbers [B], or labels [B, n] with is_vec."""
+        """The loss [] of ``inputs`` [B, n]; ``targets`` are image indices [B], or labels [B, n] with ``is_vec``."""
         if is_vec:
             if targets.shape != inputs.shape:
                 raise ValueError(
@@ -68,7 +68,7 @@ class MMCL(nn.Module):
 
 
 class Memory(MemoryModule):
-    """Exemplar memory ``mem`` [num_classes, num_features], zeros at first, updated during backward."""
+    """Exemplar memory ``mem`` [num_classes, num_features]. It starts with zeros, and is updated during backward."""
 
     mem: Tensor
 
@@ -80,7 +80,7 @@ class Memory(MemoryModule):
         self.mem = nn.Parameter(
             torch.zeros(num_classes, num_features, dtype=torch.float32), requires_grad=False
         )
-        self._followed = FollowedLists()  # no part of the state
+        self._followed = FollowedLists()  # not part of the state
         self._updates = 0
         _MEMORIES.add(self)
 
@@ -89,7 +89,7 @@ class Memory(MemoryModule):
         _MEMORIES.add(self)
 
     def forward(self, inputs: Tensor, targets: Tensor, epoch: float | None = None) -> Tensor:
-        """Logits [B, num_classes] of ``inputs`` [B, num_features]; α is 0.5·epoch/60 where epoch is given."""
+        """Logits [B, num_classes] of ``inputs`` [B, num_features]; α is 0.5·epoch/60 (at most 1) if epoch is given."""
         self._refuse_replication()
         if epoch is not None and epoch < 0:
             raise ValueError(f"epoch must not be negative, got {epoch}")
@@ -107,7 +107,7 @@ class Memory(MemoryModule):
         inputs: Tensor,
         logits: Tensor | None,
     ) -> None:
-        similarity = logits if self._updates == updates else None  # that of the memory as it is
+        similarity = logits if self._updates == updates else None  # None if the memory has changed since
         self._followed.update_(memory, targets, inputs, alpha, similarity)
         self._updates += 1
 
@@ -116,7 +116,7 @@ _MEMORIES: weakref.WeakSet[Memory] = weakref.WeakSet()
 
 
 def _lists_of(memory: Tensor) -> FollowedLists | None:
-    """The lists of the module whose ``mem`` this is or is a copy of; built where they are not there."""
+    """The lists of the module whose ``mem`` this is, or is a copy of; built if they do not exist."""
     owners = [owner for owner in list(_MEMORIES) if owner.mem.shape == memory.shape]
     if not owners or not has_values(memory) or memory.dtype != torch.float32:
         return None
