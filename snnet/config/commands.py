@@ -1,4 +1,4 @@
-"""The commands: the flags that each has for itself, and what they come to together. Imports no torch."""
+"""The commands: the flags of each one, and the checks of their combinations. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CONFIG_HELP = f"preset: {', '.join(preset_names())}; or a file"
 
 
 def timeout_option() -> float:
-    """The flag of commands whose processes wait for each other while they work."""
+    """The flag of commands whose processes wait for each other."""
     return option(
         120.0,
-        "of several processes: seconds for which one may be silent before the others end",
+        "with several processes: seconds to wait for a process before the others end",
         "> 0 and < 1e6",
     )
 
@@ -38,7 +38,7 @@ class NetworkCommand(Command):
 
     checkpoint: Path | None = option(
         None,
-        "a checkpoint, or the folder of a run; without one --weights must be named, with --arch or --config",
+        "a checkpoint, or the folder of a run; without it give --weights, with --arch or --config",
         metavar="FILE|DIR",
     )
     preset: str | None = option(None, CONFIG_HELP, metavar="NAME|FILE.yaml", flag="--config")
@@ -66,8 +66,8 @@ class NetworkCommand(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCommand(Command):
-    """Train SNNet without labels. Without --config, the dataset 'synthetic' uses the preset 'synthetic', sized for a
-    small CPU; every other dataset uses the defaults shown, the paper's full recipe.
+    """Train SNNet without labels. Without --config, the dataset 'synthetic' uses the preset 'synthetic', which is sized
+    for a small CPU; every other dataset uses the defaults shown, which are the paper's full recipe.
     """
 
     module = "snnet.train"
@@ -76,7 +76,7 @@ class TrainCommand(Command):
     preset: str | None = option(None, CONFIG_HELP, metavar="NAME|FILE.yaml", flag="--config")
     resume: Path | None = option(
         None,
-        "continue the run in this folder, or that this checkpoint is of, as it was set",
+        "continue the run of this folder or checkpoint, with the configuration it began with",
         metavar="FILE|DIR",
     )
     timeout: float = timeout_option()
@@ -95,8 +95,8 @@ class TrainCommand(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateCommand(NetworkCommand):
-    """Rank the gallery for every query and report CMC and mAP, for a checkpoint or for --arch and --weights. What is
-    not given comes from the checkpoint; without one, from --config or the defaults shown.
+    """Rank the gallery for every query and report CMC and mAP, for a checkpoint or for --arch and --weights. Settings
+    that are not given come from the checkpoint; without one, from --config or the defaults shown.
     """
 
     module = "snnet.evaluate"
@@ -111,12 +111,12 @@ class EvaluateCommand(NetworkCommand):
     json: bool = option(False, "print one JSON object instead of a table")
     query_expansion: int | None = option(
         None,
-        "also rank with each feature drawn towards those of its INT nearest images (fast-reid takes 10)",
+        "also rank after query expansion over the INT nearest images of each (fast-reid's aqe uses 10)",
         COUNT,
     )
     roc: bool = option(
         False,
-        "also report how many true pairs a threshold accepts that accepts 0.01, 0.1 and 1 percent of false ones",
+        "also report the true positive rate of pairs at false positive rates of at most 0.01, 0.1 and 1 percent",
     )
 
 
@@ -126,8 +126,8 @@ Split = Literal["train", "query", "gallery", "all"]
 @dataclass(frozen=True, kw_only=True)
 class ExtractCommand(NetworkCommand):
     """Write the retrieval features of a dataset's images, or of any folder of crops (--dataset folder), to one file:
-    rows of length 1, with the images' names, and identities and cameras where they are known. What is not given comes
-    from the checkpoint.
+    rows of length 1, with the images' names, and identities and cameras if they are known. Settings that are not given
+    come from the checkpoint.
     """
 
     module = "snnet.extract"
@@ -139,14 +139,14 @@ class ExtractCommand(NetworkCommand):
         metavar="FILE",
         lacking="nothing to write to: give --output FILE.npz or FILE.safetensors",
     )
-    split: Split = option("all", "the images to take; a folder of crops has only train")
+    split: Split = option("all", "the images to extract; a folder of crops has only train")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelCommand(Command):
-    """Predict pseudo labels from any file of features, one row an image: y (MPLP), y_sym (who has the image as
-    positive) and y_nh (the labels of its nearest neighbour), as sparse matrices (CSR) in a .npz file. Rows of other
-    lengths than 1 are normalised.
+    """Predict pseudo labels from any file of features, one row per image: y (MPLP), y_sym (the images that have this
+    image as positive) and y_nh (the label of its nearest neighbour), as sparse matrices (CSR) in a .npz file. If a row
+    is not of length 1, all rows are normalised.
     """
 
     module = "snnet.label"
@@ -168,39 +168,39 @@ class LabelCommand(Command):
     )
     classes: Literal["components", "dbscan"] | None = option(
         None,
-        "also write one class an image, -1 for outliers: images joined by mutual positives, or the clusters of DBSCAN "
-        "on Jaccard distances (needs the extra 'cluster')",
+        "also write one class per image, -1 for outliers: connected components of the mutual positives, or clusters of "
+        "DBSCAN on Jaccard distances (needs the extra 'cluster')",
     )
     eps: float | None = option(
         None,
-        "of --classes dbscan: largest Jaccard distance of neighbours, above 0 and below 1 (default 0.6)",
+        "for --classes dbscan: largest Jaccard distance of neighbours, above 0 and below 1 (default 0.6)",
         "> 0 and < 1",
     )
     min_samples: int | None = option(
         None,
-        "of --classes dbscan: neighbours that make an image the core of a class (default 4)",
+        "for --classes dbscan: number of neighbours that makes an image a core sample (default 4)",
         COUNT,
     )
     k1: int | None = option(
-        None, "of --classes dbscan: neighbours that the Jaccard distance compares (default 30)", COUNT
+        None, "for --classes dbscan: neighbours that the Jaccard distance compares (default 30)", COUNT
     )
-    k2: int | None = option(None, "of --classes dbscan: neighbours that it averages over (default 6)", COUNT)
+    k2: int | None = option(None, "for --classes dbscan: neighbours that it averages (default 6)", COUNT)
     group_pattern: str | None = option(
         None,
-        "what it finds in the images' names (its first parenthesis, else all of it) is their group, such as the "
-        "tracklet: images of one group are not each other's nearest neighbour",
+        "regular expression that finds the group of an image, such as its tracklet, in its name (the first capture "
+        "group, else the whole match): images of one group are not each other's nearest neighbour",
         metavar="REGEX",
     )
     timeout: float = timeout_option()
 
     @property
     def clustering(self) -> dict[str, Any]:
-        """What was given of the settings of DBSCAN."""
+        """The settings of DBSCAN that were given."""
         names = ("eps", "min_samples", "k1", "k2")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def completed(self) -> LabelCommand:
-        """Settings of DBSCAN are for --classes dbscan alone."""
+        """Settings of DBSCAN need --classes dbscan."""
         if self.clustering and self.classes != "dbscan":
             raise UserError(f"--{next(iter(self.clustering)).replace('_', '-')} is for --classes dbscan")
         return super().completed()
@@ -211,9 +211,9 @@ LACKING = "nothing to search: give --gallery DIR and --query IMAGE or DIR"
 
 @dataclass(frozen=True, kw_only=True)
 class SearchCommand(NetworkCommand):
-    """Find the crops of a gallery that are most like a query, by the cosine of their features: a table, and one
-    picture. No identities are needed. A gallery's features are kept on disk; images that were added or changed are
-    noticed by their content.
+    """Find the crops of a gallery that are most similar to a query, by the cosine similarity of their features. Prints
+    a table and writes a picture. No identities are needed. A gallery's features are cached on disk; images that were
+    added or changed are detected by their content.
     """
 
     module = "snnet.search"
@@ -231,18 +231,18 @@ class SearchCommand(NetworkCommand):
     picture: Path | None = option(Path("matches.png"), "the picture to write, or none", metavar="FILE.png")
     feature_cache: Path | None = option(
         cache_folder,
-        "folder to keep galleries' features in, or none (default $SNNET_CACHE, else ~/.cache/snnet); its files, "
+        "folder to cache galleries' features in, or none (default $SNNET_CACHE, else ~/.cache/snnet); its files, "
         "features-*.npz, can be deleted at any time",
         metavar="DIR",
     )
-    json: bool = option(False, "print a JSON list, a query an entry, instead of a table")
+    json: bool = option(False, "print a JSON list with one entry per query instead of a table")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportCommand(NetworkCommand):
-    """Write a network for use elsewhere: .onnx is the retrieval feature of prepared images, for any batch size, checked
-    against PyTorch by onnxruntime before it is written (needs the extra 'onnx'); .safetensors is the weights alone,
-    which --weights reads.
+    """Write a network for use elsewhere. .onnx computes the retrieval feature of preprocessed images, for any batch
+    size; its result in onnxruntime is compared with PyTorch's before it is written (needs the extra 'onnx').
+    .safetensors has only the weights, and --weights reads it.
     """
 
     module = "snnet.export"
@@ -257,16 +257,16 @@ class ExportCommand(NetworkCommand):
     )
     opset: int = option(
         18,  # the lowest that torch's exporter writes
-        "version of ONNX's operators, 18 or more; the file has the lowest IR version that this opset allows",
+        "ONNX opset version, 18 or more; the file has the lowest IR version that this opset allows",
         ">= 18",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportCommand(Command):
-    """Write what a run has measured as one HTML page that needs nothing else, and its pictures as PNG: curves,
-    evaluation, ranked lists, the hardest failures, pseudo labels, time, configuration and environment. A run that
-    still goes on can be reported too.
+    """Write a report of a run as one self-contained HTML page, and its pictures as PNG: curves, evaluation, ranked
+    lists, the hardest failures, pseudo labels, time, configuration and environment. A run that has not finished can
+    be reported too.
     """
 
     module = "snnet.report"
@@ -282,14 +282,14 @@ class ReportCommand(Command):
     )
     output: Path | None = option(
         None,
-        "folder to write to (default: report, in that of the run); files that no report wrote are left alone",
+        "folder to write to (default: report in the folder of the run); files that no report wrote are left alone",
         metavar="DIR",
     )
     lists: int = option(8, "ranked lists of each kind", COUNT)
-    top_k: int = option(10, "images of a list", COUNT)
+    top_k: int = option(10, "images per list", COUNT)
     images: bool = option(
         True,
-        "leave out all that shows images of the dataset; neither it nor the checkpoint is then read",
+        "leave out everything that shows images of the dataset; then neither the dataset nor the checkpoint is read",
         flag="--no-images",
     )
 

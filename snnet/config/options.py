@@ -1,4 +1,4 @@
-"""The options of the configuration: what each is called, means, defaults to and may be, in one declaration.
+"""The options of the configuration: one declaration has the name, meaning, default and range of each.
 
 A field of a group below is a command-line flag (``data_dir`` is ``--data-dir``) and a key of a YAML preset. The
 defaults are the paper's full recipe. ``commands.py`` declares in the same way the flags that only one command has.
@@ -36,15 +36,15 @@ class DataConfig:
         "custom a train/query/gallery tree read with --name-pattern",
     )
     data_dir: FileName | None = option(
-        None, "folder of the dataset (synthetic: where to keep it, else a cache folder)"
+        None, "folder of the dataset; synthetic: where to store it (default: a cache folder)"
     )
     name_pattern: str | None = option(
         None,
-        "custom, folder: regular expression with named groups pid and cam (folder: cam alone), searched in each "
-        "file's path below the folder of its split",
+        "for custom and folder: regular expression with the named groups pid and cam (folder: only cam), searched for "
+        "in each file's path within the folder of its split",
     )
     camstyle: bool = option(
-        False, "swap a training image for one of its CamStyle images in other cameras' styles"
+        False, "replace each training image by a random one of its CamStyle images (styles of other cameras)"
     )
     skip_bad_images: bool = option(
         False, "leave out images that cannot be read, with a count, instead of stopping"
@@ -53,13 +53,13 @@ class DataConfig:
     width: int = option(128, "width in pixels of the network's input", ">= 16")
     batch_size: int = option(
         128,
-        "images a step; in training of all processes together (the paper: 128 with ResNet-50, 64 with OSNet)",
+        "images per step; in training, of all processes together (the paper: 128 with ResNet-50, 64 with OSNet)",
         ">= 2",
     )
     image_cache: Literal["auto", "on", "off"] = option(
-        "auto", "keep decoded images in memory; auto: where they fit"
+        "auto", "keep decoded images in memory; auto: if they fit"
     )
-    workers: int = option(4, "processes that load images, at most one a CPU; 0: the main process", ">= 0")
+    workers: int = option(4, "processes that load images, at most one per CPU; 0: the main process", ">= 0")
 
 
 @dataclass(frozen=True)
@@ -72,24 +72,24 @@ class ModelConfig:
         "osnet_ain_x1_0", "osnet_ain_x0_75", "osnet_ain_x0_5", "osnet_ain_x0_25", "osnet_ibn_x1_0",
     ] = option(
         "resnet50",
-        "the backbone: a ResNet or an OSNet (_x0_5 has half the channels of _x1_0), or timm:NAME (the extra 'timm'), "
-        "which takes its own input size where no flag or preset gives one",
+        "the backbone: a ResNet or an OSNet (_x0_5 has half the channels of _x1_0), or timm:NAME (needs the extra "
+        "'timm'), with its own input size unless a flag or preset gives one",
         prefix=PREFIX,
     )  # fmt: skip
     weights: FileName | None = option(
         "imagenet",
-        "imagenet (ResNets; of timm what it has for the network), a file of torchvision, torchreid, timm or this "
-        "package, or none",
+        "imagenet (for ResNets; for timm:NAME its pretrained weights), a weight file of torchvision, torchreid, timm "
+        "or this package, or none (random weights)",
         metavar="imagenet|FILE|none",
     )
     embedding: Literal["pool", "fc", "fc-relu"] = option(
         "pool",
-        "feature: the pooled one, or OSNet's own fully connected layer; fc-relu: with the ReLU behind it, as "
+        "the feature; pool: the pooled one, fc: OSNet's own fully connected layer, fc-relu: the same with its ReLU, as "
         "torchreid ranks",
     )
     retrieval_feature: Literal["auto", "before", "after"] = option(
         "auto",
-        "rank with the feature before or after the batch normalisation neck; auto: before, for fc-relu after",
+        "rank with the feature before or after the batch normalisation neck (BNNeck); auto: before, for fc-relu after",
     )
 
 
@@ -98,20 +98,18 @@ class TrainingConfig:
     """The optimiser and its schedule."""
 
     epochs: int = option(60, "passes over the training images", ">= 1")
-    lr: float = option(0.1, "learning rate of layers that were not loaded", "> 0")
+    lr: float = option(0.1, "learning rate of layers not loaded from --weights", "> 0")
     backbone_lr_mult: float = option(0.1, "factor on --lr for layers loaded from --weights", ">= 0")
     lr_step_epoch: int = option(30, "divide the learning rate by 10 from this epoch on; 0: never", ">= 0")
     momentum: float = option(0.9, "Nesterov momentum of SGD", ">= 0 and < 1")
     weight_decay: float = option(5e-4, "weight decay of SGD", ">= 0")
     bn_groups: int = option(
         1,
-        "equal parts of a batch that batch normalisation takes apart, as that many processes with a part each would; "
-        "of several processes each takes at least its own apart",
+        "equal parts of a batch that are normalised separately (ghost batch normalisation), as on that many processes; "
+        "at least one part per process",
         ">= 1",
     )
-    sync_bn: bool = option(
-        False, "let batch normalisation of several processes take the whole batch together (GPUs only)"
-    )
+    sync_bn: bool = option(False, "normalise the batch of all processes together (SyncBatchNorm; GPUs only)")
 
 
 @dataclass(frozen=True)
@@ -127,23 +125,22 @@ class MethodConfig:
     )
     loss_kind: Literal["mmcl", "l2"] = option(
         "mmcl",
-        "mmcl: with hard negatives; l2: the paper's printed sum over all images (no --lr was found for it)",
+        "mmcl: with hard negatives; l2: the sum over all images as printed in the paper (no --lr was found that works)",
     )
     delta: float = option(5.0, "mmcl: weight of the positive term", ">= 0")
-    hard_negative_ratio: float = option(
-        0.01, "mmcl: share of the negatives that counts as hard", ">= 0 and <= 1"
-    )
+    hard_negative_ratio: float = option(0.01, "mmcl: share of the negatives that are hard", ">= 0 and <= 1")
     label_source: Literal["memory", "feature"] = option(
         "memory",
-        "predict labels from the memory's own similarity rows or from the live feature's (fewer, purer)",
+        "predict labels from the similarities of memory rows, or of the live feature (fewer positives, more of "
+        "them right)",
     )
     label_start_epoch: int = option(
         5, "first epoch (from 0) with predicted labels; before it each image is its own class", ">= 0"
     )
     neighbors: int = option(
         256,
-        "keep up to this many of the largest similarities of each image (12 bytes each), which makes labels fast; "
-        "they are the same with any number; 0: none",
+        "store up to this many of the largest similarities per image (12 bytes each), which makes label prediction "
+        "fast; labels do not depend on it; 0: none",
         ">= 0",
     )
 
@@ -159,8 +156,8 @@ class OutputConfig:
     )
     single_gallery_shot: bool = option(
         False,
-        "CMC as the mean of 10 random galleries with one image of each identity (CUHK03's 100 test identities); mAP "
-        "stays",
+        "CMC as the mean over 10 random galleries with one image per identity (CUHK03's protocol of 100 test "
+        "identities); mAP is unchanged",
     )
     rerank: bool = option(
         False, "also report the last evaluation after k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)"
@@ -170,11 +167,13 @@ class OutputConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """How it runs on this machine."""
+    """How a command runs on this machine."""
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: cuda where there is one")
     seed: int = option(0, "seed of everything random", ">= 0 and < 4294967296")
-    deterministic: bool = option(False, "only algorithms that give the same bits every time (slower on CUDA)")
+    deterministic: bool = option(
+        False, "use only algorithms that give the same bits every time (slower on CUDA)"
+    )
     amp: bool = option(
         False,
         "run the network in bfloat16; features, similarities and memory stay float32 (faster on a CPU only with "
@@ -187,7 +186,7 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run depends on, in groups."""
+    """Everything that a run depends on, in groups."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -201,7 +200,7 @@ GROUPS: dict[str, type] = get_type_hints(Config)
 OPTIONS: dict[str, Option] = {
     name: declared for group, cls in GROUPS.items() for name, declared in options_of(cls, group).items()
 }
-# Keys of earlier presets and runs: read without effect, since labels never depended on their values.
+# Keys of older presets and runs. They are accepted without effect: labels never depended on their values.
 RETIRED = ("cache",)
 
 
@@ -211,7 +210,7 @@ def members(*groups: str, but: tuple[str, ...] = ()) -> tuple[str, ...]:
 
 
 def cache_mode(word: str) -> Literal["auto"] | bool:
-    """The flag's word as functions take it: "auto", or True and False for on and off."""
+    """The value of the flag as functions take it: "auto", or True and False for on and off."""
     return "auto" if word == "auto" else word == "on"
 
 
@@ -241,7 +240,7 @@ def config_from(values: dict[str, Any]) -> Config:
 
 
 def _own_input(groups: dict[str, dict[str, Any]]) -> dict[str, int]:
-    """The input size that a network of timm was made for; empty for other networks, and where both sizes are given."""
+    """The input size of a network of timm; empty for other networks, and if height and width are both given."""
     arch = groups["model"].get("arch", "")
     if not is_timm(arch) or {"height", "width"} <= groups["data"].keys():
         return {}
@@ -250,7 +249,7 @@ def _own_input(groups: dict[str, dict[str, Any]]) -> dict[str, int]:
 
 
 def _retrieval_feature(model: dict[str, Any]) -> str:
-    """The side of the neck that "auto" stands for; torchreid's feature has only one."""
+    """The side of the neck that "auto" stands for; the feature of torchreid is always after it."""
     relu = model.get("embedding") == "fc-relu"
     kind: str = model.get("retrieval_feature", "auto")
     if relu and kind == "before":
