@@ -1,4 +1,4 @@
-"""Checks of arguments that several parts share; what fails is a :class:`~snnet.errors.UserError` that names it."""
+"""Argument checks that several parts share; they raise a :class:`~snnet.errors.UserError` that names the argument."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from snnet.errors import UserError
 
 UNIT_SLACK = 1e-3  # how far from 1 the norm of a feature may be
-HALF_UNIT_SLACK = 1e-2  # in float16 and bfloat16
+HALF_UNIT_SLACK = 1e-2  # the same in float16 and bfloat16
 
 
 def positive(value: object, name: str) -> int:
-    """``value`` as an int; a :class:`UserError` naming the argument unless it is an integer of at least 1."""
+    """``value`` as an int; raises :class:`UserError` with the argument's name unless it is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise UserError(f"{name} must be an integer of at least 1, got {value!r}")
     return int(value)

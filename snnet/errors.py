@@ -1,15 +1,15 @@
-"""The one kind of error that is the user's to mend."""
+"""Errors that the user can fix, and the end of another process."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used: a flag, a folder, a file.
+    """Something that the user gave cannot be used: a flag, a folder, a file.
 
-    The message is one line that names it, says what came and what is needed. Commands print it as
-    ``error: ...`` and exit with status 2; a program that calls the functions catches it like any exception.
+    The message is one line: it names the thing, what was given, and what is needed. Commands print it as ``error: ...``
+    and exit with status 2. A program that calls the functions can catch it like any exception.
     """
 
 
 class ProcessesEnded(Exception):
-    """Another one of the processes that run a command together has ended, with an error that it told itself."""
+    """Another process of the same command has ended, and has printed its own error."""

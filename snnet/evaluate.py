@@ -71,9 +71,9 @@ def evaluate(command: EvaluateCommand, processes: Processes) -> dict[str, Any] |
 def evaluate(command: EvaluateCommand, processes: Processes = ALONE) -> dict[str, Any] | None:
     """Rank the gallery for every query; returns :func:`snnet.retrieval.rank_tables.rank_record` and what was evaluated.
 
-    ``--rerank`` adds the same after k-reciprocal re-ranking under ``reranked``, ``--query-expansion`` that of expanded
-    features under ``expanded``, and ``--roc`` true positive rates by false positive rates under ``tpr_at_fpr``. Each of
-    several ``processes`` extracts its share; rank 0 ranks and returns that, the others return None. Raises
+    The key ``reranked`` has the results after re-ranking (``--rerank``), ``expanded`` those of expanded features
+    (``--query-expansion``), and ``tpr_at_fpr`` maps false positive rates to true positive rates (``--roc``). With
+    several ``processes`` each extracts its share. Rank 0 ranks and returns the result, the others return None. Raises
     :class:`~snnet.errors.UserError` for a checkpoint, weights or data that cannot be used.
     """
     trained = load_trained_model(command.checkpoint, command.preset, command.given)

@@ -36,9 +36,9 @@ from snnet.system.progress import progress, say, set_quiet
 from snnet.system.terminal import tell
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # the extra "onnx"
-TOLERANCE = 1e-4  # largest difference of a feature's component to PyTorch's; rows have length 1
+TOLERANCE = 1e-4  # largest difference of a component of a feature from PyTorch's; rows have length 1
 TRACED_BATCH = 2
-CHECKED_BATCHES = (1, 3)  # neither is the batch that was traced
+CHECKED_BATCHES = (1, 3)  # batch sizes other than the traced one
 
 
 def main() -> None:
@@ -49,16 +49,16 @@ def main() -> None:
 
 
 def export(command: ExportCommand) -> list[str]:
-    """Write the file that ``command`` asks for; returns what there is to know about it, as lines.
+    """Write the file that ``command`` asks for; returns a description of it as lines of text.
 
-    Raises :class:`~snnet.errors.UserError` for a checkpoint or weights that cannot be used, where packages are
-    missing, and where onnxruntime's features are not PyTorch's: then no file is written.
+    Raises :class:`~snnet.errors.UserError` for a checkpoint or weights that cannot be used, for missing packages, and
+    if onnxruntime's features differ from PyTorch's. Then no file is written.
     """
     check_output(command.output, (".onnx", ".safetensors"))
     as_onnx = command.output.suffix == ".onnx"
     if as_onnx:
         _require_onnx()
-    # On the CPU: what is written does not depend on this machine.
+    # On the CPU, so that the file does not depend on this machine.
     plain = {"device": "cpu", "amp": False, "channels_last": False}
     trained = load_trained_model(command.checkpoint, command.preset, {**command.given, **plain})
     trained.model.eval().requires_grad_(False)
@@ -129,7 +129,7 @@ def _to_onnx(
 ) -> bytes:
     """The network as a serialised ONNX model for any batch size, weights inside.
 
-    Its IR version is the lowest that ``opset`` allows: runtimes refuse a file of a version that they do not know.
+    Its IR version is the lowest that ``opset`` allows, because runtimes refuse versions that they do not know.
     """
     import onnx
 

@@ -52,10 +52,10 @@ def extract(command: ExtractCommand, processes: Processes) -> FeatureSet | None:
 def extract(command: ExtractCommand, processes: Processes = ALONE) -> FeatureSet | None:
     """Write the features that ``command`` asks for, and return them.
 
-    Each of several ``processes`` extracts its share; rank 0 writes and returns them, the others return None.
+    With several ``processes`` each extracts its share. Rank 0 writes and returns all, the others return None.
 
-    Raises :class:`~snnet.errors.UserError` for a checkpoint, weights, data or an output file that cannot be
-    used; whatever goes wrong, no half-written file is left.
+    Raises :class:`~snnet.errors.UserError` for a checkpoint, weights, data or an output file that cannot be used. No
+    error leaves a half-written file.
     """
     if processes.is_first:
         check_output(command.output, SUFFIXES)
@@ -115,7 +115,7 @@ def _joined(parts: list[FeatureSet], metadata: dict[str, Any]) -> FeatureSet:
 
 
 def _folder(dataset: ReIDDataset, data_dir: str | None) -> str:
-    """The folder that names are relative to: that of the dataset, whichever of its splits are taken."""
+    """The folder that names are relative to: that of the whole dataset, for any split."""
     if data_dir is not None:
         return expand_home(data_dir)
     splits = [images for images in (dataset.train, dataset.query, dataset.gallery) if images is not None]

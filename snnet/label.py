@@ -51,7 +51,7 @@ from snnet.system.terminal import complain, tell
 from snnet_kernels.distributed import own_rows
 from snnet_kernels.version import __version__
 
-# A row with more than this share of all images as positives beside its own tells nobody from anybody.
+# With more than this share of all images as other positives, a label separates no identities.
 FULL_ROW = 0.1
 
 Values = TypeVar("Values")
@@ -79,12 +79,12 @@ def label(command: LabelCommand) -> Labelled: ...
 @overload
 def label(command: LabelCommand, processes: Processes) -> Labelled | None: ...
 def label(command: LabelCommand, processes: Processes = ALONE) -> Labelled | None:
-    """Write the labels that ``command`` asks for; returns them, and the identities where the file has them.
+    """Write the labels that ``command`` asks for; returns them, and the identities if the file has them.
 
-    Each of several ``processes`` holds a share of the features, and finds the labels of these; rank 0 joins and writes
-    them, finds the classes, and returns, the others return None.
+    With several ``processes`` each holds a share of the features and predicts their labels. Rank 0 collects and writes
+    the labels, finds the classes, and returns all; the others return None.
 
-    Raises :class:`~snnet.errors.UserError` for a file that cannot be used; no half-written one is left.
+    Raises :class:`~snnet.errors.UserError` for a file that cannot be used. No error leaves a half-written file.
     """
     if processes.is_first:
         check_output(command.output, (".npz",))
@@ -130,14 +130,14 @@ def label(command: LabelCommand, processes: Processes = ALONE) -> Labelled | Non
 
 
 def _own_part(processes: Processes) -> Callable[[int], range] | None:
-    """Which images of how many this process loads: all, where it is the only one."""
+    """A function of the number of images: which of them this process loads. None: all."""
     if not processes.are_several:
         return None
     return lambda images: own_rows(images, processes.rank, processes.count)
 
 
 def _of_all(values: Values | None, processes: Processes) -> list[Values] | None:
-    """In rank 0 what all processes loaded, where the file has it."""
+    """On rank 0 the values that all processes loaded; None if the file has none."""
     found = processes.gathered(values)
     return None if found is None or values is None else found
 
@@ -145,7 +145,7 @@ def _of_all(values: Values | None, processes: Processes) -> list[Values] | None:
 def _groups(
     command: LabelCommand, names: list[tuple[str, ...]] | None, processes: Processes
 ) -> np.ndarray | None:
-    """The group of each image, where ``command`` asks for groups; rank 0 finds it in the names of all."""
+    """The group of each image, if ``command`` asks for groups; rank 0 finds the groups in all names."""
     if command.group_pattern is None:
         return None
     found = None
@@ -157,13 +157,13 @@ def _groups(
 
 
 def _asked_for(command: LabelCommand) -> dict[str, Any]:
-    """What the file tells of classes and groups."""
+    """What the metadata of the file says about classes and groups."""
     asked = {"classes": command.classes, "group_pattern": command.group_pattern}
     return {name: value for name, value in asked.items() if value is not None}
 
 
 def label_table(labels: SparseLabels, pids: np.ndarray | None) -> str:
-    """Positives a row, agreement (intersection over union) with y, and precision and recall against ``pids``."""
+    """Positives per row, agreement (intersection over union) with y, and precision and recall against ``pids``."""
     head = f"{'':<7}{'positives a row':>24}{'agreement':>11}"
     if pids is not None:
         head += f"{'precision':>11}{'recall':>9}"
@@ -182,7 +182,7 @@ def label_table(labels: SparseLabels, pids: np.ndarray | None) -> str:
 
 
 def _others(matrix: SparseMatrix) -> np.ndarray:
-    """Ones of each row without the image's own: int64 [n]."""
+    """The number of ones in each row, without the image itself: int64 [n]."""
     rows = np.repeat(np.arange(len(matrix)), matrix.counts())
     return np.bincount(rows[rows != matrix.indices], minlength=len(matrix))
 
@@ -190,7 +190,7 @@ def _others(matrix: SparseMatrix) -> np.ndarray:
 def _quality(matrix: SparseMatrix, pids: np.ndarray) -> tuple[str, str]:
     """Precision and recall in percent over pairs of different images; "-" where there is no such pair.
 
-    An image of pid -1 (junk) is of no identity: each of its pairs is wrong.
+    An image with pid -1 (junk) has no identity: each of its pairs is wrong.
     """
     rows = np.repeat(np.arange(len(matrix)), matrix.counts())
     pairs = rows != matrix.indices
@@ -203,9 +203,9 @@ def _quality(matrix: SparseMatrix, pids: np.ndarray) -> tuple[str, str]:
 
 
 def _of_length_one(content: FeatureSet, processes: Processes) -> np.ndarray:
-    """The own features as they are, to the bit, where the lengths of all are 1 but for rounding; else L2-normalised.
+    """The features of this process: unchanged if all rows of all processes have length 1, else L2-normalised.
 
-    A zero row stays.
+    A zero row stays zero.
     """
     # In float64, which holds the square of every float32.
     squares = np.einsum("nd,nd->n", content.features, content.features, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""``python -m snnet.report RUN``: what a run has measured as one HTML page, and its pictures as PNG."""
+"""``python -m snnet.report RUN``: a report of a run as one HTML page, and its pictures as PNG."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def main() -> None:
 def report(command: ReportCommand) -> Path:
     """Write the page and its pictures; returns the page's path.
 
-    Images are left out, and the page says why, where the checkpoint or the dataset cannot be used. Files of an
-    earlier report are replaced, or deleted where this one has none of that name. Raises
-    :class:`~snnet.errors.UserError` where there is no run, a data folder that was named cannot be used, the
-    report cannot be written, or a file of its names is there that no report wrote.
+    If the checkpoint or the dataset cannot be used, images are left out, and the page says why. Files of an earlier
+    report are replaced; those that this report does not have are deleted. Raises :class:`~snnet.errors.UserError` if
+    there is no run, if a given data folder cannot be used, if the report cannot be written, or if a file with one of
+    its names exists that no report wrote.
     """
     contents = Contents(load_run(command.run))
     check_output_folder(command.folder, "--output")
@@ -74,7 +74,7 @@ def report(command: ReportCommand) -> Path:
 
 
 def add_images(contents: Contents, command: ReportCommand) -> None:
-    """Fill in what needs the checkpoint and the dataset, each part by itself."""
+    """Add the parts that need the checkpoint and the dataset, each independently of the others."""
     run = contents.run
     lacking = "a checkpoint"
     try:
@@ -100,7 +100,7 @@ def add_images(contents: Contents, command: ReportCommand) -> None:
 def _add_rankings(
     contents: Contents, dataset: ReIDDataset, checkpoint: dict[str, Any], command: ReportCommand
 ) -> None:
-    """Rank the gallery with the checkpoint's network."""
+    """Rank the gallery with the network of the checkpoint."""
     trained = load_trained_model(contents.run.checkpoint, None, command.given)
     config = trained.config
     retrieval = decode_retrieval_set(dataset, config)
@@ -119,7 +119,7 @@ def _add_rankings(
 def _add_labels(
     contents: Contents, dataset: ReIDDataset, checkpoint: dict[str, Any], command: ReportCommand
 ) -> None:
-    """Show what the label memory holds, without running the network."""
+    """Show the content of the label memory, without running the network."""
     images = decode(dataset.train, contents.run.config)
     if image_fingerprint(images.images.paths) != checkpoint["images"]:
         raise UserError("the training images that were found are not those of the run")
@@ -132,13 +132,13 @@ def _add_labels(
 
 
 def _check_own(folder: Path) -> None:
-    """No file of the reader's may have the name of one of the report's, written in this report or not."""
+    """Refuse a folder in which a file that no report wrote has a name that reports use."""
     for name in (PAGE_FILE, *(f"{name}.png" for name in PICTURES)):
         check_own(folder / name)
 
 
 def _write(contents: Contents, folder: Path) -> None:
-    """The pictures, then the page; pictures of an earlier report that are in this one no more are deleted."""
+    """Write the pictures, then the page; delete pictures of an earlier report that this one does not have."""
     contents.charts = curves(contents.run)
     drawn = {}
     for name, chart in contents.charts.items():

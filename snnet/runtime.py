@@ -1,4 +1,4 @@
-"""What a run sets on this machine: the device, number formats, the seeds, determinism."""
+"""What a run sets on this machine: device, number format, seeds, determinism."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from snnet_kernels.version import __version__
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the network runs, and in which number format and memory layout."""
+    """The device, number format and memory format of the network."""
 
     device: torch.device
     amp: bool
@@ -40,32 +40,32 @@ class Placement:
 
     @property
     def pin_memory(self) -> bool:
-        """Whether batches should lie in page-locked memory, from which a GPU copies without waiting."""
+        """Whether batches should be in pinned memory, so that copies to a GPU are asynchronous."""
         return self.device.type == "cuda"
 
     def summary(self) -> str:
-        """Device, number format of the network's products and memory layout, in words."""
+        """Device, number format of the network's products and memory format, as text."""
         numbers, layout = "bfloat16" if self.amp else "float32", "last" if self.channels_last else "first"
         return f"{self.device}, {numbers}, channels-{layout}"
 
     def model(self, model: nn.Module) -> None:
-        """Move a network there, in place; on a CPU the images' layout decides, and weights keep torch's usual one."""
+        """Move a network to the device, in place. On a CPU only images are channels-last; weights stay contiguous."""
         weights = torch.contiguous_format if self.device.type == "cpu" else self.memory_format
         model.to(self.device, memory_format=weights)  # type: ignore[call-overload]
 
     def images(self, images: Tensor) -> Tensor:
-        """A batch of images [B, 3, H, W] there."""
+        """Move a batch of images [B, 3, H, W] to the device."""
         return images.to(self.device, non_blocking=True, memory_format=self.memory_format)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The network's number format: bfloat16 products with ``amp``, else float32."""
+        """The autocast context of the network: bfloat16 products with ``amp``, else float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
 
 
 def choose_device(name: str) -> torch.device:
     """The device ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
-    Raises :class:`~snnet.errors.UserError` for one that is not there.
+    Raises :class:`~snnet.errors.UserError` if it does not exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -88,7 +88,7 @@ def show_warnings_as_lines() -> None:
 
 
 def kernels_line(device: torch.device) -> str:
-    """Which kernels serve tensors on ``device``, as one line; ``python -m snnet_kernels`` shows the table."""
+    """Which kernels run on ``device``, as one line; ``python -m snnet_kernels`` shows the table."""
     info = backend_info()
     served = {name for operation in info.operations for name in servers(operation, device.type)}
     titles = {"cpu": "CPU", "cuda": "CUDA", "triton": "Triton"}
@@ -100,7 +100,7 @@ def kernels_line(device: torch.device) -> str:
 
 
 def environment(placement: Placement, processes: int = 1) -> dict[str, Any]:
-    """The machine and the versions that a run's figures depend on, for the record; how many processes, of several."""
+    """The machine, versions and number of processes that a run's results depend on, to be recorded."""
     device = placement.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     operations = backend_info().operations
@@ -123,7 +123,7 @@ def environment(placement: Placement, processes: int = 1) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it, else its architecture."""
+    """The name of the processor if the system tells it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -142,14 +142,14 @@ def prepare(config: RuntimeConfig) -> Placement:
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
-    # Without a number it is the current device already, and torch refuses it here.
+    # Without an index it is the current device already, and torch refuses it here.
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     return Placement(device, config.amp, channels_last(config, device))
 
 
 def channels_last(config: RuntimeConfig, device: torch.device) -> bool:
-    """The layout asked for, else the faster one; on CUDA without bfloat16 neither is known to be."""
+    """The memory format asked for, else the faster one: channels-last on a CPU and with bfloat16."""
     if config.channels_last is not None:
         return config.channels_last
     return device.type == "cpu" or config.amp

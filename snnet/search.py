@@ -1,4 +1,4 @@
-"""``python -m snnet.search``: the crops of a gallery that are most like a query, without any labels."""
+"""``python -m snnet.search``: the crops of a gallery that are most similar to a query, without any labels."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PICTURE_ROWS = 50  # queries that a picture shows
 
 @dataclass(frozen=True)
 class Matches:
-    """The gallery images most like one query, by falling similarity."""
+    """The gallery images most similar to one query, in descending order of similarity."""
 
     query: str  # the file
     gallery: tuple[str, ...]  # files
@@ -64,10 +64,10 @@ def main() -> None:
 
 
 def search(command: SearchCommand) -> list[Matches]:
-    """The best matches of every query, written as a picture too where ``command`` asks for one.
+    """The best matches of every query; also writes them as a picture if ``command`` asks for one.
 
-    A query that lies in the gallery itself is not among its own matches. Raises
-    :class:`~snnet.errors.UserError` for a checkpoint, weights or images that cannot be used.
+    A query that is itself in the gallery is not among its own matches. Raises :class:`~snnet.errors.UserError` for a
+    checkpoint, weights or images that cannot be used.
     """
     if command.picture is not None:
         check_output(command.picture, (".png",), "--picture")
@@ -94,9 +94,9 @@ def top_matches(
     query: np.ndarray,  # float32 [q, d]
     gallery: np.ndarray,  # float32 [g, d]
     k: int,
-    own: list[int],  # for each query its place in the gallery, which is passed over, or -1
+    own: list[int],  # for each query its own position in the gallery, which is skipped, or -1
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each query the places of its k best gallery rows and their similarities; ties in gallery order."""
+    """For each query the positions of its k best gallery rows and their similarities; ties in gallery order."""
     found = []
     rows = torch.from_numpy(gallery)
     step = max(1, PAIRS_AT_A_TIME // len(gallery))
@@ -128,7 +128,7 @@ def _tiles(matches: Matches) -> list[Tile]:
 
 
 def match_table(found: list[Matches], gallery: Path) -> list[str]:
-    """The matches of each query as lines; gallery files by their names below its folder."""
+    """The matches of each query as lines of text; gallery files are named relative to its folder."""
     lines = []
     for matches in found:
         lines += [matches.query, f"{'rank':>6}  similarity  {gallery}"]
