@@ -35,11 +35,11 @@ def _candidates(
 def listed_candidates(
     columns: Tensor, values: Tensor, counts: Tensor, floors: Tensor, row: Tensor, first: int, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Candidates and nearest image of the own rows ``row`` int64 [m], as far as their lists determine them.
+    """What the lists of own rows ``row`` int64 [m] tell of their images.
 
-    Returns the columns above ``threshold`` int32 [m, K], by descending value, ties by lower column, -1 after the last;
-    their number int64 [m]; the nearest other image int64 [m], -1 if there is none; and whether the list determines
-    both, bool [m]. ``first`` is the image of row 0.
+    Returns the columns above ``threshold`` int32 [m, K] by falling value, ties by lower column, -1 behind the last; how
+    many they are, int64 [m]; the nearest other image int64 [m], -1 without one; and whether the list tells both, bool
+    [m]. ``first`` is the image of row 0.
     """
     check_index_values("row", row, columns.shape[0])
     lists = NeighborLists(columns, values, counts, floors)
@@ -51,7 +51,7 @@ def listed_ranks(
     columns: Tensor, values: Tensor, counts: Tensor, floors: Tensor, row: Tensor, anchor: Tensor, rank: Tensor
 ) -> Tensor:
     """Whether more than ``rank`` int64 [m] images are more similar to ``row`` int64 [m] than ``anchor`` int64 [m] is:
-    int8 [m], 0 or 1, and 2 if the list of the row does not determine it."""
+    int8 [m], 0 or 1, and 2 where the list of the row does not tell."""
     check_index_values("row", row, columns.shape[0])
     return reference.listed_ranks(NeighborLists(columns, values, counts, floors), row, anchor, rank)
 

@@ -1,6 +1,6 @@
-"""The part of the mutual label loss (Eq. 8) on the columns that one process owns.
+"""The part of the mutual label loss (Eq. 8) that falls on the columns that one process owns.
 
-Hard negatives are selected over the columns of all processes. Keys int64 order the entries of a row: by descending
+Which negatives are hard is decided over the columns of all processes. Keys int64 order the entries of a row: falling
 similarity, ties by lower column, NaN above everything.
 """
 
@@ -26,8 +26,8 @@ def largest_negatives(
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` largest entries of each row of ``similarity`` [B, n] that are negative in one of the packed ``labels``.
 
-    Returns their keys int64 [B, k], unsorted, with columns counted from ``first`` on, and a bit mask uint8 [B, k] of
-    the label sets in which each is negative. If there are fewer, the key is -2⁶³ and the mask is 0.
+    Returns their keys int64 [B, k], columns counted from ``first`` on, in no order, and the sets uint8 [B, k] in which
+    each is negative (bit by bit). Where there are fewer the key is -2⁶³ and the sets are 0.
     """
     return reference.largest_negatives(similarity, labels, first, k)
 
@@ -39,14 +39,14 @@ def largest_negatives(
     )
 )
 def hard_negative_bars(keys: Tensor, sets: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The key of the last hard negative of each sample and label set, from the keys that R processes have sent.
+    """The key of the last hard negative of each sample and label set, of what R processes have sent.
 
     Args:
         keys, sets: int64 and uint8 [b, R, k], as :func:`largest_negatives` gives them.
-        wanted: how many negatives are hard, int64 [b, sets]; for 0 the key is 2⁶³ - 1.
+        wanted: how many negatives are hard, int64 [b, sets]; none: the key is 2⁶³ - 1.
 
     Returns:
-        The keys int64 [b, sets], and bool [b]: True if no process holds a larger key that it did not send.
+        int64 [b, sets], and bool [b]: no process has kept back a key that is larger.
     """
     return reference.hard_negative_bars(keys, sets, wanted)
 
@@ -66,15 +66,15 @@ def own_columns_loss(
     positive_weights: Tensor,
     hard_weights: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The part of each row's ``mmcl`` loss on the own columns, float64 [B], and of its gradient [B, d].
+    """The own part of each row's ``mmcl`` loss, float64 [B], and of its gradient [B, d].
 
     Label set k adds ``positive_weights[b, k] (1 − s)²`` for each positive and ``hard_weights[b, k] (1 + s)²`` for each
     negative whose key is at least ``bars[b, k]``.
 
     Args:
-        similarity: [B, n], of the features to the own rows ``memory`` [n, d].
+        similarity: of the features with the own rows ``memory`` [n, d], [B, n].
         labels: one to three packed label tensors of the own columns, uint8 [B, label_bytes(n)].
-        first: the index of column 0 in keys.
+        first: what the columns are counted from in keys.
         bars: int64 [B, sets].
         positive_weights, hard_weights: float64 [B, sets].
     """
