@@ -81,11 +81,11 @@ def train(
     processes: Processes = ALONE,
     timeout: float = TrainCommand.timeout,
 ) -> dict[str, Any]:
-    """Train as ``config`` says, from the beginning or from the checkpoint in the folder ``resume``.
+    """Train with ``config``, from the beginning or from the checkpoint in the folder ``resume``.
 
-    All of several ``processes`` call it; one that is silent for ``timeout`` seconds ends the others. Rank 0 returns
-    what is written to ``results.json``. Raises :class:`~snnet.errors.UserError` for data, weights or a checkpoint that
-    cannot be used, where another run writes to the folder, and where the loss stops being finite.
+    With several ``processes`` each calls it. If one does not answer for ``timeout`` seconds, the others end. Rank 0
+    returns the content of ``results.json``. Raises :class:`~snnet.errors.UserError` for data, weights or a checkpoint
+    that cannot be used, if another run writes to the folder, and if the loss is no longer finite.
     """
     with _own_folder(config, resume, processes) as folder:
         if resume is None and (folder / CHECKPOINT_FILE).exists():
@@ -168,7 +168,7 @@ class Data:
 
 
 def find_dataset(config: Config) -> ReIDDataset:
-    """The files of the dataset, by their names."""
+    """Find the files of the dataset, without opening them."""
     data = config.data
     dataset = build_dataset(
         data.dataset, data.data_dir, name_pattern=data.name_pattern, camstyle=data.camstyle
@@ -178,7 +178,7 @@ def find_dataset(config: Config) -> ReIDDataset:
 
 
 def load_data(dataset: ReIDDataset, config: Config, placement: Placement, processes: Processes) -> Data:
-    """Decode all images before anything is written or trained; each process decodes its share of query and gallery."""
+    """Decode all images before anything is written or trained. Each process decodes its share of query and gallery."""
     data = config.data
     with processes.one_warns():
         images = decode(dataset.train, config)
@@ -198,7 +198,7 @@ def load_data(dataset: ReIDDataset, config: Config, placement: Placement, proces
 
 
 def warn_of_no_labels(config: Config) -> None:
-    """Warn of a run that is over before labels are predicted."""
+    """Warn if the run ends before labels are predicted."""
     start, epochs = config.method.label_start_epoch, config.training.epochs
     if start >= epochs:
         line = f"no label is ever predicted: --label-start-epoch {start} is not below --epochs {epochs}"
@@ -314,7 +314,7 @@ def measure_epoch(
 
 
 def _measured_labels(learner: Learner, pids: np.ndarray | None) -> dict[str, float]:
-    """Symmetry and quality of the label memory; of several processes rank 0 looks at it."""
+    """Symmetry and quality of the label memory, measured by rank 0."""
     labels = learner.labels()
     if not learner.processes.is_first:
         return {}
@@ -330,7 +330,7 @@ def _network(config: Config, weights: str | None) -> ReIDModel:
 
 @contextlib.contextmanager
 def _own_folder(config: Config, resume: Path | None, processes: Processes) -> Iterator[Path]:
-    """The folder that this run has for itself, the same for all processes."""
+    """The locked folder of this run, the same for all processes."""
     if not processes.are_several:
         with _folder(config, resume) as folder:
             yield folder
@@ -355,7 +355,7 @@ def _folder(config: Config, resume: Path | None) -> AbstractContextManager[Path]
 
 
 def _checkpoint_to_resume(config: Config, folder: Path) -> dict[str, Any] | None:
-    """The checkpoint of the run in ``folder``; None where the run was stopped before its first one."""
+    """The checkpoint of the run in ``folder``; None if the run was stopped before its first one."""
     if not (folder / CHECKPOINT_FILE).exists():
         say(f"{folder} has no checkpoint yet: starting at epoch 0")
         return None
