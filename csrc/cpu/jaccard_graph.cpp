@@ -37,6 +37,21 @@ struct Nearest {
       if (std::find(other, other + size, static_cast<int32_t>(image)) != other + size) found(own[i]);
     }
   }
+
+  // All images, those of a person mostly one after the other, so that the rows that they share are still in the cache:
+  // they rise by the lowest index among their first few neighbours.
+  std::vector<int32_t> by_person() const {
+    std::vector<int32_t> lowest = consecutive(0, n);
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j < std::min(listed, kFew); ++j) lowest[i] = std::min(lowest[i], row(i)[j]);
+    }
+    std::vector<int32_t> order = consecutive(0, n);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return lowest[a] < lowest[b]; });
+    return order;
+  }
+
+ private:
+  static constexpr int64_t kFew = 6;
 };
 
 // The reciprocal neighbours of all images among their first `size`: each set serves as many rows as have its image.
@@ -45,11 +60,12 @@ struct ReciprocalSets {
   std::vector<int32_t> members;
   std::vector<int32_t> counts;
 
-  ReciprocalSets(const Nearest& nearest, int64_t size_)
+  ReciprocalSets(const Nearest& nearest, int64_t size_, const std::vector<int32_t>& order)
       : size(size_), members(nearest.n * size_), counts(size_ > 0 ? nearest.n : 0) {
     if (size == 0) return;
     torch::stable::parallel_for(0, nearest.n, grain(size * size), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
+      for (int64_t place = begin; place < end; ++place) {
+        const int64_t i = order[place];
         int32_t* next = members.data() + i * size;
         nearest.each_reciprocal(i, size, [&](int32_t j) { *next++ = j; });
         counts[i] = static_cast<int32_t>(next - (members.data() + i * size));
@@ -81,7 +97,8 @@ SparseTensors reciprocal_weights(const Tensor& nearest_table, const std::optiona
   const Tensor rows = torch::stable::contiguous(features);
   const float* feature = const_floats(rows);
   const float* largest_of = row_floats(largest, "largest", n);
-  const ReciprocalSets halves(nearest, half);
+  const std::vector<int32_t> order = nearest.by_person();
+  const ReciprocalSets halves(nearest, half, order);
 
   struct Scratch {
     std::vector<int32_t> reciprocal, members;
@@ -91,7 +108,7 @@ SparseTensors reciprocal_weights(const Tensor& nearest_table, const std::optiona
     std::vector<int32_t> listed_for;  // the last image that has this one as reciprocal
   };
   const Scratch fresh{{}, {}, {}, {}, {}, std::vector<int32_t>(n, -1)};
-  return build_rows(features, n, fresh, [&](int64_t image, Scratch& own, SparsePart& part) {
+  return build_rows(features, order, fresh, [&](int64_t image, Scratch& own, SparsePart& part) {
     own.reciprocal.clear();
     nearest.each_reciprocal(image, nearest.listed, [&](int32_t j) { own.reciprocal.push_back(j); });
     for (const int32_t j : own.reciprocal) own.listed_for[j] = static_cast<int32_t>(image);
@@ -136,7 +153,7 @@ SparseTensors expand_query(const Tensor& indptr, const Tensor& indices, const Te
   };
   const Scratch fresh{std::vector<float>(code.n, 0.0F), {}};
   const auto count = static_cast<float>(nearest.listed);
-  return build_rows(values, code.n, fresh, [&](int64_t image, Scratch& own, SparsePart& part) {
+  return build_rows(values, nearest.by_person(), fresh, [&](int64_t image, Scratch& own, SparsePart& part) {
     own.columns.clear();
     for (int64_t i = 0; i < nearest.listed; ++i) {
       const int32_t other = nearest.row(image)[i];

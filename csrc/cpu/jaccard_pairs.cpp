@@ -193,7 +193,7 @@ SparseTensors jaccard_pairs(const Tensor& indptr, const Tensor& indices, const T
   const ByColumn others(code, order);
   const NearRows fresh(code, order, others, static_cast<float>(max_distance));
   const auto [starts, columns, distances] =
-      build_rows(values, code.n, fresh, [&](int64_t place, NearRows& near, SparsePart& part) {
+      build_rows(values, consecutive(0, code.n), fresh, [&](int64_t place, NearRows& near, SparsePart& part) {
         near.find(place, [&](int32_t other, float distance) { part.append(other, distance); });
       });
   return both_triangles(SparseRows(starts, columns, distances), order, values);

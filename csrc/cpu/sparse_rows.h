@@ -58,37 +58,44 @@ struct SparsePart {
 
 constexpr int64_t kRowsOfPart = 128;  // enough that handing one out costs nothing
 
-// The matrix whose row i is what append(i, scratch of the thread, part) puts at the part's end.
+// The matrix whose row order[p] is what append(order[p], scratch of the thread, part) puts at the part's end. Rows are
+// made in that order, each of `order` once.
 template <class Scratch, class Append>
-SparseTensors build_rows(const Tensor& like, int64_t rows, const Scratch& fresh, const Append& append) {
+SparseTensors build_rows(const Tensor& like, const std::vector<int32_t>& order, const Scratch& fresh,
+                         const Append& append) {
+  const auto rows = static_cast<int64_t>(order.size());
   std::vector<SparsePart> parts(static_cast<std::size_t>((rows + kRowsOfPart - 1) / kRowsOfPart));
   torch::stable::parallel_for(0, static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
     Scratch scratch = fresh;
     for (int64_t p = begin; p < end; ++p) {
       SparsePart& part = parts[p];
-      for (int64_t row = p * kRowsOfPart; row < std::min(rows, (p + 1) * kRowsOfPart); ++row) {
+      for (int64_t place = p * kRowsOfPart; place < std::min(rows, (p + 1) * kRowsOfPart); ++place) {
         const std::size_t before = part.columns.size();
-        append(row, scratch, part);
+        append(static_cast<int64_t>(order[place]), scratch, part);
         part.sizes.push_back(static_cast<int64_t>(part.columns.size() - before));
       }
     }
   });
   Tensor indptr = torch::stable::new_empty(like, {rows + 1}, ScalarType::Long);
-  int64_t* start = indptr.mutable_data_ptr<int64_t>();
-  *start = 0;
-  for (const SparsePart& part : parts) {
-    for (const int64_t size : part.sizes) {
-      start[1] = start[0] + size;
-      ++start;
-    }
+  int64_t* starts = indptr.mutable_data_ptr<int64_t>();
+  starts[0] = 0;
+  for (int64_t place = 0; place < rows; ++place) {
+    starts[order[place] + 1] = parts[place / kRowsOfPart].sizes[place % kRowsOfPart];
   }
-  Tensor indices = torch::stable::new_empty(like, {*start}, ScalarType::Int);
-  Tensor values = torch::stable::new_empty(like, {*start}, ScalarType::Float);
+  for (int64_t row = 0; row < rows; ++row) starts[row + 1] += starts[row];
+  Tensor indices = torch::stable::new_empty(like, {starts[rows]}, ScalarType::Int);
+  Tensor values = torch::stable::new_empty(like, {starts[rows]}, ScalarType::Float);
   int32_t* column = indices.mutable_data_ptr<int32_t>();
   float* value = floats(values);
+  int64_t place = 0;
   for (SparsePart& part : parts) {
-    column = std::copy(part.columns.begin(), part.columns.end(), column);
-    value = std::copy(part.values.begin(), part.values.end(), value);
+    int64_t from = 0;
+    for (const int64_t size : part.sizes) {
+      const int64_t to = starts[order[place++]];
+      std::copy_n(part.columns.begin() + from, size, column + to);
+      std::copy_n(part.values.begin() + from, size, value + to);
+      from += size;
+    }
     part = SparsePart();  // no two copies of all
   }
   return {indptr, indices, values};
