@@ -46,6 +46,8 @@ class Placement:
     def summary(self) -> str:
         """Device, number format of the network's products and memory format, as text."""
         numbers, layout = "bfloat16" if self.amp else "float32", "last" if self.channels_last else "first"
+        if self.device.type == "cuda" and not self.amp and torch.backends.cudnn.allow_tf32:
+            numbers += " (convolutions in tf32)"  # torch's default
         return f"{self.device}, {numbers}, channels-{layout}"
 
     def model(self, model: nn.Module) -> None:

@@ -83,18 +83,19 @@ def test_bfloat16_and_channels_last_change_features_little(
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "amp", "chosen"),
-    [(None, "cpu", False, True), (None, "cpu", True, True), (None, "cuda:0", False, False),
-     (None, "cuda:0", True, True), (False, "cpu", True, False), (True, "cuda:0", False, True)],
+    ("asked", "device", "amp", "chosen", "numbers"),
+    [(None, "cpu", False, True, "float32"), (None, "cpu", True, True, "bfloat16"),
+     (None, "cuda:0", False, False, "float32 (convolutions in tf32)"), (None, "cuda:0", True, True, "bfloat16"),
+     (False, "cpu", True, False, "bfloat16"), (True, "cuda:0", False, True, "float32 (convolutions in tf32)")],
 )  # fmt: skip
 def test_the_layout_is_the_faster_one_unless_told(
-    asked: bool | None, device: str, amp: bool, chosen: bool
+    asked: bool | None, device: str, amp: bool, chosen: bool, numbers: str
 ) -> None:
     place = torch.device(device)
     config = RuntimeConfig(channels_last=asked, amp=amp)
     assert channels_last(config, place) is chosen
-    words = f"{device}, {'bfloat16' if amp else 'float32'}, channels-{'last' if chosen else 'first'}"
-    assert Placement(place, amp, chosen).summary() == words
+    layout = "channels-last" if chosen else "channels-first"
+    assert Placement(place, amp, chosen).summary() == f"{device}, {numbers}, {layout}"
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "osnet_x0_25", "osnet_ain_x0_25", "osnet_ibn_x1_0"])
