@@ -12,9 +12,11 @@ from .derived import row_checksums
 from .neighbor_list_layout import NeighborLists, are_symmetric, with_mirrors
 from .ops.list_labels import mplp_from_lists, nearest_from_lists
 from .ops.neighbor_lists import neighbor_lists
+from .ops.similarity import memory_similarity
 from .tracing import has_values
 
 SAVED = (*NeighborLists._fields, "products", "checksums")  # of a state dict
+PROBED, FAR_TOO_MANY = 4, 2000  # images, and candidates of each: no fewer than 16 times the places of a list
 
 
 class MemoryLists(nn.Module):
@@ -26,7 +28,8 @@ class MemoryLists(nn.Module):
 
     Lists that are too short are told once: where more than n rows were multiplied, and more than half as many as
     labels or neighbours were asked for: ``asked`` int64 [] counts these since lists were built or loaded. A training
-    step asks for both of B images, so that its limit is the B rows that f Mᵀ multiplies too.
+    step asks for both of B images, so that its limit is the B rows that f Mᵀ multiplies too. If images have thousands
+    of candidates, a step may take minutes: then a warning comes before the first labels are predicted.
 
     Buffers (None until they are built): ``columns``, ``values``, ``counts``, ``floors``, ``mirrors``, see
     :class:`snnet_kernels.NeighborLists`; ``products``.
@@ -45,6 +48,7 @@ class MemoryLists(nn.Module):
         self.capacity = capacity
         self.floor = floor
         self._has_warned = False
+        self._is_new = True  # no label was asked for since the lists were built or loaded
         self._loaded_products = 0  # made before those asked for are counted
         for name in (*NeighborLists._fields, "products"):
             self.register_buffer(
@@ -72,7 +76,7 @@ class MemoryLists(nn.Module):
 
     def _take(self, tensors: Mapping[str, Tensor], loaded_products: int = 0) -> None:
         """Take the tensors as buffers, in the place of those that are there; nothing is asked of them yet."""
-        self._loaded_products = loaded_products
+        self._loaded_products, self._is_new = loaded_products, True
         if self.columns is not None and self.columns.device == tensors["columns"].device:
             for name, tensor in tensors.items():
                 getattr(self, name).copy_(tensor)
@@ -100,6 +104,8 @@ class MemoryLists(nn.Module):
         self, memory: Tensor, index: Tensor, threshold: float, min_rank: int, query_rows: Tensor | None
     ) -> Tensor:
         """Packed pseudo labels uint8 [B, label_bytes(n)] as :func:`snnet_kernels.mplp` predicts them."""
+        if self._is_new and not torch.compiler.is_compiling() and memory.device.type == "cpu":
+            self._warn_of_a_long_wait(memory, index[:PROBED], threshold, query_rows)
         labels, products = mplp_from_lists(memory, index, *self._inquired(), query_rows, threshold, min_rank)
         self._count(products, len(index))
         return labels
@@ -119,6 +125,25 @@ class MemoryLists(nn.Module):
         self.asked += asked
         if not torch.compiler.is_compiling() and products.device.type == "cpu" and not self._has_warned:
             self._warn_if_slow(int(self.products))
+
+    def _warn_of_a_long_wait(
+        self, memory: Tensor, index: Tensor, threshold: float, query_rows: Tensor | None
+    ) -> None:
+        """Once, before the first labels: if images have far more candidates than places, labels can take minutes."""
+        self._is_new = False
+        if self._has_warned or len(index) == 0:
+            return
+        rows = memory_similarity(memory[index], memory) if query_rows is None else query_rows[: len(index)]
+        candidates = int((rows > threshold).sum()) // len(index)
+        if candidates <= max(FAR_TOO_MANY, 16 * self.capacity):
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"the first {len(index)} images have {candidates} candidates each above the threshold {threshold:g}, and "
+            f"neighbour lists of {self.capacity} places: a label may take a product of a row for each candidate, "
+            "which is right but slow. Raise the threshold",
+            stacklevel=5,
+        )
 
     def _warn_if_slow(self, products: int) -> None:
         """Once, where products took more than twice what the lists took to build, and are many for what was asked."""

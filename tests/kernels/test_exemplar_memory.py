@@ -181,6 +181,27 @@ def test_slow_lists_are_told_once_with_places_and_remedy():
     assert "Give more places (neighbors=...)" in text and "renew_lists_() once an epoch" in text
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_a_threshold_below_thousands_of_similarities_is_told_before_the_wait(live):
+    n = 2048  # all are copies of one image but for the last 40: each of the others has 2008 candidates
+    features = torch.zeros(n, 2)
+    features[:-40, 0] = features[-40:, 1] = 1
+    memory = sk.ExemplarMemory(n, 2, neighbors=125)
+    memory.initialize_(features)
+    index = torch.arange(5)
+    rows = {"query_rows": memory.similarity(features[index])} if live else {}
+    with pytest.warns(UserWarning) as caught:
+        memory.predict_labels(index, 0.3, **rows)
+        memory.build_lists_()
+        memory.predict_labels(index, 0.3, **rows)
+    (text,) = (str(warning.message) for warning in caught)
+    expected = (
+        "the first 4 images have 2008 candidates each above the threshold 0.3, and neighbour lists of 125 places: a "
+        "label may take a product of a row for each candidate, which is right but slow. Raise the threshold"
+    )
+    assert text == expected
+
+
 @pytest.mark.parametrize(
     ("products", "asked", "told"),
     [
