@@ -21,3 +21,15 @@ def identity_labels(index: Tensor, n: int) -> Tensor:
     labels = torch.zeros(index.shape[0], label_bytes(n), dtype=torch.uint8, device=index.device)
     bits = bit_values(index.device)[index % 8]
     return labels.scatter_(1, (index // 8)[:, None], bits[:, None])
+
+
+def packed_entries(row: Tensor, column: Tensor, rows: int, width: int) -> Tensor:
+    """Packed labels uint8 [rows, label_bytes(width)] that are set at distinct (``row``, ``column``) int64 [E]."""
+    bits = torch.zeros(rows, label_bytes(width), dtype=torch.uint8, device=row.device)
+    value = (1 << (column % 8)).to(torch.uint8)
+    return bits.index_put_((row, column // 8), value, accumulate=True)
+
+
+def bits_at(bits: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Whether packed labels [B, ...] are set at (``row``, ``column``) int64 [E]: bool [E]."""
+    return (bits[row, column // 8] >> (column % 8).to(torch.uint8) & 1).bool()

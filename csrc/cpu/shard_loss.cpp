@@ -3,6 +3,7 @@
 // Which negatives are hard is decided over the columns of all processes: each gives its largest, as keys that order
 // all entries of a row, and learns for each label set the key from which on they count.
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <tuple>
 #include <vector>
@@ -64,19 +65,33 @@ struct OwnColumns {
   }
 };
 
-// The k largest entries of each row that are negative in some label set: keys int64 [B, k], in no order, and the sets
-// uint8 [B, k] in which each is negative (bit by bit). Behind the last one the smallest number and 0.
-std::tuple<Tensor, Tensor> largest_negatives(const Tensor& similarity, const std::vector<Tensor>& labels,
-                                             int64_t first, int64_t k) {
+constexpr int64_t kKeyBytes = 9;  // of a negative that travels: its key, and the sets in which it is negative
+
+// How many of the n - positives negatives are hard.
+int64_t hard_negatives(int64_t n, int64_t positives, double ratio) {
+  const int64_t negatives = n - positives;
+  const auto wanted = static_cast<int64_t>(std::floor(ratio * static_cast<double>(negatives)));
+  return std::min(std::max<int64_t>(wanted, 1), negatives);
+}
+
+// The k largest entries of each row that are negative in some label set, uint8 [B, 9 k], of row order[b]: their keys
+// int64 [k], in no order, and the sets uint8 [k] in which each is negative (bit by bit). Behind the last one the smallest
+// number and 0.
+Tensor largest_negatives(const Tensor& similarity, const std::vector<Tensor>& labels, const Tensor& order, int64_t first,
+                         int64_t k) {
   SNNET_CHECK(similarity.dim() == 2, "similarity must have 2 dimensions, got ", similarity.dim());
   const OwnColumns own(similarity, labels, first);
   SNNET_CHECK(k >= 0, "k must not be negative, got ", k);
-  Tensor keys = torch::stable::new_empty(similarity, {own.batch_size, k}, ScalarType::Long);
-  Tensor sets = torch::stable::new_zeros(similarity, {own.batch_size, k}, ScalarType::Byte);
-  std::fill_n(keys.mutable_data_ptr<int64_t>(), own.batch_size * k, std::numeric_limits<int64_t>::min());
-  torch::stable::parallel_for(0, own.batch_size, grain(4 * own.n), [&](int64_t begin, int64_t end) {
+  const Tensor rows = checked_index(order, own.batch_size);
+  const int64_t* row_of = rows.const_data_ptr<int64_t>();
+  const int64_t size = rows.size(0);
+  Tensor found_bytes = torch::stable::new_zeros(similarity, {size, kKeyBytes * k}, ScalarType::Byte);
+  uint8_t* bytes = found_bytes.mutable_data_ptr<uint8_t>();
+  torch::stable::parallel_for(0, size, grain(4 * own.n), [&](int64_t begin, int64_t end) {
     SelectionScratch scratch;
-    for (int64_t b = begin; b < end; ++b) {
+    std::vector<int64_t> keys(k);
+    for (int64_t e = begin; e < end; ++e) {
+      const int64_t b = row_of[e];
       int64_t passed = 0;
       own.positives(b, true, [&](int64_t) { ++passed; });
       select_largest(own.row(b), own.n, k + passed, scratch, own.n);
@@ -84,50 +99,53 @@ std::tuple<Tensor, Tensor> largest_negatives(const Tensor& similarity, const std
       const auto is_positive = [&](uint64_t key) { return own.sets_of(b, column_of_key(key)) == own.all; };
       found.erase(std::remove_if(found.begin(), found.end(), is_positive), found.end());
       keep_largest(found, k, k);
-      for (std::size_t e = 0; e < found.size(); ++e) {
-        const int32_t column = column_of_key(found[e]);
-        keys.mutable_data_ptr<int64_t>()[b * k + e] =
-            signed_key(found[e] - static_cast<uint64_t>(first));  // a column further back: a smaller key
-        sets.mutable_data_ptr<uint8_t>()[b * k + e] = static_cast<uint8_t>(own.all & ~own.sets_of(b, column));
+      std::fill(keys.begin(), keys.end(), std::numeric_limits<int64_t>::min());
+      uint8_t* out = bytes + e * kKeyBytes * k;
+      for (std::size_t j = 0; j < found.size(); ++j) {
+        keys[j] = signed_key(found[j] - static_cast<uint64_t>(first));  // a column further back: a smaller key
+        out[8 * k + j] = static_cast<uint8_t>(own.all & ~own.sets_of(b, column_of_key(found[j])));
       }
+      if (k > 0) std::memcpy(out, keys.data(), 8 * k);
     }
   });
-  return {keys, sets};
+  return found_bytes;
 }
 
-// Of what all processes have sent of a sample, keys int64 [b, R, k] with the sets uint8 [b, R, k] in which each is
-// negative: the key of the last hard negative in each set, int64 [b, sets], of which wanted[b, set] there are; and whether
-// all are sure, bool [b]: a process may have kept back what comes before.
-std::tuple<Tensor, Tensor> hard_negative_bars(const Tensor& keys, const Tensor& sets, const Tensor& wanted) {
-  SNNET_CHECK(keys.is_cpu() && keys.scalar_type() == ScalarType::Long && keys.dim() == 3 && keys.is_contiguous(),
-              "keys must be contiguous int64 [b, R, k] on the cpu");
-  const int64_t size = keys.size(0), ranks = keys.size(1), k = keys.size(2);
-  SNNET_CHECK(sets.is_cpu() && sets.scalar_type() == ScalarType::Byte && sets.dim() == 3 && sets.is_contiguous() &&
-                  sets.size(0) == size && sets.size(1) == ranks && sets.size(2) == k,
-              "sets must be contiguous uint8 of the shape of keys on the cpu");
-  const int64_t count = wanted.dim() == 2 ? wanted.size(1) : 0;
-  check_storage(wanted, "wanted", ScalarType::Long, size, count);
-  SNNET_CHECK(count <= kMostSets, "wanted must have at most ", kMostSets, " columns, got ", count);
-  Tensor bars = torch::stable::new_empty(keys, {size, count}, ScalarType::Long);
-  Tensor sure = torch::stable::new_empty(keys, {size}, ScalarType::Bool);
+// Of what all processes have sent of a sample, found uint8 [R, b, 9 k]: int64 [b, sets + 1], the key of the last hard
+// negative in each set, of whose `positives` int64 [b, sets] in n columns follows how many there are; and whether all are
+// sure: a process may have kept back what comes before.
+Tensor hard_negative_bars(const Tensor& found, const Tensor& positives, int64_t n, double ratio) {
+  SNNET_CHECK(found.is_cpu() && found.scalar_type() == ScalarType::Byte && found.dim() == 3 && found.is_contiguous() &&
+                  found.size(2) % kKeyBytes == 0,
+              "found must be contiguous uint8 [R, b, 9 k] on the cpu");
+  const int64_t ranks = found.size(0), size = found.size(1), k = found.size(2) / kKeyBytes;
+  const int64_t count = positives.dim() == 2 ? positives.size(1) : 0;
+  check_storage(positives, "positives", ScalarType::Long, size, count);
+  SNNET_CHECK(count <= kMostSets, "positives must have at most ", kMostSets, " columns, got ", count);
+  Tensor told = torch::stable::new_empty(positives, {size, count + 1});
+  int64_t* bars = told.mutable_data_ptr<int64_t>();
+  const uint8_t* bytes = found.const_data_ptr<uint8_t>();
+  const int64_t* positive = positives.const_data_ptr<int64_t>();
   torch::stable::parallel_for(0, size, grain(4 * count * ranks * k), [&](int64_t begin, int64_t end) {
-    std::vector<int64_t> negative;
+    std::vector<int64_t> keys(ranks * k), negative;
+    std::vector<uint8_t> sets(ranks * k);
     for (int64_t b = begin; b < end; ++b) {
-      const int64_t* key = keys.const_data_ptr<int64_t>() + b * ranks * k;
-      const uint8_t* set = sets.const_data_ptr<uint8_t>() + b * ranks * k;
       int64_t kept_back = std::numeric_limits<int64_t>::min();  // no process has kept back a key above this
       for (int64_t r = 0; r < ranks && k > 0; ++r) {
-        kept_back = std::max(kept_back, *std::min_element(key + r * k, key + (r + 1) * k));
+        const uint8_t* told_by = bytes + (r * size + b) * kKeyBytes * k;
+        std::memcpy(keys.data() + r * k, told_by, 8 * k);
+        std::memcpy(sets.data() + r * k, told_by + 8 * k, k);
+        kept_back = std::max(kept_back, *std::min_element(keys.begin() + r * k, keys.begin() + (r + 1) * k));
       }
       bool is_sure = true;
       for (int64_t j = 0; j < count; ++j) {
-        const int64_t needed = wanted.const_data_ptr<int64_t>()[b * count + j];
-        int64_t& bar = bars.mutable_data_ptr<int64_t>()[b * count + j];
+        const int64_t needed = hard_negatives(n, positive[b * count + j], ratio);
+        int64_t& bar = bars[b * (count + 1) + j];
         bar = std::numeric_limits<int64_t>::max();
         if (needed <= 0) continue;
         negative.clear();
         for (int64_t e = 0; e < ranks * k; ++e) {
-          if (set[e] >> j & 1) negative.push_back(key[e]);
+          if (sets[e] >> j & 1) negative.push_back(keys[e]);
         }
         bar = std::numeric_limits<int64_t>::min();
         if (needed <= static_cast<int64_t>(negative.size())) {
@@ -136,24 +154,26 @@ std::tuple<Tensor, Tensor> hard_negative_bars(const Tensor& keys, const Tensor& 
         }
         is_sure = is_sure && kept_back <= bar;
       }
-      sure.mutable_data_ptr<bool>()[b] = is_sure;
+      bars[b * (count + 1) + count] = is_sure;
     }
   });
-  return {bars, sure};
+  return told;
 }
 
 // The own part of the loss of each row, float64 [B], and of its gradient [B, d]. Of label set k the negatives with a key
-// of at least bars[b, k] are hard; positive_weights and hard_weights float64 [B, sets] are what an entry weighs.
+// of at least bars[b, k] are hard; the set weighs weights[k], its positives[b, k] (of all `images` columns) delta times that.
 std::tuple<Tensor, Tensor> own_columns_loss(const Tensor& similarity, const Tensor& memory,
                                             const std::vector<Tensor>& labels, int64_t first, const Tensor& bars,
-                                            const Tensor& positive_weights, const Tensor& hard_weights) {
+                                            const Tensor& positives, const std::vector<double>& weights, double delta,
+                                            int64_t images, double ratio) {
   SNNET_CHECK(similarity.dim() == 2, "similarity must have 2 dimensions, got ", similarity.dim());
   const OwnColumns own(similarity, labels, first);
   const int64_t d = memory.size(1);
   check_storage(memory, "memory", ScalarType::Float, own.n, d);
   check_storage(bars, "bars", ScalarType::Long, own.batch_size, own.sets);
-  check_storage(positive_weights, "positive_weights", ScalarType::Double, own.batch_size, own.sets);
-  check_storage(hard_weights, "hard_weights", ScalarType::Double, own.batch_size, own.sets);
+  check_storage(positives, "positives", ScalarType::Long, own.batch_size, own.sets);
+  SNNET_CHECK(static_cast<int>(weights.size()) == own.sets, "weights must be ", own.sets, " numbers, got ",
+              weights.size());
   Tensor losses = torch::stable::new_zeros(similarity, {own.batch_size}, ScalarType::Double);
   Tensor grad = torch::stable::new_zeros(similarity, {own.batch_size, d});
   Slopes slopes(own.batch_size);
@@ -161,8 +181,12 @@ std::tuple<Tensor, Tensor> own_columns_loss(const Tensor& similarity, const Tens
     std::vector<Entry> found(own.n);
     for (int64_t b = begin; b < end; ++b) {
       const int64_t* bar = bars.const_data_ptr<int64_t>() + b * own.sets;
-      const double* positive = positive_weights.const_data_ptr<double>() + b * own.sets;
-      const double* hard = hard_weights.const_data_ptr<double>() + b * own.sets;
+      double positive[kMostSets], hard[kMostSets];  // what an entry weighs
+      for (int k = 0; k < own.sets; ++k) {
+        const int64_t number = positives.const_data_ptr<int64_t>()[b * own.sets + k];
+        positive[k] = delta * weights[k] / static_cast<double>(std::max<int64_t>(number, 1));
+        hard[k] = weights[k] / static_cast<double>(std::max<int64_t>(hard_negatives(images, number, ratio), 1));
+      }
       const float* row = own.row(b);
       double total = 0;
       const auto add = [&](int64_t column, uint32_t sets) {

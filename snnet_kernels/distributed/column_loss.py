@@ -11,9 +11,8 @@ from torch import Tensor
 from ..label_loss import MutualLabelLoss
 from ..ops.label_memory import unpack_labels
 from ..ops.shard_loss import hard_negative_bars, largest_negatives, own_columns_loss
-from .exchange import Exchange, as_type, padded
-from .prediction import Samples
-from .rows import Division
+from .exchange import Exchange, padded
+from .rows import Division, Samples
 
 
 class ColumnLoss:
@@ -41,33 +40,32 @@ class ColumnLoss:
         ``aboard`` travels with it: the third result is that of all processes, [R, ...].
         """
         active = [k for k, weight in enumerate(weights) if weight > 0]
-        shares = similarity.new_tensor([weights[k] for k in active], dtype=torch.float64)
-        labels, shares = [labels[k] for k in active], shares / shares.sum()
+        if len(active) < len(labels):
+            labels, positives = [labels[k] for k in active], positives[:, active].contiguous()
+        total = sum(weights[k] for k in active)
+        shares = [self.scale * weights[k] / total for k in active]
         if self.options.kind == "l2":
             losses, gradient = self._l2(similarity, memory, labels, shares)
             aboard = self.exchange.gather(aboard)
         else:
-            losses, gradient, aboard = self._mmcl(
-                similarity, memory, labels, shares, positives[:, active], aboard
-            )
+            losses, gradient, aboard = self._mmcl(similarity, memory, labels, shares, positives, aboard)
         size, loaded = self.division.size, len(similarity) // self.division.size
         packed = torch.cat([gradient, losses.view(torch.float32).view(len(similarity), 2)], dim=1)
-        parts = self.exchange.send(packed.split(loaded), [(loaded, packed.shape[1])] * size)
-        gradient = torch.stack([part[:, :-2] for part in parts]).sum(0)
-        loss = torch.stack([as_type(part[:, -2:], torch.float64) for part in parts]).sum()
-        return loss.to(torch.float32), gradient, aboard
+        found = self.exchange.send(packed, [loaded] * size, [loaded] * size).view(size, loaded, -1)
+        loss = found[..., -2:].contiguous().view(-1).view(torch.float64).sum()
+        return loss.to(torch.float32), found[..., :-2].sum(0), aboard
 
     def _l2(
-        self, similarity: Tensor, memory: Tensor, labels: Sequence[Tensor], shares: Tensor
+        self, similarity: Tensor, memory: Tensor, labels: Sequence[Tensor], shares: Sequence[float]
     ) -> tuple[Tensor, Tensor]:
         losses, slope = (
             similarity.new_zeros(len(similarity), dtype=torch.float64),
             torch.zeros_like(similarity),
         )
-        for label, share in zip(labels, shares.tolist(), strict=True):
+        for label, share in zip(labels, shares, strict=True):
             difference = similarity - unpack_labels(label, len(memory)).float()
-            losses += self.scale * share * difference.double().square().sum(1)
-            slope += 2 * self.scale * share * difference
+            losses += share * difference.double().square().sum(1)
+            slope += 2 * share * difference
         return losses, slope @ memory
 
     def _mmcl(
@@ -75,7 +73,7 @@ class ColumnLoss:
         similarity: Tensor,
         memory: Tensor,
         labels: Sequence[Tensor],
-        shares: Tensor,
+        shares: Sequence[float],
         positives: Tensor,
         aboard: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,33 +81,32 @@ class ColumnLoss:
         which on they are hard, for each label set. What is sent grows until it is sure to have held them.
         """
         n, ratio = self.division.n, self.options.hard_negative_ratio
-        hard = (ratio * (n - positives).double()).floor().long().clamp_min(1).minimum(n - positives)
         most = max(1, math.floor(ratio * n))
         share = min(n, most // self.division.size + 4 * math.isqrt(most) + 8)
         while True:
-            bars, aboard_of_all, are_sure = self._bars(similarity, labels, share, hard, aboard)
-            if are_sure:
+            told, aboard_of_all = self._bars(similarity, labels, share, positives, aboard)
+            if bool(told[:, -1].all()):
                 break
             share = min(2 * share, n)
-        positive_weights = self.options.delta * self.scale * shares / positives.clamp_min(1)
-        hard_weights = self.scale * shares / hard.clamp_min(1)
-        both = positive_weights.contiguous(), hard_weights.contiguous()
-        return *own_columns_loss(similarity, memory, labels, self.first, bars, *both), aboard_of_all
+        losses, gradient = own_columns_loss(
+            similarity, memory, labels, self.first, told[:, :-1].contiguous(), positives, shares,
+            self.options.delta, n, ratio,
+        )  # fmt: skip
+        return losses, gradient, aboard_of_all
 
     def _bars(
-        self, similarity: Tensor, labels: Sequence[Tensor], share: int, hard: Tensor, aboard: Tensor
-    ) -> tuple[Tensor, Tensor, bool]:
-        """The key int64 [B, sets] of the last hard negative of each sample and label set; ``aboard`` of all; and
-        whether all keys are sure."""
-        keys, sets = largest_negatives(similarity, labels, self.first, share)
+        self, similarity: Tensor, labels: Sequence[Tensor], share: int, positives: Tensor, aboard: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The key of the last hard negative of each sample and label set, and whether these are sure, int64 [B, sets +
+        1]; ``aboard`` of all."""
         samples, size = self.samples, self.exchange.size
-        packed = torch.cat([keys.view(torch.uint8), sets], dim=1)[samples.order]
-        shape = len(samples.own), packed.shape[1]
-        parts = self.exchange.send(packed.split(samples.counts), [shape] * size)
-        keys = torch.stack([as_type(part[:, : 8 * share], torch.int64) for part in parts], dim=1)
-        sets = torch.stack([part[:, 8 * share :] for part in parts], dim=1)  # both [b, R, share]
-        bars, sure = hard_negative_bars(keys, sets, hard[samples.own].contiguous())
-        answer = padded(torch.cat([bars, sure[:, None].long()], dim=1), max(samples.counts))
-        answers, aboard_of_all = self.exchange.gather_all([answer, aboard])
-        found = samples.of_owners(answers)
-        return found[:, :-1].contiguous(), aboard_of_all, bool(found[:, -1].all())
+        negatives = largest_negatives(similarity, labels, samples.order, self.first, share)
+        found = self.exchange.send(negatives, samples.counts, [len(samples.own)] * size)
+        bars = hard_negative_bars(
+            found.view(size, len(samples.own), 9 * share),
+            positives[samples.own],
+            self.division.n,
+            self.options.hard_negative_ratio,
+        )
+        answers, aboard_of_all = self.exchange.gather_all([padded(bars, samples.most), aboard])
+        return samples.of_owners(answers), aboard_of_all

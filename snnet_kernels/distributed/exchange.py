@@ -103,27 +103,43 @@ class Exchange:
         found = self.gather(padded(rows, max(counts, default=0)))
         return [block[:count] for block, count in zip(found, counts, strict=True)]
 
-    def send(self, parts: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    def send(self, rows: Tensor, counts: Sequence[int], coming: Sequence[int]) -> Tensor:
+        """The first ``counts[0]`` of the ``rows`` [Σ counts, ...] go to rank 0, the next to rank 1, and so on.
+
+        What comes from each: ``coming[r]`` rows from rank r, one after the other.
+        """
+        width = rows.element_size() * math.prod(rows.shape[1:])
+        found = rows.new_empty(sum(coming), *rows.shape[1:])
+        self._send(
+            _bytes(found), _bytes(rows.contiguous()), [width * c for c in coming], [width * c for c in counts]
+        )
+        return found
+
+    def send_parts(self, parts: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
         """``parts[r]`` goes to rank r; what comes from each, of the type of the parts and of known ``shapes[r]``."""
-        like = parts[0]
-        flat = joined(parts)
+        like, flat = parts[0], joined(parts)
         sizes = [like.element_size() * math.prod(shape) for shape in shapes]
         found = flat.new_empty(sum(sizes))
-        dist.all_to_all_single(found, flat, sizes, [part.nbytes for part in parts], group=self.group)
-        self.sent += flat.nbytes - parts[self.rank].nbytes
-        self.rounds += 1
+        self._send(found, flat, sizes, [part.nbytes for part in parts])
         return [
             block.clone().view(like.dtype).view(tuple(shape))
             for block, shape in zip(found.split(sizes), shapes, strict=True)
         ]
 
-    def send_rows(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """``parts[r]`` [m, ...] goes to rank r, any number of rows; one exchange more, of the numbers."""
-        numbers = self.gather(torch.tensor([len(part) for part in parts], device=parts[0].device))
-        coming = numbers[:, self.rank].tolist()
+    def _send(self, found: Tensor, own: Tensor, coming: list[int], going: list[int]) -> None:
+        """Of bytes; in order of the ranks."""
+        dist.all_to_all_single(found, own, coming, going, group=self.group)
+        self.sent += own.nbytes - going[self.rank]
+        self.rounds += 1
+
+    def send_rows(self, parts: Sequence[Tensor]) -> Tensor:
+        """``parts[r]`` [m, ...] goes to rank r, any number of rows; one exchange more, of the numbers. What comes from
+        rank 0, then from rank 1, and so on."""
+        counts = [len(part) for part in parts]
+        numbers = self.gather(torch.tensor(counts, device=parts[0].device))
         if not int(numbers.sum()):
-            return [part[:0] for part in parts]
-        return self.send(parts, [(count, *parts[0].shape[1:]) for count in coming])
+            return parts[0][:0]
+        return self.send(torch.cat(list(parts)), counts, numbers[:, self.rank].tolist())
 
     def broadcast(self, tensor: Tensor, shape: Sequence[int], rank: int) -> Tensor:
         """The ``tensor`` of ``rank``, which has ``shape``."""

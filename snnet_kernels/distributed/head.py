@@ -11,14 +11,14 @@ from torch.autograd.function import once_differentiable
 from .. import checks
 from ..derived import Source
 from ..head import SNNetHead
+from ..layout import packed_entries
 from ..ops.similarity import memory_similarity
 from .column_loss import ColumnLoss
 from .exchange import Facts
 from .label_memory import LabelSets, ShardedPseudoLabelMemory
 from .memory import ShardedExemplarMemory
-from .own_lists import UpdatedRows, batch_rounds
-from .packing import packed_entries
-from .prediction import Samples
+from .own_lists import UpdatedRows
+from .rows import Samples
 
 OTHER_BATCH, STALE_LISTS = 1, 2  # told before an update
 
@@ -54,7 +54,7 @@ class ShardedHead(SNNetHead):
         super().__init__(*args, **options)
         self.exchange, self.division = self.memory.exchange, self.memory.division
         self._batch: Batch | None = None
-        self._statistics: dict[str, Tensor] = {}
+        self._counted: tuple[Tensor, Tensor, int | None] | None = None  # what statistics are made of
 
     def _apply(self, fn: Any, recurse: bool = True) -> ShardedHead:
         self._batch = None
@@ -111,7 +111,7 @@ class ShardedHead(SNNetHead):
         """The samples of all processes, of which ``tensors`` [R, ...] have travelled already."""
         everything, rows = tensors or self.exchange.gather_all(_travelling(features, index))
         rows = rows.flatten(0, 1)
-        samples = Samples.of(everything.flatten(), self.exchange, self.division)
+        samples = Samples(everything.flatten(), self.exchange.rank, self.division)
         source = Source()
         if not features.is_inference():  # such tensors do not count their writes
             source.remember_rows(features)
@@ -151,7 +151,7 @@ class ShardedHead(SNNetHead):
         samples, size = batch.samples, self.exchange.size
         parts = [batch.similarity[samples.places(rank)] for rank in range(size)]
         shapes = [(len(samples.own), len(self.division.rows(rank))) for rank in range(size)]
-        return torch.cat(self.exchange.send(parts, shapes), dim=1)
+        return torch.cat(self.exchange.send_parts(parts, shapes), dim=1)
 
     def _one_hot(self, index: Tensor) -> LabelSets:
         own = self.memory.own_rows
@@ -163,31 +163,16 @@ class ShardedHead(SNNetHead):
 
     def _keep_statistics(self, sets: LabelSets, common: Tensor, products: int) -> None:
         """Of the global batch, of what all processes have counted in their columns, ``common`` [R, B, sets - 1]."""
-        positives, both = sets.positives.float(), common.sum(0).float()
-        nan = positives.new_full((), torch.nan)
-        shares = [
-            (both[:, k] / (positives[:, 0] + positives[:, k + 1] - both[:, k]).clamp_min(1)).mean()
-            for k in range(both.shape[1])
-        ] or [nan, nan]
-        self._statistics = {
-            "positives": positives[:, 0].mean(),
-            "agreement_symmetric": shares[0],
-            "agreement_neighbor": shares[1],
-        }
-        if not self.warmup:
-            made = torch.tensor(products, device=positives.device)
-            self._statistics["products"] = made.float()
-            if len(positives):  # else there may be no lists
-                self.memory.lists._count(made, 2 * len(positives))  # labels and neighbours
+        self._counted = sets.positives, common, None if self.warmup else products
+        if not self.warmup and len(sets.positives):  # else there may be no lists
+            made = torch.tensor(products, device=common.device)
+            self.memory.lists._count(made, 2 * len(sets.positives))  # labels and neighbours
 
     def _bytes_of_update(self, batch: Batch) -> int:
         """What an update of this batch has to carry."""
         if self.warmup or len(batch.samples.positions) == 0:
             return 0
-        counts = torch.bincount(
-            self.division.owner(batch.samples.positions.unique()), minlength=self.division.size
-        )
-        return 4 * int(counts.max()) * (self.feature_dim + 2 + self.memory.lists.width)
+        return 4 * batch.samples.rounds[0][1].most * (self.feature_dim + 2 + self.memory.lists.width)
 
     @torch.no_grad()
     @torch.compiler.disable
@@ -234,18 +219,15 @@ class ShardedHead(SNNetHead):
         # Only now rows that something wrote past autograd are known.
         similarity = batch.similarity if self.memory.version == batch.memory_version else None
         lists = None if self.warmup else self.memory.lists
-        self.memory._blend_(
-            batch.samples.positions, batch.features, self._momentum, similarity, lists, blended
-        )
+        self.memory._blend_(batch.samples, batch.features, self._momentum, similarity, lists, blended)
 
     def _blended(self, batch: Batch) -> Tensor:
         """What the own rows become, as it travels."""
-        index = batch.samples.positions
         rows = UpdatedRows(
             self.memory.features, self.memory.lists.tables, self._momentum, self.exchange, self.division
         )
-        entries = batch_rounds(index)[0] if len(index) else index
-        return rows.blended(index[entries], batch.features[entries])
+        entries, samples = batch.samples.rounds[0] if batch.samples.rounds else (slice(None), batch.samples)
+        return rows.blended(samples, batch.features[entries])
 
     def _is_that(self, batch: Batch, features: Tensor, index: Tensor) -> bool:
         """Whether the batch was gathered of these features and this memory."""
@@ -258,9 +240,21 @@ class ShardedHead(SNNetHead):
 
     def label_statistics(self) -> dict[str, Tensor]:
         """As :meth:`SNNetHead.label_statistics`, of the global batch; no collective."""
-        if not self._statistics:
+        if self._counted is None:
             raise RuntimeError("label_statistics() needs a forward pass first")
-        return dict(self._statistics)
+        counted, common, products = self._counted
+        positives, both = counted.float(), common.sum(0).float()
+        nan = positives.new_full((), torch.nan)
+        shares = [
+            (both[:, k] / (positives[:, 0] + positives[:, k + 1] - both[:, k]).clamp_min(1)).mean()
+            for k in range(both.shape[1])
+        ] or [nan, nan]
+        found = {
+            "positives": positives[:, 0].mean(),
+            "agreement_symmetric": shares[0],
+            "agreement_neighbor": shares[1],
+        }
+        return found if products is None else found | {"products": positives.new_tensor(products)}
 
 
 def _travelling(features: Tensor, index: Tensor) -> list[Tensor]:

@@ -13,10 +13,11 @@ from ..label_list_layout import list_entries
 from ..label_memory import PseudoLabelMemory
 from ..label_tables import LabelTables
 from ..layout import label_bytes
+from ..ops.shard_prediction import own_label_sets
 from .exchange import Exchange
-from .packing import bits_at, joined_columns, packed_entries, split_columns
-from .prediction import Inquiry, Predicted, Samples
-from .rows import Division
+from .packing import joined_columns, split_columns
+from .prediction import Inquiry, Predicted
+from .rows import Division, Samples
 
 SAVED = ("column_entries", "column_counts")
 
@@ -57,7 +58,7 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
         everything, labels = self._asked("write_", index, labels)
         parts = split_columns(labels, self.division)
         loaded, own = len(labels), split_columns(labels[:0], self.division)[self.exchange.rank].shape[1]
-        found = self.exchange.send(parts, [(loaded, own)] * self.exchange.size)
+        found = self.exchange.send_parts(parts, [(loaded, own)] * self.exchange.size)
         self._write_own_(everything, torch.cat(found))
 
     def _write_own_(self, index: Tensor, labels: Tensor) -> None:
@@ -70,7 +71,7 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
         parts = list(self.tables.rows(everything).chunk(self.exchange.size)) if len(index) else []
         shapes = [(len(index), part.shape[1]) for part in split_columns(self._none(), self.division)]
         parts = parts or [self._none()[:, :0]] * self.exchange.size
-        return joined_columns(self.exchange.send(parts, shapes), self.division)
+        return joined_columns(self.exchange.send_parts(parts, shapes), self.division)
 
     def columns(self, index: Tensor) -> Tensor:
         """P[:, index]ᵀ of the own samples, packed, uint8 [b, label_bytes(n)]; empty at -1."""
@@ -80,7 +81,7 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
         here = (owner == self.exchange.rank) & (everything >= 0)
         found = self.tables.columns(everything[here] - self.own_rows.start)
         parts = [found[loader[here] == rank] for rank in range(self.exchange.size)]
-        columns = torch.cat(self.exchange.send_rows(parts))
+        columns = self.exchange.send_rows(parts)
         answer = columns.new_zeros(len(index), columns.shape[1])
         asked = (index >= 0).nonzero().flatten()
         answer[asked[self.division.owner(index[asked]).sort(stable=True).indices]] = columns
@@ -117,38 +118,21 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
         entries, starts, counts = self.tables.lists("column")
         at = samples.positions[samples.own] - self.own_rows.start
         sizes = counts[at]
-        _, row = list_entries(entries, starts[at], sizes)
+        row = list_entries(entries, starts[at], sizes)[1].to(torch.int32)
         positives = self.tables.lists("row")[2]  # of each image, in the own columns
-
-        def of_neighbors(neighbor: Tensor) -> Tensor:
-            return positives[neighbor.clamp_min(0)].masked_fill(neighbor < 0, 0)
-
-        return Inquiry(sizes.long(), row.to(torch.int32), of_neighbors)
+        return Inquiry(
+            sizes, row, lambda neighbor: positives[neighbor.clamp_min(0)].masked_fill(neighbor < 0, 0)
+        )
 
     def label_sets(self, samples: Samples, predicted: Predicted) -> LabelSets:
         """Main, symmetric and neighbour labels of all samples."""
-        entries, positives = predicted.told
-        sizes = predicted.sizes[samples.order]
-        place = samples.order.repeat_interleave(sizes)
-        totals = [int(part.sum()) for part in sizes.split(samples.counts)]
-        row = torch.cat([part[:total] for part, total in zip(entries, totals, strict=True)])
-        main, symmetric = (predicted.sample, predicted.column), (place, row.long())
-        batch, width = len(samples.positions), len(self.own_rows)
-        own = [self._own(*pairs) for pairs in (main, symmetric)]
-        packed = [packed_entries(*pairs, batch, width) for pairs in own]
-        packed.append(self.tables.rows(predicted.neighbor))
-        sample, column = own[0]
-        common = torch.stack(
-            [torch.bincount(sample[bits_at(other, sample, column)], minlength=batch) for other in packed[1:]],
-            dim=1,
-        )
-        counts = [torch.bincount(predicted.sample, minlength=batch), predicted.sizes, positives.sum(0).long()]
-        return LabelSets(tuple(packed), torch.stack(counts, dim=1), common.to(torch.int32))
-
-    def _own(self, sample: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-        """The pairs in the own columns, counted from the first."""
-        own = (column >= self.own_rows.start) & (column < self.own_rows.stop)
-        return sample[own], column[own] - self.own_rows.start
+        entries, told = predicted.told
+        neighbors = self.tables.rows(predicted.neighbor)
+        main, symmetric, positives, common = own_label_sets(
+            predicted.sample, predicted.column, samples.owner, predicted.sizes, entries, neighbors, told,
+            self.own_rows.start, len(self.own_rows),
+        )  # fmt: skip
+        return LabelSets((main, symmetric, neighbors), positives, common)
 
     def gather(self) -> PseudoLabelMemory:
         """P as lists of one process, on the CPU of each; some 30 bytes a label, which all processes get."""
@@ -161,7 +145,7 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
             + self.own_rows.start
         )
         pairs = torch.stack([entries, row.to(torch.int32)], dim=1)
-        found = torch.cat(self.exchange.send_rows([pairs] * self.exchange.size)).long().cpu()
+        found = self.exchange.send_rows([pairs] * self.exchange.size).long().cpu()
         row, column = found.unbind(1)
         whole = PseudoLabelMemory(self.num_instances, storage="lists", device="cpu")
         assert whole.tables is not None

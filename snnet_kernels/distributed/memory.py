@@ -11,13 +11,13 @@ from torch.distributed import ProcessGroup
 
 from .. import checks
 from ..exemplar_memory import ExemplarMemory
+from ..layout import packed_entries
 from ..ops.similarity import memory_similarity
 from .exchange import Exchange, Facts
 from .lists import SAVED, ShardedLists
 from .own_lists import UpdatedRows, update_
-from .packing import packed_entries
-from .prediction import Inquiry, OwnRows, Predicted, Samples
-from .rows import Division
+from .prediction import Inquiry, OwnRows, Predicted
+from .rows import Division, Samples
 
 
 class ShardedExemplarMemory(ExemplarMemory):
@@ -176,7 +176,7 @@ class ShardedExemplarMemory(ExemplarMemory):
         packed = torch.cat([columns.to(torch.int32), values.view(torch.int32)], dim=1)
         place = samples.own
         parts = [packed[place // max(loaded, 1) == rank] for rank in range(size)]
-        found = torch.cat(self.exchange.send_rows(parts))
+        found = self.exchange.send_rows(parts)
         mine = samples.owner[self.exchange.rank * loaded : (self.exchange.rank + 1) * loaded]
         answer = torch.empty_like(found)
         answer[mine.sort(stable=True).indices] = found
@@ -209,12 +209,12 @@ class ShardedExemplarMemory(ExemplarMemory):
                 **self.facts(),
             },
         )
-        samples = Samples.of(self.exchange.gather(asked).flatten(), self.exchange, self.division)
+        samples = Samples(self.exchange.gather(asked).flatten(), self.exchange.rank, self.division)
         if given is None:
             return samples, None
         owner = self.division.owner(asked)
         parts = [given[owner == rank] for rank in range(self.exchange.size)]
-        return samples, torch.cat(self.exchange.send_rows(parts))
+        return samples, self.exchange.send_rows(parts)
 
     def _own_rows(self, samples: Samples) -> OwnRows:
         tables = self._current_lists(samples.positions).tables
@@ -251,11 +251,12 @@ class ShardedExemplarMemory(ExemplarMemory):
         lists = self._current_lists(everything)
         if similarity is not None:  # unless it is of what the memory was before something else wrote it
             similarity = similarity.detach().float() if self.version == known else None
-        self._blend_(everything, rows, alpha, similarity, lists)
+        samples = Samples(everything, self.exchange.rank, self.division)
+        self._blend_(samples, rows, alpha, similarity, lists)
 
     def _blend_(
         self,
-        index: Tensor,
+        samples: Samples,
         features: Tensor,
         momentum: Tensor,
         similarity: Tensor | None,
@@ -270,11 +271,11 @@ class ShardedExemplarMemory(ExemplarMemory):
         if lists is not None and similarity is None:
             similarity = memory_similarity(features, self.features)
         rows = UpdatedRows(self.features, tables, momentum, self.exchange, self.division)
-        update_(rows, index, features, similarity, blended)
+        update_(rows, samples, features, similarity, blended)
         if lists is None:
             self._count_change()
         else:
-            self._vouch_for_lists(self.own(index))
+            self._vouch_for_lists(samples.positions[samples.own] - self.own_rows.start)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         own = f"{prefix}lists."

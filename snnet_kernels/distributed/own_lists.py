@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ..neighbor_list_layout import NeighborLists
-from ..ops.shard_lists import blend_rows_, follow_moved_rows_, insert_pairs_, remove_pairs_
-from .exchange import Exchange, padded
-from .prediction import Samples
+from ..ops.memory_update import update_memory_
+from ..ops.shard_lists import blended_rows, follow_moved_rows_, insert_pairs_, moved_pairs, remove_pairs_
+from .exchange import Exchange
 from .products import row_products
-from .rows import BLOCK, Division
+from .rows import BLOCK, Division, Samples
 
 ROWS_AT_ONCE = 4 * BLOCK  # of another process's memory, while lists are built
 
@@ -30,7 +30,7 @@ class Pairs(NamedTuple):
         packed = torch.stack(
             [self.row.to(torch.int32), self.column.to(torch.int32), self.value.view(torch.int32)], dim=1
         )
-        found = torch.cat(exchange.send_rows([packed[owner == rank] for rank in range(division.size)]))
+        found = exchange.send_rows([packed[owner == rank] for rank in range(division.size)])
         return Pairs(found[:, 0].long(), found[:, 1].long(), found[:, 2].contiguous().view(torch.float32))
 
 
@@ -125,156 +125,81 @@ class UpdatedRows:
     ) -> None:
         self.memory, self.lists, self.momentum = memory, lists, momentum
         self.exchange, self.division = exchange, division
-        self.own = division.rows(exchange.rank)
+        self.first = division.rows(exchange.rank).start
 
-    def places(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of the positions ``index`` are own rows, and their places among these."""
-        which = ((index >= self.own.start) & (index < self.own.stop)).nonzero().flatten()
-        return which, index[which] - self.own.start
+    def blended(self, samples: Samples, features: Tensor) -> Tensor:
+        """What the own ones of the rows of ``samples`` (distinct) become, as it travels; nothing is written.
 
-    def blended(self, index: Tensor, features: Tensor) -> Tensor:
-        """What the own ones of the rows ``index`` (distinct) become, as it travels; nothing is written.
-
-        Float32 [most, d + 2 + K]: the row, its length before the division (NaN where it is not to be written), its
-        floor, and the columns that it lists, as bits; zeros behind the last. ``most`` a process owns.
+        Float32 [most, d + 2 + K], see :func:`.blended_rows`; ``most`` a process owns.
         """
         assert self.lists is not None
-        which, at = self.places(index)
-        rows = self.memory[at]
-        lengths = blend_rows_(rows, torch.arange(len(at), device=at.device), features[which], self.momentum)
-        lists = self.lists
-        packed = [rows, lengths[:, None], lists.floors[at, None], lists.columns[at].view(torch.float32)]
-        counts = torch.bincount(self.division.owner(index), minlength=self.division.size)
-        return padded(torch.cat(packed, dim=1), int(counts.max()))
+        of_lists, given = (self.lists.columns, self.lists.floors), (samples.positions, features)
+        return blended_rows(self.memory, self.first, *of_lists, *given, self.momentum, samples.most)
 
-    def write(self, index: Tensor, blended: Tensor) -> Moved:
-        """Write the own ones of the rows ``index``, of what all processes have made, [R, most, d + 2 + K]."""
-        found = Samples.of(index, self.exchange, self.division).of_owners(blended)
-        which, at = self.places(index)
-        d = self.memory.shape[1]
-        self.memory.index_copy_(0, at, found[which, :d])
-        kept = found[:, d].isfinite().nonzero().flatten()
-        found = found[kept]
-        return Moved(
-            kept,
-            index[kept],
-            found[:, :d].contiguous(),
-            found[:, d].contiguous(),
-            found[:, d + 1].contiguous(),
-            found[:, d + 2 :].contiguous().view(torch.int32),
+    def follow_(self, samples: Samples, similarity: Tensor, blended: Tensor) -> None:
+        """Write the own ones of the rows of ``samples`` (distinct), and bring the own lists up to all of them.
+
+        ``blended`` [R, most, d + 2 + K] is what all processes have made of their rows.
+
+        One exchange: how many pairs each moved row has goes to all in front, and behind it as many pairs as there is
+        room for; a second one where they are more. The room is what was needed last.
+        """
+        assert self.lists is not None
+        lists, exchange, room = self.lists, self.exchange, self.exchange.room_for_pairs
+        of_rows, own = (samples.positions, samples.owner), (exchange.rank, self.first, lists.capacity)
+        blocks, pairs, row, column, value = follow_moved_rows_(
+            self.memory, *lists[:4], self.first, similarity, blended, *of_rows, self.momentum, room
         )
+        once = [1] * exchange.size
+        came = exchange.send(blocks, once, once)
+        *arrived, told = moved_pairs(came, pairs[:0], *of_rows, *own)
+        most, overflows = told.tolist()
+        if most > room:
+            *arrived, _ = moved_pairs(came, self._behind_room(samples, blocks, pairs, came), *of_rows, *own)
+        exchange.room_for_pairs = most + most // 4
+        if overflows:
+            parts = zip(arrived, (row, column, value), strict=True)
+            local, column, value = (torch.cat(both) for both in parts)
+            insert(lists, Pairs(local + self.first, column, value), exchange, self.division)
+        else:
+            insert_pairs_(*lists[:4], *arrived)
 
-
-class Moved(NamedTuple):
-    """The rows that an update has moved, of all processes, in order of the batch."""
-
-    kept: Tensor  # int64 [m], which of the round's entries
-    positions: Tensor  # int64 [m]
-    rows: Tensor  # [m, d]
-    lengths: Tensor  # [m], before the division
-    floors: Tensor  # [m]
-    columns: Tensor  # int32 [m, K], what each listed before
+    def _behind_room(self, samples: Samples, blocks: Tensor, pairs: Tensor, came: Tensor) -> Tensor:
+        """The pairs int32 [E, 2] of all processes that did not fit into what ``came`` of their blocks."""
+        size, room = self.exchange.size, self.exchange.room_for_pairs
+        m, own = len(samples.positions), samples.owner == self.exchange.rank
+        numbers = torch.zeros(size, dtype=torch.int32, device=blocks.device)
+        numbers.index_add_(0, samples.owner, blocks[0, :m])
+        parts = [part[room:] for part in pairs.split(numbers.tolist())]
+        coming = [max(count - room, 0) for count in came[:, :m][:, own].sum(1).tolist()]
+        return self.exchange.send(torch.cat(parts), [len(part) for part in parts], coming)
 
 
 def update_(
     rows: UpdatedRows,
-    index: Tensor,
+    samples: Samples,
     features: Tensor,
     similarity: Tensor | None,
     blended: Tensor | None = None,
 ) -> None:
-    """The momentum update of all processes' batch (``index`` [B], ``features`` [B, d]) on the own rows and lists.
+    """The momentum update of all processes' ``samples`` with ``features`` [B, d] on the own rows and lists.
 
     ``similarity`` [B, m] is that of the features with the own rows before the update. ``blended`` is what all have made
-    of the first of the :func:`batch_rounds`, if it has travelled already.
+    of the first of the rounds of the samples, if it has travelled already.
     """
-    rounds = batch_rounds(index)
     if rows.lists is None or similarity is None:
-        for entries in rounds:
-            which, at = rows.places(index[entries])
-            blend_rows_(rows.memory, at, features[entries[which]], rows.momentum)
+        own = samples.own
+        update_memory_(rows.memory, samples.positions[own] - rows.first, features[own], rows.momentum)
         return
+    rounds = samples.rounds
     if len(rounds) > 1:
         similarity = similarity.clone()
-    for turn, entries in enumerate(rounds):
+    for turn, (entries, part) in enumerate(rounds):
         if blended is None:
-            blended = rows.exchange.gather(rows.blended(index[entries], features[entries]))
-        moved = rows.write(index[entries], blended)
+            blended = rows.exchange.gather(rows.blended(part, features[entries]))
+        rows.follow_(part, similarity[entries], blended)
         blended = None
-        _follow(rows, rows.lists, similarity[entries[moved.kept]], moved)
-        later = torch.cat(rounds[turn + 1 :]) if turn + 1 < len(rounds) else entries[:0]
-        _, own = rows.places(moved.positions)
+        later, own = rounds[turn + 1 :], part.positions[part.own] - rows.first
         if len(later) and len(own):  # the later entries meet the memory as it is now
-            similarity[later[:, None], own[None, :]] = row_products(features[later], rows.memory[own])
-
-
-def batch_rounds(index: Tensor) -> list[Tensor]:
-    """Entries [B] split so that no index comes twice in a part, earlier entries in earlier parts."""
-    order = index.sort(stable=True).indices
-    ordered = index[order]
-    first = torch.searchsorted(ordered, ordered)
-    turn = torch.empty_like(index)
-    turn[order] = torch.arange(len(index), device=index.device) - first
-    return [(turn == r).nonzero().flatten() for r in range(int(turn.max()) + 1)] if len(index) else []
-
-
-def _follow(rows: UpdatedRows, lists: NeighborLists, similarity: Tensor, moved: Moved) -> None:
-    """Bring the own lists up to rows that have moved."""
-    start, tables = rows.own.start, lists[:4]
-    of_moved = moved.rows, moved.positions, moved.floors, moved.lengths, moved.columns
-    sample, column, value, fresh = follow_moved_rows_(
-        rows.memory, start, *tables, similarity, *of_moved, rows.momentum
-    )
-    here = Pairs(column[fresh], moved.positions[sample[fresh]], value[fresh])
-    counts = lists.counts + torch.bincount(here.row - start, minlength=len(lists.counts))
-    overflows = bool((counts > lists.capacity).any())
-    to_owners, overflows = _sent_pairs(
-        rows, moved.positions, sample, column, value, lists.capacity, overflows
-    )
-    both = Pairs(*(torch.cat(parts) for parts in zip(to_owners, here, strict=True)))
-    if overflows:
-        insert(lists, both, rows.exchange, rows.division)
-    else:
-        insert_pairs_(*tables, both.row - start, both.column, both.value)
-
-
-def _sent_pairs(
-    rows: UpdatedRows, index: Tensor, sample: Tensor, column: Tensor, value: Tensor, capacity: int, full: bool
-) -> tuple[Pairs, bool]:
-    """What all processes have found for the own ones of the moved rows ``index`` [m], sent as (sample, column, value)
-    by sample; and whether a row of any process has too many: one of these, or others of a rank that is ``full``.
-
-    One exchange: how many pairs of each moved row there are goes to all in front, and behind it as many pairs, 8 bytes
-    each, as there is room for; a second one where they are more. The room is what was needed last.
-    """
-    exchange, m = rows.exchange, len(index)
-    owner = rows.division.owner(index)
-    numbers = torch.bincount(sample, minlength=m).to(torch.int32)
-    head = torch.cat([numbers, numbers.new_tensor([full])])
-    pairs = torch.stack([column.to(torch.int32), value.view(torch.int32)], dim=1)
-    parts = [pairs[owner[sample] == rank] for rank in range(exchange.size)]
-    room = exchange.room_for_pairs
-    blocks = [torch.cat([head, padded(part[:room], room).flatten()]) for part in parts]
-    heads, bodies = zip(
-        *(
-            block.split([m + 1, 2 * room])
-            for block in exchange.send(blocks, [(m + 1 + 2 * room,)] * exchange.size)
-        ),
-        strict=True,
-    )
-    numbers_of_all = torch.stack(heads)[:, :m].long()  # [R, m]
-    own = owner == exchange.rank
-    coming = numbers_of_all[:, own].sum(1).tolist()
-    found = [body.view(room, 2)[:count] for body, count in zip(bodies, coming, strict=True)]
-    most = int(
-        numbers_of_all.new_zeros(exchange.size, exchange.size).index_add_(1, owner, numbers_of_all).max()
-    )
-    if most > room:
-        shapes = [(max(count - room, 0), 2) for count in coming]
-        rest = exchange.send([part[room:] for part in parts], shapes)
-        found = [torch.cat(both) for both in zip(found, rest, strict=True)]
-    exchange.room_for_pairs = most + most // 4
-    row = torch.cat([index[own].repeat_interleave(numbers[own]) for numbers in numbers_of_all])
-    columns, values = torch.cat(found).unbind(1)
-    overflows = bool((numbers_of_all.sum(0) > capacity).any()) or any(bool(head[m]) for head in heads)
-    return Pairs(row, columns.long(), values.contiguous().view(torch.float32)), overflows
+            at = torch.cat([entry for entry, _ in later if isinstance(entry, Tensor)])
+            similarity[at[:, None], own[None, :]] = row_products(features[at], rows.memory[own])

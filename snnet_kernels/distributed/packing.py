@@ -1,26 +1,13 @@
-"""Labels of several processes: bits from entries, and whole labels from parts of their columns."""
+"""Labels of several processes: whole ones, and the parts of their columns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..layout import label_bytes
 from .rows import Division
-
-
-def packed_entries(row: Tensor, column: Tensor, rows: int, width: int) -> Tensor:
-    """Packed labels uint8 [rows, label_bytes(width)] that are set at distinct (``row``, ``column``) int64 [E]."""
-    bits = torch.zeros(rows, label_bytes(width), dtype=torch.uint8, device=row.device)
-    value = (1 << (column % 8)).to(torch.uint8)
-    return bits.index_put_((row, column // 8), value, accumulate=True)
-
-
-def bits_at(bits: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Whether packed labels [B, ...] are set at (``row``, ``column``) int64 [E]: bool [E]."""
-    return (bits[row, column // 8] >> (column % 8).to(torch.uint8) & 1).bool()
 
 
 def split_columns(labels: Tensor, division: Division) -> list[Tensor]:

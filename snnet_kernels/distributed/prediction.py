@@ -15,51 +15,24 @@ import torch
 from torch import Tensor
 
 from ..neighbor_list_layout import NeighborLists
-from ..ops.shard_lists import listed_candidates, listed_ranks
+from ..ops.shard_prediction import listed_candidates, listed_verdicts, walk_candidates_
 from ..selection_keys import NO_KEY, columns_of, key_of, keys_of, values_of
 from .exchange import Exchange, padded
 from .products import row_products
-from .rows import Division
+from .rows import Division, Samples
 
 CANDIDATES_AT_ONCE = 32  # of a sample that are told, and asked about, in one exchange; or a multiple
 MOST_AT_ONCE = 128
 PRODUCTS_AT_ONCE = 2**24  # where lists do not tell
 CONSISTENT, INCONSISTENT, UNTOLD, ELSEWHERE = 0, 1, 2, 3
-STALE, INCOMPLETE = 1, 2
-
-
-class Samples(NamedTuple):
-    """Who works on the samples of a batch."""
-
-    positions: Tensor  # int64 [B], of all processes
-    owner: Tensor  # int64 [B]
-    order: Tensor  # int64 [B], the places in the batch by owner, then as they come
-    counts: list[int]  # samples of each process
-    own: Tensor  # int64 [b], the places in the batch of this process's samples
-
-    @staticmethod
-    def of(index: Tensor, exchange: Exchange, division: Division) -> Samples:
-        owner = division.owner(index)
-        order = owner.sort(stable=True).indices
-        counts = torch.bincount(owner, minlength=division.size).tolist()
-        return Samples(index, owner, order, counts, order.split(counts)[exchange.rank])
-
-    def places(self, rank: int) -> Tensor:
-        """The places in the batch of the samples of a rank."""
-        return self.order.split(self.counts)[rank]
-
-    def of_owners(self, blocks: Sequence[Tensor] | Tensor) -> Tensor:
-        """What each owner has said of its samples, [R, counts[r] or more, ...], in order of the batch: [B, ...]."""
-        rows = torch.cat([block[:count] for block, count in zip(blocks, self.counts, strict=True)])
-        found = torch.empty_like(rows)
-        found[self.order] = rows
-        return found
+INCOMPLETE, STALE = 1, 2
+NUMBER, NEIGHBOR, MISSING, SIZE, TOLD = range(5)  # what a process tells of a sample before its candidates
 
 
 class Inquiry(NamedTuple):
     """What is asked of the label memory on the way."""
 
-    sizes: Tensor  # int64 [b], entries that the owner of a sample tells all of
+    sizes: Tensor  # int32 [b], entries that the owner of a sample tells all of
     entries: Tensor  # int32 [E], sample by sample
     tell: Callable[[Tensor], Tensor]  # of the neighbours [B] of all samples: what each process tells of them
 
@@ -71,18 +44,19 @@ class Predicted(NamedTuple):
     column: Tensor  # int64 [E], and images
     neighbor: Tensor  # int64 [B], -1 without one
     products: int  # rows that were multiplied
-    sizes: Tensor  # int64 [B], of the inquiry
+    sizes: Tensor  # int32 [B], of the inquiry
     told: list[
         Tensor
     ]  # [R, ...] each: the inquiry's entries, and what each process has told of the neighbours
 
 
-class _Candidates(NamedTuple):
-    """Of the own samples."""
+class Walk(NamedTuple):
+    """What the candidates of all samples are checked against."""
 
-    columns: Tensor  # [b, K], by falling similarity; -1 behind the last
-    counts: Tensor  # int64 [b]
-    neighbor: Tensor  # int64 [b]
+    number: Tensor  # int32 [B], of candidates
+    anchor: Tensor  # int32 [B]
+    rank: Tensor  # int32 [B], of the anchor, up to which a candidate is consistent
+    min_rank: int
 
 
 class OwnRows:
@@ -119,24 +93,18 @@ class OwnRows:
         told = self._told_candidates(samples, threshold, query_rows, stale, inquiry)
         if told is None:
             return None
-        found, rows = told
-        chunk, rest = rows[:, :-4], rows[:, -4:].long()
-        counts, neighbor, sizes, _ = rest.unbind(1)
-        if len(counts):  # what this batch would have taken at once
-            needed = -(-int(counts.max()) // CANDIDATES_AT_ONCE) * CANDIDATES_AT_ONCE
-            self.exchange.candidates_told = min(max(needed, CANDIDATES_AT_ONCE), MOST_AT_ONCE)
+        found, rows, most = told
         aboard: list[Tensor] = []
         if inquiry is not None:
-            most = max(int(part.sum()) for part in sizes[samples.order].split(samples.counts))
-            aboard = [padded(inquiry.entries, most), inquiry.tell(neighbor)]
-        sample, column, answers = self._walk(found.columns, chunk, counts, min_rank, samples, aboard)
+            aboard = [padded(inquiry.entries, most), inquiry.tell(rows[:, NEIGHBOR].long())]
+        sample, column, answers = self._walk(found, rows, min_rank, samples, aboard)
         every = torch.arange(len(samples.positions), device=sample.device)
         return Predicted(
             torch.cat([sample, every]),
             torch.cat([column, samples.positions]),
-            neighbor,
+            rows[:, NEIGHBOR].long(),
             self.products,
-            sizes,
+            rows[:, SIZE],
             answers,
         )
 
@@ -147,54 +115,46 @@ class OwnRows:
         query_rows: Tensor | None,
         stale: bool,
         inquiry: Inquiry | None,
-    ) -> tuple[_Candidates, Tensor] | None:
-        """The candidates of the own samples, and of all samples int32 [B, w + 4]: the first candidates, how many there
-        are, the neighbour, how much the inquiry tells, and what is missing."""
-        own = samples.positions[samples.own]
-        sizes = torch.zeros_like(own) if inquiry is None else inquiry.sizes
-        missing = torch.zeros_like(own)
+    ) -> tuple[Tensor, Tensor, int] | None:
+        """The candidates of the own samples, int32 [b, 4 + K]; the first of those of all samples, int32 [B, 4 + w]; and
+        how much the inquiry of one process tells at most."""
+        own, width = samples.positions[samples.own], max(self.exchange.candidates_told, CANDIDATES_AT_ONCE)
         if stale:
-            found = _Candidates(torch.empty_like(own)[:, None], missing, missing)
+            found = torch.zeros(len(own), TOLD + width, dtype=torch.int32, device=own.device)
         elif query_rows is not None:
-            found = self._row_candidates(own, query_rows, threshold)
+            found = self._row_candidates(own, query_rows, threshold, width)
         else:
-            *listed, complete = listed_candidates(*self.lists[:4], own - self.first, self.first, threshold)
-            found = _Candidates(*listed)
-            missing = torch.where(complete, 0, INCOMPLETE)
+            places = max(self.lists.capacity, width)
+            found = listed_candidates(*self.lists[:4], own - self.first, self.first, threshold, places)
         while True:
-            first = _next_ones(
-                found, torch.zeros_like(own), max(self.exchange.candidates_told, CANDIDATES_AT_ONCE)
-            )
-            rest = torch.stack([found.counts, found.neighbor, sizes, missing], dim=1).to(torch.int32)
-            block = padded(torch.cat([first, rest], dim=1), max(samples.counts, default=0))
+            if inquiry is not None:
+                found[:, SIZE] = inquiry.sizes
+            block = padded(found[:, : TOLD + width], samples.most)
             if stale:
-                block[:, -1] = STALE  # where it owns no sample it says so too
+                block[:, MISSING] = STALE  # where it owns no sample it says so too
             blocks = self.exchange.gather(block)
-            if bool((blocks[..., -1] == STALE).any()):
+            if not samples.most:
+                return found, blocks.flatten(0, 1), 0
+            heads = blocks[..., :TOLD]
+            number, _, missing, _ = heads.amax((0, 1)).tolist()
+            if missing == STALE:
                 return None
             rows = samples.of_owners(blocks)
-            incomplete = rows[:, -1] == INCOMPLETE
-            if not bool(incomplete.any()):
-                return found, rows
-            counts = [int(incomplete[samples.places(rank)].sum()) for rank in range(self.division.size)]
+            if missing != INCOMPLETE:
+                # What this batch would have taken at once.
+                needed = -(-number // CANDIDATES_AT_ONCE) * CANDIDATES_AT_ONCE
+                self.exchange.candidates_told = min(max(needed, CANDIDATES_AT_ONCE), MOST_AT_ONCE)
+                return found, rows, 0 if inquiry is None else int(heads[..., SIZE].sum(1).max())
+            counts = (heads[..., MISSING] == INCOMPLETE).sum(1).tolist()
             self.products += sum(counts)
-            which = missing.nonzero().flatten()
-            whole = self._row_candidates(
-                own[which], self._whole_rows(own[which] - self.first, counts), threshold
-            )
-            wide = torch.nn.functional.pad(
-                found.columns.long(), (0, self.division.n - found.columns.shape[1]), value=-1
-            )
-            wide[which] = whole.columns
-            found = _Candidates(
-                wide,
-                found.counts.index_copy(0, which, whole.counts),
-                found.neighbor.index_copy(0, which, whole.neighbor),
-            )
-            missing = torch.zeros_like(own)
+            which = found[:, MISSING].nonzero().flatten()
+            whole = self._whole_rows(own[which] - self.first, counts)
+            made = self._row_candidates(own[which], whole, threshold, width)
+            found = torch.nn.functional.pad(found, (0, made.shape[1] - found.shape[1]), value=-1)
+            found[which] = made
 
-    def _row_candidates(self, own: Tensor, rows: Tensor, threshold: float) -> _Candidates:
-        """Of the images ``own`` [m] with their rows of S, [m, n]."""
+    def _row_candidates(self, own: Tensor, rows: Tensor, threshold: float, width: int) -> Tensor:
+        """Of the images ``own`` [m] with their rows of S, [m, n]: int32 [m, 4 + n + width], as lists would tell."""
         keys = self._row_keys(rows).sort(dim=1, descending=True).values
         columns = columns_of(keys)
         there = (columns != own[:, None]) & (keys > key_of(-torch.inf, 0))
@@ -205,7 +165,10 @@ class OwnRows:
             keys = keys.masked_fill(keys > nan, NO_KEY).sort(dim=1, descending=True).values
             columns = columns_of(keys)
         above = keys > bar
-        return _Candidates(columns.masked_fill(~above, -1), above.sum(1), neighbor)
+        nothing = torch.zeros_like(neighbor)
+        head = torch.stack([above.sum(1), neighbor, nothing, nothing], dim=1)
+        candidates = torch.nn.functional.pad(columns.masked_fill(~above, -1), (0, width), value=-1)
+        return torch.cat([head, candidates], dim=1).to(torch.int32)
 
     def nearest(self, samples: Samples, k: int, query_rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """The k nearest other images of the own samples, int64 [b, k], and their similarities [b, k].
@@ -252,7 +215,7 @@ class OwnRows:
         rows = torch.cat(self.exchange.gather_rows(self.features[at], counts))
         products = row_products(rows, self.features)
         shapes = [(len(at), len(self.division.rows(rank))) for rank in range(self.division.size)]
-        return torch.cat(self.exchange.send(list(products.split(list(counts))), shapes), dim=1)
+        return torch.cat(self.exchange.send_parts(list(products.split(list(counts))), shapes), dim=1)
 
     def _counts(self, own: int) -> list[int]:
         """The numbers of all processes."""
@@ -260,69 +223,62 @@ class OwnRows:
 
     def _walk(
         self,
-        columns: Tensor,  # [b, K], the candidates of the own samples
-        chunk: Tensor,  # int32 [B, w], the first of all
-        counts: Tensor,  # int64 [B]
+        found: Tensor,  # int32 [b, 4 + K], the candidates of the own samples
+        rows: Tensor,  # int32 [B, 4 + w], the first of all
         min_rank: int,
         samples: Samples,
         aboard: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The positive candidates of all samples, (sample [E], column [E]) without their own images, in every process;
         and what all processes have sent of ``aboard``."""
-        anchor, rank = chunk[:, 0], counts.clamp_min(min_rank)
-        walking = (counts > 2) & (rank < self.division.n - 1)
-        ranks = rank.clamp_max(self.division.n).to(torch.int32)
-        position, width = torch.zeros_like(counts), 1
-        batch, share = len(samples.positions), self.division.n // self.division.size
-        most = max(1, min(CANDIDATES_AT_ONCE, PRODUCTS_AT_ONCE // max(batch * share, 1)))
-        positives: list[Tensor] = []
+        number, chunk = rows[:, NUMBER].contiguous(), rows[:, TOLD:].contiguous()
+        walk = Walk(number, chunk[:, 0].contiguous(), number.clamp(min_rank, self.division.n), min_rank)
+        checked = (number > 2) & (walk.rank < self.division.n - 1)
+        position, ends = torch.zeros(len(rows), dtype=torch.int64, device=rows.device), number.long()
+        batch, share = len(rows), self.division.n // self.division.size
+        most, width = max(1, min(CANDIDATES_AT_ONCE, PRODUCTS_AT_ONCE // max(batch * share, 1))), 1
+        positives: list[tuple[Tensor, Tensor]] = []
         answers: list[Tensor] | None = None
-        while bool((pending := position < counts).any()):
-            if position.any():
-                left = _Candidates(columns, counts[samples.own], counts)
-                own = _next_ones(left, position[samples.own], chunk.shape[1])
-                chunk = samples.of_owners(self.exchange.gather_rows(own, samples.counts))
-            there = (chunk >= 0) & pending[:, None]
-            asked = there & walking[:, None]
-            verdicts, *told = self._ask(chunk, asked, anchor, ranks, () if answers is not None else aboard)
+        while bool((left := position < ends).any()):
+            if positives:
+                own = _next_ones(found, ends[samples.own], position[samples.own], chunk.shape[1])
+                chunk = samples.of_owners(self.exchange.gather(padded(own, samples.most)))
+            is_asked = bool((left & checked).any())
+            verdicts, *told = self._ask(walk, chunk, is_asked, () if answers is not None else aboard)
             answers = told if answers is None else answers
-            untold = (verdicts == UNTOLD) & ((verdicts == INCONSISTENT).cumsum(1) == 0)
-            untold &= untold.cumsum(1) <= width
-            if bool(untold.any()):
-                behind = self._by_products(chunk, anchor, ranks, untold)
-                verdicts = verdicts.masked_fill(untold, CONSISTENT).masked_fill(behind, INCONSISTENT)
-            reached = verdicts != CONSISTENT
-            place = torch.where(reached.any(1), reached.to(torch.uint8).argmax(1), chunk.shape[1])
-            ended = ((verdicts == INCONSISTENT) & (reached.cumsum(1) == 1)).any(1)
-            after = (position + place).minimum(counts)
-            after = torch.where(ended, after.clamp_min(2).minimum(counts), after)
-            ahead = position[:, None] + torch.arange(chunk.shape[1], device=position.device)
-            positive = there & (ahead < after[:, None]) & (chunk != samples.positions[:, None])
-            sample, at = positive.nonzero().unbind(1)
-            positives.append(torch.stack([sample, chunk[sample, at].long()]))
-            counts = torch.where(pending & ended, after, counts)
-            position = torch.where(pending, after, position)
+            if is_asked and bool((verdicts == UNTOLD).any()):
+                verdicts = self._resolved(walk, chunk, verdicts, width)
+            positives.append(walk_candidates_(position, ends, verdicts, chunk, samples.positions))
             width = min(2 * width, most)  # who goes on will need many products
         if answers is None:
             answers = self.exchange.gather_all(aboard) if len(aboard) else []
-        none = torch.zeros(2, 0, dtype=torch.int64, device=counts.device)
-        sample, column = torch.cat([none, *positives], dim=1).unbind(0)
+        none = torch.zeros(0, dtype=torch.int64, device=rows.device)
+        sample, column = (
+            (torch.cat([none, *parts]) for parts in zip(*positives, strict=True))
+            if positives
+            else (none, none)
+        )
         return sample, column, answers
 
-    def _ask(
-        self, chunk: Tensor, asked: Tensor, anchor: Tensor, rank: Tensor, aboard: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """Verdicts int8 [B, w] on the ``asked`` candidates, CONSISTENT on the others; ``aboard`` of all, [R, ...]."""
-        if not bool(asked.any()):
-            return [torch.zeros_like(chunk), *(self.exchange.gather_all(aboard) if len(aboard) else ())]
-        local = chunk.long() - self.first
-        sample, place = (asked & (local >= 0) & (local < len(self.features))).nonzero().unbind(1)
-        own = torch.full(chunk.shape, ELSEWHERE, dtype=torch.int8, device=chunk.device)
-        own[sample, place] = listed_ranks(
-            *self.lists[:4], local[sample, place], anchor[sample].long(), rank[sample].long()
+    def _ask(self, walk: Walk, chunk: Tensor, is_asked: bool, aboard: Sequence[Tensor]) -> list[Tensor]:
+        """Verdicts int8 [B, w] on candidates int32 [B, w], ELSEWHERE where none is needed; ``aboard`` of all."""
+        if not is_asked:
+            told = self.exchange.gather_all(aboard) if len(aboard) else []
+            return [torch.full_like(chunk, ELSEWHERE, dtype=torch.int8), *told]
+        own = listed_verdicts(
+            *self.lists[:4], self.first, self.division.n, chunk, walk.anchor, walk.number, walk.min_rank
         )
         verdicts, *told = self.exchange.gather_all([own, *aboard])
-        return [verdicts.amin(0).masked_fill(~asked, CONSISTENT), *told]
+        return [verdicts.amin(0), *told]
+
+    def _resolved(self, walk: Walk, chunk: Tensor, verdicts: Tensor, width: int) -> Tensor:
+        """The same with the first ``width`` of each sample that lists do not tell and that the walk may reach."""
+        untold = (verdicts == UNTOLD) & ((verdicts == INCONSISTENT).cumsum(1) == 0)
+        untold &= untold.cumsum(1) <= width
+        if not bool(untold.any()):
+            return verdicts
+        behind = self._by_products(chunk, walk.anchor, walk.rank, untold)
+        return verdicts.masked_fill(untold, CONSISTENT).masked_fill(behind, INCONSISTENT)
 
     def _by_products(self, chunk: Tensor, anchor: Tensor, rank: Tensor, untold: Tensor) -> Tensor:
         """Which of the ``untold`` candidates [B, w] are inconsistent; every process calls it."""
@@ -330,7 +286,7 @@ class OwnRows:
         row, anchors = chunk[sample, place].long(), anchor[sample].long()
         distinct, inverse = row.unique(return_inverse=True)
         self.products += len(distinct)
-        owners = Samples.of(distinct, self.exchange, self.division)
+        owners = Samples(distinct, self.exchange.rank, self.division)
         rows = torch.cat(
             self.exchange.gather_rows(self.features[distinct[owners.own] - self.first], owners.counts)
         )
@@ -346,9 +302,8 @@ class OwnRows:
         return behind
 
 
-def _next_ones(found: _Candidates, position: Tensor, width: int) -> Tensor:
-    """Candidates of the own samples from ``position`` [b] on, int32 [b, width], -1 behind the last."""
+def _next_ones(found: Tensor, ends: Tensor, position: Tensor, width: int) -> Tensor:
+    """Candidates of the own samples from ``position`` [b] up to ``ends`` [b], int32 [b, width], -1 behind the last."""
     ahead = position[:, None] + torch.arange(width, device=position.device)
-    wide = torch.nn.functional.pad(found.columns, (0, 1), value=-1)
-    chosen = wide.gather(1, ahead.clamp_max(found.columns.shape[1]))
-    return chosen.masked_fill(ahead >= found.counts[:, None], -1).to(torch.int32)
+    chosen = found.gather(1, (TOLD + ahead).clamp_max(found.shape[1] - 1))
+    return chosen.masked_fill(ahead >= ends[:, None], -1)

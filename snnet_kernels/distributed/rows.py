@@ -1,7 +1,9 @@
-"""Which rows of the memories each process owns."""
+"""Which rows of the memories each process owns, and which samples of a batch it works on."""
 
 from __future__ import annotations
 
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -24,8 +26,54 @@ class Division(NamedTuple):
 
     def owner(self, index: Tensor) -> Tensor:
         """The rank int64 [m] that owns each row of ``index`` int64 [m]."""
-        ends = torch.tensor([self.rows(rank).stop for rank in range(self.size)], device=index.device)
-        return torch.searchsorted(ends, index.contiguous(), right=True)
+        return torch.searchsorted(_ends(self, index.device), index.contiguous(), right=True)
+
+
+@lru_cache(maxsize=8)
+def _ends(division: Division, device: torch.device) -> Tensor:
+    """Where the rows of each rank end, int64 [R]."""
+    with torch.inference_mode(False):
+        return torch.tensor([division.rows(rank).stop for rank in range(division.size)], device=device)
+
+
+class Samples:
+    """Who works on the samples of a batch."""
+
+    def __init__(self, positions: Tensor, rank: int, division: Division) -> None:
+        self.rank, self.division = rank, division
+        self.positions = positions  # int64 [B], of all processes
+        self.owner = division.owner(positions)  # int64 [B]
+        by_owner, self.order = self.owner.sort(stable=True)  # int64 [B], the places in the batch by owner
+        self.counts: list[int] = torch.bincount(self.owner, minlength=division.size).tolist()
+        self.most = max(self.counts)
+        starts = [0, *accumulate(self.counts)]
+        self.own = self.order[
+            starts[rank] : starts[rank + 1]
+        ]  # int64 [b], the places of this process's samples
+        ahead = torch.tensor([r * self.most - starts[r] for r in range(division.size)]).to(positions.device)
+        places = torch.arange(len(positions), device=positions.device) + ahead[by_owner]
+        self._at = torch.empty_like(places).scatter_(0, self.order, places)  # in blocks of all processes
+
+    def places(self, rank: int) -> Tensor:
+        """The places in the batch of the samples of a rank."""
+        return self.order.split(self.counts)[rank]
+
+    def of_owners(self, blocks: Tensor) -> Tensor:
+        """What each owner has said of its samples, [R, most, ...], in order of the batch: [B, ...]."""
+        return blocks.flatten(0, 1).index_select(0, self._at)
+
+    @cached_property
+    def rounds(self) -> list[tuple[Tensor | slice, Samples]]:
+        """Entries of the batch, split so that no image comes twice in a part, earlier entries in earlier parts."""
+        ordered, order = self.positions.sort(stable=True)
+        if len(ordered) == 0:
+            return []
+        if not bool((ordered[1:] == ordered[:-1]).any()):
+            return [(slice(None), self)]
+        turn = torch.empty_like(order)
+        turn[order] = torch.arange(len(order), device=order.device) - torch.searchsorted(ordered, ordered)
+        parts = [(turn == r).nonzero().flatten() for r in range(int(turn.max()) + 1)]
+        return [(part, Samples(self.positions[part], self.rank, self.division)) for part in parts]
 
 
 def own_rows(n: int, rank: int, world_size: int) -> range:

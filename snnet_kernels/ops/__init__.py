@@ -19,19 +19,19 @@ from .memory_update import update_memory_
 from .neighbor_lists import neighbor_lists
 from .neighbors import nearest_neighbors
 from .shard_lists import (
-    blend_rows_,
+    blended_rows,
     follow_moved_rows_,
     insert_pairs_,
-    listed_candidates,
-    listed_ranks,
+    moved_pairs,
     remove_pairs_,
 )
 from .shard_loss import hard_negative_bars, largest_negatives, own_columns_loss
+from .shard_prediction import listed_candidates, listed_verdicts, own_label_sets, walk_candidates_
 from .similarity import memory_similarity
 
 __all__ = [
     "blend_jaccard_",
-    "blend_rows_",
+    "blended_rows",
     "checks",
     "expand_query",
     "follow_moved_rows_",
@@ -43,18 +43,21 @@ __all__ = [
     "label_bytes",
     "largest_negatives",
     "listed_candidates",
-    "listed_ranks",
+    "listed_verdicts",
     "memory_similarity",
+    "moved_pairs",
     "mplp",
     "mutual_label_loss",
     "nearest_neighbors",
     "neighbor_lists",
     "own_columns_loss",
+    "own_label_sets",
     "pack_labels",
     "reciprocal_weights",
     "remove_pairs_",
     "unpack_labels",
     "update_memory_",
     "update_memory_by_hardest_",
+    "walk_candidates_",
     "write_labels_",
 ]

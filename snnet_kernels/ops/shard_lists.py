@@ -20,48 +20,27 @@ from .operation import operation
 _LISTS = ("columns", "values", "counts", "floors")
 
 
-def _candidates(
-    columns: Tensor, values: Tensor, counts: Tensor, floors: Tensor, row: Tensor, *_: object
-) -> Any:
-    return (
-        row.new_empty(row.shape[0], columns.shape[1], dtype=torch.int32),
-        row.new_empty(row.shape),
-        row.new_empty(row.shape),
-        row.new_empty(row.shape, dtype=torch.bool),
+@operation(
+    lambda memory, first, columns, floors, index, features, momentum, most: memory.new_empty(
+        most, memory.shape[1] + 2 + columns.shape[1]
     )
-
-
-@operation(_candidates)
-def listed_candidates(
-    columns: Tensor, values: Tensor, counts: Tensor, floors: Tensor, row: Tensor, first: int, threshold: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the lists of own rows ``row`` int64 [m] tell of their images.
-
-    Returns the columns above ``threshold`` int32 [m, K] by falling value, ties by lower column, -1 behind the last; how
-    many they are, int64 [m]; the nearest other image int64 [m], -1 without one; and whether the list tells both, bool
-    [m]. ``first`` is the image of row 0.
-    """
-    check_index_values("row", row, columns.shape[0])
-    lists = NeighborLists(columns, values, counts, floors)
-    return reference.listed_candidates(lists, row, first, threshold)
-
-
-@operation(lambda columns, values, counts, floors, row, *_: row.new_empty(row.shape, dtype=torch.int8))
-def listed_ranks(
-    columns: Tensor, values: Tensor, counts: Tensor, floors: Tensor, row: Tensor, anchor: Tensor, rank: Tensor
+)
+def blended_rows(
+    memory: Tensor,
+    first: int,
+    columns: Tensor,
+    floors: Tensor,
+    index: Tensor,
+    features: Tensor,
+    momentum: Tensor,
+    most: int,
 ) -> Tensor:
-    """Whether more than ``rank`` int64 [m] images are more similar to ``row`` int64 [m] than ``anchor`` int64 [m] is:
-    int8 [m], 0 or 1, and 2 where the list of the row does not tell."""
-    check_index_values("row", row, columns.shape[0])
-    return reference.listed_ranks(NeighborLists(columns, values, counts, floors), row, anchor, rank)
+    """What an update makes of the own ones of the distinct rows ``index`` int64 [m], float32 [most, d + 2 + K].
 
-
-@operation(lambda memory, index, *_: memory.new_empty(index.shape), writes=("memory",))
-def blend_rows_(memory: Tensor, index: Tensor, features: Tensor, momentum: Tensor) -> Tensor:
-    """memory[index] = normalize(α memory[index] + (1 − α) f) for distinct ``index`` int64 [m]: the lengths [m] before
-    the division, NaN where a row is not written because its length is not finite."""
-    check_index_values("index", index, memory.shape[0])
-    return reference.blend_rows_(memory, index, features, momentum)
+    Of each the row normalize(α memory[index] + (1 − α) f); its length before the division, NaN where it keeps what it
+    was because that is not finite; its floor; and the bits of the columns that it lists. Zeros behind the last.
+    """
+    return reference.blended_rows(memory, first, columns, floors, index, features, momentum, most)
 
 
 def _unknown_pairs(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,42 +52,77 @@ def _unknown_pairs(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _found_pairs(memory: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    sample, column, value = _unknown_pairs(memory)
-    return sample, column, value, torch.empty_like(sample, dtype=torch.bool)
+def _followed(*given: Any) -> tuple[Tensor, ...]:
+    blended, index, room = given[7], given[8], given[11]
+    size = torch.library.get_ctx().new_dynamic_size()
+    return (
+        blended.new_empty(blended.shape[0], index.shape[0] + 1 + 2 * room, dtype=torch.int32),
+        blended.new_empty(size, 2, dtype=torch.int32),
+        *_unknown_pairs(blended),
+    )
 
 
-@operation(_found_pairs, writes=_LISTS)
+@operation(_followed, writes=("memory", *_LISTS))
 def follow_moved_rows_(
     memory: Tensor,
-    first: int,
     columns: Tensor,
     values: Tensor,
     counts: Tensor,
     floors: Tensor,
+    first: int,
     similarity: Tensor,
-    moved: Tensor,
-    moved_index: Tensor,
-    moved_floors: Tensor,
-    lengths: Tensor,
-    moved_columns: Tensor,
+    blended: Tensor,
+    index: Tensor,
+    owner: Tensor,
     momentum: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The own side of a momentum update of m rows anywhere, whose new rows are ``moved`` [m, d].
+    room: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The own side of a momentum update of the distinct rows ``index`` int64 [m], whoever owns them.
 
-    Brings what unmoved own rows list of the moved ones up to date and drops what has fallen below both floors; empties
-    the own rows that moved. Returns every pair of a moved row and an own one above one of their floors: (sample in
-    ``moved`` int64 [E], column int64 [E], value [E], whether it is new to a row that did not move, bool [E]).
+    Writes the own ones of the rows. Brings what unmoved own rows list of the moved ones up to date, drops what has
+    fallen below both floors, and lists what has risen above one of them while there is room; empties the lists of
+    own rows that moved. Every pair of a moved row and an own one above one of their floors goes to the owner of the
+    moved row.
 
     Args:
         similarity: of the features with the own rows before the update, [m, n].
-        moved_index, moved_floors, lengths: position int64 [m], floor [m] and length before the division [m] of each.
-        moved_columns: what each listed before the update, int32 [m, K], -1 where it is nothing.
+        blended: what each process has made of its rows, [R, most, d + 2 + K], see :func:`blended_rows`.
+        owner: the process of each row, int64 [m].
+        room: pairs that travel to each process in the first block.
+
+    Returns:
+        The block that goes to each process, int32 [R, m + 1 + 2 room]: how many pairs each moved row has, whether there
+        are pairs without room here, and the first pairs for this process, (column, bits of the value). All pairs, int32
+        [E, 2], by process and then by moved row. And (row, column, value) [F] that found no room in own rows.
     """
+    lists = NeighborLists(columns, values, counts, floors)
     return reference.follow_moved_rows_(
-        memory, first, NeighborLists(columns, values, counts, floors), similarity, moved, moved_index,
-        moved_floors, lengths, moved_columns, momentum,
-    )  # fmt: skip
+        memory, lists, first, similarity, blended, index, owner, momentum, room
+    )
+
+
+@operation(
+    lambda blocks, rest, index, *_: (
+        *_unknown_pairs(blocks),
+        index.new_empty(2),
+    )
+)
+def moved_pairs(
+    blocks: Tensor, rest: Tensor, index: Tensor, owner: Tensor, rank: int, first: int, capacity: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The pairs that all processes have found for the own ones of the moved rows ``index`` int64 [m].
+
+    Args:
+        blocks: what each has sent to this process, int32 [R, m + 1 + 2 room], see :func:`follow_moved_rows_`.
+        rest: what is behind the room of the blocks, int32 [E, 2], process by process; none where it has not come.
+        owner: the process of each row, int64 [m]; ``rank`` is this one.
+
+    Returns:
+        (row, column, value) [P], none where the rest is missing; and int64 [2], which all know alike: the most pairs
+        that one process has for another, and whether a row of any process has more than ``capacity`` or pairs without
+        room.
+    """
+    return reference.moved_pairs(blocks, rest, index, owner, rank, first, capacity)
 
 
 @operation(lambda columns, values, *_: _unknown_pairs(values), writes=_LISTS)

@@ -16,39 +16,33 @@ from .operation import operation
 
 
 @operation(
-    lambda similarity, labels, first, k: (
-        similarity.new_empty(similarity.shape[0], k, dtype=torch.int64),
-        similarity.new_empty(similarity.shape[0], k, dtype=torch.uint8),
-    )
+    lambda similarity, labels, order, first, k: similarity.new_empty(order.shape[0], 9 * k, dtype=torch.uint8)
 )
 def largest_negatives(
-    similarity: Tensor, labels: Sequence[Tensor], first: int, k: int
-) -> tuple[Tensor, Tensor]:
+    similarity: Tensor, labels: Sequence[Tensor], order: Tensor, first: int, k: int
+) -> Tensor:
     """The ``k`` largest entries of each row of ``similarity`` [B, n] that are negative in one of the packed ``labels``.
 
-    Returns their keys int64 [B, k], columns counted from ``first`` on, in no order, and the sets uint8 [B, k] in which
-    each is negative (bit by bit). Where there are fewer the key is -2⁶³ and the sets are 0.
+    Uint8 [B, 9 k], of row ``order[b]`` (int64 [B]): the bytes of their keys int64 [k], columns counted from ``first``
+    on, in no order, and behind these the sets uint8 [k] in which each is negative (bit by bit). Where there are fewer
+    the key is -2⁶³ and the sets are 0.
     """
-    return reference.largest_negatives(similarity, labels, first, k)
+    return reference.largest_negatives(similarity, labels, order, first, k)
 
 
-@operation(
-    lambda keys, sets, wanted: (
-        torch.empty_like(wanted),
-        wanted.new_empty(wanted.shape[0], dtype=torch.bool),
-    )
-)
-def hard_negative_bars(keys: Tensor, sets: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+@operation(lambda found, positives, *_: positives.new_empty(positives.shape[0], positives.shape[1] + 1))
+def hard_negative_bars(found: Tensor, positives: Tensor, n: int, ratio: float) -> Tensor:
     """The key of the last hard negative of each sample and label set, of what R processes have sent.
 
     Args:
-        keys, sets: int64 and uint8 [b, R, k], as :func:`largest_negatives` gives them.
-        wanted: how many negatives are hard, int64 [b, sets]; none: the key is 2⁶³ - 1.
+        found: uint8 [R, b, 9 k], as :func:`largest_negatives` gives them.
+        positives: of each set in all ``n`` columns, int64 [b, sets]: of the n - p negatives ``ratio`` are hard, one at
+            least; of none the key is 2⁶³ - 1.
 
     Returns:
-        int64 [b, sets], and bool [b]: no process has kept back a key that is larger.
+        int64 [b, sets + 1], the last whether no process has kept back a key that is larger.
     """
-    return reference.hard_negative_bars(keys, sets, wanted)
+    return reference.hard_negative_bars(found, positives, n, ratio)
 
 
 @operation(
@@ -63,19 +57,24 @@ def own_columns_loss(
     labels: Sequence[Tensor],
     first: int,
     bars: Tensor,
-    positive_weights: Tensor,
-    hard_weights: Tensor,
+    positives: Tensor,
+    weights: Sequence[float],
+    delta: float,
+    images: int,
+    ratio: float,
 ) -> tuple[Tensor, Tensor]:
     """The own part of each row's ``mmcl`` loss, float64 [B], and of its gradient [B, d].
 
-    Label set k adds ``positive_weights[b, k] (1 − s)²`` for each positive and ``hard_weights[b, k] (1 + s)²`` for each
-    negative whose key is at least ``bars[b, k]``.
+    Label set k adds ``weights[k]`` times ``delta`` (1 − s)² / p for each of its p positives, and (1 + s)² / h for each
+    of the h negatives whose key is at least ``bars[b, k]``.
 
     Args:
         similarity: of the features with the own rows ``memory`` [n, d], [B, n].
         labels: one to three packed label tensors of the own columns, uint8 [B, label_bytes(n)].
         first: what the columns are counted from in keys.
         bars: int64 [B, sets].
-        positive_weights, hard_weights: float64 [B, sets].
+        positives: of each set in all ``images`` columns, int64 [B, sets]; ``ratio`` of the others are hard.
     """
-    return reference.own_columns_loss(similarity, memory, labels, first, bars, positive_weights, hard_weights)
+    return reference.own_columns_loss(
+        similarity, memory, labels, first, bars, positives, weights, delta, images, ratio
+    )

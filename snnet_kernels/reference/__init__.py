@@ -24,19 +24,19 @@ from .memory_update import update_memory_, update_memory_lists_
 from .neighbor_lists import neighbor_lists, symmetric_lists
 from .neighbors import nearest_neighbors
 from .shard_lists import (
-    blend_rows_,
+    blended_rows,
     follow_moved_rows_,
     insert_pairs_,
-    listed_candidates,
-    listed_ranks,
+    moved_pairs,
     remove_pairs_,
 )
 from .shard_loss import hard_negative_bars, largest_negatives, own_columns_loss
+from .shard_prediction import listed_candidates, listed_verdicts, own_label_sets, walk_candidates_
 from .similarity import memory_similarity, memory_similarity_backward, product
 
 __all__ = [
     "blend_jaccard_",
-    "blend_rows_",
+    "blended_rows",
     "camera_lists",
     "checksums",
     "expand_query",
@@ -52,10 +52,11 @@ __all__ = [
     "label_bytes",
     "largest_negatives",
     "listed_candidates",
-    "listed_ranks",
+    "listed_verdicts",
     "loop",
     "memory_similarity",
     "memory_similarity_backward",
+    "moved_pairs",
     "mplp",
     "mplp_from_lists",
     "mutual_label_loss",
@@ -64,6 +65,7 @@ __all__ = [
     "nearest_neighbors",
     "neighbor_lists",
     "own_columns_loss",
+    "own_label_sets",
     "pack_labels",
     "product",
     "reciprocal_weights",
@@ -73,6 +75,7 @@ __all__ = [
     "update_memory_",
     "update_memory_by_hardest_",
     "update_memory_lists_",
+    "walk_candidates_",
     "write_label_lists_",
     "write_labels_",
 ]

@@ -10,49 +10,113 @@ from torch import Tensor
 
 from ..neighbor_list_layout import NeighborLists
 from ..precision import matmul
-from ..selection_keys import NO_KEY, columns_of, keys_of, values_of
-from .list_labels import _ranks_behind
 from .memory_update import SLACK, _blend_rows_
 from .neighbor_lists import _rank_in_row
 
-CONSISTENT, INCONSISTENT, UNTOLD = 0, 1, 2
+MOVED_NUMBERS = 2  # behind a moved row: its length before the division, and its floor
 
 
-def listed_candidates(
-    lists: NeighborLists, row: Tensor, first: int, threshold: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Columns above the threshold in order, their number, the nearest other image, and whether the list tells both."""
-    listed, values, floors = lists.columns[row].long(), lists.values[row], lists.floors[row]
-    keys = keys_of(values, listed).masked_fill(listed < 0, NO_KEY)
-    bar = torch.tensor(threshold, dtype=torch.float32, device=floors.device)
-    above = keys.masked_fill(~(values > bar), NO_KEY).sort(dim=1, descending=True).values
-    counts = (above > NO_KEY).sum(1)
-    candidates = columns_of(above).masked_fill(above == NO_KEY, -1).to(torch.int32)
-    nearest = keys.masked_fill(listed == (row + first)[:, None], NO_KEY).amax(1)
-    largest = values_of(nearest).masked_fill(nearest == NO_KEY, -torch.inf)
-    neighbor = columns_of(nearest).masked_fill(largest == -torch.inf, -1)
-    told = ~(floors > bar) & ((largest > floors) | (floors == -torch.inf))
-    return candidates, counts, neighbor, told
-
-
-def listed_ranks(lists: NeighborLists, row: Tensor, anchor: Tensor, rank: Tensor) -> Tensor:
-    """Whether more than ``rank`` [m] images are more similar to a row than its anchor is; UNTOLD where unknown."""
-    behind, untold = _ranks_behind(lists, row, anchor, rank)
-    return torch.where(untold, UNTOLD, behind.to(torch.int8)).to(torch.int8)
-
-
-def blend_rows_(memory: Tensor, index: Tensor, features: Tensor, momentum: Tensor) -> Tensor:
-    """memory[index] <- normalize(α memory[index] + (1 − α) f) of distinct rows; lengths [m] before the division, NaN
-    where a row is not written because its length is not finite."""
-    found = torch.full((len(index),), torch.nan, dtype=memory.dtype, device=memory.device)
-    entries, lengths = _blend_rows_(
-        memory, index, features, torch.arange(len(index), device=index.device), momentum
-    )
-    found[entries] = lengths
-    return found
+def blended_rows(
+    memory: Tensor,
+    first: int,
+    columns: Tensor,
+    floors: Tensor,
+    index: Tensor,
+    features: Tensor,
+    momentum: Tensor,
+    most: int,
+) -> Tensor:
+    """What the own ones of the rows ``index`` become, [most, d + 2 + K]: the row, its length before the division (NaN
+    where it is not to be written), its floor and the columns that it lists, as bits."""
+    which = ((index >= first) & (index < first + len(memory))).nonzero().flatten()
+    at = index[which] - first
+    rows, lengths = memory[at], torch.full((len(at),), torch.nan, dtype=memory.dtype, device=memory.device)
+    every = torch.arange(len(at), device=at.device)
+    entries, found = _blend_rows_(rows, every, features[which].to(memory.dtype), every, momentum)
+    lengths[entries] = found
+    listed = columns[at].view(torch.float32)
+    blended = rows.new_zeros(most, rows.shape[1] + MOVED_NUMBERS + columns.shape[1])
+    blended[: len(at)] = torch.cat([rows, lengths[:, None], floors[at, None], listed], dim=1)
+    return blended
 
 
 def follow_moved_rows_(
+    memory: Tensor,
+    lists: NeighborLists,
+    first: int,
+    similarity: Tensor,
+    blended: Tensor,
+    index: Tensor,
+    owner: Tensor,
+    momentum: Tensor,
+    room: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Own rows and lists follow those of all that have moved: see the operation."""
+    ranks, d = len(blended), memory.shape[1]
+    order = owner.sort(stable=True).indices
+    place = torch.empty_like(owner)
+    place[order] = torch.arange(len(owner), device=owner.device)
+    counts = torch.bincount(owner, minlength=ranks)
+    found = blended[owner, place - (counts.cumsum(0) - counts)[owner]]
+    kept = found[:, d].isfinite().nonzero().flatten()
+    found, positions = found[kept], index[kept]
+    own = ((positions >= first) & (positions < first + len(memory))).nonzero().flatten()
+    memory[positions[own] - first] = found[own, :d]
+    sample, column, value, fresh = _followed(
+        memory, first, lists, similarity[kept], found[:, :d].contiguous(), positions, found[:, d + 1],
+        found[:, d], found[:, d + MOVED_NUMBERS :].contiguous().view(torch.int32), momentum,
+    )  # fmt: skip
+    new = column[fresh] - first, positions[sample[fresh]], value[fresh]
+    row, other, similar = _with_room(lists, *new)
+    entry = kept[sample]
+    travelling = torch.stack([column.to(torch.int32), value.view(torch.int32)], dim=1)
+    order = owner[entry].sort(stable=True).indices
+    parts = travelling[order].split(torch.bincount(owner[entry], minlength=ranks).tolist())
+    numbers = torch.bincount(entry, minlength=len(index)).to(torch.int32)
+    blocks = numbers.new_zeros(ranks, len(index) + 1 + 2 * room)
+    blocks[:, : len(index)], blocks[:, len(index)] = numbers, int(len(row) > 0)
+    for block, part in zip(blocks, parts, strict=True):
+        block[len(index) + 1 :][: 2 * len(part)] = part[:room].flatten()
+    return blocks, travelling[order], row, other, similar
+
+
+def _with_room(
+    lists: NeighborLists, row: Tensor, column: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """List pairs while a row has places; the others."""
+    order = row.sort(stable=True).indices
+    row, column, value = row[order], column[order], value[order]
+    place = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row) + lists.counts[row]
+    fits = place < lists.capacity
+    lists.columns[row[fits], place[fits]] = column[fits].to(torch.int32)
+    lists.values[row[fits], place[fits]] = value[fits]
+    lists.counts.add_(torch.bincount(row[fits], minlength=len(lists.counts)))
+    return row[~fits], column[~fits], value[~fits]
+
+
+def moved_pairs(
+    blocks: Tensor, rest: Tensor, index: Tensor, owner: Tensor, rank: int, first: int, capacity: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What has come for own rows, and how much there is: see the operation."""
+    m, ranks = len(index), len(blocks)
+    room = (blocks.shape[1] - m - 1) // 2
+    numbers, own = blocks[:, :m].long(), owner == rank
+    most = numbers.new_zeros(ranks, ranks).index_add_(1, owner, numbers).amax() if ranks else numbers.sum()
+    overflows = (numbers.sum(0) > capacity).any() | (blocks[:, m] != 0).any()
+    told = torch.stack([most, overflows.long()])
+    none = index[:0]
+    if int(most) > room and not len(rest):
+        return none, none, blocks.view(torch.float32).flatten()[:0], told
+    coming, row, found = numbers[:, own].sum(1).tolist(), [none], [rest[:0]]
+    behind = rest.split([max(count - room, 0) for count in coming])
+    for r, count in enumerate(coming):
+        row.append(index[own].repeat_interleave(numbers[r, own]) - first)
+        found += [blocks[r, m + 1 :].view(room, 2)[:count], behind[r]]
+    columns, values = torch.cat(found).unbind(1)
+    return torch.cat(row), columns.long(), values.contiguous().view(torch.float32), told
+
+
+def _followed(
     memory: Tensor,
     first: int,
     lists: NeighborLists,
@@ -64,7 +128,7 @@ def follow_moved_rows_(
     moved_columns: Tensor,
     momentum: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The own side of an update: see the operation."""
+    """Pairs of a moved row and an own one above one of their floors, and which are new to a row that did not move."""
     n, count, device = memory.shape[0], len(moved_index), memory.device
     place = moved_index - first
     own = (place >= 0) & (place < n)

@@ -12,9 +12,10 @@ from .label_memory import unpack_labels
 
 
 def largest_negatives(
-    similarity: Tensor, labels: Sequence[Tensor], first: int, k: int
-) -> tuple[Tensor, Tensor]:
-    """The k largest entries that are negative in some label set: keys [B, k], and the sets uint8 [B, k] in which."""
+    similarity: Tensor, labels: Sequence[Tensor], order: Tensor, first: int, k: int
+) -> Tensor:
+    """The k largest entries that are negative in some label set, uint8 [B, 9 k] of row ``order[b]``: keys, and the sets
+    in which."""
     batch_size, n = similarity.shape
     negative = [~unpack_labels(label, n) for label in labels]
     sets = torch.stack([flags.to(torch.uint8) << j for j, flags in enumerate(negative)]).sum(
@@ -23,27 +24,34 @@ def largest_negatives(
     columns = first + torch.arange(n, device=similarity.device).expand(batch_size, n)
     keys = keys_of(similarity, columns).masked_fill(sets == 0, NO_KEY)
     found, at = keys.topk(min(k, n), dim=1)
-    chosen = sets.gather(1, at)
-    room = (0, k - found.shape[1])
-    return torch.nn.functional.pad(found, room, value=NO_KEY), torch.nn.functional.pad(chosen, room)
+    chosen, room = sets.gather(1, at), (0, k - found.shape[1])
+    found = torch.nn.functional.pad(found, room, value=NO_KEY).view(torch.uint8).view(batch_size, 8 * k)
+    return torch.cat([found, torch.nn.functional.pad(chosen, room)], dim=1)[order]
 
 
-def hard_negative_bars(keys: Tensor, sets: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The key of the last hard negative of each sample and set, [b, sets], and whether none is kept back above it."""
-    kept_back = (
-        keys.amin(2).amax(1) if keys.shape[1] and keys.shape[2] else wanted.new_full((len(keys),), NO_KEY)
-    )
-    bars, sure = torch.full_like(wanted, HIGHEST_KEY), wanted.new_ones(len(wanted), dtype=torch.bool)
-    for k in range(wanted.shape[1]):
-        negative = (
-            keys.masked_fill((sets >> k & 1) == 0, NO_KEY).flatten(1).sort(dim=1, descending=True).values
-        )
+def hard_negative_bars(found: Tensor, positives: Tensor, n: int, ratio: float) -> Tensor:
+    """The key of the last hard negative of each sample and set, and whether none is kept back above it:
+    int64 [b, sets + 1]."""
+    k = found.shape[2] // 9
+    sets = found[:, :, 8 * k :].transpose(0, 1).flatten(1)  # [b, R k]
+    told = found[:, :, : 8 * k].contiguous().view(-1).view(torch.int64).view(*found.shape[:2], k)
+    keys, wanted = told.transpose(0, 1).flatten(1), _hard_negatives(positives, n, ratio)
+    kept_back = told.amin(2).amax(0) if len(found) and k else wanted.new_full((len(wanted),), NO_KEY)
+    bars, sure = torch.full_like(wanted, HIGHEST_KEY), torch.ones_like(kept_back, dtype=torch.bool)
+    for j in range(wanted.shape[1]):
+        negative = keys.masked_fill((sets >> j & 1) == 0, NO_KEY).sort(dim=1, descending=True).values
         negative = torch.nn.functional.pad(negative, (0, 1), value=NO_KEY)
-        place = (wanted[:, k, None] - 1).clamp(0, negative.shape[1] - 1)
-        any_wanted, bar = wanted[:, k] > 0, negative.gather(1, place).squeeze(1)
-        bars[:, k] = torch.where(any_wanted, bar, HIGHEST_KEY)
+        place = (wanted[:, j, None] - 1).clamp(0, negative.shape[1] - 1)
+        any_wanted, bar = wanted[:, j] > 0, negative.gather(1, place).squeeze(1)
+        bars[:, j] = torch.where(any_wanted, bar, HIGHEST_KEY)
         sure &= ~any_wanted | (kept_back <= bar)
-    return bars, sure
+    return torch.cat([bars, sure[:, None].long()], dim=1)
+
+
+def _hard_negatives(positives: Tensor, n: int, ratio: float) -> Tensor:
+    """How many of the n - positives negatives are hard."""
+    negatives = n - positives
+    return (ratio * negatives.double()).floor().long().clamp_min(1).minimum(negatives)
 
 
 def own_columns_loss(
@@ -52,18 +60,23 @@ def own_columns_loss(
     labels: Sequence[Tensor],
     first: int,
     bars: Tensor,
-    positive_weights: Tensor,
-    hard_weights: Tensor,
+    positives: Tensor,
+    weights: Sequence[float],
+    delta: float,
+    images: int,
+    ratio: float,
 ) -> tuple[Tensor, Tensor]:
     """The own part of the loss of each row, float64 [B], and of its gradient [B, d]."""
     n = similarity.shape[1]
     keys = keys_of(similarity, first + torch.arange(n, device=similarity.device).expand_as(similarity))
     s = similarity.double()
+    number = positives.clamp_min(1).double()
+    hard = _hard_negatives(positives, images, ratio).clamp_min(1).double()
     near, far = torch.zeros_like(s), torch.zeros_like(s)
-    for k, label in enumerate(labels):
+    for k, (label, weight) in enumerate(zip(labels, weights, strict=True)):
         positive = unpack_labels(label, n)
-        near += positive * positive_weights[:, k, None]
-        far += (~positive & (keys >= bars[:, k, None])) * hard_weights[:, k, None]
+        near += positive * (delta * weight / number[:, k, None])
+        far += (~positive & (keys >= bars[:, k, None])) * (weight / hard[:, k, None])
     nothing = (near == 0) & (far == 0)  # whatever s is there
     loss = (near * (s - 1).square() + far * (s + 1).square()).masked_fill(nothing, 0).sum(1)
     slopes = (2 * (near * (s - 1) + far * (s + 1))).masked_fill(nothing, 0)

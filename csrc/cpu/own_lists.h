@@ -1,0 +1,101 @@
+// The neighbour lists of the rows that one process owns, and pairs on their way into them.
+//
+// Rows are counted from the first own one, columns from the first image of all.
+#pragma once
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+#include "checks.h"
+#include "neighbor_lists.h"
+
+namespace snnet {
+
+struct Pair {
+  int64_t row, column;
+  float value;
+};
+
+class OwnLists : public NeighborLists {
+ public:
+  using NeighborLists::NeighborLists;
+
+  // The place of a column in row i, or its count.
+  int32_t place_of(int64_t i, int64_t column) const {
+    constexpr int32_t kBlock = 16;  // columns looked at before a branch
+    const int32_t *own = columns_of(i), wanted = static_cast<int32_t>(column), count = counts[i];
+    int32_t place = 0;
+    for (; place + kBlock <= count; place += kBlock) {
+      int is_here = 0;
+      for (int32_t j = 0; j < kBlock; ++j) is_here |= own[place + j] == wanted;
+      if (is_here) break;
+    }
+    return static_cast<int32_t>(std::find(own + place, own + count, wanted) - own);
+  }
+
+  void append(int64_t i, int64_t column, float value) const {
+    const int32_t place = counts[i]++;
+    columns_of(i)[place] = static_cast<int32_t>(column);
+    values_of(i)[place] = value;
+  }
+
+  // The last entry of row i takes the place.
+  void erase(int64_t i, int32_t place) const {
+    const int32_t last = --counts[i];
+    columns_of(i)[place] = columns_of(i)[last];
+    values_of(i)[place] = values_of(i)[last];
+    columns_of(i)[last] = -1;
+    values_of(i)[last] = -std::numeric_limits<float>::infinity();
+  }
+
+  void clear(int64_t i) const {
+    std::fill_n(columns_of(i), counts[i], -1);
+    std::fill_n(values_of(i), counts[i], -std::numeric_limits<float>::infinity());
+    counts[i] = 0;
+  }
+};
+
+inline OwnLists checked_lists(const Tensor& columns, const Tensor& values, const Tensor& counts, const Tensor& floors) {
+  const OwnLists lists(columns, values, counts, floors, rows_of(columns, "lists.columns"));
+  lists.check_counts();
+  return lists;
+}
+
+// values [size] of one type
+template <class T>
+const T* checked_vector(const Tensor& values, const char* name, ScalarType type, int64_t size) {
+  SNNET_CHECK(values.is_cpu() && values.scalar_type() == type && values.dim() == 1 && values.is_contiguous() &&
+                  values.size(0) == size,
+              name, " must be a contiguous vector of its type with ", size, " entries on the cpu");
+  return values.const_data_ptr<T>();
+}
+
+inline const int64_t* checked_longs(const Tensor& values, const char* name, int64_t size) {
+  return checked_vector<int64_t>(values, name, ScalarType::Long, size);
+}
+
+inline const int32_t* checked_ints(const Tensor& values, const char* name, int64_t size) {
+  return checked_vector<int32_t>(values, name, ScalarType::Int, size);
+}
+
+inline const float* checked_floats(const Tensor& values, const char* name, int64_t size) {
+  return checked_vector<float>(values, name, ScalarType::Float, size);
+}
+
+inline std::tuple<Tensor, Tensor, Tensor> pair_tensors(const Tensor& like, const std::vector<Pair>& pairs) {
+  const auto size = static_cast<int64_t>(pairs.size());
+  Tensor rows = torch::stable::new_empty(like, {size}, ScalarType::Long);
+  Tensor columns = torch::stable::new_empty(like, {size}, ScalarType::Long);
+  Tensor values = torch::stable::new_empty(like, {size}, ScalarType::Float);
+  int64_t *row = rows.mutable_data_ptr<int64_t>(), *column = columns.mutable_data_ptr<int64_t>();
+  float* value = floats(values);
+  for (int64_t e = 0; e < size; ++e) {
+    row[e] = pairs[e].row;
+    column[e] = pairs[e].column;
+    value[e] = pairs[e].value;
+  }
+  return {rows, columns, values};
+}
+
+}  // namespace snnet

@@ -1,0 +1,206 @@
+// Labels of a batch whose lists are divided over processes: what each of them tells the others, and what follows of it.
+//
+// Rows are counted from the first own one, columns from the first image of all.
+#include <algorithm>
+#include <functional>
+#include <tuple>
+#include <vector>
+
+#include "candidates.h"
+#include "own_lists.h"
+#include "vector.h"
+
+namespace snnet {
+namespace {
+
+constexpr int8_t kConsistent = 0, kInconsistent = 1, kUntold = 2, kElsewhere = 3;
+constexpr int64_t kTold = 4;  // numbers in front of the candidates of a sample
+
+struct Matrix32 {
+  Tensor held;
+  const int32_t* values;
+  int64_t columns;
+
+  Matrix32(const Tensor& given, const char* name, int64_t rows)
+      : held(torch::stable::contiguous(given)), values(nullptr), columns(given.dim() == 2 ? given.size(1) : 0) {
+    check_matrix(given, name, ScalarType::Int, rows, columns);
+    values = held.const_data_ptr<int32_t>();
+  }
+
+  const int32_t* row(int64_t i) const { return values + i * columns; }
+};
+
+// What the lists of own rows [m] tell of their images, int32 [m, 4 + places]: how many candidates are above the
+// threshold; the nearest other image, -1 without one; 1 where the list does not tell both, else 0; 0; and the candidates
+// in falling order, -1 behind the last.
+Tensor listed_candidates(const Tensor& columns, const Tensor& values, const Tensor& counts, const Tensor& floors,
+                         const Tensor& row, int64_t first, double threshold, int64_t places) {
+  const OwnLists lists = checked_lists(columns, values, counts, floors);
+  const Tensor positions = checked_index(row, lists.n);
+  const int64_t size = positions.size(0), width = kTold + places;
+  SNNET_CHECK(places >= lists.capacity, "places must be at least those of a list, ", lists.capacity, ", got ", places);
+  Tensor found = torch::stable::new_empty(row, {size, width}, ScalarType::Int);
+  const int64_t* at = positions.const_data_ptr<int64_t>();
+  int32_t* told = found.mutable_data_ptr<int32_t>();
+  const auto bar = static_cast<float>(threshold);
+  torch::stable::parallel_for(0, size, grain(4 * lists.capacity), [&](int64_t begin, int64_t end) {
+    std::vector<uint64_t> keys;
+    for (int64_t e = begin; e < end; ++e) {
+      const int64_t i = at[e];
+      uint64_t nearest = 0;  // the key of the nearest other image
+      keys.clear();
+      for (int32_t j = 0; j < lists.counts[i]; ++j) {
+        const float value = lists.values_of(i)[j];
+        const uint64_t key = selection_key(value, lists.columns_of(i)[j]);
+        if (value > bar) keys.push_back(key);
+        if (lists.columns_of(i)[j] != first + i) nearest = std::max(nearest, key);
+      }
+      std::sort(keys.begin(), keys.end(), std::greater<>());
+      int32_t* out = told + e * width;
+      std::fill(std::transform(keys.begin(), keys.end(), out + kTold, column_of_key), out + width, -1);
+      constexpr float kNothing = -std::numeric_limits<float>::infinity();
+      const float largest = nearest == 0 ? kNothing : value_of_key(nearest), floor = lists.floors[i];
+      out[0] = static_cast<int32_t>(keys.size());
+      out[1] = largest == kNothing ? -1 : column_of_key(nearest);
+      // What is not listed may be as large as the floor, and come first by its column.
+      out[2] = floor > bar || !(largest > floor || floor == kNothing);
+      out[3] = 0;
+    }
+  });
+  return found;
+}
+
+// Of the candidates int32 [B, w] of all samples, -1 where there is none, those that stand in own rows p: whether more
+// than max(number, min_rank) images are more similar to p than the sample's anchor is. Int8 [B, w]: 2 where the list of p
+// does not tell, 3 for all others, and for samples whose candidates need no check.
+Tensor listed_verdicts(const Tensor& columns, const Tensor& values, const Tensor& counts, const Tensor& floors,
+                       int64_t first, int64_t images, const Tensor& candidates, const Tensor& anchor,
+                       const Tensor& number, int64_t min_rank) {
+  const OwnLists lists = checked_lists(columns, values, counts, floors);
+  const int64_t size = rows_of(candidates, "candidates");
+  const Matrix32 asked(candidates, "candidates", size);
+  const Tensor anchors = torch::stable::contiguous(anchor), numbers = torch::stable::contiguous(number);
+  const int32_t *of = checked_ints(anchors, "anchor", size), *many = checked_ints(numbers, "number", size);
+  Tensor verdicts = torch::stable::new_empty(candidates, {size, asked.columns}, ScalarType::Char);
+  int8_t* out = verdicts.mutable_data_ptr<int8_t>();
+  std::fill_n(out, size * asked.columns, kElsewhere);
+  const PredictionOptions options{0.0f, min_rank};
+  torch::stable::parallel_for(0, size, grain(2 * lists.capacity * asked.columns), [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      if (!needs_check(many[b], options, images)) continue;
+      const int64_t rank = largest_consistent_rank(many[b], min_rank);
+      for (int64_t j = 0; j < asked.columns; ++j) {
+        const int64_t p = asked.row(b)[j] - first;
+        if (asked.row(b)[j] < 0 || p < 0 || p >= lists.n) continue;
+        const int32_t place = lists.place_of(p, of[b]);
+        const bool is_listed = place < lists.counts[p];
+        const float floor = lists.floors[p], bar = is_listed ? lists.values_of(p)[place] : floor;
+        const bool behind = vector_kernels().count_above(lists.values_of(p), lists.counts[p], bar, rank) > rank;
+        out[b * asked.columns + j] = behind ? kInconsistent : is_listed && bar >= floor ? kConsistent : kUntold;
+      }
+    }
+  });
+  return verdicts;
+}
+
+// A walk over the candidates int32 [B, w] from `position` int64 [B] on, which ends at ends int64 [B] or at the first that
+// is inconsistent, and stops in front of one that is untold; both move. The positives but index [B]: (sample, column).
+std::tuple<Tensor, Tensor> walk_candidates_(const Tensor& position, const Tensor& ends, const Tensor& verdicts,
+                                            const Tensor& candidates, const Tensor& index) {
+  const int64_t size = rows_of(candidates, "candidates");
+  const Matrix32 chunk(candidates, "candidates", size);
+  check_storage(verdicts, "verdicts", ScalarType::Char, size, chunk.columns);
+  const int8_t* verdict = verdicts.const_data_ptr<int8_t>();
+  const int64_t* own = checked_longs(index, "index", size);
+  checked_longs(position, "position", size);
+  checked_longs(ends, "ends", size);
+  int64_t *at = position.mutable_data_ptr<int64_t>(), *last = ends.mutable_data_ptr<int64_t>();
+  std::vector<std::pair<int64_t, int64_t>> found;
+  for (int64_t b = 0; b < size; ++b, verdict += chunk.columns) {
+    if (at[b] >= last[b]) continue;
+    int64_t place = 0;
+    while (place < chunk.columns && (verdict[place] == kConsistent || verdict[place] == kElsewhere)) ++place;
+    const bool has_ended = place < chunk.columns && verdict[place] == kInconsistent;
+    int64_t after = at[b] + place;
+    if (has_ended) after = std::max<int64_t>(after, 2);  // positive whatever the check says
+    after = std::min(after, last[b]);
+    for (int64_t j = 0; j < std::min(after - at[b], chunk.columns); ++j) {
+      const int32_t column = chunk.row(b)[j];
+      if (column >= 0 && column != own[b]) found.push_back({b, column});
+    }
+    at[b] = after;
+    if (has_ended) last[b] = after;
+  }
+  const auto pairs = static_cast<int64_t>(found.size());
+  Tensor samples = torch::stable::new_empty(position, {pairs}), columns = torch::stable::new_empty(position, {pairs});
+  int64_t *sample = samples.mutable_data_ptr<int64_t>(), *column = columns.mutable_data_ptr<int64_t>();
+  for (int64_t e = 0; e < pairs; ++e) std::tie(sample[e], column[e]) = found[e];
+  return {samples, columns};
+}
+
+// The label sets of all samples in the n own columns from `first` on, of what all processes have told.
+//
+// Main positives are the pairs (sample, column) int64 [E]; symmetric ones stand in entries int32 [R, most], of each
+// process sample by sample, sizes int32 [B] of those that it owns (`owner` int64 [B]); `neighbors` uint8 [B, L] are the
+// own columns of the neighbours' labels, which have told[r, b] positives in those of rank r. Main and symmetric labels
+// uint8 [B, L]; positives of the three sets in all columns int64 [B, 3]; how many of the second and third set are main
+// ones too, in the own columns, int32 [B, 2].
+std::tuple<Tensor, Tensor, Tensor, Tensor> own_label_sets(const Tensor& sample, const Tensor& column,
+                                                          const Tensor& owner, const Tensor& sizes,
+                                                          const Tensor& entries, const Tensor& neighbors,
+                                                          const Tensor& told, int64_t first, int64_t n) {
+  const int64_t batch_size = owner.size(0), ranks = rows_of(entries, "entries"), width = label_bytes(n);
+  const int64_t pairs = sample.size(0);
+  const int64_t *samples = checked_longs(sample, "sample", pairs), *columns = checked_longs(column, "column", pairs);
+  const int64_t* owners = checked_longs(owner, "owner", batch_size);
+  const Tensor given_sizes = torch::stable::contiguous(sizes);
+  const int32_t* size = checked_ints(given_sizes, "sizes", batch_size);
+  const Matrix32 listed(entries, "entries", ranks), of_neighbors(told, "told", ranks);
+  SNNET_CHECK(of_neighbors.columns == batch_size, "told must have ", batch_size, " columns");
+  check_storage(neighbors, "neighbors", ScalarType::Byte, batch_size, width);
+  Tensor main = torch::stable::new_zeros(neighbors, {batch_size, width});
+  Tensor symmetric = torch::stable::new_zeros(neighbors, {batch_size, width});
+  Tensor positives = torch::stable::new_zeros(neighbors, {batch_size, 3}, ScalarType::Long);
+  Tensor common = torch::stable::new_zeros(neighbors, {batch_size, 2}, ScalarType::Int);
+  uint8_t *main_bits = main.mutable_data_ptr<uint8_t>(), *symmetric_bits = symmetric.mutable_data_ptr<uint8_t>();
+  const uint8_t* neighbor_bits = neighbors.const_data_ptr<uint8_t>();
+  int64_t* number = positives.mutable_data_ptr<int64_t>();
+  int32_t* both = common.mutable_data_ptr<int32_t>();
+  const auto set_own = [&](uint8_t* bits, int64_t b, int64_t l) {
+    if (l >= first && l < first + n) set_bit(bits + b * width, l - first);
+  };
+  for (int64_t e = 0; e < pairs; ++e) {
+    SNNET_CHECK(samples[e] >= 0 && samples[e] < batch_size, "sample must lie in [0, ", batch_size, "), got ",
+                samples[e]);
+    set_own(main_bits, samples[e], columns[e]);
+    ++number[3 * samples[e]];
+  }
+  std::vector<int64_t> read(ranks);
+  for (int64_t b = 0; b < batch_size; ++b) {
+    const int64_t rank = owners[b];
+    SNNET_CHECK(rank >= 0 && rank < ranks, "owner must lie in [0, ", ranks, "), got ", rank);
+    SNNET_CHECK(size[b] >= 0 && read[rank] + size[b] <= listed.columns, "sizes of rank ", rank, " are more than ",
+                listed.columns, " entries");
+    for (int32_t j = 0; j < size[b]; ++j) set_own(symmetric_bits, b, listed.row(rank)[read[rank]++]);
+    number[3 * b + 1] = size[b];
+    for (int64_t r = 0; r < ranks; ++r) number[3 * b + 2] += of_neighbors.row(r)[b];
+  }
+  for (int64_t b = 0; b < batch_size; ++b) {
+    for (int64_t word = 0; 64 * word < n; ++word) {
+      const uint64_t bits = label_word(main_bits + b * width, word);
+      both[2 * b] += count_bits(bits & label_word(symmetric_bits + b * width, word));
+      both[2 * b + 1] += count_bits(bits & label_word(neighbor_bits + b * width, word));
+    }
+  }
+  return {main, symmetric, positives, common};
+}
+
+}  // namespace
+}  // namespace snnet
+
+STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) {
+  m.impl("listed_candidates", TORCH_BOX(&snnet::listed_candidates));
+  m.impl("listed_verdicts", TORCH_BOX(&snnet::listed_verdicts));
+  m.impl("walk_candidates_", TORCH_BOX(&snnet::walk_candidates_));
+  m.impl("own_label_sets", TORCH_BOX(&snnet::own_label_sets));
+}
