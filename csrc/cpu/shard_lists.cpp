@@ -106,8 +106,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> follow_moved_rows_(
 
 // What has come in the blocks of all processes int32 [R, m + 1 + 2 room] for the own ones of the rows index [m], and
 // behind them in `rest` int32 [E, 2], process by process: (row, column, value); and int64 [2]: the most pairs that one
-// process has for another, and whether a row has more than `capacity` or a process is full. Where there are more than
-// `room` and no rest there are no pairs.
+// process has for another, and whether a row has more than `capacity` or a process is full. Without a
+// rest that is needed there are no pairs.
 std::tuple<Tensor, Tensor, Tensor, Tensor> moved_pairs(const Tensor& blocks, const Tensor& rest, const Tensor& index,
                                                        const Tensor& owner, int64_t rank, int64_t first,
                                                        int64_t capacity) {
@@ -115,6 +115,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> moved_pairs(const Tensor& blocks, con
   SNNET_CHECK(width > size && (width - size - 1) % 2 == 0, "blocks must have ", size, " + 1 + 2 room columns, got ",
               width);
   check_storage(blocks, "blocks", ScalarType::Int, ranks, width);
+  SNNET_CHECK(rank >= 0 && rank < ranks, "rank must lie in [0, ", ranks, "), got ", rank);
   const int64_t room = (width - size - 1) / 2, beyond = rows_of(rest, "rest");
   check_storage(rest, "rest", ScalarType::Int, beyond, 2);
   const int64_t *at = checked_longs(index, "index", size), *owners = checked_longs(owner, "owner", size);
@@ -137,11 +138,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> moved_pairs(const Tensor& blocks, con
   told.mutable_data_ptr<int64_t>()[0] = most;
   told.mutable_data_ptr<int64_t>()[1] = overflows;
   std::vector<Pair> found;
-  const bool is_whole = most <= room || beyond > 0;
-  for (int64_t r = 0, used = 0; r < ranks && is_whole; ++r) {
+  int64_t needed = 0;  // behind the room
+  for (int64_t r = 0; r < ranks; ++r) needed += std::max<int64_t>(sent[r * ranks + rank] - room, 0);
+  SNNET_CHECK(beyond == 0 || beyond == needed, "rest must have the ", needed, " pairs behind the room, got ", beyond);
+  for (int64_t r = 0, used = 0; r < ranks && beyond == needed; ++r) {
     const int32_t* pair = block + r * width + size + 1;
     int64_t left = std::min(sent[r * ranks + rank], room);  // of the block
-    SNNET_CHECK(used + sent[r * ranks + rank] - left <= beyond, "rest must have what is behind the room");
     for (int64_t s = 0; s < size; ++s) {
       for (int32_t e = 0; owners[s] == rank && e < block[r * width + s]; ++e, pair += 2) {
         if (left-- == 0) pair = behind + 2 * used;

@@ -104,10 +104,10 @@ def moved_pairs(
     most = numbers.new_zeros(ranks, ranks).index_add_(1, owner, numbers).amax() if ranks else numbers.sum()
     overflows = (numbers.sum(0) > capacity).any() | (blocks[:, m] != 0).any()
     told = torch.stack([most, overflows.long()])
-    none = index[:0]
-    if int(most) > room and not len(rest):
+    none, coming = index[:0], numbers[:, own].sum(1).tolist()
+    if len(rest) < sum(max(count - room, 0) for count in coming):
         return none, none, blocks.view(torch.float32).flatten()[:0], told
-    coming, row, found = numbers[:, own].sum(1).tolist(), [none], [rest[:0]]
+    row, found = [none], [rest[:0]]
     behind = rest.split([max(count - room, 0) for count in coming])
     for r, count in enumerate(coming):
         row.append(index[own].repeat_interleave(numbers[r, own]) - first)
