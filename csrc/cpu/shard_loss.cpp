@@ -3,6 +3,7 @@
 // Which negatives are hard is decided over the columns of all processes: each gives its largest, as keys that order
 // all entries of a row, and learns for each label set the key from which on they count.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
 #include <tuple>
@@ -28,22 +29,24 @@ struct OwnColumns {
   int64_t batch_size, n, first;
   int sets;
   uint32_t all;  // a bit for each set
+  const float* values;
+  std::array<const uint8_t*, kMostSets> bits{};
 
   OwnColumns(const Tensor& given, const std::vector<Tensor>& labels, int64_t first_column)
       : similarity(torch::stable::contiguous(given)), batch_size(given.size(0)), n(given.size(1)), first(first_column),
-        sets(static_cast<int>(labels.size())), all((1u << labels.size()) - 1) {
+        sets(static_cast<int>(labels.size())), all((1u << labels.size()) - 1), values(const_floats(similarity)) {
     check_matrix(given, "similarity", ScalarType::Float, batch_size, n);
     SNNET_CHECK(!labels.empty() && labels.size() <= kMostSets, "labels must be 1 to 3 tensors, got ", labels.size());
     SNNET_CHECK(first >= 0 && first + n < std::numeric_limits<int32_t>::max(), "columns must fit an int32");
     for (const Tensor& label : labels) {
       check_matrix(label, "labels", ScalarType::Byte, batch_size, label_bytes(n));
-      held.push_back(torch::stable::contiguous(label));
+      bits[held.size()] = held.emplace_back(torch::stable::contiguous(label)).const_data_ptr<uint8_t>();
     }
   }
 
-  const float* row(int64_t b) const { return const_floats(similarity) + b * n; }
+  const float* row(int64_t b) const { return values + b * n; }
 
-  const uint8_t* label(int k, int64_t b) const { return held[k].const_data_ptr<uint8_t>() + b * label_bytes(n); }
+  const uint8_t* label(int k, int64_t b) const { return bits[k] + b * label_bytes(n); }
 
   uint32_t sets_of(int64_t b, int64_t column) const {
     uint32_t found = 0;
