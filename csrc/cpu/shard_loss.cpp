@@ -40,7 +40,8 @@ struct OwnColumns {
     SNNET_CHECK(first >= 0 && first + n < std::numeric_limits<int32_t>::max(), "columns must fit an int32");
     for (const Tensor& label : labels) {
       check_matrix(label, "labels", ScalarType::Byte, batch_size, label_bytes(n));
-      bits[held.size()] = held.emplace_back(torch::stable::contiguous(label)).const_data_ptr<uint8_t>();
+      held.push_back(torch::stable::contiguous(label));
+      bits[held.size() - 1] = held.back().const_data_ptr<uint8_t>();
     }
   }
 
