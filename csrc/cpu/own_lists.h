@@ -21,17 +21,27 @@ class OwnLists : public NeighborLists {
  public:
   using NeighborLists::NeighborLists;
 
+  static constexpr int32_t kLine = 16;  // entries of a cache line
+
   // The place of a column in row i, or its count.
   int32_t place_of(int64_t i, int64_t column) const {
-    constexpr int32_t kBlock = 16;  // columns looked at before a branch
     const int32_t *own = columns_of(i), wanted = static_cast<int32_t>(column), count = counts[i];
     int32_t place = 0;
-    for (; place + kBlock <= count; place += kBlock) {
+    for (; place + kLine <= count; place += kLine) {  // one branch for all of them
       int is_here = 0;
-      for (int32_t j = 0; j < kBlock; ++j) is_here |= own[place + j] == wanted;
+      for (int32_t j = 0; j < kLine; ++j) is_here |= own[place + j] == wanted;
       if (is_here) break;
     }
     return static_cast<int32_t>(std::find(own + place, own + count, wanted) - own);
+  }
+
+  void prefetch_columns(int64_t i) const {
+    for (int32_t j = 0; j < counts[i]; j += kLine) __builtin_prefetch(columns_of(i) + j);
+  }
+
+  void prefetch_row(int64_t i) const {
+    prefetch_columns(i);
+    for (int32_t j = 0; j < counts[i]; j += kLine) __builtin_prefetch(values_of(i) + j);
   }
 
   void append(int64_t i, int64_t column, float value) const {

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "../common/recurrence.h"
@@ -136,9 +137,10 @@ class OwnUpdate {
   void follow_listed(int64_t r, const std::vector<int32_t>& rows, std::vector<char>& is_listed) {
     const float* s = similarity_row(r);
     const bool afresh = error_grows(moved_.lengths[r], alpha_);
+    std::vector<std::pair<int32_t, float*>> stored_pairs;  // all of them, before the first is needed
     for (std::size_t j = 0; j < rows.size(); ++j) {
       constexpr std::size_t kAhead = 8;  // the rows are anywhere in memory
-      if (j + kAhead < rows.size()) __builtin_prefetch(lists_.columns_of(rows[j + kAhead]));
+      if (j + kAhead < rows.size()) lists_.prefetch_columns(rows[j + kAhead]);
       const int32_t l = rows[j];
       is_listed[l] = 1;
       if (entry_of_[l] >= 0) continue;
@@ -147,7 +149,11 @@ class OwnUpdate {
         is_symmetric_ = false;
         continue;
       }
-      float* stored = lists_.values_of(l) + place;
+      stored_pairs.push_back({l, lists_.values_of(l) + place});
+      __builtin_prefetch(stored_pairs.back().second);
+      __builtin_prefetch(s + l);
+    }
+    for (const auto& [l, stored] : stored_pairs) {
       *stored = afresh ? static_cast<float>(vector_kernels().dot(moved_row(r), memory_row(l), d_))
                        : blended_similarity(*stored, s[l], alpha_, beta_, moved_.lengths[r]);
       if (is_above_a_floor(r, l, *stored)) {

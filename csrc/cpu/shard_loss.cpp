@@ -165,9 +165,10 @@ Tensor hard_negative_bars(const Tensor& found, const Tensor& positives, int64_t 
 }
 
 // The own part of the loss of each row, float64 [B], and of its gradient [B, d]. Of label set k the negatives with a key
-// of at least bars[b, k] are hard; the set weighs weights[k], its positives[b, k] (of all `images` columns) delta times that.
+// of at least bars[b, k] are hard, all of which are among those that largest_negatives gave; the set weighs weights[k], its positives[b, k] (of all `images` columns) delta times that.
 std::tuple<Tensor, Tensor> own_columns_loss(const Tensor& similarity, const Tensor& memory,
-                                            const std::vector<Tensor>& labels, int64_t first, const Tensor& bars,
+                                            const std::vector<Tensor>& labels, const Tensor& order,
+                                            const Tensor& negatives, int64_t first, const Tensor& bars,
                                             const Tensor& positives, const std::vector<double>& weights, double delta,
                                             int64_t images, double ratio) {
   SNNET_CHECK(similarity.dim() == 2, "similarity must have 2 dimensions, got ", similarity.dim());
@@ -178,12 +179,16 @@ std::tuple<Tensor, Tensor> own_columns_loss(const Tensor& similarity, const Tens
   check_storage(positives, "positives", ScalarType::Long, own.batch_size, own.sets);
   SNNET_CHECK(static_cast<int>(weights.size()) == own.sets, "weights must be ", own.sets, " numbers, got ",
               weights.size());
+  const Tensor rows = checked_index(order, own.batch_size);
+  const int64_t size = rows.size(0), width = negatives.dim() == 2 ? negatives.size(1) : 0, count = width / kKeyBytes;
+  check_storage(negatives, "negatives", ScalarType::Byte, size, kKeyBytes * count);
   Tensor losses = torch::stable::new_zeros(similarity, {own.batch_size}, ScalarType::Double);
   Tensor grad = torch::stable::new_zeros(similarity, {own.batch_size, d});
   Slopes slopes(own.batch_size);
-  torch::stable::parallel_for(0, own.batch_size, grain(4 * own.n), [&](int64_t begin, int64_t end) {
-    std::vector<Entry> found(own.n);
-    for (int64_t b = begin; b < end; ++b) {
+  torch::stable::parallel_for(0, size, grain(own.n / 8 + 8 * count), [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> keys(count);
+    for (int64_t e = begin; e < end; ++e) {
+      const int64_t b = rows.const_data_ptr<int64_t>()[e];
       const int64_t* bar = bars.const_data_ptr<int64_t>() + b * own.sets;
       double positive[kMostSets], hard[kMostSets];  // what an entry weighs
       for (int k = 0; k < own.sets; ++k) {
@@ -209,16 +214,13 @@ std::tuple<Tensor, Tensor> own_columns_loss(const Tensor& similarity, const Tens
         slopes[b].push_back({static_cast<float>(2 * (near * (s - 1) + far * (s + 1))), static_cast<int32_t>(column)});
       };
       own.positives(b, false, [&](int64_t column) { add(column, own.sets_of(b, column)); });
-      const int64_t lowest = *std::min_element(bar, bar + own.sets);
-      const float least = value_of_key(static_cast<uint64_t>(lowest) ^ kSign);
-      int64_t count = vector_kernels().collect_from(row, own.n, least, 0, found.data());
-      int has_nan = 0;  // NaN is above everything, and reaches no bar
-      for (int64_t l = 0; l < own.n; ++l) has_nan |= row[l] != row[l];
-      for (int64_t l = 0; has_nan && l < own.n; ++l) {
-        if (row[l] != row[l]) found[count++].column = static_cast<int32_t>(l);
-      }
-      for (int64_t e = 0; e < count; ++e) {
-        if (own.sets_of(b, found[e].column) == 0) add(found[e].column, 0);
+      const uint8_t* given = negatives.const_data_ptr<uint8_t>() + e * width;
+      std::memcpy(keys.data(), given, 8 * count);
+      for (int64_t j = 0; j < count; ++j) {
+        if (given[8 * count + j] != own.all) continue;  // none, or a positive of some set
+        const int64_t column = column_of_key(static_cast<uint64_t>(keys[j]) ^ kSign) - first;
+        SNNET_CHECK(column >= 0 && column < own.n, "negatives must be of own columns, got ", first + column);
+        add(column, 0);
       }
       losses.mutable_data_ptr<double>()[b] = total;
     }

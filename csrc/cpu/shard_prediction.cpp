@@ -89,9 +89,12 @@ Tensor listed_verdicts(const Tensor& columns, const Tensor& values, const Tensor
     for (int64_t b = begin; b < end; ++b) {
       if (!needs_check(many[b], options, images)) continue;
       const int64_t rank = largest_consistent_rank(many[b], min_rank);
+      const auto is_own = [&](int64_t j) { return asked.row(b)[j] >= first && asked.row(b)[j] < first + lists.n; };
       for (int64_t j = 0; j < asked.columns; ++j) {
+        constexpr int64_t kAhead = 4;  // the rows are anywhere in memory
+        if (j + kAhead < asked.columns && is_own(j + kAhead)) lists.prefetch_row(asked.row(b)[j + kAhead] - first);
+        if (!is_own(j)) continue;
         const int64_t p = asked.row(b)[j] - first;
-        if (asked.row(b)[j] < 0 || p < 0 || p >= lists.n) continue;
         const int32_t place = lists.place_of(p, of[b]);
         const bool is_listed = place < lists.counts[p];
         const float floor = lists.floors[p], bar = is_listed ? lists.values_of(p)[place] : floor;

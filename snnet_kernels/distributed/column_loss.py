@@ -84,26 +84,24 @@ class ColumnLoss:
         most = max(1, math.floor(ratio * n))
         share = min(n, most // self.division.size + 4 * math.isqrt(most) + 8)
         while True:
-            told, aboard_of_all = self._bars(similarity, labels, share, positives, aboard)
+            negatives = largest_negatives(similarity, labels, self.samples.order, self.first, share)
+            told, aboard_of_all = self._bars(negatives, positives, aboard)
             if bool(told[:, -1].all()):
                 break
             share = min(2 * share, n)
         losses, gradient = own_columns_loss(
-            similarity, memory, labels, self.first, told[:, :-1].contiguous(), positives, shares,
-            self.options.delta, n, ratio,
+            similarity, memory, labels, self.samples.order, negatives, self.first, told[:, :-1].contiguous(),
+            positives, shares, self.options.delta, n, ratio,
         )  # fmt: skip
         return losses, gradient, aboard_of_all
 
-    def _bars(
-        self, similarity: Tensor, labels: Sequence[Tensor], share: int, positives: Tensor, aboard: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _bars(self, negatives: Tensor, positives: Tensor, aboard: Tensor) -> tuple[Tensor, Tensor]:
         """The key of the last hard negative of each sample and label set, and whether these are sure, int64 [B, sets +
         1]; ``aboard`` of all."""
         samples, size = self.samples, self.exchange.size
-        negatives = largest_negatives(similarity, labels, samples.order, self.first, share)
         found = self.exchange.send(negatives, samples.counts, [len(samples.own)] * size)
         bars = hard_negative_bars(
-            found.view(size, len(samples.own), 9 * share),
+            found.view(size, len(samples.own), negatives.shape[1]),
             positives[samples.own],
             self.division.n,
             self.options.hard_negative_ratio,

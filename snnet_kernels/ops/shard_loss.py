@@ -55,6 +55,8 @@ def own_columns_loss(
     similarity: Tensor,
     memory: Tensor,
     labels: Sequence[Tensor],
+    order: Tensor,
+    negatives: Tensor,
     first: int,
     bars: Tensor,
     positives: Tensor,
@@ -71,10 +73,11 @@ def own_columns_loss(
     Args:
         similarity: of the features with the own rows ``memory`` [n, d], [B, n].
         labels: one to three packed label tensors of the own columns, uint8 [B, label_bytes(n)].
+        order, negatives: every row once, and what :func:`largest_negatives` gave of it: all that reaches a bar.
         first: what the columns are counted from in keys.
         bars: int64 [B, sets].
         positives: of each set in all ``images`` columns, int64 [B, sets]; ``ratio`` of the others are hard.
     """
     return reference.own_columns_loss(
-        similarity, memory, labels, first, bars, positives, weights, delta, images, ratio
+        similarity, memory, labels, order, negatives, first, bars, positives, weights, delta, images, ratio
     )

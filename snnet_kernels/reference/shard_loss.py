@@ -58,6 +58,8 @@ def own_columns_loss(
     similarity: Tensor,
     memory: Tensor,
     labels: Sequence[Tensor],
+    order: Tensor,
+    negatives: Tensor,
     first: int,
     bars: Tensor,
     positives: Tensor,
@@ -66,7 +68,7 @@ def own_columns_loss(
     images: int,
     ratio: float,
 ) -> tuple[Tensor, Tensor]:
-    """The own part of the loss of each row, float64 [B], and of its gradient [B, d]."""
+    """The own part of the loss of each row, float64 [B], and of its gradient [B, d]; finds all that is hard again."""
     n = similarity.shape[1]
     keys = keys_of(similarity, first + torch.arange(n, device=similarity.device).expand_as(similarity))
     s = similarity.double()
