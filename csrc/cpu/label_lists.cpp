@@ -173,10 +173,28 @@ Tensor gather_label_lists(const Tensor& entries, const Tensor& starts, const Ten
   return gathered;
 }
 
+// The entries of the lists at index, one list after the other, int32 [E]; and how many each has, int32 [B].
+std::tuple<Tensor, Tensor> gather_list_entries(const Tensor& entries, const Tensor& starts, const Tensor& counts,
+                                               const Tensor& index) {
+  const Table table(entries, starts, counts, counts, torch::stable::new_zeros(index, {}, ScalarType::Long));
+  const Tensor positions = checked_index(index, table.n);
+  const int64_t* at = positions.const_data_ptr<int64_t>();
+  const int64_t size = positions.size(0);
+  Tensor sizes = torch::stable::new_empty(index, {size}, ScalarType::Int);
+  int32_t* number = sizes.mutable_data_ptr<int32_t>();
+  int64_t total = 0;
+  for (int64_t b = 0; b < size; ++b) total += number[b] = table.counts[at[b]];
+  Tensor gathered = torch::stable::new_empty(index, {total}, ScalarType::Int);
+  int32_t* out = gathered.mutable_data_ptr<int32_t>();
+  for (int64_t b = 0; b < size; ++b) out = std::copy_n(table.list(at[b]), number[b], out);
+  return {gathered, sizes};
+}
+
 }  // namespace
 }  // namespace snnet
 
 STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) {
   m.impl("write_label_lists_", TORCH_BOX(&snnet::write_label_lists_));
   m.impl("gather_label_lists", TORCH_BOX(&snnet::gather_label_lists));
+  m.impl("gather_list_entries", TORCH_BOX(&snnet::gather_list_entries));
 }

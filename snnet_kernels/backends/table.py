@@ -32,6 +32,7 @@ TABLE = {
     "gather_labels": _COMPILED,
     "checksums": _ON_CPU,
     "gather_label_lists": _ON_CPU,
+    "gather_list_entries": _ON_CPU,
     "write_label_lists_": _ON_CPU,
     "memory_similarity": Servers(("cpu",), (), (), plain=True),
     "memory_similarity_backward": Servers(("cpu",), (), (), plain=True),

@@ -195,7 +195,7 @@ class ShardedHead(SNNetHead):
                 return OTHER_BATCH, []
             if self.warmup or not self.training:
                 return 0, []
-            if self.memory._are_stale(batch.samples.positions):
+            if self.memory._are_stale(batch.samples.rows):
                 return STALE_LISTS, []
             mine.append(self._blended(batch))
             return 0, mine
@@ -211,7 +211,7 @@ class ShardedHead(SNNetHead):
         if batch is None or OTHER_BATCH in told.flags:
             batch = self._gathered(live, told.checked)
             if not self.warmup:
-                self.memory._current_lists(batch.samples.positions)
+                self.memory._current_lists(batch.samples.rows)
         elif STALE_LISTS in told.flags:
             self.memory.build_lists_()
         elif mine:

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from .. import checks
-from ..label_list_layout import list_entries
 from ..label_memory import PseudoLabelMemory
 from ..label_tables import LabelTables
 from ..layout import label_bytes
+from ..ops.label_lists import gather_list_entries
 from ..ops.shard_prediction import own_label_sets
 from .exchange import Exchange
 from .packing import joined_columns, split_columns
@@ -115,10 +115,7 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
 
     def inquiry(self, samples: Samples) -> Inquiry:
         """What the owners of the samples tell all processes of the symmetric labels; and all of the neighbours'."""
-        entries, starts, counts = self.tables.lists("column")
-        at = samples.positions[samples.own] - self.own_rows.start
-        sizes = counts[at]
-        row = list_entries(entries, starts[at], sizes)[1].to(torch.int32)
+        row, sizes = gather_list_entries(*self.tables.lists("column"), samples.rows)
         positives = self.tables.lists("row")[2]  # of each image, in the own columns
         return Inquiry(
             sizes, row, lambda neighbor: positives[neighbor.clamp_min(0)].masked_fill(neighbor < 0, 0)

@@ -55,11 +55,6 @@ class ShardedExemplarMemory(ExemplarMemory):
             "floor": self.lists.floor,
         }
 
-    def own(self, index: Tensor) -> Tensor:
-        """Places in the own rows of those positions int64 [B] that are among them."""
-        start, stop = self.own_rows.start, self.own_rows.stop
-        return index[(index >= start) & (index < stop)] - start
-
     def initialize_(self, features: Tensor) -> None:
         """Fill M with ``features``: of all images, [n, d], or of the own rows alone; see :class:`ExemplarMemory`."""
         device = self.features.device
@@ -110,17 +105,20 @@ class ShardedExemplarMemory(ExemplarMemory):
             return None if rows is None else checks.check_index("rows", rows, self.num_instances)
 
         checked = self.exchange.agreed("current_lists", self.features.device, check, lambda _: self.facts())
-        return self._current_lists(checked)
+        if checked is None:
+            return self._current_lists(None)
+        start, stop = self.own_rows.start, self.own_rows.stop
+        return self._current_lists(checked[(checked >= start) & (checked < stop)] - start)
 
     def _current_lists(self, rows: Tensor | None) -> ShardedLists:
-        """The same where all ranks have agreed on their call."""
+        """The same where all ranks have agreed on their call; own ``rows``, counted from the first."""
         if self.exchange.any(self._are_stale(rows), self.features.device):
             self.build_lists_()
         return self.lists
 
     def _are_stale(self, rows: Tensor | None) -> bool:
-        """Whether the own lists are not those of the own features; those among ``rows`` int64 [k] are compared."""
-        self._notice(None if rows is None else self.own(rows))
+        """Whether the own lists are not those of the own features, of which ``rows`` int64 [k] are compared."""
+        self._notice(rows)
         return self.lists.tables is None or not self._lists_follow
 
     def similarity(self, features: Tensor) -> Tensor:
@@ -152,7 +150,7 @@ class ShardedExemplarMemory(ExemplarMemory):
         inquiry: Inquiry | None = None,
     ) -> Predicted:
         """Labels of the samples of all processes, in all of them; lists that are not those of M are made afresh."""
-        stale = self._are_stale(samples.positions)
+        stale = self._are_stale(samples.rows)
         while True:
             own = OwnRows(self.features, self.lists.tables, self.exchange, self.division)
             found = own.predict(samples, threshold, min_rank, query_rows, stale=stale, inquiry=inquiry)
@@ -217,7 +215,7 @@ class ShardedExemplarMemory(ExemplarMemory):
         return samples, self.exchange.send_rows(parts)
 
     def _own_rows(self, samples: Samples) -> OwnRows:
-        tables = self._current_lists(samples.positions).tables
+        tables = self._current_lists(samples.rows).tables
         assert tables is not None
         return OwnRows(self.features, tables, self.exchange, self.division)
 
@@ -247,11 +245,11 @@ class ShardedExemplarMemory(ExemplarMemory):
             lambda found: {"the number of samples": len(found[0]), "momentum": float(found[2]), **self.facts()},
         )  # fmt: skip
         rows, everything = (part.flatten(0, 1) for part in self.exchange.gather_all([live.contiguous(), own]))
+        samples = Samples(everything, self.exchange.rank, self.division)
         known = self.version
-        lists = self._current_lists(everything)
+        lists = self._current_lists(samples.rows)
         if similarity is not None:  # unless it is of what the memory was before something else wrote it
             similarity = similarity.detach().float() if self.version == known else None
-        samples = Samples(everything, self.exchange.rank, self.division)
         self._blend_(samples, rows, alpha, similarity, lists)
 
     def _blend_(
@@ -275,7 +273,7 @@ class ShardedExemplarMemory(ExemplarMemory):
         if lists is None:
             self._count_change()
         else:
-            self._vouch_for_lists(samples.positions[samples.own] - self.own_rows.start)
+            self._vouch_for_lists(samples.rows)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         own = f"{prefix}lists."

@@ -188,8 +188,7 @@ def update_(
     of the first of the rounds of the samples, if it has travelled already.
     """
     if rows.lists is None or similarity is None:
-        own = samples.own
-        update_memory_(rows.memory, samples.positions[own] - rows.first, features[own], rows.momentum)
+        update_memory_(rows.memory, samples.rows, features[samples.own], rows.momentum)
         return
     rounds = samples.rounds
     if len(rounds) > 1:
@@ -199,7 +198,7 @@ def update_(
             blended = rows.exchange.gather(rows.blended(part, features[entries]))
         rows.follow_(part, similarity[entries], blended)
         blended = None
-        later, own = rounds[turn + 1 :], part.positions[part.own] - rows.first
+        later, own = rounds[turn + 1 :], part.rows
         if len(later) and len(own):  # the later entries meet the memory as it is now
             at = torch.cat([entry for entry, _ in later if isinstance(entry, Tensor)])
             similarity[at[:, None], own[None, :]] = row_products(features[at], rows.memory[own])

@@ -125,7 +125,7 @@ class OwnRows:
             found = self._row_candidates(own, query_rows, threshold, width)
         else:
             places = max(self.lists.capacity, width)
-            found = listed_candidates(*self.lists[:4], own - self.first, self.first, threshold, places)
+            found = listed_candidates(*self.lists[:4], samples.rows, self.first, threshold, places)
         while True:
             if inquiry is not None:
                 found[:, SIZE] = inquiry.sizes
@@ -148,7 +148,7 @@ class OwnRows:
             counts = (heads[..., MISSING] == INCOMPLETE).sum(1).tolist()
             self.products += sum(counts)
             which = found[:, MISSING].nonzero().flatten()
-            whole = self._whole_rows(own[which] - self.first, counts)
+            whole = self._whole_rows(samples.rows[which], counts)
             made = self._row_candidates(own[which], whole, threshold, width)
             found = torch.nn.functional.pad(found, (0, made.shape[1] - found.shape[1]), value=-1)
             found[which] = made
@@ -186,7 +186,7 @@ class OwnRows:
         """Keys [b, K] of the own samples' rows, the k nearest others among them."""
         if query_rows is not None:
             return self._row_keys(query_rows)
-        at = samples.positions[samples.own] - self.first
+        at = samples.rows
         keys, incomplete = self._listed(at, k)
         counts = self._counts(int(incomplete.sum()))
         if sum(counts):
@@ -287,9 +287,7 @@ class OwnRows:
         distinct, inverse = row.unique(return_inverse=True)
         self.products += len(distinct)
         owners = Samples(distinct, self.exchange.rank, self.division)
-        rows = torch.cat(
-            self.exchange.gather_rows(self.features[distinct[owners.own] - self.first], owners.counts)
-        )
+        rows = torch.cat(self.exchange.gather_rows(self.features[owners.rows], owners.counts))
         products = row_products(rows, self.features)[inverse]
         local = anchors - self.first
         own = (local >= 0) & (local < len(self.features))

@@ -47,9 +47,9 @@ class Samples:
         self.counts: list[int] = torch.bincount(self.owner, minlength=division.size).tolist()
         self.most = max(self.counts)
         starts = [0, *accumulate(self.counts)]
-        self.own = self.order[
-            starts[rank] : starts[rank + 1]
-        ]  # int64 [b], the places of this process's samples
+        # The places of this process's samples in the batch, and in its own rows, int64 [b].
+        self.own = self.order[starts[rank] : starts[rank + 1]]
+        self.rows = positions[self.own] - division.rows(rank).start
         ahead = torch.tensor([r * self.most - starts[r] for r in range(division.size)]).to(positions.device)
         places = torch.arange(len(positions), device=positions.device) + ahead[by_owner]
         self._at = torch.empty_like(places).scatter_(0, self.order, places)  # in blocks of all processes

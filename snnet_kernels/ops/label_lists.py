@@ -27,6 +27,20 @@ def gather_label_lists(entries: Tensor, starts: Tensor, counts: Tensor, index: T
     return reference.gather_label_lists(entries, starts, counts, index, n)
 
 
+def _gathered(entries: Tensor, starts: Tensor, counts: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    size = torch.library.get_ctx().new_dynamic_size()
+    return entries.new_empty(size), counts.new_empty(index.shape)
+
+
+@operation(_gathered)
+def gather_list_entries(
+    entries: Tensor, starts: Tensor, counts: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Entries int32 [E] of the lists at ``index`` [B], one list after the other; and how many each has, int32 [B]."""
+    check_index_values("index", index, starts.shape[0])
+    return reference.gather_list_entries(entries, starts, counts, index)
+
+
 @operation(
     lambda row_entries, *rest: rest[-2].new_empty(2),
     writes=(

@@ -10,7 +10,7 @@ from .camera_lists import camera_lists
 from .checksums import checksums
 from .cluster_memory import update_memory_by_hardest_
 from .jaccard_graph import blend_jaccard_, expand_query, jaccard_pairs, reciprocal_weights
-from .label_lists import gather_label_lists, write_label_lists_
+from .label_lists import gather_label_lists, gather_list_entries, write_label_lists_
 from .label_memory import gather_labels, pack_labels, unpack_labels, write_labels_
 from .label_prediction import mplp
 from .list_labels import mplp_from_lists, nearest_from_lists
@@ -45,6 +45,7 @@ __all__ = [
     "fused_mutual_label_loss_with_grad",
     "gather_label_lists",
     "gather_labels",
+    "gather_list_entries",
     "hard_negative_bars",
     "identity_labels",
     "insert_pairs_",

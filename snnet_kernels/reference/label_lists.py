@@ -20,6 +20,14 @@ def gather_label_lists(entries: Tensor, starts: Tensor, counts: Tensor, index: T
     return pack_labels(dense)
 
 
+def gather_list_entries(
+    entries: Tensor, starts: Tensor, counts: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Entries [E] of the lists at ``index`` [B], one after the other, and how many each has."""
+    sizes = counts[index]
+    return list_entries(entries, starts[index], sizes)[1].to(torch.int32), sizes
+
+
 def write_label_lists_(rows: Table, columns: Table, index: Tensor, labels: Tensor) -> Tensor:
     """P[index] = labels where both tables have the places; how many they need otherwise, int64 [2]."""
     n, columns_of_p = len(rows[1]), len(columns[1])
