@@ -58,6 +58,19 @@ def test_lists_hold_what_bits_hold(n, seed, shares, plain):
     same(bits, lists, torch.cat([torch.randint(n, (9,), generator=generator), torch.tensor([-1])]))
 
 
+def test_entries_of_lists_come_one_list_after_the_other():
+    tables = filled("lists").tables
+    index = torch.tensor([30, 3, 30, 129])
+    wanted = [tables.rows(index[b : b + 1]) for b in range(4)]
+    for gather in (torch.ops.snnet.gather_list_entries, reference.gather_list_entries):
+        entries, sizes = gather(*tables.lists("row"), index)
+        assert entries.dtype == sizes.dtype == torch.int32 and len(entries) == int(sizes.sum())
+        for own, labels in zip(entries.split(sizes.tolist()), wanted, strict=True):
+            assert own.sort().values.tolist() == sk.unpack_labels(labels, 130).nonzero()[:, 1].tolist()
+    with pytest.raises(ValueError, match=r"index must lie in \[0, 130\), got -1"):
+        torch.ops.snnet.gather_list_entries(*tables.lists("row"), torch.tensor([-1]))
+
+
 def filled(storage: str, n: int = 130) -> sk.PseudoLabelMemory:
     memory = sk.PseudoLabelMemory(n, storage=storage)
     labels = torch.rand(50, n, generator=torch.Generator().manual_seed(0)) < 0.1

@@ -43,24 +43,29 @@ def triples(pairs: tuple[Tensor, ...]) -> list[tuple]:
 
 
 @pytest.mark.parametrize("capacity", [6, 40, N])
-def test_ranks_are_those_of_the_whole_row(capacity):
+def test_verdicts_are_those_of_the_whole_rows(capacity):
     memory = clustered_features(N, D)
-    lists, similarity = (
-        symmetric_lists(memory, capacity, None if capacity == N else 0.2),
-        sk.memory_similarity(memory, memory),
-    )
+    lists = symmetric_lists(memory, capacity, None if capacity == N else 0.2)
+    similarity = sk.memory_similarity(memory, memory)
     generator = torch.Generator().manual_seed(1)
-    row, anchor = (
-        torch.randint(N - FIRST, (400,), generator=generator),
-        torch.randint(N, (400,), generator=generator),
+    candidates = torch.randint(N, (40, 10), generator=generator, dtype=torch.int32)
+    candidates[7, 4:] = -1
+    anchor = torch.randint(N, (40,), generator=generator, dtype=torch.int32)
+    number = torch.randint(2, 30, (40,), generator=generator, dtype=torch.int32)
+    number[:2] = torch.tensor([2, N - 1])  # neither is checked
+    (compiled, _), (plain, _) = both_forms(
+        "listed_verdicts", *shard(lists), FIRST, N, candidates, anchor, number, 5
     )
-    rank = torch.randint(30, (400,), generator=generator)
-    (compiled, _), (plain, _) = both_forms("listed_ranks", *shard(lists), row, anchor, rank)
     assert torch.equal(compiled, plain)
-    whole = similarity[row + FIRST]
-    above = (whole > whole.gather(1, anchor[:, None])).sum(1)
-    assert torch.equal(compiled[compiled < 2], (above > rank).to(torch.int8)[compiled < 2])
-    assert bool((compiled < 2).any()) and (capacity < N) == bool((compiled == 2).any())
+    asked = (candidates >= FIRST) & ((number > 2) & (number < N - 1))[:, None]
+    assert torch.equal(compiled == 3, ~asked)
+    row = candidates.clamp_min(0).long()
+    whole = similarity[row]
+    bars = similarity[row, anchor.long()[:, None]]
+    inconsistent = (whole > bars[..., None]).sum(2) > number.clamp_min(5)[:, None]
+    sure = compiled < 2
+    assert torch.equal(compiled[sure], inconsistent[sure].to(torch.int8))
+    assert bool(sure.any()) and (capacity < N) == bool((compiled == 2).any())
 
 
 @pytest.mark.parametrize("capacity", [1, 6, 40, N])
@@ -70,66 +75,165 @@ def test_candidates_and_the_neighbour_are_those_of_the_whole_row(capacity, thres
     memory[70:72] = memory[69]  # ties
     memory[80] = 0
     lists = symmetric_lists(memory, capacity, None if capacity == N else 0.2)
-    row = torch.arange(N - FIRST)
-    (compiled, _), (plain, _) = both_forms("listed_candidates", *shard(lists), row, FIRST, threshold)
-    for found, wanted in zip(compiled, plain, strict=True):
-        assert torch.equal(found, wanted)
-    candidates, counts, neighbor, told = compiled
-    assert bool(told.all()) == (capacity == N)
+    row, places = torch.arange(N - FIRST), capacity + 3
+    (compiled, _), (plain, _) = both_forms("listed_candidates", *shard(lists), row, FIRST, threshold, places)
+    assert torch.equal(compiled, plain) and compiled.dtype == torch.int32
+    counts, neighbor, untold, nothing = compiled[:, :4].unbind(1)
+    assert bool((untold == 0).all()) == (capacity == N) and not nothing.any()
     similarity = sk.memory_similarity(memory, memory)[FIRST:]
     ordered = keys_of(similarity, torch.arange(N).expand_as(similarity)).sort(dim=1, descending=True).values
     columns = columns_of(ordered)
-    for r in row[told].tolist():
+    for r in row[untold == 0].tolist():
         above = columns[r][values_of(ordered[r]) > threshold].tolist()
-        assert candidates[r].tolist() == above + [-1] * (capacity - len(above)) and counts[r] == len(above)
+        assert compiled[r, 4:].tolist() == above + [-1] * (places - len(above)) and counts[r] == len(above)
         assert neighbor[r] == columns[r][columns[r] != r + FIRST][0]
+
+
+def test_a_walk_ends_at_what_is_inconsistent_and_stops_at_what_is_untold():
+    candidates = torch.tensor(
+        [[5, 6, 7, 8], [1, 9, 2, -1], [3, 4, 5, 6], [8, 2, 1, 0], [4, 4, 4, 4]], dtype=torch.int32
+    )
+    verdicts = torch.tensor(
+        [[0, 0, 1, 0], [1, 0, 0, 0], [0, 2, 1, 0], [3, 0, 3, 0], [0, 0, 0, 0]], dtype=torch.int8
+    )
+    position, ends = torch.tensor([4, 0, 0, 4, 7]), torch.tensor([20, 3, 9, 8, 7])
+    index = torch.tensor([6, 1, 3, 9, 4])
+    (compiled, moved), (plain, plainly_moved) = both_forms(
+        "walk_candidates_", position, ends, verdicts, candidates, index
+    )
+    # Own images are left out; two candidates are positive whatever is said of them; the last sample had ended.
+    wanted = [(0, 5), (1, 9), (3, 0), (3, 1), (3, 2), (3, 8)]
+    assert triples(compiled) == triples(plain) == wanted
+    for found in (moved, plainly_moved):
+        assert found[0].tolist() == [6, 2, 1, 8, 7]  # positions
+        assert found[1].tolist() == [6, 2, 9, 8, 7]  # ends
+
+
+def test_label_sets_of_own_columns():
+    first, n = 512, 60
+    sample, column = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([512, 3, 571, 520, 521, 900])
+    owner, sizes = torch.tensor([1, 0, 1]), torch.tensor([2, 1, 3], dtype=torch.int32)
+    entries = torch.tensor([[571, 0, 0, 0, 0, 0], [512, 513, 520, 7, 600, 0]], dtype=torch.int32)
+    flags = torch.zeros(3, n, dtype=torch.bool)
+    flags[0, 0] = flags[2, 8] = flags[2, 9] = flags[1, 30] = True
+    told = torch.tensor([[1, 1, 2], [4, 0, 1]], dtype=torch.int32)
+    both = both_forms(
+        "own_label_sets", sample, column, owner, sizes, entries, sk.pack_labels(flags), told, first, n
+    )
+    for (main, symmetric, positives, common), _ in both:
+        assert sk.unpack_labels(main, n).nonzero().tolist() == [[0, 0], [1, 59], [2, 8], [2, 9]]
+        assert sk.unpack_labels(symmetric, n).nonzero().tolist() == [[0, 0], [0, 1], [1, 59], [2, 8]]
+        assert positives.tolist() == [[2, 2, 5], [1, 1, 1], [3, 3, 3]]
+        assert common.tolist() == [[1, 1], [1, 0], [1, 2]]
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.4, 1.0])
 def test_rows_are_blended_as_in_one_process(momentum):
-    memory, features = clustered_features(N, D), clustered_features(5, D, seed=1)
+    memory, features = clustered_features(N, D), clustered_features(6, D, seed=1)
     features[2] = torch.nan
-    index = torch.tensor([70, 64, 100, 159, 80])
-    (lengths, (blended, *_)), (plain_lengths, (plain, *_)) = both_forms(
-        "blend_rows_", memory[FIRST:], index - FIRST, features, torch.tensor(momentum)
-    )
-    torch.testing.assert_close(lengths, plain_lengths, rtol=0, atol=0, equal_nan=True)
-    assert torch.equal(blended, plain)
+    lists = symmetric_lists(memory, 6, 0.2)
+    index, own = torch.tensor([70, 64, 100, 3, 159, 80]), [0, 1, 2, 4, 5]
+    (compiled, _), (plain, _) = both_forms(
+        "blended_rows", memory[FIRST:], FIRST, lists.columns[FIRST:], lists.floors[FIRST:], index, features,
+        torch.tensor(momentum), 7,
+    )  # fmt: skip
+    torch.testing.assert_close(compiled, plain, rtol=0, atol=0, equal_nan=True)
+    assert not compiled[5:].any() and compiled.shape == (7, D + 2 + 6)
+    lengths, floors, columns = compiled[:5, D], compiled[:5, D + 1], compiled[:5, D + 2 :].clone()
+    assert torch.equal(floors, lists.floors[index[own]])
+    assert torch.equal(columns.view(torch.int32), lists.columns[index[own]])
     if momentum < 1:
         assert lengths.isnan().tolist() == [False, False, True, False, False]
     sk.update_memory_(memory, index, features, momentum)
-    assert torch.equal(memory[FIRST:], blended)
+    assert torch.equal(memory[index[own]], compiled[:5, :D])
 
 
 @pytest.mark.parametrize("capacity", [6, 24, N])
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 1.0])
-def test_lists_follow_rows_that_have_moved(capacity, momentum):
+@pytest.mark.parametrize("room", [0, 2, 500])
+def test_lists_follow_rows_that_have_moved(capacity, momentum, room):
     memory = clustered_features(N, D)
     lists = symmetric_lists(memory, capacity, None if capacity == N else 0.2)
-    index = torch.tensor([3, 70, 64, 20, 159])
+    index, owner = torch.tensor([3, 70, 64, 20, 159]), torch.tensor([0, 1, 1, 0, 1])
     features = torch.nn.functional.normalize(memory[index] + 0.3 * clustered_features(5, D, seed=3), dim=1)
     similarity = sk.memory_similarity(features, memory[FIRST:])
     alpha = torch.tensor(momentum)
+    parts = [
+        OPERATIONS["blended_rows"].plain(
+            memory[own], own.start, lists.columns[own], lists.floors[own], index, features, alpha, 3
+        )
+        for own in (slice(0, FIRST), slice(FIRST, N))
+    ]
     after = memory.clone()
-    lengths = OPERATIONS["blend_rows_"].plain(after, index, features, alpha)
+    sk.update_memory_(after, index, features, momentum)
     (compiled, written), (plain, plainly_written) = both_forms(
-        "follow_moved_rows_", after[FIRST:], FIRST, *shard(lists), similarity, after[index], index,
-        lists.floors[index], lengths, lists.columns[index], alpha,
+        "follow_moved_rows_", memory[FIRST:], *shard(lists), FIRST, similarity, torch.stack(parts), index, owner,
+        alpha, room,
     )  # fmt: skip
-    assert [row[:2] + row[3:] for row in triples(compiled)] == [row[:2] + row[3:] for row in triples(plain)]
-    torch.testing.assert_close(compiled[2].sort().values, plain[2].sort().values)
+    for rows in (written, plainly_written):
+        assert torch.equal(rows[0], after[FIRST:])
+    blocks, pairs, *left = compiled
+    numbers = blocks[0, :5]
+    assert torch.equal(blocks[:, :6], plain[0][:, :6]) and blocks.shape == (2, 6 + 2 * room)
+    assert bool(blocks[0, 5]) == bool(len(left[0])) and blocks[0, :6].equal(blocks[1, :6])
+    by_owner = [0, 3, 1, 2, 4]
+    for found, block in ((pairs, blocks), (plain[1], plain[0])):  # by owner, then by moved row
+        sent = found.split([int(numbers[[0, 3]].sum()), int(numbers[[1, 2, 4]].sum())])
+        for part, own in zip(sent, block, strict=True):
+            told = own[6:].view(room, 2)[: len(part)]
+            assert torch.equal(told, part[:room]) and not own[6:].view(room, 2)[len(part) :].any()
+    row_of = index[by_owner].repeat_interleave(numbers[by_owner])
+    assert sorted(zip(row_of.tolist(), pairs[:, 0].tolist(), strict=True)) == sorted(
+        zip(row_of.tolist(), plain[1][:, 0].tolist(), strict=True)
+    )
+    values = pairs[:, 1].contiguous().view(torch.float32)
+    torch.testing.assert_close(
+        values.sort().values, plain[1][:, 1].contiguous().view(torch.float32).sort().values
+    )
     assert [{column for column, _ in row} for row in listed(written[1:5])] == [
         {column for column, _ in row} for row in listed(plainly_written[1:5])
     ]
+    assert [row[:2] for row in triples(left)] == [row[:2] for row in triples(plain[2:])]
     # Every pair above one of its floors is told, with its value.
-    sample, column, value, fresh = compiled
     whole = sk.memory_similarity(after[index], after[FIRST:])
     told = torch.zeros_like(whole, dtype=torch.bool)
-    told[sample, column - FIRST] = True
+    sample = torch.tensor(by_owner).repeat_interleave(numbers[by_owner])
+    told[sample, pairs[:, 0].long() - FIRST] = True
     wanted = (whole > lists.floors[index, None] + 1e-5) | (whole > lists.floors[None, FIRST:] + 1e-5)
     assert bool((told | ~wanted).all())
-    torch.testing.assert_close(value, whole[sample, column - FIRST], rtol=0, atol=1e-5)
-    assert not bool(fresh.all())
+    torch.testing.assert_close(values, whole[sample, pairs[:, 0].long() - FIRST], rtol=0, atol=1e-5)
+    # And listed by the own row, but for those that moved, whose lists are to come, and those without room.
+    still = torch.tensor([row not in index for row in range(FIRST, N)])
+    rows = [{column for column, _ in row} for row in listed(written[1:5])]
+    missing = {(r, c) for r, c, _ in triples(left)}
+    for s, row in told.nonzero().tolist():
+        is_there = int(index[s]) in rows[row]
+        assert is_there == (bool(still[row]) and (row, int(index[s])) not in missing)
+
+
+def test_moved_pairs_come_in_blocks_and_behind_them():
+    index, owner = torch.tensor([600, 20, 530]), torch.tensor([1, 0, 1])
+    value = torch.tensor([0.5, 0.25, 0.75, 0.125]).view(torch.int32).tolist()
+    blocks = torch.tensor([
+        [1, 5, 0, 0, 9, value[0], 0, 0],  # of the rows 600 and 530 one pair, which is column 9
+        [2, 0, 1, 0, 7, value[1], 8, value[2]],  # three, of which two fit
+    ], dtype=torch.int32)  # fmt: skip
+    rest, none = torch.tensor([[6, value[3]]], dtype=torch.int32), torch.empty(0, 2, dtype=torch.int32)
+    wanted = ([600 - 512, 600 - 512, 600 - 512, 530 - 512], [9, 7, 8, 6], [0.5, 0.25, 0.75, 0.125])
+    for given, pairs in ((rest, wanted), (none, ([], [], []))):
+        for (row, column, similarity, told), _ in both_forms(
+            "moved_pairs", blocks, given, index, owner, 1, 512, 4
+        ):
+            assert (row.tolist(), column.tolist(), similarity.tolist()) == pairs
+            assert told.tolist() == [5, 1]  # rank 0 has as many for itself, more than the capacity
+    # Nothing is behind the blocks for this process, though there is for another: all is there.
+    fits = blocks.clone()
+    fits[1, 0] = 1
+    for (row, _, _, told), _ in both_forms("moved_pairs", fits, none, index, owner, 1, 512, 5):
+        assert row.tolist() == [88, 88, 18] and told.tolist() == [5, 0]
+    fits[0, 3] = 1  # a process has pairs without room
+    for (*_, told), _ in both_forms("moved_pairs", fits, none, index, owner, 1, 512, 5):
+        assert told.tolist() == [5, 1]
 
 
 @pytest.mark.parametrize("capacity", [6, 24, N])
@@ -162,6 +266,12 @@ def test_pairs_find_room_or_come_back(capacity):
     assert torch.equal(removed[3], floors)
 
 
+def unpacked(negatives: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys and the sets of what largest_negatives gives."""
+    k = negatives.shape[-1] // 9
+    return negatives[..., : 8 * k].clone().view(torch.int64), negatives[..., 8 * k :]
+
+
 @pytest.mark.parametrize("sets", [1, 2, 3])
 @pytest.mark.parametrize("k", [1, 9, 70])
 def test_largest_negatives_are_the_first_of_a_sort(sets, k):
@@ -171,17 +281,18 @@ def test_largest_negatives_are_the_first_of_a_sort(sets, k):
     positive = torch.rand(sets, 7, 60, generator=generator) < 0.3
     positive[:, 3] = True
     labels = [sk.pack_labels(part) for part in positive]
-    (compiled, _), (plain, _) = both_forms("largest_negatives", similarity, labels, 512, k)
+    rows = torch.tensor([2, 0, 1, 6, 5, 3, 4])
+    (compiled, _), (plain, _) = both_forms("largest_negatives", similarity, labels, rows, 512, k)
     columns = torch.arange(512, 572).expand(7, -1)
     wanted = keys_of(similarity, columns).masked_fill(positive.all(0), NO_KEY)
     wanted = torch.nn.functional.pad(wanted, (0, 20), value=NO_KEY).sort(dim=1, descending=True).values[:, :k]
     bits = sum((~part).to(torch.uint8) << place for place, part in enumerate(positive))
-    for keys, found in (compiled, plain):
+    for keys, found in (unpacked(compiled), unpacked(plain)):
         ordered, order = keys.sort(dim=1, descending=True, stable=True)
-        assert torch.equal(ordered, wanted)
+        assert torch.equal(ordered, wanted[rows])
         there = ordered > NO_KEY
         at = (columns_of(ordered) - 512).clamp(0, 59)
-        assert torch.equal(found.gather(1, order)[there], bits.gather(1, at)[there])
+        assert torch.equal(found.gather(1, order)[there], bits[rows].gather(1, at)[there])
         assert not found.gather(1, order)[~there].any()
 
 
@@ -194,11 +305,22 @@ def test_the_last_hard_negative_is_that_of_all_processes(ranks):
     sets = torch.randint(8, (6, ranks, 9), generator=generator, dtype=torch.uint8)
     keys[1], sets[1] = NO_KEY, 0
     keys[2, :, 4:], sets[2, :, 4:] = NO_KEY, 0
-    wanted = torch.tensor([[1, 2, 3], [1, 0, 2], [4, 1, 9 * ranks + 1], [0, 0, 0], [2, 9, 1], [1, 1, 1]])
-    (compiled, _), (plain, _) = both_forms("hard_negative_bars", keys, sets, wanted)
-    for found, other in zip(compiled, plain, strict=True):
-        assert torch.equal(found, other)
-    bars, sure = compiled
+    # Of 50 columns half of the negatives are hard, one at least.
+    positives = torch.tensor(
+        [
+            [48, 46, 44],
+            [48, 50, 46],
+            [42, 49, 30 - 18 * (ranks - 1) // 2],
+            [50, 50, 50],
+            [46, 32, 48],
+            [47, 48, 49],
+        ]
+    )
+    wanted = ((50 - positives) // 2).clamp_min(1).minimum(50 - positives)
+    packed = torch.cat([keys.transpose(0, 1).contiguous().view(torch.uint8), sets.transpose(0, 1)], dim=2)
+    (compiled, _), (plain, _) = both_forms("hard_negative_bars", packed, positives, 50, 0.5)
+    assert torch.equal(compiled, plain)
+    bars, sure = compiled[:, :3], compiled[:, 3]
     for b in range(6):
         flat, bits = keys[b].flatten(), sets[b].flatten()
         kept_back = keys[b].amin(1).max()
@@ -223,11 +345,13 @@ def test_a_product_that_is_nan_is_a_hard_negative():
     keys = (
         keys_of(similarity, torch.arange(FIRST, N).expand_as(similarity)).sort(dim=1, descending=True).values
     )
-    bars, ones = keys[:, 3:4].contiguous(), torch.ones(3, 1, dtype=torch.float64)
-    for bar in (bars, keys[:, :1].contiguous()):
+    positives, rows = torch.zeros(3, 1, dtype=torch.int64), torch.arange(3)
+    negatives = OPERATIONS["largest_negatives"].plain(similarity, labels, rows, FIRST, 5)
+    for bar in (keys[:, 3:4].contiguous(), keys[:, :1].contiguous()):
         for (losses, _), _ in both_forms(
-            "own_columns_loss", similarity, memory[FIRST:], labels, FIRST, bar, ones, ones
-        ):
+            "own_columns_loss", similarity, memory[FIRST:], labels, rows, negatives, FIRST, bar, positives, [1.0],
+            1.0, N, 0.02,
+        ):  # fmt: skip
             assert losses.isnan().all()
 
 
@@ -247,7 +371,7 @@ def test_the_loss_of_own_columns_is_a_part_of_the_whole(sets):
     positive = torch.rand(sets, 6, N, generator=generator) < 0.1
     weights = [1.0, 0.8, 0.6][:sets]
     shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
-    positives = positive.sum(2).t()
+    positives = positive.sum(2).t().contiguous()
     hard = (0.1 * (N - positives).double()).floor().long().clamp_min(1)
     keys = keys_of(similarity, torch.arange(N).expand_as(similarity))
     bars = torch.stack(
@@ -259,13 +383,19 @@ def test_the_loss_of_own_columns_is_a_part_of_the_whole(sets):
         ],
         dim=1,
     )
-    options = bars, (5.0 * shares / 6 / positives.clamp_min(1)).contiguous(), (shares / 6 / hard).contiguous()
-    total, gradient = torch.zeros((), dtype=torch.float64), torch.zeros(6, D)
+    total, gradient, rows = (
+        torch.zeros((), dtype=torch.float64),
+        torch.zeros(6, D),
+        torch.tensor([3, 1, 0, 2, 5, 4]),
+    )
     for own in (slice(0, FIRST), slice(FIRST, N)):
         labels = [sk.pack_labels(part[:, own]) for part in positive]
+        mine = similarity[:, own].contiguous()
+        negatives = OPERATIONS["largest_negatives"].plain(mine, labels, rows, own.start, 40)
         (compiled, _), (plain, _) = both_forms(
-            "own_columns_loss", similarity[:, own].contiguous(), memory[own], labels, own.start, *options
-        )
+            "own_columns_loss", mine, memory[own], labels, rows, negatives, own.start, bars, positives,
+            [share / 6 for share in shares.tolist()], 5.0, N, 0.1,
+        )  # fmt: skip
         torch.testing.assert_close(compiled, plain, rtol=1e-6, atol=1e-6)
         total, gradient = total + compiled[0].sum(), gradient + compiled[1]
     live = features.clone().requires_grad_()
