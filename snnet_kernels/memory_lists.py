@@ -121,8 +121,8 @@ class MemoryLists(nn.Module):
         return self.columns, self.values, self.counts, self.floors
 
     def _count(self, products: Tensor, asked: int) -> None:
-        self.products += products
-        self.asked += asked
+        self.products.add_(products)  # and no assignment, for which a module looks long
+        self.asked.add_(asked)
         if not torch.compiler.is_compiling() and products.device.type == "cpu" and not self._has_warned:
             self._warn_if_slow(int(self.products))
 

@@ -86,22 +86,27 @@ class Exchange:
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all ranks, of one shape and type, stacked in order of the ranks: [R, ...]."""
-        own = tensor.contiguous()
-        found = own.new_empty(self.size, *own.shape)
-        if own.numel():
-            if (
-                own.device.type == "cpu"
-            ):  # gloo gathers round a ring: more messages one after the other, more wake-ups
-                dist.all_to_all_single(found.view(-1), own.view(-1).repeat(self.size), group=self.group)
-            else:
-                _all_gather(found.view(-1), own.view(-1), group=self.group)
-            self.sent += own.nbytes * (self.size - 1)
-            self.rounds += 1
-        return found
+        return self._gathered([tensor.contiguous().view(-1)]).view(self.size, *tensor.shape)
 
     def gather_all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The same of several tensors at once: [R, ...] each."""
-        return parted(self.gather(joined(tensors)), tensors)
+        return parted(self._gathered([_bytes(tensor.contiguous()) for tensor in tensors]), tensors)
+
+    def _gathered(self, pieces: Sequence[Tensor]) -> Tensor:
+        """Of flat tensors of one type, one after the other: those of all ranks, [R, m]."""
+        width, first = sum(len(piece) for piece in pieces), pieces[0]
+        found = first.new_empty(self.size, width)
+        if width == 0:
+            return found
+        if (
+            first.device.type == "cpu"
+        ):  # gloo gathers round a ring: one message after the other, and more wake-ups
+            dist.all_to_all_single(found.view(-1), torch.cat([*pieces] * self.size), group=self.group)
+        else:
+            _all_gather(found.view(-1), torch.cat([*pieces]), group=self.group)
+        self.sent += first.element_size() * width * (self.size - 1)
+        self.rounds += 1
+        return found
 
     def gather_rows(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """The rows of all ranks, ``counts[r]`` of rank r: they travel in blocks of the largest count."""
@@ -183,20 +188,21 @@ class Exchange:
             checked = check()
             own = facts(checked)
             flag, tensors = carry(checked)
-            load = joined(tensors) if len(tensors) else torch.empty(0, dtype=torch.uint8, device=device)
+            pieces = [_bytes(tensor.contiguous()) for tensor in tensors]
         except Exception:
-            self._state(Statement(1, CALLS.index(call), 0, 0, ()), None, room.bytes, device)
+            self._state(Statement(1, CALLS.index(call), 0, 0, ()), [], room.bytes, device)
             room.forget()
             raise
-        aboard = len(load) if len(load) <= room.bytes else 0
+        load = sum(len(piece) for piece in pieces)
+        aboard = load if load <= room.bytes else 0
         statement = Statement(0, CALLS.index(call), aboard, flag, tuple(own.values()))
-        stated, loads = self._state(statement, load[:aboard], room.bytes, device)
+        stated, loads = self._state(statement, pieces if aboard else [], room.bytes, device)
         try:
             _refuse_differences(call, list(own), stated)
         except Exception:
             room.forget()
             raise
-        room.follow(call, len(load))
+        room.follow(call, load)
         came = aboard > 0 and all(other.aboard == aboard for other in stated)
         return Agreed(
             checked,
@@ -205,16 +211,14 @@ class Exchange:
         )
 
     def _state(
-        self, own: Statement, load: Tensor | None, room: int, device: torch.device
+        self, own: Statement, pieces: Sequence[Tensor], room: int, device: torch.device
     ) -> tuple[list[Statement], Tensor]:
-        """The statements of all ranks, and what has come with them [R, room]."""
+        """The statements of all ranks, and the bytes that have come with them [R, room]; ``pieces`` of this rank."""
         numbers = [*own[:4], *own.facts]
         numbers += [0.0] * (4 + MOST_FACTS - len(numbers))
-        message = torch.zeros(STATEMENT + room, dtype=torch.uint8, device=device)
-        message[:STATEMENT] = torch.tensor(numbers, dtype=torch.float64, device=device).view(torch.uint8)
-        if load is not None:
-            message[STATEMENT : STATEMENT + len(load)] = load
-        found = self.gather(message)
+        told = torch.tensor(numbers, dtype=torch.float64, device=device).view(torch.uint8)
+        left = told.new_zeros(room - sum(len(piece) for piece in pieces))
+        found = self._gathered([told, *pieces, left])
         rows = as_type(found[:, :STATEMENT], torch.float64).tolist()
         stated = [Statement(row[0], row[1], row[2], row[3], tuple(row[4:])) for row in rows]
         return stated, found[:, STATEMENT:]

@@ -69,9 +69,8 @@ def _count_writes(overload: torch._ops.OpOverload) -> Callable[..., Any]:
     written = [place for place, argument in enumerate(arguments) if argument.is_write]
 
     def count_and_run(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
-        for place in written:
-            if place < len(args) and args[place] is not None and not args[place].is_inference():
-                torch.autograd.graph.increment_version(args[place])
+        given = [args[place] for place in written if place < len(args) and args[place] is not None]
+        torch.autograd.graph.increment_version([tensor for tensor in given if not tensor.is_inference()])
         with torch._C._AutoDispatchBelowADInplaceOrView():
             return overload.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)
 
