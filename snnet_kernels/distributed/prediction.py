@@ -45,9 +45,8 @@ class Predicted(NamedTuple):
     neighbor: Tensor  # int64 [B], -1 without one
     products: int  # rows that were multiplied
     sizes: Tensor  # int32 [B], of the inquiry
-    told: list[
-        Tensor
-    ]  # [R, ...] each: the inquiry's entries, and what each process has told of the neighbours
+    # What all have told, [R, ...] each: entries that the inquiry is about, and what its ``tell`` gave.
+    told: list[Tensor]
 
 
 class Walk(NamedTuple):
@@ -94,15 +93,15 @@ class OwnRows:
         if told is None:
             return None
         found, rows, most = told
-        aboard: list[Tensor] = []
+        neighbor, aboard = rows[:, NEIGHBOR].long(), list[Tensor]()
         if inquiry is not None:
-            aboard = [padded(inquiry.entries, most), inquiry.tell(rows[:, NEIGHBOR].long())]
+            aboard = [padded(inquiry.entries, most), inquiry.tell(neighbor)]
         sample, column, answers = self._walk(found, rows, min_rank, samples, aboard)
         every = torch.arange(len(samples.positions), device=sample.device)
         return Predicted(
             torch.cat([sample, every]),
             torch.cat([column, samples.positions]),
-            rows[:, NEIGHBOR].long(),
+            neighbor,
             self.products,
             rows[:, SIZE],
             answers,
@@ -237,10 +236,10 @@ class OwnRows:
         position, ends = torch.zeros(len(rows), dtype=torch.int64, device=rows.device), number.long()
         batch, share = len(rows), self.division.n // self.division.size
         most, width = max(1, min(CANDIDATES_AT_ONCE, PRODUCTS_AT_ONCE // max(batch * share, 1))), 1
-        positives: list[tuple[Tensor, Tensor]] = []
+        positives = [(ends[:0], ends[:0])]
         answers: list[Tensor] | None = None
         while bool((left := position < ends).any()):
-            if positives:
+            if answers is not None:
                 own = _next_ones(found, ends[samples.own], position[samples.own], chunk.shape[1])
                 chunk = samples.of_owners(self.exchange.gather(padded(own, samples.most)))
             is_asked = bool((left & checked).any())
@@ -252,12 +251,7 @@ class OwnRows:
             width = min(2 * width, most)  # who goes on will need many products
         if answers is None:
             answers = self.exchange.gather_all(aboard) if len(aboard) else []
-        none = torch.zeros(0, dtype=torch.int64, device=rows.device)
-        sample, column = (
-            (torch.cat([none, *parts]) for parts in zip(*positives, strict=True))
-            if positives
-            else (none, none)
-        )
+        sample, column = (torch.cat(parts) for parts in zip(*positives, strict=True))
         return sample, column, answers
 
     def _ask(self, walk: Walk, chunk: Tensor, is_asked: bool, aboard: Sequence[Tensor]) -> list[Tensor]:
