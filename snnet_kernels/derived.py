@@ -80,7 +80,7 @@ def _signs_of(tensor: Tensor) -> tuple[Any, ...]:
 
 def row_checksums(tensor: Tensor, rows: Tensor | None = None) -> Tensor:
     """A checksum int64 [k] of the bits of each row of a matrix [n, d], or of ``rows`` int64 [k] of it."""
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False):
         matrix = tensor.detach()
         # One of a single row, or of none, may call itself contiguous with any strides.
         if matrix.stride() != (matrix.shape[1], 1) or matrix.is_inference():

@@ -30,6 +30,34 @@ struct Matrix32 {
   const int32_t* row(int64_t i) const { return values + i * columns; }
 };
 
+// Who works on the samples at `index` int64 [B], where the rows of each process end before ends int64 [R]: the process of
+// each sample; the samples by process, then as they come; where each of them stands in blocks of the most that one process
+// has, one block a process; all int64 [B]; and how many each process has, int64 [R].
+std::tuple<Tensor, Tensor, Tensor, Tensor> divided_samples(const Tensor& index, const Tensor& ends) {
+  const int64_t ranks = ends.size(0);
+  const int64_t* last = checked_longs(ends, "ends", ranks);
+  SNNET_CHECK(ranks > 0, "ends must have an entry for each process");
+  const Tensor positions = checked_index(index, last[ranks - 1]);
+  const int64_t size = positions.size(0);
+  const int64_t* at = positions.const_data_ptr<int64_t>();
+  Tensor owner = torch::stable::new_empty(index, {size}), order = torch::stable::new_empty(index, {size});
+  Tensor places = torch::stable::new_empty(index, {size}), counts = torch::stable::new_zeros(index, {ranks});
+  int64_t *rank = owner.mutable_data_ptr<int64_t>(), *sample = order.mutable_data_ptr<int64_t>();
+  int64_t *place = places.mutable_data_ptr<int64_t>(), *count = counts.mutable_data_ptr<int64_t>();
+  for (int64_t b = 0; b < size; ++b) {
+    rank[b] = std::upper_bound(last, last + ranks, at[b]) - last;
+    place[b] = count[rank[b]]++;
+  }
+  const int64_t most = *std::max_element(count, count + ranks);
+  std::vector<int64_t> start(ranks);
+  for (int64_t r = 1; r < ranks; ++r) start[r] = start[r - 1] + count[r - 1];
+  for (int64_t b = 0; b < size; ++b) {
+    sample[start[rank[b]] + place[b]] = b;
+    place[b] += rank[b] * most;
+  }
+  return {owner, order, places, counts};
+}
+
 // What the lists of own rows [m] tell of their images, int32 [m, 4 + places]: how many candidates are above the
 // threshold; the nearest other image, -1 without one; 1 where the list does not tell both, else 0; 0; and the candidates
 // in falling order, -1 behind the last.
@@ -106,39 +134,63 @@ Tensor listed_verdicts(const Tensor& columns, const Tensor& values, const Tensor
   return verdicts;
 }
 
-// A walk over the candidates int32 [B, w] from `position` int64 [B] on, which ends at ends int64 [B] or at the first that
-// is inconsistent, and stops in front of one that is untold; both move. The positives but index [B]: (sample, column).
-std::tuple<Tensor, Tensor> walk_candidates_(const Tensor& position, const Tensor& ends, const Tensor& verdicts,
-                                            const Tensor& candidates, const Tensor& index) {
+// A walk over the candidates int32 [B, w] from `position` int64 [B] on, of which each process has told verdicts int8
+// [R, B, w]. It ends at ends int64 [B] or at the first that is inconsistent, and stops in front of one that is untold;
+// both move. Without `stops` nothing moves where one is untold. The positives but index [B], (sample, column); and int64
+// [2]: how many samples have not ended, and how many have met an untold one.
+std::tuple<Tensor, Tensor, Tensor> walk_candidates_(const Tensor& position, const Tensor& ends, const Tensor& verdicts,
+                                                    const Tensor& candidates, const Tensor& index, bool stops) {
   const int64_t size = rows_of(candidates, "candidates");
   const Matrix32 chunk(candidates, "candidates", size);
-  check_storage(verdicts, "verdicts", ScalarType::Char, size, chunk.columns);
+  const int64_t width = chunk.columns, ranks = verdicts.dim() == 3 ? verdicts.size(0) : 0;
+  SNNET_CHECK(verdicts.is_cpu() && verdicts.scalar_type() == ScalarType::Char && ranks > 0 && verdicts.is_contiguous() &&
+                  verdicts.size(1) == size && verdicts.size(2) == width,
+              "verdicts must be contiguous int8 [R, ", size, ", ", width, "] on the cpu");
   const int8_t* verdict = verdicts.const_data_ptr<int8_t>();
   const int64_t* own = checked_longs(index, "index", size);
   checked_longs(position, "position", size);
   checked_longs(ends, "ends", size);
   int64_t *at = position.mutable_data_ptr<int64_t>(), *last = ends.mutable_data_ptr<int64_t>();
-  std::vector<std::pair<int64_t, int64_t>> found;
-  for (int64_t b = 0; b < size; ++b, verdict += chunk.columns) {
+  const auto verdict_of = [&](int64_t b, int64_t j) {  // one process knows
+    int8_t found = kElsewhere;
+    for (int64_t r = 0; r < ranks; ++r) found = std::min(found, verdict[(r * size + b) * width + j]);
+    return found;
+  };
+  std::vector<int64_t> passed(size);
+  std::vector<char> has_ended(size);
+  Tensor told = torch::stable::new_zeros(position, {2});
+  int64_t *left = told.mutable_data_ptr<int64_t>(), *untold = left + 1;
+  for (int64_t b = 0; b < size; ++b) {
     if (at[b] >= last[b]) continue;
-    int64_t place = 0;
-    while (place < chunk.columns && (verdict[place] == kConsistent || verdict[place] == kElsewhere)) ++place;
-    const bool has_ended = place < chunk.columns && verdict[place] == kInconsistent;
-    int64_t after = at[b] + place;
-    if (has_ended) after = std::max<int64_t>(after, 2);  // positive whatever the check says
-    after = std::min(after, last[b]);
-    for (int64_t j = 0; j < std::min(after - at[b], chunk.columns); ++j) {
-      const int32_t column = chunk.row(b)[j];
-      if (column >= 0 && column != own[b]) found.push_back({b, column});
+    int8_t found = kConsistent;
+    while (passed[b] < width) {
+      found = verdict_of(b, passed[b]);
+      if (found == kInconsistent || found == kUntold) break;
+      ++passed[b];
     }
-    at[b] = after;
-    if (has_ended) last[b] = after;
+    has_ended[b] = passed[b] < width && found == kInconsistent;
+    *untold += passed[b] < width && found == kUntold;
+  }
+  std::vector<std::pair<int64_t, int64_t>> found;
+  for (int64_t b = 0; b < size; ++b) {
+    if (at[b] < last[b] && (stops || *untold == 0)) {
+      int64_t after = at[b] + passed[b];
+      if (has_ended[b]) after = std::max<int64_t>(after, 2);  // positive whatever the check says
+      after = std::min(after, last[b]);
+      for (int64_t j = 0; j < std::min(after - at[b], width); ++j) {
+        const int32_t column = chunk.row(b)[j];
+        if (column >= 0 && column != own[b]) found.push_back({b, column});
+      }
+      at[b] = after;
+      if (has_ended[b]) last[b] = after;
+    }
+    *left += at[b] < last[b];
   }
   const auto pairs = static_cast<int64_t>(found.size());
   Tensor samples = torch::stable::new_empty(position, {pairs}), columns = torch::stable::new_empty(position, {pairs});
   int64_t *sample = samples.mutable_data_ptr<int64_t>(), *column = columns.mutable_data_ptr<int64_t>();
   for (int64_t e = 0; e < pairs; ++e) std::tie(sample[e], column[e]) = found[e];
-  return {samples, columns};
+  return {samples, columns, told};
 }
 
 // The label sets of all samples in the n own columns from `first` on, of what all processes have told.
@@ -202,6 +254,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> own_label_sets(const Tensor& sample, 
 }  // namespace snnet
 
 STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) {
+  m.impl("divided_samples", TORCH_BOX(&snnet::divided_samples));
   m.impl("listed_candidates", TORCH_BOX(&snnet::listed_candidates));
   m.impl("listed_verdicts", TORCH_BOX(&snnet::listed_verdicts));
   m.impl("walk_candidates_", TORCH_BOX(&snnet::walk_candidates_));

@@ -47,6 +47,7 @@ TABLE = {
     "mplp_from_lists": _COMPILED,
     "nearest_from_lists": _COMPILED,
     "update_memory_lists_": _COMPILED,
+    "divided_samples": _ON_CPU,
     "listed_candidates": _ON_CPU,
     "listed_verdicts": _ON_CPU,
     "walk_candidates_": _ON_CPU,

@@ -54,7 +54,6 @@ class Walk(NamedTuple):
 
     number: Tensor  # int32 [B], of candidates
     anchor: Tensor  # int32 [B]
-    rank: Tensor  # int32 [B], of the anchor, up to which a candidate is consistent
     min_rank: int
 
 
@@ -92,11 +91,11 @@ class OwnRows:
         told = self._told_candidates(samples, threshold, query_rows, stale, inquiry)
         if told is None:
             return None
-        found, rows, most = told
+        found, rows, most, asked = told
         neighbor, aboard = rows[:, NEIGHBOR].long(), list[Tensor]()
         if inquiry is not None:
-            aboard = [padded(inquiry.entries, most), inquiry.tell(neighbor)]
-        sample, column, answers = self._walk(found, rows, min_rank, samples, aboard)
+            aboard = [padded(inquiry.entries, asked), inquiry.tell(neighbor)]
+        sample, column, answers = self._walk(found, rows, most, min_rank, samples, aboard)
         every = torch.arange(len(samples.positions), device=sample.device)
         return Predicted(
             torch.cat([sample, every]),
@@ -114,9 +113,9 @@ class OwnRows:
         query_rows: Tensor | None,
         stale: bool,
         inquiry: Inquiry | None,
-    ) -> tuple[Tensor, Tensor, int] | None:
-        """The candidates of the own samples, int32 [b, 4 + K]; the first of those of all samples, int32 [B, 4 + w]; and
-        how much the inquiry of one process tells at most."""
+    ) -> tuple[Tensor, Tensor, int, int] | None:
+        """The candidates of the own samples, int32 [b, 4 + K]; the first of those of all samples, int32 [B, 4 + w]; how
+        many one has at most; and how much the inquiry of one process tells at most."""
         own, width = samples.positions[samples.own], max(self.exchange.candidates_told, CANDIDATES_AT_ONCE)
         if stale:
             found = torch.zeros(len(own), TOLD + width, dtype=torch.int32, device=own.device)
@@ -133,7 +132,7 @@ class OwnRows:
                 block[:, MISSING] = STALE  # where it owns no sample it says so too
             blocks = self.exchange.gather(block)
             if not samples.most:
-                return found, blocks.flatten(0, 1), 0
+                return found, blocks.flatten(0, 1), 0, 0
             heads = blocks[..., :TOLD]
             number, _, missing, _ = heads.amax((0, 1)).tolist()
             if missing == STALE:
@@ -143,7 +142,7 @@ class OwnRows:
                 # What this batch would have taken at once.
                 needed = -(-number // CANDIDATES_AT_ONCE) * CANDIDATES_AT_ONCE
                 self.exchange.candidates_told = min(max(needed, CANDIDATES_AT_ONCE), MOST_AT_ONCE)
-                return found, rows, 0 if inquiry is None else int(heads[..., SIZE].sum(1).max())
+                return found, rows, number, 0 if inquiry is None else int(heads[..., SIZE].sum(1).max())
             counts = (heads[..., MISSING] == INCOMPLETE).sum(1).tolist()
             self.products += sum(counts)
             which = found[:, MISSING].nonzero().flatten()
@@ -224,54 +223,67 @@ class OwnRows:
         self,
         found: Tensor,  # int32 [b, 4 + K], the candidates of the own samples
         rows: Tensor,  # int32 [B, 4 + w], the first of all
+        most: int,  # candidates of a sample
         min_rank: int,
         samples: Samples,
         aboard: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The positive candidates of all samples, (sample [E], column [E]) without their own images, in every process;
         and what all processes have sent of ``aboard``."""
-        number, chunk = rows[:, NUMBER].contiguous(), rows[:, TOLD:].contiguous()
-        walk = Walk(number, chunk[:, 0].contiguous(), number.clamp(min_rank, self.division.n), min_rank)
-        checked = (number > 2) & (walk.rank < self.division.n - 1)
+        number, chunk = rows[:, NUMBER], rows[:, TOLD:]
+        walk = Walk(number, chunk[:, 0], min_rank)
         position, ends = torch.zeros(len(rows), dtype=torch.int64, device=rows.device), number.long()
         batch, share = len(rows), self.division.n // self.division.size
-        most, width = max(1, min(CANDIDATES_AT_ONCE, PRODUCTS_AT_ONCE // max(batch * share, 1))), 1
+        at_once, width = max(1, min(CANDIDATES_AT_ONCE, PRODUCTS_AT_ONCE // max(batch * share, 1))), 1
         positives = [(ends[:0], ends[:0])]
         answers: list[Tensor] | None = None
-        while bool((left := position < ends).any()):
+        left, is_asked = most, self._is_any_checked(walk, most)
+        while left:
             if answers is not None:
+                is_asked = self._is_any_checked(walk, most, position < ends)
                 own = _next_ones(found, ends[samples.own], position[samples.own], chunk.shape[1])
                 chunk = samples.of_owners(self.exchange.gather(padded(own, samples.most)))
-            is_asked = bool((left & checked).any())
             verdicts, *told = self._ask(walk, chunk, is_asked, () if answers is not None else aboard)
             answers = told if answers is None else answers
-            if is_asked and bool((verdicts == UNTOLD).any()):
-                verdicts = self._resolved(walk, chunk, verdicts, width)
-            positives.append(walk_candidates_(position, ends, verdicts, chunk, samples.positions))
-            width = min(2 * width, most)  # who goes on will need many products
+            *passed, counts = walk_candidates_(position, ends, verdicts, chunk, samples.positions, False)
+            left, untold = counts.tolist()
+            if untold:
+                verdicts = self._resolved(walk, chunk, verdicts.amin(0), position < ends, width)[None]
+                *passed, counts = walk_candidates_(position, ends, verdicts, chunk, samples.positions, True)
+                left = int(counts[0])
+            positives.append((passed[0], passed[1]))
+            width = min(2 * width, at_once)  # who goes on will need many products
         if answers is None:
             answers = self.exchange.gather_all(aboard) if len(aboard) else []
         sample, column = (torch.cat(parts) for parts in zip(*positives, strict=True))
         return sample, column, answers
 
+    def _is_any_checked(self, walk: Walk, most: int, left: Tensor | None = None) -> bool:
+        """Whether candidates of a sample (that is ``left``) must be checked, of which one has ``most``."""
+        limit = self.division.n - 1
+        if most <= 2 or walk.min_rank >= limit:
+            return False
+        if left is None and most < limit:
+            return True
+        checked = (walk.number > 2) & (walk.number < limit)
+        return bool((checked if left is None else checked & left).any())
+
     def _ask(self, walk: Walk, chunk: Tensor, is_asked: bool, aboard: Sequence[Tensor]) -> list[Tensor]:
-        """Verdicts int8 [B, w] on candidates int32 [B, w], ELSEWHERE where none is needed; ``aboard`` of all."""
+        """Verdicts int8 [R, B, w] on candidates int32 [B, w], ELSEWHERE where none is needed; ``aboard`` of all."""
         if not is_asked:
             told = self.exchange.gather_all(aboard) if len(aboard) else []
-            return [torch.full_like(chunk, ELSEWHERE, dtype=torch.int8), *told]
+            return [torch.full((1, *chunk.shape), ELSEWHERE, dtype=torch.int8, device=chunk.device), *told]
         own = listed_verdicts(
             *self.lists[:4], self.first, self.division.n, chunk, walk.anchor, walk.number, walk.min_rank
         )
-        verdicts, *told = self.exchange.gather_all([own, *aboard])
-        return [verdicts.amin(0), *told]
+        return self.exchange.gather_all([own, *aboard])
 
-    def _resolved(self, walk: Walk, chunk: Tensor, verdicts: Tensor, width: int) -> Tensor:
+    def _resolved(self, walk: Walk, chunk: Tensor, verdicts: Tensor, left: Tensor, width: int) -> Tensor:
         """The same with the first ``width`` of each sample that lists do not tell and that the walk may reach."""
-        untold = (verdicts == UNTOLD) & ((verdicts == INCONSISTENT).cumsum(1) == 0)
+        untold = (verdicts == UNTOLD) & ((verdicts == INCONSISTENT).cumsum(1) == 0) & left[:, None]
         untold &= untold.cumsum(1) <= width
-        if not bool(untold.any()):
-            return verdicts
-        behind = self._by_products(chunk, walk.anchor, walk.rank, untold)
+        rank = walk.number.clamp(walk.min_rank, self.division.n)
+        behind = self._by_products(chunk, walk.anchor, rank, untold)
         return verdicts.masked_fill(untold, CONSISTENT).masked_fill(behind, INCONSISTENT)
 
     def _by_products(self, chunk: Tensor, anchor: Tensor, rank: Tensor, untold: Tensor) -> Tensor:

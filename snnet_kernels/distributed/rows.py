@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..ops.shard_prediction import divided_samples
 
 BLOCK = 512  # rows of a block, which belongs to one process: products of a share are those of the whole to the bit
 
@@ -26,12 +27,15 @@ class Division(NamedTuple):
 
     def owner(self, index: Tensor) -> Tensor:
         """The rank int64 [m] that owns each row of ``index`` int64 [m]."""
-        return torch.searchsorted(_ends(self, index.device), index.contiguous(), right=True)
+        return torch.searchsorted(self.ends(index.device), index.contiguous(), right=True)
+
+    def ends(self, device: torch.device) -> Tensor:
+        """Where the rows of each rank end, int64 [R]."""
+        return _ends(self, device)
 
 
 @lru_cache(maxsize=8)
 def _ends(division: Division, device: torch.device) -> Tensor:
-    """Where the rows of each rank end, int64 [R]."""
     with torch.inference_mode(False):
         return torch.tensor([division.rows(rank).stop for rank in range(division.size)], device=device)
 
@@ -42,17 +46,14 @@ class Samples:
     def __init__(self, positions: Tensor, rank: int, division: Division) -> None:
         self.rank, self.division = rank, division
         self.positions = positions  # int64 [B], of all processes
-        self.owner = division.owner(positions)  # int64 [B]
-        by_owner, self.order = self.owner.sort(stable=True)  # int64 [B], the places in the batch by owner
-        self.counts: list[int] = torch.bincount(self.owner, minlength=division.size).tolist()
+        # The process of each sample, the places in the batch by process, and in blocks of all processes: int64 [B].
+        self.owner, self.order, self._at, counts = divided_samples(positions, division.ends(positions.device))
+        self.counts: list[int] = counts.tolist()
         self.most = max(self.counts)
-        starts = [0, *accumulate(self.counts)]
+        first = sum(self.counts[:rank])
         # The places of this process's samples in the batch, and in its own rows, int64 [b].
-        self.own = self.order[starts[rank] : starts[rank + 1]]
+        self.own = self.order[first : first + self.counts[rank]]
         self.rows = positions[self.own] - division.rows(rank).start
-        ahead = torch.tensor([r * self.most - starts[r] for r in range(division.size)]).to(positions.device)
-        places = torch.arange(len(positions), device=positions.device) + ahead[by_owner]
-        self._at = torch.empty_like(places).scatter_(0, self.order, places)  # in blocks of all processes
 
     def places(self, rank: int) -> Tensor:
         """The places in the batch of the samples of a rank."""

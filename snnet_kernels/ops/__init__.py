@@ -26,13 +26,20 @@ from .shard_lists import (
     remove_pairs_,
 )
 from .shard_loss import hard_negative_bars, largest_negatives, own_columns_loss
-from .shard_prediction import listed_candidates, listed_verdicts, own_label_sets, walk_candidates_
+from .shard_prediction import (
+    divided_samples,
+    listed_candidates,
+    listed_verdicts,
+    own_label_sets,
+    walk_candidates_,
+)
 from .similarity import memory_similarity
 
 __all__ = [
     "blend_jaccard_",
     "blended_rows",
     "checks",
+    "divided_samples",
     "expand_query",
     "follow_moved_rows_",
     "fused_mutual_label_loss",

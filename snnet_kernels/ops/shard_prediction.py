@@ -15,6 +15,23 @@ from ..neighbor_list_layout import NeighborLists
 from .operation import operation
 
 
+@operation(
+    lambda index, ends: (
+        torch.empty_like(index),
+        torch.empty_like(index),
+        torch.empty_like(index),
+        torch.empty_like(ends),
+    )
+)
+def divided_samples(index: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Who works on the samples at ``index`` int64 [B], where the rows of process r end before ``ends[r]`` (int64 [R]).
+
+    Returns the process of each sample; the samples by process, then as they come; the place of each in blocks of the
+    most that a process has, a block for each process, one after the other: int64 [B]; and their numbers int64 [R].
+    """
+    return reference.divided_samples(index, ends)
+
+
 @operation(lambda columns, values, counts, floors, row, first, threshold, places: row.new_empty(
     row.shape[0], 4 + places, dtype=torch.int32
 ))  # fmt: skip
@@ -65,24 +82,31 @@ def listed_verdicts(
     return reference.listed_verdicts(lists, first, images, candidates, anchor, number, min_rank)
 
 
-def _walked(position: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+def _walked(position: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     size = torch.library.get_ctx().new_dynamic_size()
-    return position.new_empty(size), position.new_empty(size)
+    return position.new_empty(size), position.new_empty(size), position.new_empty(2)
 
 
 @operation(_walked, writes=("position", "ends"))
 def walk_candidates_(
-    position: Tensor, ends: Tensor, verdicts: Tensor, candidates: Tensor, index: Tensor
-) -> tuple[Tensor, Tensor]:
+    position: Tensor, ends: Tensor, verdicts: Tensor, candidates: Tensor, index: Tensor, stops: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Go on from ``position`` int64 [B] in the candidates of each sample: ``candidates`` int32 [B, w] come next.
 
-    Up to ``ends`` int64 [B], or to the first of the ``verdicts`` int8 [B, w] that is 1, but over two candidates at
-    least, or to the first that is 2. ``position`` moves there, and with a verdict of 1 the end too.
+    Up to ``ends`` int64 [B], or to the first that is inconsistent, but over two candidates at least, or to the first
+    that is untold. ``position`` moves there, and where one is inconsistent the end too. Without ``stops`` nothing moves
+    where one of the samples meets an untold one.
 
-    Returns the candidates that were passed, but for the samples' own images ``index`` int64 [B]: sample and column
-    int64 [E].
+    Args:
+        verdicts: what each process says of the candidates, int8 [R, B, w], see :func:`listed_verdicts`; the lowest
+            counts.
+        index: the samples' own images, int64 [B].
+
+    Returns:
+        The candidates that were passed but for the own images, sample and column int64 [E]; and int64 [2]: how many
+        samples are not at their ends, and how many have met an untold candidate.
     """
-    return reference.walk_candidates_(position, ends, verdicts, candidates, index)
+    return reference.walk_candidates_(position, ends, verdicts, candidates, index, stops)
 
 
 def _sets(

@@ -16,6 +16,16 @@ from .list_labels import _ranks_behind
 CONSISTENT, INCONSISTENT, UNTOLD, ELSEWHERE = 0, 1, 2, 3
 
 
+def divided_samples(index: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The process of each sample, the samples by process, their places in blocks of the most, and how many each has."""
+    owner = torch.searchsorted(ends, index.contiguous(), right=True)
+    by_owner, order = owner.sort(stable=True)
+    counts = torch.bincount(owner, minlength=len(ends))
+    ahead = counts.amax() * torch.arange(len(ends), device=ends.device) - (counts.cumsum(0) - counts)
+    places = torch.arange(len(index), device=index.device) + ahead[by_owner]
+    return owner, order, torch.empty_like(places).scatter_(0, order, places), counts
+
+
 def listed_candidates(lists: NeighborLists, row: Tensor, first: int, threshold: float, places: int) -> Tensor:
     """How many candidates, the nearest other image, whether the list does not tell, 0, and the candidates in order."""
     listed, values, floors = lists.columns[row].long(), lists.values[row], lists.floors[row]
@@ -53,13 +63,21 @@ def listed_verdicts(
 
 
 def walk_candidates_(
-    position: Tensor, ends: Tensor, verdicts: Tensor, candidates: Tensor, index: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Go on up to an end, or to the first candidate that is inconsistent or untold: positives (sample, column)."""
-    pending, width = position < ends, candidates.shape[1]
-    stops = torch.nn.functional.pad((verdicts == INCONSISTENT) | (verdicts == UNTOLD), (0, 1), value=True)
-    place = stops.to(torch.uint8).argmax(1)
-    ended = torch.nn.functional.pad(verdicts == INCONSISTENT, (0, 1)).gather(1, place[:, None]).squeeze(1)
+    position: Tensor, ends: Tensor, verdicts: Tensor, candidates: Tensor, index: Tensor, stops: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Go on up to an end, or to the first candidate that is inconsistent or untold: positives (sample, column), and how
+    many samples have not ended, and have met an untold one."""
+    pending, width, found = position < ends, candidates.shape[1], verdicts.amin(0)
+    found = torch.nn.functional.pad(found, (0, 1), value=ELSEWHERE)
+    place = torch.nn.functional.pad(
+        (found[:, :-1] == INCONSISTENT) | (found[:, :-1] == UNTOLD), (0, 1), value=True
+    )
+    place = place.to(torch.uint8).argmax(1)
+    stop = found.gather(1, place[:, None]).squeeze(1)
+    untold = (pending & (stop == UNTOLD)).sum()
+    if not stops:
+        pending = pending & (untold == 0)
+    ended = stop == INCONSISTENT
     after = position + place
     after = torch.where(ended, after.clamp_min(2), after).minimum(ends)
     ahead = position[:, None] + torch.arange(width, device=position.device)
@@ -67,7 +85,7 @@ def walk_candidates_(
     sample, at = (positive & pending[:, None]).nonzero().unbind(1)
     ends.copy_(torch.where(pending & ended, after, ends))
     position.copy_(torch.where(pending, after, position))
-    return sample, candidates[sample, at].long()
+    return sample, candidates[sample, at].long(), torch.stack([(position < ends).sum(), untold])
 
 
 def own_label_sets(

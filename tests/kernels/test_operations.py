@@ -65,14 +65,16 @@ def arguments() -> dict[str, tuple]:
         "reciprocal_weights": (nearest, nearest.flip(0).contiguous(), 3, memory, torch.ones(N)),
         "expand_query": (*code, nearest[:, :2]),
         "jaccard_pairs": (*code, 0.7),
+        "divided_samples": (index, torch.tensor([40, 90])),
         "listed_candidates": (*shard, torch.tensor([3, 50, 3]), 30, 0.4, 22),
         "listed_verdicts": (*shard, 30, N, *candidates, 10),
         "walk_candidates_": (
             torch.tensor([0, 1, 0]),
             torch.tensor([3, 2, 2]),
-            torch.zeros(3, 2, dtype=torch.int8),
+            torch.zeros(2, 3, 2, dtype=torch.int8),
             candidates[0],
             index[2:],
+            True,
         ),
         "own_label_sets": (
             torch.tensor([0, 4, 4]),

@@ -94,19 +94,44 @@ def test_a_walk_ends_at_what_is_inconsistent_and_stops_at_what_is_untold():
         [[5, 6, 7, 8], [1, 9, 2, -1], [3, 4, 5, 6], [8, 2, 1, 0], [4, 4, 4, 4]], dtype=torch.int32
     )
     verdicts = torch.tensor(
-        [[0, 0, 1, 0], [1, 0, 0, 0], [0, 2, 1, 0], [3, 0, 3, 0], [0, 0, 0, 0]], dtype=torch.int8
+        [[0, 0, 1, 0], [1, 0, 0, 0], [0, 2, 1, 0], [3, 0, 3, 0], [2, 0, 0, 0]], dtype=torch.int8
     )
+    # One of two processes knows each.
+    split = torch.stack([verdicts.where(candidates % 2 == rank, 3) for rank in (0, 1)])
     position, ends = torch.tensor([4, 0, 0, 4, 7]), torch.tensor([20, 3, 9, 8, 7])
     index = torch.tensor([6, 1, 3, 9, 4])
-    (compiled, moved), (plain, plainly_moved) = both_forms(
-        "walk_candidates_", position, ends, verdicts, candidates, index
-    )
     # Own images are left out; two candidates are positive whatever is said of them; the last sample had ended.
     wanted = [(0, 5), (1, 9), (3, 0), (3, 1), (3, 2), (3, 8)]
-    assert triples(compiled) == triples(plain) == wanted
-    for found in (moved, plainly_moved):
-        assert found[0].tolist() == [6, 2, 1, 8, 7]  # positions
-        assert found[1].tolist() == [6, 2, 9, 8, 7]  # ends
+    for (*pairs, told), moved in both_forms(
+        "walk_candidates_", position, ends, split, candidates, index, True
+    ):
+        assert triples(pairs) == wanted and told.tolist() == [1, 1]
+        assert moved[0].tolist() == [6, 2, 1, 8, 7]  # positions
+        assert moved[1].tolist() == [6, 2, 9, 8, 7]  # ends
+    for (*pairs, told), moved in both_forms(
+        "walk_candidates_", position, ends, split, candidates, index, False
+    ):
+        assert triples(pairs) == [] and told.tolist() == [4, 1]
+        assert moved[0].equal(position) and moved[1].equal(ends)
+    resolved = split.where(split != 2, 0)
+    for (*pairs, told), moved in both_forms(
+        "walk_candidates_", position, ends, resolved, candidates, index, False
+    ):
+        assert triples(pairs) == sorted([*wanted, (2, 4)]) and told.tolist() == [0, 0]
+        assert moved[0].tolist() == moved[1].tolist() == [6, 2, 2, 8, 7]
+
+
+@pytest.mark.parametrize("ends", [[10], [4, 10], [4, 4, 10]])
+def test_samples_are_divided_by_the_owners_of_their_images(ends):
+    index = torch.tensor([7, 3, 3, 9, 0])
+    owner = [next(rank for rank, end in enumerate(ends) if i < end) for i in index.tolist()]
+    order = sorted(range(5), key=lambda b: owner[b])
+    counts = [owner.count(rank) for rank in range(len(ends))]
+    places = [owner[b] * max(counts) + owner[:b].count(owner[b]) for b in range(5)]
+    for given in (index, index[:0]):
+        for found, _ in both_forms("divided_samples", given, torch.tensor(ends)):
+            wanted = (owner, order, places, counts) if len(given) else ([], [], [], [0] * len(ends))
+            assert tuple(part.tolist() for part in found) == wanted
 
 
 def test_label_sets_of_own_columns():
