@@ -98,9 +98,7 @@ class Exchange:
         found = first.new_empty(self.size, width)
         if width == 0:
             return found
-        if (
-            first.device.type == "cpu"
-        ):  # gloo gathers round a ring: one message after the other, and more wake-ups
+        if first.device.type == "cpu":  # gloo gathers round a ring, by more messages one after the other
             dist.all_to_all_single(found.view(-1), torch.cat([*pieces] * self.size), group=self.group)
         else:
             _all_gather(found.view(-1), torch.cat([*pieces]), group=self.group)
