@@ -1,11 +1,14 @@
 """Memories and head of several processes: as one process that gets the global batch."""
 
 import functools
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 import snnet_kernels as sk
 from snnet_kernels.distributed import own_rows, rows_of_pieces, whole_state
@@ -43,17 +46,24 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory) -> Callable[[int, str], list[str]]:
-    """What each of a number of processes prints in a case."""
-    folder = tmp_path_factory.mktemp("pieces")
+    """What each of a number of processes prints in a case; those that share the tests out start them once for all."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "sharded"
+    folder.mkdir(exist_ok=True)
 
     @functools.cache
     def of_processes(count: int) -> list[Answer]:
         if count < 3:
             of_processes(3)  # whose pieces they go on from
-        words = []
-        for name, case in CASES[count].items():
-            words += [name, *(word.format(folder=folder) for word in case.split()), "--"]
-        return run_processes(count, "tests.kernels.sharded_cases", words)
+        path = folder / f"{count}.json"
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                words = []
+                for name, case in CASES[count].items():
+                    words += [name, *(word.format(folder=folder) for word in case.split()), "--"]
+                answers = run_processes(count, "tests.kernels.sharded_cases", words)
+                path.write_text(json.dumps([[a.returncode, a.stdout, a.stderr] for a in answers]))
+        return [Answer(*answer) for answer in json.loads(path.read_text())]
 
     def of_case(count: int, name: str) -> list[str]:
         place = list(CASES[count]).index(name)
