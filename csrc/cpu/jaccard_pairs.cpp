@@ -1,13 +1,14 @@
-// The pairs of images whose Jaccard distance is at most a limit. A row of V sums to 1, and a pair within the limit
-// shares at least m of it. Columns that hold less than m of a row together cannot make a pair near that shares none of
-// the others: of these the ones that most rows have are left out, and who is met without them is compared whole.
+// Pairs of images whose Jaccard distance is at most a limit. A row of V sums to 1, so such a pair has an overlap of at
+// least m. Columns of a row that sum to less than m cannot make a pair near by themselves: the pair must also share one
+// of the other columns. So the search skips such columns, those shared by most rows first. Each pair that it finds is
+// then compared over all columns.
 #include "shared_columns.h"
 
 namespace snnet {
 namespace {
 
-// All rows by the first column that holds at least half as much as the row's largest: images of one person mostly
-// have the same, and what they share is then still in the cache.
+// All rows, sorted by their first column whose value is at least half of the row's largest. Images of one person mostly
+// have the same such column, so the columns that they share are still in the cache.
 std::vector<int32_t> by_main_column(const SparseRows& code) {
   std::vector<int32_t> main(code.n, static_cast<int32_t>(code.n));
   for (int64_t row = 0; row < code.n; ++row) {
@@ -61,11 +62,12 @@ SparseTensors both_triangles(const SparseRows& upper, const std::vector<int32_t>
 }
 
 constexpr float kMargin = 1e-4F;  // more than a sum of a row can round
-// Of m. With all of it left out, who shares next to nothing of the others may still be near and has to be compared;
-// with three quarters, a fifth of the rows' meetings remain, and few are compared in vain.
+// The share of m that skipped columns may sum to. With 1, a row that shares almost nothing of the visited columns could
+// still be near, and would have to be compared. With 3/4, a fifth of the visits remain, and few rows are compared
+// needlessly.
 constexpr float kLeftOut = 0.75F;
 
-// Finds the rows that are near one row and stand at its place or behind it. One for each thread.
+// Finds the rows near one row, at its position in `order` or after it. Each thread has its own instance.
 class NearRows {
  public:
   NearRows(const SparseRows& code, const std::vector<int32_t>& order, const ByColumn& others, float limit)

@@ -97,8 +97,8 @@ std::vector<int32_t> set_columns(const uint8_t* labels, int64_t n) {
   return columns;
 }
 
-// Lists of rows and of columns with P[index] <- labels; or, where a table has too few places left, nothing: how many
-// places either needs, int64 [2], zeros where the write is done.
+// Writes P[index] <- labels to the lists of rows and of columns, and returns zeros, int64 [2]. If a table lacks places,
+// writes nothing and returns how many places each table needs.
 Tensor write_label_lists_(const Tensor& row_entries, const Tensor& row_starts, const Tensor& row_counts,
                           const Tensor& row_sizes, const Tensor& row_used, const Tensor& column_entries,
                           const Tensor& column_starts, const Tensor& column_counts, const Tensor& column_sizes,
@@ -130,7 +130,7 @@ Tensor write_label_lists_(const Tensor& row_entries, const Tensor& row_starts, c
   });
   Tensor needed = torch::stable::new_zeros(index, {2}, ScalarType::Long);
   int64_t* places = needed.mutable_data_ptr<int64_t>();
-  std::unordered_map<int32_t, int64_t> most;  // entries of each column, at most: none is removed before others come
+  std::unordered_map<int32_t, int64_t> most;  // upper bound per column: entries may come before others go
   for (const Change& change : changes) {
     places[0] += rows.places_for(change.row, rows.counts[change.row] + static_cast<int64_t>(change.added.size()));
     for (const int32_t column : change.added) ++most[column];

@@ -189,9 +189,9 @@ class Prediction {
     }
   }
 
-  // Candidates [from, from + step) of a sample: ranks within the anchor's neighbourhood are often enough to show
-  // that a candidate is inconsistent, and all there is to count where nothing outside can be more similar to the
-  // candidate than the anchor is.
+  // Checks candidates [from, from + step) of a sample in the neighbourhood of the anchor. The count there often shows
+  // that a candidate is inconsistent. It is the exact rank if no image outside of the neighbourhood can be more similar
+  // to the candidate than the anchor is.
   void look(int64_t s, int64_t from, int64_t step, std::vector<Pair>& undecided) {
     const Sample& sample = samples_[s];
     const VectorKernels& kernels = vector_kernels();

@@ -116,8 +116,8 @@ class ListPrediction {
     multiply_rows(memory_, rows, [&](int64_t r, const float* row) { take(row, lists_.n, samples_[which[r]]); });
   }
 
-  // Whether more than `rank` images are more similar to p than the anchor is. What p lists above S[p, anchor] is all of
-  // that if S[p, anchor] is not below the floor of p.
+  // Whether more than `rank` images are more similar to p than the anchor is. If S[p, anchor] is at or above the floor
+  // of p, the list of p holds all of them.
   Verdict look(int64_t p, int32_t anchor, int64_t rank) const {
     const int32_t* columns = lists_.columns_of(p);
     const int32_t* end = columns + lists_.counts[p];
@@ -129,7 +129,8 @@ class ListPrediction {
     return found != end && bar >= floor ? Verdict::kConsistent : Verdict::kUntold;
   }
 
-  // Takes each sample as far as lists tell, and one candidate further by products; returns those that go on.
+  // Checks the candidates of each sample while lists decide, then one more by a product. Returns the samples that are
+  // not decided yet.
   std::vector<int64_t> walk(const std::vector<int64_t>& walking) {
     std::vector<char> is_untold(walking.size());
     torch::stable::parallel_for(0, static_cast<int64_t>(walking.size()), grain(64 * lists_.capacity),
@@ -269,7 +270,8 @@ std::tuple<Tensor, Tensor, Tensor> nearest_from_lists(const Tensor& memory, cons
         keys.push_back(selection_key(lists.values_of(i)[j], lists.columns_of(i)[j]));
       }
       keep_others(keys, i, k, at + b * k, value + b * k);
-      // What is not listed may be as large as the floor, and come first by its column.
+      // An unlisted entry may equal the floor. If it has the lower column, it comes before a listed entry of that
+      // value.
       is_told[b] = value[b * k + k - 1] > lists.floors[i] || lists.floors[i] == -std::numeric_limits<float>::infinity();
     }
   });

@@ -115,8 +115,8 @@ double hard_negative_row(const Loss& loss, int64_t b, RowScratch& scratch, std::
     left += weights.hard[k];
     fewest = std::min(fewest, weights.hard[k]);
   }
-  // The hard negatives of every label set are among so many of the largest; no set is done before `fewest` of
-  // them, so the order of these does not matter.
+  // The `most` largest entries contain the hard negatives of every label set. Every set needs at least `fewest`
+  // negatives, so the first `fewest` entries need no order.
   const int64_t most = std::max<int64_t>(static_cast<int64_t>(loss.ratio * static_cast<double>(loss.n)), 1) +
                        static_cast<int64_t>(positives.size());
   const auto& largest = select_largest(row, loss.n, most, scratch.selection, fewest);

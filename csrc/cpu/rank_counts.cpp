@@ -23,8 +23,8 @@ enum class Tile {
   looked,   // what is within the slack is looked at
 };
 
-// Products of matrices only sort columns out: what decides is the dot product of the rows, made in the same order
-// for the bar and for what is held against it, so that equal rows never count.
+// Matrix products only exclude columns. The dot product of two rows decides. It sums in the same order for the bar and
+// for the value compared with it, so that equal rows never count.
 class RankCount {
  public:
   RankCount(const Tensor& memory, const RowLengths& lengths, std::vector<int64_t>& first_inconsistent)

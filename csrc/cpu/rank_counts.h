@@ -15,7 +15,7 @@ struct RowLengths {
   int64_t head;             // dimensions of a row's first part
   std::vector<float> rest;  // length of the other part, a little too long
   bool all_short;           // none is longer than 1
-  float slack;              // above the difference of two roundings of a product
+  float slack;              // larger than the difference of two roundings of a product
 };
 
 RowLengths measure_rows(const Tensor& memory);

@@ -170,9 +170,9 @@ struct ItemShared {
   int64_t parts[kThreads / kWarp];
 };
 
-// use(b, item of b, number of the item) for the items of sample b = 0, 1, ... that are this group's: of all items every
-// one that its place among the groups (warps or blocks of the launch) comes to. By all threads of a block; returns how
-// many items there are.
+// Distributes the items of all samples round-robin over the groups (warps or blocks) of the launch. Calls use(b, item
+// of b, number of the item) for each item of this group. All threads of a block must call it. Returns the number of
+// items.
 template <int kThreads, int kGroup, class Count, class Use>
 __device__ __forceinline__ int64_t for_each_item(int64_t batch_size, ItemShared<kThreads>& shared, Count&& items_of,
                                                  Use&& use) {

@@ -10,10 +10,11 @@
 // inconsistent candidate, and the first two. So candidates are looked at all at once rather than one after the other,
 // and one is given up when an inconsistent one before it is known.
 //
-// A list that tells has no more candidates than places: they are keys. Of a query row or a product there may be more:
-// then the sample's label row holds them as bits until the decision, and their values are looked up again.
+// If the list of a sample is complete above the threshold, its candidates fit into the places of a list and are stored
+// as keys. A query row or a computed row may have more candidates. Then the sample's label row stores them as bits
+// until the decision, and their similarities are read again.
 //
-// How many rows have to be multiplied stays on the device: it only takes longer the more they are.
+// The number of rows to compute is known only on the device. The launch does not depend on it, only the time does.
 #pragma once
 
 #include "../common/cycle_check.h"
@@ -178,8 +179,8 @@ static __global__ void __launch_bounds__(kLabelThreads)
 
 enum class Verdict { kConsistent, kInconsistent, kUntold };
 
-// Whether more than `rank` images are more similar to p than the anchor is, by a warp. What p lists above S[p, anchor]
-// is all of that if S[p, anchor] is not below the floor of p.
+// Whether more than `rank` images are more similar to p than the anchor is, by a warp. If S[p, anchor] is at or above
+// the floor of p, the list of p holds all of them.
 __device__ __forceinline__ Verdict look(const ListTables& lists, int64_t p, int32_t anchor, int64_t rank) {
   const int32_t count = lists.within(lists.counts[p]);
   const int32_t place = find_column(lists.columns_of(p), count, anchor);

@@ -6,11 +6,11 @@
 //            `last`, the smallest key that a row has room for, where it has no room for all
 //   write    the same rows, and those that lose a pair to a full row: each drops, takes and closes up its own entries
 //
-// A launch has one writer for every entry, and for the order of every row. What a row has to know of another one is an
-// event on its chain, which begins in its place of `counts`: ~slot of the newest event, in the end the count itself. So
-// nothing is cleared and no block waits. Of the two rows of a pair each decides by the `last` of both, from the same
-// bits, whether there is room for it; where there is none, both raise their floors. The tables need no mirrors: a warp
-// finds an entry in a row by looking through its columns.
+// In each launch one writer changes an entry, and one the order of a row. A row learns of changes in other rows from
+// events on its chain, a linked list. The head of the chain is in `counts`: ~slot of the newest event; the last event
+// stores the count itself. So nothing has to be cleared, and no block waits. Both rows of a pair decide from the `last`
+// of both, hence from the same bits, whether it has room. If not, both raise their floors. The tables need no mirrors:
+// a warp finds an entry in a row by looking through its columns.
 //
 // A batch entry has a fixed number of events. A pair that has risen and finds none raises the floors of both its rows,
 // one that should go and finds none stays listed: lists are complete above their floors all the same.
@@ -24,7 +24,7 @@
 
 namespace snnet {
 
-constexpr float kSlack = 1e-5f;  // of a similarity: more than rounding can make of a bound
+constexpr float kSlack = 1e-5f;  // of a similarity: larger than the rounding error of a bound
 constexpr int kColumnsAtOnce = 32768;  // a bit each in shared memory
 constexpr int kRowLoadsAhead = 4;
 constexpr int kMirrorsAtOnce = 4;    // that a warp looks for
@@ -52,8 +52,8 @@ struct EntryState {
 struct ListUpdate {
   MemoryUpdate rows;
   ListTables lists;
-  // Slots of events: `segment` a batch entry for what happens to rows outside the batch, one with each of them for what
-  // that row pushes out, segment + B a batch entry for what its own row pushes out.
+  // Event slots: `segment` per batch entry for changes of rows outside the batch; with each of these one more, for the
+  // pair that it pushes out of its row; and segment + B per batch entry for pairs that its own row pushes out.
   Event* events;
   Key* last;            // of the row of an event, [B, segment]
   EntryState* entries;  // [B]

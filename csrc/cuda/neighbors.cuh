@@ -138,7 +138,7 @@ static __global__ void __launch_bounds__(kNeighborThreads)
 }
 
 // ---- From neighbour lists, by two launches: what the lists tell; products of the other rows, and the neighbours in each
-// by the block that ends it. How many those are stays on the device: it only takes longer the more they are.
+// by the block that ends it. Their number is known only on the device: the time depends on it, the launch does not.
 
 struct Neighbors {
   int64_t k;
