@@ -20,6 +20,8 @@ so that no list misses an entry above its floor, and nothing of size n is multip
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -41,14 +43,29 @@ def update_memory_(
     similarity: Tensor | None = None,
 ) -> None:
     """M[index] <- normalize(α M[index] + (1 − α) f), in place; repeated indices one after the other."""
-    if index.numel() == 0:
-        return
     if cache is None:
         for entries in occurrence_rounds(index):
             _blend_rows_(memory, index, features, entries, momentum)
         return
-    s = matmul(features, memory.t()) if similarity is None else similarity
     gram = matmul(features, features.t())
+    for entries, lengths, s in _blended_rounds_(memory, index, features, momentum, similarity):
+        update_cache_(cache, memory, index[entries], s, gram[entries][:, entries], lengths, momentum)
+
+
+def occurrence_rounds(index: Tensor) -> list[Tensor]:
+    """Batch entries [B] split so that no index comes twice in a part, earlier entries in earlier parts."""
+    if index.numel() == 0:
+        return []
+    same = index[:, None] == index[None, :]
+    turn = same.tril(-1).sum(1)
+    return [(turn == r).nonzero().flatten() for r in range(int(turn.max()) + 1)]
+
+
+def _blended_rounds_(
+    memory: Tensor, index: Tensor, features: Tensor, momentum: Tensor | float, similarity: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Update the memory a round at a time: yields the entries [b] that were written, ν [b], and s [b, n] of before."""
+    s = matmul(features, memory.t()) if similarity is None else similarity
     rounds = occurrence_rounds(index)
     if len(rounds) > 1:
         s = s.clone()
@@ -56,19 +73,10 @@ def update_memory_(
         entries, lengths = _blend_rows_(memory, index, features, entries, momentum)
         if entries.numel() == 0:
             continue
-        position = index[entries]
-        update_cache_(cache, memory, position, s[entries], gram[entries][:, entries], lengths, momentum)
+        yield entries, lengths, s[entries]
         if len(rounds) > 1:  # the later entries meet the memory as it is now
-            s[:, position] = (_scaled(momentum, s[:, position]) + (1 - momentum) * gram[:, entries]) / lengths
-            grows = position[lengths <= momentum]
-            s[:, grows] = matmul(features, memory[grows].t())
-
-
-def occurrence_rounds(index: Tensor) -> list[Tensor]:
-    """Batch entries [B] split so that no index comes twice in a part, earlier entries in earlier parts."""
-    same = index[:, None] == index[None, :]
-    turn = same.tril(-1).sum(1)
-    return [(turn == r).nonzero().flatten() for r in range(int(turn.max()) + 1)]
+            position = index[entries]
+            s[:, position] = matmul(features, memory[position].t())
 
 
 def _scaled(weight: Tensor | float, values: Tensor) -> Tensor:
@@ -137,20 +145,8 @@ def update_memory_lists_(
 
     ``similarity`` [B, n] is f Mᵀ of the memory before the update.
     """
-    if index.numel() == 0:
-        return
-    s = matmul(features, memory.t()) if similarity is None else similarity
-    rounds = occurrence_rounds(index)
-    if len(rounds) > 1:
-        s = s.clone()
-    for entries in rounds:
-        entries, lengths = _blend_rows_(memory, index, features, entries, momentum)
-        if entries.numel() == 0:
-            continue
-        position = index[entries]
-        update_lists_(lists, memory, position, s[entries], lengths, momentum)
-        if len(rounds) > 1:  # the later entries meet the memory as it is now
-            s[:, position] = matmul(features, memory[position].t())
+    for entries, lengths, s in _blended_rounds_(memory, index, features, momentum, similarity):
+        update_lists_(lists, memory, index[entries], s, lengths, momentum)
 
 
 def update_lists_(
