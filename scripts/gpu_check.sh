@@ -79,7 +79,7 @@ libraries() {
 
 # Wrong results first, small sizes before large; then where the time goes; then the stated figures, cheapest first.
 first() {
-  tests tests-small 150 tests/kernels/test_gpu.py -k "not 12936"
+  tests tests-small 150 tests/kernels/test_gpu.py tests/kernels/test_gpu_head.py -k "not 12936"
   step probe 80 100 "$python" scripts/gpu_probe.py market
   figures market 90
   figures million 100

@@ -11,23 +11,22 @@ def symmetric_lists(memory: torch.Tensor, capacity: int, floor: float | None = N
     return sk.neighbor_lists(memory, capacity, floor=floor, symmetric=True)
 
 
-def dense(lists: NeighborLists, n: int) -> torch.Tensor:
+def dense(lists: NeighborLists) -> torch.Tensor:
     """The listed values [n, n], NaN where nothing is listed."""
     row, place = (lists.columns >= 0).nonzero().unbind(1)
-    made = torch.full((n, n), torch.nan)
+    made = torch.full((len(lists.counts),) * 2, torch.nan, device=lists.values.device)
     made[row, lists.columns[row, place].long()] = lists.values[row, place]
     return made
 
 
 def check_lists(lists: NeighborLists, similarity: torch.Tensor, tolerance: float) -> None:
     """Everything above the floors is listed with its value; places, counts and mirrors agree."""
-    n = len(similarity)
-    listed = dense(lists, n)
+    listed = dense(lists)
     missing = listed.isnan() & (similarity > lists.floors[:, None] + tolerance)
     assert int(missing.sum()) == 0
-    if n:
+    if len(listed):
         assert (listed - similarity).nan_to_num().abs().max() <= tolerance
-    places = torch.arange(lists.capacity) < lists.counts[:, None]
+    places = torch.arange(lists.capacity, device=listed.device) < lists.counts[:, None]
     assert torch.equal(places, lists.columns >= 0)
     assert torch.equal(places, lists.values > -torch.inf)
     if lists.mirrors is not None:

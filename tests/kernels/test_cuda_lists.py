@@ -1,205 +1,16 @@
-"""The CUDA kernels of neighbour lists, run on CPU tensors by the emulation, against the reference."""
+"""The CUDA kernels that build and read neighbour lists, run on CPU tensors by the emulation, against the reference."""
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet_kernels import neighbor_list_layout, reference
 from snnet_kernels.neighbor_list_layout import NeighborLists, are_symmetric, with_mirrors
-from snnet_kernels.reference.memory_update import update_memory_lists_
 from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists
 from snnet_kernels.testing import clustered_features
 from tests.kernels.cpu_inputs import memory_of
-
-KINDS = ("clustered", "exact", "same", "zero rows", "duplicates")
-
-
-def dense(lists: NeighborLists, n: int) -> torch.Tensor:
-    """The listed values [n, n], NaN where nothing is listed."""
-    row, place = (lists.columns >= 0).nonzero().unbind(1)
-    made = torch.full((n, n), torch.nan)
-    made[row, lists.columns[row, place].long()] = lists.values[row, place]
-    return made
-
-
-def check(lists: NeighborLists, similarity: torch.Tensor, tolerance: float) -> None:
-    """Everything above the floors is listed with its value, from both sides, in the first places of a row."""
-    listed = dense(lists, len(similarity))
-    missing = listed.isnan() & (similarity > lists.floors[:, None] + tolerance)
-    assert int(missing.sum()) == 0
-    assert (listed - similarity).nan_to_num().abs().max() <= tolerance
-    places = torch.arange(lists.capacity) < lists.counts[:, None]
-    assert torch.equal(places, lists.columns >= 0)
-    assert torch.equal(places, lists.values > -torch.inf)
-    assert int((~listed.isnan()).sum()) == int(lists.counts.sum())  # none twice
-    assert torch.equal(listed.isnan(), listed.t().isnan())
-    assert torch.equal(listed.nan_to_num(), listed.t().nan_to_num())
-
-
-def without_mirrors(lists: NeighborLists) -> NeighborLists:
-    """A copy of the tables as a GPU keeps them."""
-    tables = [part.clone() for part in lists[:4]]
-    return NeighborLists(*tables, torch.empty(len(lists.counts), 0, dtype=torch.int32))
-
-
-def update_(build, memory, index, features, alpha, lists):
-    build.operations.update_memory_lists_(
-        memory, index, features, torch.tensor(alpha), *lists, features @ memory.t()
-    )
-
-
-def same_lists(ours: NeighborLists, theirs: NeighborLists, tolerance: float = 2e-6) -> None:
-    """The same pairs, but for those whose similarity is a floor's but for rounding."""
-    n = len(ours.counts)
-    one, two = dense(ours, n), dense(theirs, n)
-    assert (ours.floors - theirs.floors).nan_to_num().abs().max() <= tolerance
-    assert (one - two).nan_to_num().abs().max() <= tolerance
-    value = torch.where(one.isnan(), two, one)
-    gap = (value - theirs.floors[:, None]).abs()
-    differ = (one.isnan() != two.isnan()) & (torch.minimum(gap, gap.t()) > tolerance)
-    assert int(differ.sum()) == 0
-
-
-def moving_batch(memory, batch, generator, repeated=False):
-    """Features near their rows, nearly opposite to them, and far."""
-    n, d = memory.shape
-    index = (
-        torch.randint(n, (batch,), generator=generator)
-        if repeated
-        else torch.randperm(n, generator=generator)[:batch]
-    )
-    noise = torch.randn(len(index), d, generator=generator)
-    features = normalize(memory[index] + 0.2 * noise, dim=1)
-    features[:2] = normalize(noise[:2] * 1e-2 - memory[index[:2]], dim=1)
-    features[2:3] = normalize(noise[2:3], dim=1)
-    return index, features
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.9, 1.0])
-@pytest.mark.parametrize(("k", "capacity"), [(12, 24), (4, 4), (1, 1), (6, 70), (70, 70)])
-def test_updates_list_what_those_of_the_reference_list(cuda_on_cpu, alpha, k, capacity):
-    n, generator = 70, torch.Generator().manual_seed(capacity)
-    memory = clustered_features(n, 12, seed=1)
-    expected = symmetric_lists(neighbor_lists(memory, k), capacity)
-    other_memory, lists = memory.clone(), without_mirrors(expected)
-    for step in range(5):
-        index, features = moving_batch(memory, 9, generator)
-        update_memory_lists_(memory, index, features, alpha, expected)
-        cuda_on_cpu.seed(step)
-        cuda_on_cpu.launches()
-        update_(cuda_on_cpu, other_memory, index, features, alpha, lists)
-        assert cuda_on_cpu.launches() == 3
-        assert (memory - other_memory).abs().max() < 1e-6
-        check(lists, memory @ memory.t(), 2e-6)
-        same_lists(lists, expected)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    n=st.sampled_from([1, 2, 5, 20, 40, 70]),
-    d=st.sampled_from([1, 4, 9]),
-    capacity=st.sampled_from([1, 2, 3, 5, 8, 20, 70]),
-    kind=st.sampled_from(KINDS),
-    alpha=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
-    repeated=st.booleans(),
-    small=st.booleans(),
-    odd=st.sampled_from(["", "zero", "nan", "same"]),
-    seed=st.integers(0, 10**6),
-)
-def test_no_entry_is_missing(
-    cuda_on_cpu, small_constants, n, d, capacity, kind, alpha, repeated, small, odd, seed
-):
-    """Hubs, duplicates, repeated indices, rows that overflow, and with ``small`` events that do."""
-    generator = torch.Generator().manual_seed(seed)
-    memory = normalize(memory_of(kind, n, d, seed=seed), dim=1)
-    capacity = min(capacity, n)
-    k = int(torch.randint(1, capacity + 1, (), generator=generator))
-    lists = without_mirrors(symmetric_lists(neighbor_lists(memory, k), capacity))
-    build = small_constants if small else cuda_on_cpu
-    for step in range(3):
-        batch = int(torch.randint(1, 12, (), generator=generator))
-        index, features = moving_batch(memory, batch, generator, repeated)
-        if odd == "same":
-            features = memory[index].clone()
-        elif odd:
-            features[-1] = 0 if odd == "zero" else torch.nan
-        expected = memory.clone()
-        reference.update_memory_(expected, index, features, alpha)
-        build.seed(seed + step)
-        update_(build, memory, index, features, alpha, lists)
-        assert (memory - expected).abs().max() < 2e-6
-        check(lists, memory @ memory.t(), 4e-6)
-    build.seed(seed)
-    labels, _ = build.operations.mplp_from_lists(memory, index, *lists[:4], None, 0.6, 2)
-    # Near a tie rounding decides: a product of two rows in another order is another number.
-    exact = memory.double() @ memory.double().t()
-    gaps = (exact[:, :, None] - exact[:, None, :]).abs().flatten()
-    close = (gaps < 4e-6) & (gaps > 0)
-    if kind == "clustered" and not close.any() and not ((exact - 0.6).abs() < 4e-6).any():
-        assert torch.equal(labels, reference.mplp(memory, index, 0.6, 2, cache=memory @ memory.t()))
-
-
-@pytest.mark.parametrize("length", [0.5, 2.0])
-def test_rows_that_a_momentum_of_one_normalises_rise_above_floors(cuda_on_cpu, length):
-    """With α = 1 a row moves without its feature: its similarities grow or shrink as its length does."""
-    rows, index = memory_of("exact", 30, 8, seed=1), torch.tensor([3, 4, 12, 3])
-    rows[::3] *= length
-    memory, lists = rows.clone(), without_mirrors(symmetric_lists(neighbor_lists(rows, 6, 0.2), 12))
-    update_(cuda_on_cpu, memory, index, rows[index], 1.0, lists)
-    check(lists, memory @ memory.t(), 1e-6)
-    expected = symmetric_lists(neighbor_lists(rows, 6, 0.2), 12)
-    update_memory_lists_(rows.clone(), index, rows[index], torch.tensor(1.0), expected)
-    same_lists(lists, expected)
-
-
-@pytest.mark.parametrize("small", [False, True])
-@pytest.mark.parametrize("capacity", [4, 12])
-def test_blocks_may_run_in_any_order_and_at_once(cuda_on_cpu, small_constants, capacity, small):
-    """Four blocks at a time, switched at random places: every order makes the same lists, but for full events."""
-    n, build = 60, small_constants if small else cuda_on_cpu
-    memory = clustered_features(n, 12, seed=2)
-    lists = symmetric_lists(neighbor_lists(memory, capacity), capacity)
-    index, features = moving_batch(memory, 10, torch.Generator().manual_seed(3))
-    made = []
-    for seed in range(6):
-        own_memory, own = memory.clone(), without_mirrors(lists)
-        build.seed(seed, blocks_at_once=1 if seed == 0 else 4)
-        update_(build, own_memory, index, features, 0.3, own)
-        build.seed(seed)
-        check(own, own_memory @ own_memory.t(), 2e-6)
-        made.append((own_memory, dense(own, n), own.floors))
-    for own_memory, listed, floors in made[1:]:
-        assert torch.equal(own_memory, made[0][0])
-        if not small:
-            assert torch.equal(listed.nan_to_num(-9), made[0][1].nan_to_num(-9))
-            assert torch.equal(floors, made[0][2])
-
-
-def test_an_update_of_nothing_and_what_it_refuses(cuda_on_cpu):
-    memory, none = clustered_features(20, 4), torch.zeros(0, dtype=torch.int64)
-    lists = without_mirrors(symmetric_lists(neighbor_lists(memory, 3), 5))
-    before = [part.clone() for part in lists]
-    cuda_on_cpu.launches()
-    update_(cuda_on_cpu, memory, none, torch.zeros(0, 4), 0.5, lists)
-    assert cuda_on_cpu.launches() == 0
-    beyond = torch.tensor([-1, 20, 2**40])
-    update_(cuda_on_cpu, memory, beyond, torch.zeros(3, 4), 0.5, lists)
-    assert all(torch.equal(*pair) for pair in zip(lists, before, strict=True))
-    index, features = torch.tensor([1]), memory[:1]
-    for change, message in [
-        ({"mirrors": torch.zeros(20, 5, dtype=torch.int32)}, r"lists.mirrors must have shape \[20, 0\]"),
-        ({"columns": lists.columns.long()}, "lists.columns has the wrong type"),
-        ({"values": lists.values[:, :3]}, r"lists.values must have shape \[20, 5\], got \[20, 3\]"),
-        ({"counts": lists.counts[:4]}, "lists.counts must have 20 entries, got 4"),
-        ({"floors": lists.floors.double()}, "lists.floors must be a contiguous vector"),
-    ]:
-        with pytest.raises((ValueError, RuntimeError), match=message):
-            update_(cuda_on_cpu, memory, index, features, 0.5, lists._replace(**change))
-    with pytest.raises((ValueError, RuntimeError), match="similarity must be given"):
-        cuda_on_cpu.operations.update_memory_lists_(memory, index, features, torch.tensor(0.5), *lists, None)
+from tests.kernels.cuda_list_checks import KINDS, outcome, same_lists, update_, without_mirrors
+from tests.kernels.list_checks import dense
 
 
 @pytest.mark.parametrize("kind", ["clustered", "exact", "same"])
@@ -224,7 +35,7 @@ def test_lists_are_built_from_tiles(cuda_on_cpu, small_constants, kind, n, k, ti
         if kind == "clustered":
             same_lists(lists, expected)
         else:
-            assert torch.equal(dense(lists, n).nan_to_num(-99), dense(expected, n).nan_to_num(-99))
+            assert torch.equal(dense(lists).nan_to_num(-99), dense(expected).nan_to_num(-99))
             assert torch.equal(lists.floors, expected.floors)
         assert torch.equal(lists.counts, expected.counts)
 
@@ -354,15 +165,6 @@ def test_mirrors_come_and_go_with_the_device(monkeypatch):
         sk.update_memory_(memory, torch.tensor([1]), memory[:1].clone(), 0.5, lists=lists)
 
 
-def outcome(check) -> bool:
-    """Whether a check passes; the emulation reports what a GPU leaves undefined as an error."""
-    try:
-        check()
-    except (AssertionError, RuntimeError):
-        return False
-    return True
-
-
 def test_a_decision_before_the_products_are_there_is_found(switched_barriers, without_barrier):
     """Another block takes the place of the last one while this one still multiplies."""
     memory, index = memory_of("exact", 300, 8, seed=0), torch.arange(0, 300, 60)
@@ -386,27 +188,3 @@ def test_labels_without_a_barrier_are_found(switched_barriers, without_barrier, 
         outcome(lambda s=seed: check_labels(broken, memory, index, lists, 0.5, 4, seed=s))
         for seed in range(5)
     )
-
-
-@pytest.mark.parametrize("barrier", ["after the members", "after what is pushed out"])
-def test_updates_without_a_barrier_are_found(switched_barriers, without_barrier, barrier):
-    memory = clustered_features(120, 12)
-    expected = symmetric_lists(neighbor_lists(memory, 8), 8)
-    generator = torch.Generator().manual_seed(0)
-    index = torch.randperm(120, generator=generator)[
-        :40
-    ]  # all move to one place: rows overflow with each other
-    features = normalize(memory[:1] + 0.2 * torch.randn(40, 12, generator=generator), dim=1)
-    own = memory.clone(), without_mirrors(expected)
-    update_memory_lists_(memory.clone(), index, features, 0.3, expected)
-
-    def updated(build, seed):
-        own_memory, lists = own[0].clone(), without_mirrors(own[1])
-        build.seed(seed)
-        update_(build, own_memory, index, features, 0.3, lists)
-        same_lists(lists, expected)
-        check(lists, own_memory @ own_memory.t(), 2e-6)
-
-    updated(switched_barriers, 0)
-    broken = without_barrier(barrier)
-    assert not all(outcome(lambda s=seed: updated(broken, s)) for seed in range(5))

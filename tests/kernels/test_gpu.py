@@ -4,8 +4,6 @@
 those that also run under compute-sanitizer.
 """
 
-import os
-
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -16,27 +14,28 @@ from snnet_kernels.backends import gpu, table
 from snnet_kernels.neighbor_list_layout import NeighborLists
 from snnet_kernels.ops.neighbor_lists import symmetric_lists
 from snnet_kernels.testing import clustered_features
+from tests.kernels.gpu_checks import (
+    DEVICE,
+    REAL,
+    SIZES,
+    WEIGHTS,
+    assert_close,
+    batch_of,
+    exact_rows,
+    label_sets,
+    lists_on_device,
+    on_device,
+    on_gpu_only,
+    poison,
+)
+from tests.kernels.list_checks import check_lists, dense
 
-DEVICE = os.environ.get("SNNET_TEST_DEVICE", "cuda")
-REAL = DEVICE != "cpu"
 pytestmark = pytest.mark.gpu if REAL else []
-on_gpu_only = pytest.mark.skipif(not REAL, reason="needs a CUDA device")
-# n odd, rows of 16-byte multiples or not, rows larger and smaller than a block
-SIZES = [(1, 5), (7, 3), (90, 12), (257, 33)] + ([(1000, 64), (2049, 130), (12_936, 256)] if REAL else [])
-WEIGHTS = [1.0, 0.8, 0.6]
 
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """As in the other kernel tests; deterministic algorithms would make cuBLAS ask for a workspace setting.
-
-    So that on a GPU blocks are filled with NaN and freed: the allocator hands them out again.
-    """
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    if REAL:
-        for count, size in ((64, 1 << 17), (8, 1 << 24)):  # of both its pools
-            [torch.full((size,), torch.nan, device=DEVICE) for _ in range(count)]
-    yield
+    poison()
 
 
 @pytest.mark.parametrize("by_camera", [False, True])
@@ -58,32 +57,6 @@ def test_both_kinds_of_kernels_are_there():
     assert table.AVAILABLE["cuda"] and table.AVAILABLE["triton"]
 
 
-def batch_of(n: int, size: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(n, (size,), generator=torch.Generator().manual_seed(seed))
-
-
-def exact_rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
-    """Small integers times a power of two: every product is exact in float32, with many ties."""
-    return torch.randint(-3, 4, (n, d), generator=torch.Generator().manual_seed(seed)).float() / 4
-
-
-def on_device(*tensors):
-    return [tensor if tensor is None else tensor.to(DEVICE, copy=True) for tensor in tensors]
-
-
-def label_sets(batch: int, n: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return [
-        reference.pack_labels(torch.rand(batch, n, generator=generator) < share)
-        for share in (0.01, 0.05, 0.3)
-    ]
-
-
-def assert_close(ours: torch.Tensor, exact: torch.Tensor, bound: float = 2e-6) -> None:
-    error = (ours.cpu().double() - exact.double()).abs().max() / exact.double().abs().max().clamp_min(1e-30)
-    assert error < bound
-
-
 @pytest.mark.parametrize(("n", "d"), SIZES)
 def test_label_memory_small(n, d):
     flags = torch.rand(9, n, generator=torch.Generator().manual_seed(0)) < 0.4
@@ -99,32 +72,6 @@ def test_label_memory_small(n, d):
     assert torch.equal(ours.column_bits.cpu(), theirs.column_bits)
     inquiry = torch.cat([batch_of(n, 6), torch.tensor([-1])])
     assert torch.equal(ours.columns(inquiry.to(DEVICE)).cpu(), theirs.columns(inquiry))
-
-
-def lists_on_device(memory: torch.Tensor, k: int, capacity: int) -> NeighborLists:
-    """Symmetric lists of a memory [n, d] that is on the device."""
-    n = len(memory)
-    nearest = sk.neighbor_lists(memory, min(k, n))
-    return NeighborLists(*symmetric_lists(*nearest[:4], min(capacity, n)))
-
-
-def dense(lists: NeighborLists) -> torch.Tensor:
-    """The listed values [n, n], NaN where nothing is listed."""
-    row, place = (lists.columns >= 0).nonzero().unbind(1)
-    made = torch.full((len(lists.counts),) * 2, torch.nan, device=lists.values.device)
-    made[row, lists.columns[row, place].long()] = lists.values[row, place]
-    return made
-
-
-def check_lists(lists: NeighborLists, similarity: torch.Tensor, tolerance: float) -> None:
-    """Everything above the floors is listed with its value, from both sides."""
-    listed = dense(lists)
-    missing = listed.isnan() & (similarity > lists.floors[:, None] + tolerance)
-    assert int(missing.sum()) == 0
-    assert (listed - similarity).nan_to_num().abs().max() <= tolerance
-    assert int((~listed.isnan()).sum()) == int(lists.counts.sum())
-    assert torch.equal(listed.isnan(), listed.t().isnan())
-    assert torch.equal(listed.nan_to_num(), listed.t().nan_to_num())
 
 
 @pytest.mark.parametrize("form", ["lists", "rows and lists", "streaming", "rows"])
@@ -284,117 +231,6 @@ def test_list_updates_small(k, capacity):
         assert (lists.floors.cpu() - theirs.floors).nan_to_num().abs().max() < 3e-6
 
 
-def run_head(head: sk.SNNetHead, steps: int, n: int, d: int) -> list[torch.Tensor]:
-    losses = []
-    for step in range(steps):
-        index = batch_of(n, 16, step).to(DEVICE)
-        features = clustered_features(16, d, seed=step + 1).to(DEVICE).requires_grad_()
-        loss = head(features, index)
-        loss.backward()
-        head.update_(index, features.detach())
-        losses += [loss.detach(), features.grad]
-    return losses
-
-
-def new_head(n: int, d: int, **options) -> sk.SNNetHead:
-    head = sk.SNNetHead(n, d, device=DEVICE, **options)
-    head.initialize_(clustered_features(n, d).to(DEVICE))
-    head.momentum = 0.2
-    return head
-
-
-@pytest.mark.parametrize("neighbors", [20, 0])
-@pytest.mark.parametrize("kind", ["mmcl", "l2"])
-def test_head_small(neighbors, kind):
-    (n, steps), d = (300, 3) if REAL else (90, 2), 24
-    head = new_head(n, d, neighbors=neighbors, loss_kind=kind)
-    twin = sk.SNNetHead(n, d, neighbors=neighbors, loss_kind=kind, device=DEVICE)
-    twin.load_state_dict(head.state_dict())
-    ours = run_head(head, steps, n, d)
-    for first, second in zip(ours, run_head(twin, steps, n, d), strict=True):
-        assert torch.equal(first, second)  # bits do not depend on the run
-    assert head.label_statistics()["positives"] > 1
-    exact = head.memory.features.double()
-    if neighbors:
-        check_lists(head.memory.lists.tables, exact @ exact.t(), 3e-6)
-        again = sk.SNNetHead(n, d, neighbors=neighbors, loss_kind=kind, device=DEVICE)
-        again.load_state_dict(head.state_dict())  # takes the lists as they are
-        for first, second in zip(run_head(head, 2, n, d), run_head(again, 2, n, d), strict=True):
-            assert torch.equal(first, second)
-
-
-@on_gpu_only
-@pytest.mark.parametrize("kind", ["mmcl", "l2"])
-@pytest.mark.parametrize("source", ["memory", "feature"])
-def test_nothing_waits_for_the_gpu(kind, source):
-    head = new_head(500, 32, neighbors=20, loss_kind=kind, label_source=source)
-    run_head(head, 1, 500, 32)
-    index, features = (
-        batch_of(500, 16).to(DEVICE),
-        clustered_features(16, 32, seed=9).to(DEVICE).requires_grad_(),
-    )
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        loss = head(features, index)
-        loss.backward()
-        head.update_(index, features.detach())
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert torch.isfinite(loss)
-
-
-@on_gpu_only
-@pytest.mark.parametrize("neighbors", [20, 0])
-@pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
-def test_an_iteration_in_a_cuda_graph(neighbors, precision, monkeypatch):
-    monkeypatch.setattr(gpu, "HELD_SIMILARITIES", 0)  # the loss without similarities is the streaming one
-    n, d, batch = 700, 64, 32
-    sk.set_matmul_precision(precision)
-    try:
-        eager, captured = (new_head(n, d, neighbors=neighbors) for _ in range(2))
-        index, features = batch_of(n, batch).to(DEVICE), clustered_features(batch, d, seed=1).to(DEVICE)
-        live = features.clone().requires_grad_()
-
-        def iteration(head):
-            live.grad = None
-            loss = head(live, index)
-            loss.backward()
-            head.update_(index, live.detach())
-            return loss
-
-        state = {name: value.clone() for name, value in captured.state_dict().items()}
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # tunes and compiles what is compiled on first use
-            for _ in range(2):
-                iteration(captured)
-        torch.cuda.current_stream().wait_stream(stream)
-        captured.load_state_dict(state)
-        captured.memory.current_lists()  # built outside the graph, which goes on writing to these buffers
-        graph = torch.cuda.CUDAGraph()
-        live.grad = None
-        with torch.cuda.graph(graph):
-            loss = iteration(captured).detach()
-        gradient = live.grad  # the graph writes it; the eager iteration gets another
-        for step in range(3):
-            index.copy_(batch_of(n, batch, step))
-            with torch.no_grad():
-                live.copy_(clustered_features(batch, d, seed=step + 5))
-            graph.replay()
-            expected = iteration(eager)
-            assert_close(loss, expected.detach().cpu(), 1e-6)
-            assert_close(gradient, live.grad.cpu(), 1e-5)
-        assert torch.equal(captured.pseudo_labels.row_bits, eager.pseudo_labels.row_bits)
-        if neighbors:
-            exact = captured.memory.features.double()
-            check_lists(captured.memory.lists.tables, exact @ exact.t(), 3e-6)
-            ours, theirs = (head.memory.lists.tables for head in (captured, eager))
-            assert torch.equal(dense(ours).nan_to_num(-9), dense(theirs).nan_to_num(-9))
-            assert torch.equal(ours.floors, theirs.floors)
-    finally:
-        sk.set_matmul_precision("ieee")
-
-
 @on_gpu_only
 def test_flags_around_the_operations_change_nothing():
     memory, index = clustered_features(3000, 256).to(DEVICE), batch_of(3000, 64).to(DEVICE)
@@ -446,29 +282,6 @@ def test_bf16_streaming_labels_are_those_of_float32():
 
 
 @on_gpu_only
-def test_compiled_iteration_equals_eager():
-    def iteration(features, index, memory, columns, values, counts, floors, mirrors):
-        lists = NeighborLists(columns, values, counts, floors, mirrors)
-        similarity = sk.memory_similarity(features.detach(), memory)
-        labels = sk.mplp(memory, index, lists=lists)
-        neighbors = sk.nearest_neighbors(memory, index, lists=lists)[0]
-        loss = sk.fused_mutual_label_loss(features, memory, [labels], [1.0], similarity=similarity)
-        sk.update_memory_(memory, index, features.detach(), 0.3, lists=lists, similarity=similarity)
-        return loss, labels, neighbors
-
-    results = []
-    for function in (iteration, torch.compile(iteration, fullgraph=True)):
-        memory, index = clustered_features(900, 64).to(DEVICE), batch_of(900, 32).to(DEVICE)
-        lists = lists_on_device(memory, 20, 40)
-        for step in range(3):
-            live = clustered_features(32, 64, seed=step).to(DEVICE).requires_grad_()
-            loss, labels, neighbors = function(live, index + step % 2, memory, *lists)
-            loss.backward()
-        results.append((loss.detach(), labels, neighbors, live.grad, memory, lists.floors))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-@on_gpu_only
 @pytest.mark.parametrize("capacity", [20, 200])
 def test_lists_stay_complete_over_many_updates(capacity):
     memory = normalize(torch.randn(2000, 128, generator=torch.Generator().manual_seed(0)), dim=1).to(DEVICE)
@@ -495,54 +308,3 @@ def test_goldens(golden):
     loss.backward()
     assert_close(loss.detach(), golden["mmcl_loss"], 1e-5)
     assert_close(features.grad, golden["mmcl_grad_features"], 1e-5)
-
-
-@on_gpu_only
-def test_a_captured_iteration_survives_epochs():
-    """Captured once, replayed over three epochs of what a training loop calls; its twin runs eagerly."""
-    n, d, batch = 700, 64, 32
-    eager, captured = (new_head(n, d, neighbors=40) for _ in range(2))
-    index, live = batch_of(n, batch).to(DEVICE), clustered_features(batch, d, seed=1).to(DEVICE)
-
-    def iteration(head):
-        loss = head(live, index)
-        head.update_(index, live)
-        return loss
-
-    state = {name: value.clone() for name, value in captured.state_dict().items()}
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # tunes and compiles what is compiled on first use
-        for _ in range(2):
-            iteration(captured)
-    torch.cuda.current_stream().wait_stream(stream)
-    captured.load_state_dict(state)
-    captured.memory.build_lists_()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = iteration(captured).detach()
-    places = {name: buffer.data_ptr() for name, buffer in captured.named_buffers()}
-    asked = captured.memory.lists.asked
-    for epoch in range(3):
-        for head in (eager, captured):
-            head.momentum = 0.1 * epoch
-            head.warmup = True
-            head.update_(index, live)
-            head.warmup = False
-            head.memory.build_lists_()
-            head.memory.renew_lists_()
-            head.memory.features.data[epoch] = clustered_features(1, d, seed=epoch)[0].to(DEVICE)
-            head.mark_written_()
-        for step in range(3):
-            index.copy_(batch_of(n, batch, 3 * epoch + step))
-            live.copy_(clustered_features(batch, d, seed=3 * epoch + step + 5))
-            graph.replay()
-            assert_close(loss, iteration(eager).detach().cpu(), 1e-6)
-        # The replay wrote M, its lists and P, which no Python code saw.
-        assert torch.equal(captured.pseudo_labels.row_bits, eager.pseudo_labels.row_bits)
-        assert torch.equal(captured.pseudo_labels.column_bits, eager.pseudo_labels.column_bits)
-        exact = captured.memory.features.double()
-        check_lists(captured.memory.lists.tables, exact @ exact.t(), 3e-6)
-        assert int(captured.memory.lists.asked) == int(eager.memory.lists.asked) == 3 * 2 * batch
-    assert {name: buffer.data_ptr() for name, buffer in captured.named_buffers()} == places
-    assert captured.memory.lists.asked is asked  # no buffer, but the replays write it

@@ -23,6 +23,7 @@ def test_everything_that_serves_a_gpu(chosen, tests):
         "OMP_NUM_THREADS": "1",
     }
     command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.kernels.cuda_on_cpu.as_cuda")
-    result = python(*command, "tests/kernels/test_gpu.py", "-k", chosen, environment=environment)
+    files = ("tests/kernels/test_gpu.py", "tests/kernels/test_gpu_head.py")
+    result = python(*command, *files, "-k", chosen, environment=environment)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert f"{tests} passed" in result.stdout, result.stdout[-500:]

@@ -210,7 +210,7 @@ def test_rows_that_are_not_finite_are_not_written(update, alpha, capacity):
     features[6] = 3e38 if alpha < 1 else torch.nan  # too long for a float32
     good = torch.tensor([0, 3, 5, 7])
     lists = symmetric_lists(memory, capacity)
-    expected, before, listed = memory.clone(), memory.clone(), dense(lists, 140)
+    expected, before, listed = memory.clone(), memory.clone(), dense(lists)
     reference.loop.update_memory_(expected, index, features, alpha)
     alone = memory.clone()
     update(alone, index, features, alpha, None)
@@ -220,7 +220,7 @@ def test_rows_that_are_not_finite_are_not_written(update, alpha, capacity):
     assert (memory - expected).abs().max() < 1e-6 and memory.isfinite().all()
     check_lists(lists, exact(memory), 1e-6)
     kept = torch.ones(140, dtype=torch.bool).index_fill(0, index[good], False)
-    still = dense(lists, 140)[kept][:, kept]
+    still = dense(lists)[kept][:, kept]
     were = torch.where(still.isnan(), torch.nan, listed[kept][:, kept])  # what found no room has gone
     assert torch.equal(still.nan_to_num(9.0), were.nan_to_num(9.0))
     nothing = [table.clone() for table in lists]

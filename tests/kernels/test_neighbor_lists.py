@@ -159,7 +159,7 @@ def test_compiled_updates_list_what_those_of_the_reference_list(repeated, alpha,
         update_memory_lists_(memory, index, features, alpha, lists)
         compiled_update_(other_memory, index, features, alpha, other)
     assert (memory - other_memory).abs().max() < 1e-6
-    one, two = dense(lists, n), dense(other, n)
+    one, two = dense(lists), dense(other)
     assert torch.equal(one.isnan(), two.isnan())
     assert (one - two).nan_to_num().abs().max() < 2e-6
     assert torch.equal(lists.counts, other.counts)
@@ -259,5 +259,5 @@ def test_rows_that_a_momentum_of_one_normalises_rise_above_floors(length):
         else:
             update(memory, index, rows[index], torch.tensor(1.0), lists)
         check_lists(lists, memory @ memory.t(), 1e-6)
-        found.append(dense(lists, n))
+        found.append(dense(lists))
     assert torch.equal(found[0].isnan(), found[1].isnan())
