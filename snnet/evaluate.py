@@ -86,7 +86,7 @@ def evaluate(command: EvaluateCommand, processes: Processes = ALONE) -> dict[str
     if retrieval is None:
         raise UserError(f"dataset {data.dataset} has no query and gallery: there is nothing to evaluate on")
     say(*dataset.summary().split("\n"))
-    features = retrieval_features(trained.model, retrieval, config, trained.placement, processes)
+    features = retrieval_features(trained, retrieval, processes)
     if not processes.is_first:
         return None
     definition, shot = config.output.average_precision, shot_seed(config)

@@ -106,7 +106,7 @@ def _add_rankings(
     retrieval = decode_retrieval_set(dataset, config)
     if retrieval is None:
         raise UserError(f"dataset {dataset.name} has no queries and no gallery with identities")
-    features = retrieval_features(trained.model, retrieval, config, trained.placement)
+    features = retrieval_features(trained, retrieval)
     definition = config.output.average_precision
     found = rank_lists(*features, retrieval, definition, lists=command.lists, length=command.top_k)
     if not found.counted:

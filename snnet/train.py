@@ -37,7 +37,7 @@ from snnet.data import DecodedImages, ReIDDataset, TrainingLoader, build_dataset
 from snnet.files.outputs import write_text
 from snnet.files.paths import expand_home
 from snnet.files.text import shown
-from snnet.models import ReIDModel, build_model
+from snnet.models.placed import PlacedModel, network_of
 from snnet.retrieval.features import (
     RetrievalSet,
     decode,
@@ -111,19 +111,19 @@ def _train(
     dataset = processes.first_ahead(lambda: find_dataset(config))
     # A resumed run has its weights in the checkpoint: the file that they began with is not needed again.
     weights = config.model.weights if checkpoint is None else None
-    model = processes.first_ahead(lambda: _network(config, weights))
+    model = processes.first_ahead(lambda: network_of(config, weights))
     data = load_data(dataset, config, placement, processes)
-    learner = build_learner(config, model, data.images.images, placement, processes, group)
+    learner = build_learner(PlacedModel(model, config, placement), data.images.images, processes, group)
 
     if checkpoint is not None:
         learner.load(checkpoint, folder / CHECKPOINT_FILE)
         before, records = checkpoint["before"], checkpoint["metrics"]
         del checkpoint
     else:
-        before, records = ranks(learner, data, config, placement), []
+        before, records = ranks(learner, data), []
         if before:
             say(f"before training: rank-1 {100 * before['rank1']:.1f} mAP {100 * before['mAP']:.1f}")
-        fill_memory(learner, data, config, placement)
+        fill_memory(learner, data)
 
     log: RunLog | SilentLog = SilentLog()
     if processes.is_first:
@@ -137,8 +137,8 @@ def _train(
     for epoch in range(len(records), epochs):
         processes.meet()
         started = time.perf_counter()
-        measured = train_epoch(learner, data.loader, config, placement, epoch)
-        measured |= measure_epoch(learner, data, config, placement, epoch)
+        measured = train_epoch(learner, data.loader, epoch)
+        measured |= measure_epoch(learner, data, epoch)
         records.append({"epoch": epoch, **measured, "seconds": time.perf_counter() - started})
         if epoch + 1 == epochs or (epoch + 1) % config.output.checkpoint_every == 0:
             learner.save(folder / CHECKPOINT_FILE, config=flatten(config), before=before, metrics=records)
@@ -211,27 +211,25 @@ def with_choices_made(config: Config, placement: Placement) -> Config:
     return dataclasses.replace(config, runtime=runtime)
 
 
-def set_schedule(learner: Learner, config: Config, epoch: int) -> dict[str, float]:
+def set_schedule(learner: Learner, epoch: int) -> dict[str, float]:
     """Set learning rates, α of the memory and the warm-up for an epoch: functions of the epoch alone."""
-    training = config.training
+    training = learner.config.training
     factor = 0.1 if training.lr_step_epoch and epoch >= training.lr_step_epoch else 1.0
     for group in learner.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     momentum = 0.5 * epoch / training.epochs
     learner.head.momentum = momentum
-    learner.head.warmup = epoch < config.method.label_start_epoch
+    learner.head.warmup = epoch < learner.config.method.label_start_epoch
     return {"lr": training.lr * factor, "memory_momentum": momentum}
 
 
-def train_epoch(
-    learner: Learner, loader: TrainingLoader, config: Config, placement: Placement, epoch: int
-) -> dict[str, float]:
+def train_epoch(learner: Learner, loader: TrainingLoader, epoch: int) -> dict[str, float]:
     """One pass over the training images; returns its mean loss and label statistics, and where the time went.
 
     Raises :class:`~snnet.errors.UserError` naming epoch and step where the loss stops being finite.
     """
-    model, head, optimizer = learner.model, learner.head, learner.optimizer
-    rates = set_schedule(learner, config, epoch)
+    model, head, optimizer, placement = learner.model, learner.head, learner.optimizer, learner.placement
+    rates = set_schedule(learner, epoch)
     model.train()
     head.train()
     laps = Laps(placement.device)
@@ -269,17 +267,15 @@ def train_epoch(
     return means | rates | {f"seconds_{name}": value for name, value in laps.seconds().items()}
 
 
-def fill_memory(learner: Learner, data: Data, config: Config, placement: Placement) -> None:
+def fill_memory(learner: Learner, data: Data) -> None:
     """Fill M with the features of all training images, of which each process extracts its share."""
-    share = own_share(len(data.images), config, learner.processes)
+    share = own_share(len(data.images), learner.config, learner.processes)
     images = data.images.select(share) if learner.processes.are_several else data.images
-    found = extract_features(learner.model, images, config, placement, "train", learner.processes)
+    found = extract_features(learner, images, "train", learner.processes)
     learner.fill_memory(found, share)
 
 
-def ranks(
-    learner: Learner, data: Data, config: Config, placement: Placement, *, rerank: bool = False
-) -> dict[str, Any]:
+def ranks(learner: Learner, data: Data, *, rerank: bool = False) -> dict[str, Any]:
     """CMC and mAP of the network as it is, empty where there is nothing to evaluate on.
 
     ``rerank`` adds those after re-ranking, whose names begin with ``reranked_``. All processes extract; rank 0 ranks,
@@ -287,10 +283,10 @@ def ranks(
     """
     if data.retrieval is None:
         return {}
-    features = retrieval_features(learner.model, data.retrieval, config, placement, learner.processes)
+    features = retrieval_features(learner, data.retrieval, learner.processes)
     if not learner.processes.is_first:
         return {}
-    how = config.output.average_precision, shot_seed(config)
+    how = learner.config.output.average_precision, shot_seed(learner.config)
     found = rank_record(rank_gallery(*features, data.retrieval, *how))
     if rerank:
         again = rank_record(rerank_gallery(*features, data.retrieval, *how))
@@ -298,17 +294,15 @@ def ranks(
     return found
 
 
-def measure_epoch(
-    learner: Learner, data: Data, config: Config, placement: Placement, epoch: int
-) -> dict[str, float]:
+def measure_epoch(learner: Learner, data: Data, epoch: int) -> dict[str, float]:
     """What is looked at after an epoch: the label memory, and the ranks where they are due."""
     started = time.perf_counter()
     measured: dict[str, float] = {}
     if not learner.head.warmup:
         measured |= _measured_labels(learner, data.images.images.pids)
-    last = epoch + 1 == config.training.epochs
-    if last or (config.output.eval_every and (epoch + 1) % config.output.eval_every == 0):
-        found = ranks(learner, data, config, placement, rerank=last and config.output.rerank)
+    output, last = learner.config.output, epoch + 1 == learner.config.training.epochs
+    if last or (output.eval_every and (epoch + 1) % output.eval_every == 0):
+        found = ranks(learner, data, rerank=last and output.rerank)
         measured |= {name: value for name, value in found.items() if name.removeprefix("reranked_") in RANKS}
     return measured | {"seconds_measure": time.perf_counter() - started}
 
@@ -319,13 +313,6 @@ def _measured_labels(learner: Learner, pids: np.ndarray | None) -> dict[str, flo
     if not learner.processes.is_first:
         return {}
     return label_symmetry(labels) | ({} if pids is None else label_quality(labels, pids))
-
-
-def _network(config: Config, weights: str | None) -> ReIDModel:
-    model, data = config.model, config.data
-    return build_model(
-        model.arch, embedding=model.embedding, weights=weights, height=data.height, width=data.width
-    )
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from snnet.config.options import Config, cache_mode
 from snnet.data import BatchLoader, DecodedImages, ImageSet, ReIDDataset, decode_images, extraction_loader
 from snnet.errors import UserError
-from snnet.models import ReIDModel
+from snnet.models.placed import PlacedModel
 from snnet.retrieval.query_expansion import expand_queries
 from snnet.retrieval.rank_metrics import RankMetrics, rank_metrics
 from snnet.retrieval.reranking import rerank
@@ -81,10 +81,8 @@ def own_share(images: int, config: Config, processes: Processes) -> range:
 
 
 def extract_features(
-    model: ReIDModel,
+    network: PlacedModel,
     decoded: DecodedImages,
-    config: Config,
-    placement: Placement,
     kind: Literal["train", "before", "after"],
     processes: Processes = ALONE,
 ) -> Tensor:
@@ -96,7 +94,7 @@ def extract_features(
     side of the neck; all with the network in ``eval()``, and without augmentation. Raises
     :class:`~snnet.errors.UserError` where a feature is not finite.
     """
-    data = config.data
+    model, placement, data = network.model, network.placement, network.config.data
     loader = extraction_loader(
         decoded,
         height=data.height,
@@ -193,21 +191,17 @@ def retrieval_kind(config: Config) -> Literal["before", "after"]:
 
 
 def retrieval_features(
-    model: ReIDModel,
-    retrieval: RetrievalSet,
-    config: Config,
-    placement: Placement,
-    processes: Processes = ALONE,
+    network: PlacedModel, retrieval: RetrievalSet, processes: Processes = ALONE
 ) -> tuple[Tensor, Tensor]:
     """The retrieval features of the queries [q, d] and the gallery [g, d]; see :func:`extract_features`.
 
     Of several ``processes`` only rank 0 gets them; the others get [0, d].
     """
-    kind = retrieval_kind(config)
+    kind = retrieval_kind(network.config)
 
     def found(images: DecodedImages) -> Tensor:
-        own = extract_features(model, images, config, placement, kind, processes)
-        return rows_of_all(own, processes).to(placement.device)
+        own = extract_features(network, images, kind, processes)
+        return rows_of_all(own, processes).to(network.placement.device)
 
     return found(retrieval.query), found(retrieval.gallery)
 

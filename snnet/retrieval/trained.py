@@ -15,9 +15,9 @@ from snnet.config.resolve import checked_values, resolve
 from snnet.data import DecodedImages
 from snnet.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from snnet.errors import UserError
-from snnet.models import ReIDModel, build_model
+from snnet.models.placed import PlacedModel, network_of
 from snnet.retrieval.features import extract_features, retrieval_kind
-from snnet.runtime import Placement, prepare
+from snnet.runtime import prepare
 from snnet.system.processes import ALONE, Processes
 from snnet.system.progress import say
 from snnet.training.checkpoint import load_checkpoint, load_state
@@ -27,12 +27,12 @@ BELONG_TO_CHECKPOINT = ("arch", "embedding", "weights")
 
 
 @dataclass(frozen=True, eq=False)
-class TrainedModel:
-    """A network in its place, and the configuration it works under."""
+class TrainedModel(PlacedModel):
+    """A network in its place, and the configuration it works under.
 
-    model: ReIDModel
-    config: Config
-    placement: Placement
+    ``model`` is a :class:`~snnet.models.ReIDModel`, ``placement`` its device, number format and memory layout,
+    ``config`` a :class:`~snnet.config.options.Config`.
+    """
 
     def fingerprint(self) -> str:
         """SHA-256 of the weights, the preprocessing and the number format: it changes wherever the features may."""
@@ -48,8 +48,7 @@ class TrainedModel:
 
         Each of several ``processes`` calls it with its share of the images.
         """
-        kind = retrieval_kind(self.config)
-        return extract_features(self.model, images, self.config, self.placement, kind, processes)
+        return extract_features(self, images, retrieval_kind(self.config), processes)
 
     def description(self) -> dict[str, Any]:
         """What its features depend on besides the weights: values that JSON can hold."""
@@ -85,7 +84,7 @@ def load_trained_model(
     if checkpoint is None:
         config = resolve(preset, given)
         placement = prepare(config.runtime)
-        model = _build(config, config.model.weights)
+        model = network_of(config, config.model.weights)
         if config.model.weights is None:
             say(
                 f"{config.model.arch} has random weights, of --seed {config.runtime.seed}: it was never trained"
@@ -94,17 +93,10 @@ def load_trained_model(
         contents = load_checkpoint(checkpoint)
         config = _configuration(contents["config"], str(checkpoint), given)
         placement = prepare(config.runtime)
-        model = _build(config, None)
+        model = network_of(config, None)
         load_state(model, contents["model"], Path(checkpoint), "network")
     placement.model(model)
     return TrainedModel(model, config, placement)
-
-
-def _build(config: Config, weights: str | None) -> ReIDModel:
-    model, data = config.model, config.data
-    return build_model(
-        model.arch, embedding=model.embedding, weights=weights, height=data.height, width=data.width
-    )
 
 
 def _configuration(values: dict[str, Any], source: str, given: dict[str, Any]) -> Config:

@@ -12,11 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from snnet.config.options import Config
 from snnet.data import ImageSet
 from snnet.errors import UserError
-from snnet.models import ReIDModel
-from snnet.runtime import Placement
+from snnet.models.placed import PlacedModel
 from snnet.system.processes import ALONE, Processes
 from snnet.system.row_exchange import moved_rows
 from snnet.training.checkpoint import (
@@ -34,11 +32,12 @@ from snnet_kernels import PseudoLabelMemory, SNNetHead
 
 
 @dataclass(frozen=True, eq=False)
-class Learner:
-    """What a checkpoint holds. Each of several processes has the whole network and optimiser, and its rows of M
-    and columns of P."""
+class Learner(PlacedModel):
+    """The network with its memories and optimiser: what a checkpoint holds.
 
-    model: ReIDModel
+    Each of several processes has the whole network and optimiser, and its rows of M and columns of P.
+    """
+
     head: SNNetHead
     optimizer: torch.optim.Optimizer
     fingerprint: int  # of the training images, whose order the rows of M and P follow
@@ -120,24 +119,23 @@ class Learner:
 
 
 def build_learner(
-    config: Config,
-    model: ReIDModel,
+    placed: PlacedModel,
     images: ImageSet,
-    placement: Placement,
     processes: Processes = ALONE,
     group: dist.ProcessGroup | None = None,
 ) -> Learner:
-    """Put the network in its place and give it memories of these images and an optimiser.
+    """Put a network in its place and give it memories of these images and an optimiser.
 
     All of several ``processes``, which are the ``group``, call it. Raises :class:`~snnet.errors.UserError` where they
     have found different images, and where the memories have no room.
     """
+    config, placement = placed.config, placed.placement
     method, training = config.method, config.training
     fingerprint = image_fingerprint(images.paths)
     if (ranks := processes.everywhere(fingerprint)) != [fingerprint] * processes.count:
         other = next(rank for rank, found in enumerate(ranks) if found != ranks[0])
         raise UserError(f"rank {other} has found other training images than rank 0: all need the same files")
-    model = divide_batch_norm(model, config, processes, placement.device, group)
+    model = divide_batch_norm(placed.model, config, processes, placement.device, group)
     placement.model(model)
     try:
         head = SNNetHead(
@@ -170,4 +168,4 @@ def build_learner(
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         devices = [torch.cuda.current_device()] if placement.device.type == "cuda" else None
         parallel = DistributedDataParallel(model, devices, process_group=group)
-    return Learner(model, head, optimizer, fingerprint, processes, group, parallel)
+    return Learner(model, config, placement, head, optimizer, fingerprint, processes, group, parallel)

@@ -20,6 +20,7 @@ from snnet.data import build_dataset
 from snnet.errors import UserError
 from snnet.extract import extract
 from snnet.models import build_model
+from snnet.models.placed import PlacedModel
 from snnet.retrieval import feature_files
 from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
 from snnet.retrieval.features import decode, extract_features
@@ -49,9 +50,10 @@ def test_a_checkpoints_features_with_names_identities_cameras_and_splits(
     dataset = build_dataset("market1501", str(tiny_market))
     config = config_from(tiny_options)
     placement = Placement(torch.device("cpu"), amp=False, channels_last=True)  # as a CPU has it
+    network = PlacedModel(model, config, placement)
     splits = {"train": dataset.train, "query": dataset.query, "gallery": dataset.gallery}
     wanted = {
-        name: extract_features(model, decode(images, config), config, placement, "before").numpy()
+        name: extract_features(network, decode(images, config), "before").numpy()
         for name, images in splits.items()
         if images is not None
     }

@@ -12,6 +12,7 @@ from snnet.config.options import Config, RuntimeConfig, config_from
 from snnet.data import build_dataset
 from snnet.errors import UserError
 from snnet.models import ReIDModel, build_model
+from snnet.models.placed import PlacedModel
 from snnet.retrieval import features as module
 from snnet.retrieval.features import (
     RetrievalSet,
@@ -58,9 +59,10 @@ def test_features_are_in_order_of_norm_one_and_of_the_kind_asked_for(
         wanted = {"train": model(images), "before": model.retrieve(images)}
         wanted["after"] = model.retrieve(images, after_neck=True)
     model.train()
+    # 16 images in batches of 5: nothing dropped, nothing moved.
+    network = PlacedModel(model, config_with(config, batch_size=5), CPU)
     for kind, want in wanted.items():
-        # 16 images in batches of 5: nothing dropped, nothing moved.
-        found = extract_features(model, retrieval.query, config_with(config, batch_size=5), CPU, kind)  # type: ignore[arg-type]
+        found = extract_features(network, retrieval.query, kind)  # type: ignore[arg-type]
         assert torch.allclose(found, want, atol=1e-5)
         assert torch.allclose(found.norm(dim=1), torch.ones(16), atol=1e-5)
     assert model.training
@@ -75,9 +77,9 @@ def config_with(config: Config, **values: Any) -> Config:
 def test_bfloat16_and_channels_last_change_features_little(
     model: ReIDModel, retrieval: RetrievalSet, config: Config
 ) -> None:
-    exact = extract_features(model, retrieval.query, config, CPU, "before")
+    exact = extract_features(PlacedModel(model, config, CPU), retrieval.query, "before")
     placement = Placement(torch.device("cpu"), amp=True, channels_last=True)
-    rough = extract_features(model, retrieval.query, config, placement, "before")
+    rough = extract_features(PlacedModel(model, config, placement), retrieval.query, "before")
     assert rough.dtype == torch.float32
     assert 0.99 < (exact * rough).sum(1).min() < 1.0
 
@@ -120,7 +122,7 @@ def test_the_layout_changes_features_and_gradients_by_rounding_alone(arch: str) 
 
 
 def test_map_equals_a_direct_count(model: ReIDModel, retrieval: RetrievalSet, config: Config) -> None:
-    features = retrieval_features(model, retrieval, config, CPU)
+    features = retrieval_features(PlacedModel(model, config, CPU), retrieval)
     query, gallery = (rows.numpy() for rows in features)
     precisions, firsts = [], []
     for i in range(len(query)):
@@ -140,7 +142,7 @@ def test_map_equals_a_direct_count(model: ReIDModel, retrieval: RetrievalSet, co
 def test_ranking_in_parts_gives_the_same_metrics(
     model: ReIDModel, retrieval: RetrievalSet, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    features = retrieval_features(model, retrieval, config, CPU)
+    features = retrieval_features(PlacedModel(model, config, CPU), retrieval)
     whole = rank_gallery(*features, retrieval, "step")
     monkeypatch.setattr(module, "PAIRS_AT_A_TIME", 5 * len(retrieval.gallery))  # 16 queries: parts of 4
     parts = rank_gallery(*features, retrieval, "step")
@@ -154,7 +156,7 @@ def test_features_that_are_not_finite_are_counted(retrieval: RetrievalSet, confi
     with torch.no_grad():
         next(broken.parameters()).fill_(torch.nan)
     with pytest.raises(UserError, match="the features of 16 of 16 images are not finite"):
-        extract_features(broken, retrieval.query, config, CPU, "before")
+        extract_features(PlacedModel(broken, config, CPU), retrieval.query, "before")
 
 
 class Foreign(torch.nn.Module):

@@ -14,7 +14,7 @@ import torch
 
 from snnet import train as trainer
 from snnet.config.commands import TrainCommand
-from snnet.config.options import Config, config_from
+from snnet.config.options import config_from
 from snnet.errors import UserError
 from snnet.train import train
 from snnet.training.checkpoint import load_checkpoint, save_checkpoint
@@ -159,10 +159,10 @@ def stop(options: dict[str, Any], folder: Path, epoch: int) -> None:
     """Train and die at the beginning of the epoch."""
     schedule = trainer.set_schedule
 
-    def stopping(learner: trainer.Learner, config: Config, begun: int) -> dict[str, float]:
+    def stopping(learner: trainer.Learner, begun: int) -> dict[str, float]:
         if begun == epoch:
             raise KeyboardInterrupt
-        return schedule(learner, config, begun)
+        return schedule(learner, begun)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(trainer, "set_schedule", stopping)

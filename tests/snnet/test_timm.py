@@ -239,7 +239,7 @@ def test_a_run_rebuilds_its_network_without_weights_or_network_access(
     dataset = build_dataset("market1501", tiny_options["data_dir"])
     retrieval = decode_retrieval_set(dataset, trained.config)
     assert retrieval is not None
-    features = retrieval_features(trained.model, retrieval, trained.config, trained.placement)
+    features = retrieval_features(trained, retrieval)
     assert rank_gallery(*features, retrieval, "step").mAP == pytest.approx(results["after"]["mAP"], abs=1e-9)
     lines = export(
         ExportCommand.parse(

@@ -140,10 +140,10 @@ def test_schedule_is_a_function_of_the_epoch() -> None:
     )
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.05)
     optimizer.param_groups[0]["initial_lr"] = 0.05
-    learner = trainer.Learner(model=None, head=Stub(), optimizer=optimizer, fingerprint=0)  # type: ignore[arg-type]
+    learner = trainer.Learner(None, config, None, Stub(), optimizer, 0)  # type: ignore[arg-type]
     seen = []
     for epoch in (0, 2, 3, 9, 2):  # in any order: nothing accumulates
-        set_schedule(learner, config, epoch)
+        set_schedule(learner, epoch)
         seen.append((optimizer.param_groups[0]["lr"], learner.head.momentum, learner.head.warmup))
     np.testing.assert_allclose([s[0] for s in seen], [0.05, 0.05, 0.005, 0.005, 0.05])
     np.testing.assert_allclose([s[1] for s in seen], [0.0, 0.1, 0.15, 0.45, 0.1])

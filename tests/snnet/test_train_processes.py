@@ -39,11 +39,11 @@ class Ended:
     def __init__(self) -> None:
         self.measure, self.epochs = measure_epoch, list[int]()
 
-    def __call__(self, learner: Any, data: Any, config: Any, placement: Any, epoch: int) -> dict[str, float]:
+    def __call__(self, learner: Any, data: Any, epoch: int) -> dict[str, float]:
         self.epochs.append(epoch)
         if epoch == 1:
             raise KeyboardInterrupt
-        return self.measure(learner, data, config, placement, epoch)
+        return self.measure(learner, data, epoch)
 
 
 @pytest.fixture(scope="module")
