@@ -14,7 +14,6 @@ from snnet.errors import UserError
 from snnet.retrieval.sparse_labels import SparseMatrix
 from snnet_kernels import jaccard_graph
 
-CLASSES = ("components", "dbscan")
 CLUSTERING = {"k1": 30, "k2": 6, "eps": 0.6, "min_samples": 4}  # cluster-contrast's
 _EXTRA = "needs scipy and scikit-learn: pip install 'snnet[cluster]'"
 

@@ -30,10 +30,6 @@ def assert_tail_is_zero(labels: torch.Tensor, n: int) -> None:
     assert int(everything[:, n:].sum()) == 0
 
 
-def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
-    return float((ours.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30))
-
-
 @settings(max_examples=120, deadline=None)
 @given(
     n=sizes,
