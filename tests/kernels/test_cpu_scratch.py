@@ -150,29 +150,28 @@ def test_scratch_memory(process, measure):
 
 
 def large_loss() -> tuple[int, float, float]:
-    """Peak, the loss and by how much the gradient is off, of a batch whose s would take 1.25 GiB."""
-    n, first, batch = 2**22, 64, 80
-    memory = torch.nn.functional.normalize(
-        torch.randn(n, 2, generator=torch.Generator().manual_seed(0)), dim=1
-    )
-    features = memory[:batch].clone().requires_grad_()
-    labels = [torch.zeros(batch, n // 8, dtype=torch.uint8)]
-    labels[0][:, 0] = 255
-    parts = [part.detach().requires_grad_() for part in features.split(first)]
-    expected = sum(
-        sk.fused_mutual_label_loss(part, memory, [labels[0][: len(part)]], [1.0], hard_negative_ratio=1e-5)
-        * (len(part) / batch)
-        for part in parts
-    )
+    """Peak, the loss and by how much the gradient is off, of a batch whose s would take 1.09 GiB.
+
+    The first samples, which are so many as go at once, are all the same one, the others another.
+    """
+    n, first, others = 2**16, 4096, 384
+    memory = clustered_features(n, 2, identities=5000)
+    labels = torch.zeros(first + others, n // 8, dtype=torch.uint8)
+    labels[:, 0] = 255
+
+    def loss_of(features: torch.Tensor) -> torch.Tensor:
+        own = [labels[: len(features)]]
+        return sk.fused_mutual_label_loss(features, memory, own, [1.0], hard_negative_ratio=1e-3)
+
+    one, other = (memory[row : row + 1].clone().requires_grad_() for row in (0, 1))
+    batch = torch.cat([one.detach().expand(first, -1), other.detach().expand(others, -1)]).requires_grad_()
+    expected = (first * loss_of(one) + others * loss_of(other)) / len(batch)
     expected.backward()
     losses = []
-    peak = peak_of(
-        lambda: losses.append(
-            sk.fused_mutual_label_loss(features, memory, labels, [1.0], hard_negative_ratio=1e-5)
-        )
-    )
+    peak = peak_of(lambda: losses.append(loss_of(batch)))
     losses[0].backward()
-    off = (features.grad - torch.cat([part.grad for part in parts])).abs().max() / features.grad.abs().max()
+    gradients = torch.cat([(one.grad / first).expand(first, -1), (other.grad / others).expand(others, -1)])
+    off = (batch.grad - gradients).abs().max() / gradients.abs().max()
     return peak, losses[0].item() / expected.item(), float(off)
 
 

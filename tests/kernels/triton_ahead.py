@@ -121,6 +121,10 @@ def compiling(architecture: int, precision: str, tile: int) -> Iterator[list[Com
     with (
         knobs.cache.scope(),
         knobs.nvidia.scope(),
+        knobs.compilation.scope(),
+        mock.patch.dict(
+            os.environ, MLIR_DISABLE_MULTITHREADING="1"
+        ),  # threads take longer to start than to work
         mock.patch.object(driver, "_active", _Device(architecture)),
         mock.patch.object(JITFunction, "run", compile_only),
         mock.patch.dict(launching.TILES, {precision: (TILES[precision][tile],)}),
@@ -128,6 +132,7 @@ def compiling(architecture: int, precision: str, tile: int) -> Iterator[list[Com
     ):
         knobs.cache.dir = str(KEPT)
         knobs.nvidia.dump_ptxas_log = True
+        knobs.compilation.disable_line_info = True  # takes time, and changes no instruction
         yield compiled
     compiled.extend(found.values())
 
