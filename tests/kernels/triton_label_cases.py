@@ -255,7 +255,7 @@ def test_labels_with_columns_split_or_not(columns, precision, tile, use_tile, mo
     use_tile(precision, tile)
     memory = exact_rows(150, 20)
     for index in (batch_of(150, 2), batch_of(150, 9, 1)):
-        assert check_labels(memory, index, 1.0, 3, precision) > len(index)
+        assert check_labels(memory, index, 1.5, 3, precision) > len(index)
 
 
 @pytest.mark.parametrize("programs", [1, 4])
