@@ -61,7 +61,9 @@ def test_head_small(neighbors, kind):
         check_lists(head.memory.lists.tables, exact @ exact.t(), 3e-6)
         again = sk.SNNetHead(n, d, neighbors=neighbors, loss_kind=kind, device=DEVICE)
         again.load_state_dict(head.state_dict())  # takes the lists as they are
-        for first, second in zip(run_head(head, 2, n, d), run_head(again, 2, n, d), strict=True):
+        for first, second in zip(
+            run_head(head, steps - 1, n, d), run_head(again, steps - 1, n, d), strict=True
+        ):
             assert torch.equal(first, second)
 
 
