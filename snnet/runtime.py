@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snnet.config.options import RuntimeConfig
+from snnet.config.options import Config, RuntimeConfig
 from snnet.errors import UserError
+from snnet.models.embedding import ReIDModel, build_model
 from snnet.system.cpus import available_cpus
 from snnet.system.terminal import printable, speaker
 from snnet_kernels import backend_info
@@ -62,6 +63,23 @@ class Placement:
     def autocast(self) -> AbstractContextManager[None]:
         """The autocast context of the network: bfloat16 products with ``amp``, else float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedModel:
+    """A network in its place, and the configuration it works under."""
+
+    model: ReIDModel
+    config: Config
+    placement: Placement
+
+
+def network_of(config: Config, weights: str | None) -> ReIDModel:
+    """The network that ``config`` describes, from these ``weights`` (a file, "imagenet", or None: random)."""
+    model, data = config.model, config.data
+    return build_model(
+        model.arch, embedding=model.embedding, weights=weights, height=data.height, width=data.width
+    )
 
 
 def choose_device(name: str) -> torch.device:

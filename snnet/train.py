@@ -37,7 +37,6 @@ from snnet.data import DecodedImages, ReIDDataset, TrainingLoader, build_dataset
 from snnet.files.outputs import write_text
 from snnet.files.paths import expand_home
 from snnet.files.text import shown
-from snnet.models.placed import PlacedModel, network_of
 from snnet.retrieval.features import (
     RetrievalSet,
     decode,
@@ -50,7 +49,15 @@ from snnet.retrieval.features import (
     shot_seed,
 )
 from snnet.retrieval.rank_tables import rank_record, rank_table
-from snnet.runtime import Placement, environment, kernels_line, prepare, show_warnings_as_lines
+from snnet.runtime import (
+    PlacedModel,
+    Placement,
+    environment,
+    kernels_line,
+    network_of,
+    prepare,
+    show_warnings_as_lines,
+)
 from snnet.system.processes import ALONE, Processes, several_processes
 from snnet.system.progress import progress, say, set_quiet
 from snnet.system.terminal import tell

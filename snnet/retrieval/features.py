@@ -18,11 +18,10 @@ from torch.nn.functional import normalize
 from snnet.config.options import Config, cache_mode
 from snnet.data import BatchLoader, DecodedImages, ImageSet, ReIDDataset, decode_images, extraction_loader
 from snnet.errors import UserError
-from snnet.models.placed import PlacedModel
 from snnet.retrieval.query_expansion import expand_queries
 from snnet.retrieval.rank_metrics import RankMetrics, rank_metrics
 from snnet.retrieval.reranking import rerank
-from snnet.runtime import Placement
+from snnet.runtime import PlacedModel, Placement
 from snnet.system.processes import ALONE, Processes
 from snnet.system.progress import progress
 from snnet.system.row_exchange import rows_of_all

@@ -15,9 +15,8 @@ from snnet.config.resolve import checked_values, resolve
 from snnet.data import DecodedImages
 from snnet.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from snnet.errors import UserError
-from snnet.models.placed import PlacedModel, network_of
 from snnet.retrieval.features import extract_features, retrieval_kind
-from snnet.runtime import prepare
+from snnet.runtime import PlacedModel, network_of, prepare
 from snnet.system.processes import ALONE, Processes
 from snnet.system.progress import say
 from snnet.training.checkpoint import load_checkpoint, load_state

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from snnet.data import ImageSet
 from snnet.errors import UserError
-from snnet.models.placed import PlacedModel
+from snnet.runtime import PlacedModel
 from snnet.system.processes import ALONE, Processes
 from snnet.system.row_exchange import moved_rows
 from snnet.training.checkpoint import (

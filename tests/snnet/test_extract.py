@@ -20,11 +20,10 @@ from snnet.data import build_dataset
 from snnet.errors import UserError
 from snnet.extract import extract
 from snnet.models import build_model
-from snnet.models.placed import PlacedModel
 from snnet.retrieval import feature_files
 from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
 from snnet.retrieval.features import decode, extract_features
-from snnet.runtime import Placement
+from snnet.runtime import PlacedModel, Placement
 from snnet.train import train
 from snnet.training.checkpoint import load_checkpoint
 

@@ -12,7 +12,6 @@ from snnet.config.options import Config, RuntimeConfig, config_from
 from snnet.data import build_dataset
 from snnet.errors import UserError
 from snnet.models import ReIDModel, build_model
-from snnet.models.placed import PlacedModel
 from snnet.retrieval import features as module
 from snnet.retrieval.features import (
     RetrievalSet,
@@ -22,7 +21,7 @@ from snnet.retrieval.features import (
     rank_gallery,
     retrieval_features,
 )
-from snnet.runtime import Placement, channels_last
+from snnet.runtime import PlacedModel, Placement, channels_last
 
 CPU = Placement(torch.device("cpu"), amp=False, channels_last=False)
 
