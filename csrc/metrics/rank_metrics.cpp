@@ -9,50 +9,19 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
-#include <exception>
 #include <limits>
-#include <mutex>
 #include <stdexcept>
 #include <string>
-#include <system_error>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "../common/sources.h"
+#include "parallel.h"
+#include "nearest_rows.h"
 
 namespace py = pybind11;
 
 namespace {
-
-// Calls work(item, thread) for every item in [0, items) on at most `threads` threads, the caller's among
-// them; thread < threads names the one that works. The first exception is thrown here after all have ended.
-template <class Work>
-void for_each_item(std::int64_t items, std::int64_t threads, const Work& work) {
-  std::atomic<std::int64_t> next{0};
-  std::exception_ptr failure;
-  std::mutex failing;
-  const auto run = [&](std::int64_t thread) {
-    try {
-      for (std::int64_t item = next++; item < items; item = next++) work(item, thread);
-    } catch (...) {
-      next = items;
-      const std::lock_guard<std::mutex> lock(failing);
-      if (!failure) failure = std::current_exception();
-    }
-  };
-  const std::int64_t helping = std::min(threads, items) - 1;
-  std::vector<std::thread> helpers;
-  helpers.reserve(static_cast<std::size_t>(std::max<std::int64_t>(helping, 0)));
-  try {
-    for (std::int64_t i = 0; i < helping; ++i) helpers.emplace_back(run, i + 1);
-  } catch (const std::system_error&) {
-    // The system gives no more threads: those that started do all of it.
-  }
-  run(0);
-  for (std::thread& helper : helpers) helper.join();
-  if (failure) std::rethrow_exception(failure);
-}
 
 using Floats = py::array_t<float, py::array::c_style>;
 using Indices = py::array_t<std::int64_t, py::array::c_style>;
@@ -233,7 +202,7 @@ bool rank_queries(const Problem& problem, std::int64_t threads) {
   }
 
   std::atomic<bool> has_nan{false};
-  for_each_item(problem.queries, threads, [&](std::int64_t query, std::int64_t thread) {
+  snnet::for_each_item(problem.queries, threads, [&](std::int64_t query, std::int64_t thread) {
     if (rank_query(problem, query, scratch[thread])) has_nan = true;
   });
   return has_nan;
@@ -275,7 +244,7 @@ std::pair<Indices, bool> count_ranks(const Floats& similarity, const Indices& ma
 }  // namespace
 
 PYBIND11_MODULE(_rank_metrics, module) {
-  module.doc() = "Ranks of the matches of each query, by counting.";
+  module.doc() = "Ranks of each query's matches, by counting; k-reciprocal re-ranking.";
   module.def("count_ranks", &count_ranks, py::arg("similarity").noconvert(),
              py::arg("match_starts").noconvert(), py::arg("matches").noconvert(),
              py::arg("junk_starts").noconvert(), py::arg("junk").noconvert(), py::arg("dropped").noconvert(),
@@ -284,4 +253,5 @@ PYBIND11_MODULE(_rank_metrics, module) {
 similarity: float32 [queries, gallery]. matches and junk: int64 gallery columns, one list after the other,
 that of query q from starts[q] to starts[q + 1], rising. dropped: int64 gallery columns that no query ranks.
 Ranks: int64, as long as matches, rising within a query; undefined where there is a NaN.)");
+  add_nearest_rows(module);
 }

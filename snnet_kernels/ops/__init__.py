@@ -10,7 +10,6 @@ similarities and memory are float32, indices int64, label bits uint8.
 """
 
 from .. import checks
-from .camera_lists import lowest_similarities
 from .cluster_memory import update_memory_by_hardest_
 from .jaccard_graph import blend_jaccard_, expand_query, jaccard_graph, reciprocal_weights
 from .label_memory import gather_labels, label_bytes, pack_labels, unpack_labels, write_labels_
@@ -52,7 +51,6 @@ __all__ = [
     "largest_negatives",
     "listed_candidates",
     "listed_verdicts",
-    "lowest_similarities",
     "memory_similarity",
     "moved_pairs",
     "mplp",

@@ -13,23 +13,9 @@ from .similarity import memory_similarity
 TILE_ENTRIES = 1 << 24  # similarities held at a time: 64 MB
 
 
-def lowest_similarities(features: Tensor, queries: int = 0) -> tuple[Tensor, Tensor]:
-    """The lowest similarity of each row of ``features`` [n, d]: float32 [n].
-
-    And those of the first ``queries`` rows to all others, [queries, n - queries], which the same product has.
-    """
-    n, first = len(features), 0
-    lowest = torch.full((n,), torch.inf, device=features.device)
-    kept = torch.empty(queries, n - queries, device=features.device)
-    while first < n:  # tiles of the upper triangle: the further down, the more rows fit into one
-        rows = min(max(1, TILE_ENTRIES // (n - first)), n - first)
-        tile = memory_similarity(features[first : first + rows], features[first:])
-        lowest[first:] = lowest[first:].minimum(tile.amin(0))
-        lowest[first : first + rows] = lowest[first : first + rows].minimum(tile.amin(1))
-        if first < queries:
-            kept[first : first + rows] = tile[: queries - first, queries - first :]
-        first += rows
-    return lowest, kept
+def lowest_similarities(features: Tensor) -> Tensor:
+    """The lowest similarity of each row of ``features`` [n, d]: float32 [n]."""
+    return torch.cat([similarity.amin(1) for _, similarity in _tiles(features)])
 
 
 def camera_lists(features: Tensor, cameras: Tensor, own: int, others: int) -> tuple[Tensor, Tensor]:

@@ -147,7 +147,7 @@ def jaccard_graph(
             torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0)
         )
     lists = compared_lists(features, k1, k2, searched, cameras, compared, averaged)
-    largest = 2 - 2 * lowest_similarities(features)[0].cpu() if weights == "relative" else None
+    largest = 2 - 2 * lowest_similarities(features).cpu() if weights == "relative" else None
     return graph_from_lists(features, lists, largest, limit)
 
 

@@ -1,4 +1,4 @@
-"""k-reciprocal re-ranking, compiled and in plain PyTorch, against the paper's definition taken literally."""
+"""k-reciprocal re-ranking of both forms, compiled and numpy, against the paper's definition taken literally."""
 
 from __future__ import annotations
 
@@ -15,24 +15,31 @@ from snnet.config.commands import EvaluateCommand
 from snnet.config.options import config_from
 from snnet.errors import UserError
 from snnet.evaluate import evaluate
-from snnet.retrieval import reranking
+from snnet.retrieval import reranking, reranking_numpy
 from snnet.retrieval.features import RetrievalSet, rerank_gallery
 from snnet.retrieval.rank_metrics import rank_metrics
 from snnet.retrieval.reranking import rerank
 from snnet.train import train
-from snnet_kernels import backend_info, reference
-from snnet_kernels.ops import camera_lists
+from snnet_kernels import reference
+
+COMPILED = reranking._native
+FORMS = [
+    pytest.param(reranking_numpy, id="numpy"),
+    pytest.param(
+        COMPILED,
+        id="compiled",
+        marks=pytest.mark.skipif(COMPILED is None, reason="snnet._rank_metrics is not built"),
+    ),
+]
 
 
-@pytest.fixture(params=["compiled", "reference"])
+@pytest.fixture(params=FORMS)
 def form(request, monkeypatch):
-    """Runs the test with either form of the steps, over several tiles of the products."""
-    if request.param == "reference":
-        for step in ("reciprocal_weights", "expand_query", "blend_jaccard_", "neighbor_lists"):
-            monkeypatch.setattr(reranking.ops, step, getattr(reference, step))
-    elif not backend_info().libraries[0].loaded:
-        pytest.skip("the compiled CPU library is not loaded")
-    monkeypatch.setattr(camera_lists, "TILE_ENTRIES", 700)
+    """Runs the test with either form of the steps, over several blocks of the product."""
+    monkeypatch.setattr(reranking, "_steps", request.param)
+    if request.param is reranking_numpy:
+        monkeypatch.setattr(reranking, "ops", reference)
+    monkeypatch.setattr(reranking, "BLOCK_ENTRIES", 700)
 
 
 def definition(similarity, queries, k1=20, k2=6, original_weight=0.3):
@@ -134,21 +141,14 @@ def test_degenerate_sets_are_defined(form):
     np.testing.assert_allclose(got, definition(similarities(zero), 3, 4), rtol=0, atol=1e-6)
 
 
-def test_neither_threads_nor_tiles_change_a_bit(monkeypatch):
+@pytest.mark.skipif(COMPILED is None, reason="snnet._rank_metrics is not built")
+def test_neither_threads_nor_blocks_change_a_bit(monkeypatch):
     rng = np.random.default_rng(1)
     features = torch.from_numpy(rng.choice([-0.125, 0.125], (1500, 64)).astype(np.float32))
-    monkeypatch.setattr(camera_lists, "TILE_ENTRIES", 100_000)
-    before = torch.get_num_threads()
-    try:
-        found = []
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            found.append(rerank(features[:200], features[200:]))
-    finally:
-        torch.set_num_threads(before)
-    np.testing.assert_array_equal(found[0], found[1])
-    monkeypatch.undo()
-    np.testing.assert_array_equal(rerank(features[:200], features[200:]), found[0])
+    whole = rerank(features[:200], features[200:], threads=1)
+    for threads, entries in ((3, 1 << 24), (1, 1 << 18), (2, 100_000)):
+        monkeypatch.setattr(reranking, "BLOCK_ENTRIES", entries)
+        np.testing.assert_array_equal(rerank(features[:200], features[200:], threads=threads), whole)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +157,7 @@ def test_neither_threads_nor_tiles_change_a_bit(monkeypatch):
         ({"k1": 0}, "k1 must be an integer of at least 1, got 0"),
         ({"k2": 2.5}, "k2 must be an integer of at least 1, got 2.5"),
         ({"original_weight": 1.5}, "original_weight must be from 0 to 1, got 1.5"),
+        ({"threads": 0}, "threads must be an integer of at least 1, got 0"),
         ({"query": torch.zeros(0, 16)}, r"query must be float32 \[images, d\] with at least one image"),
         ({"gallery": clustered(5).double()}, r"gallery must be float32 .* got torch.float64 \[5, 16\]"),
         ({"gallery": 2 * clustered(5)}, "gallery must have rows of norm 1, row 0 has 2: re-ranking compares"),
