@@ -14,7 +14,7 @@ import snnet_kernels as sk
 from snnet_kernels import backends
 from tests.hard import files, fuzz, hostile, isolation, kills, signals, two_runs, walks
 from tests.hard.damage import damaged
-from tests.hard.drawing import instruction_sets
+from tests.hard.drawing import close, instruction_sets
 from tests.hard.formats import Format, feature_files
 from tests.hard.isolation import outcomes
 from tests.hard.launcher import Launcher
@@ -154,3 +154,12 @@ def test_every_way_of_damage_changes_the_content() -> None:
     assert ways == {
         "flipped", "truncated", "zeroed", "exchanged", "overwritten", "repeated", "hostile_text",
     }  # fmt: skip
+
+
+def test_values_that_are_not_finite_are_compared_each_by_itself() -> None:
+    inf, nan = float("inf"), float("nan")
+    found = torch.tensor([nan, -inf, 1.0])
+    assert close(found, found.clone(), 0.0)
+    for other in ([0.0, -inf, 1.0], [nan, inf, 1.0], [nan, -5.0, 1.0], [nan, -inf, 1.1]):
+        assert not close(found, torch.tensor(other), 2e-5)
+        assert not close(torch.tensor(other), found, 2e-5)
