@@ -1,5 +1,7 @@
 """The head on a GPU, and iterations in CUDA graphs and compiled; ``test_gpu.py`` has the operations."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -24,6 +26,18 @@ pytestmark = pytest.mark.gpu if REAL else []
 @pytest.fixture(autouse=True)
 def poisoned_memory():
     poison()
+
+
+def warm_up(head: sk.SNNetHead, iteration: Callable[[sk.SNNetHead], object]) -> None:
+    """Two iterations before a capture tune and compile what is compiled on first use; the state is as before."""
+    state = {name: value.clone() for name, value in head.state_dict().items()}
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            iteration(head)
+    torch.cuda.current_stream().wait_stream(stream)
+    head.load_state_dict(state)
 
 
 def run_head(head: sk.SNNetHead, steps: int, n: int, d: int) -> list[torch.Tensor]:
@@ -106,14 +120,7 @@ def test_an_iteration_in_a_cuda_graph(neighbors, precision, monkeypatch):
             head.update_(index, live.detach())
             return loss
 
-        state = {name: value.clone() for name, value in captured.state_dict().items()}
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # tunes and compiles what is compiled on first use
-            for _ in range(2):
-                iteration(captured)
-        torch.cuda.current_stream().wait_stream(stream)
-        captured.load_state_dict(state)
+        warm_up(captured, iteration)
         captured.memory.current_lists()  # built outside the graph, which goes on writing to these buffers
         graph = torch.cuda.CUDAGraph()
         live.grad = None
@@ -174,14 +181,7 @@ def test_a_captured_iteration_survives_epochs():
         head.update_(index, live)
         return loss
 
-    state = {name: value.clone() for name, value in captured.state_dict().items()}
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # tunes and compiles what is compiled on first use
-        for _ in range(2):
-            iteration(captured)
-    torch.cuda.current_stream().wait_stream(stream)
-    captured.load_state_dict(state)
+    warm_up(captured, iteration)
     captured.memory.build_lists_()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
