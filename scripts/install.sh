@@ -5,6 +5,7 @@
 bin=$1/bin
 shift
 export UV_CONSTRAINT="$PIP_CONSTRAINT" UV_BUILD_CONSTRAINT="$PIP_CONSTRAINT"
+export UV_SYSTEM_CERTS=true  # pip reads them too
 if ! "$bin/pip" config list | grep -q '[.]index-url=' && "$bin/pip" install --quiet --only-binary :all: uv; then
   "$bin/uv" pip install --quiet --python "$bin/python" "$@" && exit
 fi

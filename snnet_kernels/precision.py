@@ -74,7 +74,10 @@ def exact_float32(device: torch.device) -> Iterator[None]:
         _restore = _switch_off() or _restore
         _inside += 1
     try:
-        with torch.autocast(device.type, enabled=False):
+        if torch.is_autocast_enabled(device.type):
+            with torch.autocast(device.type, enabled=False):
+                yield
+        else:
             yield
     finally:
         with _lock:

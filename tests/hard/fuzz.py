@@ -9,7 +9,7 @@ those that an operation writes may change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ NO_CALLS = ("gradient of", "reference")  # counted in the table, and not as call
 
 Result = tuple[str, bool, str]  # the operation, whether the result is right, the call in words
 Random = np.random.Generator
+Lists = Sequence[NeighborLists]  # of the memory: any, and symmetric ones
 
 
 def attack(share: Share) -> Tally:
@@ -72,11 +73,12 @@ def is_no_call(kind: str) -> bool:
 def one_case(random: Random, tally: Tally, where: str) -> int:
     """All operations on one set of arguments; returns the number of calls."""
     x = draw(random)
-    before, calls = x.fingerprint(), 0
+    lists = [draw_lists(random, x.memory, symmetric) for symmetric in (False, True)]
+    before, calls = fingerprint(x, lists), 0
     for operation in OPERATIONS:
         name = operation.__name__
         try:
-            for name, right, words in operation(random, x):
+            for name, right, words in operation(random, x, lists):
                 tally.tried(f"valid {name}")
                 calls += not name.startswith(NO_CALLS)
                 if not right:
@@ -85,10 +87,16 @@ def one_case(random: Random, tally: Tally, where: str) -> int:
             calls += 1
             tally.tried(f"valid {name}")
             tally.failed(f"valid {name}", f"{type(error).__name__} {error}", f"{where}, n, d, B {x.sizes}")
-        if x.fingerprint() != before:
+        if fingerprint(x, lists) != before:
             tally.failed("argument changed by a valid call", operation.__name__, where)
-            before = x.fingerprint()
+            before = fingerprint(x, lists)
     return calls
+
+
+def fingerprint(x: Arguments, lists: Lists) -> bytes:
+    """The bytes of all tensors, to see whether a call has touched one."""
+    tables = [table for made in lists for table in made if table is not None]
+    return x.fingerprint() + b"".join(table.numpy().tobytes() for table in tables)
 
 
 def orders(random: Random, batch: int) -> list[tuple[str, Tensor | slice]]:
@@ -101,7 +109,7 @@ def orders(random: Random, batch: int) -> list[tuple[str, Tensor | slice]]:
     return [("whole", slice(None)), ("shuffled", shuffled), ("cut", cut), ("repeated", repeated)]
 
 
-def labels(random: Random, x: Arguments) -> Iterator[Result]:
+def labels(random: Random, x: Arguments, _: Lists) -> Iterator[Result]:
     n = x.memory.shape[0]
     dense = reference.unpack_labels(x.row_bits, n)
     yield "pack_labels", equal(sk.pack_labels(dense), x.row_bits), ""
@@ -124,7 +132,7 @@ def labels(random: Random, x: Arguments) -> Iterator[Result]:
     yield "write_labels_", equal(written[1], transposed), "transpose"
 
 
-def products(random: Random, x: Arguments) -> Iterator[Result]:
+def products(random: Random, x: Arguments, _: Lists) -> Iterator[Result]:
     for said, order in orders(random, x.index.shape[0]):
         features = x.features[order]
         result = sk.memory_similarity(strided(random, features), x.memory)
@@ -140,21 +148,17 @@ def products(random: Random, x: Arguments) -> Iterator[Result]:
         )
 
 
-def inquiries(random: Random, x: Arguments) -> list[dict[str, Any]]:
+def inquiries(lists: Lists) -> list[dict[str, Any]]:
     """The forms in which the similarities of the memory can be given; all lead to the same labels."""
-    return [
-        {},
-        {"lists": draw_lists(random, x.memory, symmetric=False)},
-        {"lists": draw_lists(random, x.memory, symmetric=True)},
-    ]
+    return [{}, *({"lists": made} for made in lists)]
 
 
-def predictions(random: Random, x: Arguments) -> Iterator[Result]:
+def predictions(random: Random, x: Arguments, lists: Lists) -> Iterator[Result]:
     threshold = THRESHOLDS[random.integers(len(THRESHOLDS))]
     options = (threshold, MIN_RANKS[random.integers(len(MIN_RANKS))])
     for rows in (None, spoiled(random, x.similarity)):
         expected = reference.mplp(x.memory, x.index, *options, cache=x.cache, query_rows=rows)
-        for form in inquiries(random, x):
+        for form in inquiries(lists):
             for said, order in orders(random, x.index.shape[0]):
                 given = {} if rows is None else {"query_rows": rows[order]}
                 result = sk.mplp(x.memory, x.index[order], *options, **form, **given)
@@ -174,11 +178,11 @@ def spoiled(random: Random, similarity: Tensor) -> Tensor:
     return similarity
 
 
-def neighbors(random: Random, x: Arguments) -> Iterator[Result]:
+def neighbors(random: Random, x: Arguments, lists: Lists) -> Iterator[Result]:
     k = int((1, 1, 2, 5, 45)[random.integers(5)])
     for rows in (None, spoiled(random, x.similarity)):
         expected = neighbor_oracle(x.cache[x.index] if rows is None else rows, x.index, k)
-        for form in inquiries(random, x):
+        for form in inquiries(lists):
             for said, order in orders(random, x.index.shape[0]):
                 given = {} if rows is None else {"query_rows": rows[order]}
                 result = sk.nearest_neighbors(x.memory, x.index[order], k, **form, **given)
@@ -199,7 +203,7 @@ def neighbor_oracle(rows: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor
     return places, values
 
 
-def losses(random: Random, x: Arguments) -> Iterator[Result]:
+def losses(random: Random, x: Arguments, _: Lists) -> Iterator[Result]:
     count = int(random.integers(1, 4))
     sets = list(x.labels[:count])
     weights = [float(w) for w in random.integers(0, 4, count) / 2]
@@ -231,7 +235,7 @@ def losses(random: Random, x: Arguments) -> Iterator[Result]:
             yield "gradient of fused_mutual_label_loss", right, words
 
 
-def updates(random: Random, x: Arguments) -> Iterator[Result]:
+def updates(random: Random, x: Arguments, lists: Lists) -> Iterator[Result]:
     momentum = MOMENTA[random.integers(len(MOMENTA))]
     memory, cache = x.memory.clone(), x.cache.clone()
     reference.update_memory_(memory, x.index, x.features, momentum, cache=cache)
@@ -239,26 +243,26 @@ def updates(random: Random, x: Arguments) -> Iterator[Result]:
     tolerance = UPDATE_TOLERANCE * (1 + 1 / shortest)
     right = close(memory, blended(x, momentum), tolerance)
     yield "reference update_memory_", right, f"momentum {momentum} index {x.index.tolist()}"
-    forms: list[tuple[bool, bool]] = [
-        (False, False),
-        (True, False),
-        (True, True),
-        (True, False),
-        (True, True),
-    ]
-    for number, (with_lists, with_similarity) in enumerate(forms):
+    symmetric = lists[1], draw_lists(random, x.memory, symmetric=True)
+    forms = [(None, False), *((made, given) for made in symmetric for given in (False, True))]
+    for number, (made, with_similarity) in enumerate(forms):
         written, given = x.memory.clone(), {}
-        if with_lists:
-            lists = given["lists"] = draw_lists(random, x.memory, symmetric=True)
+        if made is not None:
+            kept = given["lists"] = copy_of(made)
         if with_similarity:
             given["similarity"] = strided(random, x.similarity)
         alpha = torch.tensor(momentum) if number % 2 else momentum
         sk.update_memory_(written, x.index, strided(random, x.features), alpha, **given)
         right = close(written, memory, tolerance)
-        if with_lists:
-            right &= lists_hold(lists, cache, 4 * tolerance) and are_symmetric(lists)
+        if made is not None:
+            right &= lists_hold(kept, cache, 4 * tolerance) and are_symmetric(kept)
         words = f"momentum {momentum} index {x.index.tolist()} {list(given)}"
         yield "update_memory_", right, words
+
+
+def copy_of(lists: NeighborLists) -> NeighborLists:
+    """The same lists in tables of their own."""
+    return NeighborLists(*(None if table is None else table.clone() for table in lists))
 
 
 def same_lists(found: NeighborLists, wanted: NeighborLists) -> bool:
@@ -299,7 +303,7 @@ def shortest_blend(x: Arguments, momentum: float) -> float:
     return shortest
 
 
-OPERATIONS: tuple[Callable[[Random, Arguments], Iterator[Result]], ...] = (
+OPERATIONS: tuple[Callable[[Random, Arguments, Lists], Iterator[Result]], ...] = (
     labels,
     products,
     predictions,

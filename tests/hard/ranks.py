@@ -35,29 +35,33 @@ def attack(share: Share) -> Tally:
     tally, launcher = Tally(), Launcher()
     try:
         data = draw_market(share.folder / "data", identities=8)
+        lengths: dict[int, float] = {}  # of a whole run, by its number of processes
         for number in share.numbers(KILLS):
             tally.tried(KIND)
-            _kill_one(share, number, data, launcher, tally)
+            _kill_one(share, number, data, launcher, lengths, tally)
     finally:
         launcher.close()
     return tally
 
 
-def _kill_one(share: Share, number: int, data: Path, launcher: Launcher, tally: Tally) -> None:
+def _kill_one(
+    share: Share, number: int, data: Path, launcher: Launcher, lengths: dict[int, float], tally: Tally
+) -> None:
     folder, random = share.folder / "run", share.random(8, number)
     shutil.rmtree(folder, ignore_errors=True)
     count, then = 2 + number % 2, (1, 3, 2)[number % 3]
     options = {"batch_size": 12, "epochs": 4, "bn_groups": 6}
     words = [*train_arguments(data, folder, **options), "--timeout", str(TIMEOUT)]
     where = f"seed {share.seed} number {number}: of {count} processes, then {then}"
-    began = time.monotonic()
-    whole = _start(count, words, launcher, share.folder)
-    problem = _ended(whole, launcher, {0})
-    length = time.monotonic() - began
+    problem = None
+    if count not in lengths:
+        began = time.monotonic()
+        problem = _ended(_start(count, words, launcher, share.folder), launcher, {0})
+        lengths[count] = time.monotonic() - began
+        shutil.rmtree(folder, ignore_errors=True)
     if problem is None:
-        shutil.rmtree(folder)
         started = _start(count, words, launcher, share.folder)
-        time.sleep(float(random.uniform(0.2, 1)) * length)
+        time.sleep(float(random.uniform(0.2, 1)) * lengths[count])
         killed = int(random.integers(count))
         with contextlib.suppress(ProcessLookupError):
             os.kill(started[killed].pid, signal.SIGKILL)
