@@ -152,33 +152,29 @@ def byte_range(tensor: Tensor) -> tuple[int, int]:
     return first, first + (last + 1) * tensor.element_size()
 
 
-def overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors may share memory."""
-    (first_a, end_a), (first_b, end_b) = byte_range(a), byte_range(b)
-    return (
-        a.device == b.device and first_a < end_b and first_b < end_a and first_a < end_a and first_b < end_b
-    )
-
-
 def apart(written: Mapping[str, Tensor | None], *read: Tensor | None) -> list[Any]:
-    """Arguments of an operation that writes: ``read`` ones that share memory with a ``written`` one are copied.
+    """Arguments of an operation that writes: ``read`` ones that may share memory with a ``written`` one are copied.
 
     The written ones must not share memory among each other. Traced calls are not looked at.
     """
     targets = {name: tensor for name, tensor in written.items() if tensor is not None}
     if not all(has_values(tensor) for tensor in (*targets.values(), *read) if tensor is not None):
         return list(read)
-    names = list(targets)
-    for place, name in enumerate(names):
-        for other in names[:place]:
-            if overlap(targets[name], targets[other]):
-                raise ValueError(f"{name} must not share memory with {other}: one of them is written")
-    return [
-        tensor.clone()
-        if tensor is not None and any(overlap(tensor, target) for target in targets.values())
-        else tensor
-        for tensor in read
-    ]
+    taken: list[tuple[str, torch.device, int, int]] = []  # name, device and bytes [first, end)
+
+    def owner(tensor: Tensor) -> str | None:
+        """The written argument that may share memory with the tensor."""
+        first, end = byte_range(tensor)
+        for name, device, start, stop in taken:
+            if first < stop and start < end and first < end and start < stop and tensor.device == device:
+                return name
+        return None
+
+    for name, tensor in targets.items():
+        if (other := owner(tensor)) is not None:
+            raise ValueError(f"{name} must not share memory with {other}: one of them is written")
+        taken.append((name, tensor.device, *byte_range(tensor)))
+    return [None if tensor is None else tensor.clone() if owner(tensor) else tensor for tensor in read]
 
 
 def check_no_tangent(name: str, tensor: Tensor) -> None:
