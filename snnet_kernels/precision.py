@@ -41,8 +41,8 @@ def set_matmul_precision(precision: str) -> None:
     that flag is ignored, and this is a separate setting. The environment variable ``SNNET_MATMUL_PRECISION`` sets it at
     import.
 
-    Products that neighbour lists need are float32 in any precision. But a listed pair is updated from the
-    ``similarity`` given to an update, with its rounding.
+    Products that neighbour lists need are float32 in any precision. With ``"tf32"`` an update of lists does not use the
+    ``similarity`` that it is given: it computes it again in float32.
 
     With products of ``"tf32"``, 0.10 % of the rows of a similarity matrix got another label at d 512, and 0.05 % at d
     2048, if operands are rounded to nearest, as the Triton kernels do. At d 512 it was 2.4 % if operands are truncated,

@@ -7,14 +7,25 @@ namespace snnet {
 
 constexpr float kSmallestLength = 1e-12f;  // as in torch.nn.functional.normalize
 
-// weight value, and 0 for a weight of 0 whatever the value: 0 NaN would live on.
-SNNET_INLINE float scaled(float weight, float value) { return weight == 0.0f ? 0.0f : weight * value; }
+// A product that no compiler fuses with a sum: nvcc would, and not in all kernels alike.
+SNNET_INLINE float rounded_product(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
 
-// Whether a row of this length is written: it is finite where its entries are.
-SNNET_INLINE bool is_finite(float length) { return length - length == 0.0f; }
+// weight value, and 0 for a weight of 0 whatever the value: 0 NaN would live on.
+SNNET_INLINE float scaled(float weight, float value) {
+  return weight == 0.0f ? 0.0f : rounded_product(weight, value);
+}
+
+// A row whose length is not finite is not written.
+SNNET_INLINE bool is_finite(float value) { return value - value == 0.0f; }
 
 SNNET_INLINE float blended(float before, float live, float alpha, float beta) {
-  return scaled(alpha, before) + beta * live;
+  return scaled(alpha, before) + rounded_product(beta, live);
 }
 
 // S'[i,l] for l outside the batch; also s[c,i] of a later entry c (before = s[c,i], live = G[c,b]).

@@ -146,8 +146,13 @@ double hard_negative_row(const Loss& loss, int64_t b, RowScratch& scratch, std::
     double weight = 0;
     for (int k = 0; k < loss.sets; ++k) weight += entry.sets >> k & 1 ? weights.positive[k] : 0;
     const double s = row[entry.column];
-    total += weight * (s - 1) * (s - 1) + entry.hard_weight * (s + 1) * (s + 1);
-    slopes.push_back({static_cast<float>(2 * (weight * (s - 1) + entry.hard_weight * (s + 1))), entry.column});
+    double slope = weight * (s - 1);
+    total += slope * (s - 1);
+    if (entry.hard_weight > 0) {  // 0 times an infinity is NaN
+      total += entry.hard_weight * (s + 1) * (s + 1);
+      slope += entry.hard_weight * (s + 1);
+    }
+    slopes.push_back({static_cast<float>(2 * slope), entry.column});
   }
   return total;
 }
@@ -162,7 +167,8 @@ double square_row(const Loss& loss, int64_t b, float* grad, RowScratch& scratch,
   for (const Positive& entry : scratch.positives) {
     double mean = 0;
     for (int k = 0; k < loss.sets; ++k) mean += entry.sets >> k & 1 ? loss.weights[k] : 0;
-    total += mean * (1 - 2 * static_cast<double>(row[entry.column]));
+    const double s = row[entry.column];
+    if (std::isfinite(s)) total += mean * (1 - 2 * s);  // what is infinite has that square whatever its label
     slopes.push_back({static_cast<float>(-scale * mean), entry.column});
   }
   return total / static_cast<double>(loss.batch_size);

@@ -202,16 +202,19 @@ std::tuple<Tensor, Tensor> own_columns_loss(const Tensor& similarity, const Tens
         const double s = row[column];
         const int64_t key = signed_key(selection_key(row[column], static_cast<int32_t>(first + column)));
         double near = 0, far = 0;
+        bool is_hard = false;
         for (int k = 0; k < own.sets; ++k) {
           if (sets >> k & 1) {
             near += positive[k];
           } else if (key >= bar[k]) {
             far += hard[k];
+            is_hard = true;
           }
         }
-        if (near == 0 && far == 0) return;
-        total += near * (s - 1) * (s - 1) + far * (s + 1) * (s + 1);
-        slopes[b].push_back({static_cast<float>(2 * (near * (s - 1) + far * (s + 1))), static_cast<int32_t>(column)});
+        if (sets == 0 && !is_hard) return;
+        const double up = sets != 0 ? near * (s - 1) : 0, down = is_hard ? far * (s + 1) : 0;
+        total += (sets != 0 ? up * (s - 1) : 0) + (is_hard ? down * (s + 1) : 0);
+        slopes[b].push_back({static_cast<float>(2 * (up + down)), static_cast<int32_t>(column)});
       };
       own.positives(b, false, [&](int64_t column) { add(column, own.sets_of(b, column)); });
       const uint8_t* given = negatives.const_data_ptr<uint8_t>() + e * width;

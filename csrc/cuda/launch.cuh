@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -36,6 +37,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 [[noreturn]] inline void raise_cuda_error(const char* error, const char* call) {
+  (void)cudaGetLastError();  // else the next call of somebody else finds it
   throw std::runtime_error(std::string("CUDA error: ") + error + " in " + call);
 }
 
@@ -150,7 +152,10 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic
             Arguments&&... arguments) {
   constexpr size_t kAlwaysAllowed = 48 * 1024;
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  static std::mutex mutex;  // another thread that launches this kernel must not lower what it may have in between
+  std::unique_lock<std::mutex> lock(mutex, std::defer_lock);
   if (dynamic_shared_bytes > kAlwaysAllowed) {
+    lock.lock();
     SNNET_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                           static_cast<int>(dynamic_shared_bytes)));
   }

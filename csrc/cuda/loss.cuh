@@ -1,8 +1,9 @@
 // The mutual label loss of up to three label sets with its gradient.
 #pragma once
 
-#include "hard_negatives.cuh"
+#include "../common/recurrence.h"
 #include "device.cuh"
+#include "hard_negatives.cuh"
 
 namespace snnet {
 
@@ -75,18 +76,21 @@ __device__ void weigh_row(const LabelLoss& loss, const RowLabels& labels, LossSh
 __device__ __forceinline__ bool column_loss(const LossShared& shared, uint64_t key, unsigned positive, double& value,
                                             float& slope) {
   double as_positive = 0, as_hard = 0;
+  bool is_hard = false;
 #pragma unroll
   for (int k = 0; k < kMostSets; ++k) {
     if (positive >> k & 1u) {
       as_positive += shared.weights.positive[k];
     } else if (key >= shared.selection.smallest[k]) {
       as_hard += shared.weights.hard[k];
+      is_hard = true;
     }
   }
-  if (as_positive == 0 && as_hard == 0) return false;
+  if (positive == 0 && !is_hard) return false;
+  // A weight of 0 counts: it makes NaN of what is not finite.
   const double similarity = value_of_key(key), above = similarity + 1, below = similarity - 1;
-  value = as_hard * above * above + as_positive * below * below;
-  slope = static_cast<float>(2 * (as_hard * above + as_positive * below));
+  value = (is_hard ? as_hard * above * above : 0) + (positive != 0 ? as_positive * below * below : 0);
+  slope = static_cast<float>(2 * ((is_hard ? as_hard * above : 0) + (positive != 0 ? as_positive * below : 0)));
   return true;
 }
 
@@ -213,7 +217,8 @@ static __global__ void __launch_bounds__(kSquareThreads) square_loss_kernel(Labe
         const unsigned positive = labels.positive_in(column);
 #pragma unroll
         for (int k = 0; k < kMostSets; ++k) mean += positive >> k & 1u ? loss.weights[k] : 0.0;
-        total += mean * (1 - 2 * static_cast<double>(similarity[i]));
+        // What is infinite has that square whatever its label.
+        if (is_finite(similarity[i])) total += mean * (1 - 2 * static_cast<double>(similarity[i]));
       }
       total += static_cast<double>(similarity[i]) * static_cast<double>(similarity[i]);
       grad[b * loss.n + column] = scale * (similarity[i] - static_cast<float>(mean));

@@ -114,7 +114,9 @@ def _neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tensor, Ten
     n = features.shape[0]
     columns = features.new_full((n, min(k, n)), -1, dtype=torch.int32)
     values = torch.full_like(columns, -torch.inf, dtype=torch.float32)
-    counts, floors = columns.new_zeros(n), features.new_full((n,), floor)
+    counts = columns.new_zeros(n)
+    # By way of float64: a floor that no float32 reaches becomes infinite.
+    floors = torch.full((n,), floor, dtype=torch.float64, device=features.device).to(features.dtype)
     take = _compiled.take_products_.default
     for top in range(0, n, TILE):  # tiles of the upper triangle, each for its rows and its columns
         for left in range(top, n, TILE):
@@ -140,7 +142,7 @@ def _sort_lists_(columns: Tensor, values: Tensor) -> None:
 
 def _update_memory_lists_(memory: Tensor, index: Tensor, features: Tensor, *rest: Any) -> None:
     *momentum_and_lists, similarity = rest
-    if similarity is None:
+    if similarity is None or get_matmul_precision() == "tf32":
         with exact_float32(memory.device):  # lists are exact in any precision
             similarity = features @ memory.t()
     serve = _compiled_or_plain("update_memory_lists_")

@@ -154,3 +154,16 @@ def test_sources_that_include_the_same_kernels_can_be_linked():
         for _ in re.findall(r"^template <.*>\n__global__", path.read_text(), re.MULTILINE)
     ]
     assert [name for name, _ in own] == templates and len(templates) == 2
+
+
+def test_a_blend_is_no_fused_multiply_add(tmp_path):
+    """All kernels that blend rows write the same bits: those of the update alone, and of the one that lists follow."""
+    (tmp_path / "blend.cu").write_text(
+        f'#include "{ROOT}/csrc/common/recurrence.h"\n'
+        "__global__ void blend(float* x) { *x = snnet::blended(x[1], x[2], x[3], x[4]); }\n"
+    )
+    command = [find_nvcc(), "-arch=sm_90", "-std=c++20", "-O3", "-ptx", "blend.cu", "-o", "blend.ptx"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    written = (tmp_path / "blend.ptx").read_text()
+    assert written.count("mul.rn.f32") == 2 and "fma" not in written

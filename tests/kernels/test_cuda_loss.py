@@ -10,6 +10,7 @@ from torch import Tensor
 
 from snnet_kernels import reference
 from snnet_kernels.testing import clustered_features
+from tests.kernels import extreme_losses
 
 WEIGHTS = [1.0, 0.8, 0.6]
 EVERY_SHARED = 163 * 1024  # what a block of the emulated device can have
@@ -80,6 +81,17 @@ def test_losses_follow_the_reference(
         loss, product = operations.sparse_label_loss(similarity, memory, labels, weights, 5.0, ratio)
         assert loss.item() == pytest.approx(exact.item(), rel=1e-6, abs=1e-7)
         assert_sparse_product(product, exact_grad, memory)
+
+
+@extreme_losses.CASES
+def test_what_is_not_finite(operations, kind, value, delta):
+    similarity, labels, weights = extreme_losses.problem(value)
+    answers = []
+    for row in range(len(similarity)):
+        part = slice(row, row + 1)
+        parts = [label[part] for label in labels]
+        answers.append(operations.mutual_label_loss(similarity[part], parts, weights, kind, delta, 0.1))
+    extreme_losses.assert_as_the_reference(answers, value, kind, delta)
 
 
 @pytest.mark.parametrize("value", [0.25, 0.0, -1.0])

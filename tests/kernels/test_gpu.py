@@ -208,6 +208,26 @@ def test_update_small(n, d, momentum):
     assert torch.equal(alone, m)
 
 
+def test_lists_small_follow_float32_in_any_precision():
+    """Were they updated from products in tf32, a pair could rise above a floor unseen."""
+    memory = clustered_features(60, 16)
+    index, live = torch.arange(12), clustered_features(12, 16, seed=1)
+    m, i, f, rounded = on_device(memory.clone(), index, live, live @ memory.t() - 5e-4)
+    lists = lists_on_device(m, 8, 16)
+    sk.set_matmul_precision("tf32")
+    try:
+        sk.update_memory_(m, i, f, 0.0, lists=lists, similarity=rounded)
+    finally:
+        sk.set_matmul_precision("ieee")
+    check_lists(lists, m @ m.t(), 3e-6)
+
+
+def test_a_floor_small_that_no_float32_reaches():
+    (memory,) = on_device(clustered_features(10, 4))
+    assert sk.neighbor_lists(memory, 4, floor=1e300).counts.tolist() == [0] * 10
+    assert sk.neighbor_lists(memory, 10, floor=-1e300).counts.tolist() == [10] * 10
+
+
 @pytest.mark.parametrize(("k", "capacity"), [(4, 4), (8, 16), (300, 300)])
 def test_list_updates_small(k, capacity):
     """Several updates of batches without repeats: the lists of the reference, also where rows are full."""

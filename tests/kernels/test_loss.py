@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import snnet_kernels as sk
 from snnet_kernels import reference
 from snnet_kernels.testing import clustered_features
+from tests.kernels import extreme_losses
 
 
 def problem(batch, n, sets, seed=0, density=0.05):
@@ -84,6 +85,20 @@ def test_tied_negatives_are_taken_by_lower_index():
     labels = sk.pack_labels(torch.arange(10)[None] == 3)
     sk.mutual_label_loss(similarity, [labels], [1.0], hard_negative_ratio=0.34).backward()
     assert (similarity.grad[0] > 0).nonzero().flatten().tolist() == [0, 1, 2]
+
+
+@extreme_losses.CASES
+def test_what_is_not_finite(kind, value, delta):
+    similarity, labels, weights = extreme_losses.problem(value)
+    answers = []
+    for row in range(len(similarity)):
+        part = slice(row, row + 1)
+        own = similarity[part].clone().requires_grad_()
+        parts = [label[part] for label in labels]
+        loss = sk.mutual_label_loss(own, parts, weights, kind=kind, delta=delta, hard_negative_ratio=0.1)
+        loss.backward()
+        answers.append((loss.detach(), own.grad))
+    extreme_losses.assert_as_the_reference(answers, value, kind, delta)
 
 
 def test_weight_zero_is_absence():
