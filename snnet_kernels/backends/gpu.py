@@ -6,7 +6,8 @@ goes, to Triton. Where one of the two is missing the other serves if it can, els
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor
 from ..ops.operation import LIBRARY, OPERATIONS
 from ..precision import exact_float32, get_matmul_precision, tf32_product
 from . import cuda_library, table
-from .table import choose
+from .loaded import backend_info
+from .usable import has_code_for, triton_problem
 
 _compiled = torch.ops.snnet_cuda
 # Bytes of similarities [B, n] up to which a loss from features makes them all: about what the L2 cache holds. That is
@@ -27,6 +29,32 @@ TILE, SORTED_ROWS = 4096, 65_536
 # Share of hard negatives up to which the sparse backward product is cheaper than a dense one of that precision: the
 # first is bound by reading rows of the memory, the second by arithmetic. Counted from both, not measured.
 _SPARSE_UP_TO = {"ieee": 0.05, "bf16": 0.05, "tf32x3": 0.05, "tf32": 0.01}
+
+
+def choose(operation: str, at_hand: bool = True) -> str:
+    """The backend of a call: see :func:`.table.choose`."""
+    _look_at_devices()
+    return table.choose(operation, at_hand)
+
+
+@functools.cache
+def _look_at_devices() -> None:
+    """At the first call, as it starts CUDA: leave out the compiled library if it has no code for a device."""
+    if not table.AVAILABLE["cuda"] or not torch.cuda.is_available():
+        return
+    (build,) = (library.detail for library in backend_info().libraries if library.name == "_C_cuda")
+    architectures = build.partition(" for ")[2].partition(",")[0]
+    for device in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(device)
+        if not has_code_for(capability, architectures):
+            table.AVAILABLE["cuda"] = False
+            warnings.warn(
+                f"snnet_kernels: the CUDA library is compiled for {architectures}, and cuda:{device} has compute "
+                f"capability {capability[0]}.{capability[1]}: other kernels serve (install with TORCH_CUDA_ARCH_LIST "
+                "to compile for it)",
+                stacklevel=2,
+            )
+            return
 
 
 def similarity_of(features: Tensor, memory: Tensor) -> Tensor:
@@ -167,6 +195,6 @@ def register(dispatch_key: str = "CUDA") -> None:
         torch._C._dispatch_has_kernel_for_dispatch_key(f"snnet_cuda::{name}", dispatch_key)
         for name in cuda_library.OPERATIONS
     )
-    table.AVAILABLE["triton"] = importlib.util.find_spec("triton") is not None
+    table.AVAILABLE["triton"] = triton_problem() is None
     for name in OPERATIONS:
         LIBRARY.impl(name, _IMPLEMENTATIONS.get(name) or _compiled_or_plain(name), dispatch_key)

@@ -7,7 +7,6 @@ widest that the processor supports is used.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import pathlib
 import warnings
@@ -17,6 +16,7 @@ import torch
 
 from ..libraries import load_library
 from . import table
+from .usable import triton_problem
 
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
@@ -53,6 +53,8 @@ class BackendInfo:
             state = "loaded" if library.loaded else "not loaded"
             place = f" ({library.path})" if library.path else ""
             lines.append(f"  {library.name:<8} {state}: {library.detail}{place}")
+        if problem := triton_problem():
+            lines.append(f"  triton   not used: {problem}")
         lines.append(f"  {'operation':<28} {'cpu':<10} cuda")
         for name, devices in self.operations.items():
             lines.append(f"  {name:<28} {devices['cpu']:<10} {devices['cuda']}")
@@ -113,8 +115,8 @@ def _load_all() -> tuple[LibraryInfo, ...]:
         raise ImportError(
             f"SNNET_BACKEND={table.FORCED}, but {loaded[table.FORCED].name} is {loaded[table.FORCED].detail}"
         )
-    if table.FORCED == "triton" and importlib.util.find_spec("triton") is None:
-        raise ImportError("SNNET_BACKEND=triton, but triton is not installed")
+    if table.FORCED == "triton" and (problem := triton_problem()):
+        raise ImportError(f"SNNET_BACKEND=triton, but Triton cannot be used: {problem}")
     table.AVAILABLE["cpu"] = loaded["cpu"].loaded
     return tuple(loaded.values())
 

@@ -1,6 +1,7 @@
 """Which backend serves, forced backends, and the fallback without compiled libraries."""
 
 import errno
+import importlib.util
 import io
 import os
 import re
@@ -13,7 +14,8 @@ import torch
 import snnet_kernels as sk
 from snnet_kernels import backends, reference
 from snnet_kernels.__main__ import main
-from snnet_kernels.backends import cuda_library, table
+from snnet_kernels.backends import cuda_library, gpu, table, usable
+from snnet_kernels.backends.usable import has_code_for
 from snnet_kernels.ops.operation import OPERATIONS
 from tests.forks import Answer, python
 from tests.paths import ROOT
@@ -159,3 +161,50 @@ def test_a_table_that_cannot_be_written_is_one_line(stdout, status, message, mon
     assert main() == status and redirected == [1]
     monkeypatch.undo()
     assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize(
+    ("capability", "compiled", "runs"),
+    [
+        ((9, 0), "8.0 9.0 10.0+PTX", True),
+        ((8, 6), "8.0 9.0 10.0+PTX", True),  # later in the same major number
+        ((12, 0), "8.0 9.0 10.0+PTX", True),  # from PTX
+        ((7, 5), "8.0 9.0 10.0+PTX", False),
+        ((9, 0), "8.0 10.0", False),
+        ((9, 0), "9.0a", True),
+        ((9, 1), "9.0a", False),
+        ((9, 0), "Hopper", True),
+    ],
+)
+def test_devices_that_the_cuda_library_has_code_for(capability, compiled, runs):
+    assert has_code_for(capability, compiled) is runs
+
+
+def test_a_device_without_code_is_served_by_others(monkeypatch):
+    libraries = (sk.backends.LibraryInfo("_C_cuda", True, "CUDA 13.0 for 8.0 9.0, nvcc, torch 2.14"),)
+    monkeypatch.setitem(table.AVAILABLE, "cuda", True)
+    monkeypatch.setattr(gpu, "backend_info", lambda: sk.backends.BackendInfo(None, libraries, {}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: ((9, 0), (7, 5))[device])
+    gpu._look_at_devices.cache_clear()
+    with pytest.warns(UserWarning, match=r"compiled for 8\.0 9\.0, and cuda:1 has compute capability 7\.5"):
+        assert gpu.choose("pack_labels") == "reference"
+    assert gpu.choose("pack_labels") == "reference"
+    gpu._look_at_devices.cache_clear()
+
+
+def test_triton_needs_what_it_compiles_with(monkeypatch, tmp_path):
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    for name in ("CC", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(usable.shutil, "which", lambda name: f"/usr/bin/{name}" if name == "clang" else None)
+    monkeypatch.setattr(usable.sysconfig, "get_path", lambda *_: str(tmp_path))
+    assert usable.triton_problem() == "it needs the headers of Python"
+    (tmp_path / "Python.h").touch()
+    assert usable.triton_problem() is None
+    monkeypatch.setattr(usable.shutil, "which", lambda name: None)
+    assert usable.triton_problem() == "it needs a C compiler"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert usable.triton_problem() is None
