@@ -200,7 +200,7 @@ def mplp(
     )
     if bounds is not None:
         decided, _ = inconsistent_pairs(
-            find_pairs(in_doubt), memory, anchor_keys, found.sizes, min_rank, "ieee"
+            find_pairs(in_doubt), memory, anchor_keys, found.sizes, min_rank, "ieee", few=True
         )
         inconsistent |= decided
     launch_over_pairs(

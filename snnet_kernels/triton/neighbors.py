@@ -106,6 +106,7 @@ def nearest_kernel(
         while tl.max((in_batch & (key > tl.min(best, 1))).to(tl.int32), 0) > 0:
             replaced = tl.argmin(best, 1)[:, None] == place[None, :]
             best = tl.where(replaced & (key[:, None] > best), key[:, None], best)
+            tl.debug_barrier()  # every warp has read what is overwritten
             tl.store(own_keys, best, mask=in_batch[:, None])
             tl.debug_barrier()
             key = next_key(ordered, column, counted, key)

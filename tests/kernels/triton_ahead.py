@@ -264,8 +264,8 @@ def kernel_names() -> set[str]:
 def configurations(*precisions: str) -> list[Any]:
     """(architecture, precision, number of the tile) of what is compiled, for ``pytest.mark.parametrize``.
 
-    For 9.0 everything. For the others the default tiles of all but "tf32": those of "tf32x3" have the same rows,
-    columns and depth and make two products more with the same instructions. That shared memory fits is seen for 9.0.
+    For 9.0 everything. For the others the default tiles of all but "tf32": those of "tf32x3" have the same rows
+    and columns and make three products with the same instructions. That shared memory fits is seen for 9.0.
     Triton before 3.8 ends with an error of its own for 10.0.
     """
     return [

@@ -170,6 +170,8 @@ def inconsistent_pairs(
     min_rank: int,
     precision: str,
     bounds: RowBounds | None = None,
+    *,
+    few: bool = False,  # pairs that tell nothing of which tile is the fastest
 ) -> tuple[Tensor, Tensor]:
     """Bits of the pairs with more than k columns above their anchor, uint8 [B, L].
 
@@ -221,7 +223,11 @@ def inconsistent_pairs(
         return marks[0], marks[0] if bounds is None else marks[1].bitwise_xor_(marks[0])
 
     return launching.with_fastest_tile(
-        ("rank_counts", precision), launching.TILES[precision], memory.device, (batch_size, n, d), run
+        ("rank_counts", precision),
+        launching.TILES[precision][: 1 if few else None],
+        memory.device,
+        (batch_size, n, d),
+        run,
     )
 
 
