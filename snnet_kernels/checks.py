@@ -219,6 +219,10 @@ def check_lists(name: str, value: object, memory: Tensor, symmetric: bool = Fals
     if symmetric and value.mirrors is None:
         raise ValueError(f"{name} must be symmetric to follow an update: neighbor_lists(..., symmetric=True)")
     capacity = check_matrix(f"{name}.columns", value.columns, "n", "K").shape[1]
+    if capacity == 0 and num_instances > 0:
+        raise ValueError(
+            f"{name}.columns must have at least one place a row, got {list(value.columns.shape)}"
+        )
     for part, tensor in value._asdict().items():
         if part == "mirrors" and tensor is None:
             continue

@@ -92,14 +92,14 @@ class Prediction {
       }
       if (walking.empty()) return;
       const int64_t step = kPairsHeld / static_cast<int64_t>(walking.size());
-      std::vector<std::vector<Pair>> undecided(walking.size());
+      std::vector<std::vector<RankPair>> undecided(walking.size());
       torch::stable::parallel_for(0, static_cast<int64_t>(walking.size()), 1, [&](int64_t begin, int64_t end) {
         for (int64_t w = begin; w < end; ++w) look(walking[w], position, step, undecided[w]);
       });
-      std::vector<Pair> pairs;
+      std::vector<RankPair> pairs;
       for (const auto& own : undecided) pairs.insert(pairs.end(), own.begin(), own.end());
       std::stable_sort(pairs.begin(), pairs.end(),
-                       [](const Pair& a, const Pair& b) { return a.position < b.position; });
+                       [](const RankPair& a, const RankPair& b) { return a.position < b.position; });
       walk_pairs(memory_, lengths_, pairs, first_inconsistent_);
       position += step;
     }
@@ -192,7 +192,7 @@ class Prediction {
   // Checks candidates [from, from + step) of a sample in the neighbourhood of the anchor. The count there often shows
   // that a candidate is inconsistent. It is the exact rank if no image outside of the neighbourhood can be more similar
   // to the candidate than the anchor is.
-  void look(int64_t s, int64_t from, int64_t step, std::vector<Pair>& undecided) {
+  void look(int64_t s, int64_t from, int64_t step, std::vector<RankPair>& undecided) {
     const Sample& sample = samples_[s];
     const VectorKernels& kernels = vector_kernels();
     const int64_t rank = rank_of(sample), last = std::min(from + step, sample.count());

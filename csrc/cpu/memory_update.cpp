@@ -330,6 +330,7 @@ void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tenso
   const int64_t n = update.n, batch_size = update.batch_size;
   const NeighborLists tables(columns, values, counts, floors, n);
   check_storage(mirrors, "lists.mirrors", ScalarType::Int, n, tables.capacity);
+  SNNET_CHECK(tables.capacity > 0 || n == 0, "lists.columns must have at least one place a row");
   if (similarity) check_matrix(*similarity, "similarity", ScalarType::Float, batch_size, n);
   if (batch_size == 0) return;
   const SymmetricLists lists(tables, mirrors.mutable_data_ptr<int32_t>());

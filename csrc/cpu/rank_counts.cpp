@@ -32,7 +32,7 @@ class RankCount {
         first_inconsistent_(first_inconsistent) {}
 
   // Walks pairs[begin, ...) on as many candidate rows as fit; returns where it stopped.
-  std::size_t walk(const std::vector<Pair>& pairs, std::size_t begin) {
+  std::size_t walk(const std::vector<RankPair>& pairs, std::size_t begin) {
     active_.clear();
     rows_.clear();
     std::unordered_map<int32_t, int32_t> row_at;
@@ -47,14 +47,14 @@ class RankCount {
     }
     if (active_.empty()) return end;
     count_tiles(false);
-    keep([](const Pair& pair) { return pair.above + pair.unsure > pair.rank; });
-    for (Pair& pair : active_) pair.above = pair.unsure = 0;
+    keep([](const RankPair& pair) { return pair.above + pair.unsure > pair.rank; });
+    for (RankPair& pair : active_) pair.above = pair.unsure = 0;
     if (!active_.empty()) count_tiles(true);
     return end;
   }
 
  private:
-  bool walking(const Pair& pair) const { return pair.position < first_inconsistent_[pair.sample]; }
+  bool walking(const RankPair& pair) const { return pair.position < first_inconsistent_[pair.sample]; }
 
   // Products of the first dimensions bound the whole: S[p,l] <= head + |rest of p| |rest of l|. Far columns are
   // left out by that, which saves the products of the other dimensions; where many columns are near, the whole
@@ -82,11 +82,11 @@ class RankCount {
         count_tile(const_floats(products), first, columns, look ? Tile::looked : Tile::rounded);
       }
       by_heads = by_heads && 4 * left < static_cast<int64_t>(active_.size());
-      for (const Pair& pair : active_) {
+      for (const RankPair& pair : active_) {
         int64_t& first_of_sample = first_inconsistent_[pair.sample];
         if (pair.above > pair.rank) first_of_sample = std::min<int64_t>(first_of_sample, pair.position);
       }
-      keep([](const Pair&) { return true; });
+      keep([](const RankPair&) { return true; });
       shrink(candidates);
     }
   }
@@ -118,7 +118,7 @@ class RankCount {
     });
   }
 
-  bool count_rounded(Pair& pair, const float* row, int64_t first, int64_t columns) const {
+  bool count_rounded(RankPair& pair, const float* row, int64_t first, int64_t columns) const {
     const VectorKernels& kernels = vector_kernels();
     const float low = pair.bar - lengths_.slack, high = pair.bar + lengths_.slack;
     int64_t reaching = kernels.count_above(row, columns, low, kNoLimit);
@@ -135,7 +135,7 @@ class RankCount {
   }
 
   // False where by heads too many columns are left.
-  bool count_looked(Pair& pair, const float* row, int64_t first, int64_t columns, Tile kind, Entry* found) const {
+  bool count_looked(RankPair& pair, const float* row, int64_t first, int64_t columns, Tile kind, Entry* found) const {
     const VectorKernels& kernels = vector_kernels();
     const auto column = static_cast<int32_t>(first);
     const float low = pair.bar - lengths_.slack;
@@ -151,7 +151,7 @@ class RankCount {
   }
 
   // Counts the columns among `entries` whose dot product is above the bar; a value above `sure` needs no look.
-  void look_at(Pair& pair, const Entry* entries, int64_t size, float sure) const {
+  void look_at(RankPair& pair, const Entry* entries, int64_t size, float sure) const {
     const float* rows[kLookedAtOnce];
     float products[kLookedAtOnce];
     int64_t waiting = 0;
@@ -176,20 +176,20 @@ class RankCount {
   template <class Wanted>
   void keep(const Wanted& wanted) {
     active_.erase(std::remove_if(active_.begin(), active_.end(),
-                                 [&](const Pair& pair) { return !walking(pair) || !wanted(pair); }),
+                                 [&](const RankPair& pair) { return !walking(pair) || !wanted(pair); }),
                   active_.end());
   }
 
   // Leaves rows that no pair needs any more out of the coming products, where these are many.
   void shrink(Tensor& candidates) {
     std::vector<int32_t> place(rows_.size(), -1), kept;
-    for (const Pair& pair : active_) {
+    for (const RankPair& pair : active_) {
       if (place[pair.row] >= 0) continue;
       place[pair.row] = static_cast<int32_t>(kept.size());
       kept.push_back(rows_[pair.row]);
     }
     if (kept.empty() || 8 * kept.size() > 7 * rows_.size()) return;
-    for (Pair& pair : active_) pair.row = place[pair.row];
+    for (RankPair& pair : active_) pair.row = place[pair.row];
     rows_ = kept;
     candidates = rows_at(memory_, rows_);
   }
@@ -199,7 +199,7 @@ class RankCount {
   int64_t n_, d_;
   const RowLengths& lengths_;
   std::vector<int64_t>& first_inconsistent_;
-  std::vector<Pair> active_;
+  std::vector<RankPair> active_;
   std::vector<uint8_t> counted_;  // of the active pairs, in this tile
   std::vector<int32_t> rows_;     // distinct candidates
   std::vector<int32_t> place_;    // of each of them in the product of this tile
@@ -229,7 +229,7 @@ RowLengths measure_rows(const Tensor& memory) {
   return lengths;
 }
 
-void walk_pairs(const Tensor& memory, const RowLengths& lengths, std::vector<Pair>& pairs,
+void walk_pairs(const Tensor& memory, const RowLengths& lengths, std::vector<RankPair>& pairs,
                 std::vector<int64_t>& first_inconsistent) {
   RankCount ranks(memory, lengths, first_inconsistent);
   for (std::size_t done = 0; done < pairs.size();) done = ranks.walk(pairs, done);

@@ -21,7 +21,7 @@ struct RowLengths {
 RowLengths measure_rows(const Tensor& memory);
 
 // A candidate p of a sample with anchor a whose rank #{l : S[p,l] > S[p,a]} is not known yet.
-struct Pair {
+struct RankPair {
   int32_t sample;
   int32_t position;  // among the sample's candidates
   int32_t candidate;
@@ -34,7 +34,7 @@ struct Pair {
 
 // For each inconsistent pair the sample's entry of first_inconsistent is lowered to its position. Pairs behind
 // that are passed over; the pairs, by rising position, are used up.
-void walk_pairs(const Tensor& memory, const RowLengths& lengths, std::vector<Pair>& pairs,
+void walk_pairs(const Tensor& memory, const RowLengths& lengths, std::vector<RankPair>& pairs,
                 std::vector<int64_t>& first_inconsistent);
 
 }  // namespace snnet

@@ -335,6 +335,7 @@ OTHERS = symmetric_lists(MEMORY[:50].contiguous(), 20)
     (LISTS._replace(columns=LISTS.columns.long()), TypeError, "lists.columns must be torch.int32, got torch.int64"),
     (LISTS._replace(floors=LISTS.floors.double()), TypeError, "lists.floors must be torch.float32, got torch.float64"),
     (LISTS._replace(columns=LISTS.columns.t()), ValueError, r"lists.columns must have shape \[90, 90\], got"),
+    (LISTS._replace(columns=LISTS.columns[:, :0]), ValueError, "lists.columns must have at least one place a row"),
     (LISTS._replace(columns=LISTS.columns[0]), ValueError, r"lists.columns must have 2 dimensions \[n, K\]"),
     (LISTS._replace(columns=None), TypeError, r"lists.columns must be a tensor \[n, K\], got NoneType"),
     (LISTS._replace(counts=[1, 2]), TypeError, r"lists.counts must be a tensor \[90\], got list"),
