@@ -21,6 +21,7 @@ from snnet.config.options import Config, RuntimeConfig
 from snnet.errors import UserError
 from snnet.models.embedding import ReIDModel, build_model
 from snnet.system.cpus import available_cpus
+from snnet.system.processes import take_own_gpu
 from snnet.system.terminal import printable, speaker
 from snnet_kernels import backend_info
 from snnet_kernels.backends import instruction_set, servers
@@ -99,6 +100,8 @@ def choose_device(name: str) -> torch.device:
         raise UserError(
             f"--device {name}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
         )
+    if device.type == "cuda" and device.index is None:
+        take_own_gpu()
     return device
 
 

@@ -136,8 +136,6 @@ def several_processes() -> Iterator[Processes]:
     speak_as(found.rank)
     if not found.is_first:
         set_quiet(True)
-    if found.local_rank < torch.cuda.device_count():
-        torch.cuda.set_device(found.local_rank)  # which is what "cuda" then means
     try:
         store, rank, count = fresh_store(PATIENCE)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
@@ -156,6 +154,13 @@ def several_processes() -> Iterator[Processes]:
                 "another process of this command was silent for --timeout seconds: this one ends"
             ) from None
         raise ProcessesEnded("another process of this command has ended, and so does this one") from None
+
+
+def take_own_gpu() -> None:
+    """Let "cuda" mean the GPU of this process among those that torchrun started."""
+    found = _found()
+    if found.are_several and found.local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(found.local_rank)
 
 
 def processes_here() -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from snnet.config.commands import EvaluateCommand, ExtractCommand, LabelCommand
 from snnet.errors import UserError
@@ -16,6 +17,7 @@ from snnet.extract import extract
 from snnet.label import label, label_table
 from snnet.retrieval.classes import class_summary
 from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
+from snnet.runtime import choose_device
 from snnet.system.processes import Processes
 from snnet_kernels.testing import clustered_features
 from tests.several import run_processes
@@ -150,6 +152,19 @@ def test_gpus_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
         UserError, match=r"^--device cuda:0 is one GPU for 2 processes: with cuda each has its own$"
     ):
         Processes(0, 2, 0).check_device(torch.device("cuda:0"))
+
+
+def test_a_gpu_is_taken_where_the_device_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for name, value in {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    choose_device("cpu")
+    choose_device("cuda:0")  # which is refused later
+    assert taken == []
+    choose_device("cuda")
+    assert taken == [1]
 
 
 LABELLED = 600  # in three processes none, 512 and 88
