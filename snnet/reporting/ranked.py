@@ -13,7 +13,8 @@ from torch import Tensor
 from snnet.data import DecodedImages
 from snnet.retrieval.features import PAIRS_AT_A_TIME, RetrievalSet
 from snnet.retrieval.rank_metrics import QueryScores, score_queries
-from snnet_kernels import PseudoLabelMemory, memory_similarity, unpack_labels
+from snnet_kernels import PseudoLabelMemory, unpack_labels
+from snnet_kernels.ops.similarity import float32_similarity
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _score(
     step = max(1, PAIRS_AT_A_TIME // len(gallery))
     parts = [
         score_queries(
-            memory_similarity(query[start : start + step], gallery).cpu().numpy(),
+            float32_similarity(query[start : start + step], gallery).cpu().numpy(),
             retrieval.query_pids[start : start + step],
             retrieval.gallery_pids,
             retrieval.query_cams[start : start + step],
@@ -100,7 +101,7 @@ def _score(
 def _ranked_list(
     row: int, query: Tensor, gallery: Tensor, retrieval: RetrievalSet, scores: QueryScores, length: int
 ) -> RankedList:
-    similarity = memory_similarity(query[row : row + 1], gallery)[0].cpu().numpy()
+    similarity = float32_similarity(query[row : row + 1], gallery)[0].cpu().numpy()
     pid, camera = retrieval.query_pids[row], retrieval.query_cams[row]
     own = (retrieval.gallery_pids == pid) & (retrieval.gallery_cams == camera)
     order = np.argsort(-similarity, kind="stable")
@@ -145,7 +146,7 @@ def label_lists(
     n, pids = len(images), images.images.pids
     found = []
     for row in np.unique(np.linspace(0, n - 1, min(lists, n)).round().astype(np.int64)).tolist():
-        similarity = memory_similarity(memory[row : row + 1], memory)[0].numpy()
+        similarity = float32_similarity(memory[row : row + 1], memory)[0].numpy()
         positive = unpack_labels(labels.rows(torch.tensor([row])), n)[0].numpy()
         order = np.argsort(-similarity, kind="stable")
         order = order[order != row][:length]

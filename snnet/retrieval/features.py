@@ -25,7 +25,7 @@ from snnet.runtime import PlacedModel, Placement
 from snnet.system.processes import ALONE, Processes
 from snnet.system.progress import progress
 from snnet.system.row_exchange import rows_of_all
-from snnet_kernels import memory_similarity
+from snnet_kernels.ops.similarity import float32_similarity
 
 # Query-gallery pairs whose similarity is held at a time: 1 GB in float32.
 PAIRS_AT_A_TIME = 2**28
@@ -224,7 +224,7 @@ def rank_gallery(
     for part in range(parts):
         # Every parts-th query: queries without a match, which may stand together, spread over the parts.
         rows = slice(part, None, parts)
-        similarity = memory_similarity(query[rows], gallery).cpu().numpy()
+        similarity = float32_similarity(query[rows], gallery).cpu().numpy()
         results.append(
             rank_metrics(
                 similarity,

@@ -36,7 +36,8 @@ from snnet.retrieval import reranking_numpy
 from snnet.retrieval.compiled import native as _native
 from snnet.retrieval.rank_metrics import default_threads
 from snnet.system.progress import progress
-from snnet_kernels import memory_similarity, ops
+from snnet_kernels import ops
+from snnet_kernels.ops.similarity import float32_similarity
 
 K1, K2, ORIGINAL_WEIGHT = 20, 6, 0.3  # of the paper's experiments
 
@@ -98,7 +99,7 @@ def _compare(features: Tensor, queries: int, count: int, threads: int) -> tuple[
         while first < n:
             # The upper triangle alone: the further down, the more rows fit into a block.
             rows = min(max(1, BLOCK_ENTRIES // (n - first)), n - first)
-            block = memory_similarity(features[first : first + rows], features[first:]).cpu()
+            block = float32_similarity(features[first : first + rows], features[first:]).cpu()
             found.merge(block.numpy(), first, threads)
             if first < queries:
                 similarity[first : first + rows] = block[: queries - first, queries - first :]

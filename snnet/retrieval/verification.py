@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from snnet.errors import UserError
-from snnet_kernels import memory_similarity
+from snnet_kernels.ops.similarity import float32_similarity
 
 RATES = (1e-4, 1e-3, 1e-2)
 PAIRS_AT_A_TIME = 1 << 24
@@ -44,7 +44,7 @@ def true_positive_rates(
     step = max(1, PAIRS_AT_A_TIME // max(len(kept), 1))
     for start in range(0, len(query), step):
         rows = slice(start, start + step)
-        similarity = memory_similarity(query[rows], gallery).cpu().numpy()
+        similarity = float32_similarity(query[rows], gallery).cpu().numpy()
         same = query_pids[rows, None] == gallery_pids
         genuine.append(similarity[same & (query_cams[rows, None] != gallery_cams)])
         highest = np.concatenate([highest, similarity[~same]])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .similarity import memory_similarity
+from .similarity import float32_similarity
 
 TILE_ENTRIES = 1 << 24  # similarities held at a time: 64 MB
 
@@ -36,4 +36,4 @@ def _tiles(features: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Positions of some rows, and their similarities to all rows."""
     positions = torch.arange(len(features), device=features.device)
     for rows in positions.split(max(1, TILE_ENTRIES // len(features))):
-        yield rows, memory_similarity(features[rows], features)
+        yield rows, float32_similarity(features[rows], features)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, reference
+from ..precision import matmul
 from .operation import operation, set_gradient
 
 
@@ -62,3 +63,10 @@ def memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
     checks.check_same_device(features=features, memory=memory)
     checks.check_no_tangent("features", features)
     return _memory_similarity(features, memory)
+
+
+def float32_similarity(features: Tensor, memory: Tensor) -> Tensor:
+    """:func:`memory_similarity` [B, n] in float32, whatever precision is set; without a gradient."""
+    if features.device.type == "cpu":
+        return memory_similarity(features.detach(), memory)
+    return matmul(features.detach().float(), memory.t())
