@@ -128,6 +128,11 @@ def _switch_off() -> Callable[[], None] | None:
     return restore
 
 
+def rounds_products(device: torch.device) -> bool:
+    """Whether products of the exemplar memory on this device are not float32 or as good."""
+    return device.type == "cuda" and _precision == "tf32"
+
+
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` [p, q] of a [p, k] and b [k, q] in the precision of their own type."""
     with exact_float32(a.device):

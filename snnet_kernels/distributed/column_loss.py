@@ -11,6 +11,7 @@ from torch import Tensor
 from ..label_loss import MutualLabelLoss
 from ..ops.label_memory import unpack_labels
 from ..ops.shard_loss import hard_negative_bars, largest_negatives, own_columns_loss
+from ..precision import matmul
 from .exchange import Exchange, padded
 from .rows import Division, Samples
 
@@ -66,7 +67,7 @@ class ColumnLoss:
             difference = similarity - unpack_labels(label, len(memory)).float()
             losses += share * difference.double().square().sum(1)
             slope += 2 * share * difference
-        return losses, slope @ memory
+        return losses, matmul(slope, memory)
 
     def _mmcl(
         self,

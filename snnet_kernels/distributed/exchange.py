@@ -18,8 +18,8 @@ CALLS = (
     "forward", "update_", "initialize_", "mark_written_", "build_lists_", "renew_lists_", "current_lists",
     "predict_labels", "nearest", "rows", "columns", "write_", "gather",
 )  # fmt: skip
-MOST_FACTS = 20  # stated in one agreement
-STATEMENT = 8 * (4 + MOST_FACTS)  # bytes
+MOST_FACTS = 18  # stated in one agreement
+STATEMENT = 8 * (6 + MOST_FACTS)  # bytes
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its old name
 
@@ -48,8 +48,10 @@ class Statement(NamedTuple):
 
     failed: float
     call: float
-    aboard: float  # bytes that travel with it
+    load: float  # bytes that are to travel with it
     flag: float  # may differ
+    room_for_pairs: float
+    candidates_told: float
     facts: tuple[float, ...]
 
 
@@ -73,7 +75,8 @@ class Exchange:
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.sent = self.rounds = 0
-        # Of what the last batch needed, which all ranks know alike: pairs of an update, candidates of a sample.
+        # Of what the last batch needed: pairs of an update, candidates of a sample. After an agreement all ranks have
+        # the same, also where the object of one of them is new.
         self.room_for_pairs = self.candidates_told = 0
 
     def __deepcopy__(self, memo: dict[int, object]) -> Exchange:
@@ -188,37 +191,39 @@ class Exchange:
             flag, tensors = carry(checked)
             pieces = [_bytes(tensor.contiguous()) for tensor in tensors]
         except Exception:
-            self._state(Statement(1, CALLS.index(call), 0, 0, ()), [], room.bytes, device)
+            self._state(Statement(1, CALLS.index(call), 0, 0, 0, 0, ()), [], room.bytes, device)
             room.forget()
             raise
         load = sum(len(piece) for piece in pieces)
-        aboard = load if load <= room.bytes else 0
-        statement = Statement(0, CALLS.index(call), aboard, flag, tuple(own.values()))
-        stated, loads = self._state(statement, pieces if aboard else [], room.bytes, device)
+        needed = self.room_for_pairs, self.candidates_told
+        statement = Statement(0, CALLS.index(call), load, flag, *needed, tuple(own.values()))
+        stated, loads = self._state(statement, pieces if load <= room.bytes else [], room.bytes, device)
         try:
             _refuse_differences(call, list(own), stated)
         except Exception:
             room.forget()
             raise
-        room.follow(call, load)
-        came = aboard > 0 and all(other.aboard == aboard for other in stated)
+        came = 0 < load <= room.bytes and all(other.load == load for other in stated)
+        room.follow(call, int(max(other.load for other in stated)))
+        self.room_for_pairs = int(max(other.room_for_pairs for other in stated))
+        self.candidates_told = int(max(other.candidates_told for other in stated))
         return Agreed(
             checked,
             [int(other.flag) for other in stated],
-            parted(loads[:, :aboard], tensors) if came else None,
+            parted(loads[:, :load], tensors) if came else None,
         )
 
     def _state(
         self, own: Statement, pieces: Sequence[Tensor], room: int, device: torch.device
     ) -> tuple[list[Statement], Tensor]:
         """The statements of all ranks, and the bytes that have come with them [R, room]; ``pieces`` of this rank."""
-        numbers = [*own[:4], *own.facts]
-        numbers += [0.0] * (4 + MOST_FACTS - len(numbers))
+        numbers = [*own[:-1], *own.facts]
+        numbers += [0.0] * (STATEMENT // 8 - len(numbers))
         told = torch.tensor(numbers, dtype=torch.float64, device=device).view(torch.uint8)
         left = told.new_zeros(room - sum(len(piece) for piece in pieces))
         found = self._gathered([told, *pieces, left])
         rows = as_type(found[:, :STATEMENT], torch.float64).tolist()
-        stated = [Statement(row[0], row[1], row[2], row[3], tuple(row[4:])) for row in rows]
+        stated = [Statement(row[0], row[1], row[2], row[3], row[4], row[5], tuple(row[6:])) for row in rows]
         return stated, found[:, STATEMENT:]
 
 

@@ -69,18 +69,17 @@ class ShardedHead(SNNetHead):
     @torch.compiler.disable
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
         """The loss [] of the own samples' live, L2-normalised ``features`` [b, d], of images ``index`` int64 [b]."""
-        live = features.detach()
         told = self.exchange.agreed_with(
             "forward", self.memory.features.device, lambda: self._checked(features, index), self._facts,
-            lambda checked: (0, _travelling(live, checked)),
+            lambda checked: (0, _travelling(features.detach(), checked)),
         )  # fmt: skip
         with torch.no_grad():
-            batch = self._gathered(live, told.checked, told.tensors)
+            batch = self._gathered(features.detach(), told.checked, told.tensors)
             loss, gradient = self._loss(batch)
         self._batch = batch if self.training else None
         if self.training:
             self.exchange.room.bytes = self._bytes_of_update(batch)
-        return _Loss.apply(features, loss, gradient.to(features.dtype))
+        return _Loss.apply(features, loss, gradient)
 
     def _checked(self, features: Tensor, index: Tensor) -> Tensor:
         self._refuse_replication()
@@ -183,7 +182,7 @@ class ShardedHead(SNNetHead):
         written since.
         """
         device = self.memory.features.device
-        live, mine = features.detach(), list[Tensor]()
+        mine = list[Tensor]()
 
         def check() -> Tensor:
             checks.check_momentum(self._momentum, device)
@@ -209,7 +208,7 @@ class ShardedHead(SNNetHead):
         batch, self._batch = self._batch, None
         blended = None
         if batch is None or OTHER_BATCH in told.flags:
-            batch = self._gathered(live, told.checked)
+            batch = self._gathered(features.detach(), told.checked)
             if not self.warmup:
                 self.memory._current_lists(batch.samples.rows)
         elif STALE_LISTS in told.flags:
@@ -268,10 +267,11 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
+        ctx.dtype = features.dtype
         return loss.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss, None, None
+        return (gradient * grad_loss).to(ctx.dtype), None, None  # rounded once, with the scale of the loss

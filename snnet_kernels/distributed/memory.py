@@ -12,7 +12,8 @@ from torch.distributed import ProcessGroup
 from .. import checks
 from ..exemplar_memory import ExemplarMemory
 from ..layout import packed_entries
-from ..ops.similarity import memory_similarity
+from ..ops.similarity import float32_similarity
+from ..precision import rounds_products
 from .exchange import Exchange, Facts
 from .lists import SAVED, ShardedLists
 from .own_lists import UpdatedRows, update_
@@ -99,16 +100,23 @@ class ShardedExemplarMemory(ExemplarMemory):
         super().build_lists_()
 
     def current_lists(self, rows: Tensor | None = None) -> ShardedLists:
-        """The lists of the features as they are now; ``rows`` int64 [k] are compared by their owner."""
+        """The lists of the features as they are now; owners compare the ``rows`` int64 [k] of all ranks."""
 
         def check() -> Tensor | None:
             return None if rows is None else checks.check_index("rows", rows, self.num_instances)
 
-        checked = self.exchange.agreed("current_lists", self.features.device, check, lambda _: self.facts())
+        checked = self.exchange.agreed(
+            "current_lists", self.features.device, check,
+            lambda found: {"the number of rows": -1 if found is None else len(found), **self.facts()},
+        )  # fmt: skip
         if checked is None:
             return self._current_lists(None)
-        start, stop = self.own_rows.start, self.own_rows.stop
-        return self._current_lists(checked[(checked >= start) & (checked < stop)] - start)
+        everything, start, stop = (
+            self.exchange.gather(checked).flatten(),
+            self.own_rows.start,
+            self.own_rows.stop,
+        )
+        return self._current_lists(everything[(everything >= start) & (everything < stop)] - start)
 
     def _current_lists(self, rows: Tensor | None) -> ShardedLists:
         """The same where all ranks have agreed on their call; own ``rows``, counted from the first."""
@@ -249,7 +257,7 @@ class ShardedExemplarMemory(ExemplarMemory):
         known = self.version
         lists = self._current_lists(samples.rows)
         if similarity is not None:  # unless it is of what the memory was before something else wrote it
-            similarity = similarity.detach().float() if self.version == known else None
+            similarity = similarity.detach().float().contiguous() if self.version == known else None
         self._blend_(samples, rows, alpha, similarity, lists)
 
     def _blend_(
@@ -266,8 +274,8 @@ class ShardedExemplarMemory(ExemplarMemory):
         ``blended``: what all have made of the rows of the first round, see :mod:`.own_lists`.
         """
         tables = None if lists is None else lists.tables
-        if lists is not None and similarity is None:
-            similarity = memory_similarity(features, self.features)
+        if lists is not None and (similarity is None or rounds_products(features.device)):
+            similarity = float32_similarity(features, self.features)
         rows = UpdatedRows(self.features, tables, momentum, self.exchange, self.division)
         update_(rows, samples, features, similarity, blended)
         if lists is None:

@@ -65,10 +65,16 @@ def build_lists(
     row, place = listed.nonzero().unbind(1)
     pairs = Pairs(row + own.start, columns[row, place], values[row, place])
     mirrored = Pairs(pairs.column, pairs.row, pairs.value).sent(exchange, division)
-    key, first_of = _distinct(
-        torch.cat([pairs.row, mirrored.row]) * n + torch.cat([pairs.column, mirrored.column])
-    )
-    value = torch.cat([pairs.value, mirrored.value])[first_of]
+    # Products of (i, l) and (l, i) may be rounded apart on GPUs: where both rows list the pair, that of the lower one.
+    is_lower = pairs.row < pairs.column
+    parts = [
+        Pairs(*(part[is_lower] for part in pairs)),
+        mirrored,
+        Pairs(*(part[~is_lower] for part in pairs)),
+    ]
+    both = Pairs(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    key, first_of = _distinct(both.row * n + both.column)
+    value = both.value[first_of]
     insert(lists, Pairs(key // n, key % n, value), exchange, division)
     return lists
 

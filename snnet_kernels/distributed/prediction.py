@@ -8,7 +8,7 @@ tell.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from .rows import Division, Samples
 CANDIDATES_AT_ONCE = 32  # of a sample that are told, and asked about, in one exchange; or a multiple
 MOST_AT_ONCE = 128
 PRODUCTS_AT_ONCE = 2**24  # where lists do not tell
+WHOLE_ROWS_AT_ONCE = 2**22  # entries of whole rows of a process, of some 60 bytes each
 CONSISTENT, INCONSISTENT, UNTOLD, ELSEWHERE = 0, 1, 2, 3
 INCOMPLETE, STALE = 1, 2
 NUMBER, NEIGHBOR, MISSING, SIZE, TOLD = range(5)  # what a process tells of a sample before its candidates
@@ -146,10 +147,15 @@ class OwnRows:
             counts = (heads[..., MISSING] == INCOMPLETE).sum(1).tolist()
             self.products += sum(counts)
             which = found[:, MISSING].nonzero().flatten()
-            whole = self._whole_rows(samples.rows[which], counts)
-            made = self._row_candidates(own[which], whole, threshold, width)
-            found = torch.nn.functional.pad(found, (0, made.shape[1] - found.shape[1]), value=-1)
-            found[which] = made
+            for part, products in self._whole_rows(samples.rows[which], counts):
+                made = self._row_candidates(own[which[part]], products, threshold, width)
+                made = made[:, : TOLD + int(made[:, NUMBER].max()) + width]
+                wider = made.shape[1] - found.shape[1]
+                found, made = (
+                    torch.nn.functional.pad(table, (0, max(more, 0)), value=-1)
+                    for table, more in ((found, wider), (made, -wider))
+                )
+                found[which[part]] = made
 
     def _row_candidates(self, own: Tensor, rows: Tensor, threshold: float, width: int) -> Tensor:
         """Of the images ``own`` [m] with their rows of S, [m, n]: int32 [m, 4 + n + width], as lists would tell."""
@@ -188,9 +194,14 @@ class OwnRows:
         keys, incomplete = self._listed(at, k)
         counts = self._counts(int(incomplete.sum()))
         if sum(counts):
-            rows = self._whole_rows(at[incomplete], counts)
-            keys = torch.nn.functional.pad(keys, (0, rows.shape[1] - keys.shape[1]), value=NO_KEY)
-            keys[incomplete] = self._row_keys(rows)
+            which, width = (
+                incomplete.nonzero().flatten(),
+                min(k + 1, self.division.n),
+            )  # the image itself among them
+            keys = torch.nn.functional.pad(keys, (0, max(width - keys.shape[1], 0)), value=NO_KEY)
+            keys[which] = NO_KEY
+            for rows, products in self._whole_rows(at[which], counts):
+                keys[which[rows], :width] = self._row_keys(products).topk(width, dim=1).values
         return keys
 
     def _listed(self, at: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -208,12 +219,21 @@ class OwnRows:
     def _row_keys(self, rows: Tensor) -> Tensor:
         return keys_of(rows, torch.arange(rows.shape[1], device=rows.device).expand_as(rows))
 
-    def _whole_rows(self, at: Tensor, counts: Sequence[int]) -> Tensor:
-        """Products [m, n] of own rows with those of all processes, ``counts[r]`` of rank r; every process calls it."""
-        rows = torch.cat(self.exchange.gather_rows(self.features[at], counts))
-        products = row_products(rows, self.features)
-        shapes = [(len(at), len(self.division.rows(rank))) for rank in range(self.division.size)]
-        return torch.cat(self.exchange.send_parts(list(products.split(list(counts))), shapes), dim=1)
+    def _whole_rows(self, at: Tensor, counts: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
+        """Products [m, n] of own rows with those of all processes, for some of ``at`` at a time.
+
+        ``counts[r]`` are asked of rank r. Every process calls it, and takes all parts; one may have no rows.
+        """
+        step = max(1, WHOLE_ROWS_AT_ONCE // self.division.n)
+        for first in range(0, max(counts), step):
+            rows, part = slice(first, first + step), [min(max(count - first, 0), step) for count in counts]
+            own = at[rows]
+            everything = torch.cat(self.exchange.gather_rows(self.features[own], part))
+            products = row_products(everything, self.features).split(part)
+            shapes = [(len(own), len(self.division.rows(rank))) for rank in range(self.division.size)]
+            whole = torch.cat(self.exchange.send_parts(list(products), shapes), dim=1)
+            if len(own):
+                yield rows, whole
 
     def _counts(self, own: int) -> list[int]:
         """The numbers of all processes."""

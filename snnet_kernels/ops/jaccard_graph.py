@@ -85,9 +85,9 @@ def jaccard_graph(
 
     Let s be the similarities of the features, and 2 − 2s their squared distances:
 
-    1. N(i) are the ``searched`` nearest images of i, i itself included, in descending order of similarity, ties by
-       lower index. R(i) = {j ∈ N(i) : i ∈ N(j)}. H(i) is the same with the first round(k1 / 2) + 1 of them (halves to
-       even).
+    1. N(i) are the ``searched`` nearest images of i, k1 + 1 at most, i itself included, in descending order of
+       similarity, ties by lower index. R(i) = {j ∈ N(i) : i ∈ N(j)}. H(i) is the same with the first round(k1 / 2) + 1
+       of them (halves to even).
     2. R*(i) is the union of R(i) and every H(j), j ∈ R(i), that shares more than 2/3 of its members with R(i).
     3. V[i, j] = exp(−(2 − 2s)) for j ∈ R*(i), else 0; each row is divided by its sum.
     4. Each row of V becomes the mean of the rows of the image's first k2 nearest (k2 = 1: V is unchanged).

@@ -38,7 +38,7 @@ def nearest_neighbors(
     among them. If there are fewer than k others, the index is -1 and the similarity -inf; k may be up to n + 65536.
     Equals a stable descending sort of ``S[index]`` without the image's own column. Rows of the memory may have any
     length: longer ones are more similar to everything. Arguments are as in :func:`mplp`; with ``query_rows`` lists are
-    not read. A search in lists never returns NaN.
+    not read. Lists hold no NaN: it comes only where they are too short for k.
     """
     k = checks.check_count("k", k)
     memory, index, query_rows = checks.check_inquiry(memory, index, query_rows, lists)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..precision import matmul
 from ..selection_keys import HIGHEST_KEY, NO_KEY, keys_of
 from .label_memory import unpack_labels
 
@@ -75,11 +76,15 @@ def own_columns_loss(
     number = positives.clamp_min(1).double()
     hard = _hard_negatives(positives, images, ratio).clamp_min(1).double()
     near, far = torch.zeros_like(s), torch.zeros_like(s)
+    is_near, is_far = torch.zeros_like(s, dtype=torch.bool), torch.zeros_like(s, dtype=torch.bool)
     for k, (label, weight) in enumerate(zip(labels, weights, strict=True)):
         positive = unpack_labels(label, n)
+        negative = ~positive & (keys >= bars[:, k, None])
         near += positive * (delta * weight / number[:, k, None])
-        far += (~positive & (keys >= bars[:, k, None])) * (weight / hard[:, k, None])
-    nothing = (near == 0) & (far == 0)  # whatever s is there
-    loss = (near * (s - 1).square() + far * (s + 1).square()).masked_fill(nothing, 0).sum(1)
-    slopes = (2 * (near * (s - 1) + far * (s + 1))).masked_fill(nothing, 0)
-    return loss, slopes.to(memory.dtype) @ memory
+        far += negative * (weight / hard[:, k, None])
+        is_near |= positive
+        is_far |= negative
+    # Where an entry is neither, it adds nothing, whatever s is there.
+    up, down = (near * (s - 1)).masked_fill(~is_near, 0), (far * (s + 1)).masked_fill(~is_far, 0)
+    loss = (up * (s - 1)).masked_fill(~is_near, 0) + (down * (s + 1)).masked_fill(~is_far, 0)
+    return loss.sum(1), matmul((2 * (up + down)).to(memory.dtype), memory)

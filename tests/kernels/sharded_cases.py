@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import snnet_kernels as sk
-from snnet_kernels.distributed import rows_of_pieces, rows_of_state, whole_state
+from snnet_kernels.distributed import prediction, rows_of_pieces, rows_of_state, whole_state
+from snnet_kernels.distributed.prediction import CANDIDATES_AT_ONCE
 
 
 def made_features(n: int, d: int, seed: int, groups: int, exact: bool) -> torch.Tensor:
@@ -105,7 +106,8 @@ def _by_column(columns: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tenso
 
 
 def steps(n: str, d: str, each: str, number: str, *words: str) -> None:
-    """Some steps; words: exact, repeats, and options as NAME=VALUE."""
+    """Some steps; words: exact, repeats, row_by_row, and options as NAME=VALUE."""
+    prediction.WHOLE_ROWS_AT_ONCE = 1 if "row_by_row" in words else 2**22
     options = dict(word.split("=") for word in words if "=" in word)
     values = {
         name: value if name in ("loss_kind", "label_source") else float(value)
@@ -199,6 +201,70 @@ def modules(n: str) -> None:
     print("as one")
 
 
+def apart(n: str) -> None:
+    """What one rank alone does, and may."""
+    n_ = int(n)
+    pair = Pair(n_, 16, threshold=0.1)
+    for _ in range(2):
+        pair.step(4)
+    assert pair.own.exchange.candidates_told > CANDIDATES_AT_ONCE
+    owner = 5 in pair.rows
+
+    # The owner of a row writes it between forward and update: the others have no reason not to trust the last batch.
+    index, features = torch.arange(4 * pair.size), made_features(4 * pair.size, 16, 7, 3, exact=False)
+    part = slice(4 * pair.rank, 4 * pair.rank + 4)
+    for training in (False, True):
+        pair.one(features, index), pair.own(features[part], index[part])
+        with torch.no_grad():
+            pair.one.memory.features[5].copy_(features[0])
+            if owner:
+                pair.own.memory.features[5 - pair.rows.start].copy_(features[0])
+        pair.one.update_(index, features), pair.own.update_(index[part], features[part])
+        pair.compare_memory()
+        pair.one.train(training), pair.own.train(training)
+        for _ in range(2):
+            pair.step(4)
+        pair.one.train(), pair.own.train()
+        pair.step(4)
+
+    if pair.rank == 0:
+        pair.own = copy.deepcopy(pair.own)
+    pair.one = copy.deepcopy(pair.one)  # a copy makes its lists afresh
+    pair.step(4)
+    # Rank 1 asks about a row of rank 0 that rank 0 has written past autograd.
+    assert pair.own.memory._lists_follow
+    if owner:
+        pair.own.memory.features.data[5 - pair.rows.start] = features[1]
+    pair.one.memory.features.data[5] = features[1]
+    pair.own.memory.current_lists(torch.tensor([n_ - 1 if owner else 5]))
+    pair.one.memory.current_lists(torch.tensor([5]))
+    pair.compare_memory()
+    similarity = features @ pair.own.memory.features.t()
+    strided = similarity.t().contiguous().t() if pair.rank == 0 else similarity
+    pair.own.memory.update_(index[part], features[part], 0.5, similarity=strided)
+    pair.one.memory.update_(index, features, 0.5, similarity=features @ pair.one.memory.features.t())
+    pair.compare_memory()
+    print("as one")
+
+
+def autocast(n: str, loss_kind: str) -> None:
+    """Products of the head are float32 under autocast, and gradients are rounded once."""
+    pair = Pair(int(n), 16, loss_kind=loss_kind)
+    index, features = torch.arange(4 * pair.size), made_features(4 * pair.size, 16, 7, 3, exact=False)
+    part = slice(4 * pair.rank, 4 * pair.rank + 4)
+    for _ in range(2):
+        gradients = []
+        for head, own in ((pair.one, slice(None)), (pair.own, part)):
+            live = features[own].half().requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16):
+                (65536 * head(live, index[own])).backward()
+            assert live.grad is not None and live.grad.dtype == torch.float16
+            gradients.append(live.grad[part] * pair.size if own != part else live.grad)
+            head.update_(index[own], features[own])
+        torch.testing.assert_close(*gradients, rtol=2e-3, atol=1e-3)
+    print("as one")
+
+
 def refusals(n: str) -> None:
     """What differs between processes is one error on all of them, and none of them waits."""
     rank, group = dist.get_rank(), dist.group.WORLD
@@ -211,7 +277,7 @@ def refusals(n: str) -> None:
     told: list[str] = []
 
     def tell(call: Callable[[], object]) -> None:
-        with pytest.raises((RuntimeError, ValueError)) as caught:
+        with pytest.raises((RuntimeError, ValueError, TypeError)) as caught:
             call()
         told.append(f"{type(caught.value).__name__}: {caught.value}")
 
@@ -245,6 +311,8 @@ def refusals(n: str) -> None:
         memory.drop_lists_()
     memory.renew_lists_()
     memory.mark_written_()
+    tell(lambda: head(features[:4] if rank else features[:4].numpy(), index))
+    tell(lambda: head.update_(index, None if rank else features[:4]))
     # Last: the wrapper has overwritten the memories of rank 1 when it is made.
     tell(lambda: DistributedDataParallel(Wrapped(head))(features[:4], index))
     print("\n".join(told))
