@@ -319,8 +319,8 @@ def test_bf16_labels_need_the_second_look_at_ranks(monkeypatch, scale_bounds):
     scale_bounds(1e4)
     before, count = bf16_labels(), rank_counts.inconsistent_pairs
 
-    def only_sure(*arguments):
-        sure, doubtful = count(*arguments)
+    def only_sure(*arguments, **options):
+        sure, doubtful = count(*arguments, **options)
         return sure, torch.zeros_like(doubtful)
 
     monkeypatch.setattr(label_prediction, "inconsistent_pairs", only_sure)
