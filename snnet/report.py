@@ -120,7 +120,12 @@ def _add_labels(
     contents: Contents, dataset: ReIDDataset, checkpoint: dict[str, Any], command: ReportCommand
 ) -> None:
     """Show the content of the label memory, without running the network."""
-    images = decode(dataset.train, contents.run.config)
+    config = contents.run.config
+    if "image_cache" in command.given:
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, image_cache=command.given["image_cache"])
+        )
+    images = decode(dataset.train, config)
     if image_fingerprint(images.images.paths) != checkpoint["images"]:
         raise UserError("the training images that were found are not those of the run")
     memory, labels = label_state(checkpoint, len(images), contents.run.checkpoint)

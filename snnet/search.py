@@ -94,7 +94,7 @@ def top_matches(
     query: np.ndarray,  # float32 [q, d]
     gallery: np.ndarray,  # float32 [g, d]
     k: int,
-    own: list[int],  # for each query its own position in the gallery, which is skipped, or -1
+    own: list[list[int]],  # for each query its own positions in the gallery, which are skipped
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each query the positions of its k best gallery rows and their similarities; ties in gallery order."""
     found = []
@@ -102,8 +102,9 @@ def top_matches(
     step = max(1, PAIRS_AT_A_TIME // len(gallery))
     for start in range(0, len(query), step):
         block = memory_similarity(torch.from_numpy(query[start : start + step]), rows).numpy()
-        for similarity, place in zip(block, own[start : start + step], strict=True):
-            similarity = similarity if place < 0 else np.delete(similarity, place)
+        for similarity, skipped in zip(block, own[start : start + step], strict=True):
+            others = np.delete(np.arange(len(gallery)), skipped)
+            similarity = similarity[others]
             kept = min(k, len(similarity))
             if kept == 0:
                 found.append((np.zeros(0, np.int64), similarity))
@@ -111,7 +112,7 @@ def top_matches(
             bar = np.partition(similarity, len(similarity) - kept)[len(similarity) - kept]
             best = np.flatnonzero(similarity >= bar)  # rising; more than k where the last one is tied
             best = best[np.argsort(-similarity[best], kind="stable")[:kept]]
-            found.append((best + ((place >= 0) & (best >= place)), similarity[best]))
+            found.append((others[best], similarity[best]))
     return found
 
 
@@ -162,10 +163,12 @@ def _images(path: Path, flag: str) -> ImageSet:
     raise UserError(f"{flag} {path}: there is no such folder" + (" or image" if flag == "--query" else ""))
 
 
-def _own_places(query: ImageSet, gallery: ImageSet) -> list[int]:
-    """The place of each query's own file in the gallery; -1 where it is not there."""
-    place = {os.path.realpath(path): i for i, path in enumerate(gallery.paths)}
-    return [place.get(os.path.realpath(path), -1) for path in query.paths]
+def _own_places(query: ImageSet, gallery: ImageSet) -> list[list[int]]:
+    """The places of each query's own file in the gallery, rising: links may lead to it too."""
+    places: dict[str, list[int]] = {}
+    for place, path in enumerate(gallery.paths):
+        places.setdefault(os.path.realpath(path), []).append(place)
+    return [places.get(os.path.realpath(path), []) for path in query.paths]
 
 
 if __name__ == "__main__":

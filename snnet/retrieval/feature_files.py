@@ -86,6 +86,8 @@ def save_features(path: Path | str, content: FeatureSet) -> None:
         for name in _NUMBERS
         if (values := getattr(content, name)) is not None
     }
+    # safetensors writes what lies in memory from the first entry on, whatever the strides.
+    arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
     texts = {name: list(values) for name in _TEXT if (values := getattr(content, name)) is not None}
 
     def write(file: IO[bytes]) -> None:
@@ -334,9 +336,17 @@ def _texts(source: _Source, name: str, images: int) -> tuple[str, ...] | None:
         if not all(isinstance(value, str) for value in values):
             raise _LeftOut("must be text, one an image")
         return tuple(values)
-    if name not in source.types or (source.types[name].is_plain and source.types[name].dtype.kind != "U"):
+    if name not in source.types or (
+        source.types[name].is_plain and source.types[name].dtype.kind not in "US"
+    ):
         return None
-    return tuple(_column(source, name, images).tolist())
+    values = _column(source, name, images)
+    if values.dtype.kind == "S":
+        try:
+            values = np.char.decode(values, "utf-8")
+        except UnicodeDecodeError:
+            raise _LeftOut("must be text, got bytes that are not UTF-8") from None
+    return tuple(values.tolist())
 
 
 def _metadata(source: _Source) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from snnet.config.options import Config, cache_mode
 from snnet.data import BatchLoader, DecodedImages, ImageSet, ReIDDataset, decode_images, extraction_loader
 from snnet.errors import UserError
 from snnet.retrieval.query_expansion import expand_queries
-from snnet.retrieval.rank_metrics import RankMetrics, rank_metrics
+from snnet.retrieval.rank_metrics import RankMetrics, have_match, rank_metrics, why_no_match
 from snnet.retrieval.reranking import rerank
 from snnet.runtime import PlacedModel, Placement
 from snnet.system.processes import ALONE, Processes
@@ -219,12 +219,13 @@ def rank_gallery(
 ) -> RankMetrics:
     """CMC and mAP of features by cosine similarity, in float32; the last two as in :func:`rank_metrics`."""
     generator = None if single_gallery_shot is None else np.random.default_rng(single_gallery_shot)
-    parts = math.ceil(len(query) * len(gallery) / PAIRS_AT_A_TIME)
+    identities = retrieval.query_pids, retrieval.gallery_pids, retrieval.query_cams, retrieval.gallery_cams
+    matched = np.flatnonzero(have_match(*identities))
+    if len(matched) == 0:
+        raise UserError(why_no_match(*identities))
     results = []
-    for part in range(parts):
-        # Every parts-th query: queries without a match, which may stand together, spread over the parts.
-        rows = slice(part, None, parts)
-        similarity = float32_similarity(query[rows], gallery).cpu().numpy()
+    for rows in np.array_split(matched, math.ceil(len(matched) * len(gallery) / PAIRS_AT_A_TIME)):
+        similarity = float32_similarity(query[torch.from_numpy(rows)], gallery).cpu().numpy()
         results.append(
             rank_metrics(
                 similarity,
@@ -236,7 +237,29 @@ def rank_gallery(
                 single_gallery_shot=generator,
             )
         )
-    return _combined(results)
+    return dataclasses.replace(_combined(results), num_without_match=len(query) - len(matched))
+
+
+def _without_junk(
+    query: Tensor, gallery: Tensor, retrieval: RetrievalSet
+) -> tuple[Tensor, Tensor, RetrievalSet, int]:
+    """The features and images but those of pid -1, which no ranking counts; and how many queries are left out."""
+    asked, ranked = (np.flatnonzero(pids != -1) for pids in (retrieval.query_pids, retrieval.gallery_pids))
+    kept = dataclasses.replace(
+        retrieval,
+        query_pids=retrieval.query_pids[asked],
+        query_cams=retrieval.query_cams[asked],
+        gallery_pids=retrieval.gallery_pids[ranked],
+        gallery_cams=retrieval.gallery_cams[ranked],
+    )
+    if not have_match(kept.query_pids, kept.gallery_pids, kept.query_cams, kept.gallery_cams).any():
+        raise UserError(
+            why_no_match(
+                retrieval.query_pids, retrieval.gallery_pids, retrieval.query_cams, retrieval.gallery_cams
+            )
+        )
+    left_out = len(query) - len(asked)
+    return query[torch.from_numpy(asked)], gallery[torch.from_numpy(ranked)], kept, left_out
 
 
 def rerank_gallery(
@@ -248,19 +271,20 @@ def rerank_gallery(
 ) -> RankMetrics:
     """CMC and mAP after k-reciprocal re-ranking (:mod:`snnet.retrieval.reranking`).
 
-    Gallery images of pid -1, which no ranking has, are nobody's neighbours here either.
+    Images of pid -1, which no ranking has, are nobody's neighbours here either.
     """
-    ranked = np.flatnonzero(retrieval.gallery_pids != -1)
-    distance = rerank(query, gallery[torch.from_numpy(ranked)])
-    return rank_metrics(
+    query, gallery, kept, left_out = _without_junk(query, gallery, retrieval)
+    distance = rerank(query, gallery)
+    found = rank_metrics(
         np.negative(distance, out=distance),
-        retrieval.query_pids,
-        retrieval.gallery_pids[ranked],
-        retrieval.query_cams,
-        retrieval.gallery_cams[ranked],
+        kept.query_pids,
+        kept.gallery_pids,
+        kept.query_cams,
+        kept.gallery_cams,
         average_precision=average_precision,
         single_gallery_shot=single_gallery_shot,
     )
+    return dataclasses.replace(found, num_without_match=found.num_without_match + left_out)
 
 
 def expand_and_rank(
@@ -273,14 +297,12 @@ def expand_and_rank(
 ) -> RankMetrics:
     """CMC and mAP after query expansion (:mod:`snnet.retrieval.query_expansion`).
 
-    Gallery images of pid -1, which no ranking has, are nobody's neighbours here either.
+    Images of pid -1, which no ranking has, are nobody's neighbours here either.
     """
-    ranked = np.flatnonzero(retrieval.gallery_pids != -1)
-    kept = dataclasses.replace(
-        retrieval, gallery_pids=retrieval.gallery_pids[ranked], gallery_cams=retrieval.gallery_cams[ranked]
-    )
-    expanded = expand_queries(query, gallery[torch.from_numpy(ranked)], neighbors)
-    return rank_gallery(*expanded, kept, average_precision, single_gallery_shot)
+    query, gallery, kept, left_out = _without_junk(query, gallery, retrieval)
+    expanded = expand_queries(query, gallery, neighbors)
+    found = rank_gallery(*expanded, kept, average_precision, single_gallery_shot)
+    return dataclasses.replace(found, num_without_match=found.num_without_match + left_out)
 
 
 def _combined(results: list[RankMetrics]) -> RankMetrics:

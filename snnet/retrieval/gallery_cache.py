@@ -57,6 +57,8 @@ def gallery_features(
     entries = _look_at(
         dict(zip(names, images.paths, strict=True)), known, trained.config.data.skip_bad_images
     )
+    if not entries:
+        raise UserError(f"none of the {len(images)} images can be read")
     digests = [entries[name].digest if name in entries else None for name in names]
     features = {digest: known.features[digest] for digest in digests if digest in known.features}
     say(

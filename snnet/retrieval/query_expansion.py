@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from snnet.checks import check_unit_rows, positive
 from snnet_kernels import neighbor_lists
+from snnet_kernels.precision import exact_float32
 
 NEIGHBORS, POWER = 10, 3.0
 ROWS = 1024  # images whose neighbours' features are held at a time
@@ -34,9 +35,10 @@ def expand_queries(
     features = torch.cat([query, gallery])
     lists = neighbor_lists(features, neighbors)
     weights = lists.values.clamp(min=0) ** power
-    parts = [
-        torch.einsum("nk,nkd->nd", weights[rows], features[lists.columns[rows].long()])
-        for rows in torch.arange(len(features), device=features.device).split(ROWS)
-    ]
+    with exact_float32(features.device):
+        parts = [
+            torch.einsum("nk,nkd->nd", weights[rows], features[lists.columns[rows].long()])
+            for rows in torch.arange(len(features), device=features.device).split(ROWS)
+        ]
     expanded = normalize(torch.cat(parts), dim=1)
     return expanded[: len(query)], expanded[len(query) :]

@@ -103,7 +103,7 @@ def rank_metrics(
     identities = np.asarray(query_pids).astype(np.int64), np.asarray(gallery_pids).astype(np.int64)
     cameras = _cameras(query_cams, gallery_cams, *map(len, identities))
     if not counts.any():
-        raise UserError(_why_no_match(*identities, *cameras))
+        raise UserError(why_no_match(*identities, *cameras))
     ranks = scores.first_rank[counts]
     if single_gallery_shot is not None:
         generator = np.random.default_rng(single_gallery_shot)
@@ -119,6 +119,22 @@ def rank_metrics(
         average_precision=average_precision,
         single_gallery_shot=single_gallery_shot is not None,
     )
+
+
+def have_match(
+    query_pids: np.ndarray, gallery_pids: np.ndarray, query_cams: np.ndarray, gallery_cams: np.ndarray
+) -> np.ndarray:
+    """Whether the gallery has a match of each query, by the rules of :func:`rank_metrics`: bool [queries]."""
+    ranked = gallery_pids != -1
+    pids, cams = np.concatenate([query_pids, gallery_pids]), np.concatenate([query_cams, gallery_cams])
+    identity, camera = (np.unique(values, return_inverse=True)[1].reshape(-1) for values in (pids, cams))
+    both = np.unique(identity * (camera.max(initial=0) + 1) + camera, return_inverse=True)[1].reshape(-1)
+    queries = len(query_pids)
+
+    def counted(key: np.ndarray) -> np.ndarray:
+        return np.bincount(key[queries:][ranked], minlength=key.max(initial=0) + 1)[key[:queries]]
+
+    return counted(identity) > counted(both)
 
 
 class QueryScores(NamedTuple):
@@ -267,9 +283,10 @@ def _average_precision(ranks: np.ndarray, starts: np.ndarray, definition: str) -
     return np.bincount(query, weights=value, minlength=len(sizes)) / np.maximum(sizes, 1)
 
 
-def _why_no_match(
+def why_no_match(
     query_pids: np.ndarray, gallery_pids: np.ndarray, query_cams: np.ndarray, gallery_cams: np.ndarray
 ) -> str:
+    """What to say where no query has a match."""
     cameras = np.union1d(query_cams, gallery_cams)
     way_out = (
         "; to score without cameras give query_cams=None, on the command line --dataset custom with a "

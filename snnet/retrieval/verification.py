@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from snnet.errors import UserError
+from snnet.retrieval.rank_metrics import have_match
 from snnet_kernels.ops.similarity import float32_similarity
 
 RATES = (1e-4, 1e-3, 1e-2)
@@ -25,9 +26,9 @@ def true_positive_rates(
 ) -> dict[float, float]:
     """The share of true pairs accepted where at most the share ``rate`` of false ones is accepted: TPR at each FPR.
 
-    The pairs are those of a query and a gallery image that ranking counts: not with gallery images of pid -1 (junk),
-    and not of one identity and one camera. A pair is accepted above a threshold. The threshold of a rate is the lowest
-    that keeps to it.
+    The pairs are those that ranking counts: of queries that have a match, with gallery images that are not of pid -1
+    (junk), and not of one identity and one camera. A pair is accepted above a threshold. The threshold of a rate is the
+    lowest that keeps to it.
 
     Raises:
         UserError: no true or no false pair, or a rate outside of [0, 1).
@@ -35,6 +36,8 @@ def true_positive_rates(
     if not all(0 <= rate < 1 for rate in rates):
         raise UserError(f"rates must be from 0 to below 1, got {list(rates)}")
     kept = np.flatnonzero(gallery_pids != -1)
+    asked = np.flatnonzero(have_match(query_pids, gallery_pids, query_cams, gallery_cams))
+    query, query_pids, query_cams = query[asked.tolist()], query_pids[asked], query_cams[asked]
     gallery, gallery_pids, gallery_cams = gallery[kept.tolist()], gallery_pids[kept], gallery_cams[kept]
     false = sum(int((gallery_pids != pid).sum()) for pid in query_pids)
     allowed = [int(rate * false) for rate in rates]

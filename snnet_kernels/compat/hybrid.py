@@ -62,6 +62,8 @@ class ClusterMemory(SampleMemory):
     of these inputs. Let CE₁ and CE₂ be the cross entropies over the first and the second proxies, of similarities
     divided by ``temp``. The loss is CE₂ / 2 + max(CE₁ − 0.2, 0) / 2.
 
+    ``hard_weight``, ``smooth`` and ``num_instances`` change nothing, as in the original's mode.
+
     Raises:
         ValueError: any other ``mode``. For ``CM`` use the ``ClusterMemory`` of :mod:`.cluster_contrast`.
     """
@@ -87,8 +89,11 @@ class ClusterMemory(SampleMemory):
             )
         self.use_hard = use_hard
 
-    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss [] of ``inputs`` [B, num_features], which are normalised here, and ``targets`` int64 [B]."""
+    def forward(self, inputs: Tensor, targets: Tensor, model_name: str = "encoder") -> Tensor:
+        """The loss [] of ``inputs`` [B, num_features], which are normalised here, and ``targets`` int64 [B].
+
+        ``model_name`` is not read: in the original it counts in the second stage alone.
+        """
         self._refuse_replication()
         inputs = normalize(checks.check_matrix("inputs", inputs, "B", "d"), dim=1)
         targets = checks.check_index("targets", targets, len(self.features) // 2, len(inputs))

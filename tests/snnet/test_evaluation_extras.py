@@ -14,7 +14,7 @@ from snnet.config.commands import EvaluateCommand
 from snnet.errors import UserError
 from snnet.evaluate import evaluate
 from snnet.retrieval import query_expansion, verification
-from snnet.retrieval.features import RetrievalSet, expand_and_rank, rank_gallery
+from snnet.retrieval.features import RetrievalSet, expand_and_rank, rank_gallery, rerank_gallery
 from snnet.retrieval.query_expansion import expand_queries
 from snnet.retrieval.verification import true_positive_rates
 from snnet_kernels.testing import clustered_features
@@ -48,6 +48,26 @@ def test_query_expansion_is_a_weighted_mean_of_neighbours(
     np.testing.assert_allclose(torch.cat([query, gallery]).numpy(), expected, rtol=0, atol=1e-5)
 
 
+def test_query_expansion_is_float32_under_autocast() -> None:
+    expected = expand_queries(FEATURES[:Q], FEATURES[Q:])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = expand_queries(FEATURES[:Q], FEATURES[Q:])
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_query_expansion_leaves_junk_of_queries_out() -> None:
+    pids = PIDS.copy()
+    pids[:Q:5] = -1
+    kept = np.flatnonzero(pids[:Q] != -1)
+    rest = RetrievalSet(None, None, pids[kept], pids[Q:], CAMS[kept], CAMS[Q:])  # type: ignore[arg-type]
+    whole = RetrievalSet(None, None, pids[:Q], pids[Q:], CAMS[:Q], CAMS[Q:])  # type: ignore[arg-type]
+    for rank in (lambda *given: expand_and_rank(*given, 5), rerank_gallery):
+        got = rank(FEATURES[:Q], FEATURES[Q:], whole, "step")
+        expected = rank(FEATURES[kept.tolist()], FEATURES[Q:], rest, "step")
+        assert got.mAP == expected.mAP
+        assert got.num_without_match == expected.num_without_match + 4
+
+
 def test_query_expansion_leaves_junk_out() -> None:
     retrieval = RetrievalSet(None, None, PIDS[:Q], PIDS[Q:], CAMS[:Q], CAMS[Q:])  # type: ignore[arg-type]
     got = expand_and_rank(FEATURES[:Q], FEATURES[Q:], retrieval, "step", 5)
@@ -62,13 +82,16 @@ def test_query_expansion_leaves_junk_out() -> None:
 @pytest.mark.parametrize("pairs", [100, 1 << 24])
 def test_rates_are_those_of_all_thresholds(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "PAIRS_AT_A_TIME", pairs)
+    pids, cams = PIDS.copy(), CAMS
+    pids[3], pids[5] = -1, 99  # queries that ranking does not count
     similarity = (FEATURES[:Q] @ FEATURES[Q:].t()).numpy()
-    same = PIDS[:Q, None] == PIDS[Q:]
-    counted = PIDS[Q:] != -1
-    true = similarity[same & (CAMS[:Q, None] != CAMS[Q:]) & counted]
+    similarity, asked = np.delete(similarity, [3, 5], axis=0), np.delete(np.arange(Q), [3, 5])
+    same = pids[asked, None] == pids[Q:]
+    counted = pids[Q:] != -1
+    true = similarity[same & (cams[asked, None] != cams[Q:]) & counted]
     false = similarity[~same & counted]
     rates = (0.0, 1e-3, 0.02, 0.5)
-    got = true_positive_rates(FEATURES[:Q], FEATURES[Q:], PIDS[:Q], PIDS[Q:], CAMS[:Q], CAMS[Q:], rates)
+    got = true_positive_rates(FEATURES[:Q], FEATURES[Q:], pids[:Q], pids[Q:], cams[:Q], cams[Q:], rates)
     for rate in rates:
         accepted = [
             (true > threshold).mean() for threshold in [*false, -2.0] if (false > threshold).mean() <= rate

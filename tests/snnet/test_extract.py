@@ -251,3 +251,27 @@ def test_the_command_says_what_it_wrote(
     monkeypatch.setattr("sys.argv", [*words, "--device", "cpu", "--quiet"])
     command.main()
     assert capsys.readouterr().out == f"{tmp_path / 'f.npz'}: 16 features of 128 dimensions\n"
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize(
+    "strided",
+    [np.asfortranarray, lambda rows: rows[::-1], lambda rows: rows[:, ::2], lambda rows: rows[1::2]],
+)
+def test_strided_arrays_are_written_as_they_are(strided: Any, suffix: str, tmp_path: Path) -> None:
+    rows = strided(np.arange(24, dtype=np.float32).reshape(6, 4))
+    pids = np.arange(60, 48, -1)[::2][: len(rows)]
+    save_features(tmp_path / f"f{suffix}", FeatureSet(rows, pids=pids, camids=pids[::-1]))
+    found = load_features(tmp_path / f"f{suffix}")
+    np.testing.assert_array_equal(found.features, rows)
+    np.testing.assert_array_equal(found.pids, pids)
+    np.testing.assert_array_equal(found.camids, pids[::-1])
+
+
+def test_names_that_are_bytes_are_read(tmp_path: Path) -> None:
+    features = np.eye(2, dtype=np.float32)
+    np.savez(tmp_path / "f.npz", features=features, names=np.array(["a/é.jpg".encode(), b"b.jpg"]))
+    assert load_features(tmp_path / "f.npz").names == ("a/é.jpg", "b.jpg")
+    np.savez(tmp_path / "f.npz", features=features, names=np.array([b"\xff", b"b.jpg"]))
+    with pytest.warns(UserWarning, match="'names'.*UTF-8"):
+        assert load_features(tmp_path / "f.npz").names is None

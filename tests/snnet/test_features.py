@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ from snnet.retrieval.features import (
     rank_gallery,
     retrieval_features,
 )
+from snnet.retrieval.rank_metrics import rank_metrics
 from snnet.runtime import PlacedModel, Placement, channels_last
+from snnet_kernels.testing import clustered_features
 
 CPU = Placement(torch.device("cpu"), amp=False, channels_last=False)
 
@@ -148,6 +151,25 @@ def test_ranking_in_parts_gives_the_same_metrics(
     assert parts.num_queries == whole.num_queries == 16
     np.testing.assert_allclose(parts.cmc, whole.cmc, atol=1e-12)
     assert (parts.mAP, parts.mINP) == pytest.approx((whole.mAP, whole.mINP), abs=1e-12)
+
+
+def test_parts_whose_queries_have_no_match_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    pids = np.array([0, 1, 2, 0, 1, 2, 7, -1]), np.array([0, 1, 2, 0, 1, -1])
+    cams = np.array([0, 1] * 4), np.zeros(6, int)
+    features = clustered_features(14, 8).split([8, 6])
+    retrieval = RetrievalSet(None, None, *pids, *cams)  # type: ignore[arg-type]
+    whole = rank_gallery(*features, retrieval, "step")
+    assert (whole.num_queries, whole.num_without_match) == (3, 5)
+    expected = rank_metrics((features[0] @ features[1].t()).numpy(), *pids, *cams)
+    assert (whole.mAP, whole.rank1) == (expected.mAP, expected.rank1)
+    for pairs in (6, 12, 24):
+        monkeypatch.setattr(module, "PAIRS_AT_A_TIME", pairs)
+        parts = rank_gallery(*features, retrieval, "step")
+        assert (parts.num_queries, parts.num_without_match) == (3, 5)
+        assert parts.mAP == pytest.approx(whole.mAP, abs=1e-12)
+    elsewhere = dataclasses.replace(retrieval, query_pids=pids[0] + 100)
+    with pytest.raises(UserError, match="none of the 8 queries has a match in the gallery: no identity"):
+        rank_gallery(*features, elsewhere, "step")
 
 
 def test_features_that_are_not_finite_are_counted(retrieval: RetrievalSet, config: Config) -> None:

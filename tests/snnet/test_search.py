@@ -77,13 +77,13 @@ def test_top_matches_breaks_ties_in_gallery_order_and_passes_over_the_query_itse
     rng = np.random.default_rng(0)
     query = rng.integers(-1, 2, (20, 3)).astype(np.float32)  # few distinct products: ties everywhere
     gallery = rng.integers(-1, 2, (30, 3)).astype(np.float32)
-    own = [int(place) for place in rng.integers(-1, 30, 20)]
+    own = [sorted({int(place) for place in rng.integers(0, 30, count)}) for count in rng.integers(0, 4, 20)]
     for k in (1, 7, 29, 50):
         for i, (places, similarity) in enumerate(top_matches(query, gallery, k, own)):
             row = gallery @ query[i]
-            wanted = [j for j in np.argsort(-row, kind="stable") if j != own[i]][:k]
+            wanted = [j for j in np.argsort(-row, kind="stable") if j not in own[i]][:k]
             assert places.tolist() == wanted and similarity.tolist() == row[wanted].tolist()
-    ((places, similarity),) = top_matches(query[:1], gallery[:1], 3, [0])
+    ((places, similarity),) = top_matches(query[:1], gallery[:1], 3, [[0]])
     assert len(places) == len(similarity) == 0
 
 
@@ -202,6 +202,28 @@ def test_unreadable_images_stop_the_search_or_are_left_out(
     (gallery / "dangling.png").unlink()
     with pytest.raises(UserError, match=r"cannot read image .*broken.png'"):
         search(parsed())
+
+
+def test_a_gallery_of_which_nothing_can_be_read_is_named(
+    parsed: Callable[..., SearchCommand], gallery: Path
+) -> None:
+    for path in [path for path in gallery.rglob("*") if path.is_file()]:
+        path.unlink()
+        path.symlink_to(gallery / "nowhere")
+    with (
+        pytest.warns(UserWarning, match="left out|No such file"),
+        pytest.raises(UserError, match=r"none of the \d+ images can be read"),
+    ):
+        search(parsed("--skip-bad-images"))
+
+
+def test_a_query_that_a_link_leads_to_does_not_find_itself(
+    parsed: Callable[..., SearchCommand], gallery: Path
+) -> None:
+    query = sorted((gallery / "day0").iterdir())[0]
+    (gallery / "day1" / "link.png").symlink_to(query)
+    (matches,) = search(parsed("--query", query))
+    assert not {os.path.realpath(query)} & {os.path.realpath(path) for path in matches.gallery}
 
 
 def test_the_picture_shows_query_and_matches_in_order(
