@@ -239,6 +239,7 @@ def train_epoch(learner: Learner, loader: TrainingLoader, epoch: int) -> dict[st
     rates = set_schedule(learner, epoch)
     model.train()
     head.train()
+    seed_masks(learner, epoch)
     laps = Laps(placement.device)
     if not head.warmup:
         head.memory.current_lists()
@@ -272,6 +273,14 @@ def train_epoch(learner: Learner, loader: TrainingLoader, epoch: int) -> dict[st
     # In the warm-up there are no agreements.
     means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
     return means | rates | {f"seconds_{name}": value for name, value in laps.seconds().items()}
+
+
+def seed_masks(learner: Learner, epoch: int) -> None:
+    """Let each of several processes draw random masks of its own (dropout, drop path); one goes on from its state."""
+    processes, seed = learner.processes, learner.config.runtime.seed
+    if processes.are_several:
+        own = np.random.SeedSequence([seed, epoch, processes.rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(own[0]))
 
 
 def fill_memory(learner: Learner, data: Data) -> None:

@@ -17,7 +17,8 @@ from snnet.files.text import FileFault, shown
 PRESETS = Path(__file__).parent / "presets"
 CONFIG_FILE = "config.yaml"  # the resolved configuration in the folder of a run
 CHECKPOINT_FILE = "checkpoint.pt"  # here, because command lines are read before torch is imported
-RESUME_MAY_CHANGE = ("device", "workers", "data_dir")  # what may differ between the parts of a resumed run
+# What may differ between the parts of a resumed run: it changes nothing in training.
+RESUME_MAY_CHANGE = ("device", "workers", "data_dir", "rerank", "eval_every", "checkpoint_every")
 
 
 def resolve(preset: str | None, given: dict[str, Any]) -> Config:
@@ -42,9 +43,24 @@ def resumed(run: Path, given: dict[str, Any]) -> Config:
     given = _with_whole_paths(given)
     for name, value in given.items():
         was = values.get(name, OPTIONS[name].default)
-        if name not in (*RESUME_MAY_CHANGE, "output_dir") and value != was:
-            raise UserError(f"{OPTIONS[name].flag} {value} contradicts the run in {run}, which has {was}")
+        if (
+            name in (*RESUME_MAY_CHANGE, "output_dir")
+            or value == was
+            or _resolved(values, name, value) == was
+        ):
+            continue
+        flag = OPTIONS[name].flag
+        asked = f"{flag} {value}" if not isinstance(value, bool) else flag if value else f"--no-{flag[2:]}"
+        raise UserError(f"{asked} contradicts the run in {run}, which has {was}")
     return config_from({**values, **given, "output_dir": str(run)})
+
+
+def _resolved(values: dict[str, Any], name: str, value: Any) -> Any:
+    """What the value of a flag comes to in the run with these ``values``: "auto" is written out there."""
+    try:
+        return flatten(config_from({**values, name: value}))[name]
+    except UserError:
+        return value
 
 
 def run_of(path: Path) -> Path:

@@ -110,7 +110,7 @@ def _metrics_fault(records: list[Any]) -> str | None:
 def _ranks_fault(ranks: dict[Any, Any]) -> str | None:
     """What is wrong with rank metrics; None where they are numbers and words by name."""
     for name, value in ranks.items():
-        if not isinstance(name, str) or type(value) not in (int, float, str):
+        if not isinstance(name, str) or type(value) not in (int, float, str, bool):
             return f"'{shown(name)}' of 'before' must be a number or text, got '{shown(value)}'"
     return None
 

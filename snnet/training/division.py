@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from snnet.config.options import Config
 from snnet.errors import UserError
@@ -63,11 +65,23 @@ def divide_batch_norm(
     if config.training.sync_bn and processes.are_several:
         if device.type != "cuda":
             raise UserError("--sync-bn needs GPUs, one a process: torch has it for these alone")
-        found: Network = nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
-        return found
+        return _with_sync(model, group)
     groups, count = config.training.bn_groups, processes.count
     if groups % count == 0:
         group_batch_norms(model, groups // count)
-    elif groups > 1:
+    else:
         say(f"batch normalisation takes {count} parts of a batch apart; the run began with {groups}")
     return model
+
+
+def _with_sync(model: Network, group: dist.ProcessGroup | None) -> Network:
+    kinds = {type(layer) for layer in model.modules() if isinstance(layer, _BatchNorm)}
+    convert: Callable[..., Any] = nn.SyncBatchNorm.convert_sync_batchnorm
+    if kinds - {
+        nn.BatchNorm1d,
+        nn.BatchNorm2d,
+        nn.BatchNorm3d,
+    }:  # timm's, with an activation that torch's would lose
+        from timm.layers import convert_sync_batchnorm as convert
+    found: Network = convert(model, group)
+    return found

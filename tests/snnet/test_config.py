@@ -222,6 +222,16 @@ def test_a_resumed_run_keeps_its_configuration(tmp_path: Path) -> None:
     assert complaint(f"--resume {tmp_path} --lr 0.5") == (
         f"--lr 0.5 contradicts the run in {tmp_path}, which has 0.25"
     )
+    # What changes nothing in training may be given anew, and what was chosen may be asked for as it was at first.
+    whole = "--rerank --checkpoint-every 3 --retrieval-feature auto --arch osnet_x0_25"
+    (tmp_path / "config.yaml").write_text(to_yaml(parse(f"--dataset market1501 {whole}")))
+    again = parse(
+        f"--resume {tmp_path} --no-rerank --checkpoint-every 1 --eval-every 2 --retrieval-feature auto"
+    )
+    assert (again.output.rerank, again.output.checkpoint_every, again.output.eval_every) == (False, 1, 2)
+    assert complaint(f"--resume {tmp_path} --amp").startswith("--amp contradicts the run in")
+    (tmp_path / "config.yaml").write_text(to_yaml(parse("--dataset market1501 --amp")))
+    assert complaint(f"--resume {tmp_path} --no-amp").startswith("--no-amp contradicts the run in")
     assert complaint(f"--resume {tmp_path} --output-dir o").startswith(
         "--output-dir cannot be given with --resume"
     )

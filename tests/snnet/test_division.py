@@ -53,8 +53,18 @@ def test_a_process_takes_its_part_of_the_groups(
     given = config(bn_groups=groups)
     found = divide_batch_norm(model, given, Processes(0, count), torch.device("cpu"), None)
     assert {m.groups for m in found.modules() if isinstance(m, GroupedBatchNorm)} == ({own} if own else set())
-    line = "batch normalisation takes 3 parts of a batch apart; the run began with 4\n"
-    assert capsys.readouterr().out == (line if count == 3 else "")
+    line = f"batch normalisation takes {count} parts of a batch apart; the run began with {groups}\n"
+    assert capsys.readouterr().out == (line if groups % count else "")
+
+
+def test_batch_norm_of_all_processes_together_keeps_the_activations_of_timm() -> None:
+    pytest.importorskip("timm", reason="needs the extra 'timm'")
+    model = build_model("timm:mobilenetv3_small_050", height=32, width=32).eval()
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = model(images)
+    found = divide_batch_norm(model, config(sync_bn=True), Processes(0, 2), torch.device("cuda"), None)
+    assert any(isinstance(layer, nn.SyncBatchNorm) for layer in found.modules())
+    torch.testing.assert_close(found.eval()(images), expected)
 
 
 def test_batch_norm_of_all_processes_together_needs_gpus() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from snnet.errors import UserError
 from snnet.models import ReIDModel, build_model
 from snnet.models.grouped_norm import GroupedBatchNorm, group_batch_norms
+
+TIMM = importlib.util.find_spec("timm") is not None
 
 
 def gradient(model: ReIDModel) -> Tensor:
@@ -25,13 +28,20 @@ def images() -> Tensor:
 
 @pytest.mark.parametrize(
     ("arch", "embedding", "layers"),
-    [("osnet_x0_25", "pool", 80), ("osnet_ain_x0_25", "fc", 75)],
+    [
+        ("osnet_x0_25", "pool", 80),
+        ("osnet_ain_x0_25", "fc", 75),
+        # Its layers have the activation too.
+        pytest.param(
+            "timm:mobilenetv3_small_050", "pool", 35, marks=pytest.mark.skipif(not TIMM, reason="no timm")
+        ),
+    ],
 )
 def test_parts_apart_are_what_processes_compute(
     arch: str, embedding: str, layers: int, images: Tensor
 ) -> None:
     torch.manual_seed(0)
-    whole = build_model(arch, embedding=embedding)
+    whole = build_model(arch, embedding=embedding, height=32, width=16)
     together, *shares = [copy.deepcopy(whole) for _ in range(4)]
     names = list(whole.state_dict())
     group_batch_norms(whole, 3)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from snnet.config.commands import EvaluateCommand, ExtractCommand, LabelCommand
+from snnet.config.options import config_from
 from snnet.errors import UserError
 from snnet.evaluate import evaluate
 from snnet.extract import extract
@@ -19,6 +21,7 @@ from snnet.retrieval.classes import class_summary
 from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
 from snnet.runtime import choose_device
 from snnet.system.processes import Processes
+from snnet.train import seed_masks
 from snnet_kernels.testing import clustered_features
 from tests.several import run_processes
 
@@ -285,3 +288,18 @@ def test_what_cannot_be_labelled_is_told_alike(change: str, line: str, features:
     told = [found for answer in answers for found in answer.stderr.splitlines() if "error: " in found]
     assert {found.removeprefix("rank 1: ") for found in told} == {f"error: {features}{line}"}
     assert {answer.returncode for answer in answers} <= {1, 2}
+
+
+def test_each_process_draws_masks_of_its_own() -> None:
+    def masks(rank: int, count: int, epoch: int) -> list[float]:
+        config = config_from({"arch": "osnet_x0_25", "seed": 3})
+        seed_masks(SimpleNamespace(processes=Processes(rank, count), config=config), epoch)  # type: ignore[arg-type]
+        return torch.rand(4).tolist()
+
+    found = [masks(rank, 2, epoch) for rank in range(2) for epoch in range(2)]
+    assert len({tuple(values) for values in found}) == 4
+    assert masks(1, 2, 1) == found[3]
+    torch.manual_seed(5)
+    drawn = [masks(0, 1, epoch) for epoch in range(2)]  # one process goes on from its state
+    torch.manual_seed(5)
+    assert drawn == [torch.rand(4).tolist(), torch.rand(4).tolist()]

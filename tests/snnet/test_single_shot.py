@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from snnet import evaluate as command
 from snnet.config.commands import EvaluateCommand
+from snnet.config.options import config_from
+from snnet.config.resolve import resumed
 from snnet.errors import UserError
 from snnet.evaluate import evaluate
 from snnet.retrieval import features as retrieval_features
 from snnet.retrieval import single_shot
 from snnet.retrieval.features import RetrievalSet, rank_gallery
 from snnet.retrieval.rank_metrics import have_match, rank_metrics
+from snnet.train import train
+from snnet.training.checkpoint import load_checkpoint
 from snnet_kernels.testing import clustered_features
 
 Q, G = 30, 140
@@ -125,3 +130,15 @@ def test_the_flag_changes_cmc_and_says_so(
     command.main()
     note = "(16 queries, mAP by step, CMC of galleries with one image an identity; in percent)"
     assert capsys.readouterr().out.splitlines()[-1] == note
+
+
+def test_a_run_with_the_flag_goes_on_from_its_checkpoint(
+    tiny_options: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    options = {**tiny_options, "single_gallery_shot": True, "epochs": 1, "output_dir": str(folder)}
+    results = train(config_from(options))
+    assert results["before"]["single_gallery_shot"] is True
+    assert load_checkpoint(folder)["before"] == results["before"]
+    again = train(resumed(folder, {}), resume=folder)
+    assert again["after"] == results["after"]
