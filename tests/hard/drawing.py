@@ -126,13 +126,17 @@ def equal(actual: Tensor, expected: Tensor) -> bool:
     return bool(((actual == expected) | (actual.isnan() & expected.isnan())).all())
 
 
-def close(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """The same type and shape, values within ``tolerance`` of each other times the larger of 1 and themselves."""
+def close(actual: Tensor, expected: Tensor, tolerance: float, summands: Tensor | None = None) -> bool:
+    """The same type and shape, values within ``tolerance`` of each other times the larger of 1 and themselves.
+
+    Of sums that may cancel ``summands`` are the sums of magnitudes, which count in place of themselves where larger.
+    """
     if actual.dtype != expected.dtype or actual.shape != expected.shape:
         return False
     if torch.equal(actual, expected):
         return True
-    bound = tolerance * expected.abs().clamp_min(1)
+    unit = expected.abs().clamp_min(1)
+    bound = tolerance * (unit if summands is None else unit.maximum(summands))
     near = expected.isfinite() & ((actual - expected).abs() <= bound)  # infinities have no difference
     return bool((near | (actual == expected) | (actual.isnan() & expected.isnan())).all())
 
