@@ -44,9 +44,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (default 0)")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full size (default 1)")
     parser.add_argument("--only", help=f"attacks to run, with commas between: {', '.join(ATTACKS)}")
-    parser.add_argument(
-        "--processes", type=int, default=3, help="that run at the same time (default 3: some only wait)"
-    )
+    parser.add_argument("--processes", type=int, default=2, help="that run at the same time (default 2)")
     given = parser.parse_args()
     names = list(ATTACKS) if given.only is None else given.only.split(",")
     unknown = [name for name in names if name not in ATTACKS]
