@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kTileRows = 1024;
 constexpr int64_t kTileFloats = int64_t{2} << 20;  // of the two sides of a product
+constexpr int64_t kLine = 16;                       // floats in a line of the cache
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 using Keys = std::vector<uint64_t>;
@@ -53,7 +54,7 @@ void write_row(const NeighborLists& lists, int64_t i, const Keys& keys) {
 struct Scratch {
   std::vector<Entry> found;
   Keys keys;
-  std::vector<float> column;
+  std::vector<float> columns;
 };
 
 // Takes similarities of row i to the columns from `first` on into its list.
@@ -84,14 +85,21 @@ void take_tile(const NeighborLists& lists, const Tensor& product, int64_t top, i
   const int64_t rows = product.size(0), columns = product.size(1);
   const float* values = const_floats(product);
   const bool on_diagonal = top == left;
+  const int64_t length = rows + kLine;  // apart by no power of two: their places in a cache differ
   torch::stable::parallel_for(0, columns, grain(rows), [&](int64_t begin, int64_t end) {
     Scratch scratch;
-    scratch.column.resize(rows);
-    for (int64_t c = begin; c < end; ++c) {  // on the diagonal both halves are the lower one
+    scratch.columns.resize(kLine * length);
+    for (int64_t first = begin; first < end; first += kLine) {  // each line of the cache is read once
+      const int64_t count = std::min(kLine, end - first);
       for (int64_t r = 0; r < rows; ++r) {
-        scratch.column[r] = values[on_diagonal && r < c ? c * columns + r : r * columns + c];
+        for (int64_t j = 0; j < count; ++j) scratch.columns[j * length + r] = values[r * columns + first + j];
       }
-      take(lists, left + c, scratch.column.data(), rows, top, scratch);
+      for (int64_t j = 0; j < count; ++j) {
+        const int64_t c = first + j;
+        float* column = scratch.columns.data() + j * length;
+        if (on_diagonal) std::copy_n(values + c * columns, c, column);  // both halves are the lower one
+        take(lists, left + c, column, rows, top, scratch);
+      }
     }
   });
   if (on_diagonal) return;
