@@ -26,7 +26,7 @@ bool available(int level) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   }
-  if (level == 1) return __builtin_cpu_supports("avx2");
+  if (level == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
   return level == 0;
 }

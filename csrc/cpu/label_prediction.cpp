@@ -152,7 +152,7 @@ class Prediction {
       const int64_t columns = std::min(step, n_ - first);
       const auto column = static_cast<int32_t>(first);
       Tensor all = memory_;
-      const Tensor products = batch_products(queries, torch::stable::narrow(all, 0, first, columns));
+      const Tensor products = inner_products(queries, torch::stable::narrow(all, 0, first, columns));
       torch::stable::parallel_for(0, size, grain(columns), [&](int64_t begin, int64_t end) {
         const VectorKernels& kernels = vector_kernels();
         std::vector<Entry> found(columns);

@@ -26,7 +26,7 @@ void multiply_rows(const Tensor& memory, const std::vector<int64_t>& rows, const
   for (int64_t first = 0; first < count; first += step) {
     const int64_t size = std::min(step, count - first);
     const std::vector<int64_t> part(rows.begin() + first, rows.begin() + first + size);
-    const Tensor products = batch_products(rows_at(memory, part), memory);
+    const Tensor products = inner_products(rows_at(memory, part), memory);
     torch::stable::parallel_for(0, size, grain(n), [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) use(first + r, const_floats(products) + r * n);
     });

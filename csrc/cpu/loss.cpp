@@ -19,7 +19,6 @@ constexpr int64_t kMostSimilarities = int64_t{1} << 28;  // entries of s that ar
 // The loss of similarity [B, n]; weights of the label sets sum to 1, sets of weight 0 are left out.
 struct Loss {
   const float* similarity = nullptr;
-  const TiledProducts* tiles = nullptr;  // in its place
   int64_t batch_size, n;
   int sets = 0;
   const uint8_t* labels[kMostSets];
@@ -38,19 +37,11 @@ struct Positive {
 
 // Buffers of one thread.
 struct RowScratch {
-  std::vector<float> row;
   SelectionScratch selection;
   std::vector<uint64_t> any;        // the union of the label sets
   std::vector<int32_t> before;      // positives in the words before each word
   std::vector<Positive> positives;  // by rising column
 };
-
-const float* similarity_row(const Loss& loss, int64_t b, RowScratch& scratch) {
-  if (loss.tiles == nullptr) return loss.similarity + b * loss.n;
-  scratch.row.resize(loss.n);
-  loss.tiles->copy_row(b, scratch.row.data());
-  return scratch.row.data();
-}
 
 // Finds the positives of row b.
 void open_labels(const Loss& loss, int64_t b, RowScratch& scratch) {
@@ -105,7 +96,7 @@ RowWeights weights_of_row(const Loss& loss, const std::vector<Positive>& positiv
 
 // kind "mmcl": the loss of row b, its slopes appended (each column once).
 double hard_negative_row(const Loss& loss, int64_t b, RowScratch& scratch, std::vector<Entry>& slopes) {
-  const float* row = similarity_row(loss, b, scratch);
+  const float* row = loss.similarity + b * loss.n;
   open_labels(loss, b, scratch);
   std::vector<Positive>& positives = scratch.positives;
   RowWeights weights = weights_of_row(loss, positives);
@@ -160,7 +151,7 @@ double hard_negative_row(const Loss& loss, int64_t b, RowScratch& scratch, std::
 // kind "l2": the loss of row b; its slopes are 2 s / B everywhere (written to grad if not null) plus those
 // appended. With the mean label ȳ, y² = y gives Σ_k λ_k (s − y_k)² = s² + ȳ (1 − 2 s).
 double square_row(const Loss& loss, int64_t b, float* grad, RowScratch& scratch, std::vector<Entry>& slopes) {
-  const float* row = similarity_row(loss, b, scratch);
+  const float* row = loss.similarity + b * loss.n;
   open_labels(loss, b, scratch);
   const double scale = 2.0 / static_cast<double>(loss.batch_size);
   double total = vector_kernels().squares(grad, row, static_cast<float>(scale), loss.n);
@@ -310,15 +301,8 @@ std::tuple<Tensor, Tensor> fused_mutual_label_loss(const Tensor& features, const
   Tensor value = torch::stable::new_zeros(memory, {});
   Tensor grad = torch::stable::new_zeros(memory, {batch_size, d});
   if (batch_size == 0 || n == 0) return {value, grad};
-  std::optional<TiledProducts> tiles;
-  Tensor s;
-  if (!similarity && loss.hard_negatives) {
-    tiles.emplace(torch::stable::contiguous(features), memory);
-    loss.tiles = &*tiles;
-  } else {
-    s = similarity ? torch::stable::contiguous(*similarity) : batch_products(features, memory);
-    loss.similarity = const_floats(s);
-  }
+  const Tensor s = similarity ? torch::stable::contiguous(*similarity) : inner_products(features, memory);
+  loss.similarity = const_floats(s);
   if (!loss.hard_negatives) {
     vector_kernels().add_scaled(floats(grad), const_floats(weighted_rows(s, memory)),
                                 static_cast<float>(2.0 / static_cast<double>(batch_size)), batch_size * d);

@@ -336,7 +336,7 @@ void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tenso
   const SymmetricLists lists(tables, mirrors.mutable_data_ptr<int32_t>());
   lists.check_counts();
   for (int64_t b = 0; b < batch_size; ++b) lists.check_row(rows.index[b]);
-  const Tensor s = similarity ? torch::stable::contiguous(*similarity) : live_products(update.live, memory);
+  const Tensor s = similarity ? torch::stable::contiguous(*similarity) : inner_products(update.live, memory);
   std::vector<Round> rounds = occurrence_rounds(rows.index, batch_size);
   LiveSimilarity current(const_floats(s), n, rounds, batch_size);
   for (std::size_t turn = 0; turn < rounds.size(); ++turn) {

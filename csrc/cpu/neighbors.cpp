@@ -52,7 +52,7 @@ void nearest_streaming(const Inquiry& inquiry, int64_t k, int64_t* neighbors, fl
     for (int64_t first = 0; first < n; first += step) {
       const int64_t columns = std::min(step, n - first);
       Tensor all = inquiry.memory;
-      const Tensor products = batch_products(queries, torch::stable::narrow(all, 0, first, columns));
+      const Tensor products = inner_products(queries, torch::stable::narrow(all, 0, first, columns));
       torch::stable::parallel_for(0, size, grain(columns), [&](int64_t begin, int64_t end) {
         SelectionScratch scratch;
         for (int64_t b = begin; b < end; ++b) {

@@ -14,9 +14,9 @@ Tensor memory_similarity(const Tensor& features, const Tensor& memory) {
   SNNET_CHECK(features.dim() == 2 && memory.dim() == 2 && features.size(1) == memory.size(1),
               "features [B, d] and memory [n, d] must have 2 dimensions and the same d");
   if (features.scalar_type() != ScalarType::Float || memory.scalar_type() != ScalarType::Float) {
-    return plain_products(features, memory);
+    return weighted_rows(features, torch::stable::transpose(memory, 0, 1));
   }
-  return live_products(features, memory);
+  return inner_products(features, memory);
 }
 
 // A gradient has few entries where a loss looks at positives and hard negatives alone.

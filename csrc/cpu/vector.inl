@@ -245,4 +245,5 @@ extern const VectorKernels SNNET_TABLE(SNNET_ISA);
 const VectorKernels SNNET_TABLE(SNNET_ISA) = {
     collect_above, collect_from, collect_reaching, collect_rising, count_above, largest, group_maxima,
     bar_of_largest, dot,         dots,             add_scaled,     blend,       divide,  squares,
+    panel_products, Lanes::width, SNNET_MOST_VECTORS,
 };

@@ -7,9 +7,9 @@
 
 #define SNNET_ISA avx2
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
-#pragma GCC target("avx2")
+#pragma GCC target("avx2,fma")
 #endif
 #define SNNET_HAS_PASSING
 namespace snnet {
@@ -28,7 +28,19 @@ SNNET_INLINE uint64_t passing(const float* block, float bar) {
   return mask;
 }
 
+struct Lanes {
+  using Vector = __m256;
+  static constexpr int64_t width = 8;
+  static constexpr int most_sums = 12;  // of 16 registers
+  SNNET_INLINE static Vector load(const float* from) { return _mm256_loadu_ps(from); }
+  SNNET_INLINE static void store(float* to, Vector values) { _mm256_storeu_ps(to, values); }
+  SNNET_INLINE static Vector broadcast(float value) { return _mm256_set1_ps(value); }
+  SNNET_INLINE static Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm256_fmadd_ps(a, b, sum); }
+};
+
 }  // namespace
+#define SNNET_MOST_VECTORS 2
+#include "panels.inl"
 #include "vector.inl"
 }  // namespace snnet
 #if defined(__clang__)

@@ -28,7 +28,19 @@ SNNET_INLINE uint64_t passing(const float* block, float bar) {
   return mask;
 }
 
+struct Lanes {
+  using Vector = __m512;
+  static constexpr int64_t width = 16;
+  static constexpr int most_sums = 24;  // of 32 registers
+  SNNET_INLINE static Vector load(const float* from) { return _mm512_loadu_ps(from); }
+  SNNET_INLINE static void store(float* to, Vector values) { _mm512_storeu_ps(to, values); }
+  SNNET_INLINE static Vector broadcast(float value) { return _mm512_set1_ps(value); }
+  SNNET_INLINE static Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm512_fmadd_ps(a, b, sum); }
+};
+
 }  // namespace
+#define SNNET_MOST_VECTORS 4
+#include "panels.inl"
 #include "vector.inl"
 }  // namespace snnet
 #if defined(__clang__)

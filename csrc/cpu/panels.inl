@@ -1,0 +1,64 @@
+// Products with a panel, for the instruction set whose `Lanes` is defined before; included once for each.
+//
+// Each similarity is one chain of fused multiply-adds over the dimensions, in their order. So its bits depend on its two
+// rows alone: not on the instruction set, the number of threads, nor on what else is multiplied.
+
+namespace {
+
+constexpr int64_t kDepth = 128;  // dimensions of a panel that stay in the cache nearest to the processor
+
+// out [kRows][lanes] += rows [kRows][depth] times panel [depth][lanes]; from 0 where it `begins`.
+template <int kVectors, int kRows>
+SNNET_INLINE void multiply_rows(const float* panel, const float* rows, int64_t stride, int64_t depth, bool begins,
+                                float* out) {
+  constexpr int64_t lanes = kVectors * Lanes::width;
+  Lanes::Vector sums[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      sums[r][v] = begins ? Lanes::broadcast(0.0f) : Lanes::load(out + r * lanes + v * Lanes::width);
+    }
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    Lanes::Vector part[kVectors];
+    for (int v = 0; v < kVectors; ++v) part[v] = Lanes::load(panel + k * lanes + v * Lanes::width);
+    for (int r = 0; r < kRows; ++r) {
+      const Lanes::Vector value = Lanes::broadcast(rows[r * stride + k]);
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = Lanes::multiply_add(value, part[v], sums[r][v]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) Lanes::store(out + r * lanes + v * Lanes::width, sums[r][v]);
+  }
+}
+
+template <int kVectors>
+void multiply(const float* panel, const float* rows, int64_t stride, int64_t count, int64_t d, float* out) {
+  constexpr int kRows = Lanes::most_sums / kVectors < 8 ? Lanes::most_sums / kVectors : 8;
+  constexpr int64_t lanes = kVectors * Lanes::width;
+  for (int64_t k = 0; k < d; k += kDepth) {
+    const int64_t depth = d - k < kDepth ? d - k : kDepth;
+    const float* part = panel + k * lanes;
+    int64_t r = 0;
+    for (; r + kRows <= count; r += kRows) {
+      multiply_rows<kVectors, kRows>(part, rows + r * stride + k, stride, depth, k == 0, out + r * lanes);
+    }
+    for (; r + 2 <= count; r += 2) {
+      multiply_rows<kVectors, 2>(part, rows + r * stride + k, stride, depth, k == 0, out + r * lanes);
+    }
+    if (r < count) multiply_rows<kVectors, 1>(part, rows + r * stride + k, stride, depth, k == 0, out + r * lanes);
+  }
+}
+
+void panel_products(const float* panel, int64_t vectors, const float* rows, int64_t stride, int64_t count, int64_t d,
+                    float* out) {
+  switch (vectors) {
+    case 1: return multiply<1>(panel, rows, stride, count, d, out);
+    case 2: return multiply<2>(panel, rows, stride, count, d, out);
+#if SNNET_MOST_VECTORS > 2
+    case 3: return multiply<3>(panel, rows, stride, count, d, out);
+    default: return multiply<4>(panel, rows, stride, count, d, out);
+#endif
+  }
+}
+
+}  // namespace

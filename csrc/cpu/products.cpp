@@ -1,0 +1,99 @@
+// Similarities: one side is packed into panels, the rows of the other are multiplied with each panel where they lie.
+#include "products.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "vector.h"
+
+namespace snnet {
+namespace {
+
+constexpr int64_t kRows = 96;  // rows whose products with a panel are made at once
+
+// Rows of floats.
+struct Rows {
+  Tensor tensor;
+  const float* values;
+  int64_t count, d, stride;
+
+  explicit Rows(const Tensor& given)
+      : tensor(given.size(1) <= 1 || given.stride(1) == 1 ? given : torch::stable::contiguous(given)),
+        values(const_floats(tensor)), count(tensor.size(0)), d(tensor.size(1)), stride(tensor.stride(0)) {}
+};
+
+// The rows of a matrix as panels [d, lanes], one after the other; lanes behind the last row are 0.
+struct Panels {
+  int64_t vector, lanes;  // floats of a vector, and of a whole panel
+  int64_t count, d, rows;
+  std::vector<float> values;
+
+  explicit Panels(const Rows& given)
+      : vector(vector_kernels().lanes_of_vector), lanes(vector * vector_kernels().most_vectors),
+        count((given.count + lanes - 1) / lanes), d(given.d), rows(given.count) {
+    values.resize(((rows + vector - 1) / vector) * vector * d);
+    torch::stable::parallel_for(0, count, grain(lanes * d), [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) pack(given, p);
+    });
+  }
+
+  int64_t vectors_of(int64_t p) const { return (rows_of_panel(p) + vector - 1) / vector; }
+  int64_t rows_of_panel(int64_t p) const { return std::min(lanes, rows - p * lanes); }
+  const float* panel(int64_t p) const { return values.data() + p * lanes * d; }
+
+ private:
+  void pack(const Rows& given, int64_t p) {
+    const int64_t width = vectors_of(p) * vector;
+    float* target = values.data() + p * lanes * d;
+    for (int64_t lane = 0; lane < rows_of_panel(p); ++lane) {
+      const float* row = given.values + (p * lanes + lane) * given.stride;
+      for (int64_t k = 0; k < d; ++k) target[k * width + lane] = row[k];
+    }
+  }
+};
+
+// products [rows, panel] to out: as they are, or where the panel's rows are those of out, transposed.
+void store(const float* products, int64_t rows, int64_t lanes, int64_t used, bool transposed, float* out,
+           int64_t stride) {
+  if (!transposed) {
+    for (int64_t r = 0; r < rows; ++r) std::copy_n(products + r * lanes, used, out + r * stride);
+    return;
+  }
+  for (int64_t lane = 0; lane < used; ++lane) {
+    for (int64_t r = 0; r < rows; ++r) out[lane * stride + r] = products[r * lanes + lane];
+  }
+}
+
+}  // namespace
+
+Tensor inner_products(const Tensor& left, const Tensor& right) {
+  check_matrix(left, "left", ScalarType::Float, left.size(0), right.size(1));
+  check_matrix(right, "right", ScalarType::Float, right.size(0), left.size(1));
+  const int64_t d = left.size(1), columns = right.size(0);
+  Tensor result = empty_floats(left, left.size(0), columns);
+  if (result.numel() == 0) return result;
+  if (d == 0) {
+    std::fill_n(floats(result), result.numel(), 0.0f);
+    return result;
+  }
+  const bool left_is_packed = left.size(0) <= columns;
+  const Panels panels{Rows(left_is_packed ? left : right)};
+  const Rows rows(left_is_packed ? right : left);
+  float* out = floats(result);
+  const int64_t blocks = (rows.count + kRows - 1) / kRows;
+  const auto multiply = [&](int64_t begin, int64_t end) {
+    std::vector<float> products(kRows * panels.lanes);
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t p = part % panels.count, first = part / panels.count * kRows, row = p * panels.lanes;
+      const int64_t count = std::min(kRows, rows.count - first), vectors = panels.vectors_of(p);
+      vector_kernels().panel_products(panels.panel(p), vectors, rows.values + first * rows.stride, rows.stride, count,
+                                      d, products.data());
+      store(products.data(), count, vectors * panels.vector, panels.rows_of_panel(p), left_is_packed,
+            left_is_packed ? out + row * columns + first : out + first * columns + row, columns);
+    }
+  };
+  torch::stable::parallel_for(0, blocks * panels.count, grain(kRows * d), multiply);
+  return result;
+}
+
+}  // namespace snnet
