@@ -10,8 +10,8 @@ from torch import Tensor
 from ..neighbor_list_layout import NeighborLists
 from ..ops.memory_update import update_memory_
 from ..ops.shard_lists import blended_rows, follow_moved_rows_, insert_pairs_, moved_pairs, remove_pairs_
+from ..ops.similarity import float32_similarity
 from .exchange import Exchange
-from .products import row_products
 from .rows import BLOCK, Division, Samples
 
 ROWS_AT_ONCE = 4 * BLOCK  # of another process's memory, while lists are built
@@ -84,7 +84,7 @@ def _take_largest(values: Tensor, columns: Tensor, features: Tensor, part: Tenso
     most = values.shape[1]
     for start in range(0, len(features), BLOCK):
         rows = slice(start, start + BLOCK)
-        products = row_products(features[rows], part)
+        products = float32_similarity(features[rows], part)
         # A tie with a lower column stays behind.
         row, column = (products > values[rows, -1:]).nonzero().unbind(1)
         if not len(row):
@@ -207,4 +207,4 @@ def update_(
         later, own = rounds[turn + 1 :], part.rows
         if len(later) and len(own):  # the later entries meet the memory as it is now
             at = torch.cat([entry for entry, _ in later if isinstance(entry, Tensor)])
-            similarity[at[:, None], own[None, :]] = row_products(features[at], rows.memory[own])
+            similarity[at[:, None], own[None, :]] = float32_similarity(features[at], rows.memory[own])

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..neighbor_list_layout import NeighborLists
 from ..ops.shard_prediction import listed_candidates, listed_verdicts, walk_candidates_
+from ..ops.similarity import float32_similarity
 from ..selection_keys import NO_KEY, columns_of, key_of, keys_of, values_of
 from .exchange import Exchange, padded
-from .products import row_products
 from .rows import Division, Samples
 
 CANDIDATES_AT_ONCE = 32  # of a sample that are told, and asked about, in one exchange; or a multiple
@@ -229,7 +229,7 @@ class OwnRows:
             rows, part = slice(first, first + step), [min(max(count - first, 0), step) for count in counts]
             own = at[rows]
             everything = torch.cat(self.exchange.gather_rows(self.features[own], part))
-            products = row_products(everything, self.features).split(part)
+            products = float32_similarity(everything, self.features).split(part)
             shapes = [(len(own), len(self.division.rows(rank))) for rank in range(self.division.size)]
             whole = torch.cat(self.exchange.send_parts(list(products), shapes), dim=1)
             if len(own):
@@ -314,7 +314,7 @@ class OwnRows:
         self.products += len(distinct)
         owners = Samples(distinct, self.exchange.rank, self.division)
         rows = torch.cat(self.exchange.gather_rows(self.features[owners.rows], owners.counts))
-        products = row_products(rows, self.features)[inverse]
+        products = float32_similarity(rows, self.features)[inverse]
         local = anchors - self.first
         own = (local >= 0) & (local < len(self.features))
         bars = products.new_zeros(len(row))

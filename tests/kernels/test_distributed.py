@@ -237,7 +237,7 @@ def test_a_memory_with_nan_makes_the_loss_nan(one_process_group, loss_kind):
         assert head(features, index).isnan()
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(2, 600), (3, 513), (40, 1), (40, 7), (2, 2)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 600), (2, 600), (3, 513), (40, 1), (40, 7), (1, 1)])
 @pytest.mark.parametrize("d", [4, 33, 256])
 def test_a_product_has_the_same_bits_whatever_is_multiplied_beside_it(rows, columns, d):
     features, memory = made_features(40, d, 1, 9, exact=False), made_features(1100, d, 2, 9, exact=False)
@@ -246,9 +246,8 @@ def test_a_product_has_the_same_bits_whatever_is_multiplied_beside_it(rows, colu
     assert (
         torch.equal(part, whole[:rows, :columns]) and not part._is_view()
     )  # one could not be written in place
-    if columns > 1:  # a single left row may be summed in another order
-        turned = sk.memory_similarity(memory[:columns], features[:rows])
-        assert torch.equal(turned, whole[:rows, :columns].t())
+    turned = sk.memory_similarity(memory[:columns], features[:rows])
+    assert torch.equal(turned, whole[:rows, :columns].t())
 
 
 @pytest.mark.parametrize(
