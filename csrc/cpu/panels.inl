@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int64_t kDepth = 128;  // dimensions of a panel that stay in the cache nearest to the processor
+constexpr int64_t kDepth = 512;  // dimensions at once: this part of a panel stays in the second cache
 
 // out [kRows][lanes] += rows [kRows][depth] times panel [depth][lanes]; from 0 where it `begins`.
 template <int kVectors, int kRows>
