@@ -9,8 +9,8 @@ namespace snnet {
 
 // left [p, d], right [q, d], float32 -> left rightᵀ [p, q], contiguous.
 //
-// Each entry is one chain of fused multiply-adds over d, in order: the bits of a product depend on its two rows alone,
-// not on which is left, what others are made with it, the number of threads, nor the processor. So a process that owns
+// The bits of a product depend on its two rows alone (see panels.inl): not on which is left, what others are made with
+// it, the number of threads, nor the processor. So a process that owns
 // some rows gets the bits of one that has all.
 Tensor inner_products(const Tensor& left, const Tensor& right);
 

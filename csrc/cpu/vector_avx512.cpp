@@ -35,6 +35,7 @@ struct Lanes {
   SNNET_INLINE static Vector load(const float* from) { return _mm512_loadu_ps(from); }
   SNNET_INLINE static void store(float* to, Vector values) { _mm512_storeu_ps(to, values); }
   SNNET_INLINE static Vector broadcast(float value) { return _mm512_set1_ps(value); }
+  SNNET_INLINE static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
   SNNET_INLINE static Vector multiply_add(Vector a, Vector b, Vector sum) { return _mm512_fmadd_ps(a, b, sum); }
 };
 

@@ -43,6 +43,10 @@ struct Lanes {
     for (int i = 0; i < width; ++i) vector.values[i] = value;
     return vector;
   }
+  SNNET_INLINE static Vector add(Vector a, const Vector& b) {
+    for (int i = 0; i < width; ++i) a.values[i] += b.values[i];
+    return a;
+  }
   SNNET_INLINE static Vector multiply_add(const Vector& a, const Vector& b, Vector sum) {
     for (int i = 0; i < width; ++i) sum.values[i] = fused_multiply_add(a.values[i], b.values[i], sum.values[i]);
     return sum;
