@@ -165,15 +165,16 @@ class Case(Inputs):
         fill_labels(copy, source)
         return copy
 
-    def own_dense_labels(self, dtype: torch.dtype) -> Tensor:
-        """P as a matrix of ``dtype`` [n, n]; a contender may write rows of the batches."""
+    def own_dense_labels(self, dtype: torch.dtype, *, transposed: bool = False) -> Tensor:
+        """P as a matrix of ``dtype`` [n, n], or Pᵀ; a contender may write the batches' rows of P."""
         n = self.shape.n
         self.check_room(f"P as {dtype}", n * n * dtype.itemsize)
         dense = torch.zeros(n, n, dtype=dtype, device=self.device)
-        dense[self.label_memory.pairs()] = 1
+        rows, columns = self.label_memory.pairs()
+        dense[(columns, rows) if transposed else (rows, columns)] = 1
         written = torch.cat([batch.index for batch in self.batches]).unique()
-        rows = dense[written]
-        self.on_reset(lambda: dense.index_copy_(0, written, rows))
+        before = dense.index_select(int(transposed), written)
+        self.on_reset(lambda: dense.index_copy_(int(transposed), written, before))
         return dense
 
     def label_rows(self, index: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ for _precision, _gate in {"ieee": same_iteration, "tf32x3": same_iteration, "tf3
         devices=GPU,
         precision=_precision,
     )
-for _name in ("pytorch-cache", "compile-static", "pytorch", "loop"):
+for _name in ("pytorch-cache", "compile-cache", "compile-static", "pytorch", "loop"):
     iteration.contender(_name, **FORMS[_name])
 iteration.yardstick("bare-product", lambda case: FastestProduct(case).iteration)
 

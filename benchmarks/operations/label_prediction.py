@@ -44,7 +44,7 @@ streaming = Operation("streaming-mplp", "Label prediction without lists", same_l
 OPERATIONS = (from_lists, streaming)
 
 from_lists.ours(Ours)
-for _name in ("pytorch-cache", "compile-static", "pytorch", "loop"):
+for _name in ("pytorch-cache", "compile-cache", "compile-static", "pytorch", "loop"):
     from_lists.contender(_name, **FORMS[_name])
 
 
@@ -59,8 +59,8 @@ streaming.rounded(ours, tf32x3=same_labels, bf16=same_labels, tf32=flipped_rows)
 @streaming.contender("pytorch")
 def vectorised(case: Case) -> Any:
     def run(batch: Batch) -> Any:
-        rows = label_rows(case.memory, batch.index, None)
-        return predict_labels(case.memory, batch.index, rows, None)
+        rows = label_rows(case.memory, batch.index)
+        return predict_labels(case.memory, batch.index, rows)
 
     return run
 

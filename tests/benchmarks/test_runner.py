@@ -18,17 +18,20 @@ from benchmarks.case import Case, Unavailable
 from benchmarks.clock import CpuClock, CudaClock
 from benchmarks.equality import (
     ROUNDING,
+    as_bool,
     rounding_decides,
     same_labels,
     same_lists,
     same_neighbors,
     same_update,
 )
+from benchmarks.forms import FORMS
 from benchmarks.hardware import Rates, Work, product
 from benchmarks.operation import Operation
+from benchmarks.operations.label_step import same_step
 from benchmarks.ours import CapturedIteration, Head, Ours
 from benchmarks.peak_memory import peak_bytes
-from benchmarks.pytorch import label_rows, predict_labels
+from benchmarks.pytorch import predict_labels_from_matrix, ranks_of
 from benchmarks.runner import Runner
 from benchmarks.shapes import Shape, growth_shapes, shapes
 
@@ -229,12 +232,37 @@ def test_the_inputs_are_made_to_defeat_thresholding(case):
     assert 4 < above < 25 and positives < 0.8 * above
 
 
-def test_dense_peer_equals_the_reference(case):
-    index = case.batches[0].index
-    for matrix in (case.matrix, None):
-        labels = predict_labels(case.memory, index, label_rows(case.memory, index, matrix), matrix)
-        expected = sk.unpack_labels(reference.mplp(case.memory, index, cache=matrix), SHAPE.n)
-        assert torch.equal(labels, expected)
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_equal_the_reference(case, name, monkeypatch):
+    """Labels, neighbours, P, memory and S of a step, after another step was put back; compiled code runs as it is."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    form, batch = FORMS[name]["make"](case), case.batches[0]
+    P, index = case.label_memory.to_dense().bool(), batch.index
+    assert form.stored.rows(index).shape == (8, SHAPE.n)
+    form.step(case.batches[1])
+    case.reset()
+    (main, symmetric, of_neighbor), neighbors = answer = form.step(batch)
+    same_step(case, batch, (*answer, form))
+    expected = sk.unpack_labels(reference.mplp(case.memory, index), SHAPE.n)
+    assert torch.equal(as_bool(main, SHAPE.n), expected)
+    assert torch.equal(as_bool(symmetric, SHAPE.n), P[:, index].t())
+    assert torch.equal(as_bool(of_neighbor, SHAPE.n), P[neighbors[0].flatten()])
+    after = P.clone()
+    after[index] = expected
+    assert torch.equal(form.stored.by_row, after) and torch.equal(form.stored.by_column, after.t())
+    case.forget()
+
+
+def test_labels_with_a_matrix_are_those_of_the_reference_where_similarities_tie(case):
+    """Ties, fewer than three candidates, none in the last row, and ranks beyond the least one."""
+    memory = case.memory.clone()
+    memory[40:44] = memory[40]
+    memory[-1] = 0
+    matrix = memory @ memory.t()
+    index = torch.tensor([40, 41, 3, 77, 0, SHAPE.n - 1])
+    labels = predict_labels_from_matrix(index, matrix[index], matrix, ranks_of)
+    expected = sk.unpack_labels(reference.mplp(memory, index, cache=matrix), SHAPE.n)
+    assert torch.equal(labels, expected) and labels[-1].sum() == 1
 
 
 def test_peak_memory_of_a_call():
