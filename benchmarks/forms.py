@@ -28,7 +28,7 @@ class Form:
     """Vectorised PyTorch that counts ranks instead of sorting, with the matrix S or without."""
 
     kept: Any  # beside the memory: S [n, n], lists or None
-    ranks = staticmethod(pytorch.ranks_of)
+    ranks = staticmethod(pytorch.ranks_in_parts)
 
     def __init__(self, case: Case, *, matrix: bool = False) -> None:
         self.case = case
@@ -39,6 +39,10 @@ class Form:
     def stored(self) -> Any:
         return MirroredLabels(self.case)
 
+    @cached_property
+    def product(self) -> Callable[[Tensor, Tensor], Tensor]:
+        return pytorch.fastest_product(self.case.batches[0].features, self.memory)
+
     @property
     def held_bytes(self) -> int:
         """What is kept between calls beside M: S or lists, and P if it was made."""
@@ -47,7 +51,7 @@ class Form:
     def labels(self, index: Tensor) -> tuple[Any, Neighbors]:
         """The main labels of ``index`` [B] and the nearest others."""
         if self.kept is None:
-            rows = pytorch.label_rows(self.memory, index)
+            rows = self.product(self.memory[index], self.memory)
             labels = pytorch.predict_labels(self.memory, index, rows)
         else:
             rows = self.kept[index]
@@ -88,7 +92,7 @@ class Form:
 
     def iterate(self, features: Tensor, index: Tensor) -> tuple[Tensor, Update]:
         """The loss of ``features`` [B, d], and the update to be called with them after the backward pass."""
-        similarity = features @ self.memory.t()
+        similarity = self.product(features, self.memory)
         main, (neighbor, _) = self.labels(index)
         others = self.exchange_(index, neighbor.reshape(-1), main)
         loss = self.loss(similarity, (main, *others))
@@ -195,7 +199,7 @@ class StaticForm(Form):
         return found
 
     def _forward_(self, features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        similarity = features @ self.memory.t()
+        similarity = self.product(features, self.memory)
         main, (neighbor, _) = self._labels(index)
         others = self.exchange_(index, neighbor, main)
         return self.loss(similarity, (main, *others)), similarity
@@ -211,13 +215,15 @@ class FreshRows(Form):
 
     def update_(self, index: Tensor, features: Tensor, similarity: Any) -> None:
         pytorch.blend_(self.memory, index, features, self.case.momentum)
-        rows = self.memory[index] @ self.memory.t()
+        rows = self.product(self.memory[index], self.memory)
         self.kept[index] = rows
         self.kept[:, index] = rows.t()
 
 
 class LoopForm(Form):
     """Sample by sample, as the code bases of this field do it, with P as one bool matrix."""
+
+    product = staticmethod(pytorch.PRODUCTS["pytorch"])
 
     @cached_property
     def stored(self) -> DenseLabels:

@@ -80,9 +80,9 @@ class Operation:
         self.contenders[name] = Contender(name, make, **({"call": self.call, "gate": self.gate} | options))
         return make
 
-    def yardstick(self, name: str, make: Make) -> None:
+    def yardstick(self, name: str, make: Make, **options: Any) -> None:
         """Something else that stands beside the contenders: it is called with the batch, and passes no gate."""
-        self.contender(name, make, call=None, gate=None)
+        self.contender(name, make, call=None, gate=None, **options)
 
     def ours(self, make: Make, **options: Any) -> None:
         """This package as it is, and on a GPU each of its backends alone."""

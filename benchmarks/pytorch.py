@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from snnet_kernels.precision import matmul
 from snnet_kernels.reference.label_prediction import first_inconsistent_candidate, select_candidates
 
 from .case import MIN_RANK, ROWS_AT_ONCE, THRESHOLD, WEIGHTS
+from .clock import LINGERING, clock_of
 
 DELTA, RATIO = 5.0, 0.01
+ROWS_IN_CACHE = 32
+# Ways to write the product of the rows of two matrices.
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "pytorch": lambda left, right: left @ right.t(),
+    "pytorch-transposed": lambda left, right: (right @ left.t()).t().contiguous(),
+}
 
 
 def compiled(
@@ -40,9 +48,20 @@ def static(*tensors: Tensor) -> None:
         torch._dynamo.mark_static_address(tensor)
 
 
-def label_rows(memory: Tensor, index: Tensor) -> Tensor:
-    """S[index] [B, n] by one product."""
-    return matmul(memory[index], memory.t())
+def fastest(ways: Iterable[Callable[..., Any]], device: torch.device, *arguments: Any) -> Callable[..., Any]:
+    """Of ``ways`` the one that takes the least time for arguments like these: to be found outside the clock."""
+    clock = clock_of(device)
+
+    def seconds(way: Callable[..., Any]) -> float:
+        time.sleep(LINGERING)  # of the way before
+        way(*arguments)
+        return statistics.median(clock.cold(lambda: way(*arguments)) for _ in range(5))
+
+    return min(ways, key=seconds)
+
+
+def fastest_product(left: Tensor, right: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    return fastest(PRODUCTS.values(), left.device, left, right)
 
 
 def predict_labels(memory: Tensor, index: Tensor, rows: Tensor) -> Tensor:
@@ -63,6 +82,13 @@ def predict_labels(memory: Tensor, index: Tensor, rows: Tensor) -> Tensor:
 def ranks_of(matrix: Tensor, candidates: Tensor, anchors: Tensor) -> Tensor:
     """How many similarities of each candidate [K] are above the one to its anchor [K]; one loop where compiled."""
     return (matrix[candidates] > matrix[candidates, anchors][:, None]).sum(1)
+
+
+def ranks_in_parts(matrix: Tensor, candidates: Tensor, anchors: Tensor) -> Tensor:
+    """The same in eager PyTorch: on a CPU a few rows at a time, which stay in its cache."""
+    part = ROWS_IN_CACHE if matrix.device.type == "cpu" else max(1, len(candidates))
+    parts = zip(candidates.split(part), anchors.split(part), strict=True)
+    return torch.cat([ranks_of(matrix, *each) for each in parts])
 
 
 def predict_labels_from_matrix(

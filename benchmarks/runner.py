@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from .case import Inputs, Unavailable
-from .clock import clock_of
+from .clock import LINGERING, clock_of
 from .hardware import Rates
 from .operation import Contender, Operation
 from .peak_memory import peak_bytes
@@ -21,7 +21,6 @@ from .shapes import Shape
 
 WARM_BELOW = 0.05  # seconds: a longer call moves far more than a processor's cache holds
 LEAST_ROUNDS = 3
-LINGERING = 0.1  # seconds: the threads of OpenBLAS spin for about a third of it
 MOST_COPIED = 2_000_000_000  # bytes kept: writing them in a forked process copies all of their pages
 ONCE_ABOVE = 5.0  # seconds: a longer call is timed once
 

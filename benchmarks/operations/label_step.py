@@ -57,7 +57,7 @@ label_step = Operation(
     same_step,
     lambda form, batch: (*form.step(batch), form),
     inputs=("similarity",),
-    needs=("stored",),
+    needs=("stored", "product"),
     work=least_work,
     grows=("snnet", "snnet-streaming", *FORMS),
 )

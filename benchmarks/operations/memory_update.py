@@ -39,7 +39,13 @@ alone.contender("compile", CompiledForm)
 alone.contender("loop", LoopForm, samples=LOOP_SAMPLES)
 
 with_lists = Operation(
-    "lists-update", "Memory and lists update", gate, update, inputs=("similarity",), work=with_entries
+    "lists-update",
+    "Memory and lists update",
+    gate,
+    update,
+    inputs=("similarity",),
+    needs=("product",),
+    work=with_entries,
 )
 with_lists.ours(Ours)
 for _name in ("pytorch-cache", "compile-cache", "compile-static"):

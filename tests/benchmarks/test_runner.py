@@ -31,7 +31,14 @@ from benchmarks.operation import Operation
 from benchmarks.operations.label_step import same_step
 from benchmarks.ours import CapturedIteration, Head, Ours
 from benchmarks.peak_memory import peak_bytes
-from benchmarks.pytorch import predict_labels_from_matrix, ranks_of
+from benchmarks.pytorch import (
+    PRODUCTS,
+    fastest,
+    fastest_product,
+    predict_labels_from_matrix,
+    ranks_in_parts,
+    ranks_of,
+)
 from benchmarks.runner import Runner
 from benchmarks.shapes import Shape, growth_shapes, shapes
 
@@ -232,6 +239,24 @@ def test_the_inputs_are_made_to_defeat_thresholding(case):
     assert 4 < above < 25 and positives < 0.8 * above
 
 
+def test_the_fastest_of_several_ways_is_found_by_the_clock(case, monkeypatch):
+    now, slow = [0.0], {"first": 3.0, "second": 1.0, "third": 2.0}
+    monkeypatch.setattr("benchmarks.clock.time.perf_counter", lambda: now[0])
+
+    def way(name):
+        def call(argument):
+            assert argument == "argument"
+            now[0] += slow[name]
+            return name
+
+        return call
+
+    assert fastest(map(way, slow), CPU, "argument")("argument") == "second"
+    left, right = torch.rand(5, 7), torch.rand(9, 7)
+    for form in (*PRODUCTS.values(), fastest_product(left, right)):
+        torch.testing.assert_close(form(left, right), left @ right.t())
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_forms_equal_the_reference(case, name, monkeypatch):
     """Labels, neighbours, P, memory and S of a step, after another step was put back; compiled code runs as it is."""
@@ -260,9 +285,10 @@ def test_labels_with_a_matrix_are_those_of_the_reference_where_similarities_tie(
     memory[-1] = 0
     matrix = memory @ memory.t()
     index = torch.tensor([40, 41, 3, 77, 0, SHAPE.n - 1])
-    labels = predict_labels_from_matrix(index, matrix[index], matrix, ranks_of)
     expected = sk.unpack_labels(reference.mplp(memory, index, cache=matrix), SHAPE.n)
-    assert torch.equal(labels, expected) and labels[-1].sum() == 1
+    for ranks in (ranks_of, ranks_in_parts):
+        labels = predict_labels_from_matrix(index, matrix[index], matrix, ranks)
+        assert torch.equal(labels, expected) and labels[-1].sum() == 1
 
 
 def test_peak_memory_of_a_call():
