@@ -289,6 +289,46 @@ def test_results_survive_the_file(run, tmp_path):
         read_run([path])
 
 
+def written(path: Path, date: str, results: dict[tuple[str, str, str], float], **machine) -> Path:
+    """A file of results: seconds by operation, shape and contender."""
+    benchmarks = [
+        {
+            "stats": {"median": seconds, "iqr": 0.0, "rounds": 3},
+            "extra_info": {"operation": operation, "contender": contender, "shape": shape}
+            | {"n": 1, "d": 2, "batch": 3, "device": "cpu"},
+        }
+        for (operation, shape, contender), seconds in results.items()
+    ]
+    content = {"machine_info": MACHINE | machine, "datetime": date, "rates": {"copy": float(date[3])}}
+    path.write_text(json.dumps(content | {"benchmarks": benchmarks}))
+    return path
+
+
+def test_the_newest_run_stands_and_no_ratio_is_of_two_runs(tmp_path):
+    step, growth = ("label-step", "market-d512-b64"), [("iterations", f"n{n}-d256-b64") for n in (10, 20)]
+    new = {(*step, "snnet"): 1.0, (*growth[0], "snnet"): 3.0}
+    old = {
+        (*step, "snnet"): 5.0,
+        (*step, "loop"): 6.0,
+        (*growth[1], "snnet"): 7.0,
+        ("l2-loss", "s", "loop"): 8.0,
+    }
+    paths = [
+        written(tmp_path / "a.json", "2032-01-01T00:00:00", new, cores=4),
+        written(tmp_path / "b.json", "2031-01-01T00:00:00", old),
+        written(tmp_path / "c.json", "2030-01-01T00:00:00", {(*step, "loop"): 9.0}),
+    ]
+    found = read_run(paths)
+    seconds = {(result.operation, result.shape, result.contender): result.seconds for result in found.results}
+    assert seconds == new | {("l2-loss", "s", "loop"): 8.0}
+    assert (found.machine["cores"], found.rates) == (4, {"copy": 2.0})
+    assert found.dates == ["2032-01-01", "2031-01-01"]  # nothing is left of the third
+    written(paths[1], "2031-01-01T00:00:00", old, torch="2.10.0")
+    message = r"b\.json: torch is 2\.10\.0, in the newer .*a\.json it is 2\.14\.1; keep one of them"
+    with pytest.raises(ValueError, match=message):
+        read_run(paths)
+
+
 def test_instructions_are_counted_in_the_library_alone():
     dump = (
         "desc: Trigger: Client Request: avx2/mplp\n"
