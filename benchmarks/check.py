@@ -51,8 +51,9 @@ def line(verdict: Verdict) -> str:
     state = "holds" if verdict.holds else "BROKEN"
     meaning = BOUNDS[verdict.floor.bound].meaning
     against = f" ({verdict.baseline})" if verdict.baseline else ""
+    noise = f" [times vary by {verdict.spread:.0%}: measure again]" if verdict.noisy else ""
     measure = f"{verdict.shape:<20} {measured:>12} for {verdict.limit:g}"
-    return f"{state:<7}{measure}  {verdict.floor.work}{against} [{meaning}]"
+    return f"{state:<7}{measure}  {verdict.floor.work}{against} [{meaning}]{noise}"
 
 
 def _run(device: str, results: Path, others: list[str]) -> int:

@@ -86,7 +86,8 @@ class Runner:
             found = (contender.gate and contender.gate(case, batches[0], answer)) or {}
             del answer
             if not contender.once:
-                found |= self._time(contender, run, case, batches, benchmark)
+                beside = operation.beside if contender.name == "snnet" else None
+                found |= self._time(contender, beside, run, case, batches, benchmark)
             found |= self._describe(operation, contender, case)
             found["scaled"] = case.shape.batch / samples
             if kept := getattr(made, "held_bytes", 0):
@@ -101,12 +102,25 @@ class Runner:
         benchmark.extra_info.update(found)
 
     def _time(
-        self, contender: Contender, run: Callable[[Any], Any], case: Any, batches: list[Any], benchmark: Any
+        self,
+        contender: Contender,
+        beside: Contender | None,
+        run: Callable[[Any], Any],
+        case: Any,
+        batches: list[Any],
+        benchmark: Any,
     ) -> dict[str, Any]:
-        """Cold calls by pytest-benchmark, each on the next batch, and after each the same call again at once."""
+        """Cold calls by pytest-benchmark, each on the next batch, and after each the same call again at once.
+
+        A yardstick ``beside`` the contender is called after each, too: a moment in which the machine is slow then
+        changes both.
+        """
         warm: list[float] = []
         host: list[float] = []
+        yardstick: list[float] = []
         clock = self.clock
+        measure = beside.run_of(beside.make(case)) if beside else None
+        lingers = contender.lingers or (beside is not None and beside.lingers)
         # The first calls are no measure: compiled code may be compiled again for the second batch it meets.
         for batch in (batches[1 % len(batches)], batches[2 % len(batches)]):
             case.reset()
@@ -116,7 +130,7 @@ class Runner:
         turns = iter(range(rounds))
 
         def prepare() -> tuple[tuple[Any], dict[str, Any]]:
-            if contender.lingers:
+            if lingers:
                 time.sleep(LINGERING)
             case.reset()
             batch = batches[next(turns) % len(batches)]
@@ -129,9 +143,11 @@ class Runner:
             if self.device.type == "cuda":
                 case.reset()
                 host.append(clock.host(lambda: run(batch)))
+            if measure:
+                yardstick.append(clock.cold(lambda: measure(batch)))
 
         benchmark.pedantic(run, setup=prepare, teardown=again, rounds=rounds)
-        times = {"warm_seconds": warm, "host_seconds": host}
+        times = {"warm_seconds": warm, "host_seconds": host, "yardstick_seconds": yardstick}
         return {name: statistics.median(values) for name, values in times.items() if values}
 
     def _describe(self, operation: Operation, contender: Contender, case: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..floors import BOUNDS, read_floors, verdicts
+from ..floors import BOUNDS, Verdict, read_floors, verdicts
 from ..results import Result, Run
 from ..shapes import SIZES, is_growth
 from . import words
@@ -24,6 +24,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def ratio(value: float) -> str:
     """Three digits at the most, for a person to read."""
     return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
+
+
+def shown(verdict: Verdict, sign: str = "") -> str:
+    """The figure, with ± where the times behind it vary much."""
+    return f"{ratio(verdict.measured or 0.0)}{sign}{' ±' if verdict.noisy else ''}"
 
 
 def microseconds(seconds: float) -> str:
@@ -60,7 +65,7 @@ def stated(run: Run) -> str:
             floor.work,
             v.shape + (f", against {words.contender(v.baseline)}" if v.baseline else ""),
             f"{floor.sign} {v.limit:g}",
-            f"{'' if v.holds else '✗ '}{ratio(v.measured)}",
+            f"{'' if v.holds else '✗ '}{shown(v)}",
         )
         for floor in floors
         for v in verdicts(floor, run)
@@ -83,14 +88,14 @@ def head(run: Run) -> str:
     """The stated ratios in short, for the README: a table over d, and a sentence for each of the others."""
     rows, sentences = [], []
     for floor in read_floors():
-        found = {verdict.shape: verdict.measured for verdict in verdicts(floor, run) if verdict.measured}
+        found = {verdict.shape: shown(verdict, " ×") for verdict in verdicts(floor, run) if verdict.measured}
         if not found or floor.device != run.machine["device"]:
             continue
         if floor.bound == "at_least" and all("market-d" in shape for shape in floor.limits):
-            by_dims = [next((v for shape, v in found.items() if f"-{d}-b" in shape), None) for d in DIMS]
-            rows.append((floor.work, *(f"{ratio(value)} ×" if value else "" for value in by_dims)))
+            by_dims = [next((v for shape, v in found.items() if f"-{d}-b" in shape), "") for d in DIMS]
+            rows.append((floor.work, *by_dims))
         elif BOUNDS[floor.bound].beside == "baseline":
-            values = ", ".join(f"{ratio(value)} × ({_short(shape)})" for shape, value in found.items())
+            values = ", ".join(f"{value} ({_short(shape)})" for shape, value in found.items())
             sentences.append(f"- {floor.work}: {values}")
     short = table(("time of … over ours", *(d.replace("d", "d ") for d in DIMS)), rows)
     return "\n\n".join([short, "\n".join(sentences)] if sentences else [short])

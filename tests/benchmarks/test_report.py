@@ -82,6 +82,29 @@ def test_a_floor_is_judged_by_the_fastest_baseline(run):
     assert judged(run, **streaming, bound="share_of_matmul", limit=0.6) == (0.75, True)
 
 
+def test_a_figure_of_times_that_vary_is_marked(run):
+    (steady,) = verdicts(
+        Floor("", "label-step", "at_least", {"market-d2048-b64": 1}, baselines=("loop",)), run
+    )
+    assert not steady.noisy and tables.shown(steady) == "500"
+    place = [r.contender for r in run.results].index("loop")
+    run.results[place] = replace(run.results[place], iqr=0.151)
+    (varied,) = verdicts(steady.floor, run)
+    assert varied.noisy and varied.holds and tables.shown(varied) == "500 ±"
+    assert "times vary by 30%: measure again" in check.line(varied)
+    assert "| 500 × ± |" in tables.head(run) and "| 500 ± |" in tables.stated(run)
+    peak = Floor("", "streaming-mplp", "megabytes", {"market-d2048-b64": 1})
+    run.results = [replace(r, iqr=r.seconds) for r in run.results]
+    assert not next(verdicts(peak, run)).noisy  # no time enters
+
+
+def test_a_yardstick_is_the_one_measured_in_turn(run):
+    floor = Floor("", "iteration", "at_most", {"market-d2048-b64": 1.2}, baselines=("bare-product",))
+    assert next(verdicts(floor, run)).measured == pytest.approx(1.7)
+    run.results = [replace(r, yardstick_seconds=51e-3) if r.seconds == 51e-3 else r for r in run.results]
+    assert next(verdicts(floor, run)).measured == pytest.approx(1.0)
+
+
 def test_processor_time_and_peaks_are_judged_by_the_baselines(run):
     shape = "market-d512-b12936"
     run.results += [

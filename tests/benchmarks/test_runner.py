@@ -6,6 +6,7 @@ import contextlib
 import time
 from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,7 @@ from benchmarks.equality import (
 from benchmarks.forms import FORMS
 from benchmarks.hardware import Rates, Work, product
 from benchmarks.operation import Operation
+from benchmarks.operations.iteration import FastestProduct
 from benchmarks.operations.label_step import same_step
 from benchmarks.ours import CapturedIteration, Head, Ours
 from benchmarks.peak_memory import peak_bytes
@@ -135,6 +137,18 @@ def test_a_contender_that_takes_minutes_is_called_once(case):
     assert len(calls) == len(benchmark.seconds) == 1 and benchmark.seconds[0] > 0
 
 
+def test_ours_takes_turns_with_the_yardstick(case):
+    """Ours alone: whoever else is measured has the yardstick's own result."""
+    called = []
+    operation = Operation("turns", "turns", anything)
+    for name in ("snnet", "other"):
+        operation.contender(name, lambda case: lambda batch: called.append("contender"))
+    operation.yardstick("bare", lambda case: lambda batch: called.append("bare"))
+    assert measured(operation, case, "snnet", 2).extra_info["yardstick_seconds"] > 0
+    assert called[-6:] == ["contender", "contender", "bare"] * 2  # cold, warm and the yardstick
+    assert "yardstick_seconds" not in measured(operation, case, "other", 2).extra_info
+
+
 def test_a_contender_that_runs_out_of_memory_or_of_time_is_skipped(case):
     operation = Operation("failing", "failing", anything)
 
@@ -237,6 +251,15 @@ def test_the_inputs_are_made_to_defeat_thresholding(case):
     above = (case.matrix > 0.6).sum(1).float().mean()
     positives = case.label_memory.to_dense().sum(1).float().mean()
     assert 4 < above < 25 and positives < 0.8 * above
+
+
+def test_a_bare_product_is_tried_in_numpy_on_a_cpu(case, monkeypatch):
+    tried = []
+    monkeypatch.setattr(
+        "benchmarks.operations.iteration.fastest", lambda ways, *_: tried.extend(ways) or ways[-1]
+    )
+    product = FastestProduct(case).iteration(case.batches[0])
+    assert len(tried) == 4 and isinstance(product, np.ndarray)
 
 
 def test_the_fastest_of_several_ways_is_found_by_the_clock(case, monkeypatch):
