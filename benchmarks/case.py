@@ -107,6 +107,13 @@ class Batch:
         return tuple(sk.mplp(case.memory, index, THRESHOLD, MIN_RANK) for index in rows)
 
     @cached_property
+    def expected_labels(self) -> Tensor:
+        """The labels of the batch by the reference, without lists."""
+        case = self.case
+        parts = self.index.split(128)  # the reference writes [B, n]
+        return torch.cat([reference.mplp(case.memory, index, THRESHOLD, MIN_RANK) for index in parts])
+
+    @cached_property
     def dense_labels(self) -> tuple[Tensor, ...]:
         """The same as bool [B, n]."""
         return tuple(sk.unpack_labels(labels, self.case.shape.n) for labels in self.labels)
@@ -192,15 +199,9 @@ class Case(Inputs):
         return found
 
     @cached_property
-    def expected_labels(self) -> Tensor:
-        """The labels of the first batch by the reference, without lists."""
-        parts = self.batches[0].index.split(128)  # the reference writes [B, n]
-        return torch.cat([reference.mplp(self.memory, index, THRESHOLD, MIN_RANK) for index in parts])
-
-    @cached_property
     def walked_images(self) -> Tensor:
         """The images that passed as labels of the first batch, once each: their ranks have to be counted in full."""
-        labels = sk.unpack_labels(self.expected_labels, self.shape.n)
+        labels = sk.unpack_labels(self.batches[0].expected_labels, self.shape.n)
         passed = labels[labels.sum(1) > 2]  # up to two positives stand without a check
         return passed.any(0).nonzero().flatten()
 

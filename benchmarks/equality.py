@@ -52,8 +52,8 @@ def same(what: str, got: Tensor, expected: Tensor) -> None:
 
 
 def same_labels(case: Case, batch: Batch, got: Any) -> None:
-    """Labels of (a part of) the first batch, as bool or bits, are the reference's."""
-    same_predictions(case.memory, batch.index, got, case.expected_labels[: batch.size])
+    """Labels of a batch, as bool or bits, are the reference's."""
+    same_predictions(case.memory, batch.index, got, batch.expected_labels)
 
 
 def same_predictions(memory: Tensor, index: Tensor, got: Any, expected: Tensor) -> None:
@@ -69,7 +69,7 @@ def same_predictions(memory: Tensor, index: Tensor, got: Any, expected: Tensor) 
 
 def flipped_rows(case: Case, batch: Batch, got: Any, most: float = 0.05) -> dict[str, int]:
     """Rows of labels that differ, for products of less than float32 precision; more than ``most`` of them raise."""
-    expected = sk.unpack_labels(case.expected_labels[: batch.size], case.shape.n)
+    expected = sk.unpack_labels(batch.expected_labels, case.shape.n)
     count = int((as_bool(got, case.shape.n) != expected).any(1).sum())
     require(count <= most * max(1, batch.size), f"labels: {count} of {batch.size} rows differ")
     return {"flipped_rows": count}

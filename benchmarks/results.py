@@ -68,11 +68,16 @@ class Run:
 def slim(output: dict[str, Any], rates: dict[str, float]) -> None:
     """Keep of pytest-benchmark's JSON what the report reads; nothing about the host but its hardware.
 
-    What was not described failed its gate, after its one call was timed. Times of a part of the batch are scaled here.
+    What was not described failed its gate, after it was timed. Times of a part of the batch are scaled here. Raises
+    ValueError where a clock has failed.
     """
 
     def scaled(benchmark: dict[str, Any]) -> dict[str, Any]:
         factor = benchmark["extra_info"].get("scaled", 1.0)
+        if benchmark["stats"]["median"] <= 0:
+            raise ValueError(
+                f"{benchmark['name']}: a median of {benchmark['stats']['median']:g} s is no time"
+            )
         stats = {key: benchmark["stats"][key] for key in _STATS}
         return {key: value if key == "rounds" else factor * value for key, value in stats.items()}
 

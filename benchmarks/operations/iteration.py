@@ -62,7 +62,7 @@ def same_iteration(case: Case, batch: Batch, answer: Answer) -> None:
 
 def similar_loss(case: Case, batch: Batch, answer: Answer) -> None:
     """For products in tf32: the loss within their rounding; memory and lists are not compared."""
-    loss, _ = expected_loss(case, batch, case.expected_labels)
+    loss, _ = expected_loss(case, batch, batch.expected_labels)
     close("loss", answer[0], loss, absolute=0, relative=TF32_LOSS)
 
 

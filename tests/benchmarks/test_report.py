@@ -310,6 +310,9 @@ def test_results_survive_the_file(run, tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"a\.json is not the JSON"):
         read_run([path])
+    output["benchmarks"] = [{"name": "backwards", "stats": stats | {"median": -1.0}, "extra_info": info}]
+    with pytest.raises(ValueError, match=r"^backwards: a median of -1 s is no time$"):
+        slim(output, {})
 
 
 def written(path: Path, date: str, results: dict[tuple[str, str, str], float], **machine) -> Path:

@@ -118,6 +118,25 @@ def test_a_wrong_answer_is_an_error_and_not_a_time(case):
         measured(operation, case, "broken")
 
 
+def test_an_answer_after_the_timed_calls_is_compared_too(case):
+    operation = Operation("labels", "labels", same_labels)
+
+    @operation.contender("right once")
+    def right_once(case):
+        calls = []
+        return lambda batch: calls.append(1) or (labels_by(case, 0.6)(batch) if len(calls) == 1 else None)
+
+    @operation.contender("the first batch's")
+    def of_the_first_batch(case):
+        return lambda batch: labels_by(case, 0.6)(case.batches[0])
+
+    for name in operation.contenders:
+        benchmark = Benchmark()
+        with pytest.raises((AssertionError, AttributeError)):
+            Runner(CPU, 4, 1e9, memory=False, quick=True, case=case).report(operation, SHAPE, name, benchmark)
+        assert len(benchmark.seconds) == 4 and benchmark.extra_info == {}
+
+
 def test_a_part_of_the_batch_is_scaled(case):
     seen = []
     operation = Operation("sizes", "sizes", anything)
@@ -129,12 +148,20 @@ def test_a_part_of_the_batch_is_scaled(case):
     assert measured(operation, case, "part", 3).extra_info["scaled"] == 4.0 and set(seen) == {2}
 
 
-def test_a_contender_that_takes_minutes_is_called_once(case):
+def test_a_contender_that_takes_minutes_is_called_once(case, monkeypatch):
     calls = []
     operation = Operation("calls", "calls", anything)
     operation.contender("long", once=True)(lambda case: calls.append)
     benchmark = measured(operation, case, "long", 9)
     assert len(calls) == len(benchmark.seconds) == 1 and benchmark.seconds[0] > 0
+    # It meets what was put back, and a cache without its inputs.
+    order = []
+    operation.contender(
+        "cold", lambda case: case.on_reset(lambda: order.append("reset")) or order.append, once=True
+    )
+    monkeypatch.setattr(CpuClock, "sweep", lambda self: order.append("sweep"))
+    measured(operation, case, "cold")
+    assert order == ["reset", "sweep", case.batches[0]]
 
 
 def test_ours_takes_turns_with_the_yardstick(case):
@@ -145,7 +172,7 @@ def test_ours_takes_turns_with_the_yardstick(case):
         operation.contender(name, lambda case: lambda batch: called.append("contender"))
     operation.yardstick("bare", lambda case: lambda batch: called.append("bare"))
     assert measured(operation, case, "snnet", 2).extra_info["yardstick_seconds"] > 0
-    assert called[-6:] == ["contender", "contender", "bare"] * 2  # cold, warm and the yardstick
+    assert called[-7:-1] == ["contender", "contender", "bare"] * 2  # cold, warm and the yardstick
     assert "yardstick_seconds" not in measured(operation, case, "other", 2).extra_info
 
 
@@ -206,8 +233,8 @@ def test_what_a_contender_writes_is_put_back_before_each_call(case):
         sk.update_memory_(form.memory, batch.index, batch.features, 0.3)
 
     measured(operation, case, "snnet", 3)
-    # Each of three rounds is followed by a warm call at once.
-    assert before == [True] * 3 + [True, False] * 3
+    # Each of three rounds is followed by a warm call at once; the last call is the one that is compared.
+    assert before == [True] * 3 + [True, False] * 3 + [True]
     with pytest.raises(AssertionError, match="listed similarities"):
         measured(operation, case, "forgets the lists")
     assert torch.equal(case.memory, memory) and torch.equal(case.label_memory.row_bits, labels)
@@ -412,6 +439,42 @@ def test_cuda_clock_times_between_events_and_waits(monkeypatch):
     log.clear()
     clock.host(lambda: log.append("call"))
     assert log == ["wait", "call", "wait"] and swept == [0, 0]
+
+
+def test_a_call_that_fails_does_not_turn_the_clock_of_the_next(case, monkeypatch):
+    """A clock that runs on after a failure would give the next contender a negative time."""
+    now = [0.0]
+    FakeCuda([]).install(monkeypatch)
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.at = 0.0
+
+        def record(self) -> None:
+            self.at = now[0]
+
+        def synchronize(self) -> None:
+            pass
+
+        def elapsed_time(self, end) -> float:
+            return 1e3 * (end.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock = CudaClock(CPU)
+    monkeypatch.setattr("benchmarks.runner.clock_of", lambda device: clock)
+    monkeypatch.setattr("benchmarks.hardware.clock_of", lambda device: clock)
+    monkeypatch.setattr("tests.benchmarks.test_runner.time.perf_counter", clock)
+    operation = Operation("once", "once", anything)
+
+    def takes(batch) -> None:
+        now[0] += 0.25
+
+    operation.contender("not served", lambda case: lambda batch: 1 / 0, once=True)
+    operation.contender("served", lambda case: takes, once=True)
+    with pytest.raises(ZeroDivisionError):
+        measured(operation, case, "not served")
+    now[0] += 1.0  # until the next is made
+    assert measured(operation, case, "served").seconds == [0.25]
 
 
 def test_captured_iteration_replays_on_the_batch_it_is_given(case, monkeypatch):
