@@ -15,7 +15,7 @@ from torch import Tensor
 import snnet_kernels as sk
 from snnet_kernels import reference
 
-from .case import MIN_RANK, THRESHOLD, Batch, Case
+from .case import MIN_RANK, ROWS_AT_ONCE, THRESHOLD, Batch, Case
 
 MARGIN = 2e-6
 ROUNDING = 4e-6  # of similarities in float32, absolute
@@ -117,13 +117,17 @@ def same_update(case: Case, batch: Batch, memory: Tensor, kept: Any = None) -> N
     exact = (expected[index].double() @ expected.double().t()).float()
     if isinstance(kept, sk.NeighborLists):
         same_lists(kept, index, exact)
-    else:
-        close("rows of S", kept[index], exact)
-        close("columns of S", kept[:, index].t(), exact)
+        return
+    close("rows of S", kept[index], exact)
+    close("columns of S", kept[:, index].t(), exact)
+    outside = torch.ones(len(kept), dtype=torch.bool, device=index.device).index_fill_(0, index, False)
+    for rows in outside.nonzero().flatten().split(ROWS_AT_ONCE):
+        got, before = (matrix[rows].index_fill_(1, index, 0.0) for matrix in (kept, case.matrix))
+        same("S outside of the batch", got, before)
 
 
 def same_lists(lists: sk.NeighborLists, index: Tensor, exact: Tensor) -> None:
-    """The rows ``index`` of symmetric lists hold what they should of their similarities ``exact`` [B, n]."""
+    """Lists hold of the similarities ``exact`` [B, n] what they should: those of ``index``, and all others of these."""
     listed = torch.arange(lists.capacity, device=index.device) < lists.counts[index][:, None]
     row, place = listed.nonzero().unbind(1)
     own, column = index[row], lists.columns[index][listed].long()
@@ -139,3 +143,13 @@ def same_lists(lists: sk.NeighborLists, index: Tensor, exact: Tensor) -> None:
     if lists.mirrors is not None:
         over |= missing > lists.floors[None, :] + ROUNDING
     require(not over.any(), f"lists: {int(over.sum())} similarities above a floor are missing")
+    entry = index.new_full((len(lists.counts),), -1)
+    entry[index] = torch.arange(len(index), device=index.device)
+    listed = torch.arange(lists.capacity, device=index.device) < lists.counts[:, None]
+    image, place = (listed & (entry[lists.columns.clamp_min(0)] >= 0)).nonzero().unbind(1)
+    row = entry[lists.columns[image, place].long()]
+    close("similarities in the lists of others", lists.values[image, place], exact[row, image])
+    missing = exact.clone()
+    missing[row, image] = -torch.inf
+    over = missing > lists.floors[None, :] + ROUNDING
+    require(not over.any(), f"lists of others: {int(over.sum())} similarities above their floor are missing")

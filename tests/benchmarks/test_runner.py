@@ -29,6 +29,7 @@ from benchmarks.equality import (
 from benchmarks.forms import FORMS
 from benchmarks.hardware import Rates, Work, product
 from benchmarks.operation import Operation
+from benchmarks.operations import jaccard_graph
 from benchmarks.operations.iteration import FastestProduct
 from benchmarks.operations.label_step import same_step
 from benchmarks.ours import CapturedIteration, Head, Ours
@@ -196,6 +197,26 @@ def test_a_contender_that_runs_out_of_memory_or_of_time_is_skipped(case):
         measured(operation, case, "runs out of memory", time_limit=0)
 
 
+def test_every_kind_of_running_out_of_memory_is_skipped(case):
+    operation = Operation("failing", "failing", anything)
+
+    def wordless(batch):
+        raise MemoryError
+
+    def other(batch):
+        raise RuntimeError("something else")
+
+    operation.contender("wordless", lambda case: wordless)
+    operation.contender("torch", lambda case: lambda batch: torch.empty(1 << 60, dtype=torch.uint8))
+    operation.contender("other", lambda case: other)
+    with pytest.raises(pytest.skip.Exception, match=r"^out of memory: MemoryError$"):
+        measured(operation, case, "wordless")
+    with pytest.raises(pytest.skip.Exception, match=r"^out of memory: .*allocate memory"):
+        measured(operation, case, "torch")
+    with pytest.raises(RuntimeError, match="something else"):
+        measured(operation, case, "other")
+
+
 def test_what_a_contender_writes_is_put_back_before_each_call(case):
     memory, labels = case.memory.clone(), case.label_memory.row_bits.clone()
     before = []
@@ -256,6 +277,59 @@ def test_a_list_that_misses_an_entry_is_unequal(case):
     mirrored.mirrors[index[0], 0] = (mirrored.mirrors[index[0], 0] + 1) % 100
     with pytest.raises(AssertionError, match="columns of the mirrors"):
         same_lists(mirrored, index, exact)
+
+
+def test_an_update_reaches_the_lists_of_others_and_nothing_else_of_the_matrix(case):
+    batch, form = case.batches[0], Ours(case)
+    form.update_(batch.index, batch.features, batch.similarity)
+    same_update(case, batch, form.memory, form.kept)
+    without = sk.NeighborLists(*(table.clone() for table in form.kept))
+    without = without._replace(mirrors=without.mirrors[:, :0])  # as on a GPU
+    same_update(case, batch, form.memory, without)
+    others = torch.ones(SHAPE.n, dtype=torch.bool).index_fill_(0, batch.index, False)
+    for name in ("columns", "values", "counts"):  # as they were before
+        getattr(without, name)[others] = getattr(case.lists, name)[others]
+    with pytest.raises(AssertionError, match="similarities in the lists of others"):
+        same_update(case, batch, form.memory, without)
+    for name in ("columns", "values", "counts"):
+        getattr(without, name).copy_(getattr(form.kept, name))
+    own = without.columns == batch.index[0]
+    own[batch.index] = False
+    image = int(own.any(1).nonzero()[0])
+    without.counts[image] = own[image].nonzero()[0, 0]  # the entry and those after it are dropped
+    with pytest.raises(AssertionError, match="similarities above their floor are missing"):
+        same_update(case, batch, form.memory, without)
+    matrix = form.memory @ form.memory.t()
+    matrix[others] = torch.where(others, case.matrix[others], matrix[others])
+    same_update(case, batch, form.memory, matrix)
+    image, other = others.nonzero()[:2].flatten().tolist()
+    matrix[image, other] = 9.0
+    with pytest.raises(AssertionError, match="S outside of the batch"):
+        same_update(case, batch, form.memory, matrix)
+    case.forget()
+
+
+def test_graphs_of_something_else_are_no_jaccard_distances():
+    sparse = pytest.importorskip("scipy.sparse", reason="the graphs need pip install '.[bench]'")
+    case = jaccard_graph.TrainingSet(Shape("tiny", 600, 64, 600), CPU)
+    n = len(case.part)
+
+    def thresholded(features):
+        distances = np.where((features @ features.t()).numpy() > 0.6, 0.5, 1).astype(np.float32)
+        np.fill_diagonal(distances, 0)
+        return distances
+
+    diagonal = sparse.coo_matrix((np.zeros(n, np.float32), (np.arange(n), np.arange(n))), shape=(n, n))
+    wrong = {
+        "empty": lambda features: sparse.csr_matrix((n, n), dtype=np.float32),
+        "diagonal": lambda features: diagonal,
+    }
+    for form in (*wrong.values(), thresholded):
+        with pytest.raises(AssertionError, match="differ by more than 1e-5, of"):
+            jaccard_graph.distances_gate(case, case.batches[0], (form, {}))
+    assert jaccard_graph.distances_gate(case, case.batches[0], (jaccard_graph.graph, {"peak_bytes": 1})) == {
+        "peak_bytes": 1
+    }
 
 
 def test_gates_know_rounding_from_an_error(case):
