@@ -110,8 +110,10 @@ class Floor:
 
     @property
     def quick_contenders(self) -> tuple[str, ...]:
-        """Who has to run for a check; torch.compile takes too long for that. On a GPU both kinds of our kernels."""
-        both = ("snnet-cuda", "snnet-triton") if self.device == "cuda" and self.ours == "snnet" else ()
+        """Who has to run for a check. On a GPU both kinds of our kernels, and no torch.compile: it takes minutes."""
+        if self.device == "cpu":
+            return (self.ours, *self.baselines)
+        both = ("snnet-cuda", "snnet-triton") if self.ours == "snnet" else ()
         return (self.ours, *both, *(name for name in self.baselines if not name.startswith("compile")))
 
 
@@ -124,6 +126,7 @@ class Verdict(NamedTuple):
     measured: float | None
     baseline: str = ""
     spread: float = 0.0  # the larger one of the two times behind it
+    left_out: tuple[str, ...] = ()  # baselines that were not measured: one of them may be faster
 
     @property
     def noisy(self) -> bool:
@@ -169,4 +172,6 @@ def verdicts(floor: Floor, run: Run) -> Iterator[Verdict]:
         known = ours is not None and (other is not None or not bound.beside)
         measured = bound.measure(ours, other) if known else None
         timed = [result.spread for result in (ours, other) if result and bound.timed]
-        yield Verdict(floor, shape, limit, measured, best.contender if best else "", max(timed, default=0.0))
+        left_out = tuple(name for name in floor.baselines if run.find(floor.operation, name, shape) is None)
+        name = best.contender if best else ""
+        yield Verdict(floor, shape, limit, measured, name, max(timed, default=0.0), left_out)

@@ -63,15 +63,21 @@ def stated(run: Run) -> str:
     rows = [
         (
             floor.work,
-            v.shape + (f", against {words.contender(v.baseline)}" if v.baseline else ""),
+            v.shape + _against(v),
             f"{floor.sign} {v.limit:g}",
-            f"{'' if v.holds else '✗ '}{shown(v)}",
+            "not measured" if v.measured is None else f"{'' if v.holds else '✗ '}{shown(v)}",
         )
         for floor in floors
         for v in verdicts(floor, run)
-        if v.measured is not None
     ]
     return table(("work", "at", "floor", "measured"), rows)
+
+
+def _against(verdict: Verdict) -> str:
+    if not verdict.baseline:
+        return ""
+    others = "".join(f", {words.contender(name)} not measured" for name in verdict.left_out)
+    return f", against {words.contender(verdict.baseline)}{others}"
 
 
 def predicted() -> str:
@@ -173,5 +179,5 @@ def instructions() -> str:
     """The committed instruction counts."""
     counts = json.loads(INSTRUCTIONS.read_text())["counts"]
     names = next(iter(counts.values()))
-    rows = [[name, *(f"{of.get(name, 0):,}" for of in counts.values())] for name in names]
+    rows = [[name, *(f"{of[name]:,}" for of in counts.values())] for name in names]
     return table(("operation", *counts), rows)
