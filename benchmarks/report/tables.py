@@ -157,7 +157,7 @@ def _cell(result: Result | None, ours: Result | None, gpu: bool) -> str:
         return ""
     cold = _show(result.seconds, ours and ours.seconds, gpu)
     warm = _show(result.warm_seconds, ours and ours.warm_seconds, gpu)
-    return cold if result.warm_seconds is None else f"{cold} ({warm})"
+    return f"{cold} ({warm})" if warm else cold
 
 
 def growth(run: Run) -> str:

@@ -267,6 +267,8 @@ def test_tables_show_ratios_and_no_times_of_a_cpu(run):
     assert "| loop over samples (16 × a part) | 500 × |" in text
     assert "| hardware floor | 0.25 × |" in text
     assert "µs" not in text and " ms" not in text
+    warm = [replace(r, warm_seconds=None if r.contender == "snnet" else 1.0) for r in run.results]
+    assert "()" not in tables.operation(Run(MACHINE, results=warm), "label-step")  # ours has no warm time
     gpu = Run(MACHINE | {"device": "cuda", "gpu": "GPU"}, results=run.results)
     assert "1,000 µs, 1.00 ×" in tables.operation(gpu, "label-step")
     growth = tables.growth(run)
