@@ -397,7 +397,25 @@ def test_instructions_are_counted_in_the_library_alone():
     assert instructions.read_dump(dump) == ("avx2/mplp", 40)
     stated = json.loads(instructions.FILE.read_text())
     assert set(stated["counts"]) == set(instructions.INSTRUCTION_SETS)
-    assert all(count > 1000 for counts in stated["counts"].values() for count in counts.values())
+    names = [name for name, _ in instructions._operations()]
+    for counts in stated["counts"].values():
+        assert list(counts) == names and min(counts.values()) > 1000
+
+
+def test_an_operation_without_a_stated_count_is_a_failure(capsys):
+    stated = {"library": "x", "counts": {"avx2": {"kept": 1000, "grown": 1000, "gone": 1000}}}
+    found = {"library": "y", "counts": {"avx2": {"kept": 1020, "grown": 1021, "new": 5}}}
+    assert instructions.compare(stated, found) == 1
+    answers = [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert answers == ["1.020 of 1,000", "MORE", "NOT STATED: --write", "NOT COUNTED any more"]
+    for name in ("grown", "gone", "new"):
+        alone = [{**file, "counts": {"avx2": {"kept": 1000}}} for file in (stated, found)]
+        assert instructions.compare(*alone) == 0
+        for file in (stated, found):
+            if name in file["counts"]["avx2"]:
+                part = alone[file is found]["counts"]["avx2"]
+                part[name] = file["counts"]["avx2"][name]
+        assert instructions.compare(*alone) == 1, name
 
 
 def test_a_smoke_run_writes_results(tmp_path):
