@@ -105,7 +105,7 @@ class CapturedIteration:
         torch.cuda.current_stream().wait_stream(stream)
         self.features.grad = None  # the capture makes its own, which each replay writes anew
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, stream=stream):
             self.loss = self._iterate()
 
     def _iterate(self) -> Tensor:

@@ -53,7 +53,8 @@ def fastest(ways: Iterable[Callable[..., Any]], device: torch.device, *arguments
     clock = clock_of(device)
 
     def seconds(way: Callable[..., Any]) -> float:
-        time.sleep(LINGERING)  # of the way before
+        if device.type == "cpu":
+            time.sleep(LINGERING)  # of the way before, if it was numpy's
         way(*arguments)
         return statistics.median(clock.cold(lambda: way(*arguments)) for _ in range(5))
 

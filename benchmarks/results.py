@@ -31,7 +31,6 @@ class Result:
     precision: str = "ieee"
     scaled: float = 1.0  # more than 1: run on a part of the batch, the time multiplied by this
     warm_seconds: float | None = None
-    host_seconds: float | None = None
     yardstick_seconds: float | None = None  # of the operation's yardstick, in turn with this
     floor_seconds: float | None = None
     product_seconds: float | None = None  # of its matrix products at the measured rate of the same precision

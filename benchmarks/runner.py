@@ -141,7 +141,6 @@ class Runner:
         changes both.
         """
         warm: list[float] = []
-        host: list[float] = []
         yardstick: list[float] = []
         clock = self.clock
         measure = beside.run_of(beside.make(case)) if beside else None
@@ -149,7 +148,7 @@ class Runner:
         # The first calls are no measure: compiled code may be compiled again for the second batch it meets.
         for batch in (batches[1 % len(batches)], batches[2 % len(batches)]):
             case.reset()
-            seconds = clock.host(lambda batch=batch: run(batch))
+            seconds = clock.cold(lambda batch=batch: run(batch))
         wanted = max(LEAST_ROUNDS, round(self.seconds / max(seconds, 1e-9)))
         rounds = 1 if seconds > ONCE_ABOVE else min(self.rounds, wanted)
         turns = iter(range(rounds))
@@ -165,14 +164,11 @@ class Runner:
         def again(batch: Any) -> None:
             if seconds < WARM_BELOW:
                 warm.append(clock.warm(lambda: run(batch)))
-            if self.device.type == "cuda":
-                case.reset()
-                host.append(clock.host(lambda: run(batch)))
             if measure:
                 yardstick.append(clock.cold(lambda: measure(batch)))
 
         benchmark.pedantic(run, setup=prepare, teardown=again, rounds=rounds)
-        times = {"warm_seconds": warm, "host_seconds": host, "yardstick_seconds": yardstick}
+        times = {"warm_seconds": warm, "yardstick_seconds": yardstick}
         return {name: statistics.median(values) for name, values in times.items() if values}
 
     def _describe(self, operation: Operation, contender: Contender, case: Any) -> dict[str, Any]:
