@@ -107,6 +107,13 @@ class Batch:
         return tuple(sk.mplp(case.memory, index, THRESHOLD, MIN_RANK) for index in rows)
 
     @cached_property
+    def expected_labels(self) -> Tensor:
+        """The labels of the batch by the reference, without lists."""
+        case = self.case
+        parts = self.index.split(128)  # the reference writes [B, n]
+        return torch.cat([reference.mplp(case.memory, index, THRESHOLD, MIN_RANK) for index in parts])
+
+    @cached_property
     def dense_labels(self) -> tuple[Tensor, ...]:
         """The same as bool [B, n]."""
         return tuple(sk.unpack_labels(labels, self.case.shape.n) for labels in self.labels)
@@ -165,15 +172,16 @@ class Case(Inputs):
         fill_labels(copy, source)
         return copy
 
-    def own_dense_labels(self, dtype: torch.dtype) -> Tensor:
-        """P as a matrix of ``dtype`` [n, n]; a contender may write rows of the batches."""
+    def own_dense_labels(self, dtype: torch.dtype, *, transposed: bool = False) -> Tensor:
+        """P as a matrix of ``dtype`` [n, n], or Pᵀ; a contender may write the batches' rows of P."""
         n = self.shape.n
         self.check_room(f"P as {dtype}", n * n * dtype.itemsize)
         dense = torch.zeros(n, n, dtype=dtype, device=self.device)
-        dense[self.label_memory.pairs()] = 1
+        rows, columns = self.label_memory.pairs()
+        dense[(columns, rows) if transposed else (rows, columns)] = 1
         written = torch.cat([batch.index for batch in self.batches]).unique()
-        rows = dense[written]
-        self.on_reset(lambda: dense.index_copy_(0, written, rows))
+        before = dense.index_select(int(transposed), written)
+        self.on_reset(lambda: dense.index_copy_(int(transposed), written, before))
         return dense
 
     def label_rows(self, index: Tensor) -> Tensor:
@@ -191,15 +199,9 @@ class Case(Inputs):
         return found
 
     @cached_property
-    def expected_labels(self) -> Tensor:
-        """The labels of the first batch by the reference, without lists."""
-        parts = self.batches[0].index.split(128)  # the reference writes [B, n]
-        return torch.cat([reference.mplp(self.memory, index, THRESHOLD, MIN_RANK) for index in parts])
-
-    @cached_property
     def walked_images(self) -> Tensor:
         """The images that passed as labels of the first batch, once each: their ranks have to be counted in full."""
-        labels = sk.unpack_labels(self.expected_labels, self.shape.n)
+        labels = sk.unpack_labels(self.batches[0].expected_labels, self.shape.n)
         passed = labels[labels.sum(1) > 2]  # up to two positives stand without a check
         return passed.any(0).nonzero().flatten()
 

@@ -50,9 +50,11 @@ def line(verdict: Verdict) -> str:
     measured = "not measured" if verdict.measured is None else f"{verdict.measured:.2f}"
     state = "holds" if verdict.holds else "BROKEN"
     meaning = BOUNDS[verdict.floor.bound].meaning
-    against = f" ({verdict.baseline})" if verdict.baseline else ""
+    without = f", without {', '.join(verdict.left_out)}" if verdict.left_out else ""
+    against = f" ({verdict.baseline}{without})" if verdict.baseline else ""
+    noise = f" [times vary by {verdict.spread:.0%}: measure again]" if verdict.noisy else ""
     measure = f"{verdict.shape:<20} {measured:>12} for {verdict.limit:g}"
-    return f"{state:<7}{measure}  {verdict.floor.work}{against} [{meaning}]"
+    return f"{state:<7}{measure}  {verdict.floor.work}{against} [{meaning}]{noise}"
 
 
 def _run(device: str, results: Path, others: list[str]) -> int:

@@ -13,6 +13,7 @@ import torch
 Call = Callable[[], Any]
 # GPU cycles, 2 to 3 ms: what the host has to enqueue a call, which can be fifty launches and operations of torch.
 ENQUEUE_AHEAD = 5_000_000
+LINGERING = 0.1  # seconds: the threads of OpenBLAS spin for about a third of it after a call
 
 
 class CpuClock:
@@ -40,15 +41,12 @@ class CpuClock:
         call()
         return self() - start
 
-    host = cold
-
 
 class CudaClock(CpuClock):
     """Events on the current stream, and a synchronisation before they are read.
 
     The device is kept busy while the host enqueues the call, so that what is timed is the device's work and not
-    the launches; a call that waits for the device in its middle pays for that. :meth:`host` is the other view:
-    wall clock on an idle device, launches included.
+    the launches; a call that waits for the device in its middle pays for that.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -70,17 +68,8 @@ class CudaClock(CpuClock):
         return self._start.elapsed_time(self._end) / 1e3
 
     def sweep(self) -> None:
-        self._runs = False  # also where a call has failed
+        self._runs = False  # what has failed may have left it running
         torch.sum(self._swept, 0, out=self._sum)
-
-    def host(self, call: Call) -> float:
-        """Seconds of ``call`` after a sweep, by the host's clock."""
-        self.sweep()
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        call()
-        torch.cuda.synchronize()
-        return time.perf_counter() - start
 
 
 @cache

@@ -39,7 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--floors-only": {
         "action": "store_true",
-        "help": "only what floors.yaml has a ratio of, without torch.compile",
+        "help": "only what floors.yaml has a ratio of, on cuda without torch.compile",
     },
 }
 

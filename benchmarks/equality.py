@@ -15,7 +15,7 @@ from torch import Tensor
 import snnet_kernels as sk
 from snnet_kernels import reference
 
-from .case import MIN_RANK, THRESHOLD, Batch, Case
+from .case import MIN_RANK, ROWS_AT_ONCE, THRESHOLD, Batch, Case
 
 MARGIN = 2e-6
 ROUNDING = 4e-6  # of similarities in float32, absolute
@@ -52,8 +52,8 @@ def same(what: str, got: Tensor, expected: Tensor) -> None:
 
 
 def same_labels(case: Case, batch: Batch, got: Any) -> None:
-    """Labels of (a part of) the first batch, as bool or bits, are the reference's."""
-    same_predictions(case.memory, batch.index, got, case.expected_labels[: batch.size])
+    """Labels of a batch, as bool or bits, are the reference's."""
+    same_predictions(case.memory, batch.index, got, batch.expected_labels)
 
 
 def same_predictions(memory: Tensor, index: Tensor, got: Any, expected: Tensor) -> None:
@@ -69,7 +69,7 @@ def same_predictions(memory: Tensor, index: Tensor, got: Any, expected: Tensor) 
 
 def flipped_rows(case: Case, batch: Batch, got: Any, most: float = 0.05) -> dict[str, int]:
     """Rows of labels that differ, for products of less than float32 precision; more than ``most`` of them raise."""
-    expected = sk.unpack_labels(case.expected_labels[: batch.size], case.shape.n)
+    expected = sk.unpack_labels(batch.expected_labels, case.shape.n)
     count = int((as_bool(got, case.shape.n) != expected).any(1).sum())
     require(count <= most * max(1, batch.size), f"labels: {count} of {batch.size} rows differ")
     return {"flipped_rows": count}
@@ -117,13 +117,17 @@ def same_update(case: Case, batch: Batch, memory: Tensor, kept: Any = None) -> N
     exact = (expected[index].double() @ expected.double().t()).float()
     if isinstance(kept, sk.NeighborLists):
         same_lists(kept, index, exact)
-    else:
-        close("rows of S", kept[index], exact)
-        close("columns of S", kept[:, index].t(), exact)
+        return
+    close("rows of S", kept[index], exact)
+    close("columns of S", kept[:, index].t(), exact)
+    outside = torch.ones(len(kept), dtype=torch.bool, device=index.device).index_fill_(0, index, False)
+    for rows in outside.nonzero().flatten().split(ROWS_AT_ONCE):
+        got, before = (matrix[rows].index_fill_(1, index, 0.0) for matrix in (kept, case.matrix))
+        same("S outside of the batch", got, before)
 
 
 def same_lists(lists: sk.NeighborLists, index: Tensor, exact: Tensor) -> None:
-    """The rows ``index`` of symmetric lists hold what they should of their similarities ``exact`` [B, n]."""
+    """Lists hold of the similarities ``exact`` [B, n] what they should: those of ``index``, and all others of these."""
     listed = torch.arange(lists.capacity, device=index.device) < lists.counts[index][:, None]
     row, place = listed.nonzero().unbind(1)
     own, column = index[row], lists.columns[index][listed].long()
@@ -139,3 +143,13 @@ def same_lists(lists: sk.NeighborLists, index: Tensor, exact: Tensor) -> None:
     if lists.mirrors is not None:
         over |= missing > lists.floors[None, :] + ROUNDING
     require(not over.any(), f"lists: {int(over.sum())} similarities above a floor are missing")
+    entry = index.new_full((len(lists.counts),), -1)
+    entry[index] = torch.arange(len(index), device=index.device)
+    listed = torch.arange(lists.capacity, device=index.device) < lists.counts[:, None]
+    image, place = (listed & (entry[lists.columns.clamp_min(0)] >= 0)).nonzero().unbind(1)
+    row = entry[lists.columns[image, place].long()]
+    close("similarities in the lists of others", lists.values[image, place], exact[row, image])
+    missing = exact.clone()
+    missing[row, image] = -torch.inf
+    over = missing > lists.floors[None, :] + ROUNDING
+    require(not over.any(), f"lists of others: {int(over.sum())} similarities above their floor are missing")

@@ -17,6 +17,7 @@ from snnet_kernels import reference
 
 from . import pytorch
 from .case import MIN_RANK, THRESHOLD, WEIGHTS, Batch, Case
+from .operation import GPU
 
 LOOP_SAMPLES = 16
 Neighbors = tuple[Tensor, Tensor]  # index and similarity [B, 1]
@@ -24,9 +25,10 @@ Update = Callable[[Tensor], None]
 
 
 class Form:
-    """Vectorised PyTorch that counts ranks instead of sorting, with the matrix S or without; P is a bool matrix."""
+    """Vectorised PyTorch that counts ranks instead of sorting, with the matrix S or without."""
 
     kept: Any  # beside the memory: S [n, n], lists or None
+    ranks = staticmethod(pytorch.ranks_in_parts)
 
     def __init__(self, case: Case, *, matrix: bool = False) -> None:
         self.case = case
@@ -35,7 +37,11 @@ class Form:
 
     @cached_property
     def stored(self) -> Any:
-        return self.case.own_dense_labels(torch.bool)
+        return MirroredLabels(self.case)
+
+    @cached_property
+    def product(self) -> Callable[[Tensor, Tensor], Tensor]:
+        return pytorch.fastest_product(self.case.batches[0].features, self.memory)
 
     @property
     def held_bytes(self) -> int:
@@ -44,24 +50,27 @@ class Form:
 
     def labels(self, index: Tensor) -> tuple[Any, Neighbors]:
         """The main labels of ``index`` [B] and the nearest others."""
-        rows = pytorch.label_rows(self.memory, index, self.kept)
-        labels = pytorch.predict_labels(self.memory, index, rows, self.kept)
+        if self.kept is None:
+            rows = self.product(self.memory[index], self.memory)
+            labels = pytorch.predict_labels(self.memory, index, rows)
+        else:
+            rows = self.kept[index]
+            labels = pytorch.predict_labels_from_matrix(index, rows, self.kept, self.ranks)
         return labels, pytorch.nearest_others(index, rows)
 
     def exchange_(self, index: Tensor, neighbor: Tensor, main: Any) -> tuple[Any, Any]:
         """The symmetric and the neighbour labels from P; then the main labels are written to it."""
-        symmetric, of_neighbor = self.stored[:, index].t(), self.stored[neighbor]
-        self.stored[index] = main
-        return symmetric, of_neighbor
+        others = self.stored.columns(index), self.stored.rows(neighbor)
+        self.stored.write_(index, main)
+        return others
 
     def update_(self, index: Tensor, features: Tensor, similarity: Any) -> None:
         """The momentum update of M and of what is kept beside it."""
+        momentum = self.case.momentum
         if self.kept is None:
-            return pytorch.blend_(self.memory, index, features, self.case.momentum)
-        # The reference also finds repeated images, and rows in which the recurrence would lose accuracy.
-        reference.update_memory_(
-            self.memory, index, features, self.case.momentum, cache=self.kept, similarity=similarity
-        )
+            pytorch.blend_(self.memory, index, features, momentum)
+        else:
+            pytorch.blend_with_matrix_(self.memory, self.kept, index, features, momentum, similarity)
 
     def loss(self, similarity: Tensor, labels: tuple[Any, ...]) -> Tensor:
         return pytorch.dense_mmcl(similarity, labels)
@@ -83,7 +92,7 @@ class Form:
 
     def iterate(self, features: Tensor, index: Tensor) -> tuple[Tensor, Update]:
         """The loss of ``features`` [B, d], and the update to be called with them after the backward pass."""
-        similarity = features @ self.memory.t()
+        similarity = self.product(features, self.memory)
         main, (neighbor, _) = self.labels(index)
         others = self.exchange_(index, neighbor.reshape(-1), main)
         loss = self.loss(similarity, (main, *others))
@@ -98,12 +107,48 @@ class Form:
         return loss.detach(), features.grad
 
 
-class CompiledForm(Form):
-    """torch.compile of the vectorised form as it is."""
+class DenseLabels:
+    """P as a matrix of ``dtype`` [n, n], with the methods of :class:`snnet_kernels.PseudoLabelMemory`."""
 
-    def __init__(self, case: Case, *, matrix: bool = False) -> None:
-        super().__init__(case, matrix=matrix)
-        pytorch.static(self.memory, *([self.kept] if matrix else []))
+    def __init__(self, case: Case, *, dtype: torch.dtype = torch.bool) -> None:
+        self.by_row = case.own_dense_labels(dtype)
+        self.by_column = self.by_row.t()
+
+    def buffers(self) -> list[Tensor]:
+        return [self.by_row]
+
+    def rows(self, index: Tensor) -> Tensor:
+        return self.by_row[index]
+
+    def columns(self, index: Tensor) -> Tensor:
+        return self.by_column[index]
+
+    def write_(self, index: Tensor, labels: Tensor) -> None:
+        self.by_row[index] = labels.to(self.by_row.dtype)
+
+
+class MirroredLabels(DenseLabels):
+    """A bool matrix beside its transpose: columns lie together too, and a write touches only those that change."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.by_column = case.own_dense_labels(torch.bool, transposed=True)
+
+    def buffers(self) -> list[Tensor]:
+        return [self.by_row, self.by_column]
+
+    def write_(self, index: Tensor, labels: Tensor) -> None:
+        row, column = (self.by_row[index] ^ labels).nonzero(as_tuple=True)
+        self.by_row[index] = labels
+        self.by_column[column, index[row]] = labels[row, column]
+
+
+class CompiledForm(Form):
+    """torch.compile of the vectorised form without S as it is."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        pytorch.static(self.memory)
         self.find_and_update_ = pytorch.compiled(self._find_and_update_, case.device, dynamic=True)
         self.update_ = pytorch.compiled(super().update_, case.device)
 
@@ -113,8 +158,20 @@ class CompiledForm(Form):
         return found
 
 
+class CompiledCacheForm(Form):
+    """With S: torch.compile of the three parts that are one loop each: the ranks, the recurrence and the loss."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case, matrix=True)
+        pytorch.static(self.memory, self.kept)
+        self.ranks = pytorch.compiled(pytorch.ranks_of, case.device, dynamic=True)
+        self.update_, self.loss = (
+            pytorch.compiled(part, case.device) for part in (super().update_, super().loss)
+        )
+
+
 class StaticForm(Form):
-    """Written for torch.compile, with S: every shape known, one graph a step; of an iteration one for the update."""
+    """Written for CUDA graphs, with S: every shape known, one graph a step; of an iteration one for the update."""
 
     def __init__(self, case: Case) -> None:
         super().__init__(case, matrix=True)
@@ -122,8 +179,12 @@ class StaticForm(Form):
         self._width = pytorch.largest_number_of_candidates(self.kept)
         self.labels, self.update_, self.find_and_update_, self._forward = (
             pytorch.compiled(part, case.device)
-            for part in (self._labels, self._update_, self._find_and_update_, self._forward_)
+            for part in (self._labels, super().update_, self._find_and_update_, self._forward_)
         )
+
+    @cached_property
+    def stored(self) -> DenseLabels:
+        return DenseLabels(self.case)
 
     def _labels(self, index: Tensor) -> tuple[Tensor, Neighbors]:
         rows = self.kept[index]
@@ -132,22 +193,19 @@ class StaticForm(Form):
         nearest, neighbor = rows.masked_fill(own, -torch.inf).max(1)
         return labels, (neighbor, nearest)
 
-    def _update_(self, index: Tensor, features: Tensor, similarity: Tensor) -> None:
-        pytorch.blend_with_matrix_(self.memory, self.kept, index, features, self.case.momentum, similarity)
-
     def _find_and_update_(self, index: Tensor, features: Tensor, similarity: Tensor) -> Any:
         found = self._labels(index)
-        self._update_(index, features, similarity)
+        Form.update_(self, index, features, similarity)
         return found
 
     def _forward_(self, features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        similarity = features @ self.memory.t()
+        similarity = self.product(features, self.memory)
         main, (neighbor, _) = self._labels(index)
         others = self.exchange_(index, neighbor, main)
         return self.loss(similarity, (main, *others)), similarity
 
     def iterate(self, features: Tensor, index: Tensor) -> tuple[Tensor, Update]:
-        pytorch.static(self.stored)
+        pytorch.static(self.stored.by_row)
         loss, similarity = self._forward(features, index)
         return loss, lambda after: self.update_(index, after, similarity.detach())
 
@@ -157,23 +215,28 @@ class FreshRows(Form):
 
     def update_(self, index: Tensor, features: Tensor, similarity: Any) -> None:
         pytorch.blend_(self.memory, index, features, self.case.momentum)
-        rows = self.memory[index] @ self.memory.t()
+        rows = self.product(self.memory[index], self.memory)
         self.kept[index] = rows
         self.kept[:, index] = rows.t()
 
 
 class LoopForm(Form):
-    """Sample by sample, as the code bases of this field do it."""
+    """Sample by sample, as the code bases of this field do it, with P as one bool matrix."""
+
+    product = staticmethod(pytorch.PRODUCTS["pytorch"])
+
+    @cached_property
+    def stored(self) -> DenseLabels:
+        return DenseLabels(self.case)
 
     def labels(self, index: Tensor) -> tuple[Tensor, Neighbors]:
         labels = reference.loop.mplp(self.memory, index, THRESHOLD, MIN_RANK)
         return labels, reference.loop.nearest_neighbors(self.memory, index)
 
     def exchange_(self, index: Tensor, neighbor: Tensor, main: Tensor) -> tuple[Tensor, Tensor]:
-        symmetric = reference.pack_labels(self.stored[:, index].t())
-        of_neighbor = reference.pack_labels(self.stored[neighbor])
-        reference.loop.write_labels_(self.stored, index, main)
-        return symmetric, of_neighbor
+        others = self.stored.columns(index), self.stored.rows(neighbor)
+        reference.loop.write_labels_(self.stored.by_row, index, main)
+        return tuple(map(reference.pack_labels, others))
 
     def update_(self, index: Tensor, features: Tensor, similarity: Any) -> None:
         reference.loop.update_memory_(self.memory, index, features, self.case.momentum)
@@ -191,8 +254,8 @@ def bytes_of(kept: Any) -> int:
 # How each is made, and options of the contender.
 FORMS: dict[str, dict[str, Any]] = {
     "pytorch-cache": {"make": partial(Form, matrix=True)},
-    "compile-cache": {"make": partial(CompiledForm, matrix=True)},
-    "compile-static": {"make": StaticForm},
+    "compile-cache": {"make": CompiledCacheForm},
+    "compile-static": {"make": StaticForm, "devices": GPU},
     "pytorch": {"make": Form},
     "compile": {"make": CompiledForm},
     "loop": {"make": LoopForm, "samples": LOOP_SAMPLES, "once": True},

@@ -70,6 +70,7 @@ class Operation:
     shapes: Callable[..., list[Shape]] | None = None  # (device, sizes), in place of those of the command line
     grows: tuple[str, ...] = ()  # contenders that are measured at the growth shapes, too
     contenders: dict[str, Contender] = field(default_factory=dict)
+    beside: Contender | None = None  # a yardstick, which "snnet" takes turns with
 
     def contender(self, name: str, make: Make | None = None, **options: Any) -> Any:
         """Add a contender; options are the fields of :class:`Contender`. Without ``make``, a decorator of it."""
@@ -80,9 +81,10 @@ class Operation:
         self.contenders[name] = Contender(name, make, **({"call": self.call, "gate": self.gate} | options))
         return make
 
-    def yardstick(self, name: str, make: Make) -> None:
+    def yardstick(self, name: str, make: Make, **options: Any) -> None:
         """Something else that stands beside the contenders: it is called with the batch, and passes no gate."""
-        self.contender(name, make, call=None, gate=None)
+        self.contender(name, make, call=None, gate=None, **options)
+        self.beside = self.contenders[name]
 
     def ours(self, make: Make, **options: Any) -> None:
         """This package as it is, and on a GPU each of its backends alone."""

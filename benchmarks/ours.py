@@ -29,11 +29,6 @@ class Ours(Form):
         labels = sk.mplp(self.memory, index, THRESHOLD, MIN_RANK, lists=self.kept)
         return labels, sk.nearest_neighbors(self.memory, index, lists=self.kept)
 
-    def exchange_(self, index: Tensor, neighbor: Tensor, main: Tensor) -> tuple[Tensor, Tensor]:
-        others = self.stored.columns(index), self.stored.rows(neighbor)
-        self.stored.write_(index, main)
-        return others
-
     def update_(self, index: Tensor, features: Tensor, similarity: Tensor | None) -> None:
         sk.update_memory_(
             self.memory, index, features, self.case.momentum, lists=self.kept, similarity=similarity
@@ -110,7 +105,7 @@ class CapturedIteration:
         torch.cuda.current_stream().wait_stream(stream)
         self.features.grad = None  # the capture makes its own, which each replay writes anew
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, stream=stream):
             self.loss = self._iterate()
 
     def _iterate(self) -> Tensor:

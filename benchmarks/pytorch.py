@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from snnet_kernels.precision import matmul
 from snnet_kernels.reference.label_prediction import first_inconsistent_candidate, select_candidates
 
 from .case import MIN_RANK, ROWS_AT_ONCE, THRESHOLD, WEIGHTS
+from .clock import LINGERING, clock_of
 
 DELTA, RATIO = 5.0, 0.01
+ROWS_IN_CACHE = 32
+# Ways to write the product of the rows of two matrices.
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "pytorch": lambda left, right: left @ right.t(),
+    "pytorch-transposed": lambda left, right: (right @ left.t()).t().contiguous(),
+}
 
 
 def compiled(
@@ -40,24 +48,68 @@ def static(*tensors: Tensor) -> None:
         torch._dynamo.mark_static_address(tensor)
 
 
-def label_rows(memory: Tensor, index: Tensor, matrix: Tensor | None) -> Tensor:
-    """S[index] [B, n], from S or by one product."""
-    return matrix[index] if matrix is not None else matmul(memory[index], memory.t())
+def fastest(ways: Iterable[Callable[..., Any]], device: torch.device, *arguments: Any) -> Callable[..., Any]:
+    """Of ``ways`` the one that takes the least time for arguments like these: to be found outside the clock."""
+    clock = clock_of(device)
+
+    def seconds(way: Callable[..., Any]) -> float:
+        if device.type == "cpu":
+            time.sleep(LINGERING)  # of the way before, if it was numpy's
+        way(*arguments)
+        return statistics.median(clock.cold(lambda: way(*arguments)) for _ in range(5))
+
+    return min(ways, key=seconds)
 
 
-def predict_labels(memory: Tensor, index: Tensor, rows: Tensor, matrix: Tensor | None) -> Tensor:
-    """bool [B, n]: the vectorised reference, without packing the labels into bits.
+def fastest_product(left: Tensor, right: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    return fastest(PRODUCTS.values(), left.device, left, right)
+
+
+def predict_labels(memory: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """bool [B, n] without S: the vectorised reference, without packing the labels into bits.
 
     Counts ranks instead of sorting, for the candidates of all samples together, a sample's only as far as its
-    walk goes; without S each distinct candidate is multiplied once.
+    walk goes; each distinct candidate is multiplied once.
     """
     columns, _, counts = select_candidates(rows, THRESHOLD)
     walked = torch.where(counts > 2, counts, 0)
-    first = first_inconsistent_candidate(memory, columns, walked, counts.clamp_min(MIN_RANK), matrix)
+    first = first_inconsistent_candidate(memory, columns, walked, counts.clamp_min(MIN_RANK), None)
     positives = torch.where(walked > 0, first, counts).clamp_min(2).minimum(counts)
     chosen = torch.arange(columns.shape[1], device=columns.device) < positives[:, None]
     labels = torch.zeros(rows.shape, dtype=torch.bool, device=rows.device)
     return labels.scatter_(1, columns, chosen).scatter_(1, index[:, None], True)
+
+
+def ranks_of(matrix: Tensor, candidates: Tensor, anchors: Tensor) -> Tensor:
+    """How many similarities of each candidate [K] are above the one to its anchor [K]; one loop where compiled."""
+    return (matrix[candidates] > matrix[candidates, anchors][:, None]).sum(1)
+
+
+def ranks_in_parts(matrix: Tensor, candidates: Tensor, anchors: Tensor) -> Tensor:
+    """The same in eager PyTorch: on a CPU a few rows at a time, which stay in its cache."""
+    part = ROWS_IN_CACHE if matrix.device.type == "cpu" else max(1, len(candidates))
+    parts = zip(candidates.split(part), anchors.split(part), strict=True)
+    return torch.cat([ranks_of(matrix, *each) for each in parts])
+
+
+def predict_labels_from_matrix(
+    index: Tensor, rows: Tensor, matrix: Tensor, ranks: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """bool [B, n] with S: the candidates of all samples in one row [K], and ``ranks`` of these alone."""
+    bar = torch.tensor(THRESHOLD, dtype=torch.float32).item()
+    sample, column = (rows > bar).nonzero(as_tuple=True)
+    order = rows[sample, column].argsort(descending=True, stable=True)
+    order = order[sample[order].argsort(stable=True)]  # by sample, then by falling similarity
+    sample, column = sample[order], column[order]
+    counts = torch.bincount(sample, minlength=len(index))
+    start = (counts.cumsum(0) - counts)[sample]
+    place = torch.arange(len(sample), device=sample.device) - start
+    inconsistent = ranks(matrix, column, column[start]) > counts.clamp_min(MIN_RANK)[sample]
+    first = counts.scatter_reduce(0, sample[inconsistent], place[inconsistent], reduce="amin")
+    chosen = place < first.clamp_min(2)[sample]
+    labels = torch.zeros(rows.shape, dtype=torch.bool, device=rows.device)
+    labels[sample[chosen], column[chosen]] = True
+    return labels.scatter_(1, index[:, None], True)
 
 
 def predict_labels_static(index: Tensor, rows: Tensor, matrix: Tensor, width: int) -> Tensor:
@@ -85,8 +137,9 @@ def largest_number_of_candidates(matrix: Tensor) -> int:
 
 
 def nearest_others(index: Tensor, rows: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
-    """(index [B, k], similarity [B, k]) of the k most similar others, by ``topk``; writes into ``rows``."""
-    similarity, neighbors = rows.scatter_(1, index[:, None], -torch.inf).topk(k)
+    """(index [B, k], similarity [B, k]) of the k most similar others; writes into ``rows``."""
+    others = rows.scatter_(1, index[:, None], -torch.inf)
+    similarity, neighbors = others.max(1, keepdim=True) if k == 1 else others.topk(k)
     return neighbors, similarity
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .shapes import is_growth
+
 FOLDER = Path(__file__).parent / "results"
 _STATS = ("median", "iqr", "min", "max", "rounds")
 
@@ -29,13 +31,18 @@ class Result:
     precision: str = "ieee"
     scaled: float = 1.0  # more than 1: run on a part of the batch, the time multiplied by this
     warm_seconds: float | None = None
-    host_seconds: float | None = None
+    yardstick_seconds: float | None = None  # of the operation's yardstick, in turn with this
     floor_seconds: float | None = None
     product_seconds: float | None = None  # of its matrix products at the measured rate of the same precision
     cpu_seconds: float | None = None  # of all processors, of one call
     peak_bytes: int | None = None
     held_bytes: int | None = None
     flipped_rows: int | None = None
+
+    @property
+    def spread(self) -> float:
+        """The interquartile range over the median."""
+        return self.iqr / self.seconds
 
 
 @dataclass
@@ -60,11 +67,16 @@ class Run:
 def slim(output: dict[str, Any], rates: dict[str, float]) -> None:
     """Keep of pytest-benchmark's JSON what the report reads; nothing about the host but its hardware.
 
-    What was not described failed its gate, after its one call was timed. Times of a part of the batch are scaled here.
+    What was not described failed its gate, after it was timed. Times of a part of the batch are scaled here. Raises
+    ValueError where a clock has failed.
     """
 
     def scaled(benchmark: dict[str, Any]) -> dict[str, Any]:
         factor = benchmark["extra_info"].get("scaled", 1.0)
+        if benchmark["stats"]["median"] <= 0:
+            raise ValueError(
+                f"{benchmark['name']}: a median of {benchmark['stats']['median']:g} s is no time"
+            )
         stats = {key: benchmark["stats"][key] for key in _STATS}
         return {key: value if key == "rounds" else factor * value for key, value in stats.items()}
 
@@ -79,26 +91,47 @@ def slim(output: dict[str, Any], rates: dict[str, float]) -> None:
 
 
 def read_run(paths: Iterable[Path]) -> Run:
-    """The results in ``paths``, written on one machine; where two have the same case, the later file's stand.
+    """The results in ``paths``, each the whole of a run on one machine with the same software.
 
-    Raises ValueError naming the file where it is not the JSON of these benchmarks.
+    Where several have an operation at one shape (or its growth), all of it is the newest file's: no ratio is of two
+    runs. Raises ValueError naming the file that is not the JSON of these benchmarks, or of other software.
     """
     whole = Run({})
-    found: dict[tuple[str, str, str], Result] = {}
-    for path in paths:
-        try:
-            content = json.loads(path.read_text())
-            results = [_result(benchmark) for benchmark in content["benchmarks"]]
-            whole.machine = whole.machine or content["machine_info"]
-            whole.rates |= content.get("rates", {})
-            whole.dates.append(content["datetime"][:10])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{path} is not the JSON of pytest benchmarks --benchmark-json: {type(error).__name__} {error}"
-            ) from error
-        found |= {(result.operation, result.contender, result.shape): result for result in results}
-    whole.results = list(found.values())
+    seen: set[tuple[str, str]] = set()
+    newest: Path | None = None
+    for path, content, results in sorted(
+        map(_read, paths), key=lambda file: file[1]["datetime"], reverse=True
+    ):
+        machine = content["machine_info"]
+        whole.machine = whole.machine or machine
+        for name in ("torch", "libraries"):
+            if machine[name] != whole.machine[name]:
+                newer = f"in the newer {newest} it is {whole.machine[name]}"
+                raise ValueError(f"{path}: {name} is {machine[name]}, {newer}; keep one of them")
+        newest = newest or path
+        whole.rates = content.get("rates", {}) | whole.rates
+        new = [result for result in results if _compared(result) not in seen]
+        seen |= {*map(_compared, new)}
+        whole.results += new
+        whole.dates += [content["datetime"][:10]] if new else []
     return whole
+
+
+def _read(path: Path) -> tuple[Path, dict[str, Any], list[Result]]:
+    try:
+        content = json.loads(path.read_text())
+        machine = content["machine_info"]
+        _ = content["datetime"][:10], machine["torch"], machine["libraries"]
+        return path, content, [_result(benchmark) for benchmark in content["benchmarks"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not the JSON of pytest benchmarks --benchmark-json: {type(error).__name__} {error}"
+        ) from error
+
+
+def _compared(result: Result) -> tuple[str, str]:
+    """What results have in common that stand beside one another."""
+    return result.operation, "growth" if is_growth(result.shape) else result.shape
 
 
 def _result(benchmark: dict[str, Any]) -> Result:
@@ -110,5 +143,5 @@ def _result(benchmark: dict[str, Any]) -> Result:
 def committed_runs() -> dict[str, Run]:
     """The results under benchmarks/results, by machine: CPUs before GPUs."""
     folders = sorted({path.parent for path in FOLDER.glob("*/*.json")})
-    runs = {folder.name: read_run(sorted(folder.glob("*.json"))) for folder in folders}
+    runs = {folder.name: read_run(folder.glob("*.json")) for folder in folders}
     return dict(sorted(runs.items(), key=lambda item: (item[1].machine["device"] != "cpu", item[0])))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from .case import Inputs, Unavailable
-from .clock import clock_of
+from .clock import LINGERING, clock_of
 from .hardware import Rates
 from .operation import Contender, Operation
 from .peak_memory import peak_bytes
@@ -21,9 +21,13 @@ from .shapes import Shape
 
 WARM_BELOW = 0.05  # seconds: a longer call moves far more than a processor's cache holds
 LEAST_ROUNDS = 3
-LINGERING = 0.1  # seconds: the threads of OpenBLAS spin for about a third of it
 MOST_COPIED = 2_000_000_000  # bytes kept: writing them in a forked process copies all of their pages
 ONCE_ABOVE = 5.0  # seconds: a longer call is timed once
+
+
+def compare(contender: Contender, case: Any, batch: Any, answer: Any) -> dict[str, Any]:
+    """What the contender's gate tells of an answer that passes."""
+    return (contender.gate and contender.gate(case, batch, answer)) or {}
 
 
 @dataclass
@@ -58,8 +62,11 @@ class Runner:
             if str(error.name).startswith(("benchmarks", "snnet")):  # nothing that one installs
                 raise
             pytest.skip(f"{error.name} is not installed (pip install '.[bench]')")
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            pytest.skip(f"out of memory: {str(error).splitlines()[0]}")
+        except (MemoryError, RuntimeError) as error:
+            text = str(error)
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in text:
+                raise  # torch has no class for what a CPU refuses
+            pytest.skip(f"out of memory: {text.splitlines()[0] if text else type(error).__name__}")
 
     def _case_of(self, operation: Operation, shape: Shape) -> Any:
         kept = self.case
@@ -83,11 +90,17 @@ class Runner:
             for name in operation.needs:
                 getattr(made, name, None)
             run = contender.run_of(made)
-            answer = benchmark.pedantic(run, args=(batches[0],)) if contender.once else run(batches[0])
-            found = (contender.gate and contender.gate(case, batches[0], answer)) or {}
+            first = batches[0]
+            answer = self._time_once(run, case, first, benchmark) if contender.once else run(first)
+            found = compare(contender, case, first, answer)
             del answer
             if not contender.once:
-                found |= self._time(contender, run, case, batches, benchmark)
+                beside = operation.beside if contender.name == "snnet" else None
+                found |= self._time(contender, beside, run, case, batches, benchmark)
+                case.reset()
+                # Of another batch: who is right only once, or has kept the first answer, is wrong now.
+                second = batches[1 % len(batches)]
+                found |= compare(contender, case, second, run(second))
             found |= self._describe(operation, contender, case)
             found["scaled"] = case.shape.batch / samples
             if kept := getattr(made, "held_bytes", 0):
@@ -96,28 +109,52 @@ class Runner:
             if self.memory and contender.samples is None and not contender.once and not copies:
                 case.reset()
                 with contextlib.suppress(torch.OutOfMemoryError):
-                    found["peak_bytes"] = peak_bytes(lambda: run(batches[0]), self.device)
+                    found["peak_bytes"] = peak_bytes(lambda: run(first), self.device)
         finally:
             case.forget()
         benchmark.extra_info.update(found)
 
+    def _time_once(self, run: Callable[[Any], Any], case: Any, batch: Any, benchmark: Any) -> Any:
+        """One cold call by pytest-benchmark, and its answer. On a GPU a call before it loads the kernels."""
+
+        def prepare() -> tuple[tuple[Any], dict[str, Any]]:
+            case.reset()
+            self.clock.sweep()
+            return (batch,), {}
+
+        if self.device.type == "cuda":
+            run(batch)
+        return benchmark.pedantic(run, setup=prepare)
+
     def _time(
-        self, contender: Contender, run: Callable[[Any], Any], case: Any, batches: list[Any], benchmark: Any
+        self,
+        contender: Contender,
+        beside: Contender | None,
+        run: Callable[[Any], Any],
+        case: Any,
+        batches: list[Any],
+        benchmark: Any,
     ) -> dict[str, Any]:
-        """Cold calls by pytest-benchmark, each on the next batch, and after each the same call again at once."""
+        """Cold calls by pytest-benchmark, each on the next batch, and after each the same call again at once.
+
+        A yardstick ``beside`` the contender is called after each, too: a moment in which the machine is slow then
+        changes both.
+        """
         warm: list[float] = []
-        host: list[float] = []
+        yardstick: list[float] = []
         clock = self.clock
+        measure = beside.run_of(beside.make(case)) if beside else None
+        lingers = contender.lingers or (beside is not None and beside.lingers)
         # The first calls are no measure: compiled code may be compiled again for the second batch it meets.
         for batch in (batches[1 % len(batches)], batches[2 % len(batches)]):
             case.reset()
-            seconds = clock.host(lambda batch=batch: run(batch))
+            seconds = clock.cold(lambda batch=batch: run(batch))
         wanted = max(LEAST_ROUNDS, round(self.seconds / max(seconds, 1e-9)))
         rounds = 1 if seconds > ONCE_ABOVE else min(self.rounds, wanted)
         turns = iter(range(rounds))
 
         def prepare() -> tuple[tuple[Any], dict[str, Any]]:
-            if contender.lingers:
+            if lingers:
                 time.sleep(LINGERING)
             case.reset()
             batch = batches[next(turns) % len(batches)]
@@ -127,12 +164,11 @@ class Runner:
         def again(batch: Any) -> None:
             if seconds < WARM_BELOW:
                 warm.append(clock.warm(lambda: run(batch)))
-            if self.device.type == "cuda":
-                case.reset()
-                host.append(clock.host(lambda: run(batch)))
+            if measure:
+                yardstick.append(clock.cold(lambda: measure(batch)))
 
         benchmark.pedantic(run, setup=prepare, teardown=again, rounds=rounds)
-        times = {"warm_seconds": warm, "host_seconds": host}
+        times = {"warm_seconds": warm, "yardstick_seconds": yardstick}
         return {name: statistics.median(values) for name, values in times.items() if values}
 
     def _describe(self, operation: Operation, contender: Contender, case: Any) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def main() -> None:
                 own, other = context.Pipe()
                 arguments = (other, rank, size, f"{folder}/meeting")
                 context.Process(target=serve, args=arguments, daemon=True).start()
+                other.close()  # else a child that has died would leave the parent waiting
                 groups.setdefault(name, []).append(own)
         found: dict[str, list[Step]] = {name: [] for name in groups}
         for turn in range(turns + 3):

@@ -6,7 +6,7 @@ from ..operation import Operation
 
 _FILES = (
     "similarity neighbor_lists label_prediction neighbors label_memory memory_update loss label_step iteration "
-    "training mmcl_trainer rank_metrics reranking cluster_memory jaccard"
+    "training mmcl_trainer rank_metrics reranking cluster_memory jaccard_graph"
 )
 OPERATIONS: dict[str, Operation] = {
     operation.name: operation

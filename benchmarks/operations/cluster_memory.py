@@ -17,6 +17,7 @@ from snnet_kernels.compat.cluster_contrast import ClusterMemory
 from ..case import Batch, Inputs
 from ..equality import close
 from ..operation import Operation
+from ..pytorch import fastest_product
 from ..shapes import DIMS, Shape
 
 CLUSTERS, BATCH, INSTANCES = 700, 64, 4  # of Market-1501 in training
@@ -128,7 +129,10 @@ def loop(case: Centres, layer: Any) -> Any:
 
 def two_products(case: Centres) -> Any:
     """s = f Cᵀ and s C, as the loss and its gradient need them."""
-    return lambda batch: (batch.features @ case.memory.t()) @ case.memory
+    features, memory = case.batches[0].features, case.memory
+    forward = fastest_product(features, memory)
+    backward = fastest_product(forward(features, memory), memory.t())
+    return lambda batch: backward(forward(batch.features, memory), memory.t())
 
 
 def updated_gate(case: Centres, batch: Batch, centres: Tensor, layer: Any) -> None:

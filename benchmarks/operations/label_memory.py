@@ -1,6 +1,6 @@
 """The pseudo label memory P: writing the rows of a batch, reading rows, reading columns ("who counts me?").
 
-Kept memory: ours keeps two bit matrices, scipy two sparse ones, the dense forms one matrix.
+Kept memory: ours keeps two bit matrices, scipy two sparse ones, the dense forms one matrix or the matrix twice.
 """
 
 from __future__ import annotations
@@ -19,51 +19,25 @@ import snnet_kernels as sk
 
 from ..case import Batch, Case
 from ..equality import as_bool, same
-from ..forms import bytes_of
+from ..forms import DenseLabels, MirroredLabels, bytes_of
 from ..hardware import Work
 from ..operation import Operation
 
 DENSE = {"bool": torch.bool, "uint8": torch.uint8, "float32": torch.float32}
 
 
-class Bits:
-    """As this package keeps it, in both orientations. Here and below ``ready`` are labels as ``write`` takes them."""
-
-    ready = staticmethod(attrgetter("labels"))
-
-    def __init__(self, case: Case, *, writes: bool = False) -> None:
-        stored = case.own_label_memory() if writes else case.label_memory
-        self.rows, self.columns, self.write = stored.rows, stored.columns, stored.write_
-        self.held_bytes = bytes_of(stored)
-
-
-class Dense:
-    """A matrix of ``dtype`` [n, n]."""
-
-    ready = staticmethod(attrgetter("dense_labels"))
-
-    def __init__(self, case: Case, *, dtype: torch.dtype, writes: bool = False) -> None:
-        self.stored = case.own_dense_labels(dtype)
-        self.held_bytes = bytes_of(self.stored)
-
-    def rows(self, index: Tensor) -> Tensor:
-        return self.stored[index]
-
-    def columns(self, index: Tensor) -> Tensor:
-        return self.stored[:, index].t()
-
-    def write(self, index: Tensor, labels: Tensor) -> None:
-        self.stored[index] = labels.to(self.stored.dtype)
-
-
 class Sparse:
     """scipy's CSR for rows and CSC for columns; a write rebuilds both, because their entries move."""
 
-    def __init__(self, case: Case, *, writes: bool = False) -> None:
+    def __init__(self, case: Case) -> None:
         self.n = case.shape.n
         self._build(*(part.numpy() for part in case.label_memory.pairs()))
+        before = {"by_row": self.by_row, "by_column": self.by_column}
+        case.on_reset(lambda: vars(self).update(before))
+
+    def buffers(self) -> list[np.ndarray]:
         parts = [part for matrix in (self.by_row, self.by_column) for part in vars(matrix).values()]
-        self.held_bytes = sum(part.nbytes for part in parts if isinstance(part, np.ndarray))
+        return [part for part in parts if isinstance(part, np.ndarray)]
 
     def _build(self, rows: np.ndarray, columns: np.ndarray) -> None:
         from scipy import sparse
@@ -78,7 +52,7 @@ class Sparse:
     def columns(self, index: Tensor) -> Any:
         return self.by_column[:, index.numpy()]
 
-    def write(self, index: Tensor, entries: tuple[np.ndarray, np.ndarray]) -> None:
+    def write_(self, index: Tensor, entries: tuple[np.ndarray, np.ndarray]) -> None:
         """``entries``: (position in the batch, column), which another program would have; ``index`` is distinct."""
         kept = np.ones(self.n, dtype=bool)
         kept[index.numpy()] = False
@@ -89,23 +63,37 @@ class Sparse:
             np.concatenate([row[stays], written]), np.concatenate([self.by_row.indices[stays], column])
         )
 
-    @staticmethod
-    def ready(batch: Batch) -> tuple[Any, ...]:
-        return tuple(np.nonzero(labels.numpy()) for labels in batch.dense_labels)
+
+def entries_of(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [np.nonzero(labels.numpy()) for labels in batch.dense_labels]
 
 
-class Writer:
-    """Writes the symmetric and the main labels of a batch in turn, so that some bits always change."""
+class Keeper:
+    """P as ``make`` keeps it, for reading."""
 
-    def __init__(self, case: Case, make: Callable[..., Any]) -> None:
-        self.stored = make(case, writes=True)
-        self.held_bytes = self.stored.held_bytes
-        self.labels = {id(batch): self.stored.ready(batch) for batch in case.batches}
+    def __init__(self, case: Case, make: Callable[[Case], Any]) -> None:
+        self.stored = make(case)
+
+    @property
+    def held_bytes(self) -> int:
+        return bytes_of(self.stored)
+
+
+class Writer(Keeper):
+    """Writes the symmetric and the main labels of a batch in turn, which differ: P holds the main ones at first.
+
+    ``ready(batch)`` are its three label sets as P takes them.
+    """
+
+    def __init__(self, case: Case, make: Callable[[Case], Any], ready: Callable[[Batch], Any]) -> None:
+        super().__init__(case, make)
+        self.labels = {id(batch): ready(batch) for batch in case.batches}
         self.calls: Counter[int] = Counter()
+        case.on_reset(self.calls.clear)
 
     def __call__(self, batch: Batch) -> Any:
         self.calls[id(batch)] += 1
-        self.stored.write(batch.index, self.labels[id(batch)][self.calls[id(batch)] % 2])
+        self.stored.write_(batch.index, self.labels[id(batch)][self.calls[id(batch)] % 2])
         return self.stored
 
 
@@ -136,21 +124,28 @@ def operation(name: str, what: str, times: int, gate: Any, call: Any = None, **o
 
 
 columns = operation(
-    "label-columns", "reading columns", 2, same_columns, lambda stored, batch: stored.columns(batch.index)
+    "label-columns",
+    "reading columns",
+    2,
+    same_columns,
+    lambda keeper, batch: keeper.stored.columns(batch.index),
 )
-rows = operation("label-rows", "reading rows", 2, same_rows, lambda stored, batch: stored.rows(batch.index))
+rows = operation(
+    "label-rows", "reading rows", 2, same_rows, lambda keeper, batch: keeper.stored.rows(batch.index)
+)
 write = operation("label-write", "writing rows", 3, same_writes, inputs=("labels", "dense_labels"))
 OPERATIONS = (columns, rows, write)
 
 
-def keep_as(name: str, make: Callable[..., Any], **options: Any) -> None:
+def keep_as(name: str, make: Callable[[Case], Any], ready: Callable[[Batch], Any], **options: Any) -> None:
     """P in this form is a contender of all three."""
     for reading in (columns, rows):
-        reading.contender(name, make, **options)
-    write.contender(name, partial(Writer, make=make), **options)
+        reading.contender(name, partial(Keeper, make=make), **options)
+    write.contender(name, partial(Writer, make=make, ready=ready), **options)
 
 
-keep_as("snnet", Bits)
+keep_as("snnet", Case.own_label_memory, attrgetter("labels"))
 for _name, _dtype in DENSE.items():
-    keep_as(_name, partial(Dense, dtype=_dtype))
-keep_as("scipy", Sparse, devices=("cpu",))
+    keep_as(_name, partial(DenseLabels, dtype=_dtype), attrgetter("dense_labels"))
+keep_as("bool-mirrored", MirroredLabels, attrgetter("dense_labels"))
+keep_as("scipy", Sparse, entries_of, devices=("cpu",))

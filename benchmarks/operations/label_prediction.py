@@ -16,7 +16,7 @@ from ..forms import FORMS, LOOP_SAMPLES
 from ..hardware import Work, product
 from ..operation import Operation
 from ..ours import Ours
-from ..pytorch import compiled, label_rows, predict_labels
+from ..pytorch import compiled, fastest_product, predict_labels
 
 
 def same_found(case: Case, batch: Batch, found: tuple[Any, Any]) -> None:
@@ -37,6 +37,7 @@ from_lists = Operation(
     "Label prediction and nearest neighbour from lists",
     same_found,
     lambda form, batch: form.labels(batch.index),
+    needs=("product",),
     uses_features=False,
     work=lambda case: Work(case.listed_bytes),
 )
@@ -44,7 +45,7 @@ streaming = Operation("streaming-mplp", "Label prediction without lists", same_l
 OPERATIONS = (from_lists, streaming)
 
 from_lists.ours(Ours)
-for _name in ("pytorch-cache", "compile-static", "pytorch", "loop"):
+for _name in ("pytorch-cache", "compile-cache", "compile-static", "pytorch", "loop"):
     from_lists.contender(_name, **FORMS[_name])
 
 
@@ -58,9 +59,11 @@ streaming.rounded(ours, tf32x3=same_labels, bf16=same_labels, tf32=flipped_rows)
 
 @streaming.contender("pytorch")
 def vectorised(case: Case) -> Any:
+    product = fastest_product(case.batches[0].features, case.memory)
+
     def run(batch: Batch) -> Any:
-        rows = label_rows(case.memory, batch.index, None)
-        return predict_labels(case.memory, batch.index, rows, None)
+        rows = product(case.memory[batch.index], case.memory)
+        return predict_labels(case.memory, batch.index, rows)
 
     return run
 

@@ -33,11 +33,8 @@ def same_step(case: Case, batch: Batch, answer: tuple[Any, Any, Form]) -> None:
 
 def same_written_labels(case: Case, batch: Batch, stored: Any) -> Tensor:
     """``stored`` is P with the main labels of ``batch`` written: its rows of the batch, bool [B, n]."""
-    if isinstance(stored, Tensor):
-        rows, columns = stored[batch.index], stored[:, batch.index].t()
-    else:
-        parts = stored.rows(batch.index), stored.columns(batch.index)
-        rows, columns = (as_bool(part, case.shape.n) for part in parts)
+    parts = stored.rows(batch.index), stored.columns(batch.index)
+    rows, columns = (as_bool(part, case.shape.n) for part in parts)
     same_labels(case, batch, rows)
     expected = case.label_columns(batch.index)
     expected[:, batch.index] = rows[:, batch.index].t()
@@ -60,7 +57,7 @@ label_step = Operation(
     same_step,
     lambda form, batch: (*form.step(batch), form),
     inputs=("similarity",),
-    needs=("stored",),
+    needs=("stored", "product"),
     work=least_work,
     grows=("snnet", "snnet-streaming", *FORMS),
 )

@@ -20,7 +20,7 @@ from ..equality import close
 from ..forms import LOOP_SAMPLES
 from ..hardware import Work, product
 from ..operation import Operation
-from ..pytorch import DELTA, RATIO, compiled, dense_mmcl, static
+from ..pytorch import DELTA, RATIO, compiled, dense_mmcl, fastest_product, static
 
 
 def dense_l2(similarity: Tensor, labels: Sequence[Tensor]) -> Tensor:
@@ -50,7 +50,7 @@ class ReferenceLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, *rest: Any) -> Tensor:
-        """``rest``: the memory, s or None, labels, and the kind."""
+        """``rest``: the memory, s, labels, and the kind."""
         *inputs, kind = rest
         loss, ctx.gradient = reference.fused_mutual_label_loss_with_grad(
             features, *inputs, list(WEIGHTS), kind, DELTA, RATIO
@@ -108,7 +108,9 @@ def least_work(case: Case, *, kind: str, at_hand: bool) -> Work:
 def two_products(case: Case) -> Any:
     """What cannot be less for a dense form: s = f Mᵀ, and a gradient of its size times M."""
     gradient = torch.rand(case.shape.batch, case.shape.n, device=case.device)
-    return lambda batch: (batch.features @ case.memory.t(), gradient @ case.memory)
+    forward = fastest_product(case.batches[0].features, case.memory)
+    backward = fastest_product(gradient, case.memory.t())
+    return lambda batch: (forward(batch.features, case.memory), backward(gradient, case.memory.t()))
 
 
 def operation(kind: str, at_hand: bool) -> Operation:
@@ -135,16 +137,27 @@ def operation(kind: str, at_hand: bool) -> Operation:
     if not at_hand:
         measured.rounded(ours, tf32x3=partial(gate, relative=1e-4), tf32=partial(gate, relative=2e-2))
 
+    def similarity_of(case: Case) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """Of the features, and of s where it is at hand."""
+        if at_hand:
+            return lambda f, s: GivenSimilarity.apply(f, case.memory, s)
+        product = fastest_product(case.batches[0].features, case.memory)
+        return lambda f, s: product(f, case.memory)
+
     @measured.contender("pytorch")
     def vectorised(case: Case) -> Any:
-        return lambda f, batch: ReferenceLoss.apply(f, case.memory, given(batch), batch.labels, kind)
+        similarity = similarity_of(case)
 
-    def similarity(case: Case, f: Tensor, s: Tensor | None) -> Tensor:
-        return f @ case.memory.t() if s is None else GivenSimilarity.apply(f, case.memory, s)
+        def loss(f: Tensor, batch: Batch) -> Tensor:
+            s = similarity(f.detach(), given(batch))
+            return ReferenceLoss.apply(f, case.memory, s, batch.labels, kind)
+
+        return loss
 
     @measured.contender("pytorch-dense")
     def dense(case: Case, compiling: Callable[..., Any] = lambda loss, device: loss) -> Any:
-        loss = compiling(lambda f, s, labels: DENSE[kind](similarity(case, f, s), labels), case.device)
+        similarity = similarity_of(case)
+        loss = compiling(lambda f, s, labels: DENSE[kind](similarity(f, s), labels), case.device)
         return lambda f, batch: loss(f, given(batch), batch.dense_labels)
 
     @measured.contender("compile")
@@ -154,8 +167,13 @@ def operation(kind: str, at_hand: bool) -> Operation:
 
     @measured.contender("loop", samples=LOOP_SAMPLES, once=True)
     def loop(case: Case) -> Any:
+        def similarity(f: Tensor, batch: Batch) -> Tensor:
+            if at_hand:
+                return GivenSimilarity.apply(f, case.memory, batch.similarity)
+            return f @ case.memory.t()
+
         return lambda f, batch: reference.loop.mutual_label_loss(
-            similarity(case, f, given(batch)), batch.labels, WEIGHTS, kind=kind
+            similarity(f, batch), batch.labels, WEIGHTS, kind=kind
         )
 
     measured.yardstick("two-products", two_products)

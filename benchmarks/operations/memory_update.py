@@ -39,10 +39,16 @@ alone.contender("compile", CompiledForm)
 alone.contender("loop", LoopForm, samples=LOOP_SAMPLES)
 
 with_lists = Operation(
-    "lists-update", "Memory and lists update", gate, update, inputs=("similarity",), work=with_entries
+    "lists-update",
+    "Memory and lists update",
+    gate,
+    update,
+    inputs=("similarity",),
+    needs=("product",),
+    work=with_entries,
 )
 with_lists.ours(Ours)
-for _name in ("pytorch-cache", "compile-static"):
+for _name in ("pytorch-cache", "compile-cache", "compile-static"):
     with_lists.contender(_name, **FORMS[_name])
 with_lists.contender("pytorch-fresh-rows", partial(FreshRows, matrix=True))
 OPERATIONS = (alone, with_lists)

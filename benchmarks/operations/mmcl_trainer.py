@@ -6,6 +6,7 @@ Their trainer asks for labels of a copy of the memory, which both make.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -52,8 +53,6 @@ def step(trainer: Any, batch: Batch) -> Answer:
 mmcl_trainer = Operation("mmcl-trainer", "A step of a trainer on the MMCL authors' classes", gate, step)
 OPERATIONS = (mmcl_trainer,)
 
-# What is written is not put back: lists would not be of it. The gate sees the first step.
-
 
 @mmcl_trainer.contender("snnet")
 class WithCompat:
@@ -62,6 +61,11 @@ class WithCompat:
         self.layer.mem.data.copy_(case.memory)
         self.memory = self.layer.mem.data
         self.predictor, self.criterion = MPLP(THRESHOLD), MMCL()
+        self.predictor.predict(self.memory, case.batches[0].index[:1])  # which builds the lists
+        followed = self.layer._followed
+        written = (self.memory, followed._sums, *followed.lists.tables)
+        for tensor, before in [(tensor, tensor.clone()) for tensor in written]:
+            case.on_reset(partial(tensor.copy_, before))
 
     def step(self, features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.layer(features, index, epoch=EPOCH)
@@ -74,7 +78,7 @@ class WithALoop:
     """The authors' three classes in plain PyTorch, one sample at a time, with the results of their code."""
 
     def __init__(self, case: Case) -> None:
-        self.memory = case.memory.clone()
+        self.memory = case.own(case.memory)
 
     def step(self, features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         logits = LoopedMemory.apply(features, index, self.memory, MOMENTUM)

@@ -19,7 +19,7 @@ from ..case import Inputs, Unavailable, around, cluster_centers
 from ..equality import require
 from ..operation import Operation
 from ..shapes import Shape
-from .jaccard import dense_jaccard
+from .jaccard_graph import dense_jaccard
 from .rank_metrics import called
 
 IDENTITIES = {"market-gallery": 750, "tiny-gallery": 20}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import snnet_kernels as sk
 
@@ -14,7 +16,7 @@ from ..equality import ROUNDING, close
 from ..forms import LOOP_SAMPLES
 from ..hardware import Work, product
 from ..operation import Operation
-from ..pytorch import compiled, static
+from ..pytorch import PRODUCTS, compiled, static
 
 
 def gate(case: Case, batch: Batch, similarity: Any, absolute: float = ROUNDING) -> None:
@@ -45,13 +47,20 @@ def into_a_buffer(case: Case) -> Any:
     return lambda batch: torch.mm(batch.features, case.memory.t(), out=out)
 
 
-WAYS = {
-    "pytorch": lambda case: lambda batch: batch.features @ case.memory.t(),
-    "pytorch-transposed": lambda case: lambda batch: (case.memory @ batch.features.t()).t().contiguous(),
-    "pytorch-out": into_a_buffer,
-}
+def by_numpy(case: Case) -> Any:
+    memory = case.memory.numpy()
+    return lambda batch: batch.features.numpy() @ memory.T
+
+
+def written_as(product: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    return lambda case: lambda batch: product(batch.features, case.memory)
+
+
+WAYS = {name: written_as(product) for name, product in PRODUCTS.items()} | {"pytorch-out": into_a_buffer}
 for _name, _way in WAYS.items():
     similarity.contender(_name, _way)
+WAYS["numpy"] = by_numpy
+similarity.contender("numpy", by_numpy, devices=("cpu",), lingers=True)
 
 
 @similarity.contender("compile")
@@ -59,12 +68,6 @@ def compiled_product(case: Case) -> Any:
     static(case.memory)
     run = compiled(lambda features: features @ case.memory.t(), case.device)
     return lambda batch: run(batch.features)
-
-
-@similarity.contender("numpy", devices=("cpu",), lingers=True)
-def by_numpy(case: Case) -> Any:
-    memory = case.memory.numpy()
-    return lambda batch: batch.features.numpy() @ memory.T
 
 
 @similarity.contender("loop", samples=LOOP_SAMPLES)

@@ -53,6 +53,10 @@ class Network:
     def stored(self) -> Any:
         return self.form and self.form.stored
 
+    @property
+    def product(self) -> Any:
+        return self.form and self.form.product
+
     def iteration(self, batch: Batch) -> tuple[Tensor, Tensor, Form | None]:
         """The features [B, d] with their gradient, the loss, and the form. Without one the loss is a sum."""
         with torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.gpu):
@@ -78,7 +82,7 @@ training = Operation(
     "A training iteration with a backbone",
     gate,
     Network.iteration,
-    needs=("stored",),
+    needs=("stored", "product"),
     shapes=training_shapes,
 )
 OPERATIONS = (training,)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..floors import BOUNDS, read_floors, verdicts
+from ..floors import BOUNDS, Verdict, read_floors, verdicts
 from ..results import Result, Run
 from ..shapes import SIZES, is_growth
 from . import words
@@ -24,6 +24,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def ratio(value: float) -> str:
     """Three digits at the most, for a person to read."""
     return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
+
+
+def shown(verdict: Verdict, sign: str = "") -> str:
+    """The figure, with ± where the times behind it vary much."""
+    return f"{ratio(verdict.measured or 0.0)}{sign}{' ±' if verdict.noisy else ''}"
 
 
 def microseconds(seconds: float) -> str:
@@ -58,15 +63,21 @@ def stated(run: Run) -> str:
     rows = [
         (
             floor.work,
-            v.shape + (f", against {words.contender(v.baseline)}" if v.baseline else ""),
+            v.shape + _against(v),
             f"{floor.sign} {v.limit:g}",
-            f"{'' if v.holds else '✗ '}{ratio(v.measured)}",
+            "not measured" if v.measured is None else f"{'' if v.holds else '✗ '}{shown(v)}",
         )
         for floor in floors
         for v in verdicts(floor, run)
-        if v.measured is not None
     ]
     return table(("work", "at", "floor", "measured"), rows)
+
+
+def _against(verdict: Verdict) -> str:
+    if not verdict.baseline:
+        return ""
+    others = "".join(f", {words.contender(name)} not measured" for name in verdict.left_out)
+    return f", against {words.contender(verdict.baseline)}{others}"
 
 
 def predicted() -> str:
@@ -83,14 +94,14 @@ def head(run: Run) -> str:
     """The stated ratios in short, for the README: a table over d, and a sentence for each of the others."""
     rows, sentences = [], []
     for floor in read_floors():
-        found = {verdict.shape: verdict.measured for verdict in verdicts(floor, run) if verdict.measured}
+        found = {verdict.shape: shown(verdict, " ×") for verdict in verdicts(floor, run) if verdict.measured}
         if not found or floor.device != run.machine["device"]:
             continue
         if floor.bound == "at_least" and all("market-d" in shape for shape in floor.limits):
-            by_dims = [next((v for shape, v in found.items() if f"-{d}-b" in shape), None) for d in DIMS]
-            rows.append((floor.work, *(f"{ratio(value)} ×" if value else "" for value in by_dims)))
+            by_dims = [next((v for shape, v in found.items() if f"-{d}-b" in shape), "") for d in DIMS]
+            rows.append((floor.work, *by_dims))
         elif BOUNDS[floor.bound].beside == "baseline":
-            values = ", ".join(f"{ratio(value)} × ({_short(shape)})" for shape, value in found.items())
+            values = ", ".join(f"{value} ({_short(shape)})" for shape, value in found.items())
             sentences.append(f"- {floor.work}: {values}")
     short = table(("time of … over ours", *(d.replace("d", "d ") for d in DIMS)), rows)
     return "\n\n".join([short, "\n".join(sentences)] if sentences else [short])
@@ -146,7 +157,7 @@ def _cell(result: Result | None, ours: Result | None, gpu: bool) -> str:
         return ""
     cold = _show(result.seconds, ours and ours.seconds, gpu)
     warm = _show(result.warm_seconds, ours and ours.warm_seconds, gpu)
-    return cold if result.warm_seconds is None else f"{cold} ({warm})"
+    return f"{cold} ({warm})" if warm else cold
 
 
 def growth(run: Run) -> str:
@@ -168,5 +179,5 @@ def instructions() -> str:
     """The committed instruction counts."""
     counts = json.loads(INSTRUCTIONS.read_text())["counts"]
     names = next(iter(counts.values()))
-    rows = [[name, *(f"{of.get(name, 0):,}" for of in counts.values())] for name in names]
+    rows = [[name, *(f"{of[name]:,}" for of in counts.values())] for name in names]
     return table(("operation", *counts), rows)

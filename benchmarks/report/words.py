@@ -23,6 +23,7 @@ CONTENDERS = {
     "faiss": "faiss `IndexFlatIP`",
     "scipy": "scipy CSR and CSC",
     "bool": "bool matrix",
+    "bool-mirrored": "bool matrix beside its transpose",
     "uint8": "uint8 matrix",
     "float32": "float32 matrix",
     "argsort": "numpy, an argsort a query",

@@ -19,6 +19,7 @@ from benchmarks.report import figures, page, tables, words
 from benchmarks.report.growth import Curve, curves, fitted_exponent
 from benchmarks.report.page import write_head
 from benchmarks.results import Result, Run, read_run, slim
+from benchmarks.shapes import shapes
 from tests.forks import run_pytest
 from tests.paths import ROOT
 
@@ -82,6 +83,29 @@ def test_a_floor_is_judged_by_the_fastest_baseline(run):
     assert judged(run, **streaming, bound="share_of_matmul", limit=0.6) == (0.75, True)
 
 
+def test_a_figure_of_times_that_vary_is_marked(run):
+    (steady,) = verdicts(
+        Floor("", "label-step", "at_least", {"market-d2048-b64": 1}, baselines=("loop",)), run
+    )
+    assert not steady.noisy and tables.shown(steady) == "500"
+    place = [r.contender for r in run.results].index("loop")
+    run.results[place] = replace(run.results[place], iqr=0.151)
+    (varied,) = verdicts(steady.floor, run)
+    assert varied.noisy and varied.holds and tables.shown(varied) == "500 ±"
+    assert "times vary by 30%: measure again" in check.line(varied)
+    assert "| 500 × ± |" in tables.head(run) and "| 500 ± |" in tables.stated(run)
+    peak = Floor("", "streaming-mplp", "megabytes", {"market-d2048-b64": 1})
+    run.results = [replace(r, iqr=r.seconds) for r in run.results]
+    assert not next(verdicts(peak, run)).noisy  # no time enters
+
+
+def test_a_yardstick_is_the_one_measured_in_turn(run):
+    floor = Floor("", "iteration", "at_most", {"market-d2048-b64": 1.2}, baselines=("bare-product",))
+    assert next(verdicts(floor, run)).measured == pytest.approx(1.7)
+    run.results = [replace(r, yardstick_seconds=51e-3) if r.seconds == 51e-3 else r for r in run.results]
+    assert next(verdicts(floor, run)).measured == pytest.approx(1.0)
+
+
 def test_processor_time_and_peaks_are_judged_by_the_baselines(run):
     shape = "market-d512-b12936"
     run.results += [
@@ -119,6 +143,19 @@ def test_the_check_fails_where_a_floor_is_broken(run):
     text = check.line(found["iteration", "market-d2048-b64"])
     assert text.startswith("BROKEN") and "1.70 for 1.2" in text
     assert ("iterations", "n1000000-d256-b64") not in found  # optional, and not measured
+    # A baseline that was not measured may be the fastest one.
+    run.results = [result for result in run.results if result.contender != "compile"]
+    found = {v.floor.work: v for v in check.judge(run, "cpu") if v.shape == "market-d2048-b64"}
+    without = found["the same: the best PyTorch form without the matrix S"]
+    assert (without.measured, without.left_out) == (pytest.approx(30), ("compile",))
+    assert "(pytorch, without compile)" in check.line(without)
+    rows = tables.stated(run).splitlines()
+    assert any(
+        "against PyTorch, vectorised, `torch.compile` not measured | ≥ 20 | 30.0 |" in row for row in rows
+    )
+    assert any(
+        "64 columns of a bool matrix | market-d2048-b64 | ≥ 20 | not measured |" in row for row in rows
+    )
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -141,6 +178,8 @@ def test_every_floor_names_what_is_measured(device):
     entries = {(operation.name, shape.name, name) for operation, shape, name in found}
     needed = [floor for floor in floors if not floor.optional]
     stated = {(floor.operation, shape, floor.ours) for floor in needed for shape in floor.shapes}
+    if device == "cpu":  # also torch.compile: what is stated is the best form
+        stated |= {(f.operation, shape, name) for f in needed for shape in f.shapes for name in f.baselines}
     allowed = {
         (f.operation, shape, name) for f in floors for shape in f.shapes for name in f.quick_contenders
     }
@@ -180,6 +219,20 @@ def test_floors_of_a_gpu_stand_beside_what_was_counted_for_them():
     assert page.page({}, {}, ROOT).count(rows[2]) == 1
 
 
+def test_predictions_of_losses_are_what_their_words_count():
+    """At 60 TFLOP/s in float32, 4 TB/s and 2 µs a launch."""
+    found = {shape.name: shape for shape in shapes("cuda")}
+    for floor in read_floors():
+        if floor.device != "cuda" or floor.operation not in ("mmcl-loss", "l2-loss"):
+            continue
+        for name, predicted in floor.predicted.items():
+            _, n, d, batch = found[name]
+            product, s = 2 * batch * n * d / 60e6, 4 * batch * n / 4e6
+            gathered = (n / 100 + 17) * batch * 4 * d / 4e6
+            counted = product + s + gathered if floor.operation == "mmcl-loss" else 2 * product + 3 * s
+            assert predicted == pytest.approx(counted + 5 * 2, rel=0.03), (floor.work, name)
+
+
 def test_a_damaged_file_of_floors_names_the_entry(tmp_path):
     path = tmp_path / "floors.yaml"
     path.write_text(
@@ -214,6 +267,8 @@ def test_tables_show_ratios_and_no_times_of_a_cpu(run):
     assert "| loop over samples (16 × a part) | 500 × |" in text
     assert "| hardware floor | 0.25 × |" in text
     assert "µs" not in text and " ms" not in text
+    warm = [replace(r, warm_seconds=None if r.contender == "snnet" else 1.0) for r in run.results]
+    assert "()" not in tables.operation(Run(MACHINE, results=warm), "label-step")  # ours has no warm time
     gpu = Run(MACHINE | {"device": "cuda", "gpu": "GPU"}, results=run.results)
     assert "1,000 µs, 1.00 ×" in tables.operation(gpu, "label-step")
     growth = tables.growth(run)
@@ -287,6 +342,49 @@ def test_results_survive_the_file(run, tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"a\.json is not the JSON"):
         read_run([path])
+    output["benchmarks"] = [{"name": "backwards", "stats": stats | {"median": -1.0}, "extra_info": info}]
+    with pytest.raises(ValueError, match=r"^backwards: a median of -1 s is no time$"):
+        slim(output, {})
+
+
+def written(path: Path, date: str, results: dict[tuple[str, str, str], float], **machine) -> Path:
+    """A file of results: seconds by operation, shape and contender."""
+    benchmarks = [
+        {
+            "stats": {"median": seconds, "iqr": 0.0, "rounds": 3},
+            "extra_info": {"operation": operation, "contender": contender, "shape": shape}
+            | {"n": 1, "d": 2, "batch": 3, "device": "cpu"},
+        }
+        for (operation, shape, contender), seconds in results.items()
+    ]
+    content = {"machine_info": MACHINE | machine, "datetime": date, "rates": {"copy": float(date[3])}}
+    path.write_text(json.dumps(content | {"benchmarks": benchmarks}))
+    return path
+
+
+def test_the_newest_run_stands_and_no_ratio_is_of_two_runs(tmp_path):
+    step, growth = ("label-step", "market-d512-b64"), [("iterations", f"n{n}-d256-b64") for n in (10, 20)]
+    new = {(*step, "snnet"): 1.0, (*growth[0], "snnet"): 3.0}
+    old = {
+        (*step, "snnet"): 5.0,
+        (*step, "loop"): 6.0,
+        (*growth[1], "snnet"): 7.0,
+        ("l2-loss", "s", "loop"): 8.0,
+    }
+    paths = [
+        written(tmp_path / "a.json", "2032-01-01T00:00:00", new, cores=4),
+        written(tmp_path / "b.json", "2031-01-01T00:00:00", old),
+        written(tmp_path / "c.json", "2030-01-01T00:00:00", {(*step, "loop"): 9.0}),
+    ]
+    found = read_run(paths)
+    seconds = {(result.operation, result.shape, result.contender): result.seconds for result in found.results}
+    assert seconds == new | {("l2-loss", "s", "loop"): 8.0}
+    assert (found.machine["cores"], found.rates) == (4, {"copy": 2.0})
+    assert found.dates == ["2032-01-01", "2031-01-01"]  # nothing is left of the third
+    written(paths[1], "2031-01-01T00:00:00", old, torch="2.10.0")
+    message = r"b\.json: torch is 2\.10\.0, in the newer .*a\.json it is 2\.14\.1; keep one of them"
+    with pytest.raises(ValueError, match=message):
+        read_run(paths)
 
 
 def test_instructions_are_counted_in_the_library_alone():
@@ -299,7 +397,25 @@ def test_instructions_are_counted_in_the_library_alone():
     assert instructions.read_dump(dump) == ("avx2/mplp", 40)
     stated = json.loads(instructions.FILE.read_text())
     assert set(stated["counts"]) == set(instructions.INSTRUCTION_SETS)
-    assert all(count > 1000 for counts in stated["counts"].values() for count in counts.values())
+    names = [name for name, _ in instructions._operations()]
+    for counts in stated["counts"].values():
+        assert list(counts) == names and min(counts.values()) > 1000
+
+
+def test_an_operation_without_a_stated_count_is_a_failure(capsys):
+    stated = {"library": "x", "counts": {"avx2": {"kept": 1000, "grown": 1000, "gone": 1000}}}
+    found = {"library": "y", "counts": {"avx2": {"kept": 1020, "grown": 1021, "new": 5}}}
+    assert instructions.compare(stated, found) == 1
+    answers = [line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert answers == ["1.020 of 1,000", "MORE", "NOT STATED: --write", "NOT COUNTED any more"]
+    for name in ("grown", "gone", "new"):
+        alone = [{**file, "counts": {"avx2": {"kept": 1000}}} for file in (stated, found)]
+        assert instructions.compare(*alone) == 0
+        for file in (stated, found):
+            if name in file["counts"]["avx2"]:
+                part = alone[file is found]["counts"]["avx2"]
+                part[name] = file["counts"]["avx2"][name]
+        assert instructions.compare(*alone) == 1, name
 
 
 def test_a_smoke_run_writes_results(tmp_path):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from importlib import import_module
+from operator import attrgetter
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,17 +20,29 @@ from benchmarks.case import Case, Unavailable
 from benchmarks.clock import CpuClock, CudaClock
 from benchmarks.equality import (
     ROUNDING,
+    as_bool,
     rounding_decides,
     same_labels,
     same_lists,
     same_neighbors,
     same_update,
 )
+from benchmarks.forms import FORMS
 from benchmarks.hardware import Rates, Work, product
 from benchmarks.operation import Operation
+from benchmarks.operations import jaccard_graph, label_memory
+from benchmarks.operations.iteration import FastestProduct
+from benchmarks.operations.label_step import same_step
 from benchmarks.ours import CapturedIteration, Head, Ours
 from benchmarks.peak_memory import peak_bytes
-from benchmarks.pytorch import label_rows, predict_labels
+from benchmarks.pytorch import (
+    PRODUCTS,
+    fastest,
+    fastest_product,
+    predict_labels_from_matrix,
+    ranks_in_parts,
+    ranks_of,
+)
 from benchmarks.runner import Runner
 from benchmarks.shapes import Shape, growth_shapes, shapes
 
@@ -106,6 +120,25 @@ def test_a_wrong_answer_is_an_error_and_not_a_time(case):
         measured(operation, case, "broken")
 
 
+def test_an_answer_after_the_timed_calls_is_compared_too(case):
+    operation = Operation("labels", "labels", same_labels)
+
+    @operation.contender("right once")
+    def right_once(case):
+        calls = []
+        return lambda batch: calls.append(1) or (labels_by(case, 0.6)(batch) if len(calls) == 1 else None)
+
+    @operation.contender("the first batch's")
+    def of_the_first_batch(case):
+        return lambda batch: labels_by(case, 0.6)(case.batches[0])
+
+    for name in operation.contenders:
+        benchmark = Benchmark()
+        with pytest.raises((AssertionError, AttributeError)):
+            Runner(CPU, 4, 1e9, memory=False, quick=True, case=case).report(operation, SHAPE, name, benchmark)
+        assert len(benchmark.seconds) == 4 and benchmark.extra_info == {}
+
+
 def test_a_part_of_the_batch_is_scaled(case):
     seen = []
     operation = Operation("sizes", "sizes", anything)
@@ -117,12 +150,32 @@ def test_a_part_of_the_batch_is_scaled(case):
     assert measured(operation, case, "part", 3).extra_info["scaled"] == 4.0 and set(seen) == {2}
 
 
-def test_a_contender_that_takes_minutes_is_called_once(case):
+def test_a_contender_that_takes_minutes_is_called_once(case, monkeypatch):
     calls = []
     operation = Operation("calls", "calls", anything)
     operation.contender("long", once=True)(lambda case: calls.append)
     benchmark = measured(operation, case, "long", 9)
     assert len(calls) == len(benchmark.seconds) == 1 and benchmark.seconds[0] > 0
+    # It meets what was put back, and a cache without its inputs.
+    order = []
+    operation.contender(
+        "cold", lambda case: case.on_reset(lambda: order.append("reset")) or order.append, once=True
+    )
+    monkeypatch.setattr(CpuClock, "sweep", lambda self: order.append("sweep"))
+    measured(operation, case, "cold")
+    assert order == ["reset", "sweep", case.batches[0]]
+
+
+def test_ours_takes_turns_with_the_yardstick(case):
+    """Ours alone: whoever else is measured has the yardstick's own result."""
+    called = []
+    operation = Operation("turns", "turns", anything)
+    for name in ("snnet", "other"):
+        operation.contender(name, lambda case: lambda batch: called.append("contender"))
+    operation.yardstick("bare", lambda case: lambda batch: called.append("bare"))
+    assert measured(operation, case, "snnet", 2).extra_info["yardstick_seconds"] > 0
+    assert called[-7:-1] == ["contender", "contender", "bare"] * 2  # cold, warm and the yardstick
+    assert "yardstick_seconds" not in measured(operation, case, "other", 2).extra_info
 
 
 def test_a_contender_that_runs_out_of_memory_or_of_time_is_skipped(case):
@@ -143,6 +196,26 @@ def test_a_contender_that_runs_out_of_memory_or_of_time_is_skipped(case):
         measured(operation, case, "runs out of memory", 6)
     with pytest.raises(pytest.skip.Exception, match="--time-limit 0 is over"):
         measured(operation, case, "runs out of memory", time_limit=0)
+
+
+def test_every_kind_of_running_out_of_memory_is_skipped(case):
+    operation = Operation("failing", "failing", anything)
+
+    def wordless(batch):
+        raise MemoryError
+
+    def other(batch):
+        raise RuntimeError("something else")
+
+    operation.contender("wordless", lambda case: wordless)
+    operation.contender("torch", lambda case: lambda batch: torch.empty(1 << 60, dtype=torch.uint8))
+    operation.contender("other", lambda case: other)
+    with pytest.raises(pytest.skip.Exception, match=r"^out of memory: MemoryError$"):
+        measured(operation, case, "wordless")
+    with pytest.raises(pytest.skip.Exception, match=r"^out of memory: .*allocate memory"):
+        measured(operation, case, "torch")
+    with pytest.raises(RuntimeError, match="something else"):
+        measured(operation, case, "other")
 
 
 def test_what_a_contender_writes_is_put_back_before_each_call(case):
@@ -182,11 +255,20 @@ def test_what_a_contender_writes_is_put_back_before_each_call(case):
         sk.update_memory_(form.memory, batch.index, batch.features, 0.3)
 
     measured(operation, case, "snnet", 3)
-    # Each of three rounds is followed by a warm call at once.
-    assert before == [True] * 3 + [True, False] * 3
+    # Each of three rounds is followed by a warm call at once; the last call is the one that is compared.
+    assert before == [True] * 3 + [True, False] * 3 + [True]
     with pytest.raises(AssertionError, match="listed similarities"):
         measured(operation, case, "forgets the lists")
     assert torch.equal(case.memory, memory) and torch.equal(case.label_memory.row_bits, labels)
+
+
+def test_every_write_after_a_reset_changes_bits(case):
+    batch, writer = case.batches[0], label_memory.Writer(case, Case.own_label_memory, attrgetter("labels"))
+    for _ in range(3):
+        case.reset()
+        before = writer.stored.row_bits.clone()
+        assert not torch.equal(writer(batch).row_bits, before)
+    case.forget()
 
 
 def test_a_list_that_misses_an_entry_is_unequal(case):
@@ -205,6 +287,59 @@ def test_a_list_that_misses_an_entry_is_unequal(case):
     mirrored.mirrors[index[0], 0] = (mirrored.mirrors[index[0], 0] + 1) % 100
     with pytest.raises(AssertionError, match="columns of the mirrors"):
         same_lists(mirrored, index, exact)
+
+
+def test_an_update_reaches_the_lists_of_others_and_nothing_else_of_the_matrix(case):
+    batch, form = case.batches[0], Ours(case)
+    form.update_(batch.index, batch.features, batch.similarity)
+    same_update(case, batch, form.memory, form.kept)
+    without = sk.NeighborLists(*(table.clone() for table in form.kept))
+    without = without._replace(mirrors=without.mirrors[:, :0])  # as on a GPU
+    same_update(case, batch, form.memory, without)
+    others = torch.ones(SHAPE.n, dtype=torch.bool).index_fill_(0, batch.index, False)
+    for name in ("columns", "values", "counts"):  # as they were before
+        getattr(without, name)[others] = getattr(case.lists, name)[others]
+    with pytest.raises(AssertionError, match="similarities in the lists of others"):
+        same_update(case, batch, form.memory, without)
+    for name in ("columns", "values", "counts"):
+        getattr(without, name).copy_(getattr(form.kept, name))
+    own = without.columns == batch.index[0]
+    own[batch.index] = False
+    image = int(own.any(1).nonzero()[0])
+    without.counts[image] = own[image].nonzero()[0, 0]  # the entry and those after it are dropped
+    with pytest.raises(AssertionError, match="similarities above their floor are missing"):
+        same_update(case, batch, form.memory, without)
+    matrix = form.memory @ form.memory.t()
+    matrix[others] = torch.where(others, case.matrix[others], matrix[others])
+    same_update(case, batch, form.memory, matrix)
+    image, other = others.nonzero()[:2].flatten().tolist()
+    matrix[image, other] = 9.0
+    with pytest.raises(AssertionError, match="S outside of the batch"):
+        same_update(case, batch, form.memory, matrix)
+    case.forget()
+
+
+def test_graphs_of_something_else_are_no_jaccard_distances():
+    sparse = pytest.importorskip("scipy.sparse", reason="the graphs need pip install '.[bench]'")
+    case = jaccard_graph.TrainingSet(Shape("tiny", 600, 64, 600), CPU)
+    n = len(case.part)
+
+    def thresholded(features):
+        distances = np.where((features @ features.t()).numpy() > 0.6, 0.5, 1).astype(np.float32)
+        np.fill_diagonal(distances, 0)
+        return distances
+
+    diagonal = sparse.coo_matrix((np.zeros(n, np.float32), (np.arange(n), np.arange(n))), shape=(n, n))
+    wrong = {
+        "empty": lambda features: sparse.csr_matrix((n, n), dtype=np.float32),
+        "diagonal": lambda features: diagonal,
+    }
+    for form in (*wrong.values(), thresholded):
+        with pytest.raises(AssertionError, match="differ by more than 1e-5, of"):
+            jaccard_graph.distances_gate(case, case.batches[0], (form, {}))
+    assert jaccard_graph.distances_gate(case, case.batches[0], (jaccard_graph.graph, {"peak_bytes": 1})) == {
+        "peak_bytes": 1
+    }
 
 
 def test_gates_know_rounding_from_an_error(case):
@@ -229,12 +364,65 @@ def test_the_inputs_are_made_to_defeat_thresholding(case):
     assert 4 < above < 25 and positives < 0.8 * above
 
 
-def test_dense_peer_equals_the_reference(case):
-    index = case.batches[0].index
-    for matrix in (case.matrix, None):
-        labels = predict_labels(case.memory, index, label_rows(case.memory, index, matrix), matrix)
-        expected = sk.unpack_labels(reference.mplp(case.memory, index, cache=matrix), SHAPE.n)
-        assert torch.equal(labels, expected)
+def test_a_bare_product_is_tried_in_numpy_on_a_cpu(case, monkeypatch):
+    tried = []
+    monkeypatch.setattr(
+        "benchmarks.operations.iteration.fastest", lambda ways, *_: tried.extend(ways) or ways[-1]
+    )
+    product = FastestProduct(case).iteration(case.batches[0])
+    assert len(tried) == 4 and isinstance(product, np.ndarray)
+
+
+def test_the_fastest_of_several_ways_is_found_by_the_clock(case, monkeypatch):
+    now, slow = [0.0], {"first": 3.0, "second": 1.0, "third": 2.0}
+    monkeypatch.setattr("benchmarks.clock.time.perf_counter", lambda: now[0])
+
+    def way(name):
+        def call(argument):
+            assert argument == "argument"
+            now[0] += slow[name]
+            return name
+
+        return call
+
+    assert fastest(map(way, slow), CPU, "argument")("argument") == "second"
+    left, right = torch.rand(5, 7), torch.rand(9, 7)
+    for form in (*PRODUCTS.values(), fastest_product(left, right)):
+        torch.testing.assert_close(form(left, right), left @ right.t())
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_equal_the_reference(case, name, monkeypatch):
+    """Labels, neighbours, P, memory and S of a step, after another step was put back; compiled code runs as it is."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    form, batch = FORMS[name]["make"](case), case.batches[0]
+    P, index = case.label_memory.to_dense().bool(), batch.index
+    assert form.stored.rows(index).shape == (8, SHAPE.n)
+    form.step(case.batches[1])
+    case.reset()
+    (main, symmetric, of_neighbor), neighbors = answer = form.step(batch)
+    same_step(case, batch, (*answer, form))
+    expected = sk.unpack_labels(reference.mplp(case.memory, index), SHAPE.n)
+    assert torch.equal(as_bool(main, SHAPE.n), expected)
+    assert torch.equal(as_bool(symmetric, SHAPE.n), P[:, index].t())
+    assert torch.equal(as_bool(of_neighbor, SHAPE.n), P[neighbors[0].flatten()])
+    after = P.clone()
+    after[index] = expected
+    assert torch.equal(form.stored.by_row, after) and torch.equal(form.stored.by_column, after.t())
+    case.forget()
+
+
+def test_labels_with_a_matrix_are_those_of_the_reference_where_similarities_tie(case):
+    """Ties, fewer than three candidates, none in the last row, and ranks beyond the least one."""
+    memory = case.memory.clone()
+    memory[40:44] = memory[40]
+    memory[-1] = 0
+    matrix = memory @ memory.t()
+    index = torch.tensor([40, 41, 3, 77, 0, SHAPE.n - 1])
+    expected = sk.unpack_labels(reference.mplp(memory, index, cache=matrix), SHAPE.n)
+    for ranks in (ranks_of, ranks_in_parts):
+        labels = predict_labels_from_matrix(index, matrix[index], matrix, ranks)
+        assert torch.equal(labels, expected) and labels[-1].sum() == 1
 
 
 def test_peak_memory_of_a_call():
@@ -317,7 +505,6 @@ class FakeCuda:
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append("busy"))
-        monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: log.append("wait"))
 
 
 def test_cuda_clock_times_between_events_and_waits(monkeypatch):
@@ -332,9 +519,42 @@ def test_cuda_clock_times_between_events_and_waits(monkeypatch):
     log.clear()
     assert clock.cold(lambda: log.append("call")) == pytest.approx(1.5e-3)
     assert log == ["busy", "event", "call", "event", "wait"] and swept == [0]
-    log.clear()
-    clock.host(lambda: log.append("call"))
-    assert log == ["wait", "call", "wait"] and swept == [0, 0]
+
+
+def test_a_call_that_fails_does_not_turn_the_clock_of_the_next(case, monkeypatch):
+    """A clock that runs on after a failure would give the next contender a negative time."""
+    now = [0.0]
+    FakeCuda([]).install(monkeypatch)
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.at = 0.0
+
+        def record(self) -> None:
+            self.at = now[0]
+
+        def synchronize(self) -> None:
+            pass
+
+        def elapsed_time(self, end) -> float:
+            return 1e3 * (end.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock = CudaClock(CPU)
+    monkeypatch.setattr("benchmarks.runner.clock_of", lambda device: clock)
+    monkeypatch.setattr("benchmarks.hardware.clock_of", lambda device: clock)
+    monkeypatch.setattr("tests.benchmarks.test_runner.time.perf_counter", clock)
+    operation = Operation("once", "once", anything)
+
+    def takes(batch) -> None:
+        now[0] += 0.25
+
+    operation.contender("not served", lambda case: lambda batch: 1 / 0, once=True)
+    operation.contender("served", lambda case: takes, once=True)
+    with pytest.raises(ZeroDivisionError):
+        measured(operation, case, "not served")
+    now[0] += 1.0  # until the next is made
+    assert measured(operation, case, "served").seconds == [0.25]
 
 
 def test_captured_iteration_replays_on_the_batch_it_is_given(case, monkeypatch):
@@ -353,12 +573,15 @@ def test_captured_iteration_replays_on_the_batch_it_is_given(case, monkeypatch):
             pass
 
     graphs: list[Graph] = []
+    captured_on: list[Stream] = []
     steps: list[CapturedIteration] = []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    for name in ("stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(
+        torch.cuda, "graph", lambda graph, stream: contextlib.nullcontext(captured_on.append(stream))
+    )
 
     eager = Head(case)
     monkeypatch.setattr(CapturedIteration, "WARM_UP", 0)
@@ -367,7 +590,7 @@ def test_captured_iteration_replays_on_the_batch_it_is_given(case, monkeypatch):
         CapturedIteration, "__init__", lambda self, *args: (steps.append(self), made(self, *args))[1]
     )
     replayed = Head(case, captured="ieee")
-    assert len(graphs) == 1
+    assert len(graphs) == len(captured_on) == 1
     for batch in case.batches[1:4]:
         expected, gradient = eager.iteration(batch)
         loss, found = replayed.iteration(batch)
