@@ -123,11 +123,9 @@ def cuda_extension() -> Extension | None:
 
 def extensions() -> list[Extension]:
     found = []
-    if torch is None:
-        if CUDA_MODE == "1":
-            raise SystemExit("SNNET_CUDA=1, but torch cannot be imported here")
-        warn("torch cannot be imported here: the compiled kernels are left out")
-    else:
+    if (
+        torch is not None
+    ):  # else see OptionalBuild: a front end asks for requirements before they are installed
         found.append(
             cpp_extension.CppExtension(
                 "snnet_kernels._C",
@@ -159,6 +157,10 @@ class OptionalBuild(cpp_extension.BuildExtension if torch is not None else build
     """Builds what can be built: a library that fails is left out with one warning, unless SNNET_CUDA=1."""
 
     def build_extensions(self) -> None:
+        if torch is None:
+            if CUDA_MODE == "1":
+                raise SystemExit("SNNET_CUDA=1, but torch cannot be imported here")
+            warn("torch cannot be imported here: the compiled kernels are left out")
         built, failed = [], []
         for extension in list(self.extensions):
             self.extensions = [extension]

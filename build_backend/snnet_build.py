@@ -8,7 +8,6 @@ use the stable ABI and load in torch 2.10 and later.
 
 from __future__ import annotations
 
-import importlib.machinery
 import pathlib
 import shutil
 import sys
@@ -24,9 +23,9 @@ def target_site_packages() -> str | None:
     """The site-packages that hold a recent enough torch, or None."""
     for name in ("purelib", "platlib"):
         folder = sysconfig.get_path(name)
-        if importlib.machinery.PathFinder.find_spec("torch", [folder]) is None:
-            continue
         version_file = pathlib.Path(folder, "torch", "version.py")
+        if not version_file.is_file():  # a folder may be left of a torch that is gone
+            continue
         scope: dict[str, object] = {}
         exec(version_file.read_text(), scope)  # a few assignments; importing torch here would take seconds
         version = str(scope["__version__"]).split("+")[0].split(".")

@@ -50,6 +50,7 @@ def test_torch_of_the_target_environment_is_taken_if_recent(backend, monkeypatch
 
 def test_torch_is_required_where_none_is(backend, monkeypatch, tmp_path):
     monkeypatch.setattr(backend.sysconfig, "get_path", lambda name: str(tmp_path))
+    (tmp_path / "torch" / "lib").mkdir(parents=True)  # what an uninstall may leave
     assert "torch>=2.10" in backend.get_requires_for_build_editable()
 
 

@@ -14,7 +14,7 @@
 namespace snnet {
 namespace {
 
-constexpr int64_t kProductFloats = int64_t{4} << 20;  // of rows that are multiplied at once
+constexpr int64_t kProductFloats = int64_t{4} << 20, kFewestRows = 64;  // that are multiplied at once
 
 bool comes_first(const Entry& a, const Entry& b) { return comes_before(a, b); }
 
@@ -22,7 +22,7 @@ bool comes_first(const Entry& a, const Entry& b) { return comes_before(a, b); }
 template <class Use>
 void multiply_rows(const Tensor& memory, const std::vector<int64_t>& rows, const Use& use) {
   const int64_t n = memory.size(0), count = static_cast<int64_t>(rows.size());
-  const int64_t step = std::max<int64_t>(1, kProductFloats / std::max<int64_t>(n, 1));
+  const int64_t step = std::max(kFewestRows, kProductFloats / std::max<int64_t>(n, 1));
   for (int64_t first = 0; first < count; first += step) {
     const int64_t size = std::min(step, count - first);
     const std::vector<int64_t> part(rows.begin() + first, rows.begin() + first + size);
@@ -76,9 +76,10 @@ class ListPrediction {
   }
 
   void take(const float* row, int64_t n, Sample& sample) const {
-    std::vector<Entry>& found = sample.candidates;
-    found.resize(n);
-    found.resize(vector_kernels().collect_above(row, n, options_.threshold, 0, found.data()));
+    thread_local std::vector<Entry> found;  // as long as a row, which few candidates are
+    if (found.size() < static_cast<std::size_t>(n)) found.resize(n);
+    const int64_t count = vector_kernels().collect_above(row, n, options_.threshold, 0, found.data());
+    sample.candidates.assign(found.begin(), found.begin() + count);
   }
 
   void find_candidates() {

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kMostSets = 3;
 constexpr int64_t kEntriesAtOnce = int64_t{1} << 20;  // of similarity, and slopes that are kept
+constexpr int64_t kFewestRows = 16;                   // at once, however long, so that threads have work
 
 constexpr int64_t kMostSimilarities = int64_t{1} << 28;  // entries of s that are held at once, 1 GiB
 
@@ -215,7 +216,7 @@ double reduce_rows(const Loss& loss, int64_t from, int64_t to, float* grad, Slop
 // Calls use(slopes) with the slopes of some rows at a time, those of the others empty; the loss of the batch.
 template <class Use>
 double reduce_batch(const Loss& loss, float* grad, const Use& use) {
-  const int64_t step = std::max<int64_t>(1, kEntriesAtOnce / loss.n);
+  const int64_t step = std::max(kFewestRows, kEntriesAtOnce / loss.n);
   Slopes slopes(loss.batch_size);
   double total = 0;
   int64_t kept = 0;

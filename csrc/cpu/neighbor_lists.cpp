@@ -3,6 +3,7 @@
 #include "neighbor_lists.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
 #include <tuple>
@@ -109,6 +110,14 @@ void take_tile(const NeighborLists& lists, const Tensor& product, int64_t top, i
   });
 }
 
+// An operation in Python, where handlers of signals run: a million images take minutes.
+void let_python_run(const Tensor& like) {
+  std::array<StableIValue, 1> stack{torch::stable::detail::from(like)};
+  SNNET_CHECK(torch_call_dispatcher("snnet::pause", "", stack.data(), TORCH_ABI_VERSION) == 0,
+              "the building of neighbour lists was interrupted");
+  torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // features float32 [n, d] -> columns int32 [n, k], values [n, k], counts int32 [n], floors [n]
 Tables neighbor_lists(const Tensor& features, int64_t k, double floor) {
   const int64_t n = rows_of(features, "features"), d = features.size(1);
@@ -121,6 +130,7 @@ Tables neighbor_lists(const Tensor& features, int64_t k, double floor) {
   Tensor all = torch::stable::contiguous(features);
   const int64_t tile = std::clamp<int64_t>(kTileFloats / std::max<int64_t>(d, 1), 64, kTileRows);
   for (int64_t top = 0; top < n; top += tile) {
+    let_python_run(features);
     const Tensor rows = torch::stable::narrow(all, 0, top, std::min(tile, n - top));
     for (int64_t left = top; left < n; left += tile) {
       const Tensor product = inner_products(rows, torch::stable::narrow(all, 0, left, std::min(tile, n - left)));

@@ -1,8 +1,8 @@
 // Products with a panel, for the instruction set whose `Lanes` is defined before; included once for each.
 //
 // Each similarity is the sum of chains of fused multiply-adds over kChain dimensions, all in order. So its bits depend on
-// its two rows alone: not on the instruction set, the number of threads, nor on what else is multiplied. A single chain
-// would be a little faster, and at d 2048 eight times less exact.
+// its two rows alone: not on the number of threads, nor on what else is multiplied, nor on which of the processors that
+// have fused multiply-adds. A single chain would be as fast, and at d 2048 eight times less exact.
 
 namespace {
 
@@ -45,7 +45,8 @@ SNNET_INLINE void multiply_rows(const float* panel, const float* rows, int64_t s
 }
 
 template <int kVectors>
-void multiply(const float* panel, const float* rows, int64_t stride, int64_t count, int64_t d, float* out) {
+void multiply(const float* panel, const float* rows, int64_t stride, int64_t count, int64_t d, bool begins,
+              float* out) {
   constexpr int kRows = Lanes::most_sums / kVectors < 8 ? Lanes::most_sums / kVectors : 8;
   constexpr int64_t lanes = kVectors * Lanes::width;
   for (int64_t k = 0; k < d; k += kDepth) {
@@ -53,23 +54,25 @@ void multiply(const float* panel, const float* rows, int64_t stride, int64_t cou
     const float* part = panel + k * lanes;
     int64_t r = 0;
     for (; r + kRows <= count; r += kRows) {
-      multiply_rows<kVectors, kRows>(part, rows + r * stride + k, stride, depth, k == 0, out + r * lanes);
+      multiply_rows<kVectors, kRows>(part, rows + r * stride + k, stride, depth, begins && k == 0, out + r * lanes);
     }
     for (; r + 2 <= count; r += 2) {
-      multiply_rows<kVectors, 2>(part, rows + r * stride + k, stride, depth, k == 0, out + r * lanes);
+      multiply_rows<kVectors, 2>(part, rows + r * stride + k, stride, depth, begins && k == 0, out + r * lanes);
     }
-    if (r < count) multiply_rows<kVectors, 1>(part, rows + r * stride + k, stride, depth, k == 0, out + r * lanes);
+    if (r < count) {
+      multiply_rows<kVectors, 1>(part, rows + r * stride + k, stride, depth, begins && k == 0, out + r * lanes);
+    }
   }
 }
 
 void panel_products(const float* panel, int64_t vectors, const float* rows, int64_t stride, int64_t count, int64_t d,
-                    float* out) {
+                    bool begins, float* out) {
   switch (vectors) {
-    case 1: return multiply<1>(panel, rows, stride, count, d, out);
-    case 2: return multiply<2>(panel, rows, stride, count, d, out);
+    case 1: return multiply<1>(panel, rows, stride, count, d, begins, out);
+    case 2: return multiply<2>(panel, rows, stride, count, d, begins, out);
 #if SNNET_MOST_VECTORS > 2
-    case 3: return multiply<3>(panel, rows, stride, count, d, out);
-    default: return multiply<4>(panel, rows, stride, count, d, out);
+    case 3: return multiply<3>(panel, rows, stride, count, d, begins, out);
+    default: return multiply<4>(panel, rows, stride, count, d, begins, out);
 #endif
   }
 }

@@ -1,4 +1,4 @@
-// Similarities: one side is packed into panels, the rows of the other are multiplied with each panel where they lie.
+// Products: one side is packed into panels, the rows of the other are multiplied with each panel where they lie.
 #include "products.h"
 
 #include <algorithm>
@@ -87,12 +87,48 @@ Tensor inner_products(const Tensor& left, const Tensor& right) {
       const int64_t p = part % panels.count, first = part / panels.count * kRows, row = p * panels.lanes;
       const int64_t count = std::min(kRows, rows.count - first), vectors = panels.vectors_of(p);
       vector_kernels().panel_products(panels.panel(p), vectors, rows.values + first * rows.stride, rows.stride, count,
-                                      d, products.data());
+                                      d, true, products.data());
       store(products.data(), count, vectors * panels.vector, panels.rows_of_panel(p), left_is_packed,
             left_is_packed ? out + row * columns + first : out + first * columns + row, columns);
     }
   };
   torch::stable::parallel_for(0, blocks * panels.count, grain(kRows * d), multiply);
+  return result;
+}
+
+Tensor weighted_rows(const Tensor& weights, const Tensor& rows) {
+  check_matrix(weights, "weights", ScalarType::Float, weights.size(0), rows.size(0));
+  check_matrix(rows, "rows", ScalarType::Float, weights.size(1), rows.size(1));
+  constexpr int64_t kAtOnce = 512;  // rows that are packed at once
+  const Rows left(weights), right(rows);
+  const int64_t count = right.count, d = right.d;
+  Tensor result = empty_floats(weights, left.count, d);
+  if (result.numel() == 0) return result;
+  float* out = floats(result);
+  if (count == 0) {
+    std::fill_n(out, result.numel(), 0.0f);
+    return result;
+  }
+  const int64_t vector = vector_kernels().lanes_of_vector, lanes = vector * vector_kernels().most_vectors;
+  const int64_t panels = (d + lanes - 1) / lanes, blocks = (left.count + kRows - 1) / kRows;
+  torch::stable::parallel_for(0, blocks * panels, grain(kRows * count), [&](int64_t begin, int64_t end) {
+    std::vector<float> panel(kAtOnce * lanes), products(kRows * lanes);
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t column = part % panels * lanes, first = part / panels * kRows;
+      const int64_t used = std::min(lanes, d - column), vectors = (used + vector - 1) / vector;
+      const int64_t width = vectors * vector, size = std::min(kRows, left.count - first);
+      std::fill(panel.begin(), panel.end(), 0.0f);
+      for (int64_t q = 0; q < count; q += kAtOnce) {
+        const int64_t depth = std::min(kAtOnce, count - q);
+        for (int64_t k = 0; k < depth; ++k) {
+          std::copy_n(right.values + (q + k) * right.stride + column, used, panel.data() + k * width);
+        }
+        vector_kernels().panel_products(panel.data(), vectors, left.values + first * left.stride + q, left.stride,
+                                        size, depth, q == 0, products.data());
+      }
+      store(products.data(), size, width, used, false, out + first * d + column, d);
+    }
+  });
   return result;
 }
 

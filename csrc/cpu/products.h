@@ -1,7 +1,5 @@
-// Products of rows: similarities by own kernels, the rest left to torch.
+// Products of matrices.
 #pragma once
-
-#include <array>
 
 #include "checks.h"
 
@@ -14,13 +12,8 @@ namespace snnet {
 // some rows gets the bits of one that has all.
 Tensor inner_products(const Tensor& left, const Tensor& right);
 
-// weights [p, q], rows [q, d] -> weights rows [p, d], contiguous. By an operation of this library and not aten's: its
-// implementation switches autocast and reduced precision off.
-inline Tensor weighted_rows(const Tensor& weights, const Tensor& rows) {
-  std::array<StableIValue, 2> stack{torch::stable::detail::from(weights), torch::stable::detail::from(rows)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("snnet::product", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::contiguous(torch::stable::detail::to<Tensor>(stack[0]));
-}
+// weights [p, q], rows [q, d], float32 -> weights rows [p, d], contiguous; q is summed in the same way.
+Tensor weighted_rows(const Tensor& weights, const Tensor& rows);
 
 inline Tensor empty_floats(const Tensor& like, int64_t rows, int64_t columns) {
   return torch::stable::new_empty(like, {rows, columns}, ScalarType::Float);

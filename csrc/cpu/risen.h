@@ -36,7 +36,7 @@ void find_risen_pairs(const MovedRow& moved, const OtherRows& others, Entry* ris
     const float gain = (moved.length - others.alpha) / others.beta, slack = kSlack / others.beta;
     found = vector_kernels().collect_rising(moved.similarity, others.floors, others.n, moved.floor * gain - slack,
                                             gain, slack, rising);
-  } else if (std::abs(moved.length - 1.0f) > kSlack) {  // moved without its feature: s tells nothing
+  } else if (std::abs(moved.length - 1.0f) > 1e-6f) {  // moved without its feature: s tells nothing
     for (; found < others.n; ++found) rising[found].column = static_cast<int32_t>(found);
   }
   int64_t left = 0;

@@ -13,9 +13,6 @@ namespace {
 Tensor memory_similarity(const Tensor& features, const Tensor& memory) {
   SNNET_CHECK(features.dim() == 2 && memory.dim() == 2 && features.size(1) == memory.size(1),
               "features [B, d] and memory [n, d] must have 2 dimensions and the same d");
-  if (features.scalar_type() != ScalarType::Float || memory.scalar_type() != ScalarType::Float) {
-    return weighted_rows(features, torch::stable::transpose(memory, 0, 1));
-  }
   return inner_products(features, memory);
 }
 
@@ -54,8 +51,7 @@ std::optional<Slopes> few_entries(const Tensor& grad) {
 Tensor memory_similarity_backward(const Tensor& grad, const Tensor& memory) {
   SNNET_CHECK(grad.dim() == 2 && memory.dim() == 2 && grad.size(1) == memory.size(0),
               "grad [B, n] and memory [n, d] must have 2 dimensions and the same n");
-  const bool floating = grad.scalar_type() == ScalarType::Float && memory.scalar_type() == ScalarType::Float;
-  if (!floating || !grad.is_contiguous() || !memory.is_contiguous() || grad.numel() < kLeastEntries) {
+  if (!grad.is_contiguous() || !memory.is_contiguous() || grad.numel() < kLeastEntries) {
     return weighted_rows(grad, memory);
   }
   const std::optional<Slopes> rows = few_entries(grad);

@@ -42,10 +42,11 @@ struct VectorKernels {
   void (*divide)(float* out, float length, int64_t n);
   // out = scale * row (out may be null); the sum of row[l]²
   double (*squares)(float* out, const float* row, float scale, int64_t n);
-  // out[r, lane] = rows[r] . lane of the panel, for r < count. panel is [d, lanes] and out [count, lanes], where
-  // lanes = vectors * lanes_of_vector; vectors <= most_vectors. Rows of d floats, `stride` apart.
+  // out[r, lane] += rows[r] . lane of the panel, for r < count; in place of out where it `begins`. panel is [d, lanes]
+  // and out [count, lanes], where lanes = vectors * lanes_of_vector; vectors <= most_vectors. Rows of d floats, `stride`
+  // apart.
   void (*panel_products)(const float* panel, int64_t vectors, const float* rows, int64_t stride, int64_t count,
-                         int64_t d, float* out);
+                         int64_t d, bool begins, float* out);
   int64_t lanes_of_vector, most_vectors;
 };
 

@@ -6,21 +6,12 @@
 namespace snnet {
 namespace {
 
-// a b + sum, rounded once. Where the processor does not have it: the product is exact as double, and of a sum that is
-// not exact the last bit is made odd, so that its second rounding, to float, is that of the exact sum.
-SNNET_INLINE float fused_multiply_add(float a, float b, float sum) {
+// a b + sum, rounded once where the processor has an instruction for it.
+SNNET_INLINE float multiplied_and_added(float a, float b, float sum) {
 #if defined(__FP_FAST_FMAF)
   return __builtin_fmaf(a, b, sum);
 #else
-  const double product = static_cast<double>(a) * b, other = sum, total = product + other, part = total - product;
-  const double rest = (product - (total - part)) + (other - part);
-  int64_t bits;
-  __builtin_memcpy(&bits, &total, sizeof bits);
-  const bool is_inexact = rest > 0 || rest < 0;  // no NaN, which an infinity leaves
-  bits += is_inexact && !(bits & 1) ? ((rest > 0) == (total > 0) ? 1 : -1) : 0;
-  double odd;
-  __builtin_memcpy(&odd, &bits, sizeof odd);
-  return static_cast<float>(odd);
+  return a * b + sum;
 #endif
 }
 
@@ -48,7 +39,7 @@ struct Lanes {
     return a;
   }
   SNNET_INLINE static Vector multiply_add(const Vector& a, const Vector& b, Vector sum) {
-    for (int i = 0; i < width; ++i) sum.values[i] = fused_multiply_add(a.values[i], b.values[i], sum.values[i]);
+    for (int i = 0; i < width; ++i) sum.values[i] = multiplied_and_added(a.values[i], b.values[i], sum.values[i]);
     return sum;
   }
 };

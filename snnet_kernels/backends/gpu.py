@@ -180,7 +180,6 @@ def _update_memory_lists_(memory: Tensor, index: Tensor, features: Tensor, *rest
 _IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "memory_similarity": similarity_of,
     "memory_similarity_backward": product,
-    "product": product,
     "mplp": _mplp,
     "nearest_neighbors": _nearest_neighbors,
     "fused_mutual_label_loss": _fused_mutual_label_loss,

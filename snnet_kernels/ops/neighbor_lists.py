@@ -24,6 +24,11 @@ def _empty_tables(like: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor, 
     )
 
 
+@operation(lambda like: like.new_empty(0))
+def _pause(like: Tensor) -> Tensor:
+    return reference.pause(like)
+
+
 @operation(lambda features, k, floor: _empty_tables(features, min(k, features.shape[0])))
 def _neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return reference.neighbor_lists(features, k, floor)[:4]
@@ -42,6 +47,15 @@ def symmetric_lists(
     made = reference.symmetric_lists(NeighborLists(columns, values, counts, floors), capacity)
     assert made.mirrors is not None
     return (*made[:4], made.mirrors[:, : mirrors_width(values.device, capacity)].clone())
+
+
+def _built(features: Tensor, k: int, lowest: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    try:
+        return _neighbor_lists(features, k, lowest)
+    except ValueError as error:  # no other exception of a signal's handler comes through a compiled operation
+        if "building of neighbour lists was interrupted" in str(error):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def neighbor_lists(
@@ -73,11 +87,11 @@ def neighbor_lists(
     features = checks.check_features("features", features, features.shape[1]).detach()
     lowest = -float("inf") if floor is None else checks.check_finite("floor", floor)
     if not checks.check_flag("symmetric", symmetric):
-        return NeighborLists(*_neighbor_lists(features, k, lowest))
+        return NeighborLists(*_built(features, k, lowest))
     n = features.shape[0]
     width = min(k, n)
     filled = width if width == n else max(1, width // 2)
-    nearest = _neighbor_lists(features, max(1, filled), lowest)
+    nearest = _built(features, max(1, filled), lowest)
     if n == 0:
         return NeighborLists(*nearest)._replace(mirrors=nearest[0].clone())
     return NeighborLists(*symmetric_lists(*nearest, width))

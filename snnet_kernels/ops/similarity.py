@@ -22,12 +22,6 @@ def _memory_similarity_backward(grad: Tensor, memory: Tensor) -> Tensor:
     return reference.memory_similarity_backward(grad, memory)
 
 
-@operation(lambda left, right: left.new_empty(*left.shape[:-1], right.shape[-1]))
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """A product that a compiled operation leaves to torch, of matrices or batches of matrices."""
-    return reference.product(left, right)
-
-
 def _save_memory(ctx: Any, inputs: tuple, output: Any) -> None:
     ctx.save_for_backward(inputs[1])
 

@@ -21,7 +21,7 @@ from .loss import (
     mutual_label_loss_with_grad,
 )
 from .memory_update import update_memory_, update_memory_lists_
-from .neighbor_lists import neighbor_lists, symmetric_lists
+from .neighbor_lists import neighbor_lists, pause, symmetric_lists
 from .neighbors import nearest_neighbors
 from .shard_lists import (
     blended_rows,
@@ -38,7 +38,7 @@ from .shard_prediction import (
     own_label_sets,
     walk_candidates_,
 )
-from .similarity import memory_similarity, memory_similarity_backward, product
+from .similarity import memory_similarity, memory_similarity_backward
 
 __all__ = [
     "blend_jaccard_",
@@ -75,7 +75,7 @@ __all__ = [
     "own_columns_loss",
     "own_label_sets",
     "pack_labels",
-    "product",
+    "pause",
     "reciprocal_weights",
     "remove_pairs_",
     "symmetric_lists",

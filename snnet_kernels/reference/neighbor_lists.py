@@ -44,6 +44,11 @@ def neighbor_lists(features: Tensor, k: int, floor: float = -torch.inf) -> Neigh
     return _within_floor(values, columns, width, floor)
 
 
+def pause(like: Tensor) -> Tensor:
+    """Nothing. A compiled operation that takes long calls it now and then, so that handlers of signals run."""
+    return like.new_empty(0)
+
+
 def _keep_largest(
     values: Tensor, columns: Tensor, product: Tensor, first_column: int, most: int
 ) -> tuple[Tensor, Tensor]:

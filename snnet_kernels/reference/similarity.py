@@ -17,11 +17,6 @@ def memory_similarity_backward(grad: Tensor, memory: Tensor) -> Tensor:
     return matmul(grad, memory)
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """left right in true float32."""
-    return matmul(left, right)
-
-
 def similarity_rows(memory: Tensor, index: Tensor, cache: Tensor | None) -> Tensor:
     """S[index] [B, n], from the cache or by a product."""
     return cache[index] if cache is not None else matmul(memory[index], memory.t())

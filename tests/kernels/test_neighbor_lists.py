@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 import snnet_kernels as sk
-from snnet_kernels import reference
+from snnet_kernels import backends, reference
 from snnet_kernels.neighbor_list_layout import NeighborLists
 from snnet_kernels.reference.list_labels import mplp_from_lists, nearest_from_lists
 from snnet_kernels.reference.memory_update import update_memory_lists_
@@ -261,3 +261,18 @@ def test_rows_that_a_momentum_of_one_normalises_rise_above_floors(length):
         check_lists(lists, memory @ memory.t(), 1e-6)
         found.append(dense(lists))
     assert torch.equal(found[0].isnan(), found[1].isnan())
+
+
+def test_a_build_can_be_interrupted(monkeypatch):
+    """Handlers of signals run while a compiled operation builds lists, and what they raise comes out."""
+    if "cpu" not in backends.servers("neighbor_lists", "cpu"):
+        pytest.skip("the compiled CPU library is not loaded")
+
+    def handler(like: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reference, "pause", handler)
+    with pytest.raises(KeyboardInterrupt):
+        sk.neighbor_lists(clustered_features(300, 8), 5)
+    monkeypatch.undo()
+    assert sk.neighbor_lists(clustered_features(300, 8), 5).counts.sum() == 1500

@@ -50,7 +50,7 @@ def arguments() -> dict[str, tuple]:
         "checksums": (memory.view(torch.int64), index, torch.arange(D // 2)),
         "memory_similarity": (differentiable, memory),
         "memory_similarity_backward": (similarity.clone().requires_grad_(), memory),
-        "product": (similarity, memory),
+        "pause": (memory,),
         "mplp": (memory, index, similarity, 0.6, 10),
         "nearest_neighbors": (memory, index, similarity, 3),
         "mutual_label_loss": (similarity.clone().requires_grad_(), *loss),
