@@ -4,12 +4,6 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__CUDACC__)
-#define SNNET_HOST_DEVICE __host__ __device__
-#else
-#define SNNET_HOST_DEVICE
-#endif
-
 // Always inlined: a copy of its own, compiled for one instruction set, could be linked into code for another.
 #if defined(__CUDACC__)
 #define SNNET_INLINE __host__ __device__ __forceinline__

@@ -85,7 +85,6 @@ void take(const NeighborLists& lists, int64_t i, const float* row, int64_t count
 void take_tile(const NeighborLists& lists, const Tensor& product, int64_t top, int64_t left) {
   const int64_t rows = product.size(0), columns = product.size(1);
   const float* values = const_floats(product);
-  const bool on_diagonal = top == left;
   const int64_t length = rows + kLine;  // apart by no power of two: their places in a cache differ
   torch::stable::parallel_for(0, columns, grain(rows), [&](int64_t begin, int64_t end) {
     Scratch scratch;
@@ -96,14 +95,11 @@ void take_tile(const NeighborLists& lists, const Tensor& product, int64_t top, i
         for (int64_t j = 0; j < count; ++j) scratch.columns[j * length + r] = values[r * columns + first + j];
       }
       for (int64_t j = 0; j < count; ++j) {
-        const int64_t c = first + j;
-        float* column = scratch.columns.data() + j * length;
-        if (on_diagonal) std::copy_n(values + c * columns, c, column);  // both halves are the lower one
-        take(lists, left + c, column, rows, top, scratch);
+        take(lists, left + first + j, scratch.columns.data() + j * length, rows, top, scratch);
       }
     }
   });
-  if (on_diagonal) return;
+  if (top == left) return;  // the other half has the same bits
   torch::stable::parallel_for(0, rows, grain(columns), [&](int64_t begin, int64_t end) {
     Scratch scratch;
     for (int64_t r = begin; r < end; ++r) take(lists, top + r, values + r * columns, columns, left, scratch);

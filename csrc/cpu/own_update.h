@@ -178,7 +178,7 @@ class OwnUpdate {
     const float* products = const_floats(products_);
     for (int64_t c = 0; c < count_; ++c) {
       if (!is_own(moved_.index[c])) continue;
-      const float value = products[std::max(r, c) * count_ + std::min(r, c)];
+      const float value = products[r * count_ + c];
       if (value > moved_.floors[r] || value > moved_.floors[c]) pairs_[r].push_back({r, moved_.index[c], value});
     }
   }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..ops.shard_prediction import divided_samples
 
-BLOCK = 512  # rows of a block, which belongs to one process: products of a share are those of the whole to the bit
+BLOCK = 512  # rows of a block, which belongs to one process
 
 
 class Division(NamedTuple):
