@@ -13,7 +13,8 @@ from .operation import operation, set_gradient
 
 # Each returns the loss and its gradient, which the forward pass can compute from the same inputs.
 _mutual_label_loss = operation(
-    lambda similarity, *_: (similarity.new_empty(()), torch.empty_like(similarity)), name="mutual_label_loss"
+    lambda similarity, *_: (similarity.new_empty(()), similarity.new_empty(similarity.shape)),
+    name="mutual_label_loss",
 )(reference.mutual_label_loss_with_grad)
 _fused_mutual_label_loss = operation(
     lambda features, *_: (features.new_empty(()), features.new_empty(features.shape)),
