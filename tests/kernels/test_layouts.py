@@ -73,6 +73,46 @@ CALLS = {
 }
 
 
+def of_memory(neighbors):
+    memory = sk.ExemplarMemory(N, D, neighbors=neighbors)
+    memory.initialize_(MEMORY)
+    memory.build_lists_()
+    asked = {"index": INDEX, "query_rows": ROWS}
+    return {
+        "predict_labels": (lambda index, rows: memory.predict_labels(index, query_rows=rows), asked),
+        "nearest": (lambda index, rows: memory.nearest(index, query_rows=rows), asked),
+        "nearest of lists": (memory.nearest, {"index": INDEX}),
+        "update_": (
+            lambda index, features, momentum, rows: memory.update_(
+                index, features, momentum, similarity=rows
+            ),
+            {"index": INDEX, "features": FEATURES, "momentum": MOMENTUM, "similarity": ROWS},
+        ),
+    }
+
+
+def of_labels(storage):
+    labels = sk.PseudoLabelMemory(N, storage=storage)
+    return {
+        "rows": (labels.rows, {"index": INDEX}),
+        "columns": (labels.columns, {"index": INDEX}),
+        "write_": (labels.write_, {"index": INDEX, "labels": LABELS}),
+    }
+
+
+OF_MODULES = {
+    f"{method} ({form})": made
+    for form, calls in {
+        "lists": of_memory(20),
+        "no lists": of_memory(0),
+        "bits": of_labels("bits"),
+        "lists of labels": of_labels("lists"),
+    }.items()
+    for method, made in calls.items()
+}
+CALLS |= OF_MODULES
+
+
 def call(operation, tensors):
     named = {name: tensor for name, tensor in tensors.items() if name in ("query_rows", "similarity")}
     parts = {name.removeprefix("lists."): tensor for name, tensor in tensors.items() if "lists." in name}
@@ -107,7 +147,7 @@ def test_other_layouts_are_named_and_nothing_is_written(name, form):
 @pytest.mark.parametrize("name", CALLS)
 def test_a_meta_tensor_among_others_is_named_and_nothing_is_written(name):
     operation, tensors = CALLS[name]
-    for argument in tensors if len(tensors) > 1 else ():
+    for argument in tensors if len(tensors) > 1 or name in OF_MODULES else ():
         own = {key: value.clone() for key, value in tensors.items()}
         before = {key: value.clone() for key, value in own.items()}
         own[argument] = tensors[argument].to("meta")
