@@ -137,12 +137,18 @@ class PseudoLabelMemory(FixedTypeModule):
 
     def pairs(self, first: int = 0, last: int | None = None) -> tuple[Tensor, Tensor]:
         """The ones of P in rows [first, last): (row int64 [E], column int64 [E]), sorted by row, then by column."""
-        last = self.num_instances if last is None else min(last, self.num_instances)
+        first = checks.check_count("first", first, lowest=0)
+        last = self.num_instances if last is None else checks.check_count("last", last, lowest=0)
         if self.tables is not None:
             return self.tables.pairs(first, last)
         assert self.row_bits is not None
-        row, column = ops.unpack_labels(self.row_bits[first:last], self.num_instances).nonzero().unbind(1)
-        return row + first, column
+        found = [torch.zeros(0, 2, dtype=torch.int64, device=self.device)]
+        for start in range(first, min(last, self.num_instances), 1024):
+            part = self.row_bits[start : min(start + 1024, last)]
+            found.append(ops.unpack_labels(part, self.num_instances).nonzero())
+            found[-1][:, 0] += start
+        row, column = torch.cat(found).unbind(1)
+        return row, column
 
     def to_dense(self) -> Tensor:
         """P as a bool matrix [n, n], n² bytes."""
