@@ -86,7 +86,7 @@ class ShardedHead(SNNetHead):
         checks.check_features("features", features, self.feature_dim)
         index = checks.check_index("index", index, self.num_instances, features.shape[0])
         checks.check_same_device(memory=self.memory.features, features=features, index=index)
-        checks.check_no_tangent("features", features)
+        checks.check_no_transform("features", features)
         self._check_first_lengths(features)
         return index
 

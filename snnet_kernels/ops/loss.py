@@ -73,7 +73,7 @@ def mutual_label_loss(
     similarity = checks.check_rows("similarity", similarity, *similarity.shape)
     labels, weights = checks.check_label_sets(labels, weights, *similarity.shape)
     checks.check_same_device(similarity=similarity, **{f"labels[{k}]": y for k, y in enumerate(labels)})
-    checks.check_no_tangent("similarity", similarity)
+    checks.check_no_transform("similarity", similarity)
     return _mutual_label_loss(similarity, labels, weights, kind, delta, hard_negative_ratio)[0]
 
 
@@ -113,7 +113,7 @@ def fused_mutual_label_loss(
         similarity=similarity,
         **{f"labels[{k}]": y for k, y in enumerate(labels)},
     )
-    checks.check_no_tangent("features", features)
+    checks.check_no_transform("features", features)
     return _fused_mutual_label_loss(
         features, memory, similarity, labels, weights, kind, delta, hard_negative_ratio
     )[0]

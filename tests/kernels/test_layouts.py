@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet_kernels import compat, ops, reference
@@ -15,6 +16,9 @@ ROWS, FEATURES = MEMORY[:B] @ MEMORY.t(), clustered_features(B, D, seed=1)
 LISTED = {f"lists.{name}": table for name, table in symmetric_lists(MEMORY, 20)._asdict().items()}
 LABELS = reference.pack_labels(torch.rand(B, N, generator=torch.Generator().manual_seed(0)) < 0.2)
 MOMENTUM = torch.tensor(0.5)
+HEAD = sk.SNNetHead(N, D)
+HEAD.initialize_(MEMORY)
+HEAD.eval()
 
 
 def nested(tensor: torch.Tensor) -> torch.Tensor:
@@ -255,13 +259,22 @@ def test_fake_tensors_have_no_values_to_check():
         lambda t: sk.memory_similarity(t[:, :D], MEMORY).sum(),
         lambda t: sk.mutual_label_loss(t, [LABELS], [1.0]),
         lambda t: sk.fused_mutual_label_loss(t[:, :D], MEMORY, [LABELS], [1.0]),
+        lambda t: HEAD(normalize(t[:, :D]), INDEX),
     ],
-    ids=["similarity", "loss", "fused"],
+    ids=["similarity", "loss", "fused", "head"],
 )
-def test_forward_mode_derivatives_are_refused(loss):
+def test_forward_mode_derivatives_and_transforms_are_refused(loss):
     primal, tangent = ROWS, torch.ones(B, N)
-    with pytest.raises(NotImplementedError, match="has a forward-mode tangent"):
-        torch.func.jvp(loss, (primal,), (tangent,))
+    remedy = r"for which no derivative is defined: use backward\(\) or torch.autograd.grad"
+    for transform in (
+        torch.func.grad,
+        torch.func.jacrev,
+        lambda f: lambda x: torch.func.vjp(f, x),
+        lambda f: lambda x: torch.func.jvp(f, (x,), (tangent,)),
+    ):
+        found = r"(has a forward-mode tangent|is transformed) .*torch.func"
+        with pytest.raises(NotImplementedError, match=f"{found}.*, {remedy}"):
+            transform(loss)(primal)
     with torch.autograd.forward_ad.dual_level():
         assert torch.isfinite(loss(primal))  # without a tangent there is nothing to lose
         with pytest.raises(NotImplementedError, match="has a forward-mode tangent"):
