@@ -257,14 +257,16 @@ def check_labels(name: str, value: object, num_instances: int, batch_size: int |
 
 
 def check_weights(weights: Sequence[float]) -> list[float]:
-    """The weights of the label sets (Eq. 8): one to three numbers, none negative, not all zero."""
+    """The weights of the label sets (Eq. 8): one to three numbers of a finite sum, none negative, not all zero."""
     if isinstance(weights, Tensor) or not isinstance(weights, Sequence):
         raise TypeError(f"weights must be a sequence of 1 to 3 numbers, got {type(weights).__name__}")
     numbers = [float(check_number(f"weights[{k}]", weight)) for k, weight in enumerate(weights)]
     if not 1 <= len(numbers) <= 3:
         raise ValueError(f"weights must be 1 to 3 numbers, got {len(numbers)}")
-    if not all(0.0 <= weight < float("inf") for weight in numbers) or sum(numbers) <= 0.0:
-        raise ValueError(f"weights must be finite, none negative and not all zero, got {numbers}")
+    if not all(weight >= 0.0 for weight in numbers) or not 0.0 < sum(numbers) < float("inf"):
+        raise ValueError(
+            f"weights must be finite, also their sum, none negative and not all zero, got {numbers}"
+        )
     return numbers
 
 

@@ -303,6 +303,11 @@ SIMILARITY, FEATURES = torch.zeros(2, N), torch.zeros(2, D)
         ),
         (lambda: sk.mutual_label_loss(SIMILARITY, [LABELS], [0.0]), ValueError, "not all zero"),
         (lambda: sk.mutual_label_loss(SIMILARITY, [LABELS], [-1.0]), ValueError, "none negative"),
+        (
+            lambda: sk.mutual_label_loss(SIMILARITY, [LABELS, LABELS], [1e308, 1e308]),
+            ValueError,
+            r"weights must be finite, also their sum, none negative and not all zero, got \[1e\+308, 1e\+308\]",
+        ),
         (lambda: sk.mutual_label_loss(SIMILARITY, [LABELS[:, :8]], [1.0]), ValueError, r"labels\[0\] must"),
         (lambda: sk.mutual_label_loss(SIMILARITY, [LABELS], [1.0], kind="l1"), ValueError, "kind must be"),
         (
