@@ -177,15 +177,20 @@ def apart(written: Mapping[str, Tensor | None], *read: Tensor | None) -> list[An
     return [None if tensor is None else tensor.clone() if owner(tensor) else tensor for tensor in read]
 
 
-def check_no_tangent(name: str, tensor: Tensor) -> None:
-    """No forward-mode derivative is defined: a tangent would be lost without a word."""
-    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level < 0:
+def check_no_transform(name: str, tensor: Tensor) -> None:
+    """No derivative is defined in forward mode, where a tangent would be lost without a word, nor for torch.func."""
+    if torch.compiler.is_compiling():
         return
-    if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
-        raise NotImplementedError(
-            f"{name} has a forward-mode tangent (torch.func.jvp, dual numbers), for which no derivative is defined: "
-            "use reverse mode"
-        )
+    forward_ad = torch.autograd.forward_ad
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+        found = "has a forward-mode tangent (torch.func.jvp, dual numbers)"
+    elif torch._C._functorch.is_gradtrackingtensor(tensor):
+        found = "is transformed by torch.func (grad, vjp, jvp and others)"
+    else:
+        return
+    raise NotImplementedError(
+        f"{name} {found}, for which no derivative is defined: use backward() or torch.autograd.grad"
+    )
 
 
 def check_rows(name: str, value: object, batch_size: int, num_instances: int) -> Tensor:
@@ -252,14 +257,16 @@ def check_labels(name: str, value: object, num_instances: int, batch_size: int |
 
 
 def check_weights(weights: Sequence[float]) -> list[float]:
-    """The weights of the label sets (Eq. 8): one to three numbers, none negative, not all zero."""
+    """The weights of the label sets (Eq. 8): one to three numbers of a finite sum, none negative, not all zero."""
     if isinstance(weights, Tensor) or not isinstance(weights, Sequence):
         raise TypeError(f"weights must be a sequence of 1 to 3 numbers, got {type(weights).__name__}")
     numbers = [float(check_number(f"weights[{k}]", weight)) for k, weight in enumerate(weights)]
     if not 1 <= len(numbers) <= 3:
         raise ValueError(f"weights must be 1 to 3 numbers, got {len(numbers)}")
-    if not all(0.0 <= weight < float("inf") for weight in numbers) or sum(numbers) <= 0.0:
-        raise ValueError(f"weights must be finite, none negative and not all zero, got {numbers}")
+    if not all(weight >= 0.0 for weight in numbers) or not 0.0 < sum(numbers) < float("inf"):
+        raise ValueError(
+            f"weights must be finite, also their sum, none negative and not all zero, got {numbers}"
+        )
     return numbers
 
 

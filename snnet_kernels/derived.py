@@ -82,16 +82,20 @@ def row_checksums(tensor: Tensor, rows: Tensor | None = None) -> Tensor:
     """A checksum int64 [k] of the bits of each row of a matrix [n, d], or of ``rows`` int64 [k] of it."""
     with torch.inference_mode(False):
         matrix = tensor.detach()
+        width = matrix.shape[1] * matrix.element_size()
+        if width == 0:
+            return torch.zeros(len(matrix if rows is None else rows), dtype=torch.int64, device=matrix.device)
+        word = next(word for word in _WORDS if width % word.itemsize == 0)
         # One of a single row, or of none, may call itself contiguous with any strides.
-        if matrix.stride() != (matrix.shape[1], 1) or matrix.is_inference():
+        plain = matrix.stride() == (matrix.shape[1], 1) and not matrix.is_inference()
+        # A part of a larger tensor may begin inside a word.
+        begins = (matrix.storage_offset() * matrix.element_size(), matrix.data_ptr())
+        if not plain or any(place % word.itemsize for place in begins):
             matrix = (matrix if rows is None else matrix.index_select(0, rows)).clone(
                 memory_format=torch.contiguous_format
             )
             rows = None
-        width = matrix.shape[1] * matrix.element_size()
-        if width == 0:
-            return torch.zeros(len(matrix if rows is None else rows), dtype=torch.int64, device=matrix.device)
-        words = matrix.view(next(word for word in _WORDS if width % word.itemsize == 0))
+        words = matrix.view(word)
         return checksums(words, rows, _factors(words.shape[1], matrix.device))
 
 

@@ -194,9 +194,17 @@ class ExemplarMemory(FixedTypeModule):
         self, index: Tensor, threshold: float = 0.6, min_rank: int = 10, *, query_rows: Tensor | None = None
     ) -> Tensor:
         """Packed pseudo labels uint8 [B, label_bytes(n)] of ``index`` [B]; see :func:`snnet_kernels.mplp`."""
+        index, query_rows = self._checked(index, query_rows)
+        return self._predict(self.current_lists(index), index, threshold, min_rank, query_rows)
+
+    def _checked(self, index: Tensor, query_rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Checked positions, and their similarities where they are given."""
         self._refuse_replication()
         index = ops.checks.check_index("index", index, self.num_instances)
-        return self._predict(self.current_lists(index), index, threshold, min_rank, query_rows)
+        if query_rows is not None:
+            query_rows = ops.checks.check_rows("query_rows", query_rows, len(index), self.num_instances)
+        ops.checks.check_same_device(memory=self.features, index=index, query_rows=query_rows)
+        return index, query_rows
 
     def _predict(
         self,
@@ -206,26 +214,23 @@ class ExemplarMemory(FixedTypeModule):
         min_rank: int,
         query_rows: Tensor | None,
     ) -> Tensor:
-        """The same, from ``lists`` that are known to be current."""
+        """The same of checked arguments, from ``lists`` that are known to be current."""
         if lists is None:
             return ops.mplp(self.features, index, threshold, min_rank, query_rows=query_rows)
         threshold, min_rank = ops.checks.check_prediction_options(threshold, min_rank)
-        if query_rows is not None:
-            query_rows = ops.checks.check_rows("query_rows", query_rows, len(index), self.num_instances)
         return lists.mplp(self.features, index, threshold, min_rank, query_rows)
 
     def nearest(
         self, index: Tensor, k: int = 1, *, query_rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The ``k`` nearest other images; see :func:`snnet_kernels.nearest_neighbors`."""
-        self._refuse_replication()
-        index = ops.checks.check_index("index", index, self.num_instances)
+        index, query_rows = self._checked(index, query_rows)
         return self._nearest(self.current_lists(index), index, k, query_rows)
 
     def _nearest(
         self, lists: MemoryLists | None, index: Tensor, k: int, query_rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The same, from ``lists`` that are known to be current."""
+        """The same of checked arguments, from ``lists`` that are known to be current."""
         if lists is None or query_rows is not None:
             return ops.nearest_neighbors(self.features, index, k, query_rows=query_rows)
         return lists.nearest(self.features, index, ops.checks.check_neighbors(k, self.num_instances))
@@ -234,8 +239,7 @@ class ExemplarMemory(FixedTypeModule):
         self, index: Tensor, features: Tensor, momentum: float | Tensor, *, similarity: Tensor | None = None
     ) -> None:
         """Momentum update of M and of its lists; see :func:`snnet_kernels.update_memory_`."""
-        self._refuse_replication()
-        index = ops.checks.check_index("index", index, self.num_instances)
+        index, _ = self._checked(index, None)
         known = self._changes
         lists = self.current_lists(index)
         if not torch.compiler.is_compiling() and self._changes != known:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+OVERWRITES = "overwrites its memories before each forward pass"
+
 
 class MemoryModule(nn.Module):
     """A module whose memories are its own: no wrapper may overwrite or replicate them."""
@@ -17,30 +19,33 @@ class MemoryModule(nn.Module):
         if torch.compiler.is_compiling():
             return
         if getattr(self, "_is_replica", False):
-            raise RuntimeError(_refusal(self, "DataParallel"))
+            raise RuntimeError(_refusal(self, "DataParallel", OVERWRITES))
         wrapper = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
         if wrapper is not None and any(part is self for part in wrapper.module.modules()):
-            raise RuntimeError(_refusal(self, "DistributedDataParallel"))
+            raise RuntimeError(_refusal(self, "DistributedDataParallel", OVERWRITES))
 
 
 def _refuse_wrapped(wrapper: nn.Module, _: str, module: nn.Module | None) -> None:
     """Raise where memories are put into a wrapper, for programs that call them outside of its forward pass."""
-    if isinstance(wrapper, nn.parallel.DistributedDataParallel) and module is not None:
-        for part in module.modules():
-            if isinstance(part, MemoryModule):
-                raise RuntimeError(_refusal(part, "DistributedDataParallel"))
+    if isinstance(wrapper, nn.parallel.DistributedDataParallel):
+        refused, does = MemoryModule, OVERWRITES
+    elif isinstance(wrapper, torch.optim.swa_utils.AveragedModel):
+        refused, does = FixedTypeModule, "averages tensors of fixed number and size"
+    else:
+        return
+    for part in module.modules() if module is not None else ():
+        if isinstance(part, refused):
+            raise RuntimeError(_refusal(part, type(wrapper).__name__, does))
 
 
 # Of what wraps it a module sees nothing.
 nn.modules.module.register_module_module_registration_hook(_refuse_wrapped)
 
 
-def _refusal(module: nn.Module, wrapper: str) -> str:
+def _refusal(module: nn.Module, wrapper: str, does: str) -> str:
     name = type(module).__name__
-    return (
-        f"{name} must stay outside of {wrapper}, which overwrites its memories before each forward pass: wrap the "
-        f"network alone and give its features to {name}"
-    )
+    remedy = f"wrap the network alone and give its features to {name}"
+    return f"{name} must stay outside of {wrapper}, which {does}: {remedy}"
 
 
 class FixedTypeModule(MemoryModule):

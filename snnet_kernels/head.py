@@ -131,8 +131,8 @@ class SNNetHead(FixedTypeModule):
 
     @property
     def momentum(self) -> Tensor:
-        """α of the memory update, a 0-d float32 tensor; assign a number in [0, 1]."""
-        return self._momentum
+        """A copy of α of the memory update, a 0-d float32 tensor; assign a number in [0, 1]."""
+        return self._momentum.clone()
 
     @momentum.setter
     def momentum(self, value: float) -> None:

@@ -18,6 +18,9 @@ def list_entries(entries: Tensor, starts: Tensor, counts: Tensor) -> tuple[Tenso
 
 def made_lists(which: Tensor, entry: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Lists of the pairs (list, entry), with at least the ``sizes`` [n]: entries, starts, counts, sizes."""
+    if which.is_meta:  # shapes alone, of lists of one entry each
+        entries = which.new_empty(SMALLEST_SIZE * len(which), dtype=torch.int32)
+        return entries, sizes.long(), sizes.clone(), sizes.clone()
     n = len(sizes)
     order = which.sort(stable=True).indices
     which, entry = which[order], entry[order]

@@ -94,9 +94,14 @@ class PseudoLabelMemory(FixedTypeModule):
     @property
     def device(self) -> torch.device:
         """The device of P."""
+        return self._held.device
+
+    @property
+    def _held(self) -> Tensor:
+        """A tensor of P, which says where it is."""
         held = self.row_bits if self.tables is None else self.tables.device_tensor
         assert held is not None
-        return held.device
+        return held
 
     def write_(self, index: Tensor, labels: Tensor) -> None:
         """P[index] = labels (Eq. 3): ``index`` int64 [B], packed ``labels`` uint8 [B, label_bytes(n)].
@@ -106,7 +111,7 @@ class PseudoLabelMemory(FixedTypeModule):
         if self.tables is not None:
             index = self._checked(index)
             labels = checks.check_labels("labels", labels, self.num_instances, len(index))
-            checks.check_same_device(tables=self.tables.device_tensor, index=index, labels=labels)
+            checks.check_same_device(index=index, labels=labels)
             self.tables.write_(index, labels)
             return
         self._follow(index)
@@ -116,9 +121,9 @@ class PseudoLabelMemory(FixedTypeModule):
 
     def rows(self, index: Tensor) -> Tensor:
         """P[index], packed, uint8 [B, label_bytes(n)]: the labels of images ``index`` [B] (Eq. 6), empty for -1."""
+        index = self._checked(index, lowest=-1)
         if self.tables is not None:
-            return self.tables.rows(self._checked(index, lowest=-1))
-        self._refuse_replication()
+            return self.tables.rows(index)
         assert self.row_bits is not None
         return ops.gather_labels(self.row_bits, index)
 
@@ -132,12 +137,18 @@ class PseudoLabelMemory(FixedTypeModule):
 
     def pairs(self, first: int = 0, last: int | None = None) -> tuple[Tensor, Tensor]:
         """The ones of P in rows [first, last): (row int64 [E], column int64 [E]), sorted by row, then by column."""
-        last = self.num_instances if last is None else min(last, self.num_instances)
+        first = checks.check_count("first", first, lowest=0)
+        last = self.num_instances if last is None else checks.check_count("last", last, lowest=0)
         if self.tables is not None:
             return self.tables.pairs(first, last)
         assert self.row_bits is not None
-        row, column = ops.unpack_labels(self.row_bits[first:last], self.num_instances).nonzero().unbind(1)
-        return row + first, column
+        found = [torch.zeros(0, 2, dtype=torch.int64, device=self.device)]
+        for start in range(first, min(last, self.num_instances), 1024):
+            part = self.row_bits[start : min(start + 1024, last)]
+            found.append(ops.unpack_labels(part, self.num_instances).nonzero())
+            found[-1][:, 0] += start
+        row, column = torch.cat(found).unbind(1)
+        return row, column
 
     def to_dense(self) -> Tensor:
         """P as a bool matrix [n, n], n² bytes."""
@@ -161,7 +172,9 @@ class PseudoLabelMemory(FixedTypeModule):
 
     def _checked(self, index: Tensor, lowest: int = 0) -> Tensor:
         self._refuse_replication()
-        return checks.check_index("index", index, self.num_instances, lowest=lowest)
+        index = checks.check_index("index", index, self.num_instances, lowest=lowest)
+        checks.check_same_device(P=self._held, index=index)
+        return index
 
     def _follow(self, index: Tensor, lowest: int = 0) -> None:
         """Before the transpose is read or written: rebuild it if P, or its rows ``index``, have changed."""

@@ -82,8 +82,9 @@ class LabelTables(nn.Module):
         return self._pairs(side, 0, len(counts))[1].to(torch.int32), counts
 
     def load_(self, entries: Tensor, counts: Tensor, side: str = "row") -> None:
-        """What :meth:`saved` gave; ValueError where it is no such thing."""
-        device = self.device_tensor.device
+        """What :meth:`saved` gave; ValueError where it is no such thing. Tables on meta go where it is."""
+        held = self.device_tensor
+        device = entries.device if held.is_meta else held.device
         lists, most = (self.n, self.width) if side == "row" else (self.width, self.n)
         entries, counts = entries.to(device), counts.to(device)
         fits = (

@@ -50,6 +50,7 @@ class MemoryLists(nn.Module):
         self._has_warned = False
         self._is_new = True  # no label was asked for since the lists were built or loaded
         self._loaded_products = 0  # made before those asked for are counted
+        self._threshold = float("inf")  # of the labels that were asked for last
         for name in (*NeighborLists._fields, "products"):
             self.register_buffer(
                 name, None, persistent=False
@@ -93,12 +94,17 @@ class MemoryLists(nn.Module):
             setattr(self, name, None)
 
     def are_worn(self) -> bool:
-        """Whether more rows have been multiplied beside the lists than a build multiplies: n/2."""
+        """Whether more rows have been multiplied beside the lists than a build multiplies, n/2, and a build helps."""
         if self.columns is None:
             return False
         made = int(self.products)
         self._warn_if_slow(made)
-        return 2 * made > self.images
+        return 2 * made > self.images and not self._start_too_high
+
+    @property
+    def _start_too_high(self) -> bool:
+        """Whether labels read what no list holds, however new: similarities below the floor of all lists."""
+        return self._threshold < self.floor and self.capacity < self.images
 
     def mplp(
         self, memory: Tensor, index: Tensor, threshold: float, min_rank: int, query_rows: Tensor | None
@@ -107,7 +113,7 @@ class MemoryLists(nn.Module):
         if self._is_new and not torch.compiler.is_compiling() and memory.device.type == "cpu":
             self._warn_of_a_long_wait(memory, index[:PROBED], threshold, query_rows)
         labels, products = mplp_from_lists(memory, index, *self._inquired(), query_rows, threshold, min_rank)
-        self._count(products, len(index))
+        self._count(products, len(index), threshold)
         return labels
 
     def nearest(self, memory: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -120,10 +126,15 @@ class MemoryLists(nn.Module):
         assert self.columns is not None
         return self.columns, self.values, self.counts, self.floors
 
-    def _count(self, products: Tensor, asked: int) -> None:
+    def _count(self, products: Tensor, asked: int, threshold: float | None = None) -> None:
+        """Rows that were multiplied for labels of the threshold, or for neighbours alone."""
         self.products.add_(products)  # and no assignment, for which a module looks long
         self.asked.add_(asked)
-        if not torch.compiler.is_compiling() and products.device.type == "cpu" and not self._has_warned:
+        if torch.compiler.is_compiling():
+            return
+        if threshold is not None:
+            self._threshold = threshold
+        if products.device.type == "cpu" and not self._has_warned:
             self._warn_if_slow(int(self.products))
 
     def _warn_of_a_long_wait(
@@ -151,10 +162,21 @@ class MemoryLists(nn.Module):
         if self._has_warned or self.columns is None or made <= self.images or 2 * made <= int(self.asked):
             return
         self._has_warned = True
+        if self._start_too_high:
+            lists = f"neighbour lists start at {self.floor:g}, above the threshold {self._threshold:g}"
+            remedy = (
+                "Give a floor below the threshold (floor=...; that of a head follows from the threshold that it is "
+                "made with)"
+            )
+        else:
+            lists = f"neighbour lists of {self.capacity} places are too short for many rows"
+            remedy = (
+                "Give more places (neighbors=...), or a higher threshold; renew_lists_() once an epoch lowers floors "
+                "that have risen"
+            )
         warnings.warn(
-            f"neighbour lists of {self.capacity} places are too short for many rows: {made} products of a row were "
-            f"made beside them for {int(self.asked)} labels and neighbours, which is right but slow. Give more places "
-            "(neighbors=...), or a higher threshold; renew_lists_() once an epoch lowers floors that have risen",
+            f"{lists}: {made} products of a row were made beside them for {int(self.asked)} labels and neighbours, "
+            f"which is right but slow. {remedy}",
             stacklevel=5,
         )
 

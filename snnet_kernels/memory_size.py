@@ -10,9 +10,10 @@ import torch
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on ``device``."""
+    """Bytes that can still be allocated on ``device``, those that torch's allocator holds unused included."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
     return _available_memory()
 
 

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ def tf32_product(a: Tensor, b: Tensor) -> Tensor:
         try:
             return a @ b
         finally:
-            flags.fp32_precision = before
+            _set_back(flags, before)
 
 
 def _forget_other_threads() -> None:
@@ -123,9 +124,16 @@ def _switch_off() -> Callable[[], None] | None:
     def restore() -> None:
         torch.set_float32_matmul_precision(global_precision)
         for flag, precision in zip(_FLAGS, before, strict=True):
-            flag.fp32_precision = precision
+            _set_back(flag, precision)
 
     return restore
+
+
+def _set_back(flag: Any, precision: str) -> None:
+    """Give a flag its precision again; one that only followed a wider flag follows it on."""
+    flag.fp32_precision = "none"
+    if flag.fp32_precision != precision:
+        flag.fp32_precision = precision
 
 
 def rounds_products(device: torch.device) -> bool:

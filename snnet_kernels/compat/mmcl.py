@@ -51,13 +51,16 @@ class MMCL(nn.Module):
         self.r = r
 
     def forward(self, inputs: Tensor, targets: Tensor, is_vec: bool = False) -> Tensor:
-        """The loss [] of ``inputs`` [B, n]; ``targets`` are image indices [B], or labels [B, n] with ``is_vec``."""
+        """The loss [] of ``inputs`` [B, n]; ``targets`` are image indices [B], or labels [B, n] with ``is_vec``.
+
+        Labels above 0.5 are positive, the others negative. (In the original one of exactly 0.5 is neither.)
+        """
         if is_vec:
             if targets.shape != inputs.shape:
                 raise ValueError(
                     f"targets must have the shape of inputs {tuple(inputs.shape)}, got {tuple(targets.shape)}"
                 )
-            labels = targets > 0
+            labels = targets > 0.5
         else:
             targets = ops.checks.check_index("targets", targets, inputs.shape[1], inputs.shape[0])
             labels = torch.zeros(inputs.shape, dtype=torch.bool, device=inputs.device)

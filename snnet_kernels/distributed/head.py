@@ -86,7 +86,7 @@ class ShardedHead(SNNetHead):
         checks.check_features("features", features, self.feature_dim)
         index = checks.check_index("index", index, self.num_instances, features.shape[0])
         checks.check_same_device(memory=self.memory.features, features=features, index=index)
-        checks.check_no_tangent("features", features)
+        checks.check_no_transform("features", features)
         self._check_first_lengths(features)
         return index
 
@@ -165,7 +165,8 @@ class ShardedHead(SNNetHead):
         self._counted = sets.positives, common, None if self.warmup else products
         if not self.warmup and len(sets.positives):  # else there may be no lists
             made = torch.tensor(products, device=common.device)
-            self.memory.lists._count(made, 2 * len(sets.positives))  # labels and neighbours
+            asked = 2 * len(sets.positives)  # labels and neighbours
+            self.memory.lists._count(made, asked, self.threshold)
 
     def _bytes_of_update(self, batch: Batch) -> int:
         """What an update of this batch has to carry."""

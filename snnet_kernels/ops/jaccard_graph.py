@@ -143,9 +143,8 @@ def jaccard_graph(
         cameras = checks.check_index("cameras", cameras, 2**31, n).to(features.device)
         compared, averaged = _check_pair("camera_k1", camera_k1), _check_pair("camera_k2", camera_k2)
     if n == 0:
-        return SparseGraph(
-            torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0)
-        )
+        sizes = ((1, torch.int64), (0, torch.int32), (0, torch.float32))
+        return SparseGraph(*(torch.zeros(size, dtype=dtype, device="cpu") for size, dtype in sizes))
     lists = compared_lists(features, k1, k2, searched, cameras, compared, averaged)
     largest = 2 - 2 * lowest_similarities(features).cpu() if weights == "relative" else None
     return graph_from_lists(features, lists, largest, limit)

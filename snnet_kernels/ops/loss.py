@@ -13,7 +13,8 @@ from .operation import operation, set_gradient
 
 # Each returns the loss and its gradient, which the forward pass can compute from the same inputs.
 _mutual_label_loss = operation(
-    lambda similarity, *_: (similarity.new_empty(()), torch.empty_like(similarity)), name="mutual_label_loss"
+    lambda similarity, *_: (similarity.new_empty(()), similarity.new_empty(similarity.shape)),
+    name="mutual_label_loss",
 )(reference.mutual_label_loss_with_grad)
 _fused_mutual_label_loss = operation(
     lambda features, *_: (features.new_empty(()), features.new_empty(features.shape)),
@@ -72,7 +73,7 @@ def mutual_label_loss(
     similarity = checks.check_rows("similarity", similarity, *similarity.shape)
     labels, weights = checks.check_label_sets(labels, weights, *similarity.shape)
     checks.check_same_device(similarity=similarity, **{f"labels[{k}]": y for k, y in enumerate(labels)})
-    checks.check_no_tangent("similarity", similarity)
+    checks.check_no_transform("similarity", similarity)
     return _mutual_label_loss(similarity, labels, weights, kind, delta, hard_negative_ratio)[0]
 
 
@@ -112,7 +113,7 @@ def fused_mutual_label_loss(
         similarity=similarity,
         **{f"labels[{k}]": y for k, y in enumerate(labels)},
     )
-    checks.check_no_tangent("features", features)
+    checks.check_no_transform("features", features)
     return _fused_mutual_label_loss(
         features, memory, similarity, labels, weights, kind, delta, hard_negative_ratio
     )[0]

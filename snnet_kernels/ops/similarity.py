@@ -55,7 +55,7 @@ def memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
     memory = checks.check_memory("memory", memory)
     features = checks.check_features("features", features, memory.shape[1])
     checks.check_same_device(features=features, memory=memory)
-    checks.check_no_tangent("features", features)
+    checks.check_no_transform("features", features)
     return _memory_similarity(features, memory)
 
 

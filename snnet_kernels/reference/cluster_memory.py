@@ -28,7 +28,6 @@ def update_memory_by_hardest_(
         torch.as_tensor(momentum, device=rows.device) == 0, torch.zeros_like(rows), momentum * rows
     )
     blend = kept + (1 - momentum) * features[hardest[index]]
-    fresh = blend / torch.linalg.vector_norm(blend, dim=1, keepdim=True).clamp_min(1e-12)
-    memory[index] = torch.where(
-        fresh.isfinite().all(1, keepdim=True), fresh, rows
-    )  # entries of one row write the same
+    length = torch.linalg.vector_norm(blend, dim=1, keepdim=True, dtype=torch.float64).to(blend.dtype)
+    fresh = blend / length.clamp_min(1e-12)
+    memory[index] = torch.where(length.isfinite(), fresh, rows)  # entries of one row write the same

@@ -58,6 +58,7 @@ def mutual_label_loss_with_grad(
     hard_negative_ratio: float,
 ) -> tuple[Tensor, Tensor]:
     """The loss and ∂L/∂s [B, n] in one pass: the gradient with respect to s needs nothing but s."""
+    similarity = similarity.contiguous()  # and so is the gradient, as in the compiled forms
     labels, weights = _active(labels, weights)
     if similarity.shape[0] == 0 or similarity.shape[1] == 0:
         return similarity.new_zeros(()), torch.zeros_like(similarity)

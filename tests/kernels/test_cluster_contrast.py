@@ -97,6 +97,21 @@ def test_the_hardest_entry_of_each_row_in_float64(update_, momentum):
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e20, 1e30, 3e38])
+def test_inputs_whose_squares_overflow_are_of_length_1(scale):
+    """Of the last even the length overflows: its row stays."""
+    memory = torch.eye(5, 8)
+    inputs, index = torch.full((1, 8), scale), torch.tensor([2])
+    rows = []
+    for update_ in (ops.update_memory_by_hardest_, reference.update_memory_by_hardest_):
+        rows.append(memory.clone())
+        update_(rows[-1], index, inputs, torch.tensor(0.2))
+    expected = memory[2] if scale > 1e38 else torch.full((8,), 8**-0.5)
+    for row in rows:
+        torch.testing.assert_close(row[2], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(*rows, rtol=0, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("inputs", "targets", "error", "message"),
     [

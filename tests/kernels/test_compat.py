@@ -46,6 +46,21 @@ def test_single_class_targets():
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_soft_labels_are_positive_above_one_half():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(4, 300, generator=generator) * 2 - 1
+    labels = torch.tensor([0.0, 0.3, 0.49, 0.51, 0.6, 1.0])[torch.randint(6, (4, 300), generator=generator)]
+    expected = 0.0
+    for row, label in zip(inputs, labels, strict=True):
+        positives, negatives = row[label > 0.5], row[label < 0.5]
+        hard = negatives.sort(descending=True).values[: int(0.01 * len(negatives))]
+        expected += (5 * (1 - positives).square().mean() + (1 + hard).square().mean()).item() / 4
+    assert MMCL()(inputs, labels, is_vec=True).item() == pytest.approx(expected, rel=1e-5)
+    assert torch.equal(MMCL()(inputs, labels > 0.5, is_vec=True), MMCL()(inputs, labels, is_vec=True))
+    half = torch.where(labels == 0.49, 0.5, labels)  # in the original neither: here negative
+    assert torch.equal(MMCL()(inputs, half, is_vec=True), MMCL()(inputs, labels, is_vec=True))
+
+
 def test_memory_starts_empty_and_takes_features_up():
     memory = Memory(8, 20)
     assert not memory.mem.any() and not memory.mem.requires_grad

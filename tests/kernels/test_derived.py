@@ -246,16 +246,48 @@ def test_a_source_tells_an_address_that_was_used_again():
     assert len(seen) < 20
 
 
+def shifted(tensor):
+    """The same in a storage that begins one element earlier."""
+    return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.uint8])
+def test_a_matrix_that_begins_inside_a_word_has_the_same_checksums(dtype):
+    rows = torch.arange(5 * 48).reshape(5, 48).to(dtype)
+    assert torch.equal(row_checksums(shifted(rows)), row_checksums(rows))
+    assert torch.equal(row_checksums(shifted(rows), EVERY[2:4]), row_checksums(rows, EVERY[2:4]))
+
+
+def test_memories_and_features_may_be_parts_of_a_flat_buffer():
+    heads = [sk.SNNetHead(N, D, threshold=0.4) for _ in range(2)]
+    index, losses = torch.arange(8), []
+    for head, place in zip(heads, (shifted, torch.clone), strict=True):
+        head.momentum = 0.5
+        head.memory.features, head.pseudo_labels.row_bits = place(FIRST), place(BITS[1])
+        head.mark_written_()
+        features = place(SECOND[:8]).requires_grad_()
+        losses.append(head(features, index))
+        losses[-1].backward()
+        head.update_(index, features.detach())
+        features.detach().numpy()[3] = FIRST[9].numpy()
+        assert head._similarity_of(features.detach()) is None
+        losses.append(head(features, index))
+    assert torch.equal(losses[0], losses[2]) and torch.equal(losses[1], losses[3])
+    for ours, theirs in zip(heads[0].buffers(), heads[1].buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("storage", ["bits", "lists"])
 @pytest.mark.parametrize("place", ["float64", "meta", "inference"])
-def test_buffers_have_their_types_wherever_a_head_is_made(place):
-    expected = sk.SNNetHead(N, D)
+def test_buffers_have_their_types_wherever_a_head_is_made(place, storage):
+    expected = sk.SNNetHead(N, D, label_storage=storage)
     expected.initialize_(FIRST)
     expected.momentum = 0.25
     state = copy.deepcopy(expected.state_dict())
     if place == "float64":
         torch.set_default_dtype(torch.float64)
         try:
-            head = sk.SNNetHead(N, D)
+            head = sk.SNNetHead(N, D, label_storage=storage)
             head.load_state_dict(state)
             head.memory.build_lists_()
             assert clustered_features(3, 4).dtype == torch.float32
@@ -263,12 +295,12 @@ def test_buffers_have_their_types_wherever_a_head_is_made(place):
             torch.set_default_dtype(torch.float32)
     elif place == "meta":
         with torch.device("meta"):
-            head = sk.SNNetHead(N, D)
+            head = sk.SNNetHead(N, D, label_storage=storage)
         assert all(buffer.is_meta for buffer in head.buffers())
         head.load_state_dict(state, assign=True)
     else:
         with torch.inference_mode():
-            head = sk.SNNetHead(N, D)
+            head = sk.SNNetHead(N, D, label_storage=storage)
             head.load_state_dict(state)
             head.memory.build_lists_()
     index = torch.arange(6)

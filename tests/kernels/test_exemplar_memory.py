@@ -181,6 +181,33 @@ def test_slow_lists_are_told_once_with_places_and_remedy():
     assert "Give more places (neighbors=...)" in text and "renew_lists_() once an epoch" in text
 
 
+def test_lists_that_start_above_the_threshold_are_told_once_and_are_not_worn(builds):
+    memory = filled(neighbors=N // 2, floor=0.5)
+    expected = reference.mplp(FIRST, EVERY, 0.3, cache=FIRST @ FIRST.t())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(4):
+            assert torch.equal(memory.predict_labels(EVERY, 0.3), expected)
+            memory.nearest(EVERY[:2])
+        memory.renew_lists_()
+    assert len(builds) == 1 and int(memory.lists.products) > N
+    (warning,) = caught
+    text = str(warning.message)
+    assert text.startswith("neighbour lists start at 0.5, above the threshold 0.3: ")
+    assert text.endswith(
+        "Give a floor below the threshold (floor=...; that of a head follows from the threshold that it is made with)"
+    )
+    memory.predict_labels(EVERY[:2], 0.6)  # here lists tell: a build would help
+    assert memory.lists.are_worn()
+
+
+def test_lists_of_whole_rows_start_nowhere(builds):
+    memory = filled(neighbors=N, floor=0.5)
+    memory.predict_labels(EVERY, 0.3)
+    memory.lists.products.fill_(N)
+    assert memory.lists.are_worn()
+
+
 @pytest.mark.parametrize("live", [False, True])
 def test_a_threshold_below_thousands_of_similarities_is_told_before_the_wait(live):
     n = 2048  # all are copies of one image but for the last 40: each of the others has 2008 candidates

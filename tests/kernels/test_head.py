@@ -311,6 +311,16 @@ def test_products_are_those_of_the_last_batch():
     assert "products" not in head.label_statistics()
 
 
+def test_a_momentum_that_is_refused_changes_nothing():
+    head = make_head()
+    head.momentum = 0.9
+    with pytest.raises(ValueError, match=r"momentum must lie in \[0, 1\], got 1.1"):
+        head.momentum += 0.2
+    assert head.momentum.item() == pytest.approx(0.9)
+    head.momentum -= 0.2
+    assert head._momentum.item() == pytest.approx(0.7)
+
+
 def test_wrong_features_are_named():
     head = make_head()
     with pytest.raises(TypeError, match="momentum must be a number or a 0-d tensor, got str"):

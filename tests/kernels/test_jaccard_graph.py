@@ -175,7 +175,13 @@ def test_forms_of_a_graph():
     assert (matrix.data == 0).sum() > 10  # listed though they are 0
     assert (abs(matrix - matrix.T) > 0).nnz == 0  # symmetric to the bit
     np.testing.assert_array_equal(graph.to_torch().to_dense().numpy(), matrix.toarray())
-    empty = sk.jaccard_graph(torch.zeros(0, 8))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            empty = sk.jaccard_graph(torch.zeros(0, 8, dtype=torch.float32, device="cpu"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {part.device.type for part in empty} == {"cpu"} and empty.values.dtype == torch.float32
     assert empty.to_scipy().shape == (0, 0) and empty.to_torch().shape == (0, 0)
 
 

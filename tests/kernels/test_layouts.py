@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet_kernels import compat, ops, reference
@@ -15,6 +16,9 @@ ROWS, FEATURES = MEMORY[:B] @ MEMORY.t(), clustered_features(B, D, seed=1)
 LISTED = {f"lists.{name}": table for name, table in symmetric_lists(MEMORY, 20)._asdict().items()}
 LABELS = reference.pack_labels(torch.rand(B, N, generator=torch.Generator().manual_seed(0)) < 0.2)
 MOMENTUM = torch.tensor(0.5)
+HEAD = sk.SNNetHead(N, D)
+HEAD.initialize_(MEMORY)
+HEAD.eval()
 
 
 def nested(tensor: torch.Tensor) -> torch.Tensor:
@@ -73,6 +77,46 @@ CALLS = {
 }
 
 
+def of_memory(neighbors):
+    memory = sk.ExemplarMemory(N, D, neighbors=neighbors)
+    memory.initialize_(MEMORY)
+    memory.build_lists_()
+    asked = {"index": INDEX, "query_rows": ROWS}
+    return {
+        "predict_labels": (lambda index, rows: memory.predict_labels(index, query_rows=rows), asked),
+        "nearest": (lambda index, rows: memory.nearest(index, query_rows=rows), asked),
+        "nearest of lists": (memory.nearest, {"index": INDEX}),
+        "update_": (
+            lambda index, features, momentum, rows: memory.update_(
+                index, features, momentum, similarity=rows
+            ),
+            {"index": INDEX, "features": FEATURES, "momentum": MOMENTUM, "similarity": ROWS},
+        ),
+    }
+
+
+def of_labels(storage):
+    labels = sk.PseudoLabelMemory(N, storage=storage)
+    return {
+        "rows": (labels.rows, {"index": INDEX}),
+        "columns": (labels.columns, {"index": INDEX}),
+        "write_": (labels.write_, {"index": INDEX, "labels": LABELS}),
+    }
+
+
+OF_MODULES = {
+    f"{method} ({form})": made
+    for form, calls in {
+        "lists": of_memory(20),
+        "no lists": of_memory(0),
+        "bits": of_labels("bits"),
+        "lists of labels": of_labels("lists"),
+    }.items()
+    for method, made in calls.items()
+}
+CALLS |= OF_MODULES
+
+
 def call(operation, tensors):
     named = {name: tensor for name, tensor in tensors.items() if name in ("query_rows", "similarity")}
     parts = {name.removeprefix("lists."): tensor for name, tensor in tensors.items() if "lists." in name}
@@ -107,7 +151,7 @@ def test_other_layouts_are_named_and_nothing_is_written(name, form):
 @pytest.mark.parametrize("name", CALLS)
 def test_a_meta_tensor_among_others_is_named_and_nothing_is_written(name):
     operation, tensors = CALLS[name]
-    for argument in tensors if len(tensors) > 1 else ():
+    for argument in tensors if len(tensors) > 1 or name in OF_MODULES else ():
         own = {key: value.clone() for key, value in tensors.items()}
         before = {key: value.clone() for key, value in own.items()}
         own[argument] = tensors[argument].to("meta")
@@ -215,13 +259,22 @@ def test_fake_tensors_have_no_values_to_check():
         lambda t: sk.memory_similarity(t[:, :D], MEMORY).sum(),
         lambda t: sk.mutual_label_loss(t, [LABELS], [1.0]),
         lambda t: sk.fused_mutual_label_loss(t[:, :D], MEMORY, [LABELS], [1.0]),
+        lambda t: HEAD(normalize(t[:, :D]), INDEX),
     ],
-    ids=["similarity", "loss", "fused"],
+    ids=["similarity", "loss", "fused", "head"],
 )
-def test_forward_mode_derivatives_are_refused(loss):
+def test_forward_mode_derivatives_and_transforms_are_refused(loss):
     primal, tangent = ROWS, torch.ones(B, N)
-    with pytest.raises(NotImplementedError, match="has a forward-mode tangent"):
-        torch.func.jvp(loss, (primal,), (tangent,))
+    remedy = r"for which no derivative is defined: use backward\(\) or torch.autograd.grad"
+    for transform in (
+        torch.func.grad,
+        torch.func.jacrev,
+        lambda f: lambda x: torch.func.vjp(f, x),
+        lambda f: lambda x: torch.func.jvp(f, (x,), (tangent,)),
+    ):
+        found = r"(has a forward-mode tangent|is transformed) .*torch.func"
+        with pytest.raises(NotImplementedError, match=f"{found}.*, {remedy}"):
+            transform(loss)(primal)
     with torch.autograd.forward_ad.dual_level():
         assert torch.isfinite(loss(primal))  # without a tangent there is nothing to lose
         with pytest.raises(NotImplementedError, match="has a forward-mode tangent"):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from snnet_kernels import memory_size
 
@@ -72,6 +73,15 @@ def test_a_limit_that_only_slows_down_counts_too(tmp_path: Path) -> None:
     (tmp_path / "m" / "memory.high").write_text("max\n")
     me = process(tmp_path, "0::/job\n", v2(tmp_path / "m"))
     assert memory_size._container_memory(me) == 7_000
+
+
+def test_what_torch_holds_unused_is_free_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 1)
+    counts = {"mem_get_info": (1_000, 80_000), "memory_reserved": 60_000, "memory_allocated": 20_000}
+    for name, count in counts.items():
+        answer = {gpu: count}
+        monkeypatch.setattr(torch.cuda, name, answer.__getitem__)
+    assert memory_size.free_memory(gpu) == 1_000 + 40_000
 
 
 def test_both_versions_at_once_and_none(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet_kernels import backends, reference
-from snnet_kernels.precision import exact_float32
+from snnet_kernels.precision import exact_float32, tf32_product
 from snnet_kernels.testing import clustered_features
 from tests.kernels.list_checks import check_lists, dense, symmetric_lists
 
@@ -181,6 +181,27 @@ def test_blocks_of_several_threads_leave_the_flags_as_they_were():
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("wide", [torch.backends, torch.backends.mkldnn], ids=["every backend", "mkldnn"])
+def test_a_flag_that_follows_a_wider_one_goes_on_following_it(wide):
+    matmul, others = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    before = matmul.fp32_precision, others.fp32_precision
+    matmul.fp32_precision = others.fp32_precision = "none"
+    try:
+        wide.fp32_precision = "bf16"
+        with exact_float32(torch.device("cpu")):
+            assert matmul.fp32_precision == "ieee"
+        assert matmul.fp32_precision == "bf16"
+        wide.fp32_precision = "ieee"
+        assert matmul.fp32_precision == "ieee"
+        with exact_float32(torch.device("cpu")):
+            tf32_product(torch.eye(2), torch.eye(2))
+    finally:
+        wide.fp32_precision = "none"
+        after = matmul.fp32_precision, others.fp32_precision
+        matmul.fp32_precision, others.fp32_precision = before
+    assert after == ("none", "none")
 
 
 def update_with_lists(memory, index, features, alpha, lists):

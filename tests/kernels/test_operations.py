@@ -152,6 +152,43 @@ def test_opcheck(name):
     assert set(result.values()) == {"SUCCESS"}
 
 
+ANY_STRIDES = {"features", "similarity", "query_rows", "grad", "index"}
+# All but those whose callers make contiguous arguments.
+OF_ANY_STRIDES = [
+    name
+    for name in OPERATIONS
+    if ANY_STRIDES & {argument.name for argument in getattr(torch.ops.snnet, name).default._schema.arguments}
+    and name
+    not in ("blend_jaccard_", "blended_rows", "follow_moved_rows_", "moved_pairs", "walk_candidates_")
+]
+
+
+def strided(name: str) -> list:
+    """The arguments of an operation: matrices of any strides by columns, indices with gaps."""
+    similarity = arguments()["mplp"][2]
+    given = []
+    schema = getattr(torch.ops.snnet, name).default._schema
+    for argument, value in zip(schema.arguments, arguments()[name], strict=True):
+        tensor = similarity if value is None else value  # the one that may be left out
+        if argument.name not in ANY_STRIDES:
+            given.append(value)
+        elif tensor.dim() == 1:
+            given.append(torch.stack([tensor, tensor], 1)[:, 0])
+        else:
+            given.append(tensor.detach().t().contiguous().t().requires_grad_(tensor.requires_grad))
+    return given
+
+
+@pytest.mark.parametrize("name", OF_ANY_STRIDES)
+def test_opcheck_of_any_strides(name):
+    operation = getattr(torch.ops.snnet, name).default
+    result = torch.library.opcheck(operation, tuple(strided(name)))
+    assert set(result.values()) == {"SUCCESS"}
+    results = operation(*strided(name)), OPERATIONS[name].plain(*strided(name))
+    served, plain = ((made,) if isinstance(made, torch.Tensor) else made or () for made in results)
+    assert [made.stride() for made in served] == [made.stride() for made in plain]
+
+
 def test_first_derivatives_of_the_similarity():
     features, memory = clustered_features(4, 6, seed=1).requires_grad_(), clustered_features(9, 6)
     weights = torch.rand(4, 9)
@@ -266,6 +303,11 @@ SIMILARITY, FEATURES = torch.zeros(2, N), torch.zeros(2, D)
         ),
         (lambda: sk.mutual_label_loss(SIMILARITY, [LABELS], [0.0]), ValueError, "not all zero"),
         (lambda: sk.mutual_label_loss(SIMILARITY, [LABELS], [-1.0]), ValueError, "none negative"),
+        (
+            lambda: sk.mutual_label_loss(SIMILARITY, [LABELS, LABELS], [1e308, 1e308]),
+            ValueError,
+            r"weights must be finite, also their sum, none negative and not all zero, got \[1e\+308, 1e\+308\]",
+        ),
         (lambda: sk.mutual_label_loss(SIMILARITY, [LABELS[:, :8]], [1.0]), ValueError, r"labels\[0\] must"),
         (lambda: sk.mutual_label_loss(SIMILARITY, [LABELS], [1.0], kind="l1"), ValueError, "kind must be"),
         (

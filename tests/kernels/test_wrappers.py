@@ -1,5 +1,7 @@
 """Memories and head stay outside of wrappers that would overwrite them."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -65,6 +67,30 @@ def test_what_has_memories_cannot_be_wrapped(one_process_group, make):
     name = type(memory).__name__
     with pytest.raises(RuntimeError, match=f"^{name} must stay outside of DistributedDataParallel"):
         torch.nn.parallel.DistributedDataParallel(Network(memory, inside=True))
+
+
+@pytest.mark.parametrize("make", MEMORIES[:3])
+def test_what_changes_its_tensors_cannot_be_averaged(make):
+    memory = make()
+    with pytest.raises(RuntimeError, match=f"^{type(memory).__name__} must stay outside of AveragedModel"):
+        torch.optim.swa_utils.AveragedModel(Network(memory, inside=True))
+
+
+@pytest.mark.parametrize("storage", ["bits", "lists"])
+def test_a_head_is_copied_beside_the_averaged_network(storage):
+    head = sk.SNNetHead(N, D, threshold=0.4, label_storage=storage)
+    head.initialize_(FIRST)
+    network = Network(head, inside=False)
+    average, copied = torch.optim.swa_utils.AveragedModel(network.backbone), copy.deepcopy(head)
+    for step in range(2):
+        index = torch.arange(16) + step
+        head(FIRST[index], index)
+        head.update_(index, SECOND[index])
+        average.update_parameters(network.backbone)
+        copied.load_state_dict(head.state_dict())
+        assert torch.equal(copied.pseudo_labels.to_dense(), head.pseudo_labels.to_dense())
+        assert torch.equal(copied.eval()(SECOND[:9], EVERY[:9]), head.eval()(SECOND[:9], EVERY[:9]))
+        head.train()
 
 
 @pytest.mark.parametrize("make", MEMORIES[3:])
