@@ -6,41 +6,26 @@
 namespace snnet {
 namespace {
 
-// a b + sum, rounded once where the processor has an instruction for it.
-SNNET_INLINE float multiplied_and_added(float a, float b, float sum) {
-#if defined(__FP_FAST_FMAF)
-  return __builtin_fmaf(a, b, sum);
-#else
-  return a * b + sum;
-#endif
-}
-
 struct Lanes {
   static constexpr int64_t width = 4;
-  static constexpr int most_sums = 8;
-  struct Vector {
-    float values[width];
-  };
+  static constexpr int most_sums = 12;
+  typedef float Vector __attribute__((vector_size(4 * sizeof(float))));
   SNNET_INLINE static Vector load(const float* from) {
-    Vector vector;
-    for (int i = 0; i < width; ++i) vector.values[i] = from[i];
-    return vector;
+    Vector values;
+    __builtin_memcpy(&values, from, sizeof values);
+    return values;
   }
-  SNNET_INLINE static void store(float* to, const Vector& vector) {
-    for (int i = 0; i < width; ++i) to[i] = vector.values[i];
-  }
-  SNNET_INLINE static Vector broadcast(float value) {
-    Vector vector;
-    for (int i = 0; i < width; ++i) vector.values[i] = value;
-    return vector;
-  }
-  SNNET_INLINE static Vector add(Vector a, const Vector& b) {
-    for (int i = 0; i < width; ++i) a.values[i] += b.values[i];
-    return a;
-  }
-  SNNET_INLINE static Vector multiply_add(const Vector& a, const Vector& b, Vector sum) {
-    for (int i = 0; i < width; ++i) sum.values[i] = multiplied_and_added(a.values[i], b.values[i], sum.values[i]);
+  SNNET_INLINE static void store(float* to, Vector values) { __builtin_memcpy(to, &values, sizeof values); }
+  SNNET_INLINE static Vector broadcast(float value) { return Vector{value, value, value, value}; }
+  SNNET_INLINE static Vector add(Vector a, Vector b) { return a + b; }
+  // Rounded once where the processor has an instruction for it.
+  SNNET_INLINE static Vector multiply_add(Vector a, Vector b, Vector sum) {
+#if defined(__FP_FAST_FMAF)
+    for (int i = 0; i < width; ++i) sum[i] = __builtin_fmaf(a[i], b[i], sum[i]);
     return sum;
+#else
+    return a * b + sum;
+#endif
   }
 };
 
