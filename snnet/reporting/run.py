@@ -12,11 +12,11 @@ from typing import Any
 from snnet.config.options import Config, config_from
 from snnet.config.resolve import CHECKPOINT_FILE, CONFIG_FILE, load_yaml
 from snnet.errors import UserError
+from snnet.training.checkpoint import LARGEST
 from snnet.training.runlog import ENVIRONMENT_FILE, METRICS_FILE, RANKS, RESULTS_FILE, read_starts
 
 # How the names of values from 0 to 1 begin.
 FRACTIONS = ("rank", "mAP", "mINP", "reranked_", "label_", "agreement_")
-LARGEST = 1e12  # of any number of a run: seconds, loss, images
 
 
 @dataclass(frozen=True, eq=False)
