@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from snnet.config.options import Config
-from snnet.files.outputs import write_text
+from snnet.files.outputs import delete, write_text
 from snnet.training.event_file import EventFile
 from snnet.training.timing import seconds_by_part, total_by_part
 
@@ -85,12 +85,14 @@ class RunLog:
     Args:
         folder: the folder of the run.
         records: one dict for each epoch done, to which the trainer appends. At the start what the files have
-            past them is dropped: a killed run may have written epochs that its checkpoint does not know.
+            past them is dropped: a killed run may have written epochs that its checkpoint does not know. The
+            results are dropped too: they may be another run's, and the end of this one writes its own.
     """
 
     def __init__(self, folder: Path, records: list[dict[str, Any]]) -> None:
         self.folder = folder
         self.records = records
+        delete(folder / RESULTS_FILE)
         self._write_metrics()
         self._events = EventFile(folder / "tensorboard", first=max(len(records) - 1, 0))
         if records:  # a run that was killed just after its checkpoint may not have published it
