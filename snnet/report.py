@@ -81,6 +81,7 @@ def add_images(contents: Contents, command: ReportCommand) -> None:
         checkpoint = load_whole_checkpoint(run.checkpoint)
         before = run.before or checked_ranks(checkpoint["before"], f"{run.checkpoint}: before")
         contents.run = run = dataclasses.replace(run, before=before)
+        contents.checkpoint_epochs = len(checkpoint["metrics"])
         lacking, data = "the images", run.config.data
         folder = command.given.get("data_dir") or data.data_dir
         dataset = build_dataset(data.dataset, folder, name_pattern=data.name_pattern)

@@ -170,6 +170,27 @@ def test_what_is_missing_is_said(run: tuple[Path, dict[str, Any]], tmp_path: Pat
     assert "No epoch is done yet." in write(folder)[1]
 
 
+def test_the_page_says_of_which_epoch_the_log_is_and_of_which_the_checkpoint(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """A run that goes on writes its log after each epoch, its checkpoint less often."""
+    folder = tmp_path / "copy"
+    shutil.copytree(run[0], folder, ignore=shutil.ignore_patterns("report"))
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace(f"epochs: {EPOCHS}\n", "epochs: 60\n"))
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    with (folder / "metrics.jsonl").open("a") as file:
+        for epoch in (3, 4):
+            file.write(json.dumps({**last, "epoch": epoch, "rank1": 0.9, "mAP": 0.8}) + "\n")
+    _, text = write(folder, "--lists", 2, "--output", tmp_path / "out")
+    before = 100 * run[1]["before"]["mAP"]
+    assert f"<dd>80.0 %<small>after 5 epochs, {before:.1f} % before training</small>" in text
+    found = sections(text)
+    assert "The checkpoint after 3 epochs by the camera of the query" in found["results"]
+    for name in ("labels", "ranked", "failures"):
+        assert "<p>The checkpoint after 3 epochs: " in found[name]
+
+
 def test_images_can_be_left_out(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     out, text = write(run[0], "--no-images", "--output", tmp_path / "out")
     assert "<img" not in text and "left out (--no-images)" in sections(text)["ranked"]
@@ -207,7 +228,8 @@ def test_a_folder_that_is_no_run_and_damaged_files_are_named(
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 0, "loss": 1.0, "seconds": 1.0}\n{"epoch": 1, "lo')
     with pytest.raises(UserError, match=r"metrics.jsonl: line 2 is not the metrics of epoch 1"):
         write(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"epoch": 0, "loss": 1.0, "seconds": 1.0}\n')
+    records = [{"epoch": epoch, "loss": 1.0, "seconds": 1.0} for epoch in range(EPOCHS)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(UserError, match=r"results.json is not the results of a run"):
         write(tmp_path)
@@ -291,7 +313,12 @@ def test_an_old_log_without_the_parts_of_time_has_the_other_curves(tmp_path: Pat
         1,
         "labels begin",
     )
-    assert (run.finished, run.before, run.last("loss"), run.last("mAP")) == (False, {}, 2.0, None)
+    assert (run.finished, run.before, run.latest("loss", "positives"), run.latest("mAP")) == (
+        False,
+        {},
+        lines[1],
+        {},
+    )
 
 
 def test_words_for_numbers() -> None:

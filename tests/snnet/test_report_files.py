@@ -125,6 +125,22 @@ def test_values_that_are_not_finite_are_left_out_and_said(run: Path) -> None:
     assert curves(load_run(run))["loss"].series[0].points == [(1, 2.5), (3, 2.5)]
 
 
+def test_results_are_of_a_finished_run_only(run: Path) -> None:
+    """An earlier run in the same folder may have left its results."""
+    assert "50.0 %<small>after 3 epochs, 50.0 % before training</small>" in shown(run)
+    (run / "config.yaml").write_text("epochs: 60\n")
+    text = shown(run)
+    assert "50.0 %<small>after 3 epochs</small>" in text and "before training" not in text
+    assert "3 of 60 epochs done" in text
+
+
+def test_a_number_at_the_head_names_its_epoch(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[2] = lines[2].replace('"label_precision": 0.75, ', "")
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    assert "<dt>label precision</dt><dd>75.0 %<small>after 2 epochs</small>" in shown(run)
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "results.json", "environment.json"])
 def test_one_changed_byte_gives_a_page_or_one_line(run: Path, name: str) -> None:
     content = (run / name).read_bytes()
