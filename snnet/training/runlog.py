@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 from snnet.config.options import Config
 from snnet.files.outputs import delete, write_text
-from snnet.training.event_file import EventFile
+from snnet.training.event_file import Event, EventFile, scalar_event
 from snnet.training.timing import seconds_by_part, total_by_part
 
 METRICS_FILE = "metrics.jsonl"
@@ -94,9 +95,7 @@ class RunLog:
         self.records = records
         delete(folder / RESULTS_FILE)
         self._write_metrics()
-        self._events = EventFile(folder / "tensorboard", first=max(len(records) - 1, 0))
-        if records:  # a run that was killed just after its checkpoint may not have published it
-            self._write_events(records[-1])
+        self._events = EventFile(folder / "tensorboard", _events(records))
 
     def write_start(self, environment: dict[str, Any]) -> None:
         """Publish where the epochs from here on are trained; a resumed run has had other starts."""
@@ -110,11 +109,7 @@ class RunLog:
     def write_epoch(self) -> None:
         """Publish the last of ``records``."""
         self._write_metrics()
-        self._write_events(self.records[-1])
-
-    def _write_events(self, record: dict[str, Any]) -> None:
-        scalars = {_tag(name): value for name, value in record.items() if name != "epoch"}
-        self._events.add(record["epoch"], scalars)
+        self._events.add(*_events(self.records[-1:]))
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Publish the outcome of the run and close the log."""
@@ -137,6 +132,16 @@ class SilentLog:
     def write_epoch(self) -> None: ...
 
     def write_results(self, results: dict[str, Any]) -> None: ...
+
+
+def _events(records: list[dict[str, Any]]) -> list[Event]:
+    """The epochs as TensorBoard's events, with the times of epochs that end now and had no break between them."""
+    end, events = time.time(), []
+    for record in reversed(records):
+        scalars = {_tag(name): value for name, value in record.items() if name != "epoch"}
+        events.append(scalar_event(record["epoch"], scalars, end))
+        end -= record.get("seconds", 0.0)
+    return events[::-1]
 
 
 def _tag(name: str) -> str:
