@@ -19,6 +19,7 @@ from snnet.config.commands import ReportCommand
 from snnet.config.options import config_from
 from snnet.errors import UserError
 from snnet.report import PAGE_FILE, PICTURES, report
+from snnet.reporting import ranked
 from snnet.reporting.curves import curves
 from snnet.reporting.own_files import MARK
 from snnet.reporting.page import duration
@@ -275,6 +276,26 @@ def test_rankings_are_those_of_a_sort() -> None:
     assert sum(queries for _, queries, _, _ in found.cameras) == found.counted
     rank1 = sum(queries * share for _, queries, share, _ in found.cameras) / found.counted
     assert rank1 == pytest.approx(1 - found.failed / found.counted)
+
+
+@pytest.mark.parametrize("queries_at_a_time", [7, 300])
+def test_rankings_of_nearly_equal_images_agree_with_their_ranks(
+    queries_at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Similarities differ by their rounding alone, which depends on how many rows are multiplied at a time."""
+    monkeypatch.setattr(ranked, "PAIRS_AT_A_TIME", queries_at_a_time * 1000)
+    random, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    base, apart = torch.randn(1, 256, generator=random), torch.randn(1060, 256, generator=random)
+    features = torch.nn.functional.normalize(base + 0.01 * apart, dim=1)
+    pids, cams = rng.integers(0, 60, 1060), rng.integers(0, 6, 1060)
+    retrieval = RetrievalSet(None, None, pids[:60], pids[60:], cams[:60], cams[60:])  # type: ignore[arg-type]
+    found = rank_lists(features[:60], features[60:], retrieval, "step", lists=60, length=5)
+    assert found.counted == len(found.sample) == 60 and found.failed == len(found.failures) > 50
+    deep = [one for one in found.failures if one.first_match]
+    assert len(deep) > 30 and all(one.first_match.right for one in deep)
+    assert all(any(shown.right for shown in one.shown) for one in found.failures if not one.first_match)
+    assert not any(one.shown[0].right for one in found.failures)
+    assert sum(one.shown[0].right for one in found.sample) == 60 - found.failed
 
 
 def test_label_lists_are_read_from_the_memories(run: tuple[Path, dict[str, Any]]) -> None:
