@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snnet.data import DecodedImages
+from snnet.data import ImageSet
 from snnet.retrieval.features import PAIRS_AT_A_TIME, RetrievalSet
 from snnet.retrieval.rank_metrics import QueryScores, have_match, score_queries
 from snnet_kernels import PseudoLabelMemory, unpack_labels
@@ -144,7 +144,7 @@ def _by_camera(
 def label_lists(
     memory: Tensor,  # [n, d] of the exemplar memory
     labels: PseudoLabelMemory,
-    images: DecodedImages,
+    images: ImageSet,
     *,
     lists: int,
     length: int,
@@ -153,7 +153,7 @@ def label_lists(
 
     Which of these are its positives is read from the label memory.
     """
-    n, pids = len(images), images.images.pids
+    n, pids = len(images), images.pids
     found = []
     for row in np.unique(np.linspace(0, n - 1, min(lists, n)).round().astype(np.int64)).tolist():
         similarity = float32_similarity(memory[row : row + 1], memory)[0].numpy()
@@ -175,7 +175,7 @@ def label_lists(
 
 
 def has_labels(labels: PseudoLabelMemory) -> bool:
-    """Whether the label memory has been written: in the warm-up it is the identity."""
+    """Whether any image has another as positive: in the warm-up the label memory is the identity."""
     for first in range(0, labels.num_instances, 1024):
         row, column = labels.pairs(first, first + 1024)
         if bool((row != column).any()):
