@@ -407,6 +407,7 @@ def test_an_old_log_without_the_parts_of_time_has_the_other_curves(tmp_path: Pat
     run = load_run(tmp_path)
     charts = curves(run)
     assert list(charts) == ["loss", "positives"]
+    assert all(one.each_epoch for one in charts.values())
     assert charts["loss"].series[0].points == [(1, 3.0), (2, 2.0)] and charts["loss"].mark == (
         1,
         "labels begin",

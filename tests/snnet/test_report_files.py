@@ -122,7 +122,9 @@ def test_values_that_are_not_finite_are_left_out_and_said(run: Path) -> None:
     (run / "metrics.jsonl").write_text("\n".join(lines))
     text = shown(run)
     assert '<p class="note">Left out, since they are not finite: loss, mAP of epoch 1.</p>' in text
-    assert curves(load_run(run))["loss"].series[0].points == [(1, 2.5), (3, 2.5)]
+    charts = curves(load_run(run))
+    assert charts["loss"].series[0].points == [(1, 2.5), (3, 2.5)]
+    assert [name for name, chart in charts.items() if not chart.each_epoch] == ["retrieval"]
 
 
 def test_results_are_of_a_finished_run_only(run: Path) -> None:
