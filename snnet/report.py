@@ -29,7 +29,7 @@ from snnet.files.outputs import check_output_folder, write_bytes, write_text
 from snnet.reporting.charts import render
 from snnet.reporting.curves import curves
 from snnet.reporting.lists import rows
-from snnet.reporting.own_files import check_own, png_file
+from snnet.reporting.own_files import REPORT_MARK, check_own, png_file
 from snnet.reporting.page import Contents, page
 from snnet.reporting.pictures import draw_rows
 from snnet.reporting.ranked import has_labels, label_lists, rank_lists
@@ -169,7 +169,7 @@ def _in_place(decoded: DecodedImages, images: ImageSet, places: np.ndarray) -> D
 def _check_own(folder: Path) -> None:
     """Refuse a folder in which a file that no report wrote has a name that reports use."""
     for name in (PAGE_FILE, *(f"{name}.png" for name in PICTURES)):
-        check_own(folder / name)
+        check_own(folder / name, REPORT_MARK, "another folder with --output")
 
 
 def _write(contents: Contents, folder: Path) -> None:
@@ -180,7 +180,7 @@ def _write(contents: Contents, folder: Path) -> None:
         contents.svg[name], drawn[name] = render(chart)
     for name, lists in contents.lists.items():
         if lists:
-            drawn[name] = png_file(draw_rows([tiles for _, tiles in lists]))
+            drawn[name] = png_file(draw_rows(tiles for _, tiles in lists), REPORT_MARK)
     text = page(contents)
     folder.mkdir(parents=True, exist_ok=True)
     _check_own(folder)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from snnet.reporting.colors import LIGHT
 from snnet.reporting.curves import X_LABEL, Chart, epochs
-from snnet.reporting.own_files import MARK
+from snnet.reporting.own_files import REPORT_MARK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def render(chart: Chart) -> tuple[str, bytes]:
     with style.context(["default", STYLE]):
         figure, tips = draw(chart)
         figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-        figure.savefig(png, format="png", dpi=72 * PNG_SCALE, metadata={"Software": MARK})
+        figure.savefig(png, format="png", dpi=72 * PNG_SCALE, metadata={"Software": REPORT_MARK})
     return _for_page(svg.getvalue(), chart, tips), png.getvalue()
 
 

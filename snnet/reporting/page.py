@@ -14,7 +14,7 @@ from snnet.config.options import GROUPS, OPTIONS, config_from, flatten
 from snnet.reporting.colors import DARK, LIGHT
 from snnet.reporting.curves import Chart, epochs
 from snnet.reporting.lists import Row
-from snnet.reporting.own_files import MARK
+from snnet.reporting.own_files import REPORT_MARK
 from snnet.reporting.ranked import Retrieval
 from snnet.reporting.run import Run
 from snnet.system.terminal import printable
@@ -56,7 +56,7 @@ def page(contents: Contents) -> str:
         starts=[_start(start) for start in run.starts],
         light=LIGHT,
         dark=DARK,
-        mark=MARK,
+        mark=REPORT_MARK,
     )
     return text.lstrip()
 

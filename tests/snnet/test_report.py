@@ -23,7 +23,7 @@ from snnet.errors import UserError
 from snnet.report import PAGE_FILE, PICTURES, report
 from snnet.reporting import ranked
 from snnet.reporting.curves import curves
-from snnet.reporting.own_files import MARK
+from snnet.reporting.own_files import REPORT_MARK
 from snnet.reporting.page import duration
 from snnet.reporting.ranked import has_labels, label_lists, rank_lists
 from snnet.reporting.run import load_run
@@ -286,7 +286,7 @@ def test_what_was_asked_for_and_cannot_be_is_an_error_before_anything_is_written
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "ranked_lists.png").write_bytes(MARK.encode() + b", the report before")
+    (out / "ranked_lists.png").write_bytes(REPORT_MARK.encode() + b", the report before")
     with pytest.raises(UserError, match=r"dataset market1501: .*gone.* does not exist"):
         write(run[0], "--data-dir", tmp_path / "gone", "--output", out)
     assert [path.name for path in out.iterdir()] == ["ranked_lists.png"]

@@ -17,7 +17,7 @@ from PIL import Image
 from snnet.reporting.charts import HEIGHT, PNG_SCALE, STYLE, WIDTH, draw, render
 from snnet.reporting.colors import DARK, LIGHT
 from snnet.reporting.curves import SECONDS_ROLES, Chart, Series
-from snnet.reporting.own_files import MARK
+from snnet.reporting.own_files import REPORT_MARK
 
 
 def chart(points: list[tuple[int, float]], **changes: Any) -> Chart:
@@ -95,7 +95,7 @@ def test_the_svg_fits_a_page_of_many() -> None:
     with matplotlib.rc_context({"svg.hashsalt": "other", "lines.linewidth": 9, "text.usetex": True}):
         assert render(chart([(1, 20.0), (2, 60.0), (4, 100.0)], mark=(1, "labels begin"))) == (svg, png)
         assert matplotlib.rcParams["lines.linewidth"] == 9
-    assert Image.open(io.BytesIO(png)).info["Software"] == MARK
+    assert Image.open(io.BytesIO(png)).info["Software"] == REPORT_MARK
 
 
 def test_bars_stand_on_one_another() -> None:

@@ -18,7 +18,7 @@ from snnet.config.commands import ReportCommand
 from snnet.errors import UserError
 from snnet.report import PAGE_FILE, PICTURES, report
 from snnet.reporting.curves import curves
-from snnet.reporting.own_files import MARK
+from snnet.reporting.own_files import REPORT_MARK
 from snnet.reporting.page import Contents, page, visible
 from snnet.reporting.pictures import Tile
 from snnet.reporting.run import load_run
@@ -209,9 +209,10 @@ def test_what_no_report_wrote_is_never_replaced_or_deleted(
     else:
         path.symlink_to(target)
         if kind == "link":
-            target.write_text(MARK)
+            target.write_text(REPORT_MARK)
     with pytest.raises(
-        UserError, match=f"^{path} is in the way: no report wrote it; move it, or name another"
+        UserError,
+        match=f"^{path} is in the way: it was not written by python -m snnet.report; move it, or name",
     ):
         write(run, "--output", out)
     assert list(out.iterdir()) == [path] and path.is_symlink() == ("link" in kind)
@@ -224,7 +225,7 @@ def test_a_report_replaces_and_deletes_the_files_of_the_one_before(run: Path) ->
     assert {path.name for path in out.iterdir()} == {PAGE_FILE, *(f"{name}.png" for name in drawn)}
     first = {path.name: path.read_bytes() for path in out.iterdir()}
     (out / "notes.txt").write_text("mine")
-    assert all(MARK.encode() in content[:1024] for content in first.values())
+    assert all(REPORT_MARK.encode() in content[:1024] for content in first.values())
     write(run)
     assert {name: (out / name).read_bytes() for name in first} == first
     for name in PICTURES:
