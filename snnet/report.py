@@ -17,22 +17,26 @@ if __name__ == "__main__":
     answer_early(ReportCommand.parse)
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
-from snnet.data import ReIDDataset, build_dataset
+import numpy as np
+
+from snnet.config.options import Config, config_from, flatten
+from snnet.data import DecodedImages, ImageSet, ReIDDataset, build_dataset, decode_images
 from snnet.files.outputs import check_output_folder, write_bytes, write_text
 from snnet.reporting.charts import render
 from snnet.reporting.curves import curves
 from snnet.reporting.lists import rows
-from snnet.reporting.own_files import check_own, png_file
+from snnet.reporting.own_files import REPORT_MARK, check_own, png_file
 from snnet.reporting.page import Contents, page
 from snnet.reporting.pictures import draw_rows
 from snnet.reporting.ranked import has_labels, label_lists, rank_lists
 from snnet.reporting.run import checked_ranks, load_run
-from snnet.retrieval.features import decode, decode_retrieval_set, retrieval_features
+from snnet.retrieval.features import decode_retrieval_set, retrieval_features
 from snnet.retrieval.trained import load_trained_model
-from snnet.runtime import show_warnings_as_lines
+from snnet.runtime import choose_device, show_warnings_as_lines
 from snnet.system.progress import say, set_quiet
 from snnet.system.terminal import tell
 from snnet.training.checkpoint import image_fingerprint, label_state
@@ -43,6 +47,7 @@ PICTURES = (
     "loss", "retrieval", "label_quality", "label_agreement", "positives", "seconds",
     "ranked_lists", "failures", "pseudo_labels",
 )  # fmt: skip
+_PARTS = {"ranked": "ranked lists", "labels": "pseudo labels"}  # that need images
 
 
 def main() -> None:
@@ -55,20 +60,19 @@ def main() -> None:
 def report(command: ReportCommand) -> Path:
     """Write the page and its pictures; returns the page's path.
 
-    If the checkpoint or the dataset cannot be used, images are left out, and the page says why. Files of an earlier
-    report are replaced; those that this report does not have are deleted. Raises :class:`~snnet.errors.UserError` if
-    there is no run, if a given data folder cannot be used, if the report cannot be written, or if a file with one of
-    its names exists that no report wrote.
+    If the checkpoint or the dataset cannot be used, images are left out; the page and a warning say why. Files of an
+    earlier report are replaced; those that this report does not have are deleted. Raises
+    :class:`~snnet.errors.UserError` if there is no run, if a given device or data folder cannot be used, if the report
+    cannot be written, or if a file with one of its names exists that no report wrote.
     """
     contents = Contents(load_run(command.run))
     check_output_folder(command.folder, "--output")
     _check_own(command.folder)
     if command.images:
         add_images(contents, command)
+        _warn_of_missing(contents.missing)
     else:
-        contents.missing = dict.fromkeys(
-            ("ranked", "labels"), "Images of the dataset were left out (--no-images)."
-        )
+        contents.missing = dict.fromkeys(_PARTS, "Images of the dataset were left out (--no-images).")
     _write(contents, command.folder)
     return command.folder / PAGE_FILE
 
@@ -76,36 +80,48 @@ def report(command: ReportCommand) -> Path:
 def add_images(contents: Contents, command: ReportCommand) -> None:
     """Add the parts that need the checkpoint and the dataset, each independently of the others."""
     run = contents.run
+    choose_device(command.given.get("device", "auto"))  # no part can do without one that was asked for
+    config = config_from({**flatten(run.config), **command.given})
     lacking = "a checkpoint"
     try:
         checkpoint = load_whole_checkpoint(run.checkpoint)
         before = run.before or checked_ranks(checkpoint["before"], f"{run.checkpoint}: before")
-        contents.run = run = dataclasses.replace(run, before=before)
-        lacking, data = "the images", run.config.data
-        folder = command.given.get("data_dir") or data.data_dir
-        dataset = build_dataset(data.dataset, folder, name_pattern=data.name_pattern)
+        contents.run = dataclasses.replace(run, before=before)
+        contents.checkpoint_epochs = len(checkpoint["metrics"])
+        lacking, data = "the images", config.data
+        dataset = build_dataset(data.dataset, data.data_dir, name_pattern=data.name_pattern)
     except UserError as error:
         if lacking == "the images" and "data_dir" in command.given:
             raise
-        contents.missing = dict.fromkeys(("ranked", "labels"), f"Not shown, for want of {lacking}: {error}.")
+        contents.missing = dict.fromkeys(_PARTS, f"Not shown, for want of {lacking}: {error}.")
         return
     say(*dataset.summary().split("\n"))
     for name, add in (("ranked", _add_rankings), ("labels", _add_labels)):
         try:
-            add(contents, dataset, checkpoint, command)
+            add(contents, dataset, checkpoint, config, command)
         except UserError as error:
             contents.missing[name] = f"Not shown: {error}."
 
 
+def _warn_of_missing(missing: dict[str, str]) -> None:
+    """Warn once of each reason for which a part is not shown."""
+    for reason in dict.fromkeys(missing.values()):
+        parts = " and ".join(_PARTS[name] for name in missing if missing[name] == reason)
+        warnings.warn(f"{parts}: {reason[0].lower()}{reason[1:-1]}", stacklevel=3)
+
+
 def _add_rankings(
-    contents: Contents, dataset: ReIDDataset, checkpoint: dict[str, Any], command: ReportCommand
+    contents: Contents,
+    dataset: ReIDDataset,
+    checkpoint: dict[str, Any],
+    config: Config,
+    command: ReportCommand,
 ) -> None:
     """Rank the gallery with the network of the checkpoint."""
-    trained = load_trained_model(contents.run.checkpoint, None, command.given)
-    config = trained.config
     retrieval = decode_retrieval_set(dataset, config)
     if retrieval is None:
         raise UserError(f"dataset {dataset.name} has no queries and no gallery with identities")
+    trained = load_trained_model(contents.run.checkpoint, None, command.given, contents=checkpoint)
     features = retrieval_features(trained, retrieval)
     definition = config.output.average_precision
     found = rank_lists(*features, retrieval, definition, lists=command.lists, length=command.top_k)
@@ -117,29 +133,43 @@ def _add_rankings(
 
 
 def _add_labels(
-    contents: Contents, dataset: ReIDDataset, checkpoint: dict[str, Any], command: ReportCommand
+    contents: Contents,
+    dataset: ReIDDataset,
+    checkpoint: dict[str, Any],
+    config: Config,
+    command: ReportCommand,
 ) -> None:
-    """Show the content of the label memory, without running the network."""
-    config = contents.run.config
-    if "image_cache" in command.given:
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, image_cache=command.given["image_cache"])
-        )
-    images = decode(dataset.train, config)
-    if image_fingerprint(images.images.paths) != checkpoint["images"]:
+    """Show the content of the label memory, without running the network. Only images that are shown are decoded."""
+    images = dataset.train
+    if config.data.skip_bad_images and image_fingerprint(images.paths) != checkpoint["images"]:
+        images = decode_images(images, skip_bad=True, cache=False).images  # as the run did
+    if image_fingerprint(images.paths) != checkpoint["images"]:
         raise UserError("the training images that were found are not those of the run")
     memory, labels = label_state(checkpoint, len(images), contents.run.checkpoint)
     if not has_labels(labels):
-        raise UserError("no labels have been predicted yet: the checkpoint is of the warm-up")
+        if contents.checkpoint_epochs <= config.method.label_start_epoch:
+            raise UserError("no labels have been predicted yet: the checkpoint is of the warm-up")
+        raise UserError("no image has another as positive")
     lists = label_lists(memory, labels, images, lists=command.lists, length=command.top_k)
-    contents.lists["pseudo_labels"] = rows(lists, images, images, "image")
-    contents.identities_known = images.images.pids is not None
+    places = np.unique(
+        [place for one in lists for place in (one.image, *(shown.image for shown in one.shown))]
+    )
+    decoded = _in_place(decode_images(images.select(places)), images, places)
+    contents.lists["pseudo_labels"] = rows(lists, decoded, decoded, "image")
+    contents.identities_known = images.pids is not None
+
+
+def _in_place(decoded: DecodedImages, images: ImageSet, places: np.ndarray) -> DecodedImages:
+    """All ``images``, of which those at ``places`` are ``decoded``: no other one may be looked at."""
+    sizes, starts = np.zeros((len(images), 2), np.int64), np.zeros(len(images), np.int64)
+    sizes[places], starts[places] = decoded.sizes, decoded.starts
+    return dataclasses.replace(decoded, images=images, sizes=sizes, starts=starts)
 
 
 def _check_own(folder: Path) -> None:
     """Refuse a folder in which a file that no report wrote has a name that reports use."""
     for name in (PAGE_FILE, *(f"{name}.png" for name in PICTURES)):
-        check_own(folder / name)
+        check_own(folder / name, REPORT_MARK, "another folder with --output")
 
 
 def _write(contents: Contents, folder: Path) -> None:
@@ -150,7 +180,7 @@ def _write(contents: Contents, folder: Path) -> None:
         contents.svg[name], drawn[name] = render(chart)
     for name, lists in contents.lists.items():
         if lists:
-            drawn[name] = png_file(draw_rows([tiles for _, tiles in lists]))
+            drawn[name] = png_file(draw_rows(tiles for _, tiles in lists), REPORT_MARK)
     text = page(contents)
     folder.mkdir(parents=True, exist_ok=True)
     _check_own(folder)

@@ -17,8 +17,10 @@ if __name__ == "__main__":
     answer_early(SearchCommand.parse)
 
 import contextlib
+import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,8 +30,9 @@ import torch
 
 from snnet.data import ImageSet, build_dataset
 from snnet.data.decoding import load_image
-from snnet.files.outputs import check_output, write_atomically
-from snnet.reporting.pictures import Tile, draw_rows
+from snnet.files.outputs import check_output, write_bytes
+from snnet.reporting.own_files import SEARCH_MARK, check_own, is_own, png_file
+from snnet.reporting.pictures import PICTURE_COLUMNS, PICTURE_ROWS, Tile, draw_rows
 from snnet.retrieval.features import PAIRS_AT_A_TIME, decode
 from snnet.retrieval.gallery_cache import gallery_features
 from snnet.retrieval.trained import load_trained_model
@@ -37,8 +40,6 @@ from snnet.runtime import show_warnings_as_lines
 from snnet.system.progress import say, set_quiet
 from snnet.system.terminal import answer
 from snnet_kernels import memory_similarity
-
-PICTURE_ROWS = 50  # queries that a picture shows
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,15 @@ def main() -> None:
 def search(command: SearchCommand) -> list[Matches]:
     """The best matches of every query; also writes them as a picture if ``command`` asks for one.
 
-    A query that is itself in the gallery is not among its own matches. Raises :class:`~snnet.errors.UserError` for a
-    checkpoint, weights or images that cannot be used.
+    A query that is itself in the gallery is not among its own matches. The picture of an earlier search, which this one
+    replaces, is no image of the gallery. Raises :class:`~snnet.errors.UserError` for a checkpoint, weights or images
+    that cannot be used, and if a file that no search wrote is where the picture goes without a flag.
     """
-    if command.picture is not None:
-        check_output(command.picture, (".png",), "--picture")
-    gallery, query = _images(command.gallery, "--gallery"), _images(command.query, "--query")
+    _check_picture(command)
+    gallery, query = (
+        _images(command, command.gallery, "--gallery"),
+        _images(command, command.query, "--query"),
+    )
     trained = load_trained_model(command.checkpoint, command.preset, command.given)
     decoded_query = decode(query, trained.config)
     query = decoded_query.images
@@ -83,11 +87,24 @@ def search(command: SearchCommand) -> list[Matches]:
         for path, (places, similarity) in zip(query.paths, best, strict=True)
     ]
     if command.picture is not None:
-        shown = found[:PICTURE_ROWS]
-        picture = draw_rows([_tiles(matches) for matches in shown])
-        write_atomically(command.picture, lambda file: picture.save(file, "PNG"))
-        say(f"{command.picture}: the matches of {len(shown)} of {len(found)} queries")
+        content = png_file(draw_rows(map(_tiles, found)), SEARCH_MARK)
+        _check_picture(command)
+        write_bytes(command.picture, content)
+        most = max(len(matches.gallery) for matches in found)
+        first = f", the first {PICTURE_COLUMNS} of each" if most > PICTURE_COLUMNS else ""
+        say(
+            f"{command.picture}: the matches of {min(len(found), PICTURE_ROWS)} of {len(found)} queries{first}"
+        )
     return found
+
+
+def _check_picture(command: SearchCommand) -> None:
+    """Refuse a picture that cannot be written, and by default one in whose place is a file that no search wrote."""
+    if command.picture is None:
+        return
+    check_output(command.picture, (".png",), "--picture")
+    if command.picture is SearchCommand.picture:  # the default: the flag was not given
+        check_own(command.picture, SEARCH_MARK, "another file with --picture")
 
 
 def top_matches(
@@ -116,16 +133,11 @@ def top_matches(
     return found
 
 
-def _tiles(matches: Matches) -> list[Tile]:
+def _tiles(matches: Matches) -> Iterator[Tile]:
     """A query and its matches as a row of a picture."""
-    pairs = enumerate(zip(matches.gallery, matches.similarity, strict=True), start=1)
-    return [
-        Tile(partial(load_image, matches.query), "query"),
-        *(
-            Tile(partial(load_image, path), f"{rank}: {value:.3f}", apart=rank == 1)
-            for rank, (path, value) in pairs
-        ),
-    ]
+    yield Tile(partial(load_image, matches.query), "query")
+    for rank, (path, value) in enumerate(zip(matches.gallery, matches.similarity, strict=True), start=1):
+        yield Tile(partial(load_image, path), f"{rank}: {value:.3f}", apart=rank == 1)
 
 
 def match_table(found: list[Matches], gallery: Path) -> list[str]:
@@ -149,18 +161,37 @@ def _record(matches: Matches) -> dict[str, object]:
     }
 
 
-def _images(path: Path, flag: str) -> ImageSet:
+def _images(command: SearchCommand, path: Path, flag: str) -> ImageSet:
     """The images of a folder, or the one that a file is."""
     if path.is_dir():
         try:
             images = build_dataset("folder", str(path)).train
         except UserError as error:
             raise UserError(f"{flag} {path}: {str(error).removeprefix('dataset folder: ')}") from error
+    elif flag == "--query" and path.is_file():
+        images = ImageSet((str(path),), None, None)
+    else:
+        raise UserError(
+            f"{flag} {path}: there is no such folder" + (" or image" if flag == "--query" else "")
+        )
+    images = _without_picture(images, command.picture)
+    if not len(images):
+        raise UserError(f"{flag} {path}: the only image is the picture of a search, which this one replaces")
+    if path.is_dir():
         say(f"{flag} {path}: {images.summary()}")
+    return images
+
+
+def _without_picture(images: ImageSet, picture: Path | None) -> ImageSet:
+    """The images but the picture of an earlier search that is where this one's goes."""
+    place = "" if picture is None else os.path.realpath(picture)
+    if not os.path.isfile(place) or not is_own(Path(place), SEARCH_MARK):
         return images
-    if flag == "--query" and path.is_file():
-        return ImageSet((str(path),), None, None)
-    raise UserError(f"{flag} {path}: there is no such folder" + (" or image" if flag == "--query" else ""))
+    keep = np.array([os.path.realpath(path) != place for path in images.paths])
+    if keep.all():
+        return images
+    left_out = (*images.left_out, "the picture of an earlier search")
+    return dataclasses.replace(images.select(keep), left_out=left_out)
 
 
 def _own_places(query: ImageSet, gallery: ImageSet) -> list[list[int]]:

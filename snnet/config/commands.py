@@ -228,7 +228,12 @@ class SearchCommand(NetworkCommand):
         MISSING, "a crop to search for, or a tree of them", metavar="IMAGE|DIR", lacking=LACKING
     )
     top_k: int = option(10, "matches to show for each query", COUNT)
-    picture: Path | None = option(Path("matches.png"), "the picture to write, or none", metavar="FILE.png")
+    picture: Path | None = option(
+        Path("matches.png"),
+        "the picture to write, or none: at most 50 queries, and 50 matches of each; a file that no search wrote is "
+        "replaced only if it is named here",
+        metavar="FILE.png",
+    )
     feature_cache: Path | None = option(
         cache_folder,
         "folder to cache galleries' features in, or none (default $SNNET_CACHE, else ~/.cache/snnet); its files, "
@@ -285,8 +290,8 @@ class ReportCommand(Command):
         "folder to write to (default: report in the folder of the run); files that no report wrote are left alone",
         metavar="DIR",
     )
-    lists: int = option(8, "ranked lists of each kind", COUNT)
-    top_k: int = option(10, "images per list", COUNT)
+    lists: int = option(8, "ranked lists of each kind (of which a PNG has 50 at most)", COUNT)
+    top_k: int = option(10, "images per list (of which a PNG has 50 at most)", COUNT)
     images: bool = option(
         True,
         "leave out everything that shows images of the dataset; then neither the dataset nor the checkpoint is read",

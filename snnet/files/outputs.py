@@ -58,6 +58,14 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_atomically(path, lambda file: file.write(content))
 
 
+def delete(path: Path) -> None:
+    """Delete a file that may be there; raises :class:`~snnet.errors.UserError` where that is not possible."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot delete {path}: {error.strerror or error}") from error
+
+
 def check_output(path: Path, suffixes: Sequence[str], flag: str = "--output") -> None:
     """Raise :class:`~snnet.errors.UserError` unless ``path`` ends in one of these and can be written.
 

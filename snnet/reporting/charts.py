@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from html import escape
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 from snnet.reporting.colors import LIGHT
 from snnet.reporting.curves import X_LABEL, Chart, epochs
-from snnet.reporting.own_files import MARK
+from snnet.reporting.own_files import REPORT_MARK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +40,7 @@ def render(chart: Chart) -> tuple[str, bytes]:
     with style.context(["default", STYLE]):
         figure, tips = draw(chart)
         figure.savefig(svg, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-        figure.savefig(png, format="png", dpi=72 * PNG_SCALE, metadata={"Software": MARK})
+        figure.savefig(png, format="png", dpi=72 * PNG_SCALE, metadata={"Software": REPORT_MARK})
     return _for_page(svg.getvalue(), chart, tips), png.getvalue()
 
 
@@ -74,13 +76,21 @@ def _draw_lines(axes: Axes, chart: Chart) -> list[str]:
     tips: list[str] = []
     for series, dashes in zip(chart.series, DASHES, strict=False):
         color = LIGHT[series.role]
-        axes.plot(
-            *zip(*series.points, strict=True), color=color, linestyle=dashes, label=series.name, clip_on=False
-        )
-        for x, y in series.points if len(series.points) <= MOST_DOTS else ():
+        lines = _stretches(series.points) if chart.each_epoch else [series.points]
+        for line in lines:
+            name = series.name if line is lines[0] else None  # once in the legend
+            axes.plot(*zip(*line, strict=True), color=color, linestyle=dashes, label=name, clip_on=False)
+        few = len(series.points) <= MOST_DOTS
+        for x, y in chain(*(line for line in lines if few or len(line) == 1)):
             axes.plot(x, y, "o", color=color, markersize=5, clip_on=False, gid=f"tip-{len(tips)}")
             tips.append(f"{series.name}: {chart.value(y)} after {epochs(x)}")
     return tips
+
+
+def _stretches(points: Sequence[tuple[int, float]]) -> list[Sequence[tuple[int, float]]]:
+    """The points of neighbouring epochs together."""
+    starts = [i for i, (x, _) in enumerate(points) if i == 0 or x != points[i - 1][0] + 1]
+    return [points[start:end] for start, end in pairwise([*starts, len(points)])]
 
 
 def _draw_bars(axes: Axes, chart: Chart) -> list[str]:
@@ -94,7 +104,7 @@ def _draw_bars(axes: Axes, chart: Chart) -> list[str]:
         bars = axes.bar(places, values, width, below, color=LIGHT[series.role], label=series.name)
         for bar, (x, value), foot in zip(bars, series.points, below, strict=True):
             bar.set_gid(f"tip-{len(tips)}")
-            tips.append(f"{series.name}: {chart.value(value)} in epoch {x}")
+            tips.append(f"{series.name}: {chart.value(value)} in epoch {x - 1}")  # the first epoch is 0
             tops[x] = foot + value
     return tips
 

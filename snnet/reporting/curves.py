@@ -14,7 +14,7 @@ X_LABEL = "epochs done"
 # The backbone, which is most of it, stays in the background.
 SECONDS_ROLES = {
     "data": "series-1", "backbone": "quiet", "labels+loss": "series-0", "update": "series-2",
-    "measuring": "series-3", "other": "axis",
+    "measuring": "series-3", "other": "ink",
 }  # fmt: skip
 
 
@@ -39,6 +39,7 @@ class Chart:
     limits: tuple[float, float] | None = None  # of the vertical axis; None: from 0 to the highest value
     mark: tuple[int, str] | None = None  # epochs done and words of a vertical line
     stacked: bool = False
+    each_epoch: bool = True  # it is measured after each one: a line has a gap where an epoch has no value
 
     def value(self, number: float) -> str:
         """A value with its unit."""
@@ -88,7 +89,7 @@ def curves(run: Run) -> dict[str, Chart]:
     percent = 0.0, 100.0
     charts = [
         Chart("loss", _series(run, {"loss": "loss"}), whole, digits=3, mark=mark),
-        Chart("retrieval", curve, whole, "%", limits=percent),
+        Chart("retrieval", curve, whole, "%", limits=percent, each_epoch=False),
         Chart("label_quality", _series(run, quality, 100), whole, "%", limits=percent, mark=mark),
         Chart("label_agreement", _series(run, agreement, 100), whole, "%", limits=percent, mark=mark),
         Chart("positives", _series(run, {"positives": "positives"}), whole, mark=mark),

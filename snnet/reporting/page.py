@@ -14,7 +14,7 @@ from snnet.config.options import GROUPS, OPTIONS, config_from, flatten
 from snnet.reporting.colors import DARK, LIGHT
 from snnet.reporting.curves import Chart, epochs
 from snnet.reporting.lists import Row
-from snnet.reporting.own_files import MARK
+from snnet.reporting.own_files import REPORT_MARK
 from snnet.reporting.ranked import Retrieval
 from snnet.reporting.run import Run
 from snnet.system.terminal import printable
@@ -31,6 +31,9 @@ class Contents:
     run: Run
     charts: dict[str, Chart] = field(default_factory=dict)  # by name
     svg: dict[str, str] = field(default_factory=dict)  # each of them as an SVG element
+    checkpoint_epochs: int = (
+        0  # done when the checkpoint was written, which images are ranked and labelled by
+    )
     retrieval: Retrieval | None = None
     lists: dict[str, list[Row]] = field(default_factory=dict)  # ranked_lists, failures and pseudo_labels
     identities_known: bool = False  # those of the training images
@@ -47,12 +50,13 @@ def page(contents: Contents) -> str:
         config=run.config,
         charts={n: {"svg": Markup(contents.svg[n]), "head": h, "rows": r} for n, (h, r) in tables.items()},
         title=run.folder.resolve().name,
+        checkpoint=f"checkpoint after {epochs(contents.checkpoint_epochs)}",
         state=f"{planned}, finished" if run.finished else f"{done} of {planned} done",
         figures=_figures(run),
         starts=[_start(start) for start in run.starts],
         light=LIGHT,
         dark=DARK,
-        mark=MARK,
+        mark=REPORT_MARK,
     )
     return text.lstrip()
 
@@ -93,26 +97,29 @@ def duration(seconds: float) -> str:
 def _figures(run: Run) -> list[tuple[str, str, str]]:
     """The numbers at the head of the page: name, value, remark."""
     found = []
-    evaluated = [record for record in run.records if record.keys() >= set(RANKS)]
-    latest = run.after or (evaluated[-1] if evaluated else {})
-    for name in ("rank1", "mAP") if latest else ():
-        before = f"{percent(run.before[name])} % before training" if run.before else ""
-        found.append((RANK_NAMES[name], f"{percent(latest[name])} %", before))
+    ranks = run.latest(*RANKS)
+    for name in ("rank1", "mAP") if ranks else ():
+        before = f", {percent(run.before[name])} % before training" if run.before else ""
+        found.append((RANK_NAMES[name], f"{percent(ranks[name])} %", _after(ranks) + before))
     for name, words in (("label_precision", "label precision"), ("label_recall", "label recall")):
-        value = run.last(name)
-        if value is not None:
-            found.append((words, f"{percent(value)} %", "of the last epoch"))
+        if record := run.latest(name):
+            found.append((words, f"{percent(record[name])} %", _after(record)))
     if run.records:
         total = sum(record["seconds"] for record in run.records)
         found.append(("training time", duration(total), f"{total / len(run.records):.1f} s an epoch"))
     return found
 
 
+def _after(record: dict[str, float]) -> str:
+    """When the metrics of an epoch were measured, in words."""
+    return f"after {epochs(int(record['epoch']) + 1)}"
+
+
 def _results(contents: Contents) -> dict[str, Any]:
     """The tables of ranks, and by camera."""
-    run, known = contents.run, contents.run.after or contents.run.before
-    named = {"before training": run.before}
-    named |= {f"after {epochs(int(r['epoch']) + 1)}": r for r in run.records if "mAP" in r}
+    run, known = contents.run, contents.run.before
+    named = {"before training": known}
+    named |= {_after(record): record for record in run.records if "mAP" in record}
     named["the last, re-ranked (k-reciprocal)"] = run.reranked
     about = "Percent."
     if known:

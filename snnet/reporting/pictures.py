@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -14,6 +15,8 @@ from snnet.reporting.colors import LIGHT
 
 WIDTH, HEIGHT = 64, 128  # of an image in its frame, in pixels; one of another shape is fitted into it
 MARGIN, CAPTION, FRAME = 8, 16, 4
+PICTURE_ROWS = 50  # that a picture has at most: one of any number would take memory without bound
+PICTURE_COLUMNS = 50  # images of a row at most, besides the first one
 _LARGEST = 2  # a page holds an image at up to this many times that size
 
 
@@ -39,8 +42,9 @@ class Tile:
         return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def draw_rows(rows: Sequence[Sequence[Tile]]) -> Image.Image:
-    """The rows below one another."""
+def draw_rows(lists: Iterable[Iterable[Tile]]) -> Image.Image:
+    """The lists below one another: the first :data:`PICTURE_ROWS`, and each without what is past its bound."""
+    rows = [list(islice(tiles, 1 + PICTURE_COLUMNS)) for tiles in islice(lists, PICTURE_ROWS)]
     cell, height = WIDTH + 2 * FRAME + MARGIN, HEIGHT + 2 * FRAME + CAPTION + MARGIN
     width = max(sum(cell + 2 * MARGIN * tile.apart for tile in row) for row in rows)
     picture = Image.new("RGB", (MARGIN + width, MARGIN + len(rows) * height), LIGHT["paper"])

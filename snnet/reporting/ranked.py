@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snnet.data import DecodedImages
+from snnet.data import ImageSet
 from snnet.retrieval.features import PAIRS_AT_A_TIME, RetrievalSet
-from snnet.retrieval.rank_metrics import QueryScores, score_queries
+from snnet.retrieval.rank_metrics import QueryScores, have_match, score_queries
 from snnet_kernels import PseudoLabelMemory, unpack_labels
 from snnet_kernels.ops.similarity import float32_similarity
 
@@ -62,48 +62,58 @@ def rank_lists(
 
     ``lists`` of each at most, each with the first ``length`` images of its ranking.
     """
-    scores = _score(query, gallery, retrieval, average_precision)
-    counted = np.flatnonzero(scores.matches > 0)
-    places = np.unique(np.linspace(0, len(counted) - 1, min(lists, len(counted))).round().astype(np.int64))
-    failed = counted[scores.first_rank[counted] > 1]
-    order = np.lexsort((failed, scores.average_precision[failed], -scores.first_rank[failed]))
-
-    def show(rows: np.ndarray) -> list[RankedList]:
-        return [_ranked_list(int(row), query, gallery, retrieval, scores, length) for row in rows]
-
+    counted = np.flatnonzero(have_match(*retrieval.identities()))
+    places = np.linspace(0, len(counted) - 1, min(lists, len(counted))).round().astype(np.int64)
+    sample = counted[np.unique(places)]
+    found: dict[int, RankedList] = {}
+    parts = []
+    step = max(1, PAIRS_AT_A_TIME // len(gallery))
+    for start in range(0, len(query), step):
+        rows = slice(start, start + step)
+        similarity = float32_similarity(query[rows], gallery).cpu().numpy()
+        part = score_queries(
+            similarity,
+            retrieval.query_pids[rows],
+            retrieval.gallery_pids,
+            retrieval.query_cams[rows],
+            retrieval.gallery_cams,
+            average_precision,
+        )
+        parts.append(part)
+        # From the same similarities, since another product rounds otherwise: where images are nearly alike, the
+        # order changes.
+        sampled = sample[(sample >= start) & (sample < start + len(similarity))]
+        for row in {*(start + _failures(part)[:lists]).tolist(), *sampled.tolist()}:
+            found[row] = _ranked_list(row, row - start, similarity, part, retrieval, length)
+    scores = QueryScores(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    failures = _failures(scores)
     return Retrieval(
-        sample=show(counted[places]) if len(counted) else [],
-        failures=show(failed[order][:lists]),
-        failed=len(failed),
+        sample=[found[row] for row in sample.tolist()],
+        failures=[found[row] for row in failures[:lists].tolist()],
+        failed=len(failures),
         counted=len(counted),
         cameras=_by_camera(retrieval.query_cams[counted], counted, scores),
     )
 
 
-def _score(
-    query: Tensor, gallery: Tensor, retrieval: RetrievalSet, average_precision: Literal["step", "trapezoid"]
-) -> QueryScores:
-    step = max(1, PAIRS_AT_A_TIME // len(gallery))
-    parts = [
-        score_queries(
-            float32_similarity(query[start : start + step], gallery).cpu().numpy(),
-            retrieval.query_pids[start : start + step],
-            retrieval.gallery_pids,
-            retrieval.query_cams[start : start + step],
-            retrieval.gallery_cams,
-            average_precision,
-        )
-        for start in range(0, len(query), step)
-    ]
-    return QueryScores(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+def _failures(scores: QueryScores) -> np.ndarray:
+    """The queries whose first rank is wrong: the one whose first match comes last is the first."""
+    failed = np.flatnonzero(scores.first_rank > 1)  # it is 0 where there is no match
+    order = np.lexsort((failed, scores.average_precision[failed], -scores.first_rank[failed]))
+    return failed[order]
 
 
 def _ranked_list(
-    row: int, query: Tensor, gallery: Tensor, retrieval: RetrievalSet, scores: QueryScores, length: int
+    row: int,
+    place: int,  # of the query in its block
+    block: np.ndarray,  # float32 [queries, g], similarities
+    scores: QueryScores,  # of the block
+    retrieval: RetrievalSet,
+    length: int,
 ) -> RankedList:
-    similarity = float32_similarity(query[row : row + 1], gallery)[0].cpu().numpy()
     pid, camera = retrieval.query_pids[row], retrieval.query_cams[row]
     own = (retrieval.gallery_pids == pid) & (retrieval.gallery_cams == camera)
+    similarity = block[place]
     order = np.argsort(-similarity, kind="stable")
     order = order[~own[order] & (retrieval.gallery_pids[order] != -1)]
 
@@ -111,12 +121,12 @@ def _ranked_list(
         image = int(order[rank - 1])
         return Shown(image, float(similarity[image]), rank, bool(retrieval.gallery_pids[image] == pid))
 
-    first = int(scores.first_rank[row])
+    first = int(scores.first_rank[place])
     return RankedList(
         image=row,
         shown=[shown(rank) for rank in range(1, min(length, len(order)) + 1)],
         first_match=shown(first) if first > length else None,
-        average_precision=float(scores.average_precision[row]),
+        average_precision=float(scores.average_precision[place]),
     )
 
 
@@ -134,7 +144,7 @@ def _by_camera(
 def label_lists(
     memory: Tensor,  # [n, d] of the exemplar memory
     labels: PseudoLabelMemory,
-    images: DecodedImages,
+    images: ImageSet,
     *,
     lists: int,
     length: int,
@@ -143,7 +153,7 @@ def label_lists(
 
     Which of these are its positives is read from the label memory.
     """
-    n, pids = len(images), images.images.pids
+    n, pids = len(images), images.pids
     found = []
     for row in np.unique(np.linspace(0, n - 1, min(lists, n)).round().astype(np.int64)).tolist():
         similarity = float32_similarity(memory[row : row + 1], memory)[0].numpy()
@@ -165,7 +175,7 @@ def label_lists(
 
 
 def has_labels(labels: PseudoLabelMemory) -> bool:
-    """Whether the label memory has been written: in the warm-up it is the identity."""
+    """Whether any image has another as positive: in the warm-up the label memory is the identity."""
     for first in range(0, labels.num_instances, 1024):
         row, column = labels.pairs(first, first + 1024)
         if bool((row != column).any()):

@@ -12,11 +12,11 @@ from typing import Any
 from snnet.config.options import Config, config_from
 from snnet.config.resolve import CHECKPOINT_FILE, CONFIG_FILE, load_yaml
 from snnet.errors import UserError
+from snnet.training.checkpoint import LARGEST
 from snnet.training.runlog import ENVIRONMENT_FILE, METRICS_FILE, RANKS, RESULTS_FILE, read_starts
 
 # How the names of values from 0 to 1 begin.
 FRACTIONS = ("rank", "mAP", "mINP", "reranked_", "label_", "agreement_")
-LARGEST = 1e12  # of any number of a run: seconds, loss, images
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +27,7 @@ class Run:
     config: Config  # as it was resolved at the start
     records: list[dict[str, float]]  # the metrics of each epoch done, all of them finite
     before: dict[str, Any]  # rank metrics before training
-    after: dict[str, Any]  # and at the end
-    reranked: dict[str, Any]
+    reranked: dict[str, Any]  # at the end, after re-ranking
     starts: list[dict[str, Any]]  # where it ran, an entry each time that it was started
     notes: list[str]  # sentences about what the files hold and cannot be shown
 
@@ -36,9 +35,9 @@ class Run:
     def finished(self) -> bool:
         return len(self.records) >= self.config.training.epochs
 
-    def last(self, name: str) -> float | None:
-        """The latest value of a metric; None where there is none."""
-        return next((record[name] for record in reversed(self.records) if name in record), None)
+    def latest(self, *names: str) -> dict[str, float]:
+        """The metrics of the last epoch that has all of these; empty where there is none."""
+        return next((record for record in reversed(self.records) if record.keys() >= set(names)), {})
 
     @property
     def checkpoint(self) -> Path:
@@ -55,12 +54,13 @@ def load_run(folder: Path) -> Run:
     config = config_from(load_yaml(folder / CONFIG_FILE))
     records, notes = _read_records(folder / METRICS_FILE)
     path = folder / RESULTS_FILE
-    results = _read_results(path)
-    before, after, reranked = (
-        checked_ranks(results.get(name), f"{path}: {name}") for name in ("before", "after", "reranked")
+    # Where the run has not finished, they are another one's, which was in this folder before it.
+    results = _read_results(path) if len(records) >= config.training.epochs else {}
+    before, reranked = (
+        checked_ranks(results.get(name), f"{path}: {name}") for name in ("before", "reranked")
     )
     starts = read_starts(folder / ENVIRONMENT_FILE)
-    return Run(folder, config, records, before, after, reranked, starts, notes)
+    return Run(folder, config, records, before, reranked, starts, notes)
 
 
 def checked_ranks(found: Any, source: str) -> dict[str, Any]:

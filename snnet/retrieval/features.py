@@ -60,17 +60,17 @@ def decode_retrieval_set(
     dataset: ReIDDataset, config: Config, processes: Processes = ALONE
 ) -> RetrievalSet | None:
     """Decode query and gallery; None for a dataset that has none, or no identities."""
-    if dataset.query is None or dataset.gallery is None:
+    asked, ranked = dataset.query, dataset.gallery
+    if asked is None or ranked is None or asked.pids is None or ranked.pids is None:
         return None
     query, gallery = (
         decode(images.select(np.array(own_share(len(images), config, processes), np.int64)), config)
-        for images in (dataset.query, dataset.gallery)
+        for images in (asked, ranked)
     )
     found = processes.gathered((query.images, gallery.images)) or [(query.images, gallery.images)]
     queries, others = (ImageSet.joined(parts) for parts in zip(*found, strict=True))
     kept = dataclasses.replace(dataset, query=queries, gallery=others)
-    if queries.pids is None or others.pids is None:
-        return None
+    assert queries.pids is not None and others.pids is not None  # since those of the whole splits are known
     return RetrievalSet(query, gallery, queries.pids, others.pids, *kept.evaluation_cams())
 
 

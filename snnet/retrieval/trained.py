@@ -69,14 +69,18 @@ class TrainedModel(PlacedModel):
 
 
 def load_trained_model(
-    checkpoint: Path | str | None, preset: str | None, given: dict[str, Any]
+    checkpoint: Path | str | None,
+    preset: str | None,
+    given: dict[str, Any],
+    *,
+    contents: dict[str, Any] | None = None,
 ) -> TrainedModel:
     """The network of ``checkpoint`` (a file, or the folder of a run); without one, that of ``--weights``.
 
     What is not in ``given`` (values by flat name) comes from the checkpoint's configuration; without one,
-    from the preset or the defaults. Seeds the process as the configuration says. Raises
-    :class:`~snnet.errors.UserError` for a checkpoint or weights that cannot be used, and where ``given`` has an
-    unknown name or a value of a wrong type, or contradicts the checkpoint.
+    from the preset or the defaults. ``contents`` is what the checkpoint holds, where it has been read already. Seeds
+    the process as the configuration says. Raises :class:`~snnet.errors.UserError` for a checkpoint or weights that
+    cannot be used, and where ``given`` has an unknown name or a value of a wrong type, or contradicts the checkpoint.
     """
     texts = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     given = checked_values(texts, "given")
@@ -89,7 +93,7 @@ def load_trained_model(
                 f"{config.model.arch} has random weights, of --seed {config.runtime.seed}: it was never trained"
             )
     else:
-        contents = load_checkpoint(checkpoint)
+        contents = contents or load_checkpoint(checkpoint)
         config = _configuration(contents["config"], str(checkpoint), given)
         placement = prepare(config.runtime)
         model = network_of(config, None)

@@ -28,6 +28,8 @@ from snnet_kernels import PseudoLabelMemory
 FORMAT = "snnet-checkpoint"
 VERSION = 1  # the memories are in "head"
 VERSION_IN_PIECES = 2  # they are in the files that "pieces" names
+LARGEST = 1e12  # of any number that a run measures: seconds, loss, images
+_IN_RANGE = f"a number from {-LARGEST:g} to {LARGEST:g}"
 _CONTENTS = {
     "model": dict, "optimizer": dict, "head": dict, "config": dict, "rng": dict, "before": dict,
     "metrics": list, "images": int, "torch": str,
@@ -104,6 +106,8 @@ def _metrics_fault(records: list[Any]) -> str | None:
         for name, value in record.items():
             if not isinstance(name, str) or type(value) not in (int, float):
                 return f"'{shown(name)}' of epoch {epoch} must be a number, got '{shown(value)}'"
+            if abs(value) > LARGEST:
+                return f"'{shown(name)}' of epoch {epoch} must be {_IN_RANGE}, got '{shown(value)}'"
     return None
 
 
@@ -112,6 +116,8 @@ def _ranks_fault(ranks: dict[Any, Any]) -> str | None:
     for name, value in ranks.items():
         if not isinstance(name, str) or type(value) not in (int, float, str, bool):
             return f"'{shown(name)}' of 'before' must be a number or text, got '{shown(value)}'"
+        if not isinstance(value, str) and abs(value) > LARGEST:
+            return f"'{shown(name)}' of 'before' must be {_IN_RANGE}, got '{shown(value)}'"
     return None
 
 

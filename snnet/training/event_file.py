@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import re
 import secrets
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,25 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+_OWN_NAME = re.compile(r"events\.out\.tfevents\.[0-9]{10}\.[0-9]{9}\..+\.[0-9]+\.[0-9a-f]{8}")
+
+
+def scalar_event(step: int, scalars: Mapping[str, float], wall_time: float) -> Event:
+    """Values of a step by their tags; ``wall_time`` is in seconds as :func:`time.time` gives it."""
+    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+    return Event(step=step, summary=Summary(value=values), wall_time=wall_time)
+
 
 class EventFile:
-    """A new event file in ``folder``. What older files there have from step ``first`` on no longer counts.
+    """A new event file in ``folder`` that begins with the ``past`` of its run, and replaces all older ones there.
+
+    The older ones, which this class wrote, are deleted when the past is in the new one. A TensorBoard that is open
+    replaces the values of every tag that the new file has.
 
     It repeats what other files of a run have, so its errors end no run: at the first one it warns, and writes no more.
     """
 
-    def __init__(self, folder: Path, first: int) -> None:
+    def __init__(self, folder: Path, past: Iterable[Event] = ()) -> None:
         self._folder = folder
         # TensorBoard reads the files of a folder in the order of their names, those of one second too.
         seconds, rest = divmod(time.time_ns(), 10**9)
@@ -33,22 +46,17 @@ class EventFile:
             self._file = open(folder / name, "xb", buffering=0)  # noqa: SIM115 (closed by close)
         except OSError as error:
             self._give_up(error)
-        self._write(
-            Event(step=first, file_version="brain.Event:2"),
-            Event(step=first, session_log=SessionLog(status=SessionLog.START)),
+        now = time.time()
+        self.add(
+            Event(file_version="brain.Event:2", wall_time=now),
+            Event(session_log=SessionLog(status=SessionLog.START), wall_time=now),
+            *past,
         )
-
-    def add(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Write values by their tags."""
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self._write(Event(step=step, summary=Summary(value=values)))
-
-    def close(self) -> None:
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            self._delete_all_but(name)
 
-    def _write(self, *events: Event) -> None:
+    def add(self, *events: Event) -> None:
+        """Write events."""
         if self._file is None:
             return
         try:
@@ -56,10 +64,20 @@ class EventFile:
                 raise OSError("the file was deleted")
             records = RecordWriter(self._file)
             for event in events:
-                event.wall_time = time.time()
                 records.write(event.SerializeToString())
         except OSError as error:
             self._give_up(error)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _delete_all_but(self, name: str) -> None:
+        for path in self._folder.iterdir():
+            if _OWN_NAME.fullmatch(path.name) and path.name != name:
+                with contextlib.suppress(OSError):  # the next start tries again
+                    path.unlink()
 
     def _give_up(self, error: OSError) -> None:
         self.close()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 from snnet.config.options import Config
-from snnet.files.outputs import write_text
-from snnet.training.event_file import EventFile
+from snnet.files.outputs import delete, write_text
+from snnet.training.event_file import Event, EventFile, scalar_event
 from snnet.training.timing import seconds_by_part, total_by_part
 
 METRICS_FILE = "metrics.jsonl"
@@ -85,16 +86,16 @@ class RunLog:
     Args:
         folder: the folder of the run.
         records: one dict for each epoch done, to which the trainer appends. At the start what the files have
-            past them is dropped: a killed run may have written epochs that its checkpoint does not know.
+            past them is dropped: a killed run may have written epochs that its checkpoint does not know. The
+            results are dropped too: they may be another run's, and the end of this one writes its own.
     """
 
     def __init__(self, folder: Path, records: list[dict[str, Any]]) -> None:
         self.folder = folder
         self.records = records
+        delete(folder / RESULTS_FILE)
         self._write_metrics()
-        self._events = EventFile(folder / "tensorboard", first=max(len(records) - 1, 0))
-        if records:  # a run that was killed just after its checkpoint may not have published it
-            self._write_events(records[-1])
+        self._events = EventFile(folder / "tensorboard", _events(records))
 
     def write_start(self, environment: dict[str, Any]) -> None:
         """Publish where the epochs from here on are trained; a resumed run has had other starts."""
@@ -108,11 +109,7 @@ class RunLog:
     def write_epoch(self) -> None:
         """Publish the last of ``records``."""
         self._write_metrics()
-        self._write_events(self.records[-1])
-
-    def _write_events(self, record: dict[str, Any]) -> None:
-        scalars = {_tag(name): value for name, value in record.items() if name != "epoch"}
-        self._events.add(record["epoch"], scalars)
+        self._events.add(*_events(self.records[-1:]))
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Publish the outcome of the run and close the log."""
@@ -135,6 +132,16 @@ class SilentLog:
     def write_epoch(self) -> None: ...
 
     def write_results(self, results: dict[str, Any]) -> None: ...
+
+
+def _events(records: list[dict[str, Any]]) -> list[Event]:
+    """The epochs as TensorBoard's events, with the times of epochs that end now and had no break between them."""
+    end, events = time.time(), []
+    for record in reversed(records):
+        scalars = {_tag(name): value for name, value in record.items() if name != "epoch"}
+        events.append(scalar_event(record["epoch"], scalars, end))
+        end -= record.get("seconds", 0.0)
+    return events[::-1]
 
 
 def _tag(name: str) -> str:

@@ -133,10 +133,15 @@ def test_weights_of_a_checkpoint_that_are_no_plain_numbers(value: Any, message: 
     [
         ("metrics", [{"epoch": 0, "loss": "low"}], "'loss' of epoch 0 must be a number, got 'low'"),
         ("metrics", [{"epoch": 1, "loss": 1.0}], "its metrics are damaged at epoch 0"),
+        ("metrics", [{"epoch": 0, "loss": -2e12}], "'loss' of epoch 0 must be a number from -1e[+]12 to 1e[+]12, got"),
+        ("metrics", [{"epoch": 0, "products": 10**400}], "'products' of epoch 0 must be .*, got 'a whole number of 1,"),
         ("before", {"mAP": torch.zeros(2)}, "'mAP' of 'before' must be a number or text, got 'a Tensor'"),
+        ("before", {"queries": 10**400}, "'queries' of 'before' must be a number from -1e[+]12 to 1e[+]12, got"),
     ],
-)
-def test_text_where_a_checkpoint_has_numbers(name: str, value: Any, message: str, tmp_path: Path) -> None:
+)  # fmt: skip
+def test_what_cannot_be_measured_where_a_checkpoint_has_numbers(
+    name: str, value: Any, message: str, tmp_path: Path
+) -> None:
     save_checkpoint(tmp_path / "checkpoint.pt", **{**contents(), name: value})
     with pytest.raises(UserError, match=f"checkpoint.pt is not a whole checkpoint: {message}"):
         load_checkpoint(tmp_path)

@@ -6,49 +6,94 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from snnet.training.event_file import EventFile
+from snnet.training import event_file
+from snnet.training.event_file import Event, EventFile, scalar_event
+from snnet.training.runlog import RunLog
 
 
-def test_steps_that_are_done_again_count_once(tmp_path: Path) -> None:
+def values(folder: Path, tag: str) -> list[tuple[int, float, float]]:
+    """Step, value and time of the events of a tag, as TensorBoard reads a folder."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for first, values in ((0, [1.0, 2.0, 3.0]), (1, [4.0, 5.0])):
-        events = EventFile(tmp_path, first)
-        for step, value in enumerate(values, start=first):
-            events.add(step, {"training/loss": value})
-        events.close()
-    read = EventAccumulator(str(tmp_path)).Reload()
-    assert [(event.step, event.value) for event in read.Scalars("training/loss")] == [(0, 1), (1, 4), (2, 5)]
+    read = EventAccumulator(str(folder)).Reload()
+    found = read.Scalars(tag) if tag in read.Tags()["scalars"] else []
+    return [(event.step, event.value, event.wall_time) for event in found]
+
+
+def event(step: int, value: float, tag: str = "a") -> Event:
+    return scalar_event(step, {tag: value}, 100.0 + step)
+
+
+def test_a_file_replaces_those_of_earlier_starts(tmp_path: Path) -> None:
+    """TensorBoard's data server counts everything that any file of a folder has, whatever a later one says."""
+    (tmp_path / "events.out.tfevents.1700000000.host.1.0").write_bytes(b"")  # of another program
+    first = EventFile(tmp_path)
+    first.add(event(0, 1.0), event(1, 2.0), event(2, 3.0), event(2, 0.5, "only once"))
+    first.close()
+    second = EventFile(tmp_path, [event(0, 1.0)])
+    second.add(event(1, 4.0))
+    second.close()
+    assert len(list(tmp_path.iterdir())) == 2
+    assert values(tmp_path, "a") == [(0, 1.0, 100.0), (1, 4.0, 101.0)]
+    assert values(tmp_path, "only once") == []
+
+
+def test_a_past_that_cannot_be_written_leaves_the_older_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = EventFile(tmp_path, [event(0, 1.0)])
+    first.close()
+    (older,) = tmp_path.iterdir()
+    content, calls = older.read_bytes(), []
+
+    def full(writer: object, record: bytes) -> None:
+        calls.append(record)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(event_file.RecordWriter, "write", full)
+    with pytest.warns(UserWarning, match="No space left on device$"):
+        EventFile(tmp_path, [event(0, 1.0), event(1, 2.0)]).close()
+    assert len(calls) == 3 and older.read_bytes() == content
+
+
+def test_a_resumed_run_has_every_epoch_at_its_time(tmp_path: Path) -> None:
+    records = [{"epoch": epoch, "loss": 1.0 + epoch, "seconds": 50.0} for epoch in range(3)]
+    RunLog(tmp_path, records).close()
+    found = values(tmp_path / "tensorboard", "training/loss")
+    assert [(step, value) for step, value, _ in found] == [(0, 1.0), (1, 2.0), (2, 3.0)]
+    assert np.diff([at for _, _, at in found]) == pytest.approx([50.0, 50.0])
 
 
 def test_a_folder_whose_name_is_no_utf8_is_written_to(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"\xff")
-    EventFile(folder, 0).close()
+    EventFile(folder).close()
     (file,) = folder.iterdir()
     assert file.name.startswith("events.out.tfevents.") and file.stat().st_size > 0
 
 
 def test_a_folder_that_vanishes_is_a_warning_and_no_error(tmp_path: Path) -> None:
-    events = EventFile(tmp_path / "tensorboard", 0)
+    events = EventFile(tmp_path / "tensorboard")
     shutil.rmtree(tmp_path / "tensorboard")
     with pytest.warns(UserWarning) as warned:
-        events.add(0, {"a": 1.0})
-        events.add(1, {"a": 1.0})
+        events.add(event(0, 1.0))
+        events.add(event(1, 1.0))
     assert [str(warning.message) for warning in warned] == [
         f"TensorBoard's events are written no more, to {tmp_path}/tensorboard: the file was deleted"
     ]
     (tmp_path / "tensorboard").touch()
     with pytest.warns(UserWarning, match="File exists"):
-        EventFile(tmp_path / "tensorboard", 0).add(0, {"a": 1.0})
+        EventFile(tmp_path / "tensorboard").add(event(0, 1.0))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_is_a_warning(tmp_path: Path) -> None:
-    events = EventFile(tmp_path, 0)
+    events = EventFile(tmp_path)
     events._file.close()
     events._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
     with pytest.warns(UserWarning, match="No space left on device$"):
-        events.add(0, {"a": 1.0})
+        events.add(event(0, 1.0))
     events.close()

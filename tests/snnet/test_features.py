@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from snnet.config.options import Config, RuntimeConfig, config_from
-from snnet.data import build_dataset
+from snnet.data import ImageSet, ReIDDataset, build_dataset
 from snnet.errors import UserError
 from snnet.models import ReIDModel, build_model
 from snnet.retrieval import features as module
@@ -68,6 +68,12 @@ def test_features_are_in_order_of_norm_one_and_of_the_kind_asked_for(
         assert torch.allclose(found, want, atol=1e-5)
         assert torch.allclose(found.norm(dim=1), torch.ones(16), atol=1e-5)
     assert model.training
+
+
+def test_a_gallery_without_identities_is_not_even_decoded(config: Config) -> None:
+    known, unknown = (ImageSet(("gone.png",), pids, None) for pids in (np.zeros(1, np.int64), None))
+    for query, gallery in ((known, unknown), (unknown, known), (known, None)):
+        assert decode_retrieval_set(ReIDDataset("custom", known, query, gallery), config) is None
 
 
 def config_with(config: Config, **values: Any) -> Config:

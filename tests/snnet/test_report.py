@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
+import warnings
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,21 @@ import pytest
 import torch
 from PIL import Image
 
+from snnet import report as command
 from snnet.config.commands import ReportCommand
 from snnet.config.options import config_from
+from snnet.data import ImageSet, decoding
 from snnet.errors import UserError
 from snnet.report import PAGE_FILE, PICTURES, report
+from snnet.reporting import ranked
 from snnet.reporting.curves import curves
-from snnet.reporting.own_files import MARK
+from snnet.reporting.own_files import REPORT_MARK
 from snnet.reporting.page import duration
 from snnet.reporting.ranked import has_labels, label_lists, rank_lists
 from snnet.reporting.run import load_run
 from snnet.retrieval.features import RetrievalSet
 from snnet.train import train
+from snnet.training import checkpoint
 from snnet.training.checkpoint import label_state, load_checkpoint
 from snnet_kernels import PseudoLabelMemory
 from tests.snnet.browser import browser
@@ -127,19 +131,92 @@ def test_frames_and_words_of_a_list_agree(written: tuple[Path, str]) -> None:
             assert (frame, f"camera {camera}" in words) != ("right", True)  # its own camera is ignored
 
 
+@pytest.fixture(scope="module")
+def crops(
+    tiny_options: dict[str, Any], tiny_market: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A run on a folder without identities, in which one image cannot be read, and that folder."""
+    root = tmp_path_factory.mktemp("crops")
+    shutil.copytree(tiny_market / "bounding_box_train", root / "data")
+    (root / "data" / "0003_broken.png").write_bytes(b"no image")
+    changes = {"dataset": "folder", "data_dir": str(root / "data"), "skip_bad_images": True, "threshold": 0.2}
+    with pytest.warns(UserWarning, match="left out 1 of 49 images"):
+        train(config_from({**tiny_options, **changes, "epochs": 2, "output_dir": str(root / "run")}))
+    return root / "run", root / "data"
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The names of the images that have been decoded."""
+    names, decode = set(), decoding._decode
+
+    def watched(path: str) -> np.ndarray:
+        names.add(Path(path).name)
+        return decode(path)
+
+    monkeypatch.setattr(decoding, "_decode", watched)
+    return names
+
+
 def test_a_folder_without_identities_shows_its_labels_and_says_the_rest(
-    tiny_options: dict[str, Any], tiny_market: Path, tmp_path: Path
+    crops: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "run"
-    crops = {"dataset": "folder", "data_dir": str(tiny_market / "bounding_box_train"), "threshold": 0.2}
-    train(config_from({**tiny_options, **crops, "epochs": 2, "output_dir": str(folder)}))
-    _, text = write(folder, "--lists", 2, "--top-k", 5)
+    monkeypatch.delattr(command, "load_trained_model")  # there is nothing to rank with it
+    with pytest.warns(UserWarning) as warned:
+        _, text = write(crops[0], "--lists", 2, "--top-k", 5, "--output", tmp_path)
+    assert [str(w.message) for w in warned if "left out" not in str(w.message)] == [
+        "ranked lists: not shown: dataset folder has no queries and no gallery with identities"
+    ]
     found = sections(text)
     assert "a folder of crops has no queries and no identities" in found["results"]
     assert "dataset folder has no queries and no gallery with identities" in found["ranked"]
     assert "failures" not in found
     assert len(re.findall(r"rank \d, (labelled positive|not labelled), similarity", found["labels"])) == 10
     assert "✓" not in found["labels"] and "identity" not in found["labels"]
+
+
+def test_only_the_training_images_that_are_shown_are_decoded(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path, decoded: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, read_torch = [], checkpoint.read_torch
+    monkeypatch.setattr(checkpoint, "read_torch", lambda path: read.append(path) or read_torch(path))
+    _, text = write(run[0], "--lists", 2, "--top-k", 3, "--output", tmp_path)
+    shown = set(re.findall(r'title="([^"]*)"', sections(text)["labels"]))
+    assert 4 <= len(shown) <= 8
+    assert {name for name in decoded if int(name[:4]) <= 100} == shown  # identities above are not trained on
+    assert read == [run[0] / "checkpoint.pt"]  # once for all parts
+
+
+def test_a_shown_training_image_that_has_been_damaged_is_named(
+    crops: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(crops[1], data)
+    (data / "0003_broken.png").unlink()  # the rest are the images of the run
+    first = min(data.iterdir())
+    first.write_bytes(first.read_bytes()[:200])
+    with pytest.warns(UserWarning, match=f"^pseudo labels: not shown: cannot read image '{first}': "):
+        _, text = write(crops[0], "--data-dir", data, "--output", tmp_path / "out")
+    assert f"Not shown: cannot read image &#39;{first}&#39;" in sections(text)["labels"]
+
+
+@pytest.mark.parametrize(
+    ("begin", "reason"),
+    [
+        (1, "no image has another as positive"),
+        (2, "no labels have been predicted yet: the checkpoint is of the warm-up"),
+    ],
+)
+def test_a_label_memory_without_positives_is_said(
+    begin: int, reason: str, tiny_options: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = {"threshold": 0.99999, "label_start_epoch": begin, "epochs": 2, "output_dir": str(tmp_path)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of no labels
+        train(config_from({**tiny_options, **changes}))
+    with pytest.warns(UserWarning, match=f"^pseudo labels: not shown: {reason}$"):
+        _, text = write(tmp_path)
+    assert f"Not shown: {reason}." in sections(text)["labels"]
 
 
 def test_what_is_missing_is_said(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -150,7 +227,12 @@ def test_what_is_missing_is_said(run: tuple[Path, dict[str, Any]], tmp_path: Pat
     (folder / "config.yaml").write_text(
         re.sub(r"(?m)^data_dir: .*$", f"data_dir: {tmp_path / 'gone'}", config)
     )
-    _, text = write(folder, "--output", tmp_path / "out")
+    with pytest.warns(UserWarning) as warned:
+        _, text = write(folder, "--output", tmp_path / "out")
+    (message,) = [str(warning.message) for warning in warned]
+    assert message.startswith(
+        "ranked lists and pseudo labels: not shown, for want of the images: dataset market1501:"
+    )
     found = sections(text)
     for name in ("ranked", "labels"):
         assert re.search(r"for want of the images: dataset market1501: .*gone.* does not exist", found[name])
@@ -170,6 +252,27 @@ def test_what_is_missing_is_said(run: tuple[Path, dict[str, Any]], tmp_path: Pat
     assert "No epoch is done yet." in write(folder)[1]
 
 
+def test_the_page_says_of_which_epoch_the_log_is_and_of_which_the_checkpoint(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """A run that goes on writes its log after each epoch, its checkpoint less often."""
+    folder = tmp_path / "copy"
+    shutil.copytree(run[0], folder, ignore=shutil.ignore_patterns("report"))
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace(f"epochs: {EPOCHS}\n", "epochs: 60\n"))
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    with (folder / "metrics.jsonl").open("a") as file:
+        for epoch in (3, 4):
+            file.write(json.dumps({**last, "epoch": epoch, "rank1": 0.9, "mAP": 0.8}) + "\n")
+    _, text = write(folder, "--lists", 2, "--output", tmp_path / "out")
+    before = 100 * run[1]["before"]["mAP"]
+    assert f"<dd>80.0 %<small>after 5 epochs, {before:.1f} % before training</small>" in text
+    found = sections(text)
+    assert "The checkpoint after 3 epochs by the camera of the query" in found["results"]
+    for name in ("labels", "ranked", "failures"):
+        assert "<p>The checkpoint after 3 epochs: " in found[name]
+
+
 def test_images_can_be_left_out(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     out, text = write(run[0], "--no-images", "--output", tmp_path / "out")
     assert "<img" not in text and "left out (--no-images)" in sections(text)["ranked"]
@@ -183,13 +286,16 @@ def test_what_was_asked_for_and_cannot_be_is_an_error_before_anything_is_written
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "ranked_lists.png").write_bytes(MARK.encode() + b", the report before")
+    (out / "ranked_lists.png").write_bytes(REPORT_MARK.encode() + b", the report before")
     with pytest.raises(UserError, match=r"dataset market1501: .*gone.* does not exist"):
         write(run[0], "--data-dir", tmp_path / "gone", "--output", out)
     assert [path.name for path in out.iterdir()] == ["ranked_lists.png"]
     with pytest.raises(UserError, match=r"dataset market1501: .*gone.* does not exist"):
         write(run[0], "--data-dir", tmp_path / "gone", "--output", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+    with pytest.raises(UserError, match=r"^--device cuda:99: torch .* sees"):
+        write(run[0], "--device", "cuda:99", "--output", out)
+    assert [path.name for path in out.iterdir()] == ["ranked_lists.png"]
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match=rf"--output {path}: must be a folder that can be written to"):
@@ -207,7 +313,8 @@ def test_a_folder_that_is_no_run_and_damaged_files_are_named(
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 0, "loss": 1.0, "seconds": 1.0}\n{"epoch": 1, "lo')
     with pytest.raises(UserError, match=r"metrics.jsonl: line 2 is not the metrics of epoch 1"):
         write(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"epoch": 0, "loss": 1.0, "seconds": 1.0}\n')
+    records = [{"epoch": epoch, "loss": 1.0, "seconds": 1.0} for epoch in range(EPOCHS)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(UserError, match=r"results.json is not the results of a run"):
         write(tmp_path)
@@ -255,18 +362,31 @@ def test_rankings_are_those_of_a_sort() -> None:
     assert rank1 == pytest.approx(1 - found.failed / found.counted)
 
 
+@pytest.mark.parametrize("queries_at_a_time", [7, 300])
+def test_rankings_of_nearly_equal_images_agree_with_their_ranks(
+    queries_at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Similarities differ by their rounding alone, which depends on how many rows are multiplied at a time."""
+    monkeypatch.setattr(ranked, "PAIRS_AT_A_TIME", queries_at_a_time * 1000)
+    random, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    base, apart = torch.randn(1, 256, generator=random), torch.randn(1060, 256, generator=random)
+    features = torch.nn.functional.normalize(base + 0.01 * apart, dim=1)
+    pids, cams = rng.integers(0, 60, 1060), rng.integers(0, 6, 1060)
+    retrieval = RetrievalSet(None, None, pids[:60], pids[60:], cams[:60], cams[60:])  # type: ignore[arg-type]
+    found = rank_lists(features[:60], features[60:], retrieval, "step", lists=60, length=5)
+    assert found.counted == len(found.sample) == 60 and found.failed == len(found.failures) > 50
+    deep = [one for one in found.failures if one.first_match]
+    assert len(deep) > 30 and all(one.first_match.right for one in deep)
+    assert all(any(shown.right for shown in one.shown) for one in found.failures if not one.first_match)
+    assert not any(one.shown[0].right for one in found.failures)
+    assert sum(one.shown[0].right for one in found.sample) == 60 - found.failed
+
+
 def test_label_lists_are_read_from_the_memories(run: tuple[Path, dict[str, Any]]) -> None:
     memory, held = label_state(load_checkpoint(run[0]), 48, run[0])
 
-    class Images:
-        images = dataclasses.make_dataclass("Set", ["pids"])(
-            np.arange(48) // 6 - 1
-        )  # the first six are nobody
-
-        def __len__(self) -> int:
-            return 48
-
-    lists = label_lists(memory, held, Images(), lists=4, length=47)  # type: ignore[arg-type]
+    images = ImageSet(("",) * 48, np.arange(48) // 6 - 1, None)  # the first six are nobody
+    lists = label_lists(memory, held, images, lists=4, length=47)
     assert [one.image for one in lists] == [0, 16, 31, 47]
     labels = held.to_dense()
     assert has_labels(held)
@@ -287,11 +407,17 @@ def test_an_old_log_without_the_parts_of_time_has_the_other_curves(tmp_path: Pat
     run = load_run(tmp_path)
     charts = curves(run)
     assert list(charts) == ["loss", "positives"]
+    assert all(one.each_epoch for one in charts.values())
     assert charts["loss"].series[0].points == [(1, 3.0), (2, 2.0)] and charts["loss"].mark == (
         1,
         "labels begin",
     )
-    assert (run.finished, run.before, run.last("loss"), run.last("mAP")) == (False, {}, 2.0, None)
+    assert (run.finished, run.before, run.latest("loss", "positives"), run.latest("mAP")) == (
+        False,
+        {},
+        lines[1],
+        {},
+    )
 
 
 def test_words_for_numbers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from itertools import combinations
 from typing import Any
 
 import matplotlib.style
@@ -15,12 +16,12 @@ from PIL import Image
 
 from snnet.reporting.charts import HEIGHT, PNG_SCALE, STYLE, WIDTH, draw, render
 from snnet.reporting.colors import DARK, LIGHT
-from snnet.reporting.curves import Chart, Series
-from snnet.reporting.own_files import MARK
+from snnet.reporting.curves import SECONDS_ROLES, Chart, Series
+from snnet.reporting.own_files import REPORT_MARK
 
 
 def chart(points: list[tuple[int, float]], **changes: Any) -> Chart:
-    values = {"unit": "%", "limits": (0.0, 100.0), "epochs": (0, 4)}
+    values = {"unit": "%", "limits": (0.0, 100.0), "epochs": (0, 4), "each_epoch": False}
     return Chart("c", [Series("<one>", points, "series-0")], **{**values, **changes})
 
 
@@ -66,6 +67,20 @@ def test_a_chart_draws_its_values_where_they_belong() -> None:
     assert image.convert("RGB").getpixel((round(x), image.height - round(y))) == expected
 
 
+@pytest.mark.parametrize("count", [8, 100])
+def test_a_line_has_a_gap_where_epochs_have_no_value(count: int) -> None:
+    points = [(x, float(x)) for x in range(1, count + 1) if x not in (4, 6, 7)]
+    figure, tips = styled(chart(points, epochs=(0, count), limits=None, each_epoch=True))
+    lines = [line.get_xdata().tolist() for line in figure.axes[0].lines if line.get_marker() == "None"]
+    assert lines == [[1, 2, 3], [5], list(range(8, count + 1))]
+    dots = [line.get_xdata().tolist() for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert dots == (
+        [[5]] if count == 100 else [[1], [2], [3], [5], [8]]
+    )  # one that no line leads to has a dot
+    assert tips[-1] == ("<one>: 5.0 % after 5 epochs" if count == 100 else "<one>: 8.0 % after 8 epochs")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["<one>"]
+
+
 def test_the_svg_fits_a_page_of_many() -> None:
     svg, png = render(chart([(1, 20.0), (2, 60.0), (4, 100.0)], mark=(1, "labels begin")))
     assert svg.startswith('<svg viewBox="0 0 480 272" role="img" aria-labelledby="c-title c-text">')
@@ -80,7 +95,7 @@ def test_the_svg_fits_a_page_of_many() -> None:
     with matplotlib.rc_context({"svg.hashsalt": "other", "lines.linewidth": 9, "text.usetex": True}):
         assert render(chart([(1, 20.0), (2, 60.0), (4, 100.0)], mark=(1, "labels begin"))) == (svg, png)
         assert matplotlib.rcParams["lines.linewidth"] == 9
-    assert Image.open(io.BytesIO(png)).info["Software"] == MARK
+    assert Image.open(io.BytesIO(png)).info["Software"] == REPORT_MARK
 
 
 def test_bars_stand_on_one_another() -> None:
@@ -92,7 +107,24 @@ def test_bars_stand_on_one_another() -> None:
     assert [(bar.get_y(), bar.get_height()) for bar in bars] == [(0, 3), (0, 1), (3, 1), (1, 3)]
     assert [bar.get_x() + bar.get_width() / 2 for bar in bars] == pytest.approx([1, 2, 1, 2])
     assert [to_hex(bar.get_facecolor()) for bar in bars[1:3]] == [LIGHT["series-0"], LIGHT["quiet"]]
-    assert tips[3] == "high: 3.0 s in epoch 2" and bars[3].get_gid() == "tip-3"
+    assert tips[3] == "high: 3.0 s in epoch 1" and bars[3].get_gid() == "tip-3"
+
+
+def lab(color: str) -> np.ndarray:
+    """A colour in CIELAB, where a distance of 2 is one that can just be seen."""
+    parts = np.array([part / 255 for part in bytes.fromhex(color[1:])])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(to_xyz @ linear / to_xyz.sum(axis=1))  # of no colour that is nearly black
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("colors", [LIGHT, DARK], ids=["light", "dark"])
+def test_parts_of_a_bar_can_be_told_apart(colors: dict[str, str]) -> None:
+    assert lab("#ffffff") == pytest.approx([100, 0, 0], abs=0.01)
+    assert lab("#ff0000") == pytest.approx([53.2, 80.1, 67.2], abs=0.1)
+    for one, other in combinations(SECONDS_ROLES.values(), 2):
+        assert np.linalg.norm(lab(colors[one]) - lab(colors[other])) >= 20, (one, other)
 
 
 def contrast(one: str, other: str) -> float:

@@ -18,7 +18,7 @@ from snnet.config.commands import ReportCommand
 from snnet.errors import UserError
 from snnet.report import PAGE_FILE, PICTURES, report
 from snnet.reporting.curves import curves
-from snnet.reporting.own_files import MARK
+from snnet.reporting.own_files import REPORT_MARK
 from snnet.reporting.page import Contents, page, visible
 from snnet.reporting.pictures import Tile
 from snnet.reporting.run import load_run
@@ -122,7 +122,25 @@ def test_values_that_are_not_finite_are_left_out_and_said(run: Path) -> None:
     (run / "metrics.jsonl").write_text("\n".join(lines))
     text = shown(run)
     assert '<p class="note">Left out, since they are not finite: loss, mAP of epoch 1.</p>' in text
-    assert curves(load_run(run))["loss"].series[0].points == [(1, 2.5), (3, 2.5)]
+    charts = curves(load_run(run))
+    assert charts["loss"].series[0].points == [(1, 2.5), (3, 2.5)]
+    assert [name for name, chart in charts.items() if not chart.each_epoch] == ["retrieval"]
+
+
+def test_results_are_of_a_finished_run_only(run: Path) -> None:
+    """An earlier run in the same folder may have left its results."""
+    assert "50.0 %<small>after 3 epochs, 50.0 % before training</small>" in shown(run)
+    (run / "config.yaml").write_text("epochs: 60\n")
+    text = shown(run)
+    assert "50.0 %<small>after 3 epochs</small>" in text and "before training" not in text
+    assert "3 of 60 epochs done" in text
+
+
+def test_a_number_at_the_head_names_its_epoch(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[2] = lines[2].replace('"label_precision": 0.75, ', "")
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    assert "<dt>label precision</dt><dd>75.0 %<small>after 2 epochs</small>" in shown(run)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "results.json", "environment.json"])
@@ -191,9 +209,10 @@ def test_what_no_report_wrote_is_never_replaced_or_deleted(
     else:
         path.symlink_to(target)
         if kind == "link":
-            target.write_text(MARK)
+            target.write_text(REPORT_MARK)
     with pytest.raises(
-        UserError, match=f"^{path} is in the way: no report wrote it; move it, or name another"
+        UserError,
+        match=f"^{path} is in the way: it was not written by python -m snnet.report; move it, or name",
     ):
         write(run, "--output", out)
     assert list(out.iterdir()) == [path] and path.is_symlink() == ("link" in kind)
@@ -206,7 +225,7 @@ def test_a_report_replaces_and_deletes_the_files_of_the_one_before(run: Path) ->
     assert {path.name for path in out.iterdir()} == {PAGE_FILE, *(f"{name}.png" for name in drawn)}
     first = {path.name: path.read_bytes() for path in out.iterdir()}
     (out / "notes.txt").write_text("mine")
-    assert all(MARK.encode() in content[:1024] for content in first.values())
+    assert all(REPORT_MARK.encode() in content[:1024] for content in first.values())
     write(run)
     assert {name: (out / name).read_bytes() for name in first} == first
     for name in PICTURES:

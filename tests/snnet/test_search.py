@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -227,10 +228,16 @@ def test_a_query_that_a_link_leads_to_does_not_find_itself(
 
 
 def test_the_picture_shows_query_and_matches_in_order(
-    parsed: Callable[..., SearchCommand], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parsed: Callable[..., SearchCommand],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(command, "PICTURE_ROWS", 3)
-    found = search(parsed("--picture", tmp_path / "m.png", "--top-k", 4))
+    for module in (pictures, command):
+        monkeypatch.setattr(module, "PICTURE_ROWS", 3)
+        monkeypatch.setattr(module, "PICTURE_COLUMNS", 4)
+    found = search(parsed("--picture", tmp_path / "m.png", "--top-k", 7))
+    assert "m.png: the matches of 3 of 16 queries, the first 4 of each\n" in capsys.readouterr().out
     picture = np.asarray(Image.open(tmp_path / "m.png"))
     margin, caption, frame = pictures.MARGIN, pictures.CAPTION, pictures.FRAME
     width, height = pictures.WIDTH, pictures.HEIGHT
@@ -238,11 +245,53 @@ def test_the_picture_shows_query_and_matches_in_order(
     assert picture.shape == (margin + 3 * line, 3 * margin + 5 * cell, 3)
     for row, matches in enumerate(found[:3]):
         top = margin + row * line + frame
-        for column, path in enumerate([matches.query, *matches.gallery]):
+        for column, path in enumerate([matches.query, *matches.gallery[:4]]):
             left = margin + column * cell + 2 * margin * (column > 0) + frame
             crop = Image.open(path).convert("RGB").resize((width, height))  # 32 x 16, as the frames are
             shown = picture[top : top + height, left : left + width]
             np.testing.assert_array_equal(shown, np.asarray(crop))
+
+
+def test_the_picture_of_a_search_is_no_image_of_the_next_one(
+    parsed: Callable[..., SearchCommand],
+    gallery: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By the default it lies in the current folder, which may be the gallery's."""
+    monkeypatch.chdir(gallery)
+    first = search(by_default := dataclasses.replace(parsed(), picture=SearchCommand.picture))
+    assert Image.open("matches.png").info["Software"] == "written by python -m snnet.search"
+    assert search(by_default) == first
+    assert (
+        "--gallery" in (said := capsys.readouterr().out)
+        and "left out: the picture of an earlier search" in said
+    )
+    both = dataclasses.replace(by_default, query=gallery)
+    assert len(search(both)) == 12
+    with pytest.raises(
+        UserError, match=r"^--query matches.png: the only image is the picture of a search, which"
+    ):
+        search(dataclasses.replace(by_default, query=Path("matches.png")))
+    # Under another name it is an image as any other.
+    assert "matches.png" in str(search(parsed("--top-k", 13)))
+
+
+def test_a_file_that_no_search_wrote_is_replaced_only_if_it_is_named(
+    parsed: Callable[..., SearchCommand], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (5, 5)).save("matches.png")
+    mine = Path("matches.png").read_bytes()
+    words = [*MODEL, *SIZE, "--gallery", "gallery", "--query", "gallery", "--feature-cache", "none"]
+    with pytest.raises(
+        UserError, match=r"^matches.png is in the way: it was not written by python -m snnet.search;"
+    ):
+        search(SearchCommand.parse(words))
+    assert Path("matches.png").read_bytes() == mine
+    search(SearchCommand.parse([*words, "--picture", "matches.png"]))
+    assert Path("matches.png").read_bytes() != mine
+    search(SearchCommand.parse(words))  # now a search has written it
 
 
 def test_the_command_prints_a_table_or_one_json_object(

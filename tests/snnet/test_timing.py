@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from snnet.config.options import RuntimeConfig
+from snnet.errors import UserError
 from snnet.runtime import environment, prepare
 from snnet.training import timing
 from snnet.training.runlog import RunLog, epoch_line, read_starts, time_line
@@ -86,6 +87,15 @@ def test_each_start_of_a_run_is_on_record(tmp_path: Path) -> None:
     assert starts[0] == {"first_epoch": 0, **json.loads(json.dumps(here))}
     (tmp_path / "environment.json").write_text('{"damaged": ')
     assert read_starts(tmp_path / "environment.json") == []
+
+
+def test_a_run_that_begins_drops_the_results_of_another(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("{}")
+    RunLog(tmp_path, []).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
+    (tmp_path / "results.json").mkdir()
+    with pytest.raises(UserError, match=r"^cannot delete .*results.json: "):
+        RunLog(tmp_path, [])
 
 
 @pytest.mark.parametrize(("name", "chosen"), [("auto", []), ("cuda", []), ("cuda:0", [0]), ("cuda:1", [1])])
