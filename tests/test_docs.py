@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from snnet.config.commands import EvaluateCommand
+from snnet.config.resolve import resolve
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 PROGRAMS = [
@@ -68,6 +71,22 @@ def test_links_lead_to_files_and_sections_that_are_there() -> None:
             if not found.exists() or (section and section not in _anchors(found)):
                 broken.append(f"{page.name}: {target}")
     assert broken == [] and links > 50
+
+
+def test_the_direct_transfer_ranks_with_the_features_of_its_table() -> None:
+    page = (ROOT / "docs" / "results.md").read_text("utf-8")
+    command = re.search(r"python -m snnet\.evaluate (.*?)\n```", page, re.S)
+    table = page[page.index("this command: the layer alone") :]
+    assert command is not None and "before its batch normalisation:" in page[: command.start()]
+    words = command[1].replace("\\\n", " ").split()
+
+    def ranked(*flags: str) -> str:
+        asked = EvaluateCommand.parse([*words, *flags])
+        model = resolve(asked.preset, asked.given).model
+        return f"{model.embedding} {model.retrieval_feature}"
+
+    rows = [re.findall(r"`(--[\w-]+ [\w-]+)`", row) for row in table.splitlines()[:3]]
+    assert [ranked(*" ".join(flags).split()) for flags in rows] == ["fc before", "fc after", "fc-relu after"]
 
 
 def _anchors(page: Path) -> set[str]:
