@@ -326,7 +326,7 @@ def measure_epoch(learner: Learner, data: Data, epoch: int) -> dict[str, float]:
 def _measured_labels(learner: Learner, pids: np.ndarray | None) -> dict[str, float]:
     """Symmetry and quality of the label memory, measured by rank 0."""
     labels = learner.labels()
-    if not learner.processes.is_first:
+    if labels is None:
         return {}
     return label_symmetry(labels) | ({} if pids is None else label_quality(labels, pids))
 

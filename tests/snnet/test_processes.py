@@ -22,6 +22,7 @@ from snnet.retrieval.feature_files import FeatureSet, load_features, save_featur
 from snnet.runtime import choose_device
 from snnet.system.processes import Processes
 from snnet.train import seed_masks
+from snnet.training.learner import Learner
 from snnet_kernels.testing import clustered_features
 from tests.several import run_processes
 
@@ -168,6 +169,13 @@ def test_a_gpu_is_taken_where_the_device_is_one(monkeypatch: pytest.MonkeyPatch)
     assert taken == []
     choose_device("cuda")
     assert taken == [1]
+
+
+def test_rank_0_alone_gets_the_labels_of_all() -> None:
+    asked = SimpleNamespace(gather=lambda to: to)
+    for rank in range(2):
+        learner = SimpleNamespace(head=SimpleNamespace(pseudo_labels=asked), processes=Processes(rank, 2))
+        assert Learner.labels(learner) == 0  # type: ignore[arg-type]
 
 
 LABELLED = 600  # in three processes none, 512 and 88
