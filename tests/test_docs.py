@@ -89,6 +89,20 @@ def test_the_direct_transfer_ranks_with_the_features_of_its_table() -> None:
     assert [ranked(*" ".join(flags).split()) for flags in rows] == ["fc before", "fc after", "fc-relu after"]
 
 
+def test_the_bytes_of_a_step_are_the_sum_of_its_collectives() -> None:
+    page = (ROOT / "docs" / "scale.md").read_text("utf-8")
+    rows = re.findall(r"^\| ([\d,]+) \| (\d+) \| (\d+) \| (\d+) \| (\S+) MB \|", page, re.M)
+    lists, w, y, ratio = 256, 32, 10, 0.01
+    for row in rows:
+        n, d, size, b = (int(word.replace(",", "")) for word in row[:4])
+        batch, keys = size * b, ratio * n / size + 4 * (ratio * n) ** 0.5 + 8
+        to_all = (192 + (4 * d + 8) * b) + (4 * w + 16) * b + (w + 4) * batch + 4 * y * b + 32 * b + 8 * batch
+        to_all += (4 * d + 8) * b + (192 + (4 * d + 4 * lists + 8) * b) + 4 * batch
+        sent = (to_all * (size - 1) + 9 * keys * (batch - b)) / 1e6
+        assert row[4] == (f"{sent:.1f}" if sent < 10 else f"{sent:.0f}")
+    assert len(rows) == 4
+
+
 def _anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as they are made on the usual code hosts."""
     anchors: set[str] = set()
