@@ -326,7 +326,7 @@ def measure_epoch(learner: Learner, data: Data, epoch: int) -> dict[str, float]:
 def _measured_labels(learner: Learner, pids: np.ndarray | None) -> dict[str, float]:
     """Symmetry and quality of the label memory, measured by rank 0."""
     labels = learner.labels()
-    if not learner.processes.is_first:
+    if labels is None:
         return {}
     return label_symmetry(labels) | ({} if pids is None else label_quality(labels, pids))
 
@@ -340,7 +340,8 @@ def _own_folder(config: Config, resume: Path | None, processes: Processes) -> It
         return
     with _folder(config, resume) if processes.is_first else contextlib.nullcontext(Path()) as own:
         folder = processes.everywhere(own.absolute())[0]
-        if not folder.is_dir():
+        there = processes.everywhere(folder.is_dir())  # before rank 0 may fail and delete it
+        if not there[processes.rank]:
             raise UserError(
                 f"{folder} is not there: all processes need the folder of the run that rank 0 has"
             )

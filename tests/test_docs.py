@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from snnet.config.commands import EvaluateCommand
+from snnet.config.resolve import resolve
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 PROGRAMS = [
@@ -68,6 +71,36 @@ def test_links_lead_to_files_and_sections_that_are_there() -> None:
             if not found.exists() or (section and section not in _anchors(found)):
                 broken.append(f"{page.name}: {target}")
     assert broken == [] and links > 50
+
+
+def test_the_direct_transfer_ranks_with_the_features_of_its_table() -> None:
+    page = (ROOT / "docs" / "results.md").read_text("utf-8")
+    command = re.search(r"python -m snnet\.evaluate (.*?)\n```", page, re.S)
+    table = page[page.index("this command: the layer alone") :]
+    assert command is not None and "before its batch normalisation:" in page[: command.start()]
+    words = command[1].replace("\\\n", " ").split()
+
+    def ranked(*flags: str) -> str:
+        asked = EvaluateCommand.parse([*words, *flags])
+        model = resolve(asked.preset, asked.given).model
+        return f"{model.embedding} {model.retrieval_feature}"
+
+    rows = [re.findall(r"`(--[\w-]+ [\w-]+)`", row) for row in table.splitlines()[:3]]
+    assert [ranked(*" ".join(flags).split()) for flags in rows] == ["fc before", "fc after", "fc-relu after"]
+
+
+def test_the_bytes_of_a_step_are_the_sum_of_its_collectives() -> None:
+    page = (ROOT / "docs" / "scale.md").read_text("utf-8")
+    rows = re.findall(r"^\| ([\d,]+) \| (\d+) \| (\d+) \| (\d+) \| (\S+) MB \|", page, re.M)
+    lists, w, y, ratio = 256, 32, 10, 0.01
+    for row in rows:
+        n, d, size, b = (int(word.replace(",", "")) for word in row[:4])
+        batch, keys = size * b, ratio * n / size + 4 * (ratio * n) ** 0.5 + 8
+        to_all = (192 + (4 * d + 8) * b) + (4 * w + 16) * b + (w + 4) * batch + 4 * y * b + 32 * b + 8 * batch
+        to_all += (4 * d + 8) * b + (192 + (4 * d + 4 * lists + 8) * b) + 4 * batch
+        sent = (to_all * (size - 1) + 9 * keys * (batch - b)) / 1e6
+        assert row[4] == (f"{sent:.1f}" if sent < 10 else f"{sent:.0f}")
+    assert len(rows) == 4
 
 
 def _anchors(page: Path) -> set[str]:

@@ -102,8 +102,10 @@ def _parser(command: type[Command]) -> _Parser:
 
 
 def _help(declared: Option, synthetic: dict[str, Any]) -> str:
-    """With the default, and the value of the preset ``synthetic`` where that is another."""
+    """With the default unless the text names it, and the value of the preset ``synthetic`` where that is another."""
     default = declared.default
+    if "default" in declared.help:
+        return declared.help
     if not declared.group and (declared.kind is bool or default in (None, MISSING)):
         return declared.help
     value = synthetic.get(declared.name, default)

@@ -127,7 +127,7 @@ Split = Literal["train", "query", "gallery", "all"]
 class ExtractCommand(NetworkCommand):
     """Write the retrieval features of a dataset's images, or of any folder of crops (--dataset folder), to one file:
     rows of length 1, with the images' names, and identities and cameras if they are known. Settings that are not given
-    come from the checkpoint.
+    come from the checkpoint; without one, from --config or the defaults shown.
     """
 
     module = "snnet.extract"
@@ -213,7 +213,8 @@ LACKING = "nothing to search: give --gallery DIR and --query IMAGE or DIR"
 class SearchCommand(NetworkCommand):
     """Find the crops of a gallery that are most similar to a query, by the cosine similarity of their features. Prints
     a table and writes a picture. No identities are needed. A gallery's features are cached on disk; images that were
-    added or changed are detected by their content.
+    added or changed are detected by their content. Settings that are not given come from the checkpoint; without one,
+    from --config or the defaults shown.
     """
 
     module = "snnet.search"
@@ -247,7 +248,8 @@ class SearchCommand(NetworkCommand):
 class ExportCommand(NetworkCommand):
     """Write a network for use elsewhere. .onnx computes the retrieval feature of preprocessed images, for any batch
     size; its result in onnxruntime is compared with PyTorch's before it is written (needs the extra 'onnx').
-    .safetensors has only the weights, and --weights reads it.
+    .safetensors has only the weights, and --weights reads it. Settings that are not given come from the checkpoint;
+    without one, from --config or the defaults shown.
     """
 
     module = "snnet.export"
@@ -271,7 +273,7 @@ class ExportCommand(NetworkCommand):
 class ReportCommand(Command):
     """Write a report of a run as one self-contained HTML page, and its pictures as PNG: curves, evaluation, ranked
     lists, the hardest failures, pseudo labels, time, configuration and environment. A run that has not finished can
-    be reported too.
+    be reported too. Settings that are not given come from the run.
     """
 
     module = "snnet.report"

@@ -76,10 +76,10 @@ def read_state_dict(path: str, mark: str | None = None) -> dict[str, Tensor]:
     """Tensors by name from a ``.safetensors`` file or one that ``torch.save`` wrote.
 
     ``mark`` is the name of a weight that the wanted network has; known networks are found by names of their own. A
-    container with the tensors under a usual name ("state_dict", "model", "net", ...) is opened, and a prefix that all
-    names have in front of a known network's ("module.", "model.", "encoder_q.", ...) is taken off, both with a line
-    that says so; a prefix that only some names have is taken off where those names are a network's, and the others are
-    left out. Raises :class:`UserError` naming the file.
+    container with the tensors under a usual name ("state_dict", "model", "net", ...) is opened, and a prefix that
+    all names have in front of a known network's ("module.", "model.", "encoder_q.", ...) is taken off, both with a
+    line that says so, but for "state_dict", "model" and "module."; a prefix that only some names have is taken off
+    where those names are a network's, and the others are left out. Raises :class:`UserError` naming the file.
     """
     file = Path(expand_home(str(path)))
     if not file.is_file():

@@ -62,10 +62,10 @@ class Learner(PlacedModel):
             features = moved_rows(features, images, self.rows, self.processes)
         self.head.initialize_(features.to(self.head.memory.features.device))
 
-    def labels(self) -> PseudoLabelMemory:
-        """The labels of all images; with several processes a copy."""
+    def labels(self) -> PseudoLabelMemory | None:
+        """The labels of all images; with several processes a copy for rank 0, and None for the others."""
         labels: Any = self.head.pseudo_labels
-        return labels.gather() if self.processes.are_several else labels
+        return labels.gather(to=0) if self.processes.are_several else labels
 
     def share_statistics(self) -> None:
         """Let all processes have the running statistics of rank 0, as DistributedDataParallel does before each step."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -131,10 +131,26 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
         )  # fmt: skip
         return LabelSets((main, symmetric, neighbors), positives, common)
 
-    def gather(self) -> PseudoLabelMemory:
-        """P as lists of one process, on the CPU of each; some 30 bytes a label, which all processes get."""
+    @overload
+    def gather(self) -> PseudoLabelMemory: ...
+
+    @overload
+    def gather(self, to: int | None) -> PseudoLabelMemory | None: ...
+
+    def gather(self, to: int | None = None) -> PseudoLabelMemory | None:
+        """P as lists of one process, on the CPU: in all processes, or in rank ``to`` of the group alone and None in the
+        others. It takes about 100 bytes a label while it is made, and 30 then."""
+        ranks = range(self.exchange.size)
+
+        def check() -> None:
+            if to is not None and to not in ranks:
+                raise ValueError(f"to must be a rank of the group, 0 to {ranks[-1]}, got {to!r}")
+
         self.exchange.agreed(
-            "gather", self.device, lambda: None, lambda _: {"num_instances": self.num_instances}
+            "gather",
+            self.device,
+            check,
+            lambda _: {"num_instances": self.num_instances, "to": -1 if to is None else to},
         )
         entries, counts = self.tables.saved("column")
         row = (
@@ -142,8 +158,11 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
             + self.own_rows.start
         )
         pairs = torch.stack([entries, row.to(torch.int32)], dim=1)
-        found = self.exchange.send_rows([pairs] * self.exchange.size).long().cpu()
-        row, column = found.unbind(1)
+        parts = [pairs if to in (None, rank) else pairs[:0] for rank in ranks]
+        found = self.exchange.send_rows(parts)
+        if to not in (None, self.exchange.rank):
+            return None
+        row, column = found.long().cpu().unbind(1)
         whole = PseudoLabelMemory(self.num_instances, storage="lists", device="cpu")
         assert whole.tables is not None
         whole.tables.take_(row, column)

@@ -63,9 +63,10 @@ def neighbor_lists(
 ) -> NeighborLists:
     """The ``k`` largest similarities of each row of ``features`` to all rows, exact, without holding n × n values.
 
-    A row lists itself too. Without ``symmetric``, entries are in descending order of similarity, ties by lower column.
-    NaN is above nothing. Equals ``(features @ features.t()).sort(dim=1, descending=True, stable=True)`` in true
-    float32, cut to the first k columns and to entries above ``floor``.
+    A row lists itself too, unless k others are at least as similar. Without ``symmetric``, entries are in descending
+    order of similarity, ties by lower column. NaN is above nothing. Equals
+    ``(features @ features.t()).sort(dim=1, descending=True, stable=True)`` in true float32, cut to the first k columns
+    and to entries above ``floor``.
 
     :func:`update_memory_` can update ``symmetric`` lists: i lists l exactly if l lists i. Each row selects its k/2
     largest entries, so that updates find room. A pair is kept if at least one of its rows selects it and both have

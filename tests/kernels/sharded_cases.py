@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import snnet_kernels as sk
 from snnet_kernels.distributed import prediction, rows_of_pieces, rows_of_state, whole_state
+from snnet_kernels.distributed.exchange import STATEMENT
 from snnet_kernels.distributed.prediction import CANDIDATES_AT_ONCE
 
 
@@ -188,6 +189,15 @@ def modules(n: str) -> None:
     assert torch.equal(own_labels.rows(asked), labels.rows(asked))
     assert torch.equal(own_labels.columns(asked), labels.columns(asked))
     assert torch.equal(own_labels.gather().to_dense(), labels.to_dense())
+    exchange, last = own_labels.exchange, size - 1
+    sent = exchange.sent
+    whole = own_labels.gather(to=last)
+    assert (whole is None) == (rank != last)
+    assert whole is None or torch.equal(whole.to_dense(), labels.to_dense())
+    # Beside the agreement and the numbers of pairs, the own pairs travel once, and to that rank.
+    pairs = int(own_labels.tables.saved("column")[1].sum())
+    assert pairs > 0
+    assert exchange.sent - sent == (size - 1) * (STATEMENT + 8 * size) + (8 * pairs if whole is None else 0)
     own.update_(mine, features[mine].flip(0), 0.3)
     one.update_(index, torch.cat([features[index[r * 5 : r * 5 + 5]].flip(0) for r in range(size)]), 0.3)
     assert torch.equal(own.features, one.features[own.own_rows.start : own.own_rows.stop])
@@ -313,6 +323,8 @@ def refusals(n: str) -> None:
     memory.mark_written_()
     tell(lambda: head(features[:4] if rank else features[:4].numpy(), index))
     tell(lambda: head.update_(index, None if rank else features[:4]))
+    tell(lambda: labels.gather(to=rank))
+    tell(lambda: labels.gather(to=2 * rank))
     # Last: the wrapper has overwritten the memories of rank 1 when it is made.
     tell(lambda: DistributedDataParallel(Wrapped(head))(features[:4], index))
     print("\n".join(told))

@@ -106,7 +106,8 @@ def test_a_forced_cpu_backend_serves_an_iteration():
     assert result.stdout.strip() == "True", result.stderr
 
 
-def test_command_prints_the_table(capsys):
+def test_command_prints_the_table(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["snnet_kernels"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("snnet_kernels", run_name="__main__")
     assert ended.value.code == 0
@@ -161,6 +162,15 @@ def test_a_table_that_cannot_be_written_is_one_line(stdout, status, message, mon
     assert main() == status and redirected == [1]
     monkeypatch.undo()
     assert capsys.readouterr().err == message
+
+
+def test_the_table_takes_no_arguments(capsys):
+    assert main(["--device", "cpu"]) == 2
+    told = "error: unexpected argument '--device': python -m snnet_kernels takes none\n"
+    assert capsys.readouterr() == ("", told)
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0 and "which backend serves each operation" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,10 @@ def test_what_differs_is_one_error_on_all(printed):
     ):  # fmt: skip
         assert mine[place].startswith("TypeError: features must be a tensor [B, d], got ")
         assert other[place] == refused.format(rank, call)
-    assert first[20] == second[20] and "must stay outside of DistributedDataParallel" in first[20]
+    assert first[20] == second[20] == differs.format("to", "0, 1]")
+    assert first[21] == refused.format(1, "gather")
+    assert second[21] == "ValueError: to must be a rank of the group, 0 to 1, got 2"
+    assert first[22] == second[22] and "must stay outside of DistributedDataParallel" in first[22]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])

@@ -331,6 +331,12 @@ def test_every_command_explains_each_of_its_flags_once(
     flags = [declared.flag or str(declared.metavar) for declared in options_of(command).values()]
     flags += [OPTIONS[name].flag for name in command.shared]
     assert [len(re.findall(rf"^  {flag}(?![-\w])", text, re.M)) for flag in flags] == [1] * len(flags)
+    assert ") (default none)" not in (words := " ".join(text.split()))
+    assert "<time> (default" not in words
+    source = {LabelCommand: None, TrainCommand: None, ReportCommand: "run."}.get(
+        command, "checkpoint; without one, from --config or the defaults shown."
+    )
+    assert source is None or f" Settings that are not given come from the {source}" in words
 
 
 def test_choices_are_those_of_the_parts() -> None:

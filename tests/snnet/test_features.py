@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -199,6 +201,18 @@ class Foreign(torch.nn.Module):
     def forward(self, images):
         assert not (self.training or self.frozen.training or torch.is_grad_enabled())
         return self.output(10 * self.frozen(self.body(images)).flatten(1).half())
+
+
+def test_the_program_for_networks_from_elsewhere_runs(
+    tiny_market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "backbones.md"
+    (program,) = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+    (tmp_path / "data").symlink_to(tiny_market)
+    monkeypatch.chdir(tmp_path)
+    network = torch.nn.Sequential(torch.nn.AvgPool2d(32), torch.nn.Flatten())
+    exec(compile(program, "block", "exec"), {"network": network})
+    assert 0 < float(capsys.readouterr().out) <= 1 and Path("features.npz").is_file()
 
 
 def test_any_module_gives_features_and_keeps_the_modes_of_its_parts(retrieval: RetrievalSet) -> None:

@@ -21,7 +21,8 @@ from snnet.retrieval.classes import class_summary
 from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
 from snnet.runtime import choose_device
 from snnet.system.processes import Processes
-from snnet.train import seed_masks
+from snnet.train import _own_folder, seed_masks
+from snnet.training.learner import Learner
 from snnet_kernels.testing import clustered_features
 from tests.several import run_processes
 
@@ -168,6 +169,37 @@ def test_a_gpu_is_taken_where_the_device_is_one(monkeypatch: pytest.MonkeyPatch)
     assert taken == []
     choose_device("cuda")
     assert taken == [1]
+
+
+def test_rank_0_alone_gets_the_labels_of_all() -> None:
+    asked = SimpleNamespace(gather=lambda to: to)
+    for rank in range(2):
+        learner = SimpleNamespace(head=SimpleNamespace(pseudo_labels=asked), processes=Processes(rank, 2))
+        assert Learner.labels(learner) == 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_folder_of_the_run_is_looked_for_before_rank_0_may_delete_it(tmp_path: Path, there: bool) -> None:
+    folder = tmp_path / "run"
+
+    def everywhere(value: object) -> list[object]:
+        if isinstance(value, Path):
+            return [folder, value]
+        folder.rmdir()  # where rank 0 fails once all have come here
+        return [True, value]
+
+    processes = SimpleNamespace(rank=1, is_first=False, are_several=True, everywhere=everywhere)
+    if there:
+        folder.mkdir()
+        with _own_folder(config_from({}), None, processes) as own:  # type: ignore[arg-type]
+            assert own == folder and not folder.exists()
+    else:
+        processes.everywhere = lambda value: [folder if isinstance(value, Path) else True, value]
+        with (
+            pytest.raises(UserError, match="is not there: all processes need the folder"),
+            _own_folder(config_from({}), None, processes),  # type: ignore[arg-type]
+        ):
+            pass
 
 
 LABELLED = 600  # in three processes none, 512 and 88
