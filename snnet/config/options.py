@@ -36,7 +36,7 @@ class DataConfig:
         "custom a train/query/gallery tree read with --name-pattern",
     )
     data_dir: FileName | None = option(
-        None, "folder of the dataset; synthetic: where to store it (default: a cache folder)"
+        None, "folder of the dataset; synthetic: where to store it, none: in a cache folder"
     )
     name_pattern: str | None = option(
         None,
@@ -149,7 +149,7 @@ class MethodConfig:
 class OutputConfig:
     """What is measured and written."""
 
-    output_dir: FileName | None = option(None, "folder of the run; default runs/<dataset>-<arch>-<time>")
+    output_dir: FileName | None = option(None, "folder of the run; none: runs/<dataset>-<arch>-<time>")
     eval_every: int = option(0, "epochs between evaluations; 0: only before and after training", ">= 0")
     average_precision: Literal["step", "trapezoid"] = option(
         "step", "definition of mAP: step (usual today) or trapezoid (official Market-1501 code)"
@@ -170,7 +170,9 @@ class RuntimeConfig:
     """How a command runs on this machine."""
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: cuda where there is one")
-    seed: int = option(0, "seed of everything random", ">= 0 and < 4294967296")
+    seed: int = option(
+        0, "seed of everything random in a run; the drawn set is always the same", ">= 0 and < 4294967296"
+    )
     deterministic: bool = option(
         False, "use only algorithms that give the same bits every time (slower on CUDA)"
     )
