@@ -48,7 +48,8 @@ class DataConfig:
         "in each file's path within the folder of its split",
     )
     camstyle: bool = option(
-        False, "replace each training image by a random one of its CamStyle images (styles of other cameras)"
+        False,
+        "take each training image in the style of a random camera: as it is, or one of its CamStyle images",
     )
     skip_bad_images: bool = option(
         False, "leave out images that cannot be read, with a count, instead of stopping"
