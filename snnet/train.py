@@ -66,7 +66,7 @@ from snnet.training.divergence import LossWatch, check_weights
 from snnet.training.division import check_division, with_groups
 from snnet.training.label_quality import label_quality, label_symmetry
 from snnet.training.learner import Learner, build_learner
-from snnet.training.run_folder import new_run_folder, run_folder
+from snnet.training.run_folder import check_own, new_run_folder, run_folder
 from snnet.training.runlog import RANKS, RunLog, SilentLog, epoch_line, run_results, time_line
 from snnet.training.timing import Laps
 
@@ -351,7 +351,9 @@ def _folder(config: Config, resume: Path | None) -> AbstractContextManager[Path]
     if resume is not None:
         return run_folder(resume, "--resume")
     if config.output.output_dir is not None:
-        return run_folder(Path(expand_home(config.output.output_dir)), "--output-dir")
+        folder = Path(expand_home(config.output.output_dir))
+        check_own(folder, "--output-dir")
+        return run_folder(folder, "--output-dir")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     arch = config.model.arch.replace(":", "-")
     return new_run_folder(f"runs/{config.data.dataset}-{arch}-{stamp}")

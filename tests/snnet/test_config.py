@@ -194,6 +194,9 @@ def test_written_configuration_reads_back_equal(tmp_path: Path) -> None:
             "--lambda-base, --lambda-sym and --lambda-nh are all 0",
         ),
         ("--resume nowhere", "--resume nowhere: no run there (config.yaml is missing)"),
+        ("--output-dir=", "--output-dir: must be the name of a file or folder, got ''"),
+        ("--data-dir= --dataset folder", "--data-dir: must be the name of a file or folder, got ''"),
+        ("--resume=", "--resume: must be the name of a file or folder, got ''"),
         ("--resume nowhere --config synthetic", "--config cannot be given with --resume"),
     ],
 )
