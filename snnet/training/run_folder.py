@@ -26,16 +26,20 @@ _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _ATTEMPTS = 100  # each is lost only where another process came or went in the same moment
 
 
-def check_own(folder: Path, flag: str) -> None:
-    """Raise :class:`~snnet.errors.UserError`, which names ``flag``, where a new run would replace files of others.
+def check_new(folder: Path) -> None:
+    """Raise :class:`~snnet.errors.UserError` where a new run in ``folder``, --output-dir, would replace files.
 
-    What a run without a checkpoint has left there may be replaced.
+    What a run has left there that was stopped before its first checkpoint may be replaced.
     """
-    names = (CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE)
-    found = [folder / name for name in (CHECKPOINT_FILE, *names) if os.path.lexists(folder / name)]
-    if found and found[0].name != CHECKPOINT_FILE and not _has_configuration(folder):
+    if (folder / CHECKPOINT_FILE).exists():
         raise UserError(
-            f"{flag} {folder}: {found[0]} is in the way: no run wrote it; move it, or choose another folder"
+            f"{folder} has the checkpoint of a run: continue it with --resume {folder}, or choose another --output-dir"
+        )
+    names = (CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE)
+    found = [folder / name for name in names if os.path.lexists(folder / name)]
+    if found and not _has_configuration(folder):
+        raise UserError(
+            f"--output-dir {folder}: {found[0]} is in the way: no run wrote it; move it, or choose another folder"
         )
 
 
