@@ -66,7 +66,7 @@ from snnet.training.divergence import LossWatch, check_weights
 from snnet.training.division import check_division, with_groups
 from snnet.training.label_quality import label_quality, label_symmetry
 from snnet.training.learner import Learner, build_learner
-from snnet.training.run_folder import new_run_folder, run_folder
+from snnet.training.run_folder import check_new, new_run_folder, run_folder
 from snnet.training.runlog import RANKS, RunLog, SilentLog, epoch_line, run_results, time_line
 from snnet.training.timing import Laps
 
@@ -95,11 +95,6 @@ def train(
     that cannot be used, if another run writes to the folder, and if the loss is no longer finite.
     """
     with _own_folder(config, resume, processes) as folder:
-        if resume is None and (folder / CHECKPOINT_FILE).exists():
-            raise UserError(
-                f"{folder} has the checkpoint of a run: continue it with --resume {folder}, or choose another "
-                "--output-dir"
-            )
         return _train(config, folder, resumed=resume is not None, processes=processes, timeout=timeout)
 
 
@@ -122,10 +117,15 @@ def _train(
     data = load_data(dataset, config, placement, processes)
     learner = build_learner(PlacedModel(model, config, placement), data.images.images, processes, group)
 
+    def save() -> None:
+        learner.save(folder / CHECKPOINT_FILE, config=flatten(config), before=before, metrics=records)
+
+    unsaved = False  # whether something was measured after the last checkpoint
     if checkpoint is not None:
         learner.load(checkpoint, folder / CHECKPOINT_FILE)
         before, records = checkpoint["before"], checkpoint["metrics"]
         del checkpoint
+        unsaved = bool(records) and measure(learner, data, records[-1])
     else:
         before, records = ranks(learner, data), []
         if before:
@@ -144,13 +144,15 @@ def _train(
     for epoch in range(len(records), epochs):
         processes.meet()
         started = time.perf_counter()
-        measured = train_epoch(learner, data.loader, epoch)
-        measured |= measure_epoch(learner, data, epoch)
-        records.append({"epoch": epoch, **measured, "seconds": time.perf_counter() - started})
+        trained = train_epoch(learner, data.loader, epoch)
+        records.append({"epoch": epoch, **trained, "seconds": time.perf_counter() - started})
         if epoch + 1 == epochs or (epoch + 1) % config.output.checkpoint_every == 0:
-            learner.save(folder / CHECKPOINT_FILE, config=flatten(config), before=before, metrics=records)
+            save()
+        unsaved = measure(learner, data, records[-1])
         log.write_epoch()
         say(epoch_line(records[-1]))
+    if unsaved:
+        save()
 
     if not processes.is_first:
         return {}
@@ -310,17 +312,32 @@ def ranks(learner: Learner, data: Data, *, rerank: bool = False) -> dict[str, An
     return found
 
 
-def measure_epoch(learner: Learner, data: Data, epoch: int) -> dict[str, float]:
-    """What is looked at after an epoch: the label memory, and the ranks where they are due."""
+def measure(learner: Learner, data: Data, record: dict[str, Any]) -> bool:
+    """Add to the last epoch's ``record`` what it lacks: quality of the labels, and the ranks where they are due.
+
+    A checkpoint is written before it, so that a failure here costs no epoch: a resumed run measures it. Returns
+    whether anything was lacking, which all processes answer alike.
+    """
+    config, epoch = learner.config, record["epoch"]
+    output, last = config.output, epoch + 1 == config.training.epochs
+    due = last or (output.eval_every and (epoch + 1) % output.eval_every == 0)
+    rerank = last and output.rerank
+    wanted = {"mAP", "reranked_mAP"} if rerank else {"mAP"}
+    lacks_ranks = bool(data.retrieval is not None and due and wanted - record.keys())
+    lacks_labels = "seconds_measure" not in record
+    if not lacks_labels and not lacks_ranks:
+        return False
+    learner.processes.meet()
     started = time.perf_counter()
-    measured: dict[str, float] = {}
-    if not learner.head.warmup:
-        measured |= _measured_labels(learner, data.images.images.pids)
-    output, last = learner.config.output, epoch + 1 == learner.config.training.epochs
-    if last or (output.eval_every and (epoch + 1) % output.eval_every == 0):
-        found = ranks(learner, data, rerank=last and output.rerank)
-        measured |= {name: value for name, value in found.items() if name.removeprefix("reranked_") in RANKS}
-    return measured | {"seconds_measure": time.perf_counter() - started}
+    if lacks_labels and epoch >= config.method.label_start_epoch:
+        record |= _measured_labels(learner, data.images.images.pids)
+    if lacks_ranks:
+        found = ranks(learner, data, rerank=rerank)
+        record |= {name: value for name, value in found.items() if name.removeprefix("reranked_") in RANKS}
+    seconds = time.perf_counter() - started
+    record["seconds_measure"] = record.get("seconds_measure", 0.0) + seconds
+    record["seconds"] += seconds
+    return True
 
 
 def _measured_labels(learner: Learner, pids: np.ndarray | None) -> dict[str, float]:
@@ -352,7 +369,9 @@ def _folder(config: Config, resume: Path | None) -> AbstractContextManager[Path]
     if resume is not None:
         return run_folder(resume, "--resume")
     if config.output.output_dir is not None:
-        return run_folder(Path(expand_home(config.output.output_dir)), "--output-dir")
+        folder = Path(expand_home(config.output.output_dir))
+        check_new(folder)
+        return run_folder(folder, "--output-dir")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     arch = config.model.arch.replace(":", "-")
     return new_run_folder(f"runs/{config.data.dataset}-{arch}-{stamp}")

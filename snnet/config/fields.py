@@ -90,6 +90,8 @@ class Option:
             with contextlib.suppress(ValueError, OverflowError):
                 return float(value)  # from an integer, and from 1e-3, which YAML takes for text
         if self.kind in (FileName, Path) and isinstance(value, str):
+            if not value:  # to Path it is the current folder
+                raise UserError(f"{where}: must be the name of a file or folder, got ''")
             return Path(expand_home(value)) if self.kind is Path else expand_home(value)
         needed = _NEEDED.get(self.type) or _NEEDED[self.kind]
         if type(value) is not self.kind:

@@ -25,6 +25,10 @@ DatasetName = Literal[
     "custom",
 ]
 
+SIDE = ">= 16 and <= 8192"  # of an image: none of more pixels than such a square is read
+PLACES = ">= 0 and < 2147483648"  # in a ranking: operations count them in 32 bits
+FACTOR = ">= 0 and <= 1e30"  # so that its products with other numbers fit into float32
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -36,7 +40,7 @@ class DataConfig:
         "custom a train/query/gallery tree read with --name-pattern",
     )
     data_dir: FileName | None = option(
-        None, "folder of the dataset; synthetic: where to store it (default: a cache folder)"
+        None, "folder of the dataset; synthetic: where to store it, none: in a cache folder"
     )
     name_pattern: str | None = option(
         None,
@@ -44,13 +48,14 @@ class DataConfig:
         "in each file's path within the folder of its split",
     )
     camstyle: bool = option(
-        False, "replace each training image by a random one of its CamStyle images (styles of other cameras)"
+        False,
+        "take each training image in the style of a random camera: as it is, or one of its CamStyle images",
     )
     skip_bad_images: bool = option(
         False, "leave out images that cannot be read, with a count, instead of stopping"
     )
-    height: int = option(256, "height in pixels of the network's input", ">= 16")
-    width: int = option(128, "width in pixels of the network's input", ">= 16")
+    height: int = option(256, "height in pixels of the network's input", SIDE)
+    width: int = option(128, "width in pixels of the network's input", SIDE)
     batch_size: int = option(
         128,
         "images per step; in training, of all processes together (the paper: 128 with ResNet-50, 64 with OSNet)",
@@ -98,11 +103,13 @@ class TrainingConfig:
     """The optimiser and its schedule."""
 
     epochs: int = option(60, "passes over the training images", ">= 1")
-    lr: float = option(0.1, "learning rate of layers not loaded from --weights", "> 0")
-    backbone_lr_mult: float = option(0.1, "factor on --lr for layers loaded from --weights", ">= 0")
+    lr: float = option(0.1, "learning rate of layers not loaded from --weights", "> 0 and <= 1e15")
+    backbone_lr_mult: float = option(
+        0.1, "factor on --lr for layers loaded from --weights", ">= 0 and <= 1e15"
+    )
     lr_step_epoch: int = option(30, "divide the learning rate by 10 from this epoch on; 0: never", ">= 0")
     momentum: float = option(0.9, "Nesterov momentum of SGD", ">= 0 and < 1")
-    weight_decay: float = option(5e-4, "weight decay of SGD", ">= 0")
+    weight_decay: float = option(5e-4, "weight decay of SGD", FACTOR)
     bn_groups: int = option(
         1,
         "equal parts of a batch that are normalised separately (ghost batch normalisation), as on that many processes; "
@@ -116,18 +123,18 @@ class TrainingConfig:
 class MethodConfig:
     """The pseudo labels and the loss."""
 
-    lambda_base: float = option(1.0, "weight of the main label's loss", ">= 0")
-    lambda_sym: float = option(0.8, "weight of the symmetric label's loss (S)", ">= 0")
-    lambda_nh: float = option(0.6, "weight of the nearest neighbour's label's loss (N)", ">= 0")
+    lambda_base: float = option(1.0, "weight of the main label's loss", FACTOR)
+    lambda_sym: float = option(0.8, "weight of the symmetric label's loss (S)", FACTOR)
+    lambda_nh: float = option(0.6, "weight of the nearest neighbour's label's loss (N)", FACTOR)
     threshold: float = option(0.6, "cosine similarity above which an image is a candidate", ">= -1 and <= 1")
     min_rank: int = option(
-        10, "a candidate is consistent up to rank max(number of candidates, INT) of its anchor", ">= 0"
+        10, "a candidate is consistent up to rank max(number of candidates, INT) of its anchor", PLACES
     )
     loss_kind: Literal["mmcl", "l2"] = option(
         "mmcl",
         "mmcl: with hard negatives; l2: the sum over all images as printed in the paper (no --lr was found that works)",
     )
-    delta: float = option(5.0, "mmcl: weight of the positive term", ">= 0")
+    delta: float = option(5.0, "mmcl: weight of the positive term", FACTOR)
     hard_negative_ratio: float = option(0.01, "mmcl: share of the negatives that are hard", ">= 0 and <= 1")
     label_source: Literal["memory", "feature"] = option(
         "memory",
@@ -141,7 +148,7 @@ class MethodConfig:
         256,
         "store up to this many of the largest similarities per image (12 bytes each), which makes label prediction "
         "fast; labels do not depend on it; 0: none",
-        ">= 0",
+        PLACES,
     )
 
 
@@ -149,7 +156,7 @@ class MethodConfig:
 class OutputConfig:
     """What is measured and written."""
 
-    output_dir: FileName | None = option(None, "folder of the run; default runs/<dataset>-<arch>-<time>")
+    output_dir: FileName | None = option(None, "folder of the run; none: runs/<dataset>-<arch>-<time>")
     eval_every: int = option(0, "epochs between evaluations; 0: only before and after training", ">= 0")
     average_precision: Literal["step", "trapezoid"] = option(
         "step", "definition of mAP: step (usual today) or trapezoid (official Market-1501 code)"
@@ -170,7 +177,9 @@ class RuntimeConfig:
     """How a command runs on this machine."""
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N; auto: cuda where there is one")
-    seed: int = option(0, "seed of everything random", ">= 0 and < 4294967296")
+    seed: int = option(
+        0, "seed of everything random in a run; the drawn set is always the same", ">= 0 and < 4294967296"
+    )
     deterministic: bool = option(
         False, "use only algorithms that give the same bits every time (slower on CUDA)"
     )

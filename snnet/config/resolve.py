@@ -18,7 +18,9 @@ PRESETS = Path(__file__).parent / "presets"
 CONFIG_FILE = "config.yaml"  # the resolved configuration in the folder of a run
 CHECKPOINT_FILE = "checkpoint.pt"  # here, because command lines are read before torch is imported
 # What may differ between the parts of a resumed run: it changes nothing in training.
-RESUME_MAY_CHANGE = ("device", "workers", "data_dir", "rerank", "eval_every", "checkpoint_every")
+RESUME_MAY_CHANGE = (
+    "device", "workers", "image_cache", "data_dir", "rerank", "eval_every", "checkpoint_every",
+)  # fmt: skip
 
 
 def resolve(preset: str | None, given: dict[str, Any]) -> Config:
@@ -29,7 +31,7 @@ def resolve(preset: str | None, given: dict[str, Any]) -> Config:
         raise UserError(
             f"--data-dir {values['data_dir']} needs --dataset: folder (any tree of crops), or one of {others}"
         )
-    return config_from(_with_whole_paths(values))
+    return config_from(with_whole_paths(values))
 
 
 def resumed(run: Path, given: dict[str, Any]) -> Config:
@@ -40,7 +42,7 @@ def resumed(run: Path, given: dict[str, Any]) -> Config:
     values = load_yaml(path)
     if "output_dir" in given and Path(given["output_dir"]).resolve() != run.resolve():
         raise UserError(f"--output-dir cannot be given with --resume: the run continues in {run}")
-    given = _with_whole_paths(given)
+    given = with_whole_paths(given)
     for name, value in given.items():
         was = values.get(name, OPTIONS[name].default)
         if (
@@ -138,7 +140,7 @@ def checked_values(values: dict[Any, Any], source: str) -> dict[str, Any]:
     }
 
 
-def _with_whole_paths(values: dict[str, Any]) -> dict[str, Any]:
+def with_whole_paths(values: dict[str, Any]) -> dict[str, Any]:
     """Files and folders by their whole path: a run may be resumed or evaluated from another folder."""
     whole = {
         name: str(Path(value).absolute())

@@ -124,7 +124,8 @@ def decode_images(
         with warnings.catch_warnings():
             # _bounded refuses what it warns of.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            sizes = list(_map(pool, _attempt(_read_size), images.paths))
+            headers = _map(pool, _attempt(_read_size), images.paths)
+            sizes = list(progress(headers, "reading headers", total=len(images), unit="image"))
         _raise_unless(skip_bad, sizes)
         lengths = np.array([0 if isinstance(size, UserError) else 3 * math.prod(size) for size in sizes])
         starts = np.cumsum(lengths) - lengths
@@ -154,7 +155,10 @@ def _readable_styles(pool: ThreadPoolExecutor, images: ImageSet, skip_bad: bool)
         return images
     files = [file for styles in images.styles for file in styles]
     bad: dict[str, UserError] = {}
-    for file, failure in zip(files, _map(pool, _attempt(_decode), files), strict=True):
+    failures = progress(
+        _map(pool, _attempt(_decode), files), "decoding CamStyle images", total=len(files), unit="image"
+    )
+    for file, failure in zip(files, failures, strict=True):
         _raise_unless(skip_bad, [failure])
         if isinstance(failure, UserError):
             bad[file] = failure

@@ -103,8 +103,8 @@ def training_loader(
         batch_size: images a batch.
         workers: processes that prepare batches, kept from epoch to epoch; 0: this process does.
         seed: any number >= 0.
-        camstyle: swap each image for one of its CamStyle files (where it has any), chosen at random; their
-            files are read when they are used.
+        camstyle: of each image take itself or one of its CamStyle files, at random with equal chances; the files
+            are read when they are used.
         pin_memory: put the batches in page-locked memory, for copying to a GPU.
         part, parts: yield the ``part``-th of as many equal, consecutive parts of each batch, for one of several
             processes: put together in order they are the batches of one.
@@ -298,9 +298,10 @@ class _TrainingBatches(Dataset[Any]):
         return _share(batch), index
 
     def _image(self, index: int, choice: float) -> Tensor:
-        """The image, or with CamStyle that of its styles which ``choice`` in [0, 1) picks."""
+        """The image, or with CamStyle which of it and its styles ``choice`` in [0, 1) picks."""
         styles = self.styles[index] if self.styles is not None else ()
-        return load_image(styles[int(choice * len(styles))]) if styles else self.decoded.image(index)
+        picked = int(choice * (len(styles) + 1))
+        return load_image(styles[picked - 1]) if picked else self.decoded.image(index)
 
 
 class _ExtractionBatches(Dataset[Any]):

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from snnet.config.options import Config, config_from
-from snnet.config.resolve import checked_values, resolve
+from snnet.config.resolve import checked_values, resolve, with_whole_paths
 from snnet.data import DecodedImages
 from snnet.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from snnet.errors import UserError
@@ -83,7 +83,7 @@ def load_trained_model(
     cannot be used, and where ``given`` has an unknown name or a value of a wrong type, or contradicts the checkpoint.
     """
     texts = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    given = checked_values(texts, "given")
+    given = with_whole_paths(checked_values(texts, "given"))
     if checkpoint is None:
         config = resolve(preset, given)
         placement = prepare(config.runtime)

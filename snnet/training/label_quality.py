@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snnet_kernels import PseudoLabelMemory
+from snnet_kernels import PseudoLabelMemory, unpack_labels
 
-ROWS_AT_A_TIME = 1024
+ROWS_AT_A_TIME = 128
 
 
 def label_quality(labels: PseudoLabelMemory, pids: np.ndarray) -> dict[str, float]:
@@ -26,7 +26,7 @@ def label_quality(labels: PseudoLabelMemory, pids: np.ndarray) -> dict[str, floa
     identities = torch.as_tensor(pids, device=labels.device)
     predicted = correct = 0
     for first in range(0, n, ROWS_AT_A_TIME):
-        row, column = _others(labels, first)
+        row, column = _others(labels, first, first + ROWS_AT_A_TIME)
         predicted += len(row)
         correct += int(((identities[row] == identities[column]) & (identities[row] >= 0)).sum())
     _, sizes = np.unique(pids[pids >= 0], return_counts=True)
@@ -41,22 +41,37 @@ def label_symmetry(labels: PseudoLabelMemory) -> dict[str, float]:
         ``label_symmetry``: of the pairs i != j with P[i, j] set the share with P[j, i] set; absent where no
         pair is set.
     """
+    count, mutual = _mutual_of_bits(labels) if labels.storage == "bits" else _mutual_of_lists(labels)
+    return {"label_symmetry": mutual / count} if count else {}
+
+
+def _mutual_of_bits(labels: PseudoLabelMemory) -> tuple[int, int]:
+    """How many pairs of different images are set, and of how many of them the mirrored pair is, too."""
     n = labels.num_instances
-    keys, mirrored = [], []
+    count = mutual = 0
     for first in range(0, n, ROWS_AT_A_TIME):
-        row, column = _others(labels, first)
-        keys.append(row * n + column)
-        mirrored.append(column * n + row)
-    pairs = torch.cat(keys) if keys else torch.zeros(0)
-    if not len(pairs):
-        return {}
-    return {
-        "label_symmetry": int(torch.isin(torch.cat(mirrored), pairs, assume_unique=True).sum()) / len(pairs)
-    }
+        index = torch.arange(first, min(first + ROWS_AT_A_TIME, n), device=labels.device)
+        rows = labels.rows(index)
+        for_all = unpack_labels(rows, n)
+        for_both = unpack_labels(rows & labels.columns(index), n)
+        for found in (for_all, for_both):
+            found[index - first, index] = False
+        count += int(for_all.count_nonzero())
+        mutual += int(for_both.count_nonzero())
+    return count, mutual
 
 
-def _others(labels: PseudoLabelMemory, first: int) -> tuple[Tensor, Tensor]:
-    """The pairs (row, column) of some rows from ``first`` on, without each image's own."""
-    row, column = labels.pairs(first, first + ROWS_AT_A_TIME)
+def _mutual_of_lists(labels: PseudoLabelMemory) -> tuple[int, int]:
+    """The same of all pairs at a time, of which lists have few."""
+    n = labels.num_instances
+    row, column = _others(labels, 0, n)
+    pairs, mirrored = row * n + column, column * n + row
+    del row, column
+    return len(pairs), int(torch.isin(mirrored, pairs, assume_unique=True).sum())
+
+
+def _others(labels: PseudoLabelMemory, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """The pairs (row, column) of the rows [first, last), without each image's own."""
+    row, column = labels.pairs(first, last)
     away = row != column
     return row[away], column[away]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,15 +26,20 @@ from snnet.system.processes import Processes
 from snnet.training.checkpoint import load_checkpoint
 from snnet_kernels.distributed.state import rows_of_pieces, rows_of_state, whole_state
 
-_NAME = re.compile(r"checkpoint-[0-9]+-[0-9]+-of-[0-9]+\.safetensors")
+_NAME = re.compile(r"checkpoint-[0-9]+-[0-9]+-of-[0-9]+(-[0-9]+)?\.safetensors")
 _ATTEMPTS = 5  # at reading a run that goes on, which has written another checkpoint meanwhile
 
 
 def write_pieces(
     folder: Path, epochs: int, rows: range, state: Mapping[str, Tensor], processes: Processes
 ) -> list[list[Any]] | None:
-    """Write this process's ``rows`` of the memories, ``state``. All processes call it; rank 0 gets their names."""
-    name = f"checkpoint-{epochs}-{processes.rank}-of-{processes.count}.safetensors"
+    """Write this process's ``rows`` of the memories, ``state``. All processes call it; rank 0 gets their names.
+
+    No piece that is there is replaced: the last checkpoint, though of as many epochs, needs its own.
+    """
+    stem = f"checkpoint-{epochs}-{processes.rank}-of-{processes.count}"
+    names = itertools.chain([f"{stem}.safetensors"], (f"{stem}-{n}.safetensors" for n in itertools.count(2)))
+    name = next(name for name in names if not (folder / name).exists())
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     content = safetensors.torch.save(tensors)
     del tensors

@@ -1,4 +1,4 @@
-"""The folder of a run: one that no other run has, locked for as long as the run writes to it."""
+"""The folder of a run: one without the files of others, locked for as long as the run writes to it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,42 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from snnet.config.options import OPTIONS
+from snnet.config.resolve import CHECKPOINT_FILE, CONFIG_FILE, load_yaml
 from snnet.errors import UserError
 from snnet.files.locks import hold, let_go, lock
 from snnet.files.outputs import make_folder, naming_folder, remove_empty
 from snnet.system.signals import afterwards, held
+from snnet.training.runlog import ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE
 
 LOCK_FILE = "run.lock"
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _ATTEMPTS = 100  # each is lost only where another process came or went in the same moment
+
+
+def check_new(folder: Path) -> None:
+    """Raise :class:`~snnet.errors.UserError` where a new run in ``folder``, --output-dir, would replace files.
+
+    What a run has left there that was stopped before its first checkpoint may be replaced.
+    """
+    if (folder / CHECKPOINT_FILE).exists():
+        raise UserError(
+            f"{folder} has the checkpoint of a run: continue it with --resume {folder}, or choose another --output-dir"
+        )
+    names = (CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE)
+    found = [folder / name for name in names if os.path.lexists(folder / name)]
+    if found and not _has_configuration(folder):
+        raise UserError(
+            f"--output-dir {folder}: {found[0]} is in the way: no run wrote it; move it, or choose another folder"
+        )
+
+
+def _has_configuration(folder: Path) -> bool:
+    """Whether a run's configuration is there, which it writes before all else: it has every option."""
+    try:
+        return load_yaml(folder / CONFIG_FILE).keys() == OPTIONS.keys() - {"output_dir"}
+    except UserError:
+        return False
 
 
 @contextlib.contextmanager
@@ -108,12 +136,17 @@ def _remove_if_dead(path: Path, where: str) -> None:
         return
     try:
         free = lock(descriptor)
-        holder = _holder(os.read(descriptor, 4096))
+        content = os.read(descriptor, 4096)
+        holder = _holder(content)
         known = free is not None
         if free is None:  # no locks here: what the file says has to do
             free = holder.get("host") == platform.node() and not _is_running(holder.get("pid"))
         if not free:
             raise UserError(_refusal(where, holder, None if known else path))
+        if content and not holder:
+            raise UserError(
+                f"{where}: {path} is in the way: no run wrote it; move it, or choose another folder"
+            )
         if _is_file(path, descriptor):
             path.unlink()
     finally:

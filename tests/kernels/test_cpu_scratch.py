@@ -7,7 +7,6 @@ import multiprocessing
 import multiprocessing.pool
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,14 +16,13 @@ from snnet_kernels import backends
 from snnet_kernels.memory_size import free_memory
 from snnet_kernels.testing import clustered_features
 from tests.kernels.list_checks import symmetric_lists
+from tests.memory import needs_proc, peak_of
 
 pytestmark = [
     pytest.mark.skipif(
         "cpu" not in backends.servers("mplp", "cpu"), reason="the compiled CPU library is not loaded"
     ),
-    pytest.mark.skipif(
-        not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc"
-    ),
+    needs_proc,
     pytest.mark.skipif(
         "asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer keeps freed memory"
     ),
@@ -42,21 +40,6 @@ def process() -> Iterator[multiprocessing.pool.Pool]:
             patch.setenv(name, value)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             yield pool
-
-
-def resident_bytes(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field))
-
-
-def peak_of(call: Callable[[], object]) -> int:
-    """Most bytes that were resident during the call beside those before it and its result."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from the present size
-    before = resident_bytes("VmRSS")
-    result = call()
-    peak = resident_bytes("VmHWM") - before
-    tensors = result if isinstance(result, tuple) else (result,)
-    return peak - sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
 
 
 def peaks_with_lists() -> dict[str, int]:

@@ -182,23 +182,53 @@ def test_written_configuration_reads_back_equal(tmp_path: Path) -> None:
             "--data-dir crops",
             "--data-dir crops needs --dataset: folder (any tree of crops), or one of synthetic, market1501, ",
         ),
-        ("--lr -1", "--lr must be > 0, got -1.0"),
+        ("--lr -1", "--lr must be > 0 and <= 1e15, got -1.0"),
         ("--lr nan", "--lr must be a finite number, got nan"),
         ("--epochs 0", "--epochs must be >= 1, got 0"),
         ("--threshold 1.5", "--threshold must be >= -1 and <= 1, got 1.5"),
-        ("--height 8", "--height must be >= 16, got 8"),
+        ("--height 8", "--height must be >= 16 and <= 8192, got 8"),
         ("--batch-size 1", "--batch-size must be >= 2, got 1"),
-        ("--lambda-sym -0.1", "--lambda-sym must be >= 0, got -0.1"),
+        ("--lambda-sym -0.1", "--lambda-sym must be >= 0 and <= 1e30, got -0.1"),
         (
             "--lambda-base 0 --lambda-sym 0 --lambda-nh 0",
             "--lambda-base, --lambda-sym and --lambda-nh are all 0",
         ),
         ("--resume nowhere", "--resume nowhere: no run there (config.yaml is missing)"),
+        ("--output-dir=", "--output-dir: must be the name of a file or folder, got ''"),
+        ("--data-dir= --dataset folder", "--data-dir: must be the name of a file or folder, got ''"),
+        ("--resume=", "--resume: must be the name of a file or folder, got ''"),
         ("--resume nowhere --config synthetic", "--config cannot be given with --resume"),
     ],
 )
 def test_bad_command_lines_are_one_clear_line(line: str, message: str) -> None:
     assert complaint(line).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("flags", "least", "bound", "past"),
+    [
+        ("--neighbors --min-rank", ">= 0", "< 2147483648", 2147483648),
+        ("--delta --lambda-base --lambda-sym --lambda-nh --weight-decay", ">= 0", "<= 1e30", 1.1e30),
+        ("--lr", "> 0", "<= 1e15", 1.1e15),
+        ("--backbone-lr-mult", ">= 0", "<= 1e15", 1.1e15),
+        ("--height --width", ">= 16", "<= 8192", 8193),
+    ],
+)
+def test_a_number_that_training_cannot_count_with_is_refused_at_once(
+    flags: str, least: str, bound: str, past: float
+) -> None:
+    sign, most = bound.split()
+    for flag in flags.split():
+        name = flag[2:].replace("-", "_")
+        message = f"{flag} must be {least} and {bound}, got {past}"
+        last = int(most) - 1 if sign == "<" else most
+        assert flatten(parse(f"{flag} {last}"))[name] == float(last)
+        assert complaint(f"{flag} {past}") == message
+        if name in LabelCommand.shared:
+            line = ["f.npz", "--output", "l.npz", flag]
+            assert LabelCommand.parse([*line, str(last)]).given == {name: last}
+            with pytest.raises(UserError, match=f"^{message}$"):
+                LabelCommand.parse([*line, str(past)])
 
 
 def test_unknown_preset_lists_those_there_are() -> None:
@@ -210,8 +240,11 @@ def test_unknown_preset_lists_those_there_are() -> None:
 
 def test_a_resumed_run_keeps_its_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(to_yaml(parse("--dataset market1501 --lr 0.25 --workers 3")))
-    config = parse(f"--resume {tmp_path} --workers 0 --device cpu --data-dir /moved --lr 0.25")
+    config = parse(
+        f"--resume {tmp_path} --workers 0 --image-cache off --device cpu --data-dir /moved --lr 0.25"
+    )
     assert (config.training.lr, config.data.workers, config.runtime.device) == (0.25, 0, "cpu")
+    assert config.data.image_cache == "off"
     assert (config.data.data_dir, config.output.output_dir) == ("/moved", str(tmp_path))
     (tmp_path / "checkpoint.pt").touch()
     command = TrainCommand.parse(["--resume", str(tmp_path / "checkpoint.pt")])
@@ -316,7 +349,7 @@ def test_help_names_every_flag_once_with_its_help(capsys: pytest.CaptureFixture[
     text = " ".join(capsys.readouterr().out.split())
     for name, option in OPTIONS.items():
         assert option.flag in text, name
-        assert len(option.help) > 10
+        assert len(option.help) > 10 and "default" not in option.help  # which is added
     assert "--lr NUMBER" in text and "default 0.1" in text and "default 0.6" in text
 
 

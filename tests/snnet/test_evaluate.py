@@ -115,6 +115,19 @@ def test_a_program_names_paths_as_text_or_path_and_is_told_what_it_gave_wrongly(
         load_trained_model(save_file, None, {})
 
 
+def test_the_weights_that_a_run_began_with_may_be_named_from_their_folder(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {key: value for key, value in load_checkpoint(run[0]).items() if key not in ("format", "version")}
+    state["config"] |= {"weights": str(tmp_path / "w.pt")}
+    save_checkpoint(tmp_path / "checkpoint.pt", **state)
+    monkeypatch.chdir(tmp_path)
+    found = load_trained_model(tmp_path, None, {"weights": "w.pt", "device": "cpu"})
+    assert found.config.model.weights == str(tmp_path / "w.pt")
+    with pytest.raises(UserError, match=rf"--weights {tmp_path}/v.pt contradicts .* has {tmp_path}/w.pt$"):
+        load_trained_model(tmp_path, None, {"weights": "v.pt"})
+
+
 def test_another_dataset_does_not_look_into_the_first_ones_folder(run: tuple[Path, dict[str, Any]]) -> None:
     with pytest.raises(UserError, match="dataset dukemtmc needs a data folder"):
         measure("--checkpoint", run[0], "--dataset", "dukemtmc")

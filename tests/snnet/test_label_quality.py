@@ -9,10 +9,11 @@ import torch
 from snnet.training import label_quality as module
 from snnet.training.label_quality import label_quality, label_symmetry
 from snnet_kernels import PseudoLabelMemory, pack_labels
+from tests.memory import needs_proc, peak_of
 
 
-def memory(labels: torch.Tensor) -> PseudoLabelMemory:
-    filled = PseudoLabelMemory(len(labels))
+def memory(labels: torch.Tensor, storage: str = "auto") -> PseudoLabelMemory:
+    filled = PseudoLabelMemory(len(labels), storage=storage)
     filled.write_(torch.arange(len(labels)), pack_labels(labels))
     return filled
 
@@ -47,17 +48,31 @@ def test_equals_the_dense_count_over_many_blocks(monkeypatch: pytest.MonkeyPatch
     assert label_quality(memory(labels), pids.numpy()) == expected
 
 
-def test_symmetry_is_the_share_of_mutual_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("storage", ["bits", "lists"])
+def test_symmetry_is_the_share_of_mutual_pairs(monkeypatch: pytest.MonkeyPatch, storage: str) -> None:
     labels = torch.eye(5, dtype=torch.bool)
     labels[0, 1] = labels[1, 0] = labels[3, 4] = True
-    assert label_symmetry(memory(labels)) == {"label_symmetry": 2 / 3}
+    assert label_symmetry(memory(labels, storage)) == {"label_symmetry": 2 / 3}
     labels[2, 2] = False  # an image's own label counts neither way
-    assert label_symmetry(memory(labels)) == {"label_symmetry": 2 / 3}
-    assert label_symmetry(memory(torch.eye(5, dtype=torch.bool))) == {}
+    assert label_symmetry(memory(labels, storage)) == {"label_symmetry": 2 / 3}
+    assert label_symmetry(memory(torch.eye(5, dtype=torch.bool), storage)) == {}
 
     monkeypatch.setattr(module, "ROWS_AT_A_TIME", 7)
     generator = torch.Generator().manual_seed(1)
     labels = (torch.rand(150, 150, generator=generator) < 0.2) | torch.eye(150, dtype=torch.bool)
     others = labels & ~torch.eye(150, dtype=torch.bool)
     expected = int((others & others.t()).sum()) / int(others.sum())
-    assert label_symmetry(memory(labels)) == {"label_symmetry": expected} and 0.1 < expected < 0.3
+    assert label_symmetry(memory(labels, storage)) == {"label_symmetry": expected} and 0.1 < expected < 0.3
+
+
+@needs_proc
+def test_labels_that_grow_to_all_images_are_measured_in_little_memory() -> None:
+    n = 3000
+    labels = memory(torch.ones(n, n, dtype=torch.bool))
+    measured: list[dict[str, float]] = []
+    peaks = [
+        peak_of(lambda: measured.append(label_symmetry(labels))),
+        peak_of(lambda: measured.append(label_quality(labels, np.zeros(n, np.int64)))),
+    ]
+    assert max(peaks) < 100e6
+    assert measured == [{"label_symmetry": 1.0}, {"label_precision": 1.0, "label_recall": 1.0}]

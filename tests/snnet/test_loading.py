@@ -200,20 +200,18 @@ def styled(images: ImageSet, tmp_path: Path) -> DecodedImages:
     return decode_images(ImageSet(images.paths, images.pids, images.cams, tuple(styles)))
 
 
-def test_camstyle_swaps_an_image_for_one_of_its_styles(styled: DecodedImages) -> None:
-    reds, swaps = 0, 0
+def test_camstyle_takes_an_image_or_one_of_its_styles_with_equal_chances(styled: DecodedImages) -> None:
+    originals, reds, greens = 0, 0, 0
     for epoch in range(30):
         loader = training_loader(styled, height=24, width=12, batch_size=7, workers=0, seed=0, camstyle=True)
         loader.set_epoch(epoch)
         ((batch, index),) = loader
         for image, i in zip(batch, index.tolist(), strict=True):
-            red, green, blue = image.amax(dim=(1, 2))
-            if i == 6:
-                assert blue <= 0 and red <= 0 and green <= 0
-            else:
-                assert (red > 0) != (green > 0) and blue <= 0
-                reds, swaps = reds + int(red > 0), swaps + 1
-    assert swaps == 180 and 65 < reds < 115
+            red, green, blue = (image.amax(dim=(1, 2)) > 0).tolist()
+            assert not blue and not (red and green) and (i < 6 or not (red or green))
+            if i < 6:
+                originals, reds, greens = originals + (not red and not green), reds + red, greens + green
+    assert originals + reds + greens == 180 and min(originals, reds, greens) > 40
 
 
 def test_camstyle_off_leaves_the_styles_alone(styled: DecodedImages) -> None:

@@ -107,6 +107,22 @@ def test_pieces_are_deleted_when_a_newer_checkpoint_has_its_own(head: SNNetHead,
     ]
 
 
+def test_a_checkpoint_keeps_its_pieces_until_another_of_as_many_epochs_is_in_place(
+    head: SNNetHead, tmp_path: Path
+) -> None:
+    path = save(tmp_path, head, 2)
+    before = load_whole_checkpoint(path)["head"]
+    rows = own_rows(N, 0, 2)
+    other = {name: tensor + 1 for name, tensor in rows_of_state(head.state_dict(), rows).items()}
+    write_pieces(tmp_path, 1, rows, other, Rank(0, 2))  # type: ignore[arg-type]
+    assert_same(load_whole_checkpoint(path)["head"], before)
+    save(tmp_path, head, 2)
+    assert_same(load_whole_checkpoint(path)["head"], before)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "checkpoint-1-0-of-2-3.safetensors", "checkpoint-1-1-of-2-2.safetensors", "checkpoint.pt",
+    ]  # fmt: skip
+
+
 def refusal(path: Path) -> str:
     with pytest.raises(UserError) as caught:
         load_whole_checkpoint(path)

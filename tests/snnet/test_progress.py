@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import pytest
 from torch import device
 
 from snnet import evaluate, train
+from snnet.data import decode_images
 from snnet.runtime import kernels_line
 from snnet.system.progress import bars_shown, progress, say, set_quiet
+from tests.snnet.few_images import draw_images
 from tests.snnet.tiny_run import command_line
 
 
@@ -38,6 +42,15 @@ def test_nothing_is_drawn_into_a_file_or_when_quiet(monkeypatch: pytest.MonkeyPa
     assert drawn(monkeypatch, Terminal()) == "" and not bars_shown()
     set_quiet(False)
     assert bars_shown()
+
+
+def test_each_pass_over_the_images_has_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = draw_images(tmp_path)
+    styled = dataclasses.replace(images, styles=tuple((path,) for path in images.paths))
+    monkeypatch.setattr("sys.stderr", stream := Terminal())
+    decode_images(styled)
+    names = re.findall(r"\r([\w ]+):   0%\| +\| 0/7 ", stream.getvalue())
+    assert names == ["decoding CamStyle images", "reading headers", "decoding"]
 
 
 def test_lines_are_left_out_when_quiet(capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,6 +145,63 @@ def test_resuming_a_finished_run_changes_nothing(whole: Path, tmp_path: Path) ->
     assert_same(outcome(folder), outcome(whole))
 
 
+def refuse(*_: Any, **__: Any) -> Any:
+    raise MemoryError
+
+
+def resume_without_training(folder: Path, *words: str) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "train_epoch", refuse)
+        return train(TrainCommand.parse(["--resume", str(folder), *words]).config, resume=folder)
+
+
+@pytest.fixture(scope="module")
+def reranked(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was asked for ranks after re-ranking when it was done."""
+    folder = tmp_path_factory.mktemp("reranked") / "run"
+    shutil.copytree(whole, folder)
+    resume_without_training(folder, "--rerank")
+    return folder
+
+
+def test_a_finished_run_is_measured_as_it_is_asked_to(whole: Path, reranked: Path) -> None:
+    (records, results, *state), (others, later, *after) = outcome(whole), outcome(reranked)
+    assert later.pop("reranked")["mAP"] == others[-1].pop("reranked_mAP") != results["after"]["mAP"]
+    others[-1] = {name: value for name, value in others[-1].items() if not name.startswith("reranked_")}
+    assert_same((others, later, after), (records, results, state))
+    assert load_checkpoint(reranked)["metrics"] == [
+        json.loads(line) for line in (reranked / "metrics.jsonl").read_text().splitlines()
+    ]
+    with pytest.MonkeyPatch.context() as patch:  # it is not measured, nor written, again
+        patch.setattr(trainer, "rank_gallery", refuse)
+        patch.setattr(trainer.Learner, "save", refuse)
+        assert resume_without_training(reranked, "--rerank")["reranked"] == outcome(reranked)[1]["reranked"]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "calls"),
+    [(trainer, "label_symmetry", 2), (trainer, "rerank_gallery", 1), (trainer.Learner, "save", 2)],
+)
+def test_a_trained_epoch_outlives_what_fails_behind_it(
+    owner: Any, name: str, calls: int, options: dict[str, Any], reranked: Path, tmp_path: Path
+) -> None:
+    """The last of so many calls of the resumed run fails, which comes behind its last epoch."""
+    stop({**options, "rerank": True}, tmp_path, 3)
+    original, done = getattr(owner, name), [0]
+
+    def failing(*arguments: Any, **named: Any) -> Any:
+        done[0] += 1
+        return (refuse if done[0] == calls else original)(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(owner, name, failing)
+        train(TrainCommand.parse(["--resume", str(tmp_path)]).config, resume=tmp_path)
+    assert [record["epoch"] for record in load_checkpoint(tmp_path)["metrics"]] == [0, 1, 2, 3]
+    assert not (tmp_path / "results.json").exists()
+    resume_without_training(tmp_path)
+    assert_same(outcome(tmp_path), outcome(reranked))
+
+
 def without_lists(folder: Path) -> None:
     """Make the run one of an earlier version, which kept no lists and had a matrix to choose."""
     state = {key: value for key, value in load_checkpoint(folder).items() if key not in ("format", "version")}

@@ -47,13 +47,23 @@ def test_a_folder_in_which_nothing_was_written_is_gone(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"{half", b'{"pid": 1, "host": "x", "since": "y"}'])
+@pytest.mark.parametrize("content", [b"", b'{"pid": 1, "host": "x", "since": "y"}'])
 def test_the_file_of_a_dead_run_is_in_nobodys_way(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
     os.link(tmp_path / "file", tmp_path / LOCK_FILE)
     with run_folder(tmp_path, "--output-dir"):
         assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"mine", b"{half", b"[]", b'{"pid": 1}'])
+def test_a_lock_file_that_no_run_wrote_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / LOCK_FILE).write_bytes(content)
+    assert refusal(tmp_path) == (
+        f"--output-dir {tmp_path}: {tmp_path / LOCK_FILE} is in the way: no run wrote it; move it, or choose another "
+        "folder"
+    )
+    assert (tmp_path / LOCK_FILE).read_bytes() == content
 
 
 def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from snnet import train as trainer
 from snnet.config.options import config_from
-from snnet.config.resolve import load_yaml
+from snnet.config.resolve import load_yaml, to_yaml
 from snnet.errors import UserError
 from snnet.models import ReIDModel
 from snnet.retrieval.trained import load_trained_model
@@ -267,6 +267,25 @@ def test_damaged_images_are_an_error_or_left_out_with_a_count(
     with pytest.warns(UserWarning, match="left out 1 of 48 images"):
         train(config_from({**options, "skip_bad_images": True}))
     assert load_checkpoint(tmp_path / "run")["head"]["memory.features"].shape[0] == 47
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json", "metrics.jsonl", "results.json"])
+def test_files_that_no_run_wrote_are_never_replaced(name: str, tmp_path: Path) -> None:
+    """The preset of a run is none that a run wrote: it has only some of the options."""
+    (tmp_path / name).write_text("dataset: folder\nlr: 0.5\n")
+    options = config_from({"output_dir": str(tmp_path), "dataset": "folder", "data_dir": "no/such/folder"})
+    with pytest.raises(UserError) as caught:
+        train(options)
+    assert str(caught.value) == (
+        f"--output-dir {tmp_path}: {tmp_path / name} is in the way: no run wrote it; move it, or choose another folder"
+    )
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        name: "dataset: folder\nlr: 0.5\n"
+    }
+    if name != "config.yaml":  # what a run has written that was stopped before its first checkpoint
+        (tmp_path / "config.yaml").write_text(to_yaml(config_from({"dataset": "folder", "data_dir": "d"})))
+        with pytest.raises(UserError, match="no/such/folder"):
+            train(options)
 
 
 def test_output_folder_that_cannot_be_made(
