@@ -51,6 +51,8 @@ std::optional<Slopes> few_entries(const Tensor& grad) {
 Tensor memory_similarity_backward(const Tensor& grad, const Tensor& memory) {
   SNNET_CHECK(grad.dim() == 2 && memory.dim() == 2 && grad.size(1) == memory.size(0),
               "grad [B, n] and memory [n, d] must have 2 dimensions and the same n");
+  check_matrix(grad, "grad", ScalarType::Float, grad.size(0), memory.size(0));
+  check_matrix(memory, "memory", ScalarType::Float, grad.size(1), memory.size(1));
   if (!grad.is_contiguous() || !memory.is_contiguous() || grad.numel() < kLeastEntries) {
     return weighted_rows(grad, memory);
   }

@@ -42,12 +42,11 @@ def test_a_loss_of_hard_negatives_gives_the_gradient_of_the_fused_one():
     torch.testing.assert_close(plain.grad, fused.grad, rtol=0, atol=1e-6 * float(fused.grad.abs().max()))
 
 
-def test_other_layouts_and_types_are_products():
+def test_other_layouts_are_products():
     generator = torch.Generator().manual_seed(2)
     memory, grad = torch.rand(500, 8, generator=generator), torch.rand(500, 40, generator=generator)
     grad *= grad < 0.01
     expected = grad.t().double() @ memory.double()
     torch.testing.assert_close(BACKWARD(grad.t(), memory).double(), expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(BACKWARD(grad.t().double(), memory.double()), expected, rtol=0, atol=1e-12)
     with pytest.raises((ValueError, RuntimeError), match=r"the same n|mat1 and mat2 shapes"):
         BACKWARD(grad.t(), memory[1:])

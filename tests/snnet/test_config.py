@@ -365,7 +365,6 @@ def test_every_command_explains_each_of_its_flags_once(
     flags += [OPTIONS[name].flag for name in command.shared]
     assert [len(re.findall(rf"^  {flag}(?![-\w])", text, re.M)) for flag in flags] == [1] * len(flags)
     assert ") (default none)" not in (words := " ".join(text.split()))
-    assert "<time> (default" not in words
     source = {LabelCommand: None, TrainCommand: None, ReportCommand: "run."}.get(
         command, "checkpoint; without one, from --config or the defaults shown."
     )
