@@ -190,7 +190,7 @@ def _end_problem(code: int | None, session: int, text: str, chosen: signal.Signa
         return f"exit {code}, not {wanted}: {last_line(text)}"
     if "Traceback" in text:
         return f"a traceback, exit {code}: {last_line(text)}"
-    lines = text.strip().splitlines()
+    lines = [line for line in text.strip().splitlines() if not line.startswith("warning: ")]  # said before
     return None if len(lines) == 1 else f"{len(lines)} lines: {' / '.join(lines)[:160]}"
 
 
