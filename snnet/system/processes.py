@@ -6,6 +6,7 @@ Without torchrun there is one process, and nothing here does anything.
 from __future__ import annotations
 
 import os
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from snnet.system.progress import set_quiet
 from snnet.system.terminal import speak_as
 
 PATIENCE = timedelta(days=1)  # how long one waits while others work; the end of a process is noticed at once
+LINGER = timedelta(seconds=2)  # how long rank 0 waits for others that may have met the error that it met
 
 Result = TypeVar("Result")
 
@@ -143,7 +145,7 @@ def several_processes() -> Iterator[Processes]:
         dist.barrier()
         dist.destroy_process_group()
     except UserError as error:
-        if not _is_first_to_tell(error):
+        if not _is_first_to_tell(error, found):
             raise SystemExit(2) from None
         raise
     except RuntimeError as error:
@@ -177,12 +179,22 @@ def _found() -> Processes:
     return Processes(*(int(os.environ[name]) for name in names))
 
 
-def _is_first_to_tell(error: UserError) -> bool:
-    """Whether no other process has told the same; where they cannot be asked, it is told twice."""
+def _is_first_to_tell(error: UserError, processes: Processes) -> bool:
+    """Whether no other process has told the same; where they cannot be asked, it is told twice.
+
+    Rank 0 may keep what was told. It goes on once the others have asked, or after :data:`LINGER`.
+    """
     if not dist.is_initialized():
         return True
     try:
         store = dist.distributed_c10d._get_default_store()
-        return int(store.add(f"snnet/error/{zlib.crc32(str(error).encode(errors='replace'))}", 1)) == 1
+        name = f"snnet/error/{zlib.crc32(str(error).encode(errors='replace'))}"
+        is_first = int(store.add(name, 1)) == 1
+        asked = store.add("snnet/asked", 1)
+        end = time.monotonic() + LINGER.total_seconds()
+        while processes.is_first and asked < processes.count and time.monotonic() < end:
+            time.sleep(0.02)
+            asked = store.add("snnet/asked", 0)
+        return is_first
     except RuntimeError:
         return True
