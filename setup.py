@@ -2,7 +2,7 @@
 
 ``snnet_kernels._C``       CPU kernels, LibTorch stable ABI
 ``snnet_kernels._C_cuda``  CUDA kernels, LibTorch stable ABI, where an nvcc fits torch
-``snnet._rank_metrics``    counting of ranks and search of neighbours, pybind11
+``snnet._rank_metrics``    counting of ranks, pybind11
 
 Environment: ``SNNET_CUDA=auto|1|0`` (auto: build the CUDA library where it can be, warn where it fails;
 1: a failure is fatal; 0: never), ``TORCH_CUDA_ARCH_LIST``, ``MAX_JOBS``, ``SNNET_SANITIZE=1`` (the CPU library

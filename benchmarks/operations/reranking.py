@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from snnet.retrieval import reranking
 from snnet.retrieval.reranking import rerank
 
-from ..case import Inputs, Unavailable, around, cluster_centers
+from ..case import Inputs, around, cluster_centers
 from ..equality import require
 from ..operation import Operation
 from ..shapes import Shape
@@ -93,8 +92,6 @@ OPERATIONS = (reranked,)
 
 @reranked.contender("snnet")
 def compiled(case: Images) -> Any:
-    if reranking._native is None:
-        raise Unavailable("snnet._rank_metrics is not built")
     return lambda batch: rerank(*map(torch.from_numpy, batch))
 
 

@@ -58,11 +58,13 @@ struct Scratch {
   std::vector<float> columns;
 };
 
-// Takes similarities of row i to the columns from `first` on into its list.
-void take(const NeighborLists& lists, int64_t i, const float* row, int64_t count, int64_t first, Scratch& scratch) {
+// Takes similarities of row i to the columns from `first` on into its list, and into its lowest similarity.
+void take(const NeighborLists& lists, float* lowest, int64_t i, const float* row, int64_t count, int64_t first,
+          Scratch& scratch) {
   const bool is_full = lists.counts[i] == lists.capacity;
   scratch.found.resize(std::max<std::size_t>(scratch.found.size(), count));
   const VectorKernels& kernels = vector_kernels();
+  lowest[i] = std::min(lowest[i], kernels.lowest(row, count));
   const auto column = static_cast<int32_t>(first);
   // What equals the floor of a full row may have a lower column than what is listed with the same value.
   const auto collect = is_full ? kernels.collect_from : kernels.collect_above;
@@ -82,7 +84,7 @@ void take(const NeighborLists& lists, int64_t i, const float* row, int64_t count
 }
 
 // The products of the rows from `top` with those from `left`, taken by the lists of both.
-void take_tile(const NeighborLists& lists, const Tensor& product, int64_t top, int64_t left) {
+void take_tile(const NeighborLists& lists, float* lowest, const Tensor& product, int64_t top, int64_t left) {
   const int64_t rows = product.size(0), columns = product.size(1);
   const float* values = const_floats(product);
   const int64_t length = rows + kLine;  // apart by no power of two: their places in a cache differ
@@ -95,14 +97,14 @@ void take_tile(const NeighborLists& lists, const Tensor& product, int64_t top, i
         for (int64_t j = 0; j < count; ++j) scratch.columns[j * length + r] = values[r * columns + first + j];
       }
       for (int64_t j = 0; j < count; ++j) {
-        take(lists, left + first + j, scratch.columns.data() + j * length, rows, top, scratch);
+        take(lists, lowest, left + first + j, scratch.columns.data() + j * length, rows, top, scratch);
       }
     }
   });
   if (top == left) return;  // the other half has the same bits
   torch::stable::parallel_for(0, rows, grain(columns), [&](int64_t begin, int64_t end) {
     Scratch scratch;
-    for (int64_t r = begin; r < end; ++r) take(lists, top + r, values + r * columns, columns, left, scratch);
+    for (int64_t r = begin; r < end; ++r) take(lists, lowest, top + r, values + r * columns, columns, left, scratch);
   });
 }
 
@@ -114,8 +116,9 @@ void let_python_run(const Tensor& like) {
   torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// features float32 [n, d] -> columns int32 [n, k], values [n, k], counts int32 [n], floors [n]
-Tables neighbor_lists(const Tensor& features, int64_t k, double floor) {
+// features float32 [n, d] -> columns int32 [n, k], values [n, k], counts int32 [n], floors [n], and the lowest
+// similarities [n]
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> neighbor_lists(const Tensor& features, int64_t k, double floor) {
   const int64_t n = rows_of(features, "features"), d = features.size(1);
   check_matrix(features, "features", ScalarType::Float, n, d);
   SNNET_CHECK(k >= 1, "k must be at least 1, got ", k);
@@ -123,6 +126,8 @@ Tables neighbor_lists(const Tensor& features, int64_t k, double floor) {
   const int64_t capacity = std::min(k, n);
   Tables tables = empty_tables(features, n, capacity, static_cast<float>(floor));
   const NeighborLists lists(std::get<0>(tables), std::get<1>(tables), std::get<2>(tables), std::get<3>(tables), n);
+  Tensor lowest = torch::stable::new_empty(features, {n}, ScalarType::Float);
+  std::fill_n(floats(lowest), n, kInfinity);
   Tensor all = torch::stable::contiguous(features);
   const int64_t tile = std::clamp<int64_t>(kTileFloats / std::max<int64_t>(d, 1), 64, kTileRows);
   for (int64_t top = 0; top < n; top += tile) {
@@ -130,7 +135,7 @@ Tables neighbor_lists(const Tensor& features, int64_t k, double floor) {
     const Tensor rows = torch::stable::narrow(all, 0, top, std::min(tile, n - top));
     for (int64_t left = top; left < n; left += tile) {
       const Tensor product = inner_products(rows, torch::stable::narrow(all, 0, left, std::min(tile, n - left)));
-      take_tile(lists, product, top, left);
+      take_tile(lists, floats(lowest), product, top, left);
     }
   }
   torch::stable::parallel_for(0, n, grain(8 * capacity), [&](int64_t begin, int64_t end) {
@@ -142,7 +147,7 @@ Tables neighbor_lists(const Tensor& features, int64_t k, double floor) {
       write_row(lists, i, keys);
     }
   });
-  return tables;
+  return std::tuple_cat(tables, std::make_tuple(lowest));
 }
 
 // Who lists each row: rows[starts[i], starts[i + 1]) list i, with these values.

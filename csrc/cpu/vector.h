@@ -26,6 +26,8 @@ struct VectorKernels {
   int64_t (*count_above)(const float* row, int64_t n, float bar, int64_t limit);
   // The first largest entry of row[0, n), NaN above everything; value -inf and column -1 if none is above -inf.
   Entry (*largest)(const float* row, int64_t n);
+  // The smallest entry of row[0, n), NaN left out; inf if there is none.
+  float (*lowest)(const float* row, int64_t n);
   // maxima[g] = max of row[l] over l % groups == g (at least -inf); groups is a multiple of 16. True if a NaN.
   bool (*group_maxima)(const float* row, int64_t n, int64_t groups, float* maxima);
   // A value that at least k of values[0, count) reach and hardly more, 0 < k <= count; no NaN; ordered [count] is

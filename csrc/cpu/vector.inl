@@ -142,6 +142,19 @@ Entry largest(const float* row, int64_t n) {
   return {best, static_cast<int32_t>(column)};
 }
 
+float lowest(const float* row, int64_t n) {
+  float lanes[kBlock];
+  for (int64_t i = 0; i < kBlock; ++i) lanes[i] = __builtin_inff();
+  int64_t l = 0;
+  for (; l + kBlock <= n; l += kBlock) {
+    for (int64_t i = 0; i < kBlock; ++i) lanes[i] = row[l + i] < lanes[i] ? row[l + i] : lanes[i];
+  }
+  for (int64_t i = 0; l + i < n; ++i) lanes[i] = row[l + i] < lanes[i] ? row[l + i] : lanes[i];
+  float low = lanes[0];
+  for (int64_t i = 1; i < kBlock; ++i) low = lanes[i] < low ? lanes[i] : low;
+  return low;
+}
+
 bool group_maxima(const float* row, int64_t n, int64_t groups, float* maxima) {
   for (int64_t g = 0; g < groups; ++g) maxima[g] = -__builtin_inff();
   int nan = 0;
@@ -243,7 +256,7 @@ double squares(float* __restrict out, const float* __restrict row, float scale, 
 #define SNNET_TABLE(name) SNNET_TABLE_(name)
 extern const VectorKernels SNNET_TABLE(SNNET_ISA);
 const VectorKernels SNNET_TABLE(SNNET_ISA) = {
-    collect_above, collect_from, collect_reaching, collect_rising, count_above, largest, group_maxima,
-    bar_of_largest, dot,         dots,             add_scaled,     blend,       divide,  squares,
-    panel_products, Lanes::width, SNNET_MOST_VECTORS,
+    collect_above,  collect_from,   collect_reaching, collect_rising,     count_above, largest, lowest,
+    group_maxima,   bar_of_largest, dot,              dots,               add_scaled,  blend,   divide,
+    squares,        panel_products, Lanes::width,     SNNET_MOST_VECTORS,
 };

@@ -17,7 +17,6 @@
 
 #include "../common/sources.h"
 #include "parallel.h"
-#include "nearest_rows.h"
 
 namespace py = pybind11;
 
@@ -244,7 +243,7 @@ std::pair<Indices, bool> count_ranks(const Floats& similarity, const Indices& ma
 }  // namespace
 
 PYBIND11_MODULE(_rank_metrics, module) {
-  module.doc() = "Ranks of each query's matches, by counting; k-reciprocal re-ranking.";
+  module.doc() = "Ranks of each query's matches, by counting.";
   module.def("count_ranks", &count_ranks, py::arg("similarity").noconvert(),
              py::arg("match_starts").noconvert(), py::arg("matches").noconvert(),
              py::arg("junk_starts").noconvert(), py::arg("junk").noconvert(), py::arg("dropped").noconvert(),
@@ -253,5 +252,4 @@ PYBIND11_MODULE(_rank_metrics, module) {
 similarity: float32 [queries, gallery]. matches and junk: int64 gallery columns, one list after the other,
 that of query q from starts[q] to starts[q + 1], rising. dropped: int64 gallery columns that no query ranks.
 Ranks: int64, as long as matches, rising within a query; undefined where there is a NaN.)");
-  add_nearest_rows(module);
 }

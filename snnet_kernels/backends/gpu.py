@@ -136,7 +136,7 @@ def _fused_mutual_label_loss(
     return plain(features, memory, similarity, labels, weights, kind, *options)
 
 
-def _neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if choose("neighbor_lists") != "cuda":
         return OPERATIONS["neighbor_lists"].plain(features, k, floor)
     n = features.shape[0]
@@ -145,19 +145,25 @@ def _neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tensor, Ten
     counts = columns.new_zeros(n)
     # By way of float64: a floor that no float32 reaches becomes infinite.
     floors = torch.full((n,), floor, dtype=torch.float64, device=features.device).to(features.dtype)
-    take = _compiled.take_products_.default
+    lowest = torch.full_like(floors, torch.inf)
+
+    def take(products: Tensor, top: int, left: int) -> None:
+        rows = lowest[top : top + TILE]
+        rows.copy_(rows.minimum(products.amin(1)))
+        _compiled.take_products_.default(products, top, left, columns, values, counts, floors)
+
     for top in range(0, n, TILE):  # tiles of the upper triangle, each for its rows and its columns
         for left in range(top, n, TILE):
             with exact_float32(features.device):
                 products = features[top : top + TILE] @ features[left : left + TILE].t()
             if top == left:
                 products = products.tril() + products.tril(-1).t()
-            take(products, top, left, columns, values, counts, floors)
+            take(products, top, left)
             if top != left:
-                take(products.t().contiguous(), left, top, columns, values, counts, floors)
+                take(products.t().contiguous(), left, top)
     for rows in (slice(first, first + SORTED_ROWS) for first in range(0, n, SORTED_ROWS)):
         _sort_lists_(columns[rows], values[rows])
-    return columns, values, counts, floors
+    return columns, values, counts, floors, lowest
 
 
 def _sort_lists_(columns: Tensor, values: Tensor) -> None:

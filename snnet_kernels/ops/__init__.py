@@ -16,7 +16,7 @@ from .label_memory import gather_labels, label_bytes, pack_labels, unpack_labels
 from .label_prediction import mplp
 from .loss import fused_mutual_label_loss, mutual_label_loss
 from .memory_update import update_memory_
-from .neighbor_lists import neighbor_lists
+from .neighbor_lists import lists_and_lowest, neighbor_lists
 from .neighbors import nearest_neighbors
 from .shard_lists import (
     blended_rows,
@@ -51,6 +51,7 @@ __all__ = [
     "largest_negatives",
     "listed_candidates",
     "listed_verdicts",
+    "lists_and_lowest",
     "memory_similarity",
     "moved_pairs",
     "mplp",

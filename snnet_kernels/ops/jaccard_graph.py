@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .. import checks, reference
 from ..sparse_graph import SparseGraph
-from .camera_lists import camera_lists, lowest_similarities
-from .neighbor_lists import neighbor_lists
+from .camera_lists import camera_lists
+from .neighbor_lists import lists_and_lowest
 from .operation import operation
 
 
@@ -111,7 +111,7 @@ def jaccard_graph(
         searched: by default k1, as in cluster-contrast and SpCL; ``k1 + 1`` (k1 images besides the own) is as in the
             re-ranking paper and 3C. Steps 1 and 4 read these columns.
         weights: "softmax" as in step 3; "relative" first divides 2 − 2s by the largest of its row, as the re-ranking
-            paper does. This takes a second product of all features.
+            paper does.
         cameras: int64 [n], the camera of each image, for the camera-aware distance (CA-Jaccard, Chen et al., CVPR
             2024). The next two arguments are used only with it.
         camera_k1: (a, b): in place of steps 1 and 2, R(i) is the union of the reciprocal neighbours among the a + 1
@@ -146,7 +146,7 @@ def jaccard_graph(
         sizes = ((1, torch.int64), (0, torch.int32), (0, torch.float32))
         return SparseGraph(*(torch.zeros(size, dtype=dtype, device="cpu") for size, dtype in sizes))
     lists = compared_lists(features, k1, k2, searched, cameras, compared, averaged)
-    largest = 2 - 2 * lowest_similarities(features).cpu() if weights == "relative" else None
+    largest = 2 - 2 * lists.lowest if weights == "relative" else None
     return graph_from_lists(features, lists, largest, limit)
 
 
@@ -167,6 +167,7 @@ class ComparedLists(NamedTuple):
     more: Tensor | None
     half: int  # columns of the sets that expand ``nearest``; 0: no expansion
     averaged: Tensor | None
+    lowest: Tensor  # similarity of each image, float32 [n], on the CPU
 
 
 def compared_lists(
@@ -178,23 +179,26 @@ def compared_lists(
     compared: tuple[int, int] | None,
     averaged: tuple[int, int] | None,
 ) -> ComparedLists:
-    nearest = more = means = None
+    nearest = more = means = lowest = None
     half = 0
     if compared is None or averaged is None:
         columns = (k1 if cameras is None else k1 + 1) if searched is None else searched
         columns = min(columns, max(k1 + 1, k2))
-        found = neighbor_lists(features, columns).columns.cpu()
+        lists, lowest = lists_and_lowest(features, columns)
+        found, lowest = lists.columns.cpu(), lowest.cpu()
         nearest, half = found[:, : k1 + 1], min(round(k1 / 2) + 1, found.shape[1])
         means = found[:, :k2] if k2 > 1 else None
     if cameras is not None and (compared or averaged):
         (own, others), (own_mean, others_mean) = compared or (-1, -1), averaged or (0, 0)
-        within, across = camera_lists(features, cameras, max(own + 1, own_mean), max(others + 1, others_mean))
+        within, across, lowest = camera_lists(
+            features, cameras, max(own + 1, own_mean), max(others + 1, others_mean)
+        )
         if compared is not None:
             nearest, more, half = within[:, : own + 1], across[:, : others + 1], 0
         if averaged is not None:
             means = torch.cat([within[:, :own_mean], across[:, :others_mean]], dim=1)
-    assert nearest is not None
-    return ComparedLists(nearest, more, half, means)
+    assert nearest is not None and lowest is not None
+    return ComparedLists(nearest, more, half, means, lowest)
 
 
 def _check_pair(name: str, value: object) -> tuple[int, int] | None:

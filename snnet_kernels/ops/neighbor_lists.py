@@ -29,9 +29,15 @@ def _pause(like: Tensor) -> Tensor:
     return reference.pause(like)
 
 
-@operation(lambda features, k, floor: _empty_tables(features, min(k, features.shape[0])))
-def _neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return reference.neighbor_lists(features, k, floor)[:4]
+@operation(
+    lambda features, k, floor: (
+        *_empty_tables(features, min(k, features.shape[0])),
+        features.new_empty(features.shape[0]),
+    )
+)
+def _neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    lists, lowest = reference.lists_and_lowest(features, k, floor)
+    return (*lists[:4], lowest)
 
 
 @operation(
@@ -49,13 +55,18 @@ def symmetric_lists(
     return (*made[:4], made.mirrors[:, : mirrors_width(values.device, capacity)].clone())
 
 
-def _built(features: Tensor, k: int, lowest: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def lists_and_lowest(features: Tensor, k: int, floor: float = -float("inf")) -> tuple[NeighborLists, Tensor]:
+    """:func:`neighbor_lists` of checked float32 features, and the lowest similarity of each row, float32 [n].
+
+    One product of the features gives both. The lowest similarity is defined for finite features.
+    """
     try:
-        return _neighbor_lists(features, k, lowest)
+        *lists, lowest = _neighbor_lists(features, k, floor)
     except ValueError as error:  # no other exception of a signal's handler comes through a compiled operation
         if "building of neighbour lists was interrupted" in str(error):
             raise KeyboardInterrupt from None
         raise
+    return NeighborLists(*lists), lowest
 
 
 def neighbor_lists(
@@ -86,13 +97,13 @@ def neighbor_lists(
     k = checks.check_count("k", k)
     features = checks.check_matrix("features", features, "n", "d")
     features = checks.check_features("features", features, features.shape[1]).detach()
-    lowest = -float("inf") if floor is None else checks.check_finite("floor", floor)
+    above = -float("inf") if floor is None else checks.check_finite("floor", floor)
     if not checks.check_flag("symmetric", symmetric):
-        return NeighborLists(*_built(features, k, lowest))
+        return lists_and_lowest(features, k, above)[0]
     n = features.shape[0]
     width = min(k, n)
     filled = width if width == n else max(1, width // 2)
-    nearest = _built(features, max(1, filled), lowest)
+    nearest, _ = lists_and_lowest(features, max(1, filled), above)
     if n == 0:
-        return NeighborLists(*nearest)._replace(mirrors=nearest[0].clone())
-    return NeighborLists(*symmetric_lists(*nearest, width))
+        return nearest._replace(mirrors=nearest.columns.clone())
+    return NeighborLists(*symmetric_lists(*nearest[:4], width))

@@ -21,7 +21,7 @@ from .loss import (
     mutual_label_loss_with_grad,
 )
 from .memory_update import update_memory_, update_memory_lists_
-from .neighbor_lists import neighbor_lists, pause, symmetric_lists
+from .neighbor_lists import lists_and_lowest, neighbor_lists, pause, symmetric_lists
 from .neighbors import nearest_neighbors
 from .shard_lists import (
     blended_rows,
@@ -61,6 +61,7 @@ __all__ = [
     "largest_negatives",
     "listed_candidates",
     "listed_verdicts",
+    "lists_and_lowest",
     "loop",
     "memory_similarity",
     "memory_similarity_backward",

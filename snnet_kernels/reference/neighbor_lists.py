@@ -21,10 +21,17 @@ def neighbor_lists(features: Tensor, k: int, floor: float = -torch.inf) -> Neigh
 
     By falling similarity, ties by lower column. NaN is above nothing.
     """
+    return lists_and_lowest(features, k, floor)[0]
+
+
+def lists_and_lowest(features: Tensor, k: int, floor: float = -torch.inf) -> tuple[NeighborLists, Tensor]:
+    """:func:`neighbor_lists`, and the lowest similarity of each row [n], from the same products."""
     n = features.shape[0]
     width = min(k, n)
     values = features.new_empty(n, 0)
     columns = torch.zeros(n, 0, dtype=torch.int64, device=features.device)
+    lowest = features.new_full((n,), torch.inf)
+    lows = lowest.split(TILE)
     top = [(values[at : at + TILE], columns[at : at + TILE]) for at in range(0, n, TILE)]
     blocks = [features[at : at + TILE] for at in range(0, n, TILE)]
     for a, left in enumerate(
@@ -35,13 +42,15 @@ def neighbor_lists(features: Tensor, k: int, floor: float = -torch.inf) -> Neigh
             if a == b:
                 product = product.tril() + product.tril(-1).t()
             top[a] = _keep_largest(*top[a], product, b * TILE, width + 1)
+            lows[a].copy_(lows[a].minimum(product.amin(1)))
             if a != b:
+                lows[b].copy_(lows[b].minimum(product.amin(0)))
                 top[b] = _keep_largest(*top[b], product.t(), a * TILE, width + 1)
     if top:
         values, columns = (torch.cat(parts) for parts in zip(*top, strict=True))
     order = values.sort(dim=1, descending=True, stable=True).indices
     values, columns = values.gather(1, order), columns.gather(1, order)
-    return _within_floor(values, columns, width, floor)
+    return _within_floor(values, columns, width, floor), lowest
 
 
 def pause(like: Tensor) -> Tensor:

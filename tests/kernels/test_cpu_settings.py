@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 import snnet_kernels as sk
-from snnet_kernels import backends, reference
+from snnet_kernels import backends, ops, reference
 from snnet_kernels.testing import clustered_features
 from tests.kernels.cpu_inputs import exact_rows, indices
 from tests.kernels.list_checks import symmetric_lists
@@ -60,8 +60,8 @@ def batch_results(memory: torch.Tensor, features: torch.Tensor) -> list[torch.Te
 
 def streaming_results() -> list[torch.Tensor]:
     memory, index = exact_rows(900, 8, 0), indices(900, 90, 1)
-    made = sk.neighbor_lists(memory, 30)
-    return [sk.mplp(memory, index, 0.5), *sk.nearest_neighbors(memory, index, 6), *made[:4]]
+    made, lowest = ops.lists_and_lowest(memory, 30)
+    return [sk.mplp(memory, index, 0.5), *sk.nearest_neighbors(memory, index, 6), *made[:4], lowest]
 
 
 @pytest.fixture

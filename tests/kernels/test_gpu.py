@@ -12,7 +12,7 @@ import snnet_kernels as sk
 from snnet_kernels import reference
 from snnet_kernels.backends import gpu, table
 from snnet_kernels.neighbor_list_layout import NeighborLists
-from snnet_kernels.ops.neighbor_lists import symmetric_lists
+from snnet_kernels.ops.neighbor_lists import lists_and_lowest, symmetric_lists
 from snnet_kernels.testing import clustered_features
 from tests.kernels.gpu_checks import (
     DEVICE,
@@ -116,6 +116,7 @@ def test_lists_small(n, d, monkeypatch):
         theirs = reference.neighbor_lists(memory, k, -torch.inf if floor is None else floor)
         for part, expected in zip(ours[:4], theirs[:4], strict=True):
             assert torch.equal(part.cpu(), expected)
+        assert torch.equal(lists_and_lowest(memory.to(DEVICE), k)[1].cpu(), (memory @ memory.t()).amin(1))
         ours = NeighborLists(*symmetric_lists(*ours[:4], min(capacity, n)))
         assert ours.mirrors.shape == (n, 0)
         theirs = reference.symmetric_lists(theirs, min(capacity, n))

@@ -81,6 +81,22 @@ def test_equals_public_code_with_cameras(form, name):
     np.testing.assert_allclose(distances(got), GOLDEN[name], rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("pairs", [{}, {"camera_k1": (4, 6)}, {"camera_k1": (4, 6), "camera_k2": (2, 3)}])
+def test_relative_weights_divide_by_the_largest_distance(form, monkeypatch, pairs):
+    """Whichever lists were searched."""
+    given = []
+
+    def weights(*arguments):
+        given.append(arguments[-1])
+        return ops.reciprocal_weights(*arguments)
+
+    monkeypatch.setattr(MODULE, "reciprocal_weights", weights)
+    features = features_of("exact", 50)
+    cameras = torch.arange(50) % 3
+    sk.jaccard_graph(features, 8, 3, cameras=cameras, weights="relative", **pairs)
+    assert torch.equal(given[0], (2 - 2 * features @ features.t()).amax(1))
+
+
 def definition(similarity, k1, k2, searched=None, relative=False):
     """Distances [n, n] from similarities [n, n]: the sets of the docstring, a dense V, float64."""
     n = len(similarity)
@@ -295,9 +311,10 @@ def test_camera_lists_hold_own_and_others_in_order():
     """Where a camera has too few images, the other kind follows."""
     similarity = (FEATURES @ FEATURES.t()).numpy()
     cameras = np.array([0] * 12 + [1] * 7 + [2])
-    within, across = sys.modules["snnet_kernels.ops.camera_lists"].camera_lists(
+    within, across, lowest = sys.modules["snnet_kernels.ops.camera_lists"].camera_lists(
         FEATURES, torch.from_numpy(cameras), 9, 14
     )
+    np.testing.assert_allclose(lowest, similarity.min(axis=1), rtol=0, atol=1e-6)
     for i, (lists, same) in itertools.product(range(20), ((within, True), (across, False))):
         expected = sorted(
             range(20), key=lambda j, i=i, same=same: ((cameras[j] == cameras[i]) != same, -similarity[i, j])

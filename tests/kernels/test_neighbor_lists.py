@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 import snnet_kernels as sk
-from snnet_kernels import backends, reference
+from snnet_kernels import backends, ops, reference
 from snnet_kernels.neighbor_list_layout import NeighborLists
 from snnet_kernels.reference.list_labels import mplp_from_lists, nearest_from_lists
 from snnet_kernels.reference.memory_update import update_memory_lists_
@@ -31,6 +31,18 @@ def test_the_largest_of_each_row_are_listed(kind, n, k):
         assert torch.equal(lists.columns.long(), columns[:, :k])
         assert torch.equal(lists.values, values[:, :k])
         assert torch.equal(lists.floors, values[:, k] if k < n else torch.full((n,), -torch.inf))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("make", [ops.lists_and_lowest, reference.lists_and_lowest])
+@pytest.mark.parametrize(("n", "k", "floor"), [(1, 1, 0.9), (40, 5, 0.4), (1100, 20, -torch.inf)])
+def test_lists_come_with_the_lowest_similarity_of_each_row(make, kind, n, k, floor):
+    features = memory_of(kind, n, 8, seed=n)
+    lists, lowest = make(features, k, floor)
+    expected = (features @ features.t()).amin(1)
+    assert lowest.dtype == torch.float32
+    assert (lowest - expected).abs().max() <= (1e-6 if kind == "clustered" else 0)
+    check_lists(lists, features @ features.t(), 1e-6)
 
 
 def test_a_floor_leaves_out_what_is_not_above_it():

@@ -1,9 +1,10 @@
-"""k-reciprocal re-ranking of both forms, compiled and numpy, against the paper's definition taken literally."""
+"""k-reciprocal re-ranking of both forms, compiled and plain, against the paper's definition taken literally."""
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +16,24 @@ from snnet.config.commands import EvaluateCommand
 from snnet.config.options import config_from
 from snnet.errors import UserError
 from snnet.evaluate import evaluate
-from snnet.retrieval import reranking, reranking_numpy
+from snnet.retrieval import reranking
 from snnet.retrieval.features import RetrievalSet, rerank_gallery
 from snnet.retrieval.rank_metrics import rank_metrics
 from snnet.retrieval.reranking import rerank
 from snnet.train import train
-from snnet_kernels import reference
+from snnet_kernels import backends, reference
+from snnet_kernels.ops.similarity import float32_similarity
 
-COMPILED = reranking._native
-FORMS = [
-    pytest.param(reranking_numpy, id="numpy"),
-    pytest.param(
-        COMPILED,
-        id="compiled",
-        marks=pytest.mark.skipif(COMPILED is None, reason="snnet._rank_metrics is not built"),
-    ),
-]
+IS_COMPILED = "cpu" in backends.servers("neighbor_lists", "cpu")
+needs_compiled = pytest.mark.skipif(not IS_COMPILED, reason="the compiled CPU library is not loaded")
 
 
-@pytest.fixture(params=FORMS)
+@pytest.fixture(params=["reference", pytest.param("compiled", marks=needs_compiled)])
 def form(request, monkeypatch):
-    """Runs the test with either form of the steps, over several blocks of the product."""
-    monkeypatch.setattr(reranking, "_steps", request.param)
-    if request.param is reranking_numpy:
+    """Runs the test with either form of the steps, the plain one over several tiles of the product."""
+    if request.param == "reference":
         monkeypatch.setattr(reranking, "ops", reference)
-    monkeypatch.setattr(reranking, "BLOCK_ENTRIES", 700)
+        monkeypatch.setattr(sys.modules["snnet_kernels.reference.neighbor_lists"], "TILE", 32)
 
 
 def definition(similarity, queries, k1=20, k2=6, original_weight=0.3):
@@ -141,14 +135,45 @@ def test_degenerate_sets_are_defined(form):
     np.testing.assert_allclose(got, definition(similarities(zero), 3, 4), rtol=0, atol=1e-6)
 
 
-@pytest.mark.skipif(COMPILED is None, reason="snnet._rank_metrics is not built")
-def test_neither_threads_nor_blocks_change_a_bit(monkeypatch):
+@needs_compiled
+def test_neither_threads_nor_tiles_change_a_bit():
     rng = np.random.default_rng(1)
-    features = torch.from_numpy(rng.choice([-0.125, 0.125], (1500, 64)).astype(np.float32))
-    whole = rerank(features[:200], features[200:], threads=1)
-    for threads, entries in ((3, 1 << 24), (1, 1 << 18), (2, 100_000)):
-        monkeypatch.setattr(reranking, "BLOCK_ENTRIES", entries)
-        np.testing.assert_array_equal(rerank(features[:200], features[200:], threads=threads), whole)
+    features = torch.from_numpy(rng.choice([-0.25, 0.25], (300, 16)).astype(np.float32))
+    expected = definition(similarities(features), 40)
+    padded = torch.cat([features, torch.zeros(300, 2**15)], dim=1)  # so long that a tile has 64 rows
+    found, before = [], torch.get_num_threads()
+    try:
+        for rows, threads in ((features, 1), (features, 3), (padded, 1), (padded, 2)):
+            torch.set_num_threads(threads)
+            found.append(rerank(rows[:40], rows[40:]))
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-6)
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
+@needs_compiled
+def test_the_original_distance_has_the_bits_of_the_ranking():
+    """With λ = 1 only it is left; its similarities are those that images are ranked by."""
+    features = clustered(1200, dim=50, seed=4)  # two tiles
+    query, gallery = features[:130], features[130:]
+    similarity = float32_similarity(query, gallery)
+    lowest = float32_similarity(features, features).amin(1)[:130, None]
+    expected = (2 - 2 * similarity) / (2 - 2 * lowest)
+    np.testing.assert_array_equal(rerank(query, gallery, original_weight=1), expected.numpy())
+
+
+@needs_compiled
+def test_it_can_be_interrupted(monkeypatch):
+    def handler(like: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reference, "pause", handler)
+    with pytest.raises(KeyboardInterrupt):
+        rerank(clustered(20), clustered(30))
+    monkeypatch.undo()
+    assert rerank(clustered(20), clustered(30)).shape == (20, 30)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +182,6 @@ def test_neither_threads_nor_blocks_change_a_bit(monkeypatch):
         ({"k1": 0}, "k1 must be an integer of at least 1, got 0"),
         ({"k2": 2.5}, "k2 must be an integer of at least 1, got 2.5"),
         ({"original_weight": 1.5}, "original_weight must be from 0 to 1, got 1.5"),
-        ({"threads": 0}, "threads must be an integer of at least 1, got 0"),
         ({"query": torch.zeros(0, 16)}, r"query must be float32 \[images, d\] with at least one image"),
         ({"gallery": clustered(5).double()}, r"gallery must be float32 .* got torch.float64 \[5, 16\]"),
         ({"gallery": 2 * clustered(5)}, "gallery must have rows of norm 1, row 0 has 2: re-ranking compares"),
