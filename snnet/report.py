@@ -68,11 +68,11 @@ def report(command: ReportCommand) -> Path:
     contents = Contents(load_run(command.run))
     check_output_folder(command.folder, "--output")
     _check_own(command.folder)
-    if command.images:
+    if command.no_images:
+        contents.missing = dict.fromkeys(_PARTS, "Images of the dataset were left out (--no-images).")
+    else:
         add_images(contents, command)
         _warn_of_missing(contents.missing)
-    else:
-        contents.missing = dict.fromkeys(_PARTS, "Images of the dataset were left out (--no-images).")
     _write(contents, command.folder)
     return command.folder / PAGE_FILE
 
