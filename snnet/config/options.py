@@ -131,7 +131,7 @@ class MethodConfig:
         "them right)",
     )
     label_start_epoch: int = option(
-        5, "first epoch (from 0) with predicted labels; before it each image is its own class", ">= 0"
+        5, "first epoch (from 0) with predicted labels; before it each image is its own class", COUNT_OR_0
     )
     neighbors: int = option(
         256,

@@ -232,6 +232,14 @@ def test_a_number_that_training_cannot_count_with_is_refused_at_once(
                 LabelCommand.parse([*line, str(past)])
 
 
+def test_every_number_has_a_least_and_a_largest_value() -> None:
+    """So a value that is not finite, or that no operation can count with, is out of range."""
+    declared = [*OPTIONS.values(), *(one for command in COMMANDS for one in options_of(command).values())]
+    numbers = [one for one in declared if one.kind in (int, float)]
+    assert len(numbers) > 30
+    assert [one.name for one in numbers if not {">", "<"} <= set(one.range)] == []
+
+
 def test_unknown_preset_lists_those_there_are() -> None:
     assert (
         "presets: market1501_osnet_x0_25_128x64, paper_osnet, paper_resnet50, synthetic, veri776_resnet50"
