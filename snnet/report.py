@@ -21,10 +21,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from snnet.config.options import Config, config_from, flatten
-from snnet.data import DecodedImages, ImageSet, ReIDDataset, build_dataset, decode_images
+from snnet.data import ReIDDataset, build_dataset, decode_images
+from snnet.data.decoding import load_image
 from snnet.files.outputs import check_output_folder, write_bytes, write_text
 from snnet.reporting.charts import render
 from snnet.reporting.curves import curves
@@ -68,11 +67,11 @@ def report(command: ReportCommand) -> Path:
     contents = Contents(load_run(command.run))
     check_output_folder(command.folder, "--output")
     _check_own(command.folder)
-    if command.images:
+    if command.no_images:
+        contents.missing = dict.fromkeys(_PARTS, "Images of the dataset were left out (--no-images).")
+    else:
         add_images(contents, command)
         _warn_of_missing(contents.missing)
-    else:
-        contents.missing = dict.fromkeys(_PARTS, "Images of the dataset were left out (--no-images).")
     _write(contents, command.folder)
     return command.folder / PAGE_FILE
 
@@ -129,7 +128,7 @@ def _add_rankings(
         raise UserError("no query has a match in the gallery")
     contents.retrieval = found
     for name, lists in (("ranked_lists", found.sample), ("failures", found.failures)):
-        contents.lists[name] = rows(lists, retrieval.query, retrieval.gallery, "query")
+        contents.lists[name] = rows(lists, retrieval.query.images, retrieval.gallery.images, "query")
 
 
 def _add_labels(
@@ -151,19 +150,11 @@ def _add_labels(
             raise UserError("no labels have been predicted yet: the checkpoint is of the warm-up")
         raise UserError("no image has another as positive")
     lists = label_lists(memory, labels, images, lists=command.lists, length=command.top_k)
-    places = np.unique(
-        [place for one in lists for place in (one.image, *(shown.image for shown in one.shown))]
-    )
-    decoded = _in_place(decode_images(images.select(places)), images, places)
-    contents.lists["pseudo_labels"] = rows(lists, decoded, decoded, "image")
+    found = rows(lists, images, images, "image")
+    for path in sorted({tile.path for _, tiles in found for tile in tiles}):
+        load_image(path)  # a damaged one is named now, while the page can do without these lists
+    contents.lists["pseudo_labels"] = found
     contents.identities_known = images.pids is not None
-
-
-def _in_place(decoded: DecodedImages, images: ImageSet, places: np.ndarray) -> DecodedImages:
-    """All ``images``, of which those at ``places`` are ``decoded``: no other one may be looked at."""
-    sizes, starts = np.zeros((len(images), 2), np.int64), np.zeros(len(images), np.int64)
-    sizes[places], starts[places] = decoded.sizes, decoded.starts
-    return dataclasses.replace(decoded, images=images, sizes=sizes, starts=starts)
 
 
 def _check_own(folder: Path) -> None:

@@ -22,14 +22,12 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from snnet.data import ImageSet, build_dataset
-from snnet.data.decoding import load_image
 from snnet.files.outputs import check_output, write_bytes
 from snnet.reporting.own_files import SEARCH_MARK, check_own, is_own, png_file
 from snnet.reporting.pictures import PICTURE_COLUMNS, PICTURE_ROWS, Tile, draw_rows
@@ -135,9 +133,9 @@ def top_matches(
 
 def _tiles(matches: Matches) -> Iterator[Tile]:
     """A query and its matches as a row of a picture."""
-    yield Tile(partial(load_image, matches.query), "query")
+    yield Tile(matches.query, "query")
     for rank, (path, value) in enumerate(zip(matches.gallery, matches.similarity, strict=True), start=1):
-        yield Tile(partial(load_image, path), f"{rank}: {value:.3f}", apart=rank == 1)
+        yield Tile(path, f"{rank}: {value:.3f}", apart=rank == 1)
 
 
 def match_table(found: list[Matches], gallery: Path) -> list[str]:

@@ -387,7 +387,7 @@ def _checkpoint_to_resume(config: Config, folder: Path) -> dict[str, Any] | None
     written = checked_values(checkpoint["config"], str(folder / CHECKPOINT_FILE))
     for name, value in flatten(config).items():
         was = written.get(name, OPTIONS[name].default)
-        if name not in (*RESUME_MAY_CHANGE, "output_dir") and value != was:
+        if name not in RESUME_MAY_CHANGE and value != was:
             raise UserError(
                 f"{folder / CONFIG_FILE} has {name} {value}, but the checkpoint was written with {shown(was)}"
             )

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import MISSING, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from snnet.config.fields import FileName, Option, option, options_of, suggestion
+from snnet.config.fields import Option, option, options_of, suggestion
 from snnet.config.options import GROUPS, OPTIONS, config_from, members
 from snnet.config.resolve import PRESETS, load_yaml
 from snnet.errors import UserError
@@ -45,9 +46,10 @@ class Command:
         given = _parser(cls).parse(arguments)
         own = {name: given.pop(name) for name in options_of(cls) if name in given}
         for name, declared in options_of(cls).items():
-            if declared.lacking and own.get(name) is None:
-                raise UserError(declared.lacking)
-            declared.check_range(own.get(name))
+            if declared.default is MISSING and own.get(name) is None:
+                raise UserError(
+                    f"{declared.flag} {declared.placeholder} is missing: {declared.help}".lstrip()
+                )
         return cls(**own, given=given).completed()
 
     def completed(self) -> Self:
@@ -101,33 +103,24 @@ def _parser(command: type[Command]) -> _Parser:
     return parser
 
 
-def _help(declared: Option, synthetic: dict[str, Any]) -> str:
-    """With the default unless the text names it, and the value of the preset ``synthetic`` where that is another."""
-    default = declared.default
-    if "default" in declared.help:
-        return declared.help
-    if not declared.group and (declared.kind is bool or default in (None, MISSING)):
-        return declared.help
-    value = synthetic.get(declared.name, default)
-    preset = "" if value == default else f"; preset synthetic: {declared.text(value)}"
-    return f"{declared.help} (default {declared.text(default)}{preset})"
-
-
 def _add(section: argparse._ActionsContainer, declared: Option, synthetic: dict[str, Any]) -> None:
-    """Add one flag, or an argument without flag."""
+    """Add one flag, or an argument without flag; ``synthetic`` has the values of the preset of that name."""
     words: dict[str, Any] = {"help": _help(declared, synthetic).replace("%", "%%")}
-    if declared.kind is bool and declared.group:
-        words["action"] = argparse.BooleanOptionalAction
-    elif declared.kind is bool:
-        words["action"] = "store_false" if declared.default else "store_true"
+    if declared.kind is bool:
+        words["action"] = argparse.BooleanOptionalAction if declared.group else "store_true"
     else:
-        choices = [*declared.choices, *([f"{declared.prefix}NAME"] if declared.prefix else [])]
-        words["type"] = declared.read
-        words["metavar"] = declared.metavar or "|".join(choices) or _METAVARS.get(declared.kind, "TEXT")
+        words["metavar"] = declared.placeholder
+        words["type"] = partial(declared.checked, where=declared.flag or declared.placeholder)
     if declared.flag:
         section.add_argument(declared.flag, dest=declared.name, **words)
     else:  # argparse would read its word for "absent" as a value
         section.add_argument(declared.name, nargs="?", default=None, **words)
 
 
-_METAVARS = {int: "INT", float: "NUMBER", FileName: "PATH"}
+def _help(declared: Option, synthetic: dict[str, Any]) -> str:
+    """With the default unless the text names it, and the value of the preset ``synthetic`` where that is another."""
+    default, value = declared.default, synthetic.get(declared.name, declared.default)
+    if "default" in declared.help or (not declared.group and default in (None, False, MISSING)):
+        return declared.help
+    preset = "" if value == default else f"; preset synthetic: {declared.text(value)}"
+    return f"{declared.help} (default {declared.text(default)}{preset})"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from snnet.config.command_line import Command
 from snnet.config.fields import option
-from snnet.config.options import OPTIONS, Config, members
+from snnet.config.options import COUNT, OPTIONS, Config, members
 from snnet.config.resolve import default_preset, preset_names, preset_values, resolve, resumed, run_of
 from snnet.errors import UserError
 from snnet.files.paths import cache_folder
@@ -17,28 +17,18 @@ from snnet.files.paths import cache_folder
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-COUNT = ">= 1 and < 1000000000"  # of images: operations count them in 32 bits
 CONFIG_HELP = f"preset: {', '.join(preset_names())}; or a file"
-
-
-def timeout_option() -> float:
-    """The flag of commands whose processes wait for each other."""
-    return option(
-        120.0,
-        "with several processes: seconds to wait for a process before the others end",
-        "> 0 and < 1e6",
-    )
+TIMEOUT_HELP = "with several processes: seconds to wait for a process before the others end"
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkCommand(Command):
     """A command that works with a network: that of a checkpoint, or that of --arch and --weights."""
 
-    no_network: ClassVar[str] = "no network to use"
-
     checkpoint: Path | None = option(
         None,
-        "a checkpoint, or the folder of a run; without it give --weights, with --arch or --config",
+        "a checkpoint, or the folder of a run: settings that are not given come from it; without it give --weights, "
+        "with --arch or --config: they come from --config or the defaults shown",
         metavar="FILE|DIR",
     )
     preset: str | None = option(None, CONFIG_HELP, metavar="NAME|FILE.yaml", flag="--config")
@@ -53,7 +43,7 @@ class NetworkCommand(Command):
                 raise UserError("--config cannot be given with --checkpoint, which has its own configuration")
             return super().completed()
         if "arch" not in self.given and self.preset is None:
-            raise UserError(f"{self.no_network}: give --checkpoint, or --arch and --weights")
+            raise UserError("no network to use: give --checkpoint, or --arch and --weights")
         if "weights" not in {**preset_values(self.preset), **self.given}:
             source = f"--config {self.preset}" if self.preset else f"--arch {self.given['arch']}"
             raise UserError(f"{source} needs --weights: a file, imagenet (ResNets), or none for random ones")
@@ -79,7 +69,7 @@ class TrainCommand(Command):
         "continue the run of this folder or checkpoint, with the configuration it began with",
         metavar="FILE|DIR",
     )
-    timeout: float = timeout_option()
+    timeout: float = option(120.0, TIMEOUT_HELP, "> 0 and < 1e6")
     config: Config = field(default_factory=Config)
 
     def completed(self) -> TrainCommand:
@@ -95,9 +85,7 @@ class TrainCommand(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateCommand(NetworkCommand):
-    """Rank the gallery for every query and report CMC and mAP, for a checkpoint or for --arch and --weights. Settings
-    that are not given come from the checkpoint; without one, from --config or the defaults shown.
-    """
+    """Rank the gallery for every query and report CMC and mAP, for a checkpoint or for --arch and --weights."""
 
     module = "snnet.evaluate"
     shared = (
@@ -106,7 +94,6 @@ class EvaluateCommand(NetworkCommand):
         "single_gallery_shot",
         "rerank",
     )
-    no_network = "nothing to evaluate"
 
     json: bool = option(False, "print one JSON object instead of a table")
     query_expansion: int | None = option(
@@ -126,8 +113,7 @@ Split = Literal["train", "query", "gallery", "all"]
 @dataclass(frozen=True, kw_only=True)
 class ExtractCommand(NetworkCommand):
     """Write the retrieval features of a dataset's images, or of any folder of crops (--dataset folder), to one file:
-    rows of length 1, with the images' names, and identities and cameras if they are known. Settings that are not given
-    come from the checkpoint; without one, from --config or the defaults shown.
+    rows of length 1, with the images' names, and identities and cameras if they are known.
     """
 
     module = "snnet.extract"
@@ -137,7 +123,6 @@ class ExtractCommand(NetworkCommand):
         MISSING,
         "what to write: .npz or .safetensors",
         metavar="FILE",
-        lacking="nothing to write to: give --output FILE.npz or FILE.safetensors",
     )
     split: Split = option("all", "the images to extract; a folder of crops has only train")
 
@@ -155,14 +140,11 @@ class LabelCommand(Command):
 
     features: Path = option(
         MISSING,
-        "a .npz, .npy, .safetensors, .pt or .pth file",
+        "a .npz, .npy, .safetensors, .pt or .pth file, such as snnet.extract writes",
         flag="",
         metavar="FEATURES",
-        lacking="nothing to label: give a file of features (snnet.extract writes one)",
     )
-    output: Path = option(
-        MISSING, "what to write", metavar="FILE.npz", lacking="nothing to write to: give --output FILE.npz"
-    )
+    output: Path = option(MISSING, "what to write", metavar="FILE.npz")
     key: str | None = option(
         None, "the array to take from a file that has several (default: features)", metavar="NAME"
     )
@@ -173,25 +155,19 @@ class LabelCommand(Command):
     )
     eps: float | None = option(
         None,
-        "for --classes dbscan: largest Jaccard distance of neighbours, above 0 and below 1 (default 0.6)",
+        "dbscan: largest Jaccard distance of neighbours, above 0 and below 1 (default 0.6)",
         "> 0 and < 1",
     )
-    min_samples: int | None = option(
-        None,
-        "for --classes dbscan: number of neighbours that makes an image a core sample (default 4)",
-        COUNT,
-    )
-    k1: int | None = option(
-        None, "for --classes dbscan: neighbours that the Jaccard distance compares (default 30)", COUNT
-    )
-    k2: int | None = option(None, "for --classes dbscan: neighbours that it averages (default 6)", COUNT)
+    min_samples: int | None = option(None, "dbscan: neighbours that make a core sample (default 4)", COUNT)
+    k1: int | None = option(None, "dbscan: neighbours that the Jaccard distance compares (default 30)", COUNT)
+    k2: int | None = option(None, "dbscan: neighbours that it averages (default 6)", COUNT)
     group_pattern: str | None = option(
         None,
         "regular expression that finds the group of an image, such as its tracklet, in its name (the first capture "
         "group, else the whole match): images of one group are not each other's nearest neighbour",
         metavar="REGEX",
     )
-    timeout: float = timeout_option()
+    timeout: float = option(120.0, TIMEOUT_HELP, "> 0 and < 1e6")
 
     @property
     def clustering(self) -> dict[str, Any]:
@@ -206,15 +182,11 @@ class LabelCommand(Command):
         return super().completed()
 
 
-LACKING = "nothing to search: give --gallery DIR and --query IMAGE or DIR"
-
-
 @dataclass(frozen=True, kw_only=True)
 class SearchCommand(NetworkCommand):
     """Find the crops of a gallery that are most similar to a query, by the cosine similarity of their features. Prints
     a table and writes a picture. No identities are needed. A gallery's features are cached on disk; images that were
-    added or changed are detected by their content. Settings that are not given come from the checkpoint; without one,
-    from --config or the defaults shown.
+    added or changed are detected by their content.
     """
 
     module = "snnet.search"
@@ -224,10 +196,8 @@ class SearchCommand(NetworkCommand):
         *members("runtime", but=("deterministic",)),
     )  # fmt: skip
 
-    gallery: Path = option(MISSING, "any tree of crops to search in", metavar="DIR", lacking=LACKING)
-    query: Path = option(
-        MISSING, "a crop to search for, or a tree of them", metavar="IMAGE|DIR", lacking=LACKING
-    )
+    gallery: Path = option(MISSING, "any tree of crops to search in", metavar="DIR")
+    query: Path = option(MISSING, "a crop to search for, or a tree of them", metavar="IMAGE|DIR")
     top_k: int = option(10, "matches to show for each query", COUNT)
     picture: Path | None = option(
         Path("matches.png"),
@@ -248,8 +218,7 @@ class SearchCommand(NetworkCommand):
 class ExportCommand(NetworkCommand):
     """Write a network for use elsewhere. .onnx computes the retrieval feature of preprocessed images, for any batch
     size; its result in onnxruntime is compared with PyTorch's before it is written (needs the extra 'onnx').
-    .safetensors has only the weights, and --weights reads it. Settings that are not given come from the checkpoint;
-    without one, from --config or the defaults shown.
+    .safetensors has only the weights, and --weights reads it.
     """
 
     module = "snnet.export"
@@ -260,12 +229,11 @@ class ExportCommand(NetworkCommand):
         MISSING,
         "what to write: .onnx or .safetensors",
         metavar="FILE",
-        lacking="nothing to write to: give --output FILE.onnx or FILE.safetensors",
     )
     opset: int = option(
         18,  # the lowest that torch's exporter writes
         "ONNX opset version, 18 or more; the file has the lowest IR version that this opset allows",
-        ">= 18",
+        ">= 18 and < 1000",
     )
 
 
@@ -285,7 +253,6 @@ class ReportCommand(Command):
         "the folder of a run",
         flag="",
         metavar="RUN",
-        lacking="nothing to report: give the folder of a run",
     )
     output: Path | None = option(
         None,
@@ -294,10 +261,9 @@ class ReportCommand(Command):
     )
     lists: int = option(8, "ranked lists of each kind (of which a PNG has 50 at most)", COUNT)
     top_k: int = option(10, "images per list (of which a PNG has 50 at most)", COUNT)
-    images: bool = option(
-        True,
+    no_images: bool = option(
+        False,
         "leave out everything that shows images of the dataset; then neither the dataset nor the checkpoint is read",
-        flag="--no-images",
     )
 
     @property

@@ -14,19 +14,12 @@ from snnet.config.timm_names import PREFIX, is_timm, timm_input
 from snnet.errors import UserError
 
 DatasetName = Literal[
-    "synthetic",
-    "market1501",
-    "dukemtmc",
-    "msmt17",
-    "cuhk03",
-    "cuhk03-classic",
-    "veri776",
-    "folder",
-    "custom",
-]
+    "synthetic", "market1501", "dukemtmc", "msmt17", "cuhk03", "cuhk03-classic", "veri776", "folder", "custom",
+]  # fmt: skip
 
 SIDE = ">= 16 and <= 8192"  # of an image: none of more pixels than such a square is read
-PLACES = ">= 0 and < 2147483648"  # in a ranking: operations count them in 32 bits
+COUNT = ">= 1 and < 1000000000"  # operations count in 32 bits
+COUNT_OR_0 = ">= 0 and < 2147483648"
 FACTOR = ">= 0 and <= 1e30"  # so that its products with other numbers fit into float32
 
 
@@ -49,22 +42,20 @@ class DataConfig:
     )
     camstyle: bool = option(
         False,
-        "take each training image in the style of a random camera: as it is, or one of its CamStyle images",
+        "take each training image in the style of a random camera: itself, or one of its CamStyle images",
     )
-    skip_bad_images: bool = option(
-        False, "leave out images that cannot be read, with a count, instead of stopping"
-    )
+    skip_bad_images: bool = option(False, "leave out and count unreadable images instead of stopping")
     height: int = option(256, "height in pixels of the network's input", SIDE)
     width: int = option(128, "width in pixels of the network's input", SIDE)
     batch_size: int = option(
         128,
         "images per step; in training, of all processes together (the paper: 128 with ResNet-50, 64 with OSNet)",
-        ">= 2",
+        ">= 2 and < 1000000000",
     )
     image_cache: Literal["auto", "on", "off"] = option(
         "auto", "keep decoded images in memory; auto: if they fit"
     )
-    workers: int = option(4, "processes that load images, at most one per CPU; 0: the main process", ">= 0")
+    workers: int = option(4, "processes that load images, at most one a CPU; 0: the main process", COUNT_OR_0)
 
 
 @dataclass(frozen=True)
@@ -102,19 +93,17 @@ class ModelConfig:
 class TrainingConfig:
     """The optimiser and its schedule."""
 
-    epochs: int = option(60, "passes over the training images", ">= 1")
+    epochs: int = option(60, "passes over the training images", COUNT)
     lr: float = option(0.1, "learning rate of layers not loaded from --weights", "> 0 and <= 1e15")
-    backbone_lr_mult: float = option(
-        0.1, "factor on --lr for layers loaded from --weights", ">= 0 and <= 1e15"
-    )
-    lr_step_epoch: int = option(30, "divide the learning rate by 10 from this epoch on; 0: never", ">= 0")
+    backbone_lr_mult: float = option(0.1, "factor on --lr for layers of --weights", ">= 0 and <= 1e15")
+    lr_step_epoch: int = option(30, "divide the learning rate by 10 from this epoch on; 0: never", COUNT_OR_0)
     momentum: float = option(0.9, "Nesterov momentum of SGD", ">= 0 and < 1")
     weight_decay: float = option(5e-4, "weight decay of SGD", FACTOR)
     bn_groups: int = option(
         1,
         "equal parts of a batch that are normalised separately (ghost batch normalisation), as on that many processes; "
         "at least one part per process",
-        ">= 1",
+        COUNT,
     )
     sync_bn: bool = option(False, "normalise the batch of all processes together (SyncBatchNorm; GPUs only)")
 
@@ -128,7 +117,7 @@ class MethodConfig:
     lambda_nh: float = option(0.6, "weight of the nearest neighbour's label's loss (N)", FACTOR)
     threshold: float = option(0.6, "cosine similarity above which an image is a candidate", ">= -1 and <= 1")
     min_rank: int = option(
-        10, "a candidate is consistent up to rank max(number of candidates, INT) of its anchor", PLACES
+        10, "a candidate is consistent up to rank max(number of candidates, INT) of its anchor", COUNT_OR_0
     )
     loss_kind: Literal["mmcl", "l2"] = option(
         "mmcl",
@@ -142,13 +131,13 @@ class MethodConfig:
         "them right)",
     )
     label_start_epoch: int = option(
-        5, "first epoch (from 0) with predicted labels; before it each image is its own class", ">= 0"
+        5, "first epoch (from 0) with predicted labels; before it each image is its own class", COUNT_OR_0
     )
     neighbors: int = option(
         256,
         "store up to this many of the largest similarities per image (12 bytes each), which makes label prediction "
         "fast; labels do not depend on it; 0: none",
-        PLACES,
+        COUNT_OR_0,
     )
 
 
@@ -157,7 +146,7 @@ class OutputConfig:
     """What is measured and written."""
 
     output_dir: FileName | None = option(None, "folder of the run; none: runs/<dataset>-<arch>-<time>")
-    eval_every: int = option(0, "epochs between evaluations; 0: only before and after training", ">= 0")
+    eval_every: int = option(0, "epochs between evaluations; 0: only before and after training", COUNT_OR_0)
     average_precision: Literal["step", "trapezoid"] = option(
         "step", "definition of mAP: step (usual today) or trapezoid (official Market-1501 code)"
     )
@@ -169,7 +158,7 @@ class OutputConfig:
     rerank: bool = option(
         False, "also report the last evaluation after k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)"
     )
-    checkpoint_every: int = option(1, "epochs between checkpoints (the last epoch always has one)", ">= 1")
+    checkpoint_every: int = option(1, "epochs between checkpoints (the last epoch always has one)", COUNT)
 
 
 @dataclass(frozen=True)
@@ -218,52 +207,37 @@ def members(*groups: str, but: tuple[str, ...] = ()) -> tuple[str, ...]:
     return tuple(name for name, o in OPTIONS.items() if o.group in groups and name not in but)
 
 
-def cache_mode(word: str) -> Literal["auto"] | bool:
-    """The value of the flag as functions take it: "auto", or True and False for on and off."""
-    return "auto" if word == "auto" else word == "on"
-
-
 def flatten(config: Config) -> dict[str, Any]:
     """Every field by its flat name, in the order of the groups."""
     return {name: getattr(getattr(config, option.group), name) for name, option in OPTIONS.items()}
 
 
 def config_from(values: dict[str, Any]) -> Config:
-    """The configuration with these values (flat names, already of the right type) and defaults for the rest.
+    """The configuration with these values (by flat name), and defaults for the rest.
 
     ``retrieval_feature`` "auto" becomes what it stands for; a network of timm brings the input size. Raises
-    :class:`~snnet.errors.UserError` naming the flag where a value is out of range.
+    :class:`~snnet.errors.UserError` naming the flag where a value cannot be.
     """
-    groups: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
-    for name, value in values.items():
-        groups[OPTIONS[name].group][name] = value
-    groups["data"] = {**_own_input(groups), **groups["data"]}
-    groups["model"]["retrieval_feature"] = _retrieval_feature(groups["model"])
-    config = Config(**{group: cls(**groups[group]) for group, cls in GROUPS.items()})
-    for name, value in flatten(config).items():
-        OPTIONS[name].check_range(value)
-    method = config.method
-    if method.lambda_base == method.lambda_sym == method.lambda_nh == 0:
-        raise UserError("--lambda-base, --lambda-sym and --lambda-nh are all 0: at least one must be above 0")
-    return config
-
-
-def _own_input(groups: dict[str, dict[str, Any]]) -> dict[str, int]:
-    """The input size of a network of timm; empty for other networks, and if height and width are both given."""
-    arch = groups["model"].get("arch", "")
-    if not is_timm(arch) or {"height", "width"} <= groups["data"].keys():
-        return {}
-    own = timm_input(arch)
-    return {"height": own.height, "width": own.width}
-
-
-def _retrieval_feature(model: dict[str, Any]) -> str:
-    """The side of the neck that "auto" stands for; the feature of torchreid is always after it."""
-    relu = model.get("embedding") == "fc-relu"
-    kind: str = model.get("retrieval_feature", "auto")
-    if relu and kind == "before":
+    values = {name: OPTIONS[name].checked(value, OPTIONS[name].flag) for name, value in values.items()}
+    arch = values.get("arch", "")
+    if is_timm(arch) and not {"height", "width"} <= values.keys():
+        own = timm_input(arch)
+        values = {"height": own.height, "width": own.width, **values}
+    relu = values.get("embedding") == "fc-relu"  # the feature of torchreid is always after the neck
+    if relu and values.get("retrieval_feature") == "before":
         raise UserError(
             "--retrieval-feature before contradicts --embedding fc-relu, whose ReLU comes after the batch "
             "normalisation: use after, or --embedding fc"
         )
-    return ("after" if relu else "before") if kind == "auto" else kind
+    if values.get("retrieval_feature", "auto") == "auto":
+        values["retrieval_feature"] = "after" if relu else "before"
+    config = Config(
+        **{
+            group: cls(**{name: values[name] for name in members(group) if name in values})
+            for group, cls in GROUPS.items()
+        }
+    )
+    method = config.method
+    if method.lambda_base == method.lambda_sym == method.lambda_nh == 0:
+        raise UserError("--lambda-base, --lambda-sym and --lambda-nh are all 0: at least one must be above 0")
+    return config

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Sequence
 from html import escape
-from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 from snnet.reporting.colors import LIGHT
@@ -75,22 +74,16 @@ def draw(chart: Chart) -> tuple[Figure, list[str]]:
 def _draw_lines(axes: Axes, chart: Chart) -> list[str]:
     tips: list[str] = []
     for series, dashes in zip(chart.series, DASHES, strict=False):
-        color = LIGHT[series.role]
-        lines = _stretches(series.points) if chart.each_epoch else [series.points]
-        for line in lines:
-            name = series.name if line is lines[0] else None  # once in the legend
-            axes.plot(*zip(*line, strict=True), color=color, linestyle=dashes, label=name, clip_on=False)
-        few = len(series.points) <= MOST_DOTS
-        for x, y in chain(*(line for line in lines if few or len(line) == 1)):
-            axes.plot(x, y, "o", color=color, markersize=5, clip_on=False, gid=f"tip-{len(tips)}")
-            tips.append(f"{series.name}: {chart.value(y)} after {epochs(x)}")
+        color, values = LIGHT[series.role], dict(series.points)
+        places = range(min(values), max(values) + 1) if chart.each_epoch else list(values)
+        heights = [values.get(x, math.nan) for x in places]  # NaN: a gap
+        axes.plot(places, heights, color=color, linestyle=dashes, label=series.name, clip_on=False)
+        for x, y in series.points:
+            alone = chart.each_epoch and not values.keys() & {x - 1, x + 1}  # no line leads to it
+            if alone or len(values) <= MOST_DOTS:
+                axes.plot(x, y, "o", color=color, markersize=5, clip_on=False, gid=f"tip-{len(tips)}")
+                tips.append(f"{series.name}: {chart.value(y)} after {epochs(x)}")
     return tips
-
-
-def _stretches(points: Sequence[tuple[int, float]]) -> list[Sequence[tuple[int, float]]]:
-    """The points of neighbouring epochs together."""
-    starts = [i for i, (x, _) in enumerate(points) if i == 0 or x != points[i - 1][0] + 1]
-    return [points[start:end] for start, end in pairwise([*starts, len(points)])]
 
 
 def _draw_bars(axes: Axes, chart: Chart) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from snnet.config.options import GROUPS, OPTIONS, config_from, flatten
+from snnet.config.options import GROUPS, OPTIONS, config_from, flatten, members
 from snnet.reporting.colors import DARK, LIGHT
 from snnet.reporting.curves import Chart, epochs
 from snnet.reporting.lists import Row
@@ -31,9 +31,7 @@ class Contents:
     run: Run
     charts: dict[str, Chart] = field(default_factory=dict)  # by name
     svg: dict[str, str] = field(default_factory=dict)  # each of them as an SVG element
-    checkpoint_epochs: int = (
-        0  # done when the checkpoint was written, which images are ranked and labelled by
-    )
+    checkpoint_epochs: int = 0  # done when it was written; images are ranked and labelled by it
     retrieval: Retrieval | None = None
     lists: dict[str, list[Row]] = field(default_factory=dict)  # ranked_lists, failures and pseudo_labels
     identities_known: bool = False  # those of the training images
@@ -44,11 +42,9 @@ def page(contents: Contents) -> str:
     """The whole page."""
     run = contents.run
     done, planned = len(run.records), epochs(run.config.training.epochs)
-    tables = {name: chart.table() for name, chart in contents.charts.items()}
     text = _template().render(
         vars(contents) | _results(contents) | _time(run) | _configuration(run),
         config=run.config,
-        charts={n: {"svg": Markup(contents.svg[n]), "head": h, "rows": r} for n, (h, r) in tables.items()},
         title=run.folder.resolve().name,
         checkpoint=f"checkpoint after {epochs(contents.checkpoint_epochs)}",
         state=f"{planned}, finished" if run.finished else f"{done} of {planned} done",
@@ -126,10 +122,8 @@ def _results(contents: Contents) -> dict[str, Any]:
         about = f"Percent; {known['queries']:,} queries, mAP by the {known['average_precision']} definition."
         if run.config.output.single_gallery_shot:
             about += " CMC is of galleries with one image an identity."
-        if known["queries_without_match"]:
-            about += (
-                f" {known['queries_without_match']:,} more have no match in the gallery and do not count."
-            )
+        if unmatched := known["queries_without_match"]:
+            about += f" {unmatched:,} more have no match in the gallery and do not count."
     cameras = contents.retrieval.cameras if contents.retrieval else ()
     return {
         "rank_names": list(RANK_NAMES.values()),
@@ -149,22 +143,24 @@ def _results(contents: Contents) -> dict[str, Any]:
 def _time(run: Run) -> dict[str, Any]:
     """The table of the training steps' seconds, and the share of what is not the backbone's."""
     parts = total_by_part(run.records)
-    total = sum(parts.values()) or 1.0  # nothing took any time
+    together = sum(parts.values())
+    total = together or 1.0  # nothing took any time
     own = sum(parts.get(name, 0.0) for name in ("labels+loss", "update"))
-    rows = [*parts.items(), ("together", sum(parts.values()))] if parts else []
-    times = [[name, f"{s:,.1f}", f"{s / len(run.records):,.2f}", percent(s / total)] for name, s in rows]
+    rows = {**parts, "together": together} if parts else {}
+    times = [
+        [name, f"{s:,.1f}", f"{s / len(run.records):,.2f}", percent(s / total)] for name, s in rows.items()
+    ]
     return {"own_share": percent(own / total), "times": times}
 
 
 def _configuration(run: Run) -> dict[str, Any]:
     """All options in their groups, and those that differ from the defaults: flag, value, meaning."""
     values = flatten(run.config)
-    words = {"True": "on", "False": "off", "None": "none"}
     defaults = flatten(config_from({}))
-    rows = {n: [o.flag, words.get(str(values[n]), str(values[n])), o.help] for n, o in OPTIONS.items()}
+    rows = {name: [o.flag, o.text(values[name]), o.help] for name, o in OPTIONS.items()}
     return {
         "changed": [rows[name] for name, value in values.items() if value != defaults[name]],
-        "options": {group: [rows[n] for n, o in OPTIONS.items() if o.group == group] for group in GROUPS},
+        "options": {group: [rows[name] for name in members(group)] for group in GROUPS},
     }
 
 
@@ -172,10 +168,8 @@ def _start(start: dict[str, Any]) -> tuple[int, list[list[str]]]:
     """The first epoch that was trained there, and names with what they are; other kinds of values are passed over."""
 
     def plain(values: Any) -> dict[str, str]:
-        kinds = (str, int, float)
-        return (
-            {k: str(v) for k, v in values.items() if isinstance(v, kinds)} if isinstance(values, dict) else {}
-        )
+        found = values.items() if isinstance(values, dict) else ()
+        return {name: str(value) for name, value in found if isinstance(value, (str, int, float))}
 
     rows = [[name.replace("_", " "), value] for name, value in plain(start).items() if name != "first_epoch"]
     if versions := plain(start.get("versions")):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
+from snnet.data.decoding import load_image
 from snnet.reporting.colors import LIGHT
 
 WIDTH, HEIGHT = 64, 128  # of an image in its frame, in pixels; one of another shape is fitted into it
@@ -24,22 +25,30 @@ _LARGEST = 2  # a page holds an image at up to this many times that size
 class Tile:
     """One image of a row."""
 
-    image: Callable[[], Tensor]  # gives it as uint8 [3, h, w], when it is drawn
+    path: str  # of its file, which is read when it is drawn
     caption: str  # a few words below it
     right: bool | None = None  # a tick and a frame, or a cross and a thin frame; None: a plain one
     labelled: bool = False  # a bar along its foot
     apart: bool = False  # stands off from the one before
     alt: str = ""  # all about it in words, for someone who does not see it
-    name: str = ""  # of its file
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return os.path.basename(self.path)
 
     @property
     def uri(self) -> str:
         """The image as a JPEG inside a page."""
-        small = _to_pillow(self.image())
+        small = self.picture()
         small.thumbnail((_LARGEST * WIDTH, _LARGEST * HEIGHT))
         file = io.BytesIO()
         small.save(file, "JPEG", quality=85)
         return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+    def picture(self) -> Image.Image:
+        """The image; raises :class:`~snnet.errors.UserError` naming its file where that cannot be read."""
+        return Image.fromarray(load_image(self.path).permute(1, 2, 0).contiguous().numpy())
 
 
 def draw_rows(lists: Iterable[Iterable[Tile]]) -> Image.Image:
@@ -58,17 +67,13 @@ def draw_rows(lists: Iterable[Iterable[Tile]]) -> Image.Image:
     return picture
 
 
-def _to_pillow(image: Tensor) -> Image.Image:
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-
-
 def _place(picture: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:
     right, bottom = left + WIDTH + 2 * FRAME - 1, top + HEIGHT + 2 * FRAME - 1
     role = {True: "right", False: "wrong", None: "axis"}[tile.right]
     draw.rectangle((left, top, right, bottom), LIGHT["grid"])
     # A wrong image differs by a thin frame too, not by its colour alone; a label is a bar below the image.
     draw.rectangle((left, top, right, bottom), None, LIGHT[role], FRAME if tile.right else FRAME // 2)
-    image = _to_pillow(tile.image())
+    image = tile.picture()
     scale = min(WIDTH / image.width, HEIGHT / image.height)
     image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     x, y = left + FRAME + (WIDTH - image.width) // 2, top + FRAME + (HEIGHT - image.height) // 2

@@ -88,7 +88,8 @@ def _read_records(path: Path) -> tuple[list[dict[str, float]], list[str]]:
             record = _object(line)
             if record.get("epoch") != epoch:
                 raise ValueError(f"epoch must be {epoch}, got {reprlib.repr(record.get('epoch'))}")
-            lost = [name for name, value in record.items() if name != "seconds" and _not_finite(value)]
+            floats = {name: value for name, value in record.items() if isinstance(value, float)}
+            lost = [name for name, value in floats.items() if name != "seconds" and not math.isfinite(value)]
             needed = ("seconds", *(RANKS if any(name in record for name in RANKS) else ()))
             records.append({name: _number(record, name) for name in (*needed, *record) if name not in lost})
         except ValueError as error:
@@ -119,10 +120,6 @@ def _object(content: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"it is {reprlib.repr(value)}, not an object")
     return value
-
-
-def _not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _number(values: dict[str, Any], name: str) -> float:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from snnet.config.options import Config, cache_mode
+from snnet.config.options import Config
 from snnet.data import BatchLoader, DecodedImages, ImageSet, ReIDDataset, decode_images, extraction_loader
 from snnet.errors import UserError
 from snnet.retrieval.query_expansion import expand_queries
@@ -53,7 +53,8 @@ class RetrievalSet:
 def decode(images: ImageSet, config: Config) -> DecodedImages:
     """Decode a split as ``config`` says."""
     data = config.data
-    return decode_images(images, skip_bad=data.skip_bad_images, cache=cache_mode(data.image_cache))
+    cache = data.image_cache if data.image_cache == "auto" else data.image_cache == "on"
+    return decode_images(images, skip_bad=data.skip_bad_images, cache=cache)
 
 
 def decode_retrieval_set(

@@ -130,7 +130,7 @@ def test_the_memory_layout_is_on_off_or_left_to_the_machine(
     (tmp_path / "mine.yaml").write_text(f"channels_last: {word}\n")
     assert parse(f"--config {tmp_path / 'mine.yaml'}").runtime.channels_last is value
     (tmp_path / "mine.yaml").write_text("channels_last: 1\n")
-    assert "channels_last: must be true, false or auto, got '1'" in complaint(
+    assert "channels_last: must be true or false, or auto, got '1'" in complaint(
         f"--config {tmp_path / 'mine.yaml'}"
     )
 
@@ -169,8 +169,8 @@ def test_written_configuration_reads_back_equal(tmp_path: Path) -> None:
         ("--data_dir=x", "unknown flag '--data_dir'; did you mean '--data-dir'? (--help lists the flags)"),
         ("--zzz", "unknown flag '--zzz' (--help lists the flags)"),
         ("--lr 0.1 stray", "unexpected argument 'stray' (--help lists the flags)"),
-        ("--epochs many", "--epochs: must be a whole number, got 'many'"),
-        ("--lr fast", "--lr: must be a number, got 'fast'"),
+        ("--epochs many", "--epochs: must be a whole number >= 1 and < 1000000000, got 'many'"),
+        ("--lr fast", "--lr: must be a number > 0 and <= 1e15, got 'fast'"),
         ("--epochs", "--epochs: expected one argument"),
         ("--loss-kind mmlc", "--loss-kind: must be one of mmcl, l2, got 'mmlc'; did you mean 'mmcl'?"),
         ("--config paper_rensnet50", "unknown preset 'paper_rensnet50'; did you mean 'paper_resnet50'?"),
@@ -182,21 +182,21 @@ def test_written_configuration_reads_back_equal(tmp_path: Path) -> None:
             "--data-dir crops",
             "--data-dir crops needs --dataset: folder (any tree of crops), or one of synthetic, market1501, ",
         ),
-        ("--lr -1", "--lr must be > 0 and <= 1e15, got -1.0"),
-        ("--lr nan", "--lr must be a finite number, got nan"),
-        ("--epochs 0", "--epochs must be >= 1, got 0"),
-        ("--threshold 1.5", "--threshold must be >= -1 and <= 1, got 1.5"),
-        ("--height 8", "--height must be >= 16 and <= 8192, got 8"),
-        ("--batch-size 1", "--batch-size must be >= 2, got 1"),
-        ("--lambda-sym -0.1", "--lambda-sym must be >= 0 and <= 1e30, got -0.1"),
+        ("--lr -1", "--lr: must be a number > 0 and <= 1e15, got '-1.0'"),
+        ("--lr nan", "--lr: must be a number > 0 and <= 1e15, got 'nan'"),
+        ("--epochs 0", "--epochs: must be a whole number >= 1 and < 1000000000, got '0'"),
+        ("--threshold 1.5", "--threshold: must be a number >= -1 and <= 1, got '1.5'"),
+        ("--height 8", "--height: must be a whole number >= 16 and <= 8192, got '8'"),
+        ("--batch-size 1", "--batch-size: must be a whole number >= 2 and < 1000000000, got '1'"),
+        ("--lambda-sym -0.1", "--lambda-sym: must be a number >= 0 and <= 1e30, got '-0.1'"),
         (
             "--lambda-base 0 --lambda-sym 0 --lambda-nh 0",
             "--lambda-base, --lambda-sym and --lambda-nh are all 0",
         ),
         ("--resume nowhere", "--resume nowhere: no run there (config.yaml is missing)"),
-        ("--output-dir=", "--output-dir: must be the name of a file or folder, got ''"),
-        ("--data-dir= --dataset folder", "--data-dir: must be the name of a file or folder, got ''"),
-        ("--resume=", "--resume: must be the name of a file or folder, got ''"),
+        ("--output-dir=", "--output-dir: must be the name of a file or folder, or none, got ''"),
+        ("--data-dir= --dataset folder", "--data-dir: must be the name of a file or folder, or none, got ''"),
+        ("--resume=", "--resume: must be the name of a file or folder, or none, got ''"),
         ("--resume nowhere --config synthetic", "--config cannot be given with --resume"),
     ],
 )
@@ -220,7 +220,8 @@ def test_a_number_that_training_cannot_count_with_is_refused_at_once(
     sign, most = bound.split()
     for flag in flags.split():
         name = flag[2:].replace("-", "_")
-        message = f"{flag} must be {least} and {bound}, got {past}"
+        kind = "whole number" if isinstance(past, int) else "number"
+        message = f"{flag}: must be a {kind} {least} and {bound}, got '{past}'"
         last = int(most) - 1 if sign == "<" else most
         assert flatten(parse(f"{flag} {last}"))[name] == float(last)
         assert complaint(f"{flag} {past}") == message
@@ -229,6 +230,14 @@ def test_a_number_that_training_cannot_count_with_is_refused_at_once(
             assert LabelCommand.parse([*line, str(last)]).given == {name: last}
             with pytest.raises(UserError, match=f"^{message}$"):
                 LabelCommand.parse([*line, str(past)])
+
+
+def test_every_number_has_a_least_and_a_largest_value() -> None:
+    """So a value that is not finite, or that no operation can count with, is out of range."""
+    declared = [*OPTIONS.values(), *(one for command in COMMANDS for one in options_of(command).values())]
+    numbers = [one for one in declared if one.kind in (int, float)]
+    assert len(numbers) > 30
+    assert [one.name for one in numbers if not {">", "<"} <= set(one.range)] == []
 
 
 def test_unknown_preset_lists_those_there_are() -> None:
@@ -334,7 +343,7 @@ def test_home_is_understood_wherever_a_file_is_named(tmp_path: Path, monkeypatch
 
 
 def test_evaluate_command_needs_something_to_evaluate() -> None:
-    with pytest.raises(UserError, match="nothing to evaluate: give --checkpoint, or --arch and --weights"):
+    with pytest.raises(UserError, match="no network to use: give --checkpoint, or --arch and --weights"):
         EvaluateCommand.parse(["--dataset", "market1501"])
     with pytest.raises(UserError, match="unknown flag '--lr'"):
         EvaluateCommand.parse(["--checkpoint", "x", "--lr", "1"])
@@ -365,10 +374,12 @@ def test_every_command_explains_each_of_its_flags_once(
     flags += [OPTIONS[name].flag for name in command.shared]
     assert [len(re.findall(rf"^  {flag}(?![-\w])", text, re.M)) for flag in flags] == [1] * len(flags)
     assert ") (default none)" not in (words := " ".join(text.split()))
-    source = {LabelCommand: None, TrainCommand: None, ReportCommand: "run."}.get(
-        command, "checkpoint; without one, from --config or the defaults shown."
-    )
-    assert source is None or f" Settings that are not given come from the {source}" in words
+    source = {
+        LabelCommand: "",
+        TrainCommand: "",
+        ReportCommand: "Settings that are not given come from the run.",
+    }
+    assert source.get(command, "folder of a run: settings that are not given come from it") in words
 
 
 def test_choices_are_those_of_the_parts() -> None:

@@ -106,7 +106,7 @@ def test_a_program_names_paths_as_text_or_path_and_is_told_what_it_gave_wrongly(
     assert one.fingerprint() == two.fingerprint() and one.config.data.height == 32
     for given, message in (
         ({"foo": 1}, "given: unknown key 'foo'"),
-        ({"height": "64"}, "given: height: must be a whole number, got '64'"),
+        ({"height": "tall"}, "given: height: must be a whole number >= 16 and <= 8192, got 'tall'"),
     ):
         for checkpoint in (run[0], None):
             with pytest.raises(UserError, match=message):

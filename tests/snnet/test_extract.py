@@ -226,7 +226,7 @@ def test_what_cannot_be_done_is_said_before_the_work(run: Path, tmp_path: Path) 
         ((*checkpoint, "--output", tmp_path / "f.txt"), r"f.txt: the name must end in .npz or .safetensors"),
         ((*checkpoint, "--output", tmp_path / "gone" / "f.npz"), "there is no folder"),
         ((*checkpoint, "--output", tmp_path / "d.npz"), r"d.npz: is a folder"),
-        (checkpoint, "nothing to write to: give --output"),
+        (checkpoint, "^--output FILE is missing: what to write: .npz or .safetensors$"),
         (("--output", "f.npz"), "no network to use: give --checkpoint, or --arch and --weights"),
         (
             (*checkpoint, "--output", "f.npz", "--split", "test"),

@@ -308,10 +308,10 @@ def test_what_cannot_be_labelled_is_named(features: torch.Tensor, tmp_path: Path
     file, output = tmp_path / "f.npz", ("--output", tmp_path / "y.npz")
     for words, message in (
         ((file, "--output", tmp_path / "y.txt"), "the name must end in .npz"),
-        ((file,), "nothing to write to: give --output"),
-        (output, "nothing to label: give a file of features"),
+        ((file,), "^--output FILE.npz is missing: what to write$"),
+        (output, "^FEATURES is missing: a .npz, .npy, "),
         ((tmp_path / "gone.npz", *output), "there is no feature file"),
-        ((file, *output, "--threshold", 2), "--threshold must be >= -1 and <= 1, got 2.0"),
+        ((file, *output, "--threshold", 2), "--threshold: must be a number >= -1 and <= 1, got '2.0'"),
         ((file, *output, "--key", "logits"), "has no array 'logits'"),
         ((file, *output, "--treshold", 0.5), "unknown flag '--treshold'; did you mean '--threshold'"),
     ):

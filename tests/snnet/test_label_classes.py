@@ -107,14 +107,23 @@ def test_classes_and_groups_that_cannot_be_had_are_named(
     save_features(tmp_path / "g.npz", FeatureSet(features.numpy()))
     output = ("--output", tmp_path / "y.npz")
     for words, message in (
-        (("f.npz", "--classes", "kmeans"), "^--classes: must be one of components, dbscan, got 'kmeans'$"),
+        (
+            ("f.npz", "--classes", "kmeans"),
+            "^--classes: must be one of components, dbscan, or none, got 'kmeans'$",
+        ),
         (("f.npz", "--eps", 0.5), "--eps is for --classes dbscan"),
         (("f.npz", "--classes", "components", "--min-samples", 3), "--min-samples is for --classes dbscan"),
-        (("f.npz", "--classes", "dbscan", "--eps", 1), "--eps must be > 0 and < 1, got 1.0"),
-        (("f.npz", "--classes", "dbscan", "--k1", 0), "^--k1 must be >= 1 and < 1000000000, got 0$"),
+        (
+            ("f.npz", "--classes", "dbscan", "--eps", 1),
+            "--eps: must be a number > 0 and < 1, or none, got '1.0'",
+        ),
+        (
+            ("f.npz", "--classes", "dbscan", "--k1", 0),
+            "^--k1: must be a whole number >= 1 and < 1000000000, or none, got '0'$",
+        ),
         (
             ("f.npz", "--classes", "dbscan", "--k2", 10**9),
-            "^--k2 must be >= 1 and < 1000000000, got 1000000000$",
+            "^--k2: must be a whole number >= 1 and < 1000000000, or none, got '1000000000'$",
         ),
         (("f.npz", "--group-pattern", "("), "--group-pattern '\\(' is not a regular expression: "),
         (("f.npz", "--group-pattern", "^[1-9]+"), "finds no group in the name '0.jpg'"),

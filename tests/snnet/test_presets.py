@@ -16,14 +16,16 @@ from snnet.errors import UserError
     [
         ("epochss: 3", ": unknown key 'epochss'; did you mean 'epochs'?"),
         ("batch-size: 3", ": unknown key 'batch-size'; did you mean 'batch_size'?"),
-        ("epochs: 3.5", ": epochs: must be a whole number, got '3.5'"),
-        ("epochs: true", ": epochs: must be a whole number, got 'True'"),
+        ("epochs: 3.5", ": epochs: must be a whole number >= 1 and < 1000000000, got '3.5'"),
+        ("epochs: 0", ": epochs: must be a whole number >= 1 and < 1000000000, got '0'"),
+        ("lr: .nan", ": lr: must be a number > 0 and <= 1e15, got 'nan'"),
+        ("epochs: true", ": epochs: must be a whole number >= 1 and < 1000000000, got 'True'"),
         ("amp: 1", ": amp: must be true or false, got '1'"),
-        ("data_dir: 7", ": data_dir: must be text or null, got '7'"),
-        ("lr: [1]", ": lr: must be a number, got '[1]'"),
+        ("data_dir: 7", ": data_dir: must be the name of a file or folder, or none, got '7'"),
+        ("lr: [1]", ": lr: must be a number > 0 and <= 1e15, got '[1]'"),
         ("- epochs", " must hold lines 'flag_name: value', got a list"),
         ("epochs: [", " is not YAML: "),
-        ("epochs: 2024-13-01", ": epochs: must be a whole number, got '2024-13-01'"),
+        ("epochs: 2024-13-01", ": epochs: must be a whole number >= 1 and < 1000000000, got '2024-13-01'"),
         ("lr: !!int ''", " is not YAML: a value is not of its type (string index out of range)"),
         (
             "epochs: " + "7" * 5000,
@@ -31,9 +33,13 @@ from snnet.errors import UserError
         ),
         (
             "epochs: " + "7" * 300,
-            ": epochs: must be a whole number of at most 63 bits, got 'a whole number of 997",
+            ": epochs: must be a whole number >= 1 and < 1000000000, got 'a whole number of 997",
         ),
-        ("lr: 0x" + "f" * 3000, ": lr: must be a number, got 'a whole number of 12,000 bits'"),
+        (
+            "lr: 0x" + "f" * 3000,
+            ": lr: must be a number > 0 and <= 1e15, got 'a whole number of 12,000 bits'",
+        ),
+        ("arch: 0x" + "f" * 5000, ": arch: must be one of resnet18, resnet34, "),
         ("epochs: " + "[" * 3000, " is not YAML: more than 4 levels are not read"),
         ("lr: &a [1]\nepochs: *a", " is not YAML: an alias (*a) is not read"),
         (

@@ -307,7 +307,7 @@ def test_a_folder_that_is_no_run_and_damaged_files_are_named(
 ) -> None:
     with pytest.raises(UserError, match=r"no run there \(config.yaml is missing\)"):
         write(tmp_path)
-    with pytest.raises(UserError, match="nothing to report: give the folder of a run"):
+    with pytest.raises(UserError, match=r"^RUN is missing: the folder of a run$"):
         ReportCommand.parse([])
     shutil.copy(run[0] / "config.yaml", tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 0, "loss": 1.0, "seconds": 1.0}\n{"epoch": 1, "lo')

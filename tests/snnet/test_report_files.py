@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 from html import unescape
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from PIL import Image
 
 import snnet
 from snnet.config.commands import ReportCommand
@@ -177,7 +178,10 @@ def test_names_and_values_are_shown_escaped(run: Path) -> None:
     )
     start = {"first_epoch": 0, evil: evil, "versions": {evil: evil}, "backends": {evil: evil, "b": [evil]}}
     (run / "environment.json").write_text(json.dumps([start]))
-    tile = Tile(lambda: torch.zeros(3, 4, 2, dtype=torch.uint8), evil, True, alt=evil, name=evil)
+    path = os.path.join(os.fsencode(run), os.fsencode(evil))
+    with open(path, "wb") as file:
+        Image.new("RGB", (2, 4)).save(file, "PNG")
+    tile = Tile(os.fsdecode(path), evil, True, alt=evil)
     loaded = load_run(run)
     contents = Contents(loaded, lists={"pseudo_labels": [(evil, [tile])]}, missing={"ranked": evil})
     text = page(contents)

@@ -336,12 +336,12 @@ def test_what_cannot_be_searched_is_named(
         (("--query", tmp_path / "gone.png"), r"--query .*gone.png: there is no such folder or image"),
         (("--query", tmp_path / "text.png"), r"cannot read image '.*text.png': not an image"),
         (("--picture", tmp_path / "m.jpg"), r"--picture .*m.jpg: the name must end in .png"),
-        (("--top-k", 0), "^--top-k must be >= 1 and < 1000000000, got 0$"),
+        (("--top-k", 0), "^--top-k: must be a whole number >= 1 and < 1000000000, got '0'$"),
         (("--checkpoint", tmp_path), "no checkpoint at"),
     ):
         with pytest.raises(UserError, match=message):
             search(parsed(*words))
-    with pytest.raises(UserError, match="nothing to search: give --gallery DIR and --query"):
+    with pytest.raises(UserError, match=r"^--query IMAGE\|DIR is missing: a crop to search for"):
         SearchCommand.parse([*MODEL, "--gallery", str(gallery)])
     with pytest.raises(UserError, match="no network to use: give --checkpoint, or --arch and --weights"):
         SearchCommand.parse(["--gallery", str(gallery), "--query", str(gallery)])
