@@ -25,7 +25,7 @@ TEMPERATURE, MOMENTUM = 0.05, 0.1
 TOLERANCE = 1e-5  # of the largest entry
 
 
-def cluster_shapes(device: str, sizes: Collection[str]) -> list[Shape]:
+def cluster_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
     """One number of clusters, whatever sizes are asked for."""
     clusters = 60 if list(sizes) == ["tiny"] else CLUSTERS
     return [Shape("clusters", clusters, d, BATCH) for d in DIMS]

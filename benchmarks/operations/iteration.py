@@ -21,7 +21,7 @@ from snnet_kernels import reference
 
 from ..case import MIN_RANK, THRESHOLD, WEIGHTS, Batch, Case
 from ..equality import close, same_predictions, same_update
-from ..forms import FORMS, Form
+from ..forms import Form, add_forms
 from ..hardware import Work, product
 from ..operation import GPU, Operation
 from ..ours import Head
@@ -90,16 +90,12 @@ iteration = Operation(
 )
 iteration.ours(Head)
 iteration.contender("snnet-streaming", partial(Head, lists=False))
-for _precision, _gate in {"ieee": same_iteration, "tf32x3": same_iteration, "tf32": similar_loss}.items():
-    iteration.contender(
-        "snnet-graph" if _precision == "ieee" else f"snnet-graph-{_precision}",
-        partial(Head, captured=_precision),
-        gate=_gate,
-        devices=GPU,
-        precision=_precision,
-    )
-for _name in ("pytorch-cache", "compile-cache", "compile-static", "pytorch", "loop"):
-    iteration.contender(_name, **FORMS[_name])
+_graphs = {"snnet-graph": "ieee", "snnet-graph-tf32x3": "tf32x3", "snnet-graph-tf32": "tf32"}
+for _name, _precision in _graphs.items():
+    _gate = similar_loss if _precision == "tf32" else same_iteration
+    _make = partial(Head, captured=_precision)
+    iteration.contender(_name, _make, gate=_gate, devices=GPU, precision=_precision)
+add_forms(iteration, "pytorch-cache", "compile-cache", "compile-static", "pytorch", "loop")
 iteration.yardstick("bare-product", lambda case: FastestProduct(case).iteration, lingers=True)
 
 
@@ -116,7 +112,7 @@ def least_work_of_all(case: Case) -> Work:
     return Work(STEPS * least_work(case).bytes, STEPS * least_work(case).operations)
 
 
-def million_shapes(device: str, sizes: Collection[str]) -> list[Shape]:
+def million_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
     """Beside the growth shapes a million images on a GPU."""
     return [shape for shape in shapes(device, sizes) if shape.size == "million"]
 

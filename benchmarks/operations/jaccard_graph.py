@@ -33,7 +33,7 @@ MOVED = 0.01  # of the near pairs, at most: those of an image two of whose neigh
 Way = Callable[[Tensor], Any]  # features to distances, or to labels
 
 
-def jaccard_shapes(device: str, sizes: Collection[str]) -> list[Shape]:
+def jaccard_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
     """Only where a size is asked for; one d."""
     asked = [size for size in sizes if size != "million"] if device == "cpu" else []
     return [Shape(size, SIZES[size], 512, SIZES[size]) for size in asked]
@@ -195,7 +195,7 @@ def labels_gate(case: TrainingSet, batch: Batch, answer: Answer) -> dict[str, An
 
 
 def operation(name: str, title: str, gate: Any, **options: Any) -> Operation:
-    settings = {"shapes": jaccard_shapes, "make_case": TrainingSet, "uses_features": False}
+    settings = {"shapes": jaccard_shapes, "make_case": TrainingSet}
     return Operation(name, title, gate, measured, **settings | options)
 
 
@@ -205,7 +205,7 @@ after_search = operation(
     "jaccard-after-search",
     "Jaccard distances once neighbours are found",
     distances_gate,
-    shapes=lambda device, sizes: [],
+    shapes=lambda *asked: [],
     grows=("snnet",),
 )
 OPERATIONS = (jaccard, clustering, after_search)

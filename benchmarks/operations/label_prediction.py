@@ -11,12 +11,13 @@ import snnet_kernels as sk
 from snnet_kernels import reference
 
 from ..case import MIN_RANK, THRESHOLD, Batch, Case
-from ..equality import flipped_rows, same_labels, same_neighbors
-from ..forms import FORMS, LOOP_SAMPLES
+from ..equality import few_flipped_rows, same_labels, same_neighbors
+from ..forms import LOOP_SAMPLES, add_forms
 from ..hardware import Work, product
 from ..operation import Operation
 from ..ours import Ours
 from ..pytorch import compiled, fastest_product, predict_labels
+from ..shapes import one_dim
 
 
 def same_found(case: Case, batch: Batch, found: tuple[Any, Any]) -> None:
@@ -38,15 +39,14 @@ from_lists = Operation(
     same_found,
     lambda form, batch: form.labels(batch.index),
     needs=("product",),
-    uses_features=False,
+    shapes=one_dim,
     work=lambda case: Work(case.listed_bytes),
 )
 streaming = Operation("streaming-mplp", "Label prediction without lists", same_labels, work=streaming_work)
 OPERATIONS = (from_lists, streaming)
 
 from_lists.ours(Ours)
-for _name in ("pytorch-cache", "compile-cache", "compile-static", "pytorch", "loop"):
-    from_lists.contender(_name, **FORMS[_name])
+add_forms(from_lists, "pytorch-cache", "compile-cache", "compile-static", "pytorch", "loop")
 
 
 def ours(case: Case) -> Any:
@@ -54,7 +54,7 @@ def ours(case: Case) -> Any:
 
 
 streaming.ours(ours)
-streaming.rounded(ours, tf32x3=same_labels, bf16=same_labels, tf32=flipped_rows)
+streaming.rounded(ours, tf32x3=same_labels, bf16=same_labels, tf32=few_flipped_rows)
 
 
 @streaming.contender("pytorch")

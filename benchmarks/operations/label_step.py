@@ -14,7 +14,7 @@ import snnet_kernels as sk
 
 from ..case import Batch, Case
 from ..equality import as_bool, same, same_labels, same_neighbors, same_update
-from ..forms import FORMS, Form
+from ..forms import FORMS, Form, add_forms
 from ..hardware import Work
 from ..operation import Operation
 from ..ours import Ours
@@ -64,5 +64,4 @@ label_step = Operation(
 OPERATIONS = (label_step,)
 label_step.ours(Ours)
 label_step.contender("snnet-streaming", partial(Ours, lists=False))
-for _name, _options in FORMS.items():
-    label_step.contender(_name, **_options)
+add_forms(label_step, *FORMS)

@@ -33,7 +33,7 @@ class Split(NamedTuple):
 SPLITS = {"market-gallery": Split(3368, 19732, 750, 3819, 2798), "tiny-gallery": Split(60, 400, 20, 60, 40)}
 
 
-def gallery_shapes(device: str, sizes: Collection[str]) -> list[Shape]:
+def gallery_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
     name = "tiny-gallery" if list(sizes) == ["tiny"] else "market-gallery"
     return [Shape(name, SPLITS[name].gallery, 0, SPLITS[name].queries)] if device == "cpu" else []
 
@@ -140,7 +140,6 @@ ranks = Operation(
     "CMC, mAP and mINP",
     gate,
     called,
-    uses_features=False,
     make_case=Gallery,
     shapes=gallery_shapes,
 )

@@ -27,7 +27,7 @@ DENSE_MATRICES = 5  # of float32 [N, N] at the peak: distances, their order as i
 PART = 2000  # images on which a form is tried before its time counts
 
 
-def rerank_shapes(device: str, sizes: Collection[str]) -> list[Shape]:
+def rerank_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
     """Only where a size is asked for; without the gallery's junk, which is nobody's neighbour."""
     if device != "cpu" or not sizes:
         return []
@@ -84,7 +84,6 @@ reranked = Operation(
     "k-reciprocal re-ranking",
     gate,
     called,
-    uses_features=False,
     make_case=Images,
     shapes=rerank_shapes,
 )
