@@ -63,7 +63,7 @@ def dense_rerank(features: Features, k1: int = 20, k2: int = 6, weight: float = 
     distance /= distance.max(axis=1, keepdims=True)
     order = np.argsort(distance, axis=1).astype(np.int32)  # the image itself comes first
     jaccard = dense_jaccard(
-        order[:, : k1 + 1], k2, lambda image, others: distance[image, others], half=k1 // 2 + 1, rows=queries
+        order[:, : k1 + 1], k2, k1 // 2 + 1, lambda image, others: distance[image, others], queries
     )
     return ((1 - weight) * jaccard + weight * distance[:queries])[:, queries:]
 
@@ -79,25 +79,19 @@ def gate(case: Images, batch: Features, form: Any) -> None:
     require(moved <= 1e-3, f"distances: {100 * moved:.3g} % of them differ by more than 1e-5")
 
 
-reranked = Operation(
-    "rerank",
-    "k-reciprocal re-ranking",
-    gate,
-    called,
-    make_case=Images,
-    shapes=rerank_shapes,
-)
-OPERATIONS = (reranked,)
-
-
-@reranked.contender("snnet")
 def compiled(case: Images) -> Any:
     if reranking._native is None:
         raise Unavailable("snnet._rank_metrics is not built")
     return lambda batch: rerank(*map(torch.from_numpy, batch))
 
 
-@reranked.contender("dense", once=True)
 def by_dense_matrices(case: Images) -> Any:
     case.check_room("the dense form", DENSE_MATRICES * 4 * (case.shape.n + case.shape.batch) ** 2)
     return dense_rerank
+
+
+title = "k-reciprocal re-ranking"
+reranked = Operation("rerank", title, gate, called, make_case=Images, shapes=rerank_shapes)
+reranked.contender("snnet", compiled)
+reranked.contender("dense", by_dense_matrices, once=True)
+OPERATIONS = (reranked,)

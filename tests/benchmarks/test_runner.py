@@ -31,8 +31,7 @@ from benchmarks.forms import FORMS
 from benchmarks.hardware import Rates, Work, product
 from benchmarks.operation import Operation
 from benchmarks.operations import jaccard_graph, label_memory
-from benchmarks.operations.iteration import FastestProduct
-from benchmarks.operations.label_step import same_step
+from benchmarks.operations.iteration import FastestProduct, same_step
 from benchmarks.ours import CapturedIteration, Head, Ours
 from benchmarks.peak_memory import peak_bytes
 from benchmarks.pytorch import (
