@@ -46,6 +46,12 @@ def close(
     torch.testing.assert_close(got, expected, atol=allowed, rtol=0, msg=lambda text: f"{what}: {text}")
 
 
+def close_losses(answer: Any, expected: Any, relative: float = 1e-5) -> None:
+    """Loss and gradient within ``relative`` times the largest entry."""
+    for name, got, wanted in zip(("loss", "gradient"), answer, expected, strict=True):
+        close(name, got, wanted, absolute=0, relative=relative)
+
+
 def same(what: str, got: Tensor, expected: Tensor) -> None:
     """Equal to the bit."""
     close(what, got, expected, absolute=0)

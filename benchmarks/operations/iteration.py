@@ -22,7 +22,16 @@ import snnet_kernels as sk
 from snnet_kernels import reference
 
 from ..case import MIN_RANK, THRESHOLD, WEIGHTS, Batch, Case
-from ..equality import as_bool, close, same, same_labels, same_neighbors, same_predictions, same_update
+from ..equality import (
+    as_bool,
+    close,
+    close_losses,
+    same,
+    same_labels,
+    same_neighbors,
+    same_predictions,
+    same_update,
+)
 from ..forms import FORMS, Form, add_forms
 from ..hardware import Work, product
 from ..operation import GPU, Operation
@@ -100,9 +109,7 @@ def same_iteration(case: Case, batch: Batch, answer: Answer) -> None:
     same_update(case, batch, form.memory, form.kept)
     # The main labels are the reference's, or where rounding decides such as it may be, too.
     main = reference.pack_labels(same_written_labels(case, batch, form.stored))
-    expected = expected_loss(case, batch, main)
-    for name, got, wanted in zip(("loss", "gradient"), answered, expected, strict=True):
-        close(name, got, wanted, absolute=0, relative=1e-5)
+    close_losses(answered, expected_loss(case, batch, main))
 
 
 def similar_loss(case: Case, batch: Batch, answer: Answer) -> None:
@@ -121,8 +128,9 @@ class FastestProduct:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        ways = [way for name, way in WAYS.items() if name in similarity.names(case.device.type)]
-        self.iteration = fastest([way(case) for way in ways], case.device, case.batches[0])
+        ways = [name for name in similarity.names(case.device.type) if name in WAYS]
+        made = [similarity.contenders[name].make(case) for name in ways]
+        self.iteration = fastest(made, case.device, case.batches[0])
 
 
 iteration = Operation(

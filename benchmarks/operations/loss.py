@@ -16,7 +16,7 @@ import snnet_kernels as sk
 from snnet_kernels import reference
 
 from ..case import WEIGHTS, Batch, Case
-from ..equality import close
+from ..equality import close_losses
 from ..forms import LOOP_SAMPLES
 from ..hardware import Work, product
 from ..operation import Operation
@@ -88,8 +88,7 @@ def same_loss(
     expected = reference.fused_mutual_label_loss_with_grad(
         batch.features, case.memory, None, batch.labels, list(WEIGHTS), kind, DELTA, RATIO
     )
-    for name, got, wanted in zip(("loss", "gradient"), answer, expected, strict=True):
-        close(name, got, wanted, absolute=0, relative=relative)
+    close_losses(answer, expected, relative)
 
 
 def least_work(case: Case, *, kind: str, at_hand: bool) -> Work:
