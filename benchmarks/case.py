@@ -129,9 +129,9 @@ class Case(Inputs):
         self.momentum = torch.tensor(MOMENTUM, device=device)
         generator = torch.Generator().manual_seed(0)
         count = 16 if shape.batch * shape.n <= 10_000_000 else 2
-        self.batches: list[Batch] = [self._draw(generator) for _ in range(count)]
+        self.batches: list[Batch] = [self.draw(generator) for _ in range(count)]
 
-    def _draw(self, generator: torch.Generator) -> Batch:
+    def draw(self, generator: torch.Generator) -> Batch:
         index = torch.randperm(self.shape.n, generator=generator)[: self.shape.batch].to(self.device)
         noise = torch.randn(self.shape.batch, self.shape.d, generator=generator)
         noise = normalize(noise, dim=1).to(self.device)

@@ -18,18 +18,15 @@ HERE = Path(__file__).parent
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=f"{__doc__}Other options are those of the benchmarks.")
     parser.add_argument(
         "--device", default="cpu", choices=("cpu", "cuda"), help="which floors (default: cpu)"
     )
-    parser.add_argument("--json", type=Path, help="check the results in this file in place of a run")
-    known, others = parser.parse_known_args()  # the others go to pytest
+    known, others = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        results = known.json or Path(folder) / "check.json"
-        failed = 0 if known.json else _run(known.device, results, others)
-        if failed or not (
-            known.json or results.exists()
-        ):  # a contender that failed its gate would be missing, too
+        results = Path(folder) / "check.json"
+        failed = _run(known.device, results, others)
+        if failed or not results.exists():  # a contender that failed its gate would be missing, too
             return failed or 1
         found = judge(read_run([results]), known.device)
     for verdict in found:
@@ -41,7 +38,7 @@ def main() -> int:
 
 def judge(run: Run, device: str) -> list[Verdict]:
     """What ``run`` says of every floor of ``device``; of an optional one only what was measured."""
-    found = [verdict for floor in read_floors() if floor.device == device for verdict in verdicts(floor, run)]
+    found = [verdict for floor in read_floors(device) for verdict in verdicts(floor, run)]
     return [verdict for verdict in found if not verdict.floor.optional or verdict.measured is not None]
 
 

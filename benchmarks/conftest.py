@@ -1,53 +1,35 @@
-"""Options of the benchmarks, and which operation runs on which shape with which contenders."""
+"""Options of the benchmarks, and which operation runs on which shape with which contenders.
+
+What loads torch is imported in functions: the threads are pinned before.
+"""
 
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from .floors import read_floors
-from .machine import default_threads, describe, pin_threads
+from .machine import describe, pin_threads
 from .results import slim
-
-if TYPE_CHECKING:  # they load torch, which is to happen after the threads are pinned
-    from .operation import Operation
-    from .runner import Runner
-    from .shapes import Shape
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "--size": {
-        "help": "comma-separated: tiny, market, duke, msmt17, large, million (default: market; "
-        "on cuda market, msmt17 and million; on a cpu million is growth only, half an hour)"
-    },
-    "--dim": {"help": "comma-separated feature dimensions (default: 2048 and 512)"},
-    "--device": {"default": "cpu", "choices": ("cpu", "cuda"), "help": "where (default: cpu)"},
-    "--threads": {"type": int, "help": "threads of every contender (default: one a core)"},
-    "--rounds": {"type": int, "default": 20, "help": "rounds of a contender, at most (default: 20)"},
-    "--seconds": {"type": float, "default": 0.6, "help": "measured time of a contender (default: 0.6)"},
-    "--no-memory": {"action": "store_true", "help": "do not measure peak memory"},
-    "--time-limit": {
-        "type": float,
-        "default": float("inf"),
-        "metavar": "SECONDS",
-        "help": "begin nothing after it; what floors.yaml has a ratio of comes first (default: none)",
-    },
-    "--allow-plain": {
-        "action": "store_true",
-        "help": "run without the compiled library too, where plain PyTorch serves in its place",
-    },
-    "--floors-only": {
-        "action": "store_true",
-        "help": "only what floors.yaml has a ratio of, on cuda without torch.compile",
-    },
-}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("sizes and device of the benchmarks")
-    for name, settings in OPTIONS.items():
-        group.addoption(name, **settings)
+    add = parser.getgroup("sizes and device of the benchmarks").addoption
+    sizes = "comma-separated: tiny, market, duke, msmt17, large, million"
+    default = (
+        "default: market; on cuda market, msmt17 and million; on a cpu million is growth only, half an hour"
+    )
+    add("--size", help=f"{sizes} ({default})")
+    add("--dim", help="comma-separated feature dimensions (default: 2048 and 512)")
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="where (default: cpu)")
+    add("--threads", type=int, help="threads of every contender (default: one a core)")
+    add("--rounds", type=int, default=20, help="rounds of a contender, at most (default: 20)")
+    add("--seconds", type=float, default=0.6, help="measured time of a contender (default: 0.6)")
+    add("--no-memory", action="store_true", help="do not measure peak memory")
+    only = "only what floors.yaml has a ratio of, on cuda without torch.compile"
+    add("--floors-only", action="store_true", help=only)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     option = config.option
     if not hasattr(option, "floors_only"):
         raise pytest.UsageError("name the folder of the benchmarks: pytest benchmarks --benchmark-only")
-    pin_threads(option.threads or default_threads())
+    pin_threads(option.threads)
     if not any(str(word).startswith("--benchmark-columns") for word in config.invocation_params.args):
         option.benchmark_columns = ["median", "iqr", "rounds"]
 
@@ -64,8 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     if option.device == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: torch finds no CUDA device")
-    if not option.allow_plain:
-        _refuse_plain(option.device)
+    _refuse_plain(option.device)
 
 
 def _refuse_plain(device: str) -> None:
@@ -77,15 +58,12 @@ def _refuse_plain(device: str) -> None:
     if info.forced is None and not library.loaded:
         raise pytest.UsageError(
             f"the compiled library {library.name} is {library.detail}: "
-            "without it plain PyTorch races against itself (--allow-plain runs all the same)"
+            "without it plain PyTorch races against itself (SNNET_BACKEND=reference runs all the same)"
         )
 
 
-def selected(option: Any) -> list[tuple[Operation, Shape, str]]:
-    """What the options ask for, one shape after the other, so that its inputs are made once.
-
-    If time is short, the stated ratios come first.
-    """
+def selected(option: Any) -> list[tuple[Any, Any, str]]:
+    """(operation, shape, contender) that the options ask for, one shape after the other: its inputs are made once."""
     from .operations import OPERATIONS
 
     sizes = option.size.split(",") if option.size else []
@@ -95,16 +73,11 @@ def selected(option: Any) -> list[tuple[Operation, Shape, str]]:
         for operation in OPERATIONS.values()
         for shape, name in operation.entries(option.device, sizes, dims)
     ]
-    floors = [floor for floor in read_floors() if floor.device == option.device]
     if option.floors_only:
-        keep = {
-            (f.operation, shape, name) for f in floors for shape in f.shapes for name in f.quick_contenders
-        }
+        keep = {entry for floor in read_floors(option.device) for entry in floor.entries}
         found = [entry for entry in found if (entry[0].name, entry[1].name, entry[2]) in keep]
-    order = {shape: place for place, shape in enumerate(dict.fromkeys(shape for _, shape, _ in found))}
-    stated = {(floor.operation, shape) for floor in floors for shape in floor.shapes}
-    short = option.time_limit < float("inf")
-    return sorted(found, key=lambda e: (short and (e[0].name, e[1].name) not in stated, order[e[1]]))
+    order = [shape for _, shape, _ in found]
+    return sorted(found, key=lambda entry: order.index(entry[1]))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -127,24 +100,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("operation", "shape", "contender"), entries)
 
 
-_RUNNER = pytest.StashKey["Runner"]()
+_RUNNER = pytest.StashKey[Any]()
 
 
 @pytest.fixture(scope="session")
-def runner(request: pytest.FixtureRequest) -> Runner:
+def runner(request: pytest.FixtureRequest) -> Any:
     import torch
 
     from .runner import Runner
 
     option = request.config.option
-    request.config.stash[_RUNNER] = made = Runner(
-        torch.device(option.device),
-        option.rounds,
-        option.seconds,
-        not option.no_memory,
-        quick=option.size == "tiny",
-        time_limit=option.time_limit,
-    )
+    device, quick = torch.device(option.device), option.size == "tiny"
+    made = Runner(device, option.rounds, option.seconds, memory=not option.no_memory, quick=quick)
+    request.config.stash[_RUNNER] = made
     return made
 
 

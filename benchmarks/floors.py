@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,14 +42,14 @@ BOUNDS = {
     "cpu_at_least": Bound(
         "≥",
         "processor time of the baseline over that of ours",
-        lambda ours, baseline: _over(baseline.cpu_seconds, ours.cpu_seconds),
+        lambda ours, b: _over(b.cpu_seconds, ours.cpu_seconds),
         "baseline",
         timed=False,
     ),
     "peak_at_most": Bound(
         "≤",
         "peak memory of ours over that of the baseline",
-        lambda ours, baseline: _over(ours.peak_bytes, baseline.peak_bytes),
+        lambda ours, b: _over(ours.peak_bytes, b.peak_bytes),
         "baseline",
         timed=False,
     ),
@@ -93,7 +93,7 @@ class Floor:
     bound: str
     limits: dict[str, float]
     ours: str = "snnet"
-    baselines: tuple[str, ...] = ()
+    baselines: Sequence[str] = ()
     device: str = "cpu"
     predicted: dict[str, float] = field(default_factory=dict)  # µs of ours by shape, or MB; not measured
     counted: str = ""  # from what
@@ -109,12 +109,14 @@ class Floor:
         return [*self.limits, *([GROWTH_BASE] if self.bound == "growth" else [])]
 
     @property
-    def quick_contenders(self) -> tuple[str, ...]:
-        """Who has to run for a check. On a GPU both kinds of our kernels, and no torch.compile: it takes minutes."""
-        if self.device == "cpu":
-            return (self.ours, *self.baselines)
-        both = ("snnet-cuda", "snnet-triton") if self.ours == "snnet" else ()
-        return (self.ours, *both, *(name for name in self.baselines if not name.startswith("compile")))
+    def entries(self) -> list[tuple[str, str, str]]:
+        """(operation, shape, contender) of all that a check measures: on a GPU both kinds of our kernels, and no
+        torch.compile, which takes minutes."""
+        names = [self.ours, *self.baselines]
+        if self.device == "cuda":
+            both = ["snnet-cuda", "snnet-triton"] if self.ours == "snnet" else []
+            names = [name for name in [*names, *both] if not name.startswith("compile")]
+        return [(self.operation, shape, name) for shape in self.shapes for name in names]
 
 
 class Verdict(NamedTuple):
@@ -139,27 +141,26 @@ class Verdict(NamedTuple):
         return self.measured >= self.limit if self.floor.sign == "≥" else self.measured <= self.limit
 
 
-def read_floors(path: Path = FILE) -> list[Floor]:
-    """The lines of ``path``. Raises ValueError naming the line where one cannot be understood."""
+def read_floors(device: str, path: Path = FILE) -> list[Floor]:
+    """The entries of ``path`` for this device. Raises ValueError naming the one that cannot be understood."""
     entries = enumerate(yaml.safe_load(path.read_text()), start=1)
-    return [_floor(f"{path.name}, entry {number}", entry) for number, entry in entries]
+    floors = [_floor(f"{path.name}, entry {number}", entry) for number, entry in entries]
+    return [floor for floor in floors if floor.device == device]
 
 
 def _floor(where: str, entry: dict[str, Any]) -> Floor:
-    bounds = [name for name in BOUNDS if name in entry]
-    known = {field.name for field in fields(Floor)} - {"bound", "limits"} | {*bounds}
-    if len(bounds) != 1 or not {"work", "operation"} <= set(entry) <= known:
-        raise ValueError(
-            f"{where}: needed are work, operation and one of {', '.join(BOUNDS)}; got {', '.join(entry)}"
-        )
-    (bound,) = bounds
-    limits = entry.pop(bound)
-    baselines = tuple(entry.pop("baselines", ()))
-    if (BOUNDS[bound].beside == "baseline") != bool(baselines):
+    given = ", ".join(entry)
+    try:
+        (bound,) = (name for name in BOUNDS if name in entry)
+        floor = Floor(bound=bound, limits=entry.pop(bound), **entry)
+    except (TypeError, ValueError):
+        needed = f"work, operation and one of {', '.join(BOUNDS)}"
+        raise ValueError(f"{where}: needed are {needed}; got {given}") from None
+    if (BOUNDS[bound].beside == "baseline") != bool(floor.baselines):
         raise ValueError(f"{where}: {bound} and baselines do not go together")
-    if set(entry.get("predicted", {})) - set(limits) or ("predicted" in entry) != ("counted" in entry):
+    if set(floor.predicted) - set(floor.limits) or bool(floor.predicted) != bool(floor.counted):
         raise ValueError(f"{where}: predicted is of shapes that have a floor, and counted says how")
-    return Floor(bound=bound, limits=limits, baselines=baselines, **entry)
+    return floor
 
 
 def verdicts(floor: Floor, run: Run) -> Iterator[Verdict]:

@@ -56,9 +56,7 @@ def label_flips(memory: Tensor, precision: str, batch: int = 512) -> tuple[float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=12_936)
     parser.add_argument("--d", type=int, nargs="+", default=[512, 2048])
     arguments = parser.parse_args()

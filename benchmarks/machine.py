@@ -14,18 +14,14 @@ _PACKAGES = ("numpy", "scipy", "faiss-cpu", "triton")
 _CLOCKS = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit"
 
 
-def default_threads() -> int:
-    """OMP_NUM_THREADS, else the cores that this process may use."""
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-
-
-def pin_threads(threads: int) -> None:
-    """All contenders get the same ``threads``, on that many cores.
+def pin_threads(threads: int | None) -> None:
+    """All contenders get the same ``threads``, on that many cores; by default OMP_NUM_THREADS, else one a core.
 
     The variables are read when a library is loaded: call this before numpy and torch are imported.
     """
-    os.environ |= dict.fromkeys(_THREAD_VARIABLES, str(threads))
     cores = sorted(os.sched_getaffinity(0))
+    threads = threads or int(os.environ.get("OMP_NUM_THREADS") or len(cores))
+    os.environ |= dict.fromkeys(_THREAD_VARIABLES, str(threads))
     if threads <= len(cores):
         os.sched_setaffinity(0, cores[:threads])
 
@@ -42,12 +38,15 @@ def pin_threads(threads: int) -> None:
 def describe(device: str) -> dict[str, Any]:
     """Processor, memory, versions and, for a GPU, driver and clocks: what a result depends on."""
     import torch
+    from cpuinfo import get_cpu_info  # pytest-benchmark needs it too
 
     from snnet_kernels import backends
 
+    cpu = get_cpu_info()
+    flags = ", ".join(flag for flag in ("avx2", "avx512f") if flag in cpu.get("flags", ()))
     found: dict[str, Any] = {
         "device": device,
-        "cpu": _cpu_name(),
+        "cpu": cpu.get("brand_raw", platform.machine()) + (f" ({flags})" if flags else ""),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
@@ -63,7 +62,6 @@ def describe(device: str) -> dict[str, Any]:
             "gpu": properties.name,
             "gpu_memory_gb": round(properties.total_memory / 2**30),
             "capability": f"{properties.major}.{properties.minor}",
-            "multiprocessors": properties.multi_processor_count,
             "cuda": torch.version.cuda,
             "driver_and_clocks": _nvidia_smi(),
         }
@@ -72,23 +70,13 @@ def describe(device: str) -> dict[str, Any]:
 
 def title(machine: dict[str, Any]) -> str:
     """Its GPU, or its processor with the number of threads."""
-    return (
-        machine["gpu"] if machine["device"] == "cuda" else f"{machine['cpu']}, {machine['threads']} threads"
-    )
+    gpu = machine["device"] == "cuda"
+    return machine["gpu"] if gpu else f"{machine['cpu']}, {machine['threads']} threads"
 
 
 def slug(machine: dict[str, Any]) -> str:
     """Name of the folder of a machine's results."""
     return re.sub(r"[^a-z0-9]+", "-", title(machine).lower()).strip("-")
-
-
-def _cpu_name() -> str:
-    from cpuinfo import get_cpu_info  # pytest-benchmark needs it too
-
-    found = get_cpu_info()
-    flags = [flag for flag in ("avx2", "avx512f") if flag in found.get("flags", ())]
-    name = found.get("brand_raw", platform.machine())
-    return f"{name} ({', '.join(flags)})" if flags else name
 
 
 def _version(package: str) -> str:

@@ -22,13 +22,18 @@ Gate = Callable[[Any, Any, Any], "dict[str, Any] | None"]  # of inputs, batch an
 GPU = ("cuda",)
 
 
+def call_itself(made: Any, batch: Any) -> Any:
+    """How a function is called that ``make`` gave."""
+    return made(batch)
+
+
 @dataclass(frozen=True)
 class Contender:
-    """One way to do an operation: ``make(inputs)`` gives, outside the clock, what ``call`` is then timed with."""
+    """One way to do an operation: ``call(made, batch)`` is timed, ``made = make(inputs)`` is not."""
 
     name: str
     make: Make
-    call: Call | None = None  # None: what was made is called itself, with the batch
+    call: Call = call_itself
     gate: Gate | None = None  # None: a yardstick that answers another question, for instance a bare product
     samples: int | None = None  # of the batch, where all of it would take too long; the time is scaled
     once: bool = False  # a call takes so long that the one for the gate is timed, and there is no other
@@ -39,15 +44,12 @@ class Contender:
 
     def run_of(self, made: Any) -> Callable[[Any], Any]:
         """What is timed: a function of the batch."""
-        run = made if self.call is None else partial(self.call, made)
-        if self.precision == "ieee" and not self.backend:
-            return run
 
-        def set_up(batch: Any) -> Any:
+        def run(batch: Any) -> Any:
             with setting(self.precision, self.backend):
-                return run(batch)
+                return self.call(made, batch)
 
-        return set_up
+        return run if self.backend or self.precision != "ieee" else partial(self.call, made)
 
 
 @dataclass(eq=False)
@@ -61,13 +63,12 @@ class Operation:
     name: str
     title: str  # of its table on the page
     gate: Gate
-    call: Call | None = None
+    call: Call = call_itself
     inputs: tuple[str, ...] = ()  # properties of a batch that are made before the clock runs
     needs: tuple[str, ...] = ()  # the same of what a contender makes
-    uses_features: bool = True  # False: d does not enter, one d is enough
     work: Callable[[Any], Work] | None = None
     make_case: Callable[[Shape, Any], Inputs] = Case
-    shapes: Callable[..., list[Shape]] | None = None  # (device, sizes), in place of those of the command line
+    shapes: Callable[..., list[Shape]] = shapes  # of device, sizes and dimensions that are asked for
     grows: tuple[str, ...] = ()  # contenders that are measured at the growth shapes, too
     contenders: dict[str, Contender] = field(default_factory=dict)
     beside: Contender | None = None  # a yardstick, which "snnet" takes turns with
@@ -83,7 +84,7 @@ class Operation:
 
     def yardstick(self, name: str, make: Make, **options: Any) -> None:
         """Something else that stands beside the contenders: it is called with the batch, and passes no gate."""
-        self.contender(name, make, call=None, gate=None, **options)
+        self.contender(name, make, call=call_itself, gate=None, **options)
         self.beside = self.contenders[name]
 
     def ours(self, make: Make, **options: Any) -> None:
@@ -105,10 +106,7 @@ class Operation:
     ) -> Iterator[tuple[Shape, str]]:
         """(shape, contender) of all that a run measures. What compiles anew for each n grows only where asked for."""
         names = self.names(device)
-        asked = self.shapes(device, sizes) if self.shapes else shapes(device, sizes, dims)
-        if not self.uses_features:  # the first d of each size is enough
-            asked = list({shape.size: shape for shape in reversed(asked)}.values())
-        yield from ((shape, name) for shape in asked for name in names)
+        yield from ((shape, name) for shape in self.shapes(device, sizes, dims) for name in names)
         named = bool({*sizes} - {"tiny"})
         growing = [name for name in names if name in self.grows and (named or not name.startswith("compile"))]
         yield from ((shape, name) for shape in growth_shapes(device, sizes) for name in growing)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
@@ -17,13 +15,11 @@ from .operation import setting
 class Ours(Form):
     """The operations, with neighbour lists beside the memory or with nothing."""
 
+    keep_labels = staticmethod(Case.own_label_memory)
+
     def __init__(self, case: Case, *, lists: bool = True) -> None:
         super().__init__(case)
         self.kept = sk.NeighborLists(*map(case.own, case.lists)) if lists else None
-
-    @cached_property
-    def stored(self) -> sk.PseudoLabelMemory:
-        return self.case.own_label_memory()
 
     def labels(self, index: Tensor) -> tuple[Tensor, Neighbors]:
         labels = sk.mplp(self.memory, index, THRESHOLD, MIN_RANK, lists=self.kept)
@@ -76,22 +72,17 @@ def fill(head: sk.SNNetHead, case: Case) -> None:
     lists = head.memory.lists
     if lists is not None:
         tables = case.lists._asdict()
-        products = torch.zeros((), dtype=torch.int64, device=case.device)
         if lists.tables is None:
             tables = {name: table.clone() for name, table in tables.items()}
-        lists._take(tables | {"products": products})
+        lists._take(tables | {"products": torch.zeros((), dtype=torch.int64, device=case.device)})
         head.memory._notice()
         head.memory._vouch_for_lists()
 
 
 class CapturedIteration:
-    """Forward, backward and update of ``head``, captured once and replayed on batches of the same size.
+    """Forward, backward and update of ``head``, captured once and replayed on batches of the same size."""
 
-    It is run a few times before the capture, on the stream that captures, so that whatever is set up at first use is
-    there.
-    """
-
-    WARM_UP = 3
+    WARM_UP = 3  # runs on the stream that captures: whatever is set up at first use is there
 
     def __init__(self, head: sk.SNNetHead, batch: Batch) -> None:
         self.head = head

@@ -11,7 +11,6 @@ from typing import Any
 from .shapes import is_growth
 
 FOLDER = Path(__file__).parent / "results"
-_STATS = ("median", "iqr", "min", "max", "rounds")
 
 
 @dataclass(frozen=True)
@@ -23,12 +22,8 @@ class Result:
     shape: str
     n: int
     d: int
-    batch: int
-    device: str
     seconds: float
     iqr: float = 0.0
-    rounds: int = 0
-    precision: str = "ieee"
     scaled: float = 1.0  # more than 1: run on a part of the batch, the time multiplied by this
     warm_seconds: float | None = None
     yardstick_seconds: float | None = None  # of the operation's yardstick, in turn with this
@@ -37,7 +32,6 @@ class Result:
     cpu_seconds: float | None = None  # of all processors, of one call
     peak_bytes: int | None = None
     held_bytes: int | None = None
-    flipped_rows: int | None = None
 
     @property
     def spread(self) -> float:
@@ -70,24 +64,18 @@ def slim(output: dict[str, Any], rates: dict[str, float]) -> None:
     What was not described failed its gate, after it was timed. Times of a part of the batch are scaled here. Raises
     ValueError where a clock has failed.
     """
-
-    def scaled(benchmark: dict[str, Any]) -> dict[str, Any]:
-        factor = benchmark["extra_info"].get("scaled", 1.0)
-        if benchmark["stats"]["median"] <= 0:
-            raise ValueError(
-                f"{benchmark['name']}: a median of {benchmark['stats']['median']:g} s is no time"
-            )
-        stats = {key: benchmark["stats"][key] for key in _STATS}
-        return {key: value if key == "rounds" else factor * value for key, value in stats.items()}
-
     output["rates"] = rates
     commit = output.get("commit_info") or {}
     output["commit_info"] = {key: commit[key] for key in ("id", "dirty") if key in commit}
-    output["benchmarks"] = [
-        {"name": benchmark["name"], "stats": scaled(benchmark), "extra_info": benchmark["extra_info"]}
-        for benchmark in output["benchmarks"]
-        if "operation" in benchmark["extra_info"]
-    ]
+    described = [benchmark for benchmark in output["benchmarks"] if "operation" in benchmark["extra_info"]]
+    output["benchmarks"] = []
+    for benchmark in described:
+        name, stats, info = (benchmark[key] for key in ("name", "stats", "extra_info"))
+        if stats["median"] <= 0:
+            raise ValueError(f"{name}: a median of {stats['median']:g} s is no time")
+        scaled = {key: info.get("scaled", 1.0) * stats[key] for key in ("median", "iqr", "min", "max")}
+        kept = {"name": name, "stats": scaled | {"rounds": stats["rounds"]}, "extra_info": info}
+        output["benchmarks"].append(kept)
 
 
 def read_run(paths: Iterable[Path]) -> Run:
@@ -99,8 +87,8 @@ def read_run(paths: Iterable[Path]) -> Run:
     whole = Run({})
     seen: set[tuple[str, str]] = set()
     newest: Path | None = None
-    for path, content, results in sorted(
-        map(_read, paths), key=lambda file: file[1]["datetime"], reverse=True
+    for content, path, results in sorted(
+        map(_read, paths), key=lambda file: file[0]["datetime"], reverse=True
     ):
         machine = content["machine_info"]
         whole.machine = whole.machine or machine
@@ -117,27 +105,26 @@ def read_run(paths: Iterable[Path]) -> Run:
     return whole
 
 
-def _read(path: Path) -> tuple[Path, dict[str, Any], list[Result]]:
+def _read(path: Path) -> tuple[dict[str, Any], Path, list[Result]]:
     try:
         content = json.loads(path.read_text())
         machine = content["machine_info"]
         _ = content["datetime"][:10], machine["torch"], machine["libraries"]
-        return path, content, [_result(benchmark) for benchmark in content["benchmarks"]]
+        return content, path, [_result(benchmark) for benchmark in content["benchmarks"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is not the JSON of pytest benchmarks --benchmark-json: {type(error).__name__} {error}"
         ) from error
 
 
+def _result(benchmark: dict[str, Any]) -> Result:
+    known = {name: value for name, value in benchmark["extra_info"].items() if name in Result.__annotations__}
+    return Result(seconds=benchmark["stats"]["median"], iqr=benchmark["stats"]["iqr"], **known)
+
+
 def _compared(result: Result) -> tuple[str, str]:
     """What results have in common that stand beside one another."""
     return result.operation, "growth" if is_growth(result.shape) else result.shape
-
-
-def _result(benchmark: dict[str, Any]) -> Result:
-    known = {name: value for name, value in benchmark["extra_info"].items() if name in Result.__annotations__}
-    stats = benchmark["stats"]
-    return Result(seconds=stats["median"], iqr=stats["iqr"], rounds=stats["rounds"], **known)
 
 
 def committed_runs() -> dict[str, Run]:

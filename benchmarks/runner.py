@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -23,28 +23,19 @@ WARM_BELOW = 0.05  # seconds: a longer call moves far more than a processor's ca
 LEAST_ROUNDS = 3
 MOST_COPIED = 2_000_000_000  # bytes kept: writing them in a forked process copies all of their pages
 ONCE_ABOVE = 5.0  # seconds: a longer call is timed once
-
-
-def compare(contender: Contender, case: Any, batch: Any, answer: Any) -> dict[str, Any]:
-    """What the contender's gate tells of an answer that passes."""
-    return (contender.gate and contender.gate(case, batch, answer)) or {}
+Run = Callable[[Any], Any]  # of a batch
 
 
 @dataclass
 class Runner:
-    """Measures at most ``rounds`` calls of a contender, about ``seconds`` of them; keeps one shape's inputs at a time.
-
-    After ``time_limit`` seconds it begins with no other contender.
-    """
+    """Measures at most ``rounds`` calls of a contender, about ``seconds`` of them; keeps the inputs of one shape."""
 
     device: torch.device
     rounds: int = 20
     seconds: float = 0.6
     memory: bool = True
     quick: bool = False
-    time_limit: float = float("inf")
     case: Inputs | None = None
-    _started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.rates = Rates(self.device, quick=self.quick)
@@ -53,8 +44,6 @@ class Runner:
     def report(self, operation: Operation, shape: Shape, name: str, benchmark: Any) -> None:
         """Measure and describe; skip what is not available here or finds no memory. A wrong answer raises."""
         try:
-            if time.monotonic() - self._started > self.time_limit:
-                raise Unavailable(f"--time-limit {self.time_limit:g} is over")
             self.measure(operation, operation.contenders[name], self._case_of(operation, shape), benchmark)
         except Unavailable as reason:
             pytest.skip(str(reason))
@@ -85,25 +74,31 @@ class Runner:
             for name in operation.inputs:
                 getattr(batch, name)
         benchmark.group = f"{operation.name}, {case.shape.name}"
+        found: dict[str, Any] = {}
+
+        def compare(batch: Any, answer: Any) -> None:
+            if contender.gate:
+                found.update(contender.gate(case, batch, answer) or {})
+
         try:
             made = contender.make(case)
             for name in operation.needs:
                 getattr(made, name, None)
-            run = contender.run_of(made)
-            first = batches[0]
-            answer = self._time_once(run, case, first, benchmark) if contender.once else run(first)
-            found = compare(contender, case, first, answer)
-            del answer
-            if not contender.once:
+            run, first = contender.run_of(made), batches[0]
+            if contender.once:
+                compare(first, self._time_once(run, case, first, benchmark))
+            else:
+                compare(first, run(first))
                 beside = operation.beside if contender.name == "snnet" else None
                 found |= self._time(contender, beside, run, case, batches, benchmark)
                 case.reset()
                 # Of another batch: who is right only once, or has kept the first answer, is wrong now.
                 second = batches[1 % len(batches)]
-                found |= compare(contender, case, second, run(second))
+                compare(second, run(second))
             found |= self._describe(operation, contender, case)
             found["scaled"] = case.shape.batch / samples
-            if kept := getattr(made, "held_bytes", 0):
+            kept = sum(part.nbytes for part in made.buffers()) if hasattr(made, "buffers") else 0
+            if kept:
                 found["held_bytes"] = kept
             copies = self.device.type == "cpu" and kept > MOST_COPIED
             if self.memory and contender.samples is None and not contender.once and not copies:
@@ -114,25 +109,25 @@ class Runner:
             case.forget()
         benchmark.extra_info.update(found)
 
-    def _time_once(self, run: Callable[[Any], Any], case: Any, batch: Any, benchmark: Any) -> Any:
+    def _cold(self, case: Any, batch: Any) -> tuple[tuple[Any], dict[str, Any]]:
+        """What pytest-benchmark does before a call; it takes the arguments of the call from here."""
+        case.reset()
+        self.clock.sweep()
+        return (batch,), {}
+
+    def _time_once(self, run: Run, case: Any, batch: Any, benchmark: Any) -> Any:
         """One cold call by pytest-benchmark, and its answer. On a GPU a call before it loads the kernels."""
-
-        def prepare() -> tuple[tuple[Any], dict[str, Any]]:
-            case.reset()
-            self.clock.sweep()
-            return (batch,), {}
-
         if self.device.type == "cuda":
             run(batch)
-        return benchmark.pedantic(run, setup=prepare)
+        return benchmark.pedantic(run, setup=lambda: self._cold(case, batch))
 
     def _time(
         self,
         contender: Contender,
         beside: Contender | None,
-        run: Callable[[Any], Any],
+        run: Run,
         case: Any,
-        batches: list[Any],
+        batches: Any,
         benchmark: Any,
     ) -> dict[str, Any]:
         """Cold calls by pytest-benchmark, each on the next batch, and after each the same call again at once.
@@ -140,8 +135,7 @@ class Runner:
         A yardstick ``beside`` the contender is called after each, too: a moment in which the machine is slow then
         changes both.
         """
-        warm: list[float] = []
-        yardstick: list[float] = []
+        times: dict[str, list[float]] = {"warm_seconds": [], "yardstick_seconds": []}
         clock = self.clock
         measure = beside.run_of(beside.make(case)) if beside else None
         lingers = contender.lingers or (beside is not None and beside.lingers)
@@ -153,22 +147,18 @@ class Runner:
         rounds = 1 if seconds > ONCE_ABOVE else min(self.rounds, wanted)
         turns = iter(range(rounds))
 
-        def prepare() -> tuple[tuple[Any], dict[str, Any]]:
+        def prepare() -> Any:
             if lingers:
                 time.sleep(LINGERING)
-            case.reset()
-            batch = batches[next(turns) % len(batches)]
-            clock.sweep()
-            return (batch,), {}
+            return self._cold(case, batches[next(turns) % len(batches)])
 
         def again(batch: Any) -> None:
             if seconds < WARM_BELOW:
-                warm.append(clock.warm(lambda: run(batch)))
+                times["warm_seconds"].append(clock.warm(lambda: run(batch)))
             if measure:
-                yardstick.append(clock.cold(lambda: measure(batch)))
+                times["yardstick_seconds"].append(clock.cold(lambda: measure(batch)))
 
         benchmark.pedantic(run, setup=prepare, teardown=again, rounds=rounds)
-        times = {"warm_seconds": warm, "yardstick_seconds": yardstick}
         return {name: statistics.median(values) for name, values in times.items() if values}
 
     def _describe(self, operation: Operation, contender: Contender, case: Any) -> dict[str, Any]:

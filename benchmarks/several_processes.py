@@ -9,28 +9,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.functional import normalize
 
 import snnet_kernels as sk
-from snnet_kernels.testing import clustered_features
 
-N, D, BATCH, IDENTITIES = 12_936, 512, 64, 751
+from .case import MOMENTUM, Case
+from .shapes import SIZES, Shape
 
-
-class Step(NamedTuple):
-    wall: float  # milliseconds
-    cpu: float  # of one process
-    rounds: int  # collectives
-    sent: int  # bytes, of one process
+SHAPE = Shape("market", SIZES["market"], 512, 64)
 
 
 def serve(pipe: Connection, rank: int, size: int, file: str) -> None:
@@ -38,33 +31,33 @@ def serve(pipe: Connection, rank: int, size: int, file: str) -> None:
     torch.set_num_threads(2 // size)
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)
-    head = sk.SNNetHead(N, D, label_storage="lists", process_group=dist.group.WORLD)
-    memory = clustered_features(N, D, identities=IDENTITIES)
-    head.initialize_(memory)
-    head.momentum = 0.3
+    head = sk.SNNetHead(SHAPE.n, SHAPE.d, label_storage="lists", process_group=dist.group.WORLD)
+    case = Case(SHAPE, torch.device("cpu"))
+    head.initialize_(case.memory)
+    head.momentum = MOMENTUM
     generator = torch.Generator().manual_seed(0)
-    part = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
+    part = slice(rank * SHAPE.batch // size, (rank + 1) * SHAPE.batch // size)
     while number := pipe.recv():
         steps = []
-        for _ in range(number):
-            index = torch.randperm(N, generator=generator)[:BATCH]
-            noise = normalize(torch.randn(BATCH, D, generator=generator), dim=1)
-            live = normalize(memory[index] + 0.3 * noise, dim=1)[part].requires_grad_()
+        for batch in (case.draw(generator) for _ in range(number)):
             if size > 1:
                 dist.barrier()
-            steps.append(timed_step(head, index[part], live))
+            steps.append(timed_step(head, batch.index[part], batch.features[part].clone().requires_grad_()))
         pipe.send(steps)
 
 
-def timed_step(head: sk.SNNetHead, index: torch.Tensor, live: torch.Tensor) -> Step:
-    exchange = getattr(head, "exchange", None)
-    counts = (exchange.rounds, exchange.sent) if exchange else (0, 0)
-    wall, cpu = time.perf_counter(), time.process_time()
+def timed_step(head: sk.SNNetHead, index: torch.Tensor, live: torch.Tensor) -> list[float]:
+    """Milliseconds by the clock and of this process, collectives, and bytes that it sent."""
+
+    def counts() -> np.ndarray:
+        exchange = getattr(head, "exchange", None)
+        sent = (exchange.rounds, exchange.sent) if exchange else (0, 0)
+        return np.array([1e3 * time.perf_counter(), 1e3 * time.process_time(), *sent])
+
+    before = counts()
     head(live, index).backward()
     head.update_(index, live.detach())
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    after = (exchange.rounds, exchange.sent) if exchange else (0, 0)
-    return Step(1e3 * wall, 1e3 * cpu, after[0] - counts[0], after[1] - counts[1])
+    return (counts() - before).tolist()
 
 
 def main() -> None:
@@ -74,15 +67,15 @@ def main() -> None:
     context = get_context("spawn")
     os.environ["OMP_NUM_THREADS"] = "2"  # of each, which sets its own number
     with tempfile.TemporaryDirectory() as folder:
-        groups: dict[str, list[Connection]] = {}
-        for name, size in (("one process", 1), ("two processes", 2)):
+        groups: dict[str, list[Connection]] = {"one process": [], "two processes": []}
+        for size, pipes in enumerate(groups.values(), start=1):
             for rank in range(size):
                 own, other = context.Pipe()
                 arguments = (other, rank, size, f"{folder}/meeting")
                 context.Process(target=serve, args=arguments, daemon=True).start()
                 other.close()  # else a child that has died would leave the parent waiting
-                groups.setdefault(name, []).append(own)
-        found: dict[str, list[Step]] = {name: [] for name in groups}
+                pipes.append(own)
+        found: dict[str, list[list[float]]] = {name: [] for name in groups}
         for turn in range(turns + 3):
             for name, pipes in groups.items():
                 for pipe in pipes:
@@ -93,13 +86,12 @@ def main() -> None:
             for pipe in pipes:
                 pipe.send(0)
     for name, steps in found.items():
-        middle = Step(*(statistics.median(values) for values in zip(*steps, strict=True)))
-        fastest = min(step.wall for step in steps)
+        wall, cpu, rounds, sent = np.median(steps, axis=0)
         print(
-            f"{name}: {middle.wall:.1f} ms a step (fastest {fastest:.1f}), {middle.cpu:.1f} ms of CPU time each, "
-            f"{middle.rounds:.0f} collectives, {middle.sent:,.0f} bytes sent by each"
+            f"{name}: {wall:.1f} ms a step (fastest {np.min(steps, axis=0)[0]:.1f}), {cpu:.1f} ms of CPU time each, "
+            f"{rounds:.0f} collectives, {sent:,.0f} bytes sent by each"
         )
-    one, two = (statistics.median(step.wall for step in steps) for steps in found.values())
+    one, two = (np.median(steps, axis=0)[0] for steps in found.values())
     print(f"two processes take {two / one:.2f} times as long")
 
 

@@ -53,6 +53,14 @@ def shapes(device: str, sizes: Collection[str] = (), dims: Collection[int] = ())
     return found
 
 
+def one_dim(device: str, sizes: Collection[str] = (), dims: Collection[int] = ()) -> list[Shape]:
+    """Of each size the first d, where features are not read."""
+    first: dict[str, Shape] = {}
+    for shape in shapes(device, sizes, dims):
+        first.setdefault(shape.size, shape)
+    return list(first.values())
+
+
 def growth_shapes(device: str, sizes: Collection[str] = ()) -> list[Shape]:
     """Shapes that differ in n alone, for the cost as a function of n; a million images only where asked for."""
     if set(sizes) == {"tiny"}:

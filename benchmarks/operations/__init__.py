@@ -5,7 +5,7 @@ from importlib import import_module
 from ..operation import Operation
 
 _FILES = (
-    "similarity neighbor_lists label_prediction neighbors label_memory memory_update loss label_step iteration "
+    "similarity neighbor_lists labels_and_neighbors label_memory memory_update loss iteration "
     "training mmcl_trainer rank_metrics reranking cluster_memory jaccard_graph"
 )
 OPERATIONS: dict[str, Operation] = {

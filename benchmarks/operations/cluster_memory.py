@@ -25,7 +25,7 @@ TEMPERATURE, MOMENTUM = 0.05, 0.1
 TOLERANCE = 1e-5  # of the largest entry
 
 
-def cluster_shapes(device: str, sizes: Collection[str]) -> list[Shape]:
+def cluster_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
     """One number of clusters, whatever sizes are asked for."""
     clusters = 60 if list(sizes) == ["tiny"] else CLUSTERS
     return [Shape("clusters", clusters, d, BATCH) for d in DIMS]
@@ -48,6 +48,7 @@ class Centres(Inputs):
             index = chosen.repeat_interleave(INSTANCES)
             noise = 4 * drawn(shape.batch) / shape.d**0.5  # cosines of a quarter
             self.batches.append(Batch(self, index, 3 * (self.memory[index] + noise)))
+        self.rows = {id(batch): normalize(batch.features, dim=1) for batch in self.batches}
 
 
 class LoopedMemory(torch.autograd.Function):
@@ -90,41 +91,22 @@ class LoopedHardMemory(LoopedMemory):
             yield rows[similarity.index(min(similarity))], target
 
 
-Answer = tuple[Tensor, Tensor, Tensor]  # loss, gradient, centres afterwards
+def same(answer: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, wanted in expected.items():
+        close(name, answer[name].double(), wanted, absolute=0, relative=TOLERANCE)
 
 
-def looped(layer: Any, memory: Tensor, features: Tensor, index: Tensor) -> Answer:
+def stepped(loss_of: Any, centres: Tensor, features: Tensor, index: Tensor) -> dict[str, Tensor]:
+    """Loss, gradient, and the centres that ``loss_of(features, index)`` moves when its gradient is asked for."""
     features = features.clone().requires_grad_()
-    logits = layer.apply(normalize(features, dim=1), index, memory, MOMENTUM)
-    loss = cross_entropy(logits / TEMPERATURE, index)
+    loss = loss_of(features, index)
     loss.backward()
-    return loss.detach(), features.grad, memory
+    return {"loss": loss.detach(), "gradient": features.grad, "centres": centres}
 
 
-def gate(case: Centres, batch: Batch, answer: Answer, layer: Any) -> None:
-    """Against the loop in float64."""
-    expected = looped(layer, case.memory.double(), batch.features.double(), batch.index)
-    for name, got, wanted in zip(("loss", "gradient", "centres"), answer, expected, strict=True):
-        close(name, got.double(), wanted, absolute=0, relative=TOLERANCE)
-
-
-def ours(case: Centres, use_hard: bool) -> Any:
-    n, d = case.memory.shape
-    module = ClusterMemory(d, n, TEMPERATURE, MOMENTUM, use_hard)
-    module.features = case.own(case.memory)
-
-    def run(batch: Batch) -> Answer:
-        features = batch.features.clone().requires_grad_()
-        loss = module(features, batch.index)
-        loss.backward()
-        return loss.detach(), features.grad, module.features
-
-    return run
-
-
-def loop(case: Centres, layer: Any) -> Any:
-    memory = case.own(case.memory)
-    return lambda batch: looped(layer, memory, batch.features, batch.index)
+def looped_loss(layer: Any, centres: Tensor, features: Tensor, index: Tensor) -> Tensor:
+    logits = layer.apply(normalize(features, dim=1), index, centres, MOMENTUM)
+    return cross_entropy(logits / TEMPERATURE, index)
 
 
 def two_products(case: Centres) -> Any:
@@ -135,50 +117,53 @@ def two_products(case: Centres) -> Any:
     return lambda batch: backward(forward(batch.features, memory), memory.t())
 
 
-def updated_gate(case: Centres, batch: Batch, centres: Tensor, layer: Any) -> None:
-    """Against the loop in float64."""
-    expected = case.memory.double()
-    layer.move(normalize(batch.features.double(), dim=1), batch.index, expected, MOMENTUM)
-    close("centres", centres.double(), expected, absolute=0, relative=TOLERANCE)
-
-
-def update(case: Centres, layer: Any) -> Any:
-    inputs = {id(batch): normalize(batch.features, dim=1) for batch in case.batches}
-    write = ops.update_memory_by_hardest_ if layer is LoopedHardMemory else ops.update_memory_
-    memory = case.own(case.memory)
-
-    def run(batch: Batch) -> Tensor:
-        write(memory, batch.index, inputs[id(batch)], momentum=MOMENTUM)
-        return memory
-
-    return run
-
-
-def update_loop(case: Centres, layer: Any) -> Any:
-    inputs = {id(batch): normalize(batch.features, dim=1) for batch in case.batches}
-    memory = case.own(case.memory)
-
-    def run(batch: Batch) -> Tensor:
-        layer.move(inputs[id(batch)], batch.index, memory, MOMENTUM)
-        return memory
-
-    return run
-
-
 def step(name: str, title: str, layer: Any) -> Operation:
-    measured = Operation(name, title, partial(gate, layer=layer), make_case=Centres, shapes=cluster_shapes)
-    measured.contender("snnet", partial(ours, use_hard=layer is LoopedHardMemory))
-    measured.contender("loop", partial(loop, layer=layer))
+    def loop_on(centres: Tensor) -> Any:
+        loss_of = partial(looped_loss, layer, centres)
+        return lambda batch: stepped(loss_of, centres, batch.features.to(centres.dtype), batch.index)
+
+    def gate(case: Centres, batch: Batch, answer: Any) -> None:
+        """Against the loop in float64."""
+        same(answer, loop_on(case.memory.double())(batch))
+
+    def ours(case: Centres) -> Any:
+        n, d = case.memory.shape
+        module = ClusterMemory(d, n, TEMPERATURE, MOMENTUM, layer is LoopedHardMemory)
+        module.features = case.own(case.memory)
+        return lambda batch: stepped(module, module.features, batch.features, batch.index)
+
+    measured = Operation(name, title, gate, make_case=Centres, shapes=cluster_shapes)
+    measured.contender("snnet", ours)
+    measured.contender("loop", lambda case: loop_on(case.own(case.memory)))
     measured.yardstick("two-products", two_products)
     return measured
 
 
 def update_alone(name: str, title: str, layer: Any) -> Operation:
-    measured = Operation(
-        name, title, partial(updated_gate, layer=layer), make_case=Centres, shapes=cluster_shapes
+    def gate(case: Centres, batch: Batch, centres: Tensor) -> None:
+        """Against the loop in float64."""
+        expected = case.memory.double()
+        layer.move(normalize(batch.features.double(), dim=1), batch.index, expected, MOMENTUM)
+        same({"centres": centres}, {"centres": expected})
+
+    def written_by(write: Any) -> Any:
+        def make(case: Centres) -> Any:
+            memory = case.own(case.memory)
+
+            def run(batch: Batch) -> Tensor:
+                write(memory, batch.index, case.rows[id(batch)])
+                return memory
+
+            return run
+
+        return make
+
+    ours = ops.update_memory_by_hardest_ if layer is LoopedHardMemory else ops.update_memory_
+    measured = Operation(name, title, gate, make_case=Centres, shapes=cluster_shapes)
+    measured.contender("snnet", written_by(partial(ours, momentum=MOMENTUM)))
+    measured.contender(
+        "loop", written_by(lambda memory, index, rows: layer.move(rows, index, memory, MOMENTUM))
     )
-    measured.contender("snnet", partial(update, layer=layer))
-    measured.contender("loop", partial(update_loop, layer=layer))
     return measured
 
 

@@ -1,7 +1,8 @@
-"""Whole iterations without the backbone: product, labels, label memory, loss, gradient, memory and lists update.
+"""Iterations without the backbone: their label work with s at hand, a whole one, and twenty of them.
 
-Of one iteration loss, gradient and all that is written are compared. The yardstick on a CPU is the bare product of
-features and memory, in the fastest way to write it.
+The label work is all but the product s and the loss: the three label sets, and the update of P, memory and lists. A
+whole iteration has the product and the loss, too: loss, gradient and all that is written are compared. The yardstick on
+a CPU is the bare product of features and memory, in the fastest way to write it.
 
 Twenty iterations run one after the other: each reads what the last one left. Labels of 200 rows are checked at the
 end. They are measured at the growth shapes: a million images, with ``--size million``, takes half an hour on two cores
@@ -17,18 +18,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import snnet_kernels as sk
 from snnet_kernels import reference
 
 from ..case import MIN_RANK, THRESHOLD, WEIGHTS, Batch, Case
-from ..equality import close, same_predictions, same_update
-from ..forms import FORMS, Form
+from ..equality import (
+    as_bool,
+    close,
+    close_losses,
+    same,
+    same_labels,
+    same_neighbors,
+    same_predictions,
+    same_update,
+)
+from ..forms import FORMS, Form, add_forms
 from ..hardware import Work, product
 from ..operation import GPU, Operation
-from ..ours import Head
+from ..ours import Head, Ours
 from ..pytorch import DELTA, RATIO, fastest
 from ..shapes import Shape, shapes
-from .label_step import least_work as least_work_of_labels
-from .label_step import same_written_labels
 from .similarity import WAYS, similarity
 
 TF32_LOSS = 1e-2  # of a loss with products in tf32, relative
@@ -36,6 +45,52 @@ STEPS, CHECKED = 20, 200
 Answer = tuple[
     Tensor, Tensor, Form
 ]  # loss, gradient, and what has written memory, what is kept beside it, and P
+
+
+def same_step(case: Case, batch: Batch, answer: tuple[Any, Any, Form]) -> None:
+    labels, neighbors, form = answer
+    same_update(case, batch, form.memory, form.kept)
+    main, symmetric, of_neighbor = (as_bool(each, case.shape.n) for each in labels)
+    same_labels(case, batch, main)
+    same_neighbors(case, batch, neighbors, 1)
+    same("symmetric labels", symmetric, case.label_columns(batch.index))
+    same("neighbour labels", of_neighbor, case.label_rows(neighbors[0].reshape(-1)))
+    same("main labels", main, same_written_labels(case, batch, form.stored))
+
+
+def same_written_labels(case: Case, batch: Batch, stored: Any) -> Tensor:
+    """``stored`` is P with the main labels of ``batch`` written: its rows of the batch, bool [B, n]."""
+    parts = stored.rows(batch.index), stored.columns(batch.index)
+    rows, columns = (as_bool(part, case.shape.n) for part in parts)
+    same_labels(case, batch, rows)
+    expected = case.label_columns(batch.index)
+    expected[:, batch.index] = rows[:, batch.index].t()
+    same("columns of P", columns, expected)
+    return rows
+
+
+def least_work_of_labels(case: Case) -> Work:
+    """What labels read of the lists; s read once, the batch's rows of lists and their mirrors written; rows of M; bits
+    of P."""
+    shape = case.shape
+    entries = float(case.lists.counts[case.batches[0].index].sum())
+    moved = case.listed_bytes + 24 * entries + 12.0 * shape.batch * shape.d
+    return Work(moved + 4.0 * shape.batch * shape.n + 5.0 * shape.batch * sk.label_bytes(shape.n))
+
+
+label_step = Operation(
+    "label-step",
+    "The three label sets, and the update of P, memory and lists",
+    same_step,
+    lambda form, batch: (*form.step(batch), form),
+    inputs=("similarity",),
+    needs=("stored", "product"),
+    work=least_work_of_labels,
+    grows=("snnet", "snnet-streaming", *FORMS),
+)
+label_step.ours(Ours)
+label_step.contender("snnet-streaming", partial(Ours, lists=False))
+add_forms(label_step, *FORMS)
 
 
 def expected_loss(case: Case, batch: Batch, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,10 +109,7 @@ def same_iteration(case: Case, batch: Batch, answer: Answer) -> None:
     same_update(case, batch, form.memory, form.kept)
     # The main labels are the reference's, or where rounding decides such as it may be, too.
     main = reference.pack_labels(same_written_labels(case, batch, form.stored))
-    for name, got, expected in zip(
-        ("loss", "gradient"), answered, expected_loss(case, batch, main), strict=True
-    ):
-        close(name, got, expected, absolute=0, relative=1e-5)
+    close_losses(answered, expected_loss(case, batch, main))
 
 
 def similar_loss(case: Case, batch: Batch, answer: Answer) -> None:
@@ -76,8 +128,9 @@ class FastestProduct:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        ways = [way for name, way in WAYS.items() if name in similarity.names(case.device.type)]
-        self.iteration = fastest([way(case) for way in ways], case.device, case.batches[0])
+        ways = [name for name in similarity.names(case.device.type) if name in WAYS]
+        made = [similarity.contenders[name].make(case) for name in ways]
+        self.iteration = fastest(made, case.device, case.batches[0])
 
 
 iteration = Operation(
@@ -90,16 +143,12 @@ iteration = Operation(
 )
 iteration.ours(Head)
 iteration.contender("snnet-streaming", partial(Head, lists=False))
-for _precision, _gate in {"ieee": same_iteration, "tf32x3": same_iteration, "tf32": similar_loss}.items():
-    iteration.contender(
-        "snnet-graph" if _precision == "ieee" else f"snnet-graph-{_precision}",
-        partial(Head, captured=_precision),
-        gate=_gate,
-        devices=GPU,
-        precision=_precision,
-    )
-for _name in ("pytorch-cache", "compile-cache", "compile-static", "pytorch", "loop"):
-    iteration.contender(_name, **FORMS[_name])
+_graphs = {"snnet-graph": "ieee", "snnet-graph-tf32x3": "tf32x3", "snnet-graph-tf32": "tf32"}
+for _name, _precision in _graphs.items():
+    _gate = similar_loss if _precision == "tf32" else same_iteration
+    _make = partial(Head, captured=_precision)
+    iteration.contender(_name, _make, gate=_gate, devices=GPU, precision=_precision)
+add_forms(iteration, "pytorch-cache", "compile-cache", "compile-static", "pytorch", "loop")
 iteration.yardstick("bare-product", lambda case: FastestProduct(case).iteration, lingers=True)
 
 
@@ -116,7 +165,7 @@ def least_work_of_all(case: Case) -> Work:
     return Work(STEPS * least_work(case).bytes, STEPS * least_work(case).operations)
 
 
-def million_shapes(device: str, sizes: Collection[str]) -> list[Shape]:
+def million_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
     """Beside the growth shapes a million images on a GPU."""
     return [shape for shape in shapes(device, sizes) if shape.size == "million"]
 
@@ -138,4 +187,4 @@ twenty = Operation(
 )
 twenty.contender("snnet", Head)
 twenty.contender("bare-product", FastestProduct, gate=None)
-OPERATIONS = (iteration, twenty)
+OPERATIONS = (label_step, iteration, twenty)

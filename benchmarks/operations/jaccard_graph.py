@@ -33,7 +33,7 @@ MOVED = 0.01  # of the near pairs, at most: those of an image two of whose neigh
 Way = Callable[[Tensor], Any]  # features to distances, or to labels
 
 
-def jaccard_shapes(device: str, sizes: Collection[str]) -> list[Shape]:
+def jaccard_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
     """Only where a size is asked for; one d."""
     asked = [size for size in sizes if size != "million"] if device == "cpu" else []
     return [Shape(size, SIZES[size], 512, SIZES[size]) for size in asked]
@@ -53,22 +53,13 @@ class TrainingSet(Inputs):
         pids[rng.permutation(shape.n)[: shape.n // 6]] = 0
         features = torch.from_numpy(around(rng, centers, pids, 1.3))
         self.batches = [Batch(self, torch.arange(shape.n), features)] * 2
-        whole, strays = (
-            np.flatnonzero(np.isin(pids, range(1, PART // IMAGES_OF_ONE))),
-            np.flatnonzero(pids == 0),
-        )
-        self.part = features[
-            np.concatenate([whole, strays[: PART // 6]])
-        ]  # for the gates: identities with all images
+        whole = np.flatnonzero(np.isin(pids, range(1, PART // IMAGES_OF_ONE)))
+        strays = np.flatnonzero(pids == 0)[: PART // 6]
+        self.part = features[np.concatenate([whole, strays])]  # for the gates: identities with all images
 
 
 def dense_jaccard(
-    nearest: np.ndarray,
-    k2: int,
-    distance: Callable[[int, np.ndarray], np.ndarray],
-    *,
-    half: int,
-    rows: int | None = None,
+    nearest: np.ndarray, k2: int, half: int, distance: Callable[[int, np.ndarray], np.ndarray], rows: int
 ) -> np.ndarray:
     """Distances float32 [rows, n] as clustering trainers compute them: dense matrices, loops over images in Python.
 
@@ -90,13 +81,10 @@ def dense_jaccard(
         members = np.unique(np.concatenate([own, *joined]))
         weights = np.exp(-distance(image, members))
         code[image, members] = weights / weights.sum()
-    averaged = np.empty_like(code)
-    for image in range(n):
-        averaged[image] = code[nearest[image, :k2]].mean(axis=0)
-    code = averaged
+    code = np.stack([code[nearest[image, :k2]].mean(axis=0) for image in range(n)])
     having = [np.flatnonzero(code[:, column]) for column in range(n)]
-    distances = np.empty((rows or n, n), np.float32)
-    for image in range(len(distances)):
+    distances = np.empty((rows, n), np.float32)
+    for image in range(rows):
         overlap = np.zeros(n, np.float32)
         for column in np.flatnonzero(code[image]):
             others = having[column]
@@ -111,7 +99,7 @@ def dense_of(features: Tensor, nearest: np.ndarray) -> np.ndarray:
     def distance(image: int, others: np.ndarray) -> np.ndarray:
         return (2 - 2 * (features[image] @ features[others].t())).numpy()
 
-    return dense_jaccard(nearest, K2, distance, half=round(K1 / 2) + 1)
+    return dense_jaccard(nearest, K2, round(K1 / 2) + 1, distance, len(nearest))
 
 
 def dense_by_faiss(features: Tensor) -> np.ndarray:
@@ -155,11 +143,11 @@ def dbscan(distances: Any) -> np.ndarray:
     return DBSCAN(eps=EPS, min_samples=MIN_SAMPLES, metric="precomputed").fit_predict(distances)
 
 
-Answer = tuple[Way, dict[str, Any]]  # what was called, and what of the call the clock does not tell
+Answer = tuple[Way, dict[str, Any]]
 
 
 def measured(form: Way, batch: Batch) -> Answer:
-    """The seconds of all processors that the call took, and its peak memory."""
+    """What was called, the seconds of all processors that the call took, and its peak memory."""
     before = os.times()
     peak = peak_in_place(lambda: form(batch.features))
     after = os.times()
@@ -194,38 +182,46 @@ def labels_gate(case: TrainingSet, batch: Batch, answer: Answer) -> dict[str, An
     return measures
 
 
-def operation(name: str, title: str, gate: Any, **options: Any) -> Operation:
-    settings = {"shapes": jaccard_shapes, "make_case": TrainingSet, "uses_features": False}
-    return Operation(name, title, gate, measured, **settings | options)
+ONCE = {"devices": ("cpu",), "once": True}  # a call takes too long for a second
 
 
-jaccard = operation("jaccard", "Jaccard distances of a training set, up to 0.6", distances_gate)
-clustering = operation("jaccard-dbscan", "Jaccard distances and DBSCAN on them", labels_gate)
-after_search = operation(
+def warm(form: Way, case: TrainingSet) -> Way:
+    """Packages are imported before the clock runs."""
+    form(case.batches[0].features[:WARM_UP])
+    return form
+
+
+def operation(name: str, title: str, gate: Any, graph: Way, dense: Way) -> Operation:
+    """``graph`` beside ``dense``, functions of the features."""
+
+    def with_room(case: TrainingSet) -> Way:
+        case.check_room("dense matrices", DENSE_MATRICES * 4 * case.shape.n**2)
+        return warm(dense, case)
+
+    made = Operation(name, title, gate, measured, make_case=TrainingSet, shapes=jaccard_shapes)
+    made.contender("snnet", lambda case: warm(graph, case), **ONCE)
+    made.contender("dense", with_room, **ONCE)
+    return made
+
+
+jaccard = operation(
+    "jaccard", "Jaccard distances of a training set, up to 0.6", distances_gate, graph, dense_by_faiss
+)
+clustering = operation(
+    "jaccard-dbscan",
+    "Jaccard distances and DBSCAN on them",
+    labels_gate,
+    lambda features: dbscan(graph(features)),
+    lambda features: dbscan(dense_by_faiss(features)),
+)
+after_search = Operation(
     "jaccard-after-search",
     "Jaccard distances once neighbours are found",
     distances_gate,
-    shapes=lambda device, sizes: [],
+    measured,
+    make_case=TrainingSet,
+    shapes=lambda *asked: [],
     grows=("snnet",),
 )
+after_search.contender("snnet", lambda case: warm(graph_after_search(case), case), **ONCE)
 OPERATIONS = (jaccard, clustering, after_search)
-
-
-def add(to: Operation, name: str, form: Way | None = None, dense: bool = False) -> None:
-    """``form`` of the features, by default the graph after the search; its call takes too long for a second."""
-
-    def make(case: TrainingSet) -> Way:
-        if dense:
-            case.check_room("dense matrices", DENSE_MATRICES * 4 * case.shape.n**2)
-        made = form or graph_after_search(case)
-        made(case.batches[0].features[:WARM_UP])  # packages are imported before the clock runs
-        return made
-
-    to.contender(name, make, devices=("cpu",), once=True)
-
-
-add(jaccard, "snnet", graph)
-add(jaccard, "dense", dense_by_faiss, dense=True)
-add(clustering, "snnet", lambda features: dbscan(graph(features)))
-add(clustering, "dense", lambda features: dbscan(dense_by_faiss(features)), dense=True)
-add(after_search, "snnet")

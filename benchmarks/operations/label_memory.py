@@ -5,7 +5,6 @@ Kept memory: ours keeps two bit matrices, scipy two sparse ones, the dense forms
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
@@ -19,11 +18,10 @@ import snnet_kernels as sk
 
 from ..case import Batch, Case
 from ..equality import as_bool, same
-from ..forms import DenseLabels, MirroredLabels, bytes_of
+from ..forms import DenseLabels, MirroredLabels
 from ..hardware import Work
 from ..operation import Operation
-
-DENSE = {"bool": torch.bool, "uint8": torch.uint8, "float32": torch.float32}
+from ..shapes import one_dim
 
 
 class Sparse:
@@ -68,32 +66,22 @@ def entries_of(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
     return [np.nonzero(labels.numpy()) for labels in batch.dense_labels]
 
 
-class Keeper:
-    """P as ``make`` keeps it, for reading."""
-
-    def __init__(self, case: Case, make: Callable[[Case], Any]) -> None:
-        self.stored = make(case)
-
-    @property
-    def held_bytes(self) -> int:
-        return bytes_of(self.stored)
-
-
-class Writer(Keeper):
+class Writer:
     """Writes the symmetric and the main labels of a batch in turn, which differ: P holds the main ones at first.
 
-    ``ready(batch)`` are its three label sets as P takes them.
+    ``make(case)`` keeps P, ``ready(batch)`` are the three label sets as it takes them.
     """
 
     def __init__(self, case: Case, make: Callable[[Case], Any], ready: Callable[[Batch], Any]) -> None:
-        super().__init__(case, make)
+        self.stored = make(case)
+        self.buffers = self.stored.buffers
         self.labels = {id(batch): ready(batch) for batch in case.batches}
-        self.calls: Counter[int] = Counter()
-        case.on_reset(self.calls.clear)
+        self.calls = 0
+        case.on_reset(lambda: setattr(self, "calls", 0))
 
     def __call__(self, batch: Batch) -> Any:
-        self.calls[id(batch)] += 1
-        self.stored.write_(batch.index, self.labels[id(batch)][self.calls[id(batch)] % 2])
+        self.calls += 1
+        self.stored.write_(batch.index, self.labels[id(batch)][self.calls % 2])
         return self.stored
 
 
@@ -113,39 +101,39 @@ def same_writes(case: Case, batch: Batch, stored: Any) -> None:
     same("columns", as_bool(stored.columns(batch.index), case.shape.n), expected)
 
 
-def operation(name: str, what: str, times: int, gate: Any, call: Any = None, **options: Any) -> Operation:
+def operation(name: str, title: str, times: int, gate: Any, **options: Any) -> Operation:
     """The least work: ``times`` the rows of bits of a batch."""
 
     def work(case: Case) -> Work:
         return Work(times * case.shape.batch * sk.label_bytes(case.shape.n))
 
-    title = f"Label memory: {what}"
-    return Operation(name, title, gate, call, uses_features=False, work=work, **options)
+    return Operation(name, f"Label memory: {title}", gate, shapes=one_dim, work=work, **options)
 
 
-columns = operation(
-    "label-columns",
-    "reading columns",
-    2,
-    same_columns,
-    lambda keeper, batch: keeper.stored.columns(batch.index),
-)
-rows = operation(
-    "label-rows", "reading rows", 2, same_rows, lambda keeper, batch: keeper.stored.rows(batch.index)
-)
+def read_columns(stored: Any, batch: Batch) -> Any:
+    return stored.columns(batch.index)
+
+
+def read_rows(stored: Any, batch: Batch) -> Any:
+    return stored.rows(batch.index)
+
+
+columns = operation("label-columns", "reading columns", 2, same_columns, call=read_columns)
+rows = operation("label-rows", "reading rows", 2, same_rows, call=read_rows)
 write = operation("label-write", "writing rows", 3, same_writes, inputs=("labels", "dense_labels"))
 OPERATIONS = (columns, rows, write)
 
 
 def keep_as(name: str, make: Callable[[Case], Any], ready: Callable[[Batch], Any], **options: Any) -> None:
     """P in this form is a contender of all three."""
-    for reading in (columns, rows):
-        reading.contender(name, partial(Keeper, make=make), **options)
+    columns.contender(name, make, **options)
+    rows.contender(name, make, **options)
     write.contender(name, partial(Writer, make=make, ready=ready), **options)
 
 
 keep_as("snnet", Case.own_label_memory, attrgetter("labels"))
-for _name, _dtype in DENSE.items():
+for _dtype in (torch.bool, torch.uint8, torch.float32):
+    _name = str(_dtype).removeprefix("torch.")
     keep_as(_name, partial(DenseLabels, dtype=_dtype), attrgetter("dense_labels"))
 keep_as("bool-mirrored", MirroredLabels, attrgetter("dense_labels"))
 keep_as("scipy", Sparse, entries_of, devices=("cpu",))

@@ -16,11 +16,11 @@ import snnet_kernels as sk
 from snnet_kernels import reference
 
 from ..case import WEIGHTS, Batch, Case
-from ..equality import close
+from ..equality import close_losses
 from ..forms import LOOP_SAMPLES
 from ..hardware import Work, product
 from ..operation import Operation
-from ..pytorch import DELTA, RATIO, compiled, dense_mmcl, fastest_product, static
+from ..pytorch import DELTA, PRODUCTS, RATIO, compiled, dense_mmcl, fastest_product, static
 
 
 def dense_l2(similarity: Tensor, labels: Sequence[Tensor]) -> Tensor:
@@ -49,11 +49,9 @@ class ReferenceLoss(torch.autograd.Function):
     """The vectorised reference: one selection for all three label sets, the gradient with the value, from bits."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, *rest: Any) -> Tensor:
-        """``rest``: the memory, s, labels, and the kind."""
-        *inputs, kind = rest
+    def forward(ctx: Any, features: Tensor, memory: Tensor, s: Tensor, labels: Any, kind: str) -> Tensor:
         loss, ctx.gradient = reference.fused_mutual_label_loss_with_grad(
-            features, *inputs, list(WEIGHTS), kind, DELTA, RATIO
+            features, memory, s, labels, list(WEIGHTS), kind, DELTA, RATIO
         )
         return loss
 
@@ -90,8 +88,7 @@ def same_loss(
     expected = reference.fused_mutual_label_loss_with_grad(
         batch.features, case.memory, None, batch.labels, list(WEIGHTS), kind, DELTA, RATIO
     )
-    for name, got, wanted in zip(("loss", "gradient"), answer, expected, strict=True):
-        close(name, got, wanted, absolute=0, relative=relative)
+    close_losses(answer, expected, relative)
 
 
 def least_work(case: Case, *, kind: str, at_hand: bool) -> Work:
@@ -137,11 +134,11 @@ def operation(kind: str, at_hand: bool) -> Operation:
     if not at_hand:
         measured.rounded(ours, tf32x3=partial(gate, relative=1e-4), tf32=partial(gate, relative=2e-2))
 
-    def similarity_of(case: Case) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """Of the features, and of s where it is at hand."""
+    def similarity_of(case: Case, product: Any = None) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """Of the features, and of s where it is at hand, else by the fastest product or the given one."""
         if at_hand:
             return lambda f, s: GivenSimilarity.apply(f, case.memory, s)
-        product = fastest_product(case.batches[0].features, case.memory)
+        product = product or fastest_product(case.batches[0].features, case.memory)
         return lambda f, s: product(f, case.memory)
 
     @measured.contender("pytorch")
@@ -167,13 +164,9 @@ def operation(kind: str, at_hand: bool) -> Operation:
 
     @measured.contender("loop", samples=LOOP_SAMPLES, once=True)
     def loop(case: Case) -> Any:
-        def similarity(f: Tensor, batch: Batch) -> Tensor:
-            if at_hand:
-                return GivenSimilarity.apply(f, case.memory, batch.similarity)
-            return f @ case.memory.t()
-
+        similarity = similarity_of(case, PRODUCTS["pytorch"])
         return lambda f, batch: reference.loop.mutual_label_loss(
-            similarity(f, batch), batch.labels, WEIGHTS, kind=kind
+            similarity(f, given(batch)), batch.labels, WEIGHTS, kind=kind
         )
 
     measured.yardstick("two-products", two_products)

@@ -6,7 +6,7 @@ from functools import partial
 
 from ..case import Batch, Case
 from ..equality import same_update
-from ..forms import FORMS, LOOP_SAMPLES, CompiledForm, Form, FreshRows, LoopForm
+from ..forms import LOOP_SAMPLES, CompiledForm, Form, FreshRows, LoopForm, add_forms
 from ..hardware import Work
 from ..operation import Operation
 from ..ours import Ours
@@ -48,7 +48,6 @@ with_lists = Operation(
     work=with_entries,
 )
 with_lists.ours(Ours)
-for _name in ("pytorch-cache", "compile-cache", "compile-static"):
-    with_lists.contender(_name, **FORMS[_name])
+add_forms(with_lists, "pytorch-cache", "compile-cache", "compile-static")
 with_lists.contender("pytorch-fresh-rows", partial(FreshRows, matrix=True))
 OPERATIONS = (alone, with_lists)

@@ -16,38 +16,32 @@ from snnet_kernels.compat import MMCL, MPLP, Memory
 from snnet_kernels.compat.mmcl import EPOCHS
 
 from ..case import MIN_RANK, MOMENTUM, THRESHOLD, Batch, Case
-from ..equality import close, same_labels
+from ..equality import close_losses, same_labels, same_update
 from ..forms import LOOP_SAMPLES
 from ..operation import Operation
 from ..pytorch import DELTA, RATIO
 from .cluster_memory import LoopedMemory
 
 EPOCH = 2 * EPOCHS * MOMENTUM  # in which their schedule has this momentum
-Answer = tuple[
-    Tensor, Tensor, Tensor, Tensor
-]  # labels [B, n], loss, gradient, the batch's rows of the memory after it
+Answer = tuple[Tensor, Tensor, Tensor, Tensor]  # labels [B, n], loss, gradient, the memory afterwards
 
 
 def gate(case: Case, batch: Batch, answer: Answer) -> None:
-    labels, loss, gradient, rows = answer
+    labels, *losses, memory = answer
     same_labels(case, batch, labels)
     packed = [reference.pack_labels(labels > 0)]
     value, slope = reference.mutual_label_loss_with_grad(
         batch.similarity, packed, [1.0], "mmcl", DELTA, RATIO
     )
-    close("loss", loss, value, absolute=0, relative=1e-5)
-    expected = reference.memory_similarity_backward(slope, case.memory)
-    close("gradient", gradient, expected, absolute=0, relative=1e-5)
-    updated = case.memory.clone()
-    reference.update_memory_(updated, batch.index, batch.features, case.momentum)
-    close("memory", rows, updated[batch.index])
+    close_losses(losses, (value, reference.memory_similarity_backward(slope, case.memory)))
+    same_update(case, batch, memory)
 
 
 def step(trainer: Any, batch: Batch) -> Answer:
     features = batch.features.clone().requires_grad_()
     labels, loss = trainer.step(features, batch.index)
     loss.backward()
-    return labels, loss.detach(), features.grad, trainer.memory[batch.index]
+    return labels, loss.detach(), features.grad, trainer.memory
 
 
 mmcl_trainer = Operation("mmcl-trainer", "A step of a trainer on the MMCL authors' classes", gate, step)

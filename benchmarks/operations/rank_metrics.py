@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ import torch
 from snnet.retrieval import rank_metrics as evaluation
 from snnet.retrieval.rank_metrics import RankMetrics, rank_metrics
 
-from ..case import Inputs, Unavailable, around
+from ..case import Inputs, Unavailable, around, cluster_centers
 from ..equality import require
 from ..operation import Operation
 from ..shapes import Shape
@@ -33,7 +34,7 @@ class Split(NamedTuple):
 SPLITS = {"market-gallery": Split(3368, 19732, 750, 3819, 2798), "tiny-gallery": Split(60, 400, 20, 60, 40)}
 
 
-def gallery_shapes(device: str, sizes: Collection[str]) -> list[Shape]:
+def gallery_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
     name = "tiny-gallery" if list(sizes) == ["tiny"] else "market-gallery"
     return [Shape(name, SPLITS[name].gallery, 0, SPLITS[name].queries)] if device == "cpu" else []
 
@@ -60,9 +61,7 @@ class Gallery(Inputs):
     def __init__(self, shape: Shape, device: torch.device) -> None:
         super().__init__(shape, device)
         rng, split = np.random.default_rng(0), SPLITS[shape.size]
-        centers = rng.standard_normal((split.identities + 1, DIM), dtype=np.float32)
-        centers[0] = 0  # of junk and distractors
-
+        centers = cluster_centers(rng, split.identities, DIM)  # 0 is that of junk and distractors
         query_pids = rng.integers(1, len(centers), split.queries)
         others = np.repeat([-1, 0], [split.junk, split.distractors])
         known = rng.integers(1, len(centers), split.gallery - len(others))
@@ -108,12 +107,10 @@ def gate(case: Gallery, batch: Queries, form: Any) -> None:
     for definition in ("step", "trapezoid"):
         got, expected = form(part, definition), argsort_metrics(part, definition)
         values, wanted = (np.array([*each.cmc, each.mAP, each.mINP]) for each in (got, expected))
-        counts = (got.num_queries, got.num_without_match)
+        counts, known = ((each.num_queries, each.num_without_match) for each in (got, expected))
         apart = np.abs(values - wanted).max()
         require(apart <= 1e-12, f"{definition}: metrics off by {apart:.3g}")
-        require(
-            counts == (expected.num_queries, expected.num_without_match), f"{definition}: {counts} queries"
-        )
+        require(counts == known, f"{definition}: {counts} queries, not {known}")
         require(0.2 < got.mAP < 0.95, f"mAP {got.mAP:.2f}: these inputs are too easy or too hard")
 
 
@@ -128,31 +125,19 @@ def form(batch: Queries, definition: str = "step") -> RankMetrics:
 
 
 def numpy_form(batch: Queries, definition: str = "step") -> RankMetrics:
-    native, evaluation._native = evaluation._native, None
-    try:
+    with mock.patch.object(evaluation, "_native", None):
         return form(batch, definition)
-    finally:
-        evaluation._native = native
 
 
-ranks = Operation(
-    "rank-metrics",
-    "CMC, mAP and mINP",
-    gate,
-    called,
-    uses_features=False,
-    make_case=Gallery,
-    shapes=gallery_shapes,
-)
-OPERATIONS = (ranks,)
-
-
-@ranks.contender("snnet")
 def compiled(case: Gallery) -> Any:
     if evaluation._native is None:
         raise Unavailable("snnet._rank_metrics is not built")
     return form
 
 
+title = "CMC, mAP and mINP"
+ranks = Operation("rank-metrics", title, gate, called, make_case=Gallery, shapes=gallery_shapes)
+OPERATIONS = (ranks,)
+ranks.contender("snnet", compiled)
 ranks.contender("numpy", lambda case: numpy_form)
 ranks.contender("argsort", lambda case: argsort_metrics, samples=PART)

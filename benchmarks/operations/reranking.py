@@ -26,7 +26,7 @@ DENSE_MATRICES = 5  # of float32 [N, N] at the peak: distances, their order as i
 PART = 2000  # images on which a form is tried before its time counts
 
 
-def rerank_shapes(device: str, sizes: Collection[str]) -> list[Shape]:
+def rerank_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
     """Only where a size is asked for; without the gallery's junk, which is nobody's neighbour."""
     if device != "cpu" or not sizes:
         return []
@@ -62,7 +62,7 @@ def dense_rerank(features: Features, k1: int = 20, k2: int = 6, weight: float = 
     distance /= distance.max(axis=1, keepdims=True)
     order = np.argsort(distance, axis=1).astype(np.int32)  # the image itself comes first
     jaccard = dense_jaccard(
-        order[:, : k1 + 1], k2, lambda image, others: distance[image, others], half=k1 // 2 + 1, rows=queries
+        order[:, : k1 + 1], k2, k1 // 2 + 1, lambda image, others: distance[image, others], queries
     )
     return ((1 - weight) * jaccard + weight * distance[:queries])[:, queries:]
 
@@ -78,24 +78,17 @@ def gate(case: Images, batch: Features, form: Any) -> None:
     require(moved <= 1e-3, f"distances: {100 * moved:.3g} % of them differ by more than 1e-5")
 
 
-reranked = Operation(
-    "rerank",
-    "k-reciprocal re-ranking",
-    gate,
-    called,
-    uses_features=False,
-    make_case=Images,
-    shapes=rerank_shapes,
-)
-OPERATIONS = (reranked,)
-
-
-@reranked.contender("snnet")
 def compiled(case: Images) -> Any:
     return lambda batch: rerank(*map(torch.from_numpy, batch))
 
 
-@reranked.contender("dense", once=True)
 def by_dense_matrices(case: Images) -> Any:
     case.check_room("the dense form", DENSE_MATRICES * 4 * (case.shape.n + case.shape.batch) ** 2)
     return dense_rerank
+
+
+title = "k-reciprocal re-ranking"
+reranked = Operation("rerank", title, gate, called, make_case=Images, shapes=rerank_shapes)
+reranked.contender("snnet", compiled)
+reranked.contender("dense", by_dense_matrices, once=True)
+OPERATIONS = (reranked,)

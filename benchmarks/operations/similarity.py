@@ -56,10 +56,10 @@ def written_as(product: Callable[[Tensor, Tensor], Tensor]) -> Any:
     return lambda case: lambda batch: product(batch.features, case.memory)
 
 
-WAYS = {name: written_as(product) for name, product in PRODUCTS.items()} | {"pytorch-out": into_a_buffer}
-for _name, _way in WAYS.items():
-    similarity.contender(_name, _way)
-WAYS["numpy"] = by_numpy
+WAYS = (*PRODUCTS, "pytorch-out", "numpy")  # contenders that write the product as it is
+for _name, _product in PRODUCTS.items():
+    similarity.contender(_name, written_as(_product))
+similarity.contender("pytorch-out", into_a_buffer)
 similarity.contender("numpy", by_numpy, devices=("cpu",), lingers=True)
 
 

@@ -27,7 +27,7 @@ from .iteration import same_iteration
 MIXED_IN = 0.05
 
 
-def training_shapes(device: str, sizes: Collection[str]) -> list[Shape]:
+def training_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
     if list(sizes) == ["tiny"]:
         return [Shape("training", SIZES["tiny"], 512, 8)]
     return [Shape("training", SIZES["market"], *((2048, 128) if device == "cuda" else (512, 64)))]

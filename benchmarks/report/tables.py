@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..floors import BOUNDS, Verdict, read_floors, verdicts
-from ..results import Result, Run
+from ..results import Run
 from ..shapes import SIZES, is_growth
-from . import words
 from .growth import curves
+from .words import in_words
 
 DIMS = ("d2048", "d512")  # the columns of the short table
 INSTRUCTIONS = Path(__file__).parent.parent / "instructions.json"
@@ -46,10 +45,6 @@ def hundredths(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def libraries(machine: dict[str, Any]) -> str:
-    return "; ".join(f"`{name}`: {detail}" for name, detail in machine["libraries"].items())
-
-
 def rates(run: Run) -> str:
     return ", ".join(
         f"copy {rate / 1e9:,.0f} GB/s" if name == "copy" else f"{name} products {rate / 1e12:.2f} TFLOP/s"
@@ -59,31 +54,22 @@ def rates(run: Run) -> str:
 
 def stated(run: Run) -> str:
     """Every stated ratio with its floor and what this run measured."""
-    floors = [floor for floor in read_floors() if floor.device == run.machine["device"]]
-    rows = [
-        (
-            floor.work,
-            v.shape + _against(v),
-            f"{floor.sign} {v.limit:g}",
-            "not measured" if v.measured is None else f"{'' if v.holds else '✗ '}{shown(v)}",
-        )
-        for floor in floors
-        for v in verdicts(floor, run)
-    ]
+    rows = []
+    for floor in read_floors(run.machine["device"]):
+        for verdict in verdicts(floor, run):
+            at, mark = verdict.shape, "" if verdict.holds else "✗ "
+            if verdict.baseline:
+                left_out = "".join(f", {in_words(name)} not measured" for name in verdict.left_out)
+                at += f", against {in_words(verdict.baseline)}{left_out}"
+            figure = "not measured" if verdict.measured is None else mark + shown(verdict)
+            rows.append((floor.work, at, f"{floor.sign} {verdict.limit:g}", figure))
     return table(("work", "at", "floor", "measured"), rows)
-
-
-def _against(verdict: Verdict) -> str:
-    if not verdict.baseline:
-        return ""
-    others = "".join(f", {words.contender(name)} not measured" for name in verdict.left_out)
-    return f", against {words.contender(verdict.baseline)}{others}"
 
 
 def predicted() -> str:
     """The floors of a GPU beside what was counted for them, measured or not."""
     rows = []
-    for floor in read_floors():
+    for floor in read_floors("cuda"):
         for shape, value in floor.predicted.items():
             amount = f"{value:g} MB" if floor.bound == "megabytes" else microseconds(value / 1e6)
             rows.append((floor.work, shape, f"{floor.sign} {floor.limits[shape]:g}", amount, floor.counted))
@@ -93,9 +79,9 @@ def predicted() -> str:
 def head(run: Run) -> str:
     """The stated ratios in short, for the README: a table over d, and a sentence for each of the others."""
     rows, sentences = [], []
-    for floor in read_floors():
+    for floor in read_floors(run.machine["device"]):
         found = {verdict.shape: shown(verdict, " ×") for verdict in verdicts(floor, run) if verdict.measured}
-        if not found or floor.device != run.machine["device"]:
+        if not found:
             continue
         if floor.bound == "at_least" and all("market-d" in shape for shape in floor.limits):
             by_dims = [next((v for shape, v in found.items() if f"-{d}-b" in shape), "") for d in DIMS]
@@ -117,10 +103,8 @@ def _short(shape: str) -> str:
 
 
 def operation(run: Run, name: str) -> str:
-    """All contenders of an operation: time over ours, on a GPU the time too; the hardware floor in its row.
-
-    Empty where only growth was measured.
-    """
+    """All contenders of an operation: time over ours, cold and (warm), on a GPU the time too; the hardware floor in its
+    row. Empty where only growth was measured."""
     found = {
         (result.contender, result.shape): result
         for result in run.results
@@ -128,36 +112,30 @@ def operation(run: Run, name: str) -> str:
     }
     if not found:
         return ""
-    shapes = list(dict.fromkeys(shape for _, shape in found))
     gpu = run.machine["device"] == "cuda"
-    ours = {shape: found.get(("snnet", shape)) for shape in shapes}
+
+    def over(seconds: float | None, base: float | None) -> str:
+        if seconds is None:
+            return ""
+        return ", ".join([microseconds(seconds)] * gpu + ([f"{ratio(seconds / base)} ×"] if base else []))
+
+    ours = {shape: found.get(("snnet", shape)) for _, shape in found}
     rows = []
     for contender in dict.fromkeys(contender for contender, _ in found):
-        results = [found.get((contender, shape)) for shape in shapes]
-        first = next(result for result in results if result)
+        first = next(result for (name, _), result in found.items() if name == contender)
+        cells = []
+        for shape, base in ours.items():
+            result = found.get((contender, shape))
+            cold = over(result and result.seconds, base and base.seconds)
+            warm = over(result and result.warm_seconds, base and base.warm_seconds)
+            cells.append(f"{cold} ({warm})" if warm else cold)
         part = f" ({first.scaled:.0f} × a part)" if first.scaled > 1 else ""
-        cells = [_cell(result, base, gpu) for result, base in zip(results, ours.values(), strict=True)]
         memory = megabytes(first.peak_bytes), megabytes(first.held_bytes)
-        rows.append([words.contender(contender) + part, *cells, *memory])
-    floors = [_show(base.floor_seconds, base.seconds, gpu) if base else "" for base in ours.values()]
+        rows.append([in_words(contender) + part, *cells, *memory])
+    floors = [over(base and base.floor_seconds, base and base.seconds) for base in ours.values()]
     if any(floors):
         rows.append(["hardware floor", *floors, "", ""])
-    return table(("form", *shapes, "peak MB", "kept MB"), rows)
-
-
-def _show(seconds: float | None, base: float | None, gpu: bool) -> str:
-    if seconds is None:
-        return ""
-    return ", ".join([microseconds(seconds)] * gpu + ([f"{ratio(seconds / base)} ×"] if base else []))
-
-
-def _cell(result: Result | None, ours: Result | None, gpu: bool) -> str:
-    """Cold, and warm in brackets."""
-    if result is None:
-        return ""
-    cold = _show(result.seconds, ours and ours.seconds, gpu)
-    warm = _show(result.warm_seconds, ours and ours.warm_seconds, gpu)
-    return f"{cold} ({warm})" if warm else cold
+    return table(("form", *ours, "peak MB", "kept MB"), rows)
 
 
 def growth(run: Run) -> str:
@@ -171,7 +149,7 @@ def growth(run: Run) -> str:
     for curve in found:
         by_n = {point.n: ratio(point.seconds / ours.points[0].seconds) for point in curve.points}
         fits = map(hundredths, (curve.exponent, curve.linearity(12_936), curve.bend))
-        rows.append([words.contender(curve.contender), *(by_n.get(n, "") for n in sizes), *fits])
+        rows.append([in_words(curve.contender), *(by_n.get(n, "") for n in sizes), *fits])
     return table(("form", *(f"n {n:,}" for n in sizes), "exponent", "of linear", "bend"), rows)
 
 

@@ -35,9 +35,9 @@ CONTENDERS = {
 PRECISIONS = {"tf32x3": "three tf32 products", "tf32": "plain tf32", "bf16": "bf16 and a float32 recheck"}
 
 
-def contender(name: str) -> str:
+def in_words(name: str) -> str:
     """A contender in words; of ours in another precision, the precision too."""
     for precision, words in PRECISIONS.items():
         if name.endswith(f"-{precision}"):
-            return f"{contender(name.removesuffix(f'-{precision}'))}, {words}"
+            return f"{in_words(name.removesuffix(f'-{precision}'))}, {words}"
     return CONTENDERS.get(name, name)

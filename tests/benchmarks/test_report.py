@@ -15,9 +15,9 @@ from benchmarks import check, instructions
 from benchmarks.conftest import selected
 from benchmarks.floors import Floor, read_floors, verdicts
 from benchmarks.operations import OPERATIONS
-from benchmarks.report import figures, page, tables, words
-from benchmarks.report.growth import Curve, curves, fitted_exponent
-from benchmarks.report.page import write_head
+from benchmarks.report import growth, tables, words
+from benchmarks.report.__main__ import page, write_head
+from benchmarks.report.growth import Curve, curves
 from benchmarks.results import Result, Run, read_run, slim
 from benchmarks.shapes import shapes
 from tests.forks import run_pytest
@@ -30,11 +30,11 @@ MACHINE = {
 
 
 def result(operation: str, contender: str, seconds: float, shape: str = "market-d2048-b64", **more) -> Result:
-    return Result(operation, contender, shape, 12_936, 2048, 64, "cpu", seconds, **more)
+    return Result(operation, contender, shape, 12_936, 2048, seconds, **more)
 
 
 def grown(contender: str, n: int, seconds: float, **more) -> Result:
-    return Result("label-step", contender, f"n{n}-d256-b64", n, 256, 64, "cpu", seconds, **more)
+    return Result("label-step", contender, f"n{n}-d256-b64", n, 256, seconds, **more)
 
 
 @pytest.fixture
@@ -161,9 +161,9 @@ def test_the_check_fails_where_a_floor_is_broken(run):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_floor_names_what_is_measured(device):
     """Operations, contenders and shapes of floors.yaml are those of the operations; the check runs all it needs."""
-    floors = [floor for floor in read_floors() if floor.device == device]
+    floors = read_floors(device)
     assert len(floors) >= 10
-    options = {"device": device, "dim": None, "time_limit": 1.0}
+    options = {"device": device, "dim": None}
     sizes = "market,msmt17,large,million"
     known = {
         (operation.name, shape.name, name)
@@ -180,9 +180,7 @@ def test_every_floor_names_what_is_measured(device):
     stated = {(floor.operation, shape, floor.ours) for floor in needed for shape in floor.shapes}
     if device == "cpu":  # also torch.compile: what is stated is the best form
         stated |= {(f.operation, shape, name) for f in needed for shape in f.shapes for name in f.baselines}
-    allowed = {
-        (f.operation, shape, name) for f in floors for shape in f.shapes for name in f.quick_contenders
-    }
+    allowed = {entry for floor in floors for entry in floor.entries}
     assert stated <= entries <= allowed and len(entries) == len(found)
 
 
@@ -190,18 +188,11 @@ def test_operations_and_contenders_have_words():
     for operation in OPERATIONS.values():
         assert operation.title and operation.contenders
         for name in operation.contenders:
-            assert name in words.CONTENDERS or words.contender(name) != name, name
-
-
-def test_what_is_stated_comes_first_where_time_is_short():
-    option = SimpleNamespace(size="market", dim="512", device="cpu", floors_only=False, time_limit=60.0)
-    names = [(operation.name, shape.name) for operation, shape, _ in selected(option)]
-    last = max(place for place, entry in enumerate(names) if entry == ("iteration", "market-d512-b64"))
-    assert last < names.index(("similarity", "market-d512-b64"))
+            assert name in words.CONTENDERS or words.in_words(name) != name, name
 
 
 def test_floors_of_a_gpu_stand_beside_what_was_counted_for_them():
-    floors = [floor for floor in read_floors() if floor.device == "cuda"]
+    floors = read_floors("cuda")
     assert len(floors) == 13 and all(set(floor.predicted) == set(floor.limits) for floor in floors)
     over = [
         (floor.work, floor.predicted[shape], limit)
@@ -216,14 +207,14 @@ def test_floors_of_a_gpu_stand_beside_what_was_counted_for_them():
     assert rows[2].startswith(
         "| label sets, P, memory and lists update, µs | market-d2048-b128 | ≤ 30 | 28 µs |"
     )
-    assert page.page({}, {}, ROOT).count(rows[2]) == 1
+    assert page({}, {}, ROOT).count(rows[2]) == 1
 
 
 def test_predictions_of_losses_are_what_their_words_count():
     """At 60 TFLOP/s in float32, 4 TB/s and 2 µs a launch."""
     found = {shape.name: shape for shape in shapes("cuda")}
-    for floor in read_floors():
-        if floor.device != "cuda" or floor.operation not in ("mmcl-loss", "l2-loss"):
+    for floor in read_floors("cuda"):
+        if floor.operation not in ("mmcl-loss", "l2-loss"):
             continue
         for name, predicted in floor.predicted.items():
             _, n, d, batch = found[name]
@@ -239,18 +230,16 @@ def test_a_damaged_file_of_floors_names_the_entry(tmp_path):
         "- {work: a, operation: b, at_least: {x: 1}, baselines: [c]}\n- {work: a, operation: b}\n"
     )
     with pytest.raises(ValueError, match="entry 2: needed are work, operation and one of at_least"):
-        read_floors(path)
+        read_floors("cpu", path)
     path.write_text("- {work: a, operation: b, at_least: {x: 1}}\n")
     with pytest.raises(ValueError, match="entry 1: at_least and baselines"):
-        read_floors(path)
+        read_floors("cpu", path)
     path.write_text("- {work: a, operation: b, microseconds: {x: 1}, predicted: {y: 1}, counted: c}\n")
     with pytest.raises(ValueError, match="entry 1: predicted is of shapes that have a floor"):
-        read_floors(path)
+        read_floors("cpu", path)
 
 
 def test_exponents_are_those_of_power_laws(run):
-    assert fitted_exponent([(10, 5.0), (100, 500.0), (1000, 50_000.0)]) == pytest.approx(2)
-    assert fitted_exponent([(10, 5.0)]) is None
     ours, loop = curves(run)
     assert (ours.contender, loop.contender) == ("snnet", "loop")
     assert ours.exponent == pytest.approx(1) and loop.exponent == pytest.approx(1.5)
@@ -259,6 +248,7 @@ def test_exponents_are_those_of_power_laws(run):
     line = Curve("line", tuple(replace(ours.points[0], n=n, seconds=2 + 3e-3 * n) for n in (10, 200, 5000)))
     assert line.bend == pytest.approx(1) and line.linearity(10) < 0.1
     assert Curve("short", line.points[:2]).bend is None
+    assert Curve("one", line.points[:1]).exponent is None
 
 
 def test_tables_show_ratios_and_no_times_of_a_cpu(run):
@@ -271,18 +261,18 @@ def test_tables_show_ratios_and_no_times_of_a_cpu(run):
     assert "()" not in tables.operation(Run(MACHINE, results=warm), "label-step")  # ours has no warm time
     gpu = Run(MACHINE | {"device": "cuda", "gpu": "GPU"}, results=run.results)
     assert "1,000 µs, 1.00 ×" in tables.operation(gpu, "label-step")
-    growth = tables.growth(run)
-    assert "| **snnet_kernels** | 1.00 | 4.00 | 12.9 | 1.00 |  |" in growth
-    assert "| 1.50 |" in growth
+    over_n = tables.growth(run)
+    assert "| **snnet_kernels** | 1.00 | 4.00 | 12.9 | 1.00 |  |" in over_n
+    assert "| 1.50 |" in over_n
     assert "| ✗ 70.0 |" in tables.stated(run)
 
 
 def test_the_page_and_its_figures(run, tmp_path):
     pytest.importorskip("matplotlib", reason="the figures need pip install '.[bench]'")
-    paths = figures.draw(run, tmp_path / "images", "test-cpu")
+    paths = growth.draw(run, tmp_path / "images", "test-cpu")
     assert sorted(paths) == ["memory", "time"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths.values())
-    text = page.page({"test-cpu": run}, {"test-cpu": paths}, tmp_path)
+    text = page({"test-cpu": run}, {"test-cpu": paths}, tmp_path)
     assert "## Test CPU, 2 threads" in text and "](images/test-cpu-time.png)" in text
     assert "copy 20 GB/s, ieee products 0.10 TFLOP/s" in text
     assert OPERATIONS["iterations"].title not in text  # only growth was measured
@@ -310,15 +300,7 @@ def test_the_readme_gets_the_head_between_its_markers(run, tmp_path):
 
 def test_results_survive_the_file(run, tmp_path):
     stats = {"median": 0.5, "iqr": 0.1, "min": 0.4, "max": 0.9, "rounds": 3, "data": [0.4, 0.5, 0.9]}
-    info = {
-        "operation": "mplp",
-        "contender": "snnet",
-        "shape": "s",
-        "n": 1,
-        "d": 2,
-        "batch": 3,
-        "device": "cpu",
-    }
+    info = {"operation": "mplp", "contender": "snnet", "shape": "s", "n": 1, "d": 2}
     output = {
         "machine_info": MACHINE,
         "commit_info": {"id": "abcdef0123", "dirty": False, "branch": "b", "project": "p"},
@@ -336,7 +318,7 @@ def test_results_survive_the_file(run, tmp_path):
     found = read_run([path])
     part = info | {"contender": "loop", "scaled": 4.0}
     assert found.results == [
-        Result(**info, seconds=0.5, iqr=0.1, rounds=3), Result(**part, seconds=2.0, iqr=0.4, rounds=3)
+        Result(**info, seconds=0.5, iqr=0.1), Result(**part, seconds=2.0, iqr=0.4)
     ]  # fmt: skip
     assert (found.dates, found.rates) == (["2030-01-02"], {"copy": 1e10})
     path.write_text("{}")
@@ -455,7 +437,7 @@ def test_plain_pytorch_does_not_race_against_itself(monkeypatch):
     _refuse_plain("cuda")
     message = (
         "^the compiled library _C is not built: without it plain PyTorch races against itself "
-        r"\(--allow-plain runs all the same\)$"
+        r"\(SNNET_BACKEND=reference runs all the same\)$"
     )
     with pytest.raises(pytest.UsageError, match=message):
         _refuse_plain("cpu")

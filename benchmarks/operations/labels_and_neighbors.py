@@ -1,0 +1,163 @@
+"""Labels and neighbours: both from lists, as an iteration needs them, and each alone without lists.
+
+From lists (or S) no features are read, so one d is enough; without them products are made as they are needed.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+import snnet_kernels as sk
+from snnet_kernels import reference
+
+from ..case import MIN_RANK, THRESHOLD, Batch, Case
+from ..equality import few_flipped_rows, same_labels, same_neighbors
+from ..forms import LOOP_SAMPLES, add_forms
+from ..hardware import Work, product
+from ..operation import Operation
+from ..ours import Ours
+from ..pytorch import compiled, fastest_product, nearest_others, predict_labels, static
+from ..shapes import one_dim
+
+K = 10  # neighbours of the search without lists
+
+
+def same_found(case: Case, batch: Batch, found: tuple[Any, Any]) -> None:
+    same_labels(case, batch, found[0])
+    same_neighbors(case, batch, found[1], 1)
+
+
+def streaming_work(case: Case) -> Work:
+    """One pass over M and the products of the batch; the plain form also makes those of each candidate that passed."""
+    shape = case.shape
+    queries = product(shape.batch, shape.n, shape.d)
+    candidates = product(len(case.walked_images), shape.n, shape.d)
+    return queries._replace(products=queries.products + candidates.products)
+
+
+from_lists = Operation(
+    "labels",
+    "Label prediction and nearest neighbour from lists",
+    same_found,
+    lambda form, batch: form.labels(batch.index),
+    needs=("product",),
+    shapes=one_dim,
+    work=lambda case: Work(case.listed_bytes),
+)
+streaming = Operation("streaming-mplp", "Label prediction without lists", same_labels, work=streaming_work)
+
+
+from_lists.ours(Ours)
+add_forms(from_lists, "pytorch-cache", "compile-cache", "compile-static", "pytorch", "loop")
+
+
+def ours(case: Case) -> Any:
+    return lambda batch: sk.mplp(case.memory, batch.index, THRESHOLD, MIN_RANK)
+
+
+streaming.ours(ours)
+streaming.rounded(ours, tf32x3=same_labels, bf16=same_labels, tf32=few_flipped_rows)
+
+
+@streaming.contender("pytorch")
+def vectorised(case: Case) -> Any:
+    product = fastest_product(case.batches[0].features, case.memory)
+
+    def run(batch: Batch) -> Any:
+        rows = product(case.memory[batch.index], case.memory)
+        return predict_labels(case.memory, batch.index, rows)
+
+    return run
+
+
+streaming.contender("compile", lambda case: compiled(vectorised(case), case.device, dynamic=True))
+
+
+@streaming.contender("loop", samples=LOOP_SAMPLES, once=True)
+def loop(case: Case) -> Any:
+    return lambda batch: reference.loop.mplp(case.memory, batch.index, THRESHOLD, MIN_RANK)
+
+
+ten = partial(same_neighbors, k=K)
+nearest = Operation(
+    "nearest-streaming",
+    "Ten nearest other images, without lists",
+    ten,
+    work=lambda case: product(case.shape.batch, case.shape.n, case.shape.d),
+)
+
+
+def our_search(case: Case) -> Any:
+    return lambda batch: sk.nearest_neighbors(case.memory, batch.index, K)
+
+
+nearest.ours(our_search)
+nearest.rounded(our_search, tf32x3=ten)
+
+
+@nearest.contender("pytorch")
+def topk(case: Case) -> Any:
+    product = fastest_product(case.batches[0].features, case.memory)
+    return lambda batch: nearest_others(batch.index, product(case.memory[batch.index], case.memory), K)
+
+
+@nearest.contender("compile")
+def compiled_topk(case: Case) -> Any:
+    static(case.memory)
+    product = fastest_product(case.batches[0].features, case.memory)
+
+    def largest(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = product(case.memory[index], case.memory)
+        own = torch.arange(case.shape.n, device=case.device) == index[:, None]
+        similarity, neighbors = rows.masked_fill(own, -torch.inf).topk(K)
+        return neighbors, similarity
+
+    run = compiled(largest, case.device)
+    return lambda batch: run(batch.index)
+
+
+@nearest.contender("faiss", lingers=True, devices=("cpu",))
+def by_faiss(case: Case) -> Any:
+    """An index of the memory as it is; each memory update would have to remove and add its rows, which is not timed."""
+    import faiss
+
+    flat = faiss.IndexFlatIP(case.shape.d)
+    flat.add(case.memory.numpy())
+
+    def run(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        index = batch.index.numpy()
+        similarity, found = flat.search(case.memory[batch.index].numpy(), K + 1)
+        others = found != index[:, None]
+        others[others.all(1), -1] = False  # a duplicate pushed the image itself out
+        return found[others].reshape(-1, K), similarity[others].reshape(-1, K)
+
+    return run
+
+
+@nearest.contender("numpy", devices=("cpu",), lingers=True)
+def argpartition(case: Case) -> Any:
+    """The largest of each row but its own entry, by numpy's partial sort."""
+    memory = case.memory.numpy()
+
+    def run(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        index = batch.index.numpy()
+        rows = memory[index] @ memory.T
+        rows[np.arange(len(index)), index] = -np.inf
+        found = np.argpartition(rows, -K, axis=1)[:, -K:]
+        similarity = np.take_along_axis(rows, found, axis=1)
+        order = np.argsort(-similarity, axis=1, kind="stable")
+        return np.take_along_axis(found, order, axis=1), np.take_along_axis(similarity, order, axis=1)
+
+    return run
+
+
+@nearest.contender("loop", samples=LOOP_SAMPLES)
+def search_loop(case: Case) -> Any:
+    return lambda batch: reference.loop.nearest_neighbors(case.memory, batch.index, K)
+
+
+OPERATIONS = (from_lists, streaming, nearest)
