@@ -116,17 +116,11 @@ class Exchange:
     def _exchange(self, found: Sequence[Tensor] | Tensor, parts: Sequence[Tensor]) -> None:
         """``parts[r]`` goes to rank r, and ``found[r]`` comes from there: between CPUs by single messages, which gloo
         passes on without one more thread."""
-        requests = []
-        for rank, (coming, going) in enumerate(zip(found, parts, strict=True)):
-            if rank == self.rank:
-                coming.copy_(going)
-                continue
-            if going.numel():
-                requests.append(dist.isend(going, group=self.group, group_dst=rank, tag=TAG))
-            if coming.numel():
-                requests.append(dist.irecv(coming, group=self.group, group_src=rank, tag=TAG))
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        requests = [self.group.recv([found[rank]], rank, TAG) for rank in others if found[rank].numel()]
+        requests += [self.group.send([parts[rank]], rank, TAG) for rank in others if parts[rank].numel()]
+        found[self.rank].copy_(parts[self.rank])
         for request in requests:
-            assert request is not None
             request.wait()
 
     def gather_rows(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
