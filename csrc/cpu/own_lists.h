@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <tuple>
 #include <vector>
 
@@ -23,15 +24,21 @@ class OwnLists : public NeighborLists {
 
   static constexpr int32_t kLine = 16;  // entries of a cache line
 
+  static bool stands_in_line(const int32_t* line, int32_t wanted) {  // compilers do not see that this is vectors
+    typedef int32_t Four __attribute__((vector_size(16)));
+    typedef int64_t Two __attribute__((vector_size(16)));
+    Four parts[kLine / 4];
+    std::memcpy(parts, line, sizeof parts);
+    const Two found = reinterpret_cast<Two>((parts[0] == wanted) | (parts[1] == wanted) | (parts[2] == wanted) |
+                                            (parts[3] == wanted));
+    return (found[0] | found[1]) != 0;
+  }
+
   // The place of a column in row i, or its count.
   int32_t place_of(int64_t i, int64_t column) const {
     const int32_t *own = columns_of(i), wanted = static_cast<int32_t>(column), count = counts[i];
     int32_t place = 0;
-    for (; place + kLine <= count; place += kLine) {  // one branch for all of them
-      int is_here = 0;
-      for (int32_t j = 0; j < kLine; ++j) is_here |= own[place + j] == wanted;
-      if (is_here) break;
-    }
+    while (place + kLine <= count && !stands_in_line(own + place, wanted)) place += kLine;
     return static_cast<int32_t>(std::find(own + place, own + count, wanted) - own);
   }
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -20,6 +23,7 @@ CALLS = (
 )  # fmt: skip
 MOST_FACTS = 18  # stated in one agreement
 STATEMENT = 8 * (6 + MOST_FACTS)  # bytes
+TAG = 1  # of messages between CPUs
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its old name
 
@@ -72,6 +76,7 @@ class Exchange:
             raise TypeError(
                 f"process_group must be a torch.distributed.ProcessGroup that this process is in, got {group!r}"
             )
+        _let_others_compute()
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.sent = self.rounds = 0
@@ -89,25 +94,34 @@ class Exchange:
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all ranks, of one shape and type, stacked in order of the ranks: [R, ...]."""
-        return self._gathered([tensor.contiguous().view(-1)]).view(self.size, *tensor.shape)
+        return self._gathered(tensor.contiguous().view(-1)).view(self.size, *tensor.shape)
 
     def gather_all(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The same of several tensors at once: [R, ...] each."""
-        return parted(self._gathered([_bytes(tensor.contiguous()) for tensor in tensors]), tensors)
+        return parted(self._gathered(joined(tensors)), tensors)
 
-    def _gathered(self, pieces: Sequence[Tensor]) -> Tensor:
-        """Of flat tensors of one type, one after the other: those of all ranks, [R, m]."""
-        width, first = sum(len(piece) for piece in pieces), pieces[0]
-        found = first.new_empty(self.size, width)
-        if width == 0:
+    def _gathered(self, own: Tensor) -> Tensor:
+        """The flat tensors of all ranks, [R, m]."""
+        found = own.new_empty(self.size, len(own))
+        if len(own) == 0:
             return found
-        if first.device.type == "cpu":  # gloo gathers round a ring, by more messages one after the other
-            dist.all_to_all_single(found.view(-1), torch.cat([*pieces] * self.size), group=self.group)
+        if own.device.type == "cpu":
+            self._exchange(found, [own] * self.size)
         else:
-            _all_gather(found.view(-1), torch.cat([*pieces]), group=self.group)
-        self.sent += first.element_size() * width * (self.size - 1)
+            _all_gather(found.view(-1), own, group=self.group)
+        self.sent += own.nbytes * (self.size - 1)
         self.rounds += 1
         return found
+
+    def _exchange(self, found: Sequence[Tensor] | Tensor, parts: Sequence[Tensor]) -> None:
+        """``parts[r]`` goes to rank r, and ``found[r]`` comes from there: between CPUs by single messages, which gloo
+        passes on without one more thread."""
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        requests = [self.group.recv([found[rank]], rank, TAG) for rank in others if found[rank].numel()]
+        requests += [self.group.send([parts[rank]], rank, TAG) for rank in others if parts[rank].numel()]
+        found[self.rank].copy_(parts[self.rank])
+        for request in requests:
+            request.wait()
 
     def gather_rows(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """The rows of all ranks, ``counts[r]`` of rank r: they travel in blocks of the largest count."""
@@ -136,7 +150,10 @@ class Exchange:
 
     def _send(self, found: Tensor, own: Tensor, coming: list[int], going: list[int]) -> None:
         """So many rows from and to each, in order of the ranks."""
-        dist.all_to_all_single(found, own, coming, going, group=self.group)
+        if own.device.type == "cpu":
+            self._exchange(found.split(coming), own.split(going))
+        else:
+            dist.all_to_all_single(found, own, coming, going, group=self.group)
         self.sent += own.nbytes // max(len(own), 1) * (len(own) - going[self.rank])
         self.rounds += 1
 
@@ -221,7 +238,7 @@ class Exchange:
         numbers += [0.0] * (STATEMENT // 8 - len(numbers))
         told = torch.tensor(numbers, dtype=torch.float64, device=device).view(torch.uint8)
         left = told.new_zeros(room - sum(len(piece) for piece in pieces))
-        found = self._gathered([told, *pieces, left])
+        found = self._gathered(torch.cat([told, *pieces, left]))
         rows = as_type(found[:, :STATEMENT], torch.float64).tolist()
         stated = [Statement(row[0], row[1], row[2], row[3], row[4], row[5], tuple(row[6:])) for row in rows]
         return stated, found[:, STATEMENT:]
@@ -240,6 +257,20 @@ def _refuse_differences(call: str, names: Sequence[str], stated: Sequence[Statem
         if len(set(values)) > 1:
             told = [int(value) if value.is_integer() else value for value in values]
             raise ValueError(f"{name} must be the same on all ranks of the group, got {told}")
+
+
+def _let_others_compute() -> None:
+    """Make the threads by which gloo receives wait for a free CPU, and not interrupt the thread that computes.
+
+    That one may hold the lock of a connection, in the middle of sending: the other would ask for it over and over, and
+    keep the CPU for some milliseconds.
+    """
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it has ended, or its policy is not ours to set
+            if (task / "comm").read_text().strip() != "gloo_tcp_loop":
+                continue
+            if os.sched_getscheduler(int(task.name)) == os.SCHED_OTHER:
+                os.sched_setscheduler(int(task.name), os.SCHED_BATCH, os.sched_param(0))
 
 
 def padded(rows: Tensor, count: int) -> Tensor:

@@ -66,11 +66,11 @@ class Samples:
     @cached_property
     def rounds(self) -> list[tuple[Tensor | slice, Samples]]:
         """Entries of the batch, split so that no image comes twice in a part, earlier entries in earlier parts."""
-        ordered, order = self.positions.sort(stable=True)
-        if len(ordered) == 0:
+        if len(self.positions) == 0:
             return []
-        if not bool((ordered[1:] == ordered[:-1]).any()):
+        if len(set(self.positions.tolist())) == len(self.positions):
             return [(slice(None), self)]
+        ordered, order = self.positions.sort(stable=True)
         turn = torch.empty_like(order)
         turn[order] = torch.arange(len(order), device=order.device) - torch.searchsorted(ordered, ordered)
         parts = [(turn == r).nonzero().flatten() for r in range(int(turn.max()) + 1)]
