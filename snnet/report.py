@@ -47,6 +47,7 @@ PICTURES = (
     "ranked_lists", "failures", "pseudo_labels",
 )  # fmt: skip
 _PARTS = {"ranked": "ranked lists", "labels": "pseudo labels"}  # that need images
+_NOTHING_TO_RANK = "Not shown: the dataset has no queries and no gallery with identities."
 
 
 def main() -> None:
@@ -105,6 +106,8 @@ def add_images(contents: Contents, command: ReportCommand) -> None:
 def _warn_of_missing(missing: dict[str, str]) -> None:
     """Warn once of each reason for which a part is not shown."""
     for reason in dict.fromkeys(missing.values()):
+        if reason == _NOTHING_TO_RANK:
+            continue  # as is usual for a folder of crops
         parts = " and ".join(_PARTS[name] for name in missing if missing[name] == reason)
         warnings.warn(f"{parts}: {reason[0].lower()}{reason[1:-1]}", stacklevel=3)
 
@@ -119,7 +122,8 @@ def _add_rankings(
     """Rank the gallery with the network of the checkpoint."""
     retrieval = decode_retrieval_set(dataset, config)
     if retrieval is None:
-        raise UserError(f"dataset {dataset.name} has no queries and no gallery with identities")
+        contents.missing["ranked"] = _NOTHING_TO_RANK
+        return
     trained = load_trained_model(contents.run.checkpoint, None, command.given, contents=checkpoint)
     features = retrieval_features(trained, retrieval)
     definition = config.output.average_precision
