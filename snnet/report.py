@@ -23,7 +23,6 @@ from typing import Any
 
 from snnet.config.options import Config, config_from, flatten
 from snnet.data import ReIDDataset, build_dataset, decode_images
-from snnet.data.decoding import load_image
 from snnet.files.outputs import check_output_folder, write_bytes, write_text
 from snnet.reporting.charts import render
 from snnet.reporting.curves import curves
@@ -130,9 +129,10 @@ def _add_rankings(
     found = rank_lists(*features, retrieval, definition, lists=command.lists, length=command.top_k)
     if not found.counted:
         raise UserError("no query has a match in the gallery")
+    images = retrieval.query.images, retrieval.gallery.images
+    sample, failures = (rows(lists, *images, "query") for lists in (found.sample, found.failures))
+    contents.lists |= {"ranked_lists": sample, "failures": failures}
     contents.retrieval = found
-    for name, lists in (("ranked_lists", found.sample), ("failures", found.failures)):
-        contents.lists[name] = rows(lists, retrieval.query.images, retrieval.gallery.images, "query")
 
 
 def _add_labels(
@@ -154,10 +154,7 @@ def _add_labels(
             raise UserError("no labels have been predicted yet: the checkpoint is of the warm-up")
         raise UserError("no image has another as positive")
     lists = label_lists(memory, labels, images, lists=command.lists, length=command.top_k)
-    found = rows(lists, images, images, "image")
-    for path in sorted({tile.path for _, tiles in found for tile in tiles}):
-        load_image(path)  # a damaged one is named now, while the page can do without these lists
-    contents.lists["pseudo_labels"] = found
+    contents.lists["pseudo_labels"] = rows(lists, images, images, "image")
     contents.identities_known = images.pids is not None
 
 

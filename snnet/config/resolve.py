@@ -42,16 +42,27 @@ def resumed(run: Path, given: dict[str, Any]) -> Config:
     values = load_yaml(path)
     if "output_dir" in given and Path(given["output_dir"]).resolve() != run.resolve():
         raise UserError(f"--output-dir cannot be given with --resume: the run continues in {run}")
-    was = flatten(config_from(values))
-    config = config_from({**values, **with_whole_paths(given), "output_dir": str(run)})
-    for name, value in flatten(config).items():
-        if name in given and name not in RESUME_MAY_CHANGE and value != was[name]:
-            flag = OPTIONS[name].flag
-            asked = (
-                f"{flag} {value}" if not isinstance(value, bool) else flag if value else f"--no-{flag[2:]}"
-            )
-            raise UserError(f"{asked} contradicts the run in {run}, which has {was[name]}")
-    return config
+    given = with_whole_paths(given)
+    for name, value in given.items():
+        was = values.get(name, OPTIONS[name].default)
+        if (
+            name in (*RESUME_MAY_CHANGE, "output_dir")
+            or value == was
+            or _resolved(values, name, value) == was
+        ):
+            continue
+        flag = OPTIONS[name].flag
+        asked = f"{flag} {value}" if not isinstance(value, bool) else flag if value else f"--no-{flag[2:]}"
+        raise UserError(f"{asked} contradicts the run in {run}, which has {was}")
+    return config_from({**values, **given, "output_dir": str(run)})
+
+
+def _resolved(values: dict[str, Any], name: str, value: Any) -> Any:
+    """What the value of a flag comes to in the run with these ``values``: "auto" is written out there."""
+    try:
+        return flatten(config_from({**values, name: value}))[name]
+    except UserError:
+        return value
 
 
 def run_of(path: Path) -> Path:

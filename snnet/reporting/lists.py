@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from snnet.data import ImageSet
+from snnet.data.decoding import load_image
 from snnet.reporting.pictures import Tile
 from snnet.reporting.ranked import RankedList, Shown
 
@@ -12,8 +13,14 @@ Row = tuple[str, list[Tile]]  # a line about a list, and its images
 
 
 def rows(lists: Sequence[RankedList], firsts: ImageSet, others: ImageSet, first_word: str) -> list[Row]:
-    """Each list: its first image, of ``firsts`` and called ``first_word``; then those of ``others``."""
-    return [_row(one, firsts, others, first_word) for one in lists]
+    """Each list: its first image, of ``firsts`` and called ``first_word``; then those of ``others``.
+
+    Raises :class:`~snnet.errors.UserError` where an image cannot be read, while a page can do without these lists.
+    """
+    found = [_row(one, firsts, others, first_word) for one in lists]
+    for path in sorted({tile.path for _, tiles in found for tile in tiles}):
+        load_image(path)
+    return found
 
 
 def _row(one: RankedList, firsts: ImageSet, others: ImageSet, first_word: str) -> Row:

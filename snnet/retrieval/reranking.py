@@ -34,6 +34,7 @@ from snnet_kernels import ops
 from snnet_kernels.ops.similarity import float32_similarity
 
 K1, K2, ORIGINAL_WEIGHT = 20, 6, 0.3  # of the paper's experiments
+ROWS_AT_ONCE = 512  # of queries, whose similarities are computed
 
 
 def rerank(
@@ -67,7 +68,10 @@ def rerank(
     code = ops.reciprocal_weights(nearest[:, :forward], None, half, features.cpu(), largest)
     if k2 > 1:
         code = ops.expand_query(*code, nearest[:, :averaged])
-    similarity = float32_similarity(query, gallery).cpu()  # as they are ranked
+    similarity = torch.empty(len(query), len(gallery))
+    for first in range(0, len(query), ROWS_AT_ONCE):
+        rows = features[first : min(first + ROWS_AT_ONCE, len(query))]
+        similarity[first : first + len(rows)] = float32_similarity(rows, features[len(query) :])  # as ranked
     ops.blend_jaccard_(similarity, *code, largest, float(original_weight))
     return similarity.numpy()
 

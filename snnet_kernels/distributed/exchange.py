@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ CALLS = (
 )  # fmt: skip
 MOST_FACTS = 18  # stated in one agreement
 STATEMENT = 8 * (6 + MOST_FACTS)  # bytes
-TAG = 1  # of messages between CPUs
+TAG = 0x534E4E45  # of messages between CPUs: the caller may send others through the same group
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its old name
 
@@ -113,13 +114,14 @@ class Exchange:
         self.rounds += 1
         return found
 
+    @torch.no_grad()
     def _exchange(self, found: Sequence[Tensor] | Tensor, parts: Sequence[Tensor]) -> None:
         """``parts[r]`` goes to rank r, and ``found[r]`` comes from there: between CPUs by single messages, which gloo
         passes on without one more thread."""
+        found[self.rank].copy_(parts[self.rank])
         others = [rank for rank in range(self.size) if rank != self.rank]
         requests = [self.group.recv([found[rank]], rank, TAG) for rank in others if found[rank].numel()]
         requests += [self.group.send([parts[rank]], rank, TAG) for rank in others if parts[rank].numel()]
-        found[self.rank].copy_(parts[self.rank])
         for request in requests:
             request.wait()
 
@@ -265,9 +267,10 @@ def _let_others_compute() -> None:
     That one may hold the lock of a connection, in the middle of sending: the other would ask for it over and over, and
     keep the CPU for some milliseconds.
     """
-    for task in Path("/proc/self/task").iterdir():
+    threads = Path("/proc/self/task")
+    for task in threads.iterdir() if sys.platform == "linux" and threads.is_dir() else ():
         with suppress(OSError):  # it has ended, or its policy is not ours to set
-            if (task / "comm").read_text().strip() != "gloo_tcp_loop":
+            if (task / "comm").read_bytes().strip() != b"gloo_tcp_loop":
                 continue
             if os.sched_getscheduler(int(task.name)) == os.SCHED_OTHER:
                 os.sched_setscheduler(int(task.name), os.SCHED_BATCH, os.sched_param(0))

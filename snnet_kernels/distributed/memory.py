@@ -200,7 +200,7 @@ class ShardedExemplarMemory(ExemplarMemory):
             self._refuse_replication()
             checked, given = checks.check_index("index", index, self.num_instances), None
             if query_rows is not None:
-                given = checks.check_rows("query_rows", query_rows, len(checked), self.num_instances)
+                given = checks.check_rows("query_rows", query_rows, len(checked), self.num_instances).detach()
             checks.check_same_device(memory=self.features, index=checked, query_rows=given)
             return checked, given, options()
 

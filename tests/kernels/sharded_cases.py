@@ -175,12 +175,21 @@ def modules(n: str) -> None:
     mine = index[rank * 5 : rank * 5 + 5]
     rows = torch.randn(5, n_, generator=generator)
     assert torch.equal(own.predict_labels(mine, 0.5, 4), one.predict_labels(mine, 0.5, 4))
-    assert torch.equal(own.predict_labels(mine, query_rows=rows), one.predict_labels(mine, query_rows=rows))
-    for k, given in ((1, None), (3, None), (n_, None), (3, rows)):
+    live = rows.clone().requires_grad_()
+    for given in (rows, live):
+        labels = own.predict_labels(mine, query_rows=given)
+        assert torch.equal(labels, one.predict_labels(mine, query_rows=given))
+    sent = torch.full((2,), rank)  # a message of the caller's own, with any tag, is not taken for another
+    received = torch.empty_like(sent)
+    request = dist.irecv(received, (rank - 1) % size, tag=1)
+    for k, given in ((1, None), (3, None), (n_, None), (3, rows), (3, live)):
         for found, wanted in zip(
             own.nearest(mine, k, query_rows=given), one.nearest(mine, k, query_rows=given), strict=True
         ):
             torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+    dist.send(sent, (rank + 1) % size, tag=1)
+    request.wait()
+    assert received.tolist() == [(rank - 1) % size] * 2
     labels, own_labels = sk.PseudoLabelMemory(n_), sk.PseudoLabelMemory(n_, process_group=group)
     packed = one.predict_labels(index, 0.5, 4)
     labels.write_(index, packed)

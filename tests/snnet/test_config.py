@@ -274,6 +274,16 @@ def test_a_resumed_run_keeps_its_configuration(tmp_path: Path) -> None:
     assert complaint(f"--resume {tmp_path} --amp").startswith("--amp contradicts the run in")
     (tmp_path / "config.yaml").write_text(to_yaml(parse("--dataset market1501 --amp")))
     assert complaint(f"--resume {tmp_path} --no-amp").startswith("--no-amp contradicts the run in")
+    (tmp_path / "config.yaml").write_text(
+        to_yaml(parse("--dataset market1501 --lambda-base 1 --lambda-sym 0 --lambda-nh 0 --embedding pool"))
+    )
+    # What was given is named, also where it does not fit another setting of the run.
+    assert complaint(f"--resume {tmp_path} --lambda-base 0") == (
+        f"--lambda-base 0.0 contradicts the run in {tmp_path}, which has 1.0"
+    )
+    assert complaint(f"--resume {tmp_path} --embedding fc-relu --arch resnet50").startswith(
+        "--embedding fc-relu contradicts the run in"
+    )
     assert complaint(f"--resume {tmp_path} --output-dir o").startswith(
         "--output-dir cannot be given with --resume"
     )

@@ -165,6 +165,15 @@ def test_the_original_distance_has_the_bits_of_the_ranking():
 
 
 @needs_compiled
+def test_features_may_have_any_strides():
+    wide = torch.nn.functional.normalize(torch.randn(24, 16), dim=1)
+    expected = rerank(wide[:5].clone(), wide[::2].clone())
+    np.testing.assert_array_equal(rerank(wide[:5], wide[::2]), expected)
+    np.testing.assert_array_equal(
+        rerank(wide[:5].t().contiguous().t(), wide.repeat(1, 2)[::2, :16]), expected
+    )
+
+
 def test_it_can_be_interrupted(monkeypatch):
     def handler(like: torch.Tensor) -> torch.Tensor:
         raise KeyboardInterrupt
