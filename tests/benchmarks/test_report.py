@@ -289,7 +289,7 @@ def test_the_readme_gets_the_head_between_its_markers(run, tmp_path):
         in text
     )
     over = (
-        "- a whole iteration without the backbone, over the bare product f Mᵀ: "
+        "- a whole iteration without the backbone, as a multiple of one bare product f Mᵀ of PyTorch: "
         "1.70 × (d 2048), 2.00 × (n 100,000, d 512)"
     )
     assert over in text and "[docs/benchmarks.md](docs/benchmarks.md)" in text

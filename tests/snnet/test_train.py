@@ -225,7 +225,7 @@ def test_fewer_images_than_the_label_rules_rank(tiny_options: dict[str, Any], tm
         ({"data_dir": "no/such/folder"}, "no/such/folder"),
         ({"device": "cuda:99"}, r"--device cuda:99: torch .* sees \d+ CUDA devices"),
         ({"device": "quantum"}, "--device must be auto, cpu, cuda or cuda:N, got 'quantum'"),
-        ({"arch": "resnet19"}, "unknown arch 'resnet19'"),
+        ({"arch": "resnet19"}, "--arch: must be one of .*, got 'resnet19'; did you mean 'resnet18'"),
         ({"weights": "no/such.pth"}, "no/such.pth"),
     ],
 )
