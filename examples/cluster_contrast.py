@@ -31,10 +31,10 @@ from snnet_kernels.compat.cluster_contrast import ClusterMemory
 
 def main(words: list[str] | None = None) -> None:
     flags = arguments(words)
-    torch.manual_seed(0)
+    torch.manual_seed(flags.seed)
     data = build_dataset(flags.dataset, flags.data_dir)
     images, query, gallery = (decode_images(part) for part in (data.train, data.query, data.gallery))
-    model = build_model(flags.arch, weights=flags.weights).to(flags.device)
+    model = build_model(flags.arch, embedding=flags.embedding, weights=flags.weights).to(flags.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=flags.lr, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=20, gamma=0.1)
     cluster = DBSCAN(eps=flags.eps, min_samples=4, metric="precomputed")
@@ -47,7 +47,7 @@ def main(words: list[str] | None = None) -> None:
             raise SystemExit(f"{clusters} clusters are too few for a batch: raise --eps, or lower --batch")
         memory = ClusterMemory(features.shape[1], clusters, temp=0.05, momentum=0.1, use_hard=flags.hard)
         memory.features = centres(features, torch.from_numpy(labels).to(flags.device))
-        losses, batches = [], PKBatches(images, labels, flags, epoch)
+        losses, batches = [], PKBatches(images, labels, epoch, flags)
         for inputs, targets in DataLoader(batches, batch_size=None, num_workers=flags.workers):
             loss = memory(model(inputs.to(flags.device)), targets.to(flags.device))
             optimizer.zero_grad()
@@ -84,14 +84,14 @@ def centres(features: Tensor, labels: Tensor) -> Tensor:
 class PKBatches(Dataset):
     """(images [P K, 3, height, width], clusters int64 [P K]): augmented, K images of each of P clusters."""
 
-    def __init__(self, images: DecodedImages, labels: np.ndarray, flags: argparse.Namespace, seed: int):
-        self.images, self.labels, self.flags, self.seed = images, labels, flags, seed
+    def __init__(self, images: DecodedImages, labels: np.ndarray, epoch: int, flags: argparse.Namespace):
+        self.images, self.labels, self.flags, self.epoch = images, labels, flags, epoch
 
     def __len__(self) -> int:
         return self.flags.iterations
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        k, rng = self.flags.instances, np.random.default_rng([self.seed, number])
+        k, rng = self.flags.instances, np.random.default_rng([self.flags.seed, self.epoch, number])
         chosen = rng.permutation(self.labels.max() + 1)[: self.flags.batch // k]
         members = [np.flatnonzero(self.labels == label) for label in chosen]
         index = np.concatenate([rng.choice(own, k, replace=len(own) < k) for own in members])
@@ -106,7 +106,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     names = {"dataset": "synthetic", "data-dir": None, "arch": "osnet_x0_25", "weights": None}
     sizes = {"height": 64, "width": 32, "batch": 64, "instances": 4, "iterations": 40, "epochs": 10}
-    more = {"workers": 0, "k1": 30, "k2": 6, "eps": 0.6, "lr": 3.5e-4}
+    more = {"embedding": "pool", "workers": 0, "k1": 30, "k2": 6, "eps": 0.6, "lr": 3.5e-4, "seed": 0}
     for name, default in (names | {"device": device} | sizes | more).items():
         kind = str if default is None else type(default)
         parser.add_argument(f"--{name}", type=kind, default=default, help=" ")
