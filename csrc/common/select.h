@@ -25,10 +25,13 @@ SNNET_INLINE uint32_t ordered_number(float value) {
 // Integers that order as the similarities do: NaN is above everything (as in torch.topk).
 SNNET_INLINE uint32_t ordered_bits(float value) { return value != value ? 0xffffffffu : ordered_number(value); }
 
-// The larger key comes first; no two entries of a row have the same.
-SNNET_INLINE uint64_t selection_key(float value, int32_t column) {
-  return static_cast<uint64_t>(ordered_bits(value)) << 32 | (0xffffffffu - static_cast<uint32_t>(column));
+// The key of an entry whose value has these ordered_bits.
+SNNET_INLINE uint64_t key_at(uint32_t ordered, int32_t column) {
+  return static_cast<uint64_t>(ordered) << 32 | (0xffffffffu - static_cast<uint32_t>(column));
 }
+
+// The larger key comes first; no two entries of a row have the same.
+SNNET_INLINE uint64_t selection_key(float value, int32_t column) { return key_at(ordered_bits(value), column); }
 
 SNNET_INLINE int32_t column_of_key(uint64_t key) {
   return static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(key));

@@ -4,6 +4,7 @@
 #include <string>
 #include <tuple>
 
+#include "../common/loss.h"
 #include "products.h"
 #include "selection.h"
 #include "sparse_product.h"
@@ -11,7 +12,6 @@
 namespace snnet {
 namespace {
 
-constexpr int kMostSets = 3;
 constexpr int64_t kEntriesAtOnce = int64_t{1} << 20;  // of similarity, and slopes that are kept
 constexpr int64_t kFewestRows = 16;                   // at once, however long, so that threads have work
 
@@ -25,7 +25,7 @@ struct Loss {
   const uint8_t* labels[kMostSets];
   double weights[kMostSets];
   double delta, ratio;
-  bool hard_negatives;  // kind "mmcl", else "l2"
+  bool is_mmcl;  // kind "mmcl", else "l2"
   std::vector<Tensor> held;  // keeps the labels alive
 };
 
@@ -86,8 +86,7 @@ RowWeights weights_of_row(const Loss& loss, const std::vector<Positive>& positiv
     int64_t count = 0;
     for (const Positive& positive : positives) count += positive.sets >> k & 1;
     const int64_t negatives = loss.n - count;
-    const auto wanted = static_cast<int64_t>(std::floor(loss.ratio * static_cast<double>(negatives)));
-    weights.hard[k] = std::min(std::max<int64_t>(wanted, 1), negatives);
+    weights.hard[k] = hard_negatives(negatives, loss.ratio);
     const double share = loss.weights[k] / static_cast<double>(loss.batch_size);
     weights.positive[k] = count > 0 ? loss.delta * share / static_cast<double>(count) : 0;
     weights.hard_negative[k] = negatives > 0 ? share / static_cast<double>(weights.hard[k]) : 0;
@@ -169,24 +168,14 @@ double square_row(const Loss& loss, int64_t b, float* grad, RowScratch& scratch,
 Loss check_loss(int64_t batch_size, int64_t n, const std::vector<Tensor>& labels,
                 const std::vector<double>& weights, const std::string& kind, double delta, double ratio) {
   SNNET_CHECK(n < std::numeric_limits<int32_t>::max(), "similarity has too many columns");
-  SNNET_CHECK(!labels.empty() && labels.size() <= kMostSets && labels.size() == weights.size(),
-              "labels and weights must have the same length of 1 to 3, got ", labels.size(), " and ",
-              weights.size());
   SNNET_CHECK(kind == "mmcl" || kind == "l2", "kind must be 'mmcl' or 'l2', got '", kind, "'");
-  SNNET_CHECK(std::isfinite(delta) && delta >= 0, "delta must be finite and not negative, got ", delta);
-  SNNET_CHECK(ratio >= 0 && ratio <= 1, "hard_negative_ratio must lie in [0, 1], got ", ratio);
-  double sum = 0;
-  for (double weight : weights) {
-    SNNET_CHECK(std::isfinite(weight) && weight >= 0, "weights must be finite and not negative, got ", weight);
-    sum += weight;
-  }
-  SNNET_CHECK(sum > 0, "weights must not all be zero");
+  const double sum = checked_weight_sum(labels.size(), weights, delta, ratio);
   Loss loss{};
   loss.batch_size = batch_size;
   loss.n = n;
   loss.delta = delta;
   loss.ratio = ratio;
-  loss.hard_negatives = kind == "mmcl";
+  loss.is_mmcl = kind == "mmcl";
   for (std::size_t k = 0; k < labels.size(); ++k) {
     check_matrix(labels[k], "labels", ScalarType::Byte, batch_size, label_bytes(n));
     if (weights[k] == 0) continue;
@@ -204,8 +193,8 @@ double reduce_rows(const Loss& loss, int64_t from, int64_t to, float* grad, Slop
     RowScratch scratch;
     for (int64_t b = begin; b < end; ++b) {
       float* own = grad == nullptr ? nullptr : grad + b * loss.n;
-      rows[b - from] = loss.hard_negatives ? hard_negative_row(loss, b, scratch, slopes[b])
-                                           : square_row(loss, b, own, scratch, slopes[b]);
+      rows[b - from] = loss.is_mmcl ? hard_negative_row(loss, b, scratch, slopes[b])
+                                    : square_row(loss, b, own, scratch, slopes[b]);
     }
   });
   double total = 0;
@@ -304,7 +293,7 @@ std::tuple<Tensor, Tensor> fused_mutual_label_loss(const Tensor& features, const
   if (batch_size == 0 || n == 0) return {value, grad};
   const Tensor s = similarity ? torch::stable::contiguous(*similarity) : inner_products(features, memory);
   loss.similarity = const_floats(s);
-  if (!loss.hard_negatives) {
+  if (!loss.is_mmcl) {
     vector_kernels().add_scaled(floats(grad), const_floats(weighted_rows(s, memory)),
                                 static_cast<float>(2.0 / static_cast<double>(batch_size)), batch_size * d);
   }

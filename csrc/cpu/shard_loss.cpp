@@ -4,19 +4,17 @@
 // all entries of a row, and learns for each label set the key from which on they count.
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <functional>
 #include <tuple>
 #include <vector>
 
+#include "../common/loss.h"
 #include "products.h"
 #include "selection.h"
 #include "sparse_product.h"
 
 namespace snnet {
 namespace {
-
-constexpr int kMostSets = 3;
 
 // Keys as signed integers, which order in the same way; the smallest is no entry.
 constexpr uint64_t kSign = uint64_t{1} << 63;
@@ -70,13 +68,6 @@ struct OwnColumns {
 };
 
 constexpr int64_t kKeyBytes = 9;  // of a negative that travels: its key, and the sets in which it is negative
-
-// How many of the n - positives negatives are hard.
-int64_t hard_negatives(int64_t n, int64_t positives, double ratio) {
-  const int64_t negatives = n - positives;
-  const auto wanted = static_cast<int64_t>(std::floor(ratio * static_cast<double>(negatives)));
-  return std::min(std::max<int64_t>(wanted, 1), negatives);
-}
 
 // The k largest entries of each row that are negative in some label set, uint8 [B, 9 k], of row order[b]: their keys
 // int64 [k], in no order, and the sets uint8 [k] in which each is negative (bit by bit). Behind the last one the smallest
@@ -143,7 +134,7 @@ Tensor hard_negative_bars(const Tensor& found, const Tensor& positives, int64_t 
       }
       bool is_sure = true;
       for (int64_t j = 0; j < count; ++j) {
-        const int64_t needed = hard_negatives(n, positive[b * count + j], ratio);
+        const int64_t needed = hard_negatives(n - positive[b * count + j], ratio);
         int64_t& bar = bars[b * (count + 1) + j];
         bar = std::numeric_limits<int64_t>::max();
         if (needed <= 0) continue;
@@ -194,7 +185,7 @@ std::tuple<Tensor, Tensor> own_columns_loss(const Tensor& similarity, const Tens
       for (int k = 0; k < own.sets; ++k) {
         const int64_t number = positives.const_data_ptr<int64_t>()[b * own.sets + k];
         positive[k] = delta * weights[k] / static_cast<double>(std::max<int64_t>(number, 1));
-        hard[k] = weights[k] / static_cast<double>(std::max<int64_t>(hard_negatives(images, number, ratio), 1));
+        hard[k] = weights[k] / static_cast<double>(std::max<int64_t>(hard_negatives(images - number, ratio), 1));
       }
       const float* row = own.row(b);
       double total = 0;

@@ -2,12 +2,12 @@
 // set, the key of the last of its largest negatives. Keys are those of common/select.h, so ties go to lower columns.
 #pragma once
 
+#include "../common/loss.h"
 #include "../common/select.h"
 #include "device.cuh"
 
 namespace snnet {
 
-constexpr int kMostSets = 3;
 constexpr int kLossThreads = 1024;
 constexpr int kLossWarps = kLossThreads / kWarp;
 constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
@@ -19,7 +19,7 @@ struct LossRow {
   const uint32_t* keys;
   bool staged;  // keys [n] are there
 
-  __device__ __forceinline__ uint32_t high_key(int64_t column) const {
+  __device__ __forceinline__ uint32_t ordered(int64_t column) const {
     return staged ? keys[column] : ordered_bits(__ldg(values + column));
   }
 };
@@ -50,11 +50,6 @@ struct RowLabels {
     return mask;
   }
 };
-
-// The key of common/select.h from its high half.
-__device__ __forceinline__ uint64_t full_key(uint32_t high, int64_t column) {
-  return static_cast<uint64_t>(high) << 32 | (0xffffffffu - static_cast<uint32_t>(column));
-}
 
 // What is known of each set's threshold: the digits so far, how many of the keys that share them are still to be
 // taken, and whether that is not yet all of them.
@@ -95,16 +90,16 @@ __device__ void count_digits(const LossRow& row, const RowLabels& labels, int sh
   __syncthreads();
   constexpr int kInFlight = 4;  // columns of a thread whose loads are on their way at once
   for (int64_t first = threadIdx.x; first < labels.n; first += kInFlight * kLossThreads) {
-    uint32_t high[kInFlight];
+    uint32_t ordered[kInFlight];
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
       const int64_t column = first + i * kLossThreads;
-      high[i] = column < labels.n ? row.high_key(column) : 0;
+      ordered[i] = column < labels.n ? row.ordered(column) : 0;
     }
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
       const int64_t column = first + i * kLossThreads;
-      const KeyDigit own = digit_of(full_key(high[i], column), shift, bits, known);
+      const KeyDigit own = digit_of(key_at(ordered[i], static_cast<int32_t>(column)), shift, bits, known);
       if (column >= labels.n || own.sets == 0) continue;
       if (alike) {
         atomicAdd(&shared.histogram[kMostSets][own.digit], 1);
@@ -119,7 +114,8 @@ __device__ void count_digits(const LossRow& row, const RowLabels& labels, int sh
   for (int64_t word = threadIdx.x; word < (labels.n + 31) / 32; word += kLossThreads) {
     for (uint32_t left = labels.any(word); left != 0; left &= left - 1) {
       const int64_t column = 32 * word + lowest_bit(left);
-      const KeyDigit own = digit_of(full_key(row.high_key(column), column), shift, bits, known);
+      const uint64_t key = key_at(row.ordered(column), static_cast<int32_t>(column));
+      const KeyDigit own = digit_of(key, shift, bits, known);
       if (own.sets == 0) continue;
       const unsigned positive = labels.positive_in(column);
 #pragma unroll

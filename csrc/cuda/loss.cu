@@ -1,7 +1,6 @@
 // The mutual label loss: checks and launches.
 #include "loss.cuh"
 
-#include <cmath>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -24,16 +23,7 @@ CheckedLoss check_loss(const Call& call, const Tensor& similarity, const std::ve
   call.check_matrix(similarity, "similarity", ScalarType::Float, batch_size, n);
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   SNNET_CHECK(n < kMost && batch_size < kMost, "similarity has too many rows or columns");
-  SNNET_CHECK(!labels.empty() && labels.size() <= kMostSets && labels.size() == weights.size(),
-              "labels and weights must have the same length of 1 to 3, got ", labels.size(), " and ", weights.size());
-  SNNET_CHECK(std::isfinite(delta) && delta >= 0, "delta must be finite and not negative, got ", delta);
-  SNNET_CHECK(ratio >= 0 && ratio <= 1, "hard_negative_ratio must lie in [0, 1], got ", ratio);
-  double sum = 0;
-  for (double weight : weights) {
-    SNNET_CHECK(std::isfinite(weight) && weight >= 0, "weights must be finite and not negative, got ", weight);
-    sum += weight;
-  }
-  SNNET_CHECK(sum > 0, "weights must not all be zero");
+  const double sum = checked_weight_sum(labels.size(), weights, delta, ratio);
   CheckedLoss checked;
   LabelLoss& loss = checked.kernel;
   checked.held.push_back(torch::stable::contiguous(similarity));

@@ -56,9 +56,7 @@ __device__ void weigh_row(const LabelLoss& loss, const RowLabels& labels, LossSh
   if (warp < kMostSets) {  // a warp for each set: divisions are slow
     const int32_t positives = warp_sum(shared.positives[warp][lane]);
     const int64_t negatives = loss.n - positives;
-    const auto floored = static_cast<int64_t>(floor(loss.ratio * static_cast<double>(negatives)));
-    const int64_t wanted = floored < 1 ? 1 : floored;
-    const int64_t hard = warp >= loss.sets ? 0 : wanted < negatives ? wanted : negatives;
+    const int64_t hard = warp < loss.sets ? hard_negatives(negatives, loss.ratio) : 0;
     double weight = 0;
 #pragma unroll
     for (int k = 0; k < kMostSets; ++k) weight = k == warp ? loss.weights[k] : weight;
@@ -113,12 +111,13 @@ __device__ __forceinline__ void visit_columns(const LossRow& row, const RowLabel
       const uint32_t positives = __shfl_sync(kAllLanes, positives_of_lane, word);
       const int64_t column = 32 * (start + word) + lane;
       const bool exists = column < labels.n, is_positive = positives >> lane & 1u;
-      const uint32_t high = exists ? row.high_key(column) : 0;
+      const uint32_t ordered = exists ? row.ordered(column) : 0;
       double value = 0;
       float slope = 0;
-      bool used = exists && (is_positive || high >= lowest);
+      bool used = exists && (is_positive || ordered >= lowest);
       if (used) {  // few
-        used = column_loss(shared, full_key(high, column), is_positive ? labels.positive_in(column) : 0, value, slope);
+        used = column_loss(shared, key_at(ordered, static_cast<int32_t>(column)),
+                           is_positive ? labels.positive_in(column) : 0, value, slope);
       }
       visit(column, used, value, slope);
     }
