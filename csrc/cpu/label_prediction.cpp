@@ -1,21 +1,21 @@
-// Label prediction (MPLP) without lists: candidates and their ranks from tiles of products.
-
+// Label prediction (MPLP) without lists: candidates of a row, the rank of each by counting, the decision. All from tiles
+// of products.
+#include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <limits>
 #include <optional>
+#include <vector>
 
-#include "candidates.h"
+#include "../common/cycle_check.h"
 #include "inquiry.h"
 #include "products.h"
 #include "rank_counts.h"
-#include "selection.h"
 
 namespace snnet {
 namespace {
 
 constexpr int64_t kNeighborhood = 256;  // most similar images of an anchor that are looked at first
-constexpr int64_t kLookedNear = 256;    // candidates of a sample that are held against them
+constexpr int64_t kLookedNear = 256;    // candidates of a sample that are compared with them
 constexpr int64_t kCandidatesAtOnce = 16;
 constexpr int64_t kCandidatesHeld = int64_t{1} << 19;  // of the samples that are at work together
 constexpr int64_t kPairsHeld = int64_t{1} << 16;
@@ -74,10 +74,10 @@ class Prediction {
     if (overflows()) return false;
     for (std::size_t s = 0; s < samples_.size(); ++s) {
       Sample& sample = samples_[s];
-      if (walks(sample)) std::sort(sample.candidates.begin(), sample.candidates.end(), comes_first);
+      if (is_checked(sample)) std::sort(sample.candidates.begin(), sample.candidates.end(), comes_first);
       first_inconsistent_.push_back(sample.count());
       // What scan() found is the neighbourhood of the image itself.
-      if (walks(sample) && sample.anchor() != index_[s]) sample.has_neighborhood = false;
+      if (is_checked(sample) && sample.anchor() != index_[s]) sample.has_neighborhood = false;
     }
     return true;
   }
@@ -88,7 +88,7 @@ class Prediction {
     for (int64_t position = 0;;) {
       std::vector<int64_t> walking;
       for (int64_t s = 0; s < size; ++s) {
-        if (walks(samples_[s]) && position < first_inconsistent_[s]) walking.push_back(s);
+        if (is_checked(samples_[s]) && position < first_inconsistent_[s]) walking.push_back(s);
       }
       if (walking.empty()) return;
       const int64_t step = kPairsHeld / static_cast<int64_t>(walking.size());
@@ -119,9 +119,7 @@ class Prediction {
     return largest_consistent_rank(sample.count(), options_.min_rank);
   }
 
-  bool walks(const Sample& sample) const {
-    return needs_check(sample.count(), options_, n_);
-  }
+  bool is_checked(const Sample& sample) const { return needs_check(sample.count(), options_.min_rank, n_); }
 
   // A single sample's candidates are always held.
   bool overflows() const { return samples_.size() > 1 && held_ > kCandidatesHeld; }
@@ -177,7 +175,7 @@ class Prediction {
   void find_neighborhoods() {
     std::vector<int64_t> missing, anchors;
     for (std::size_t s = 0; s < samples_.size(); ++s) {
-      if (!walks(samples_[s]) || samples_[s].has_neighborhood) continue;
+      if (!is_checked(samples_[s]) || samples_[s].has_neighborhood) continue;
       missing.push_back(static_cast<int64_t>(s));
       anchors.push_back(samples_[s].anchor());
     }
@@ -266,12 +264,10 @@ void predict(const Inquiry& inquiry, const PredictionOptions& options, const Row
 Tensor mplp(const Tensor& memory, const Tensor& index, const std::optional<Tensor>& query_rows, double threshold,
             int64_t min_rank) {
   const CheckedInquiry checked(memory, index, query_rows);
-  SNNET_CHECK(std::isfinite(threshold), "threshold must be finite, got ", threshold);
-  SNNET_CHECK(min_rank >= 0, "min_rank must be at least 0, got ", min_rank);
+  const PredictionOptions options = checked_prediction(threshold, min_rank);
   const int64_t batch_size = checked.inquiry.batch_size;
   Tensor labels = torch::stable::new_zeros(memory, {batch_size, label_bytes(memory.size(0))}, ScalarType::Byte);
   if (batch_size == 0) return labels;
-  const PredictionOptions options{static_cast<float>(threshold), min_rank};
   const RowLengths lengths = measure_rows(memory);
   for (int64_t begin = 0; begin < batch_size; begin += kSamplesAtOnce) {
     predict(checked.inquiry, options, lengths, begin, std::min(begin + kSamplesAtOnce, batch_size),

@@ -1,11 +1,10 @@
 // Label prediction (MPLP) and nearest neighbours from neighbour lists; a product of a row where its list does not tell.
 #include <algorithm>
-#include <cmath>
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "candidates.h"
+#include "../common/cycle_check.h"
 #include "checks.h"
 #include "neighbor_lists.h"
 #include "products.h"
@@ -38,8 +37,6 @@ std::vector<int64_t> distinct(std::vector<int64_t> values) {
   values.erase(std::unique(values.begin(), values.end()), values.end());
   return values;
 }
-
-enum class Verdict { kConsistent, kInconsistent, kUntold };
 
 class ListPrediction {
  public:
@@ -117,17 +114,14 @@ class ListPrediction {
     multiply_rows(memory_, rows, [&](int64_t r, const float* row) { take(row, lists_.n, samples_[which[r]]); });
   }
 
-  // Whether more than `rank` images are more similar to p than the anchor is. If S[p, anchor] is at or above the floor
-  // of p, the list of p holds all of them.
+  // Whether more than `rank` images are more similar to p than the anchor is.
   Verdict look(int64_t p, int32_t anchor, int64_t rank) const {
     const int32_t* columns = lists_.columns_of(p);
     const int32_t* end = columns + lists_.counts[p];
     const int32_t* found = std::find(columns, end, anchor);
     const float floor = lists_.floors[p], bar = found == end ? floor : lists_.values_of(p)[found - columns];
-    if (vector_kernels().count_above(lists_.values_of(p), lists_.counts[p], bar, rank) > rank) {
-      return Verdict::kInconsistent;
-    }
-    return found != end && bar >= floor ? Verdict::kConsistent : Verdict::kUntold;
+    const int64_t above = vector_kernels().count_above(lists_.values_of(p), lists_.counts[p], bar, rank);
+    return list_verdict(above, rank, found != end, bar, floor);
   }
 
   // Checks the candidates of each sample while lists decide, then one more by a product. Returns the samples that are
@@ -139,13 +133,13 @@ class ListPrediction {
       for (int64_t w = begin; w < end; ++w) {
         Sample& sample = samples_[walking[w]];
         const int64_t rank = rank_of(sample);
-        if (!needs_check(sample.count(), options_, lists_.n)) sample.position = sample.count();
-        Verdict verdict = Verdict::kConsistent;
+        if (!needs_check(sample.count(), options_.min_rank, lists_.n)) sample.position = sample.count();
+        Verdict verdict = kConsistent;
         for (; sample.position < sample.count(); ++sample.position) {
           verdict = look(sample.candidates[sample.position].column, sample.candidates[0].column, rank);
-          if (verdict != Verdict::kConsistent) break;
+          if (verdict != kConsistent) break;
         }
-        is_untold[w] = verdict == Verdict::kUntold;
+        is_untold[w] = verdict == kUntold;
       }
     });
     std::vector<int64_t> untold, rows;
@@ -221,8 +215,7 @@ std::tuple<Tensor, Tensor> mplp_from_lists(const Tensor& memory, const Tensor& i
                                            const std::optional<Tensor>& query_rows, double threshold,
                                            int64_t min_rank) {
   const CheckedLists checked(memory, index, columns, values, counts, floors);
-  SNNET_CHECK(std::isfinite(threshold), "threshold must be finite, got ", threshold);
-  SNNET_CHECK(min_rank >= 0, "min_rank must be at least 0, got ", min_rank);
+  const PredictionOptions options = checked_prediction(threshold, min_rank);
   const int64_t n = checked.lists.n, batch_size = checked.index.size(0);
   std::optional<Tensor> queries;
   if (query_rows) {
@@ -231,8 +224,7 @@ std::tuple<Tensor, Tensor> mplp_from_lists(const Tensor& memory, const Tensor& i
   }
   Tensor labels = torch::stable::new_zeros(memory, {batch_size, label_bytes(n)}, ScalarType::Byte);
   ListPrediction prediction(memory, checked.positions(), batch_size, checked.lists,
-                            queries ? const_floats(*queries) : nullptr,
-                            {static_cast<float>(threshold), min_rank});
+                            queries ? const_floats(*queries) : nullptr, options);
   prediction.predict(labels.mutable_data_ptr<uint8_t>());
   return {labels, count_tensor(memory, prediction.products())};
 }

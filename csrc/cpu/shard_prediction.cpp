@@ -6,14 +6,13 @@
 #include <tuple>
 #include <vector>
 
-#include "candidates.h"
+#include "../common/cycle_check.h"
 #include "own_lists.h"
 #include "vector.h"
 
 namespace snnet {
 namespace {
 
-constexpr int8_t kConsistent = 0, kInconsistent = 1, kUntold = 2, kElsewhere = 3;
 constexpr int64_t kTold = 4;  // numbers in front of the candidates of a sample
 
 struct Matrix32 {
@@ -112,10 +111,9 @@ Tensor listed_verdicts(const Tensor& columns, const Tensor& values, const Tensor
   Tensor verdicts = torch::stable::new_empty(candidates, {size, asked.columns}, ScalarType::Char);
   int8_t* out = verdicts.mutable_data_ptr<int8_t>();
   std::fill_n(out, size * asked.columns, kElsewhere);
-  const PredictionOptions options{0.0f, min_rank};
   torch::stable::parallel_for(0, size, grain(2 * lists.capacity * asked.columns), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
-      if (!needs_check(many[b], options, images)) continue;
+      if (!needs_check(many[b], min_rank, images)) continue;
       const int64_t rank = largest_consistent_rank(many[b], min_rank);
       const auto is_own = [&](int64_t j) { return asked.row(b)[j] >= first && asked.row(b)[j] < first + lists.n; };
       for (int64_t j = 0; j < asked.columns; ++j) {
@@ -126,8 +124,8 @@ Tensor listed_verdicts(const Tensor& columns, const Tensor& values, const Tensor
         const int32_t place = lists.place_of(p, of[b]);
         const bool is_listed = place < lists.counts[p];
         const float floor = lists.floors[p], bar = is_listed ? lists.values_of(p)[place] : floor;
-        const bool behind = vector_kernels().count_above(lists.values_of(p), lists.counts[p], bar, rank) > rank;
-        out[b * asked.columns + j] = behind ? kInconsistent : is_listed && bar >= floor ? kConsistent : kUntold;
+        const int64_t above = vector_kernels().count_above(lists.values_of(p), lists.counts[p], bar, rank);
+        out[b * asked.columns + j] = list_verdict(above, rank, is_listed, bar, floor);
       }
     }
   });

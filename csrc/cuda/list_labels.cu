@@ -2,7 +2,6 @@
 #include "list_labels.cuh"
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
 #include <tuple>
 
@@ -45,8 +44,7 @@ std::tuple<Tensor, Tensor> mplp_from_lists(const Tensor& memory, const Tensor& i
   const Call call(memory);
   CheckedInquiry checked(call, memory, index, columns, values, counts, floors);
   ListBatch& batch = checked.batch;
-  SNNET_CHECK(std::isfinite(threshold), "threshold must be finite, got ", threshold);
-  SNNET_CHECK(min_rank >= 0, "min_rank must be at least 0, got ", min_rank);
+  const PredictionOptions options = checked_prediction(threshold, min_rank);
   const int64_t n = batch.lists.n, size = batch.size;
   Tensor queries;
   if (query_rows) {
@@ -77,7 +75,6 @@ std::tuple<Tensor, Tensor> mplp_from_lists(const Tensor& memory, const Tensor& i
   scratch.places = static_cast<int32_t>(places);
 
   const LabelWords rows{words<unsigned>(labels), label_bytes(n) / 4};
-  const ListOptions options{static_cast<float>(threshold), min_rank};
   const unsigned samples = blocks_for(size, 1);
   const int64_t slices = rows.slices();
   const int64_t candidates = size * std::max(places, rows.words);

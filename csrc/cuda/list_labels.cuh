@@ -28,11 +28,6 @@ constexpr int kLabelLoads = 4;
 constexpr int kFewestKeys = 256;   // of a sample, before its candidates are bits
 constexpr int kMostUntold = 4096;  // candidates that the whole GPU multiplies; the others a warp each
 
-struct ListOptions {
-  float threshold;
-  int64_t min_rank;
-};
-
 // Where the candidates of a sample stand: as keys, as bits of its label row, or as bits once that is multiplied.
 enum Source : int32_t { kKeys, kBits, kProducts };
 
@@ -81,14 +76,14 @@ struct TwoLargest {
   }
 };
 
-__device__ __forceinline__ int64_t rank_of(const LabelPlan& plan, const ListOptions& options) {
+__device__ __forceinline__ int64_t rank_of(const LabelPlan& plan, const PredictionOptions& options) {
   return largest_consistent_rank(plan.candidates, options.min_rank);
 }
 
 // ---- Select.
 
 static __global__ void __launch_bounds__(kLabelThreads)
-    mplp_lists_select_kernel(ListBatch batch, ListOptions options, LabelScratch scratch, LabelWords labels) {
+    mplp_lists_select_kernel(ListBatch batch, PredictionOptions options, LabelScratch scratch, LabelWords labels) {
   __shared__ Key parts[kLabelWarps];
   __shared__ int found;
   const auto thread = static_cast<int>(threadIdx.x);
@@ -149,7 +144,7 @@ static __global__ void __launch_bounds__(kLabelThreads)
 
 // A block a slice of kLabelWarps words of a row. Bandwidth bound: 4 d n bytes a row.
 static __global__ void __launch_bounds__(kLabelThreads)
-    mplp_lists_complete_kernel(ListBatch batch, ListOptions options, LabelScratch scratch, LabelWords labels) {
+    mplp_lists_complete_kernel(ListBatch batch, PredictionOptions options, LabelScratch scratch, LabelWords labels) {
   __shared__ ItemShared<kLabelThreads> shared;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t slices = labels.slices();
@@ -177,10 +172,7 @@ static __global__ void __launch_bounds__(kLabelThreads)
 
 // ---- Look.
 
-enum class Verdict { kConsistent, kInconsistent, kUntold };
-
-// Whether more than `rank` images are more similar to p than the anchor is, by a warp. If S[p, anchor] is at or above
-// the floor of p, the list of p holds all of them.
+// Whether more than `rank` images are more similar to p than the anchor is, by a warp.
 __device__ __forceinline__ Verdict look(const ListTables& lists, int64_t p, int32_t anchor, int64_t rank) {
   const int32_t count = lists.within(lists.counts[p]);
   const int32_t place = find_column(lists.columns_of(p), count, anchor);
@@ -189,8 +181,7 @@ __device__ __forceinline__ Verdict look(const ListTables& lists, int64_t p, int3
   int above = 0;
 #pragma unroll 4
   for (int32_t e = static_cast<int>(threadIdx.x) % kWarp; e < count; e += kWarp) above += values[e] > bar;
-  if (warp_sum(above) > rank) return Verdict::kInconsistent;
-  return place >= 0 && bar >= floor ? Verdict::kConsistent : Verdict::kUntold;
+  return list_verdict(warp_sum(above), rank, place >= 0, bar, floor);
 }
 
 // How many of the columns of a word are more similar to p than `bar`, for all lanes of a warp.
@@ -205,7 +196,7 @@ __device__ __forceinline__ void look_at(const ListBatch& batch, const LabelScrat
   if (__shfl_sync(kAllLanes, static_cast<int>(__ldcg(scratch.barrier + b) > key), 0)) return;
   const int32_t p = column_of_key(key), anchor = column_of_key(scratch.first[b]);
   Verdict verdict = look(batch.lists, p, anchor, rank);
-  if (verdict == Verdict::kUntold) {
+  if (verdict == kUntold) {
     int slot = 0;
     if (lane == 0) slot = atomicAdd(scratch.untold_count, 1);
     slot = __shfl_sync(kAllLanes, slot, 0);
@@ -218,22 +209,21 @@ __device__ __forceinline__ void look_at(const ListBatch& batch, const LabelScrat
     const float bar = warp_product(batch.memory_row(p), batch.memory_row(anchor), batch.d);
     int64_t above = 0;
     for (int64_t word = 0; word < labels.words && above <= rank; ++word) above += above_in_word(batch, p, bar, word);
-    if (above > rank) verdict = Verdict::kInconsistent;
+    if (above > rank) verdict = kInconsistent;
     if (lane == 0) atomicAdd(scratch.products, 1ull);
   }
-  if (verdict == Verdict::kInconsistent && lane == 0) atomicMax(scratch.barrier + b, key);
+  if (verdict == kInconsistent && lane == 0) atomicMax(scratch.barrier + b, key);
 }
 
 // A warp a candidate, of bits a word of them. Latency bound: its key, its columns, its values.
 static __global__ void __launch_bounds__(kLabelThreads, 2)
-    mplp_lists_look_kernel(ListBatch batch, ListOptions options, LabelScratch scratch, LabelWords labels) {
+    mplp_lists_look_kernel(ListBatch batch, PredictionOptions options, LabelScratch scratch, LabelWords labels) {
   __shared__ ItemShared<kLabelThreads> shared;
   for_each_item<kLabelThreads, kWarp>(
       batch.size, shared,
       [&](int64_t b) -> int64_t {
         const LabelPlan plan = scratch.plans[b];
-        // The anchor never counts, so no rank can exceed n - 1.
-        if (!needs_check(plan.candidates) || rank_of(plan, options) >= batch.lists.n - 1) return 0;
+        if (!needs_check(plan.candidates, options.min_rank, batch.lists.n)) return 0;
         return plan.source == kKeys ? plan.candidates : labels.words;
       },
       [&](int64_t b, int64_t item, int64_t) {
@@ -293,7 +283,7 @@ __device__ __forceinline__ void decide(const ListBatch& batch, const LabelScratc
 }
 
 // A slice of a candidate whose list did not tell, by a block: how many images there are above the anchor.
-__device__ __forceinline__ void multiply_slice(const ListBatch& batch, const ListOptions& options,
+__device__ __forceinline__ void multiply_slice(const ListBatch& batch, const PredictionOptions& options,
                                                const LabelScratch& scratch, const LabelWords& labels, Untold* own,
                                                int64_t slice) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -314,7 +304,7 @@ __device__ __forceinline__ void multiply_slice(const ListBatch& batch, const Lis
 
 // First the samples of which nothing is multiplied, then a block a slice. Bandwidth bound: 4 d n bytes a candidate.
 static __global__ void __launch_bounds__(kLabelThreads)
-    mplp_lists_multiply_kernel(ListBatch batch, ListOptions options, LabelScratch scratch, LabelWords labels) {
+    mplp_lists_multiply_kernel(ListBatch batch, PredictionOptions options, LabelScratch scratch, LabelWords labels) {
   const int64_t slices = labels.slices();
   const int64_t untold = *scratch.untold_count < kMostUntold ? *scratch.untold_count : kMostUntold;
 #pragma unroll 1
