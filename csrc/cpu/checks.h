@@ -1,48 +1,52 @@
-// Checks of arguments: what Python has checked in eager mode is checked again for traced and direct calls.
+// Checks of arguments on the CPU.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
-#include <limits>
+#include <type_traits>
 
 #include "../common/bits.h"
-#include "../common/raise.h"
+#include "../common/checks.h"
 
 namespace snnet {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+inline void check_device(const Tensor& tensor, const char* name) {
+  SNNET_CHECK(tensor.is_cpu(), name, " must be on the cpu");
+}
 
 inline void check_matrix(const Tensor& tensor, const char* name, ScalarType type, int64_t rows, int64_t columns) {
-  SNNET_CHECK(tensor.is_cpu(), name, " must be on the cpu");
-  SNNET_CHECK(tensor.scalar_type() == type, name, " has the wrong type");
-  SNNET_CHECK(tensor.dim() == 2, name, " must have 2 dimensions, got ", tensor.dim());
-  SNNET_CHECK(tensor.size(0) == rows && tensor.size(1) == columns, name, " must have shape [", rows, ", ",
-                  columns, "], got [", tensor.size(0), ", ", tensor.size(1), "]");
+  check_device(tensor, name);
+  check_shape(tensor, name, type, rows, columns);
 }
 
 // A matrix whose own storage is read or written.
 inline void check_storage(const Tensor& tensor, const char* name, ScalarType type, int64_t rows,
                           int64_t columns) {
   check_matrix(tensor, name, type, rows, columns);
-  SNNET_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+  check_contiguous(tensor, name);
 }
 
-inline int64_t rows_of(const Tensor& tensor, const char* name) {
-  SNNET_CHECK(tensor.dim() == 2, name, " must have 2 dimensions, got ", tensor.dim());
-  // Columns are kept as int32; the matrix they belong to has 2^62 entries then.
-  SNNET_CHECK(tensor.size(0) < std::numeric_limits<int32_t>::max(), name, " has too many rows");
-  return tensor.size(0);
+// The entries of a contiguous vector [size]; those of a const type are only read.
+template <class Value>
+Value* checked_vector(const Tensor& tensor, const char* name, int64_t size) {
+  using Plain = std::remove_const_t<Value>;
+  static_assert(std::is_same_v<Plain, int64_t> || std::is_same_v<Plain, int32_t> || std::is_same_v<Plain, float>);
+  check_device(tensor, name);
+  check_vector(tensor, name,
+               std::is_same_v<Plain, int64_t>   ? ScalarType::Long
+               : std::is_same_v<Plain, int32_t> ? ScalarType::Int
+                                                : ScalarType::Float,
+               size);
+  if constexpr (std::is_const_v<Value>) {
+    return tensor.const_data_ptr<Plain>();
+  } else {
+    return tensor.mutable_data_ptr<Plain>();
+  }
 }
 
 // index [B] of values in [lowest, n), contiguous.
 inline Tensor checked_index(const Tensor& index, int64_t n, int64_t lowest = 0) {
-  SNNET_CHECK(index.is_cpu(), "index must be on the cpu");
-  SNNET_CHECK(index.scalar_type() == ScalarType::Long, "index must be torch.int64");
-  SNNET_CHECK(index.dim() == 1, "index must have 1 dimension [B], got ", index.dim());
+  check_device(index, "index");
+  check_index(index);
   Tensor contiguous = torch::stable::contiguous(index);
   const int64_t* values = contiguous.const_data_ptr<int64_t>();
   int64_t low = lowest, high = n - 1;

@@ -32,14 +32,11 @@ void sum_rows(const Tensor& words, const int64_t* rows, const int64_t* factors, 
 Tensor checksums(const Tensor& words, const std::optional<Tensor>& rows, const Tensor& factors) {
   SNNET_CHECK(words.is_cpu() && words.dim() == 2 && words.is_contiguous(), "words must be a contiguous matrix");
   const int64_t n = words.size(0), width = words.size(1);
-  SNNET_CHECK(factors.is_cpu() && factors.scalar_type() == ScalarType::Long && factors.dim() == 1 &&
-                  factors.size(0) == width && factors.is_contiguous(),
-              "factors must be int64 [", width, "]");
+  const int64_t* weights = checked_vector<const int64_t>(factors, "factors", width);
   const Tensor positions = rows ? checked_index(*rows, n) : factors;
   const int64_t count = rows ? positions.size(0) : n;
   Tensor sums = torch::stable::new_empty(factors, {count}, ScalarType::Long);
   const int64_t* chosen = rows ? positions.const_data_ptr<int64_t>() : nullptr;
-  const int64_t* weights = factors.const_data_ptr<int64_t>();
   int64_t* out = sums.mutable_data_ptr<int64_t>();
   switch (words.scalar_type()) {
     case ScalarType::Long: sum_rows<int64_t>(words, chosen, weights, out, count); break;

@@ -12,12 +12,25 @@
 
 namespace snnet {
 
-// What an inquiry is about; memory float32 [n, d] and index int64 [B] are checked and contiguous.
+// What an inquiry is about, checked.
 struct Inquiry {
-  Tensor memory;
-  const int64_t* index;
+  Tensor memory;                      // float32 [n, d], contiguous
+  Tensor index_tensor;                // keeps what `index` points to
+  std::optional<Tensor> given_rows;   // keeps what `query_rows` points to
+  const int64_t* index;               // [B]
   int64_t batch_size;
-  const float* query_rows;  // [B, n] in place of S[index], or null
+  const float* query_rows = nullptr;  // [B, n] in place of S[index], or null
+
+  Inquiry(const Tensor& rows_of_memory, const Tensor& positions, const std::optional<Tensor>& rows)
+      : memory(rows_of_memory), index_tensor(checked_index(positions, rows_of(memory, "memory"))),
+        index(index_tensor.const_data_ptr<int64_t>()), batch_size(index_tensor.size(0)) {
+    const int64_t n = memory.size(0);
+    check_storage(memory, "memory", ScalarType::Float, n, memory.size(1));
+    if (!rows) return;
+    check_matrix(*rows, "query_rows", ScalarType::Float, batch_size, n);
+    given_rows = torch::stable::contiguous(*rows);
+    query_rows = const_floats(*given_rows);
+  }
 };
 
 constexpr int64_t kSamplesAtOnce = 64;
@@ -30,21 +43,5 @@ inline int64_t tile_columns(int64_t n, int64_t d, int64_t rows) {
       std::min(kTileFloats / std::max<int64_t>(d, 1), kProductFloats / std::max<int64_t>(rows, 1));
   return std::clamp<int64_t>(most, 1, std::max<int64_t>(n, 1));
 }
-
-struct CheckedInquiry {
-  Tensor index, query_rows;
-  Inquiry inquiry;
-
-  CheckedInquiry(const Tensor& memory, const Tensor& positions, const std::optional<Tensor>& rows)
-      : index(checked_index(positions, rows_of(memory, "memory"))), query_rows(memory),
-        inquiry{memory, index.const_data_ptr<int64_t>(), index.size(0), nullptr} {
-    const int64_t n = memory.size(0);
-    check_storage(memory, "memory", ScalarType::Float, n, memory.size(1));
-    if (!rows) return;
-    check_matrix(*rows, "query_rows", ScalarType::Float, inquiry.batch_size, n);
-    query_rows = torch::stable::contiguous(*rows);
-    inquiry.query_rows = const_floats(query_rows);
-  }
-};
 
 }  // namespace snnet

@@ -77,14 +77,6 @@ struct ReciprocalSets {
 // The squared Euclidean distance of unit vectors over the largest one of the row; 0 where all are 0.
 float relative_distance(float similarity, float largest) { return largest > 0 ? (2 - 2 * similarity) / largest : 0; }
 
-const float* row_floats(const std::optional<Tensor>& tensor, const char* name, int64_t n) {
-  if (!tensor.has_value()) return nullptr;
-  SNNET_CHECK(tensor->is_cpu() && tensor->scalar_type() == ScalarType::Float && tensor->dim() == 1 &&
-                  tensor->size(0) == n && tensor->is_contiguous(),
-              name, " must be contiguous float32 [", n, "] on the cpu");
-  return const_floats(*tensor);
-}
-
 // nearest int32 [n, c], more int32 [n, e], features float32 [n, d], largest float32 [n] -> the weights V [n, n]
 SparseTensors reciprocal_weights(const Tensor& nearest_table, const std::optional<Tensor>& more_table, int64_t half,
                                  const Tensor& features, const std::optional<Tensor>& largest) {
@@ -96,7 +88,7 @@ SparseTensors reciprocal_weights(const Tensor& nearest_table, const std::optiona
   check_matrix(features, "features", ScalarType::Float, n, d);
   const Tensor rows = torch::stable::contiguous(features);
   const float* feature = const_floats(rows);
-  const float* largest_of = row_floats(largest, "largest", n);
+  const float* largest_of = largest ? checked_vector<const float>(*largest, "largest", n) : nullptr;
   const std::vector<int32_t> order = nearest.by_person();
   const ReciprocalSets halves(nearest, half, order);
 
@@ -178,7 +170,7 @@ void blend_jaccard_(const Tensor& similarity, const Tensor& indptr, const Tensor
   const int64_t queries = similarity.dim() == 2 ? similarity.size(0) : 0, gallery = code.n - queries;
   SNNET_CHECK(gallery >= 0, "similarity must have at most ", code.n, " rows, got ", queries);
   check_storage(similarity, "similarity", ScalarType::Float, queries, gallery);
-  const float* largest_of = row_floats(largest, "largest", code.n);
+  const float* largest_of = checked_vector<const float>(largest, "largest", code.n);
   const ByColumn others(code, consecutive(queries, code.n));
   float* distances = floats(similarity);
   const auto weight = static_cast<float>(original_weight);

@@ -31,16 +31,12 @@ struct Table {
   Table(const Tensor& entries_tensor, const Tensor& starts_tensor, const Tensor& counts_tensor,
         const Tensor& sizes_tensor, const Tensor& used_tensor)
       : n(starts_tensor.size(0)), places(entries_tensor.size(0)) {
-    check(entries_tensor, "entries", ScalarType::Int, places);
-    check(starts_tensor, "starts", ScalarType::Long, n);
-    check(counts_tensor, "counts", ScalarType::Int, n);
-    check(sizes_tensor, "sizes", ScalarType::Int, n);
+    entries = checked_vector<int32_t>(entries_tensor, "entries", places);
+    starts = checked_vector<int64_t>(starts_tensor, "starts", n);
+    counts = checked_vector<int32_t>(counts_tensor, "counts", n);
+    sizes = checked_vector<int32_t>(sizes_tensor, "sizes", n);
     SNNET_CHECK(used_tensor.is_cpu() && used_tensor.scalar_type() == ScalarType::Long && used_tensor.numel() == 1,
                 "used must be one int64 on the cpu");
-    entries = entries_tensor.mutable_data_ptr<int32_t>();
-    starts = starts_tensor.mutable_data_ptr<int64_t>();
-    counts = counts_tensor.mutable_data_ptr<int32_t>();
-    sizes = sizes_tensor.mutable_data_ptr<int32_t>();
     used = used_tensor.mutable_data_ptr<int64_t>();
   }
 
@@ -70,13 +66,6 @@ struct Table {
     SNNET_CHECK(found != end, "the lists of rows and columns contradict each other at ", entry, " of ", i);
     *found = *(end - 1);
     --counts[i];
-  }
-
- private:
-  static void check(const Tensor& tensor, const char* name, ScalarType type, int64_t size) {
-    SNNET_CHECK(tensor.is_cpu() && tensor.scalar_type() == type && tensor.dim() == 1 && tensor.is_contiguous() &&
-                    tensor.size(0) == size,
-                name, " must be a contiguous vector of ", size, " on the cpu");
   }
 };
 

@@ -1,5 +1,5 @@
-// Label prediction (MPLP) without lists: candidates of a row, the rank of each by counting, the decision. All from tiles
-// of products.
+// Label prediction (MPLP) without lists, from tiles of products: candidates of a row, the rank of each by counting, the
+// decision.
 #include <algorithm>
 #include <atomic>
 #include <limits>
@@ -263,14 +263,14 @@ void predict(const Inquiry& inquiry, const PredictionOptions& options, const Row
 // -> labels uint8 [B, label_bytes(n)]
 Tensor mplp(const Tensor& memory, const Tensor& index, const std::optional<Tensor>& query_rows, double threshold,
             int64_t min_rank) {
-  const CheckedInquiry checked(memory, index, query_rows);
+  const Inquiry inquiry(memory, index, query_rows);
   const PredictionOptions options = checked_prediction(threshold, min_rank);
-  const int64_t batch_size = checked.inquiry.batch_size;
+  const int64_t batch_size = inquiry.batch_size;
   Tensor labels = torch::stable::new_zeros(memory, {batch_size, label_bytes(memory.size(0))}, ScalarType::Byte);
   if (batch_size == 0) return labels;
   const RowLengths lengths = measure_rows(memory);
   for (int64_t begin = 0; begin < batch_size; begin += kSamplesAtOnce) {
-    predict(checked.inquiry, options, lengths, begin, std::min(begin + kSamplesAtOnce, batch_size),
+    predict(inquiry, options, lengths, begin, std::min(begin + kSamplesAtOnce, batch_size),
             labels.mutable_data_ptr<uint8_t>());
   }
   return labels;

@@ -187,11 +187,12 @@ class ListPrediction {
   int64_t products_ = 0;
 };
 
-struct CheckedLists {
+// What an inquiry of lists is about, checked.
+struct ListInquiry {
   Tensor index;
   NeighborLists lists;
 
-  CheckedLists(const Tensor& memory, const Tensor& positions, const Tensor& columns, const Tensor& values,
+  ListInquiry(const Tensor& memory, const Tensor& positions, const Tensor& columns, const Tensor& values,
                const Tensor& counts, const Tensor& floors)
       : index(checked_index(positions, rows_of(memory, "memory"))),
         lists(columns, values, counts, floors, memory.size(0)) {
@@ -214,7 +215,7 @@ std::tuple<Tensor, Tensor> mplp_from_lists(const Tensor& memory, const Tensor& i
                                            const Tensor& values, const Tensor& counts, const Tensor& floors,
                                            const std::optional<Tensor>& query_rows, double threshold,
                                            int64_t min_rank) {
-  const CheckedLists checked(memory, index, columns, values, counts, floors);
+  const ListInquiry checked(memory, index, columns, values, counts, floors);
   const PredictionOptions options = checked_prediction(threshold, min_rank);
   const int64_t n = checked.lists.n, batch_size = checked.index.size(0);
   std::optional<Tensor> queries;
@@ -245,7 +246,7 @@ void keep_others(std::vector<uint64_t>& keys, int64_t own, int64_t k, int64_t* n
 std::tuple<Tensor, Tensor, Tensor> nearest_from_lists(const Tensor& memory, const Tensor& index, const Tensor& columns,
                                                       const Tensor& values, const Tensor& counts,
                                                       const Tensor& floors, int64_t k) {
-  const CheckedLists checked(memory, index, columns, values, counts, floors);
+  const ListInquiry checked(memory, index, columns, values, counts, floors);
   SNNET_CHECK(k >= 1 && k < std::numeric_limits<int32_t>::max(), "k must be at least 1, got ", k);
   const NeighborLists& lists = checked.lists;
   const int64_t n = lists.n, batch_size = checked.index.size(0);

@@ -20,16 +20,13 @@ struct NeighborLists {
 
   NeighborLists(const Tensor& columns_tensor, const Tensor& values_tensor, const Tensor& counts_tensor,
                 const Tensor& floors_tensor, int64_t rows)
-      : columns(nullptr), values(nullptr), counts(nullptr), floors(nullptr), n(rows),
-        capacity(columns_tensor.dim() == 2 ? columns_tensor.size(1) : 0) {
+      : n(rows), capacity(columns_tensor.dim() == 2 ? columns_tensor.size(1) : 0) {
     check_storage(columns_tensor, "lists.columns", ScalarType::Int, n, capacity);
     check_storage(values_tensor, "lists.values", ScalarType::Float, n, capacity);
-    check_vector(counts_tensor, "lists.counts", ScalarType::Int);
-    check_vector(floors_tensor, "lists.floors", ScalarType::Float);
     columns = columns_tensor.mutable_data_ptr<int32_t>();
     values = floats(values_tensor);
-    counts = counts_tensor.mutable_data_ptr<int32_t>();
-    floors = floats(floors_tensor);
+    counts = checked_vector<int32_t>(counts_tensor, "lists.counts", n);
+    floors = checked_vector<float>(floors_tensor, "lists.floors", n);
   }
 
   int32_t* columns_of(int64_t i) const { return columns + i * capacity; }
@@ -48,13 +45,6 @@ struct NeighborLists {
       const int32_t column = columns_of(i)[j];
       SNNET_CHECK(column >= 0 && column < n, "lists.columns must lie in [0, ", n, "), got ", column);
     }
-  }
-
- private:
-  void check_vector(const Tensor& tensor, const char* name, ScalarType type) const {
-    SNNET_CHECK(tensor.is_cpu() && tensor.scalar_type() == type && tensor.dim() == 1 && tensor.is_contiguous(), name,
-                " must be a contiguous vector of its type on the cpu");
-    SNNET_CHECK(tensor.size(0) == n, name, " must have ", n, " entries, got ", tensor.size(0));
   }
 };
 

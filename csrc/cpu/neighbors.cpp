@@ -76,8 +76,7 @@ void nearest_streaming(const Inquiry& inquiry, int64_t k, int64_t* neighbors, fl
 // -> index int64 [B, k], similarity [B, k]
 std::tuple<Tensor, Tensor> nearest_neighbors(const Tensor& memory, const Tensor& index,
                                              const std::optional<Tensor>& query_rows, int64_t k) {
-  const CheckedInquiry checked(memory, index, query_rows);
-  const Inquiry& inquiry = checked.inquiry;
+  const Inquiry inquiry(memory, index, query_rows);
   SNNET_CHECK(k >= 1 && k < std::numeric_limits<int32_t>::max(), "k must be at least 1, got ", k);
   const int64_t n = memory.size(0), batch_size = inquiry.batch_size;
   Tensor neighbors = torch::stable::new_empty(memory, {batch_size, k}, ScalarType::Long);

@@ -79,27 +79,6 @@ inline OwnLists checked_lists(const Tensor& columns, const Tensor& values, const
   return lists;
 }
 
-// values [size] of one type
-template <class T>
-const T* checked_vector(const Tensor& values, const char* name, ScalarType type, int64_t size) {
-  SNNET_CHECK(values.is_cpu() && values.scalar_type() == type && values.dim() == 1 && values.is_contiguous() &&
-                  values.size(0) == size,
-              name, " must be a contiguous vector of its type with ", size, " entries on the cpu");
-  return values.const_data_ptr<T>();
-}
-
-inline const int64_t* checked_longs(const Tensor& values, const char* name, int64_t size) {
-  return checked_vector<int64_t>(values, name, ScalarType::Long, size);
-}
-
-inline const int32_t* checked_ints(const Tensor& values, const char* name, int64_t size) {
-  return checked_vector<int32_t>(values, name, ScalarType::Int, size);
-}
-
-inline const float* checked_floats(const Tensor& values, const char* name, int64_t size) {
-  return checked_vector<float>(values, name, ScalarType::Float, size);
-}
-
 inline std::tuple<Tensor, Tensor, Tensor> pair_tensors(const Tensor& like, const std::vector<Pair>& pairs) {
   const auto size = static_cast<int64_t>(pairs.size());
   Tensor rows = torch::stable::new_empty(like, {size}, ScalarType::Long);

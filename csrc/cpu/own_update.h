@@ -32,7 +32,8 @@ struct MovedRows {
                     width >= d + kMovedNumbers,
                 "blended must be contiguous float32 [R, most, d + 2 + K] on the cpu");
     listed_width = width - d - kMovedNumbers;
-    const int64_t *at = checked_longs(positions, "index", size), *owners = checked_longs(owner, "owner", size);
+    const int64_t* at = checked_vector<const int64_t>(positions, "index", size);
+    const int64_t* owners = checked_vector<const int64_t>(owner, "owner", size);
     std::vector<int64_t> read(ranks);
     std::vector<const float*> found;
     for (int64_t s = 0; s < size; ++s) {

@@ -23,8 +23,8 @@ Tensor blended_rows(const Tensor& memory, int64_t first, const Tensor& columns, 
   check_storage(memory, "memory", ScalarType::Float, n, d);
   const int64_t capacity = columns.dim() == 2 ? columns.size(1) : 0, width = d + kMovedNumbers + capacity;
   check_storage(columns, "columns", ScalarType::Int, n, capacity);
-  const float* floor = checked_floats(floors, "floors", n);
-  const int64_t* at = checked_longs(index, "index", size);
+  const float* floor = checked_vector<const float>(floors, "floors", n);
+  const int64_t* at = checked_vector<const int64_t>(index, "index", size);
   check_matrix(features, "features", ScalarType::Float, size, d);
   const Tensor live = torch::stable::contiguous(features);
   const float alpha = checked_momentum(momentum);
@@ -118,7 +118,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> moved_pairs(const Tensor& blocks, con
   SNNET_CHECK(rank >= 0 && rank < ranks, "rank must lie in [0, ", ranks, "), got ", rank);
   const int64_t room = (width - size - 1) / 2, beyond = rows_of(rest, "rest");
   check_storage(rest, "rest", ScalarType::Int, beyond, 2);
-  const int64_t *at = checked_longs(index, "index", size), *owners = checked_longs(owner, "owner", size);
+  const int64_t* at = checked_vector<const int64_t>(index, "index", size);
+  const int64_t* owners = checked_vector<const int64_t>(owner, "owner", size);
   const int32_t *block = blocks.const_data_ptr<int32_t>(), *behind = rest.const_data_ptr<int32_t>();
   std::vector<int64_t> sent(ranks * ranks), of_row(size);
   bool overflows = false;
@@ -166,8 +167,8 @@ std::tuple<Tensor, Tensor, Tensor> insert_pairs_(const Tensor& columns, const Te
   const Tensor positions = checked_index(row, lists.n);
   const int64_t size = positions.size(0);
   const int64_t* rows = positions.const_data_ptr<int64_t>();
-  const int64_t* others = checked_longs(column, "column", size);
-  const float* similarity = checked_floats(value, "value", size);
+  const int64_t* others = checked_vector<const int64_t>(column, "column", size);
+  const float* similarity = checked_vector<const float>(value, "value", size);
   std::unordered_map<int64_t, std::vector<uint64_t>> too_many;  // keys of the rows without room for all
   for (int64_t e = 0; e < size; ++e) {
     const int64_t i = rows[e];
@@ -206,8 +207,8 @@ void remove_pairs_(const Tensor& columns, const Tensor& values, const Tensor& co
   const OwnLists lists = checked_lists(columns, values, counts, floors);
   const Tensor positions = checked_index(row, lists.n);
   const int64_t size = positions.size(0);
-  const int64_t* others = checked_longs(column, "column", size);
-  const float* similarity = checked_floats(value, "value", size);
+  const int64_t* others = checked_vector<const int64_t>(column, "column", size);
+  const float* similarity = checked_vector<const float>(value, "value", size);
   for (int64_t e = 0; e < size; ++e) {
     const int64_t i = positions.const_data_ptr<int64_t>()[e];
     const int32_t place = lists.place_of(i, others[e]);

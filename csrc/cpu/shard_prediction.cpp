@@ -34,7 +34,7 @@ struct Matrix32 {
 // has, one block a process; all int64 [B]; and how many each process has, int64 [R].
 std::tuple<Tensor, Tensor, Tensor, Tensor> divided_samples(const Tensor& index, const Tensor& ends) {
   const int64_t ranks = ends.size(0);
-  const int64_t* last = checked_longs(ends, "ends", ranks);
+  const int64_t* last = checked_vector<const int64_t>(ends, "ends", ranks);
   SNNET_CHECK(ranks > 0, "ends must have an entry for each process");
   const Tensor positions = checked_index(index, last[ranks - 1]);
   const int64_t size = positions.size(0);
@@ -107,7 +107,8 @@ Tensor listed_verdicts(const Tensor& columns, const Tensor& values, const Tensor
   const int64_t size = rows_of(candidates, "candidates");
   const Matrix32 asked(candidates, "candidates", size);
   const Tensor anchors = torch::stable::contiguous(anchor), numbers = torch::stable::contiguous(number);
-  const int32_t *of = checked_ints(anchors, "anchor", size), *many = checked_ints(numbers, "number", size);
+  const int32_t* of = checked_vector<const int32_t>(anchors, "anchor", size);
+  const int32_t* many = checked_vector<const int32_t>(numbers, "number", size);
   Tensor verdicts = torch::stable::new_empty(candidates, {size, asked.columns}, ScalarType::Char);
   int8_t* out = verdicts.mutable_data_ptr<int8_t>();
   std::fill_n(out, size * asked.columns, kElsewhere);
@@ -145,10 +146,9 @@ std::tuple<Tensor, Tensor, Tensor> walk_candidates_(const Tensor& position, cons
                   verdicts.size(1) == size && verdicts.size(2) == width,
               "verdicts must be contiguous int8 [R, ", size, ", ", width, "] on the cpu");
   const int8_t* verdict = verdicts.const_data_ptr<int8_t>();
-  const int64_t* own = checked_longs(index, "index", size);
-  checked_longs(position, "position", size);
-  checked_longs(ends, "ends", size);
-  int64_t *at = position.mutable_data_ptr<int64_t>(), *last = ends.mutable_data_ptr<int64_t>();
+  const int64_t* own = checked_vector<const int64_t>(index, "index", size);
+  int64_t* at = checked_vector<int64_t>(position, "position", size);
+  int64_t* last = checked_vector<int64_t>(ends, "ends", size);
   const auto verdict_of = [&](int64_t b, int64_t j) {  // one process knows
     int8_t found = kElsewhere;
     for (int64_t r = 0; r < ranks; ++r) found = std::min(found, verdict[(r * size + b) * width + j]);
@@ -204,10 +204,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> own_label_sets(const Tensor& sample, 
                                                           const Tensor& told, int64_t first, int64_t n) {
   const int64_t batch_size = owner.size(0), ranks = rows_of(entries, "entries"), width = label_bytes(n);
   const int64_t pairs = sample.size(0);
-  const int64_t *samples = checked_longs(sample, "sample", pairs), *columns = checked_longs(column, "column", pairs);
-  const int64_t* owners = checked_longs(owner, "owner", batch_size);
+  const int64_t* samples = checked_vector<const int64_t>(sample, "sample", pairs);
+  const int64_t* columns = checked_vector<const int64_t>(column, "column", pairs);
+  const int64_t* owners = checked_vector<const int64_t>(owner, "owner", batch_size);
   const Tensor given_sizes = torch::stable::contiguous(sizes);
-  const int32_t* size = checked_ints(given_sizes, "sizes", batch_size);
+  const int32_t* size = checked_vector<const int32_t>(given_sizes, "sizes", batch_size);
   const Matrix32 listed(entries, "entries", ranks), of_neighbors(told, "told", ranks);
   SNNET_CHECK(of_neighbors.columns == batch_size, "told must have ", batch_size, " columns");
   check_storage(neighbors, "neighbors", ScalarType::Byte, batch_size, width);

@@ -21,26 +21,19 @@ struct SparseRows {
   const float* values;
 
   SparseRows(const Tensor& indptr_, const Tensor& indices_, const Tensor& values_)
-      : indptr(vector_of(indptr_, "indptr", ScalarType::Long)),
-        indices(vector_of(indices_, "indices", ScalarType::Int)),
-        entries(vector_of(values_, "values", ScalarType::Float)),
-        n(indptr.size(0) - 1),
-        starts(indptr.const_data_ptr<int64_t>()),
-        columns(indices.const_data_ptr<int32_t>()),
-        values(const_floats(entries)) {
+      : indptr(torch::stable::contiguous(indptr_)),
+        indices(torch::stable::contiguous(indices_)),
+        entries(torch::stable::contiguous(values_)),
+        n(indptr.numel() - 1),
+        starts(checked_vector<const int64_t>(indptr, "indptr", n + 1)),
+        columns(checked_vector<const int32_t>(indices, "indices", indices.numel())),
+        values(checked_vector<const float>(entries, "values", entries.numel())) {
     const int64_t size = indices.size(0);
     SNNET_CHECK(n >= 0 && entries.size(0) == size && starts[0] == 0 && starts[n] == size &&
                     std::is_sorted(starts, starts + n + 1),
                 "indptr must rise from 0 to the number of indices, which values must have too");
     const auto outside = [&](int32_t column) { return column < 0 || column >= n; };
     SNNET_CHECK(std::none_of(columns, columns + size, outside), "indices must lie in [0, ", n, ")");
-  }
-
- private:
-  static Tensor vector_of(const Tensor& tensor, const char* name, ScalarType type) {
-    SNNET_CHECK(tensor.is_cpu() && tensor.scalar_type() == type && tensor.dim() == 1, name,
-                " must be a vector of its type on the cpu");
-    return torch::stable::contiguous(tensor);
   }
 };
 

@@ -4,9 +4,6 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
 #include <limits>
@@ -17,7 +14,7 @@
 #include <utility>
 
 #include "../common/bits.h"
-#include "../common/raise.h"
+#include "../common/checks.h"
 #include "neighbor_lists.cuh"
 
 // The tests compile the same sources for CPU tensors: tests/kernels/cuda_on_cpu.
@@ -32,9 +29,6 @@
   } while (0)
 
 namespace snnet {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 [[noreturn]] inline void raise_cuda_error(const char* error, const char* call) {
   (void)cudaGetLastError();  // else the next call of somebody else finds it
@@ -76,16 +70,13 @@ class Call {
 
   void check_matrix(const Tensor& tensor, const char* name, ScalarType type, int64_t rows, int64_t columns) const {
     check_device(tensor, name);
-    SNNET_CHECK(tensor.scalar_type() == type, name, " has the wrong type");
-    SNNET_CHECK(tensor.dim() == 2, name, " must have 2 dimensions, got ", tensor.dim());
-    SNNET_CHECK(tensor.size(0) == rows && tensor.size(1) == columns, name, " must have shape [", rows, ", ", columns,
-                "], got [", tensor.size(0), ", ", tensor.size(1), "]");
+    check_shape(tensor, name, type, rows, columns);
   }
 
   // A matrix whose own storage is read or written.
   void check_storage(const Tensor& tensor, const char* name, ScalarType type, int64_t rows, int64_t columns) const {
     check_matrix(tensor, name, type, rows, columns);
-    SNNET_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+    check_contiguous(tensor, name);
   }
 
   // Label bits [n, label_bytes(n)] that are read or written as words.
@@ -97,8 +88,7 @@ class Call {
   // index [B], contiguous. Its values are not read here: that would wait for the device.
   Tensor checked_index(const Tensor& index) const {
     check_device(index, "index");
-    SNNET_CHECK(index.scalar_type() == ScalarType::Long, "index must be torch.int64");
-    SNNET_CHECK(index.dim() == 1, "index must have 1 dimension [B], got ", index.dim());
+    check_index(index);
     return torch::stable::contiguous(index);
   }
 
@@ -110,20 +100,6 @@ class Call {
   cudaStream_t stream_ = nullptr;
 };
 
-inline int64_t rows_of(const Tensor& tensor, const char* name) {
-  SNNET_CHECK(tensor.dim() == 2, name, " must have 2 dimensions, got ", tensor.dim());
-  // Columns are kept as int32; the matrix they belong to has 2^62 entries then.
-  SNNET_CHECK(tensor.size(0) < std::numeric_limits<int32_t>::max(), name, " has too many rows");
-  return tensor.size(0);
-}
-
-inline void check_vector(const Call& call, const Tensor& tensor, const char* name, ScalarType type, int64_t size) {
-  call.check_device(tensor, name);
-  SNNET_CHECK(tensor.scalar_type() == type && tensor.dim() == 1 && tensor.is_contiguous(), name,
-              " must be a contiguous vector of its type");
-  SNNET_CHECK(tensor.size(0) == size, name, " must have ", size, " entries, got ", tensor.size(0));
-}
-
 // The tables of neighbour lists of n rows.
 inline ListTables lists_of_call(const Call& call, const Tensor& columns, const Tensor& values, const Tensor& counts,
                                 const Tensor& floors, int64_t n) {
@@ -132,8 +108,10 @@ inline ListTables lists_of_call(const Call& call, const Tensor& columns, const T
   SNNET_CHECK(capacity < std::numeric_limits<int32_t>::max(), "lists.columns has too many places");
   call.check_storage(columns, "lists.columns", ScalarType::Int, n, capacity);
   call.check_storage(values, "lists.values", ScalarType::Float, n, capacity);
-  check_vector(call, counts, "lists.counts", ScalarType::Int, n);
-  check_vector(call, floors, "lists.floors", ScalarType::Float, n);
+  call.check_device(counts, "lists.counts");
+  call.check_device(floors, "lists.floors");
+  check_vector(counts, "lists.counts", ScalarType::Int, n);
+  check_vector(floors, "lists.floors", ScalarType::Float, n);
   return {columns.mutable_data_ptr<int32_t>(), values.mutable_data_ptr<float>(), counts.mutable_data_ptr<int32_t>(),
           floors.mutable_data_ptr<float>(), n, static_cast<int32_t>(capacity)};
 }

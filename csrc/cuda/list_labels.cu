@@ -13,12 +13,12 @@ namespace {
 
 constexpr int kProductFloats = 4 << 20;  // of rows that are multiplied for neighbours at once
 
-// The arguments of an inquiry, checked.
-struct CheckedInquiry {
+// What an inquiry of lists is about, checked.
+struct ListInquiry {
   Tensor index;  // keeps what `batch` points to
   ListBatch batch;
 
-  CheckedInquiry(const Call& call, const Tensor& memory, const Tensor& positions, const Tensor& columns,
+  ListInquiry(const Call& call, const Tensor& memory, const Tensor& positions, const Tensor& columns,
                  const Tensor& values, const Tensor& counts, const Tensor& floors)
       : index(call.checked_index(positions)) {
     const int64_t n = rows_of(memory, "memory");
@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor> mplp_from_lists(const Tensor& memory, const Tensor& i
                                            const std::optional<Tensor>& query_rows, double threshold,
                                            int64_t min_rank) {
   const Call call(memory);
-  CheckedInquiry checked(call, memory, index, columns, values, counts, floors);
+  ListInquiry checked(call, memory, index, columns, values, counts, floors);
   ListBatch& batch = checked.batch;
   const PredictionOptions options = checked_prediction(threshold, min_rank);
   const int64_t n = batch.lists.n, size = batch.size;
@@ -95,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor> nearest_from_lists(const Tensor& memory, cons
                                                       const Tensor& values, const Tensor& counts,
                                                       const Tensor& floors, int64_t k) {
   const Call call(memory);
-  const CheckedInquiry checked(call, memory, index, columns, values, counts, floors);
+  const ListInquiry checked(call, memory, index, columns, values, counts, floors);
   const ListBatch& batch = checked.batch;
   SNNET_CHECK(k >= 1 && k < std::numeric_limits<int32_t>::max(), "k must be at least 1, got ", k);
   const int64_t n = batch.lists.n, size = batch.size;
