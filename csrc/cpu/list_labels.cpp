@@ -4,7 +4,6 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/cycle_check.h"
 #include "checks.h"
 #include "neighbor_lists.h"
 #include "products.h"
@@ -114,16 +113,6 @@ class ListPrediction {
     multiply_rows(memory_, rows, [&](int64_t r, const float* row) { take(row, lists_.n, samples_[which[r]]); });
   }
 
-  // Whether more than `rank` images are more similar to p than the anchor is.
-  Verdict look(int64_t p, int32_t anchor, int64_t rank) const {
-    const int32_t* columns = lists_.columns_of(p);
-    const int32_t* end = columns + lists_.counts[p];
-    const int32_t* found = std::find(columns, end, anchor);
-    const float floor = lists_.floors[p], bar = found == end ? floor : lists_.values_of(p)[found - columns];
-    const int64_t above = vector_kernels().count_above(lists_.values_of(p), lists_.counts[p], bar, rank);
-    return list_verdict(above, rank, found != end, bar, floor);
-  }
-
   // Checks the candidates of each sample while lists decide, then one more by a product. Returns the samples that are
   // not decided yet.
   std::vector<int64_t> walk(const std::vector<int64_t>& walking) {
@@ -136,7 +125,7 @@ class ListPrediction {
         if (!needs_check(sample.count(), options_.min_rank, lists_.n)) sample.position = sample.count();
         Verdict verdict = kConsistent;
         for (; sample.position < sample.count(); ++sample.position) {
-          verdict = look(sample.candidates[sample.position].column, sample.candidates[0].column, rank);
+          verdict = lists_.verdict_of(sample.candidates[sample.position].column, sample.candidates[0].column, rank);
           if (verdict != kConsistent) break;
         }
         is_untold[w] = verdict == kUntold;
@@ -260,9 +249,7 @@ std::tuple<Tensor, Tensor, Tensor> nearest_from_lists(const Tensor& memory, cons
     for (int64_t b = begin; b < end; ++b) {
       const int64_t i = checked.positions()[b];
       keys.clear();
-      for (int32_t j = 0; j < lists.counts[i]; ++j) {
-        keys.push_back(selection_key(lists.values_of(i)[j], lists.columns_of(i)[j]));
-      }
+      lists.add_keys(i, keys);
       keep_others(keys, i, k, at + b * k, value + b * k);
       // An unlisted entry may equal the floor. If it has the lower column, it comes before a listed entry of that
       // value.

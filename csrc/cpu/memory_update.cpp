@@ -49,8 +49,7 @@ class SymmetricLists : public NeighborLists {
   }
 
   void remove(int32_t i, int32_t l) const {
-    const int32_t* columns = columns_of(i);
-    const auto place = static_cast<int32_t>(std::find(columns, columns + counts[i], l) - columns);
+    const int32_t place = place_of(i, l);
     if (place == counts[i]) return;
     check_mirror(i, place);
     const int32_t other = mirrors_of(i)[place];
@@ -78,28 +77,21 @@ class SymmetricLists : public NeighborLists {
 
   int32_t append(int32_t i, int32_t column, float value) const {
     SNNET_CHECK(counts[i] < capacity, "lists must be symmetric, but row ", i, " has no room for its mirrored entries");
-    const int32_t place = counts[i]++;
-    columns_of(i)[place] = column;
-    values_of(i)[place] = value;
-    return place;
+    return NeighborLists::append(i, column, value);
   }
 
   // The last entry of row i takes the place.
   void erase(int32_t i, int32_t place) const {
     const int32_t last = counts[i] - 1;
     if (place != last) check_mirror(i, last);
-    counts[i] = last;
-    int32_t *columns = columns_of(i), *places = mirrors_of(i);
-    float* values = values_of(i);
+    NeighborLists::erase(i, place);
+    int32_t* places = mirrors_of(i);
     if (place != last) {
-      columns[place] = columns[last];
-      values[place] = values[last];
-      places[place] = places[last];
-      if (columns[place] == i) places[place] = place;  // the row itself
-      mirrors_of(columns[place])[places[place]] = place;
+      const int32_t l = columns_of(i)[place];
+      places[place] = l == i ? place : places[last];  // it may be the row itself
+      mirrors_of(l)[places[place]] = place;
     }
-    columns[last] = places[last] = -1;
-    values[last] = -std::numeric_limits<float>::infinity();
+    places[last] = -1;
   }
 };
 
@@ -215,9 +207,7 @@ class ListUpdate {
     std::vector<Pair> removed;
     for (auto& [i, keys] : fresh) {
       if (lists_.counts[i] + static_cast<int64_t>(keys.size()) <= lists_.capacity) continue;
-      for (int32_t j = 0; j < lists_.counts[i]; ++j) {
-        keys.push_back(selection_key(lists_.values_of(i)[j], lists_.columns_of(i)[j]));
-      }
+      lists_.add_keys(i, keys);
       std::nth_element(keys.begin(), keys.begin() + lists_.capacity - 1, keys.end(), std::greater<>());
       last[i] = keys[lists_.capacity - 1];
       for (int32_t j = 0; j < lists_.counts[i]; ++j) {

@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kTileRows = 1024;
 constexpr int64_t kTileFloats = int64_t{2} << 20;  // of the two sides of a product
-constexpr int64_t kLine = 16;                       // floats in a line of the cache
+constexpr int64_t kLine = NeighborLists::kLine;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 using Keys = std::vector<uint64_t>;
@@ -34,12 +34,6 @@ Tables empty_tables(const Tensor& like, int64_t n, int64_t capacity, float floor
   std::fill_n(counts.mutable_data_ptr<int32_t>(), n, 0);
   std::fill_n(floats(floors), n, floor);
   return {columns, values, counts, floors};
-}
-
-void read_row(const NeighborLists& lists, int64_t i, Keys& keys) {
-  const int32_t* columns = lists.columns_of(i);
-  const float* values = lists.values_of(i);
-  for (int32_t j = 0; j < lists.counts[i]; ++j) keys.push_back(selection_key(values[j], columns[j]));
 }
 
 // Places [0, keys) of row i; the places behind are empty already.
@@ -72,7 +66,7 @@ void take(const NeighborLists& lists, float* lowest, int64_t i, const float* row
   if (found == 0) return;
   Keys& keys = scratch.keys;
   keys.clear();
-  read_row(lists, i, keys);
+  lists.add_keys(i, keys);
   for (int64_t e = 0; e < found; ++e) keys.push_back(selection_key(scratch.found[e].value, scratch.found[e].column));
   const auto room = static_cast<std::size_t>(lists.capacity);
   if (keys.size() > room) {
@@ -142,7 +136,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> neighbor_lists(const Tensor& 
     Keys keys;
     for (int64_t i = begin; i < end; ++i) {
       keys.clear();
-      read_row(lists, i, keys);
+      lists.add_keys(i, keys);
       std::sort(keys.begin(), keys.end(), std::greater<>());
       write_row(lists, i, keys);
     }
@@ -174,7 +168,7 @@ struct Listers {
 // The pairs of row i, listed from either side, by falling key.
 void pairs_of_row(const NeighborLists& lists, const Listers& listers, int64_t i, Keys& keys) {
   keys.clear();
-  read_row(lists, i, keys);
+  lists.add_keys(i, keys);
   for (int64_t e = listers.starts[i]; e < listers.starts[i + 1]; ++e) {
     keys.push_back(selection_key(listers.entries[e].value, listers.entries[e].column));
   }
@@ -187,11 +181,10 @@ void pairs_of_row(const NeighborLists& lists, const Listers& listers, int64_t i,
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> symmetric_lists(const Tensor& columns, const Tensor& values,
                                                                    const Tensor& counts, const Tensor& floors,
                                                                    int64_t capacity) {
-  const int64_t n = rows_of(columns, "lists.columns");
   SNNET_CHECK(capacity >= 1 && capacity < std::numeric_limits<int32_t>::max(), "capacity must be at least 1, got ",
               capacity);
-  const NeighborLists lists(columns, values, counts, floors, n);
-  lists.check_counts();
+  const NeighborLists lists = checked_lists(columns, values, counts, floors);
+  const int64_t n = lists.n;
   const Listers listers(lists);
   Tables tables = empty_tables(values, n, capacity, -kInfinity);
   const NeighborLists made(std::get<0>(tables), std::get<1>(tables), std::get<2>(tables), std::get<3>(tables), n);

@@ -1,18 +1,43 @@
-// The lists of own rows follow rows that have moved, whoever owns these.
+// The lists of own rows follow rows that have moved, whoever owns these; and pairs on their way into lists.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <memory>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "../common/recurrence.h"
-#include "own_lists.h"
+#include "checks.h"
+#include "neighbor_lists.h"
 #include "products.h"
 #include "risen.h"
 #include "vector.h"
 
 namespace snnet {
+
+// The row is an own one, counted from the first of them; the column is counted from the first image of all.
+struct Pair {
+  int64_t row, column;
+  float value;
+};
+
+inline std::tuple<Tensor, Tensor, Tensor> pair_tensors(const Tensor& like, const std::vector<Pair>& pairs) {
+  const auto size = static_cast<int64_t>(pairs.size());
+  Tensor rows = torch::stable::new_empty(like, {size}, ScalarType::Long);
+  Tensor columns = torch::stable::new_empty(like, {size}, ScalarType::Long);
+  Tensor values = torch::stable::new_empty(like, {size}, ScalarType::Float);
+  int64_t *row = rows.mutable_data_ptr<int64_t>(), *column = columns.mutable_data_ptr<int64_t>();
+  float* value = floats(values);
+  for (int64_t e = 0; e < size; ++e) {
+    row[e] = pairs[e].row;
+    column[e] = pairs[e].column;
+    value[e] = pairs[e].value;
+  }
+  return {rows, columns, values};
+}
 
 constexpr int64_t kMovedNumbers = 2;  // behind a moved row: its length before the division, and its floor
 
@@ -58,8 +83,8 @@ struct MovedRows {
 class OwnUpdate {
  public:
   // `similarity` [m, n] is that of the features of all m rows with the own ones before the update.
-  OwnUpdate(const Tensor& memory, int64_t first, const OwnLists& lists, const Tensor& similarity, const MovedRows& moved,
-            float alpha)
+  OwnUpdate(const Tensor& memory, int64_t first, const NeighborLists& lists, const Tensor& similarity,
+            const MovedRows& moved, float alpha)
       : lists_(lists), moved_(moved), first_(first), d_(memory.size(1)), count_(moved.count), alpha_(alpha),
         beta_(1.0f - alpha), memory_(floats(memory)), similarity_(const_floats(similarity)),
         rows_(const_floats(moved.rows)), entry_of_(lists.n, -1), pairs_(moved.count), risen_(moved.count),
@@ -194,7 +219,7 @@ class OwnUpdate {
     }
   }
 
-  const OwnLists& lists_;
+  const NeighborLists& lists_;
   const MovedRows& moved_;
   int64_t first_, d_, count_;
   float alpha_, beta_;

@@ -91,7 +91,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> follow_moved_rows_(
     const Tensor& memory, const Tensor& columns, const Tensor& values, const Tensor& counts, const Tensor& floors,
     int64_t first, const Tensor& similarity, const Tensor& blended, const Tensor& index, const Tensor& owner,
     const Tensor& momentum, int64_t room) {
-  const OwnLists lists = checked_lists(columns, values, counts, floors);
+  const NeighborLists lists = checked_lists(columns, values, counts, floors);
   SNNET_CHECK(blended.dim() == 3, "blended must have 3 dimensions, got ", blended.dim());
   const MovedRows moved(blended, index, owner, memory.size(1));
   OwnUpdate update(memory, first, lists, similarity, moved, checked_momentum(momentum));
@@ -163,7 +163,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> moved_pairs(const Tensor& blocks, con
 std::tuple<Tensor, Tensor, Tensor> insert_pairs_(const Tensor& columns, const Tensor& values, const Tensor& counts,
                                                  const Tensor& floors, const Tensor& row, const Tensor& column,
                                                  const Tensor& value) {
-  const OwnLists lists = checked_lists(columns, values, counts, floors);
+  const NeighborLists lists = checked_lists(columns, values, counts, floors);
   const Tensor positions = checked_index(row, lists.n);
   const int64_t size = positions.size(0);
   const int64_t* rows = positions.const_data_ptr<int64_t>();
@@ -184,9 +184,7 @@ std::tuple<Tensor, Tensor, Tensor> insert_pairs_(const Tensor& columns, const Te
   }
   std::vector<Pair> cut;
   for (auto& [i, keys] : too_many) {
-    for (int32_t j = 0; j < lists.counts[i]; ++j) {
-      keys.push_back(selection_key(lists.values_of(i)[j], lists.columns_of(i)[j]));
-    }
+    lists.add_keys(i, keys);
     std::nth_element(keys.begin(), keys.begin() + lists.capacity - 1, keys.end(), std::greater<>());
     lists.clear(i);
     for (std::size_t k = 0; k < keys.size(); ++k) {
@@ -204,7 +202,7 @@ std::tuple<Tensor, Tensor, Tensor> insert_pairs_(const Tensor& columns, const Te
 // Pairs that have no room on one of their sides leave the other, and raise the floors of both.
 void remove_pairs_(const Tensor& columns, const Tensor& values, const Tensor& counts, const Tensor& floors,
                    const Tensor& row, const Tensor& column, const Tensor& value) {
-  const OwnLists lists = checked_lists(columns, values, counts, floors);
+  const NeighborLists lists = checked_lists(columns, values, counts, floors);
   const Tensor positions = checked_index(row, lists.n);
   const int64_t size = positions.size(0);
   const int64_t* others = checked_vector<const int64_t>(column, "column", size);

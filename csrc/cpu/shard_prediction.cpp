@@ -6,9 +6,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/cycle_check.h"
-#include "own_lists.h"
-#include "vector.h"
+#include "neighbor_lists.h"
 
 namespace snnet {
 namespace {
@@ -62,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> divided_samples(const Tensor& index, 
 // in falling order, -1 behind the last.
 Tensor listed_candidates(const Tensor& columns, const Tensor& values, const Tensor& counts, const Tensor& floors,
                          const Tensor& row, int64_t first, double threshold, int64_t places) {
-  const OwnLists lists = checked_lists(columns, values, counts, floors);
+  const NeighborLists lists = checked_lists(columns, values, counts, floors);
   const Tensor positions = checked_index(row, lists.n);
   const int64_t size = positions.size(0), width = kTold + places;
   SNNET_CHECK(places >= lists.capacity, "places must be at least those of a list, ", lists.capacity, ", got ", places);
@@ -103,7 +101,7 @@ Tensor listed_candidates(const Tensor& columns, const Tensor& values, const Tens
 Tensor listed_verdicts(const Tensor& columns, const Tensor& values, const Tensor& counts, const Tensor& floors,
                        int64_t first, int64_t images, const Tensor& candidates, const Tensor& anchor,
                        const Tensor& number, int64_t min_rank) {
-  const OwnLists lists = checked_lists(columns, values, counts, floors);
+  const NeighborLists lists = checked_lists(columns, values, counts, floors);
   const int64_t size = rows_of(candidates, "candidates");
   const Matrix32 asked(candidates, "candidates", size);
   const Tensor anchors = torch::stable::contiguous(anchor), numbers = torch::stable::contiguous(number);
@@ -121,12 +119,7 @@ Tensor listed_verdicts(const Tensor& columns, const Tensor& values, const Tensor
         constexpr int64_t kAhead = 4;  // the rows are anywhere in memory
         if (j + kAhead < asked.columns && is_own(j + kAhead)) lists.prefetch_row(asked.row(b)[j + kAhead] - first);
         if (!is_own(j)) continue;
-        const int64_t p = asked.row(b)[j] - first;
-        const int32_t place = lists.place_of(p, of[b]);
-        const bool is_listed = place < lists.counts[p];
-        const float floor = lists.floors[p], bar = is_listed ? lists.values_of(p)[place] : floor;
-        const int64_t above = vector_kernels().count_above(lists.values_of(p), lists.counts[p], bar, rank);
-        out[b * asked.columns + j] = list_verdict(above, rank, is_listed, bar, floor);
+        out[b * asked.columns + j] = lists.verdict_of(asked.row(b)[j] - first, of[b], rank);
       }
     }
   });
