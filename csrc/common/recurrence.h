@@ -6,6 +6,7 @@
 namespace snnet {
 
 constexpr float kSmallestLength = 1e-12f;  // as in torch.nn.functional.normalize
+constexpr float kSlack = 1e-5f;            // of a similarity: more than the rounding error of a bound
 
 // A product that no compiler fuses with a sum: nvcc would, and not in all kernels alike.
 SNNET_INLINE float rounded_product(float a, float b) {

@@ -11,16 +11,9 @@ namespace {
 // memory [n, d] written, index int64 [B], features [B, d], momentum []
 void update_memory_by_hardest_(const Tensor& memory, const Tensor& index, const Tensor& features,
                                const Tensor& momentum) {
-  const int64_t n = rows_of(memory, "memory"), d = memory.size(1);
-  check_storage(memory, "memory", ScalarType::Float, n, d);
-  const Tensor positions = checked_index(index, n);
-  const int64_t batch_size = positions.size(0);
-  check_matrix(features, "features", ScalarType::Float, batch_size, d);
-  const Tensor live = torch::stable::contiguous(features);
-  const float alpha = checked_momentum(momentum);
-  const MemoryRows rows{memory, floats(memory), positions.const_data_ptr<int64_t>(), const_floats(live), d, alpha,
-                        1 - alpha};
-
+  const CheckedUpdate update = checked_update(memory, index, features, momentum);
+  const MemoryRows& rows = update.rows;
+  const int64_t batch_size = update.batch_size, d = rows.d;
   std::vector<double> similarity(batch_size);
   torch::stable::parallel_for(0, batch_size, grain(d), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {

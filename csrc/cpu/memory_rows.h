@@ -36,21 +36,26 @@ inline std::vector<Round> occurrence_rounds(const int64_t* index, int64_t batch_
   return rounds;
 }
 
+// out = (alpha before + beta live) / length. Returns the length: if that is not finite, the row is not to be written.
+inline float blend_row(const float* before, const float* live, float alpha, float beta, int64_t d, float* out) {
+  const VectorKernels& kernels = vector_kernels();
+  kernels.blend(out, before, live, alpha, beta, d);
+  const float exact = static_cast<float>(std::sqrt(kernels.dot(out, out, d)));
+  const float length = exact < kSmallestLength ? kSmallestLength : exact;
+  kernels.divide(out, length, d);
+  return length;
+}
+
 // Blends and renormalises the memory rows of a round; their lengths before the division. Entries whose row would not
 // be finite are taken out of the round: nothing is written for them.
 inline std::vector<float> blend_rows(const MemoryRows& rows, Round& round) {
   const int64_t count = static_cast<int64_t>(round.size()), d = rows.d;
   std::vector<float> lengths(round.size());
   std::vector<float> blended(round.size() * d);
-  const VectorKernels& kernels = vector_kernels();
   torch::stable::parallel_for(0, count, grain(3 * d), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      float* out = blended.data() + r * d;
-      kernels.blend(out, rows.memory + rows.index[round[r]] * d, rows.features + round[r] * d, rows.alpha, rows.beta,
-                    d);
-      const float length = static_cast<float>(std::sqrt(kernels.dot(out, out, d)));
-      lengths[r] = length < kSmallestLength ? kSmallestLength : length;
-      kernels.divide(out, lengths[r], d);
+      lengths[r] = blend_row(rows.memory + rows.index[round[r]] * d, rows.features + round[r] * d, rows.alpha,
+                             rows.beta, d, blended.data() + r * d);
     }
   });
   std::size_t written = 0;
@@ -71,6 +76,25 @@ inline float checked_momentum(const Tensor& momentum) {
   const float alpha = *momentum.const_data_ptr<float>();
   SNNET_CHECK(alpha >= 0.0f && alpha <= 1.0f, "momentum must lie in [0, 1], got ", alpha);
   return alpha;
+}
+
+// What an update is asked for; `rows` point into the tensors beside it.
+struct CheckedUpdate {
+  Tensor positions, live;
+  int64_t n, batch_size;
+  MemoryRows rows;
+};
+
+inline CheckedUpdate checked_update(const Tensor& memory, const Tensor& index, const Tensor& features,
+                                    const Tensor& momentum) {
+  const int64_t n = rows_of(memory, "memory"), d = memory.size(1);
+  check_storage(memory, "memory", ScalarType::Float, n, d);
+  const Tensor positions = checked_index(index, n);
+  check_matrix(features, "features", ScalarType::Float, positions.size(0), d);
+  const float alpha = checked_momentum(momentum);
+  const Tensor live = torch::stable::contiguous(features);
+  return {positions, live, n, positions.size(0),
+          {memory, floats(memory), positions.const_data_ptr<int64_t>(), const_floats(live), d, alpha, 1.0f - alpha}};
 }
 
 }  // namespace snnet

@@ -286,25 +286,6 @@ class LiveSimilarity {
   std::vector<float> copies_;
 };
 
-// What an update is asked for; `rows` point into the tensors beside it.
-struct CheckedUpdate {
-  Tensor positions, live;
-  int64_t n, batch_size;
-  MemoryRows rows;
-};
-
-CheckedUpdate checked_update(const Tensor& memory, const Tensor& index, const Tensor& features,
-                             const Tensor& momentum) {
-  const int64_t n = rows_of(memory, "memory"), d = memory.size(1);
-  check_storage(memory, "memory", ScalarType::Float, n, d);
-  const Tensor positions = checked_index(index, n);
-  check_matrix(features, "features", ScalarType::Float, positions.size(0), d);
-  const float alpha = checked_momentum(momentum);
-  const Tensor live = torch::stable::contiguous(features);
-  return {positions, live, n, positions.size(0),
-          {memory, floats(memory), positions.const_data_ptr<int64_t>(), const_floats(live), d, alpha, 1.0f - alpha}};
-}
-
 // M[index] <- normalize(alpha M[index] + (1 - alpha) f)
 void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum) {
   const CheckedUpdate update = checked_update(memory, index, features, momentum);

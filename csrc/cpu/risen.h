@@ -5,11 +5,12 @@
 #include <cmath>
 #include <cstdint>
 
+#include "../common/recurrence.h"
 #include "vector.h"
 
 namespace snnet {
 
-constexpr float kSlack = 1e-5f;  // of a similarity: more than rounding can make of a bound
+constexpr float kResized = 1e-6f;  // a row whose length differed from 1 by more has moved, even without its feature
 
 // A row that has moved: what it is now, s [n] of its feature before the update, its length before the division and the
 // floor of its list.
@@ -36,7 +37,7 @@ void find_risen_pairs(const MovedRow& moved, const OtherRows& others, Entry* ris
     const float gain = (moved.length - others.alpha) / others.beta, slack = kSlack / others.beta;
     found = vector_kernels().collect_rising(moved.similarity, others.floors, others.n, moved.floor * gain - slack,
                                             gain, slack, rising);
-  } else if (std::abs(moved.length - 1.0f) > 1e-6f) {  // moved without its feature: s tells nothing
+  } else if (std::abs(moved.length - 1.0f) > kResized) {  // s tells nothing
     for (; found < others.n; ++found) rising[found].column = static_cast<int32_t>(found);
   }
   int64_t left = 0;

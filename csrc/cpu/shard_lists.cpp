@@ -3,7 +3,6 @@
 // Rows are counted from the first own one, columns from the first image of all. A moved pair is listed in both of its
 // rows, whoever owns them: each owner changes its own, and tells the other owner what found no room.
 #include <algorithm>
-#include <cmath>
 #include <functional>
 #include <tuple>
 #include <unordered_map>
@@ -35,21 +34,15 @@ Tensor blended_rows(const Tensor& memory, int64_t first, const Tensor& columns, 
   const auto count = static_cast<int64_t>(own.size());
   SNNET_CHECK(count <= most, "most must be at least the number of own rows, ", count, ", got ", most);
   Tensor blended = torch::stable::new_zeros(memory, {most, width});
-  const VectorKernels& kernels = vector_kernels();
   torch::stable::parallel_for(0, count, grain(3 * d), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const int64_t i = at[own[r]] - first;
       const float* before = const_floats(memory) + i * d;
       float* out = floats(blended) + r * width;
-      kernels.blend(out, before, const_floats(live) + own[r] * d, alpha, 1.0f - alpha, d);
-      const float length = std::max(static_cast<float>(std::sqrt(kernels.dot(out, out, d))), kSmallestLength);
-      const bool is_kept = is_finite(length);
-      if (is_kept) {
-        kernels.divide(out, length, d);
-      } else {
-        std::copy_n(before, d, out);
-      }
-      out[d] = is_kept ? length : std::numeric_limits<float>::quiet_NaN();
+      const float length = blend_row(before, const_floats(live) + own[r] * d, alpha, 1.0f - alpha, d, out);
+      const bool is_written = is_finite(length);
+      if (!is_written) std::copy_n(before, d, out);
+      out[d] = is_written ? length : std::numeric_limits<float>::quiet_NaN();
       out[d + 1] = floor[i];
       std::memcpy(out + d + kMovedNumbers, columns.const_data_ptr<int32_t>() + i * capacity, 4 * capacity);
     }

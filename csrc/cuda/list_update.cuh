@@ -24,7 +24,7 @@
 
 namespace snnet {
 
-constexpr float kSlack = 1e-5f;  // of a similarity: larger than the rounding error of a bound
+constexpr float kResized = 1e-5f;  // a row whose length differed from 1 by more has moved, even without its feature
 constexpr int kColumnsAtOnce = 32768;  // a bit each in shared memory
 constexpr int kRowLoadsAhead = 4;
 constexpr int kMirrorsAtOnce = 4;    // that a warp looks for
@@ -139,7 +139,7 @@ __device__ __forceinline__ bool move_entry(const ListUpdate& u, MovedRow& moved,
   bool any = false;
   blend_entries(u.rows, moved.entry, moved.occurrences, shared.blend, [&](int32_t b, float length) {
     moved.afresh = moved.afresh || error_grows(length, moved.alpha);
-    moved.resized = moved.resized || fabsf(length - 1.0f) > kSlack;
+    moved.resized = moved.resized || fabsf(length - 1.0f) > kResized;
     moved.length = length;
     any = any || is_finite(length);
     if (threadIdx.x == 0) u.lengths[b] = length;
