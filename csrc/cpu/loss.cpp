@@ -298,7 +298,7 @@ std::tuple<Tensor, Tensor> fused_mutual_label_loss(const Tensor& features, const
                                 static_cast<float>(2.0 / static_cast<double>(batch_size)), batch_size * d);
   }
   *floats(value) = static_cast<float>(reduce_batch(loss, nullptr, [&](const Slopes& slopes) {
-    add_sparse_product(by_columns(slopes, n), memory, batch_size, floats(grad));
+    add_sparse_product(slopes, memory, floats(grad));
   }));
   return {value, grad};
 }

@@ -219,7 +219,7 @@ std::tuple<Tensor, Tensor> own_columns_loss(const Tensor& similarity, const Tens
       losses.mutable_data_ptr<double>()[b] = total;
     }
   });
-  if (own.n > 0) add_sparse_product(by_columns(slopes, own.n), memory, own.batch_size, floats(grad));
+  add_sparse_product(slopes, memory, floats(grad));
   return {losses, grad};
 }
 

@@ -16,11 +16,10 @@ Tensor memory_similarity(const Tensor& features, const Tensor& memory) {
   return inner_products(features, memory);
 }
 
-// A gradient has few entries where a loss looks at positives and hard negatives alone.
-constexpr int64_t kSparseUpTo = 8;  // up to n / 8 entries a row on average their rows of the memory alone are read
 constexpr int64_t kLeastEntries = 1 << 14;
 
-// The entries of grad [B, n], contiguous, that are not 0, or nothing where they are too many.
+// The entries of grad [B, n], contiguous, that are not 0, or nothing if they are too many. They are few if a loss looks
+// at positives and hard negatives alone.
 std::optional<Slopes> few_entries(const Tensor& grad) {
   const int64_t batch_size = grad.size(0), n = grad.size(1);
   const float* values = const_floats(grad);
@@ -58,9 +57,8 @@ Tensor memory_similarity_backward(const Tensor& grad, const Tensor& memory) {
   }
   const std::optional<Slopes> rows = few_entries(grad);
   if (!rows) return weighted_rows(grad, memory);
-  const int64_t batch_size = grad.size(0);
-  Tensor result = torch::stable::new_zeros(memory, {batch_size, memory.size(1)});
-  add_sparse_product(by_columns(*rows, rows_of(memory, "memory")), memory, batch_size, floats(result));
+  Tensor result = torch::stable::new_zeros(memory, {grad.size(0), memory.size(1)});
+  add_sparse_product(*rows, memory, floats(result));
   return result;
 }
 

@@ -13,7 +13,46 @@ constexpr int64_t kWidthOfTask = 16;
 constexpr int64_t kParts = 2;
 constexpr int64_t kRowsAhead = 4;
 constexpr int64_t kTileFloats = 1 << 20;
-constexpr int64_t kSparseUpTo = 8;  // from n / 8 entries a row on a dense product is faster
+
+// A sparse matrix [B, n] by columns: the terms of columns[c] are terms[starts[c]] .. terms[starts[c + 1] - 1].
+struct SparseColumns {
+  struct Term {
+    int32_t row;
+    float weight;
+  };
+  std::vector<int32_t> columns;  // rising
+  std::vector<int64_t> starts;
+  std::vector<Term> terms;  // rising rows
+};
+
+SparseColumns by_columns(const Slopes& rows, int64_t n) {
+  std::vector<uint64_t> present((n + 63) / 64, 0);
+  std::vector<int32_t> counts(n, 0);
+  for (const auto& row : rows) {
+    for (const Entry& entry : row) {
+      ++counts[entry.column];
+      present[entry.column / 64] |= uint64_t{1} << (entry.column % 64);
+    }
+  }
+  SparseColumns sparse;
+  int64_t terms = 0;
+  std::vector<int64_t> place(n);  // where the next term of a column goes
+  for (int64_t w = 0; w < static_cast<int64_t>(present.size()); ++w) {
+    for (uint64_t left = present[w]; left != 0; left &= left - 1) {
+      const int64_t column = 64 * w + lowest_bit(left);
+      sparse.columns.push_back(static_cast<int32_t>(column));
+      sparse.starts.push_back(terms);
+      place[column] = terms;
+      terms += counts[column];
+    }
+  }
+  sparse.starts.push_back(terms);
+  sparse.terms.resize(terms);
+  for (std::size_t b = 0; b < rows.size(); ++b) {
+    for (const Entry& entry : rows[b]) sparse.terms[place[entry.column]++] = {static_cast<int32_t>(b), entry.value};
+  }
+  return sparse;
+}
 
 // The terms of columns first .. last - 1 of `weights`, dimensions [begin, end) of out.
 void add_rows(const SparseColumns& weights, int64_t first, int64_t last, const float* memory, int64_t d,
@@ -52,37 +91,9 @@ void add_dense_tiles(const SparseColumns& weights, const Tensor& memory, int64_t
 
 }  // namespace
 
-SparseColumns by_columns(const Slopes& rows, int64_t n) {
-  std::vector<uint64_t> present((n + 63) / 64, 0);
-  std::vector<int32_t> counts(n, 0);
-  for (const auto& row : rows) {
-    for (const Entry& entry : row) {
-      ++counts[entry.column];
-      present[entry.column / 64] |= uint64_t{1} << (entry.column % 64);
-    }
-  }
-  SparseColumns sparse;
-  int64_t terms = 0;
-  std::vector<int64_t> place(n);  // where the next term of a column goes
-  for (int64_t w = 0; w < static_cast<int64_t>(present.size()); ++w) {
-    for (uint64_t left = present[w]; left != 0; left &= left - 1) {
-      const int64_t column = 64 * w + lowest_bit(left);
-      sparse.columns.push_back(static_cast<int32_t>(column));
-      sparse.starts.push_back(terms);
-      place[column] = terms;
-      terms += counts[column];
-    }
-  }
-  sparse.starts.push_back(terms);
-  sparse.terms.resize(terms);
-  for (std::size_t b = 0; b < rows.size(); ++b) {
-    for (const Entry& entry : rows[b]) sparse.terms[place[entry.column]++] = {static_cast<int32_t>(b), entry.value};
-  }
-  return sparse;
-}
-
-void add_sparse_product(const SparseColumns& weights, const Tensor& memory, int64_t batch_size, float* out) {
-  const int64_t n = memory.size(0), d = memory.size(1);
+void add_sparse_product(const Slopes& rows, const Tensor& memory, float* out) {
+  const int64_t n = rows_of(memory, "memory"), d = memory.size(1), batch_size = static_cast<int64_t>(rows.size());
+  const SparseColumns weights = by_columns(rows, n);
   const int64_t terms = static_cast<int64_t>(weights.terms.size());
   if (terms == 0 || d == 0) return;
   if (terms > batch_size * n / kSparseUpTo && terms > 1024) {

@@ -1,4 +1,4 @@
-// The product of a gradient with few entries a row and the memory, and its entries by column.
+// The product of a gradient with few entries a row and the memory.
 #pragma once
 
 #include <vector>
@@ -10,20 +10,10 @@ namespace snnet {
 
 using Slopes = std::vector<std::vector<Entry>>;  // the entries of each row, each column once
 
-// A sparse matrix [B, n] by columns: the terms of columns[c] are terms[starts[c]] .. terms[starts[c + 1] - 1].
-struct SparseColumns {
-  struct Term {
-    int32_t row;
-    float weight;
-  };
-  std::vector<int32_t> columns;  // rising
-  std::vector<int64_t> starts;
-  std::vector<Term> terms;  // rising rows
-};
-
-SparseColumns by_columns(const Slopes& rows, int64_t n);
+// Up to n / 8 entries a row on average it is faster to read their rows of the memory alone.
+constexpr int64_t kSparseUpTo = 8;
 
 // out [B, d] += weights [B, n] memory [n, d]
-void add_sparse_product(const SparseColumns& weights, const Tensor& memory, int64_t batch_size, float* out);
+void add_sparse_product(const Slopes& weights, const Tensor& memory, float* out);
 
 }  // namespace snnet
