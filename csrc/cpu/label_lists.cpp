@@ -21,26 +21,34 @@ int32_t grown_size(int64_t count) {
   return static_cast<int32_t>(std::min<int64_t>(size, INT32_MAX));
 }
 
-struct Table {
+// What a reader of a table needs.
+struct LabelLists {
+  int64_t n, places;
   int32_t* entries;
   int64_t* starts;
-  int32_t *counts, *sizes;
-  int64_t* used;
-  int64_t n, places;
+  int32_t* counts;
 
-  Table(const Tensor& entries_tensor, const Tensor& starts_tensor, const Tensor& counts_tensor,
-        const Tensor& sizes_tensor, const Tensor& used_tensor)
-      : n(starts_tensor.size(0)), places(entries_tensor.size(0)) {
-    entries = checked_vector<int32_t>(entries_tensor, "entries", places);
-    starts = checked_vector<int64_t>(starts_tensor, "starts", n);
-    counts = checked_vector<int32_t>(counts_tensor, "counts", n);
-    sizes = checked_vector<int32_t>(sizes_tensor, "sizes", n);
+  LabelLists(const Tensor& entries_tensor, const Tensor& starts_tensor, const Tensor& counts_tensor)
+      : n(starts_tensor.size(0)), places(entries_tensor.size(0)),
+        entries(checked_vector<int32_t>(entries_tensor, "entries", places)),
+        starts(checked_vector<int64_t>(starts_tensor, "starts", n)),
+        counts(checked_vector<int32_t>(counts_tensor, "counts", n)) {}
+
+  int32_t* list(int64_t i) const { return entries + starts[i]; }
+};
+
+struct GrowingLists : LabelLists {
+  int32_t* sizes;
+  int64_t* used;
+
+  GrowingLists(const Tensor& entries_tensor, const Tensor& starts_tensor, const Tensor& counts_tensor,
+               const Tensor& sizes_tensor, const Tensor& used_tensor)
+      : LabelLists(entries_tensor, starts_tensor, counts_tensor),
+        sizes(checked_vector<int32_t>(sizes_tensor, "sizes", n)) {
     SNNET_CHECK(used_tensor.is_cpu() && used_tensor.scalar_type() == ScalarType::Long && used_tensor.numel() == 1,
                 "used must be one int64 on the cpu");
     used = used_tensor.mutable_data_ptr<int64_t>();
   }
-
-  int32_t* list(int64_t i) const { return entries + starts[i]; }
 
   // Places at the end that list i takes to hold `count` entries.
   int64_t places_for(int64_t i, int64_t count) const { return count > sizes[i] ? grown_size(count) : 0; }
@@ -92,8 +100,8 @@ Tensor write_label_lists_(const Tensor& row_entries, const Tensor& row_starts, c
                           const Tensor& row_sizes, const Tensor& row_used, const Tensor& column_entries,
                           const Tensor& column_starts, const Tensor& column_counts, const Tensor& column_sizes,
                           const Tensor& column_used, const Tensor& index, const Tensor& labels) {
-  const Table rows(row_entries, row_starts, row_counts, row_sizes, row_used);
-  const Table columns(column_entries, column_starts, column_counts, column_sizes, column_used);
+  const GrowingLists rows(row_entries, row_starts, row_counts, row_sizes, row_used);
+  const GrowingLists columns(column_entries, column_starts, column_counts, column_sizes, column_used);
   const int64_t n = columns.n;
   const Tensor positions = checked_index(index, rows.n);
   check_matrix(labels, "labels", ScalarType::Byte, positions.size(0), label_bytes(n));
@@ -150,14 +158,14 @@ Tensor write_label_lists_(const Tensor& row_entries, const Tensor& row_starts, c
 Tensor gather_label_lists(const Tensor& entries, const Tensor& starts, const Tensor& counts, const Tensor& index,
                           int64_t n) {
   const int64_t width = label_bytes(n);
-  const Table table(entries, starts, counts, counts, torch::stable::new_zeros(index, {}, ScalarType::Long));
-  const Tensor positions = checked_index(index, table.n, -1);
+  const LabelLists lists(entries, starts, counts);
+  const Tensor positions = checked_index(index, lists.n, -1);
   Tensor gathered = torch::stable::new_zeros(index, {positions.size(0), width}, ScalarType::Byte);
   const int64_t* at = positions.const_data_ptr<int64_t>();
   uint8_t* bits = gathered.mutable_data_ptr<uint8_t>();
   for (int64_t b = 0; b < positions.size(0); ++b) {
     if (at[b] < 0) continue;
-    for (int32_t j = 0; j < table.counts[at[b]]; ++j) set_bit(bits + b * width, table.list(at[b])[j]);
+    for (int32_t j = 0; j < lists.counts[at[b]]; ++j) set_bit(bits + b * width, lists.list(at[b])[j]);
   }
   return gathered;
 }
@@ -165,17 +173,17 @@ Tensor gather_label_lists(const Tensor& entries, const Tensor& starts, const Ten
 // The entries of the lists at index, one list after the other, int32 [E]; and how many each has, int32 [B].
 std::tuple<Tensor, Tensor> gather_list_entries(const Tensor& entries, const Tensor& starts, const Tensor& counts,
                                                const Tensor& index) {
-  const Table table(entries, starts, counts, counts, torch::stable::new_zeros(index, {}, ScalarType::Long));
-  const Tensor positions = checked_index(index, table.n);
+  const LabelLists lists(entries, starts, counts);
+  const Tensor positions = checked_index(index, lists.n);
   const int64_t* at = positions.const_data_ptr<int64_t>();
   const int64_t size = positions.size(0);
   Tensor sizes = torch::stable::new_empty(index, {size}, ScalarType::Int);
   int32_t* number = sizes.mutable_data_ptr<int32_t>();
   int64_t total = 0;
-  for (int64_t b = 0; b < size; ++b) total += number[b] = table.counts[at[b]];
+  for (int64_t b = 0; b < size; ++b) total += number[b] = lists.counts[at[b]];
   Tensor gathered = torch::stable::new_empty(index, {total}, ScalarType::Int);
   int32_t* out = gathered.mutable_data_ptr<int32_t>();
-  for (int64_t b = 0; b < size; ++b) out = std::copy_n(table.list(at[b]), number[b], out);
+  for (int64_t b = 0; b < size; ++b) out = std::copy_n(lists.list(at[b]), number[b], out);
   return {gathered, sizes};
 }
 

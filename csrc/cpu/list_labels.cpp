@@ -62,7 +62,8 @@ class ListPrediction {
  private:
   struct Sample {
     std::vector<Entry> candidates;
-    int64_t position = 0;  // the candidate that is looked at; in the end the first inconsistent one
+    int64_t position = 0;    // the candidate that is looked at; in the end the first inconsistent one
+    bool has_ended = false;  // a product has shown that this one is inconsistent
 
     int64_t count() const { return static_cast<int64_t>(candidates.size()); }
   };
@@ -148,21 +149,13 @@ class ListPrediction {
         Sample& sample = samples_[s];
         const int64_t rank = rank_of(sample);
         const float bar = row[sample.candidates[0].column];
-        const bool is_consistent = !(vector_kernels().count_above(row, lists_.n, bar, rank) > rank);
-        if (is_consistent) {
-          ++sample.position;
-        } else {
-          sample.position = ~sample.position;  // ended; negative until all rows are done
-        }
+        sample.has_ended = vector_kernels().count_above(row, lists_.n, bar, rank) > rank;
+        if (!sample.has_ended) ++sample.position;
       }
     });
     std::vector<int64_t> goes_on;
     for (int64_t s : untold) {
-      if (samples_[s].position < 0) {
-        samples_[s].position = ~samples_[s].position;
-      } else {
-        goes_on.push_back(s);
-      }
+      if (!samples_[s].has_ended) goes_on.push_back(s);
     }
     return goes_on;
   }

@@ -243,36 +243,6 @@ std::tuple<Tensor, Tensor> mutual_label_loss(const Tensor& similarity, const std
   return {value, grad};
 }
 
-std::tuple<Tensor, Tensor> fused_mutual_label_loss(const Tensor& features, const Tensor& memory,
-                                                   const std::optional<Tensor>& similarity,
-                                                   const std::vector<Tensor>& labels,
-                                                   const std::vector<double>& weights, const std::string& kind,
-                                                   double delta, double ratio);
-
-// The same of `rows` samples at a time: the loss is a mean over samples.
-std::tuple<Tensor, Tensor> loss_by_parts(int64_t rows, const Tensor& features, const Tensor& memory,
-                                         const std::vector<Tensor>& labels, const std::vector<double>& weights,
-                                         const std::string& kind, double delta, double ratio) {
-  const int64_t batch_size = features.size(0), d = features.size(1);
-  Tensor value = torch::stable::new_zeros(memory, {});
-  Tensor grad = torch::stable::new_zeros(memory, {batch_size, d});
-  double total = 0;
-  for (int64_t from = 0; from < batch_size; from += rows) {
-    const int64_t count = std::min(rows, batch_size - from);
-    const auto part_of = [&](Tensor tensor) { return torch::stable::narrow(tensor, 0, from, count); };
-    std::vector<Tensor> own;
-    for (const Tensor& label : labels) own.push_back(part_of(label));
-    const auto [part, part_grad] = fused_mutual_label_loss(part_of(features), memory, std::nullopt, own, weights,
-                                                           kind, delta, ratio);
-    const double share = static_cast<double>(count) / static_cast<double>(batch_size);
-    total += share * static_cast<double>(*const_floats(part));
-    vector_kernels().add_scaled(floats(grad) + from * d, const_floats(part_grad), static_cast<float>(share),
-                                count * d);
-  }
-  *floats(value) = static_cast<float>(total);
-  return {value, grad};
-}
-
 // features [B, d], memory [n, d] -> loss [], its gradient [B, d]
 std::tuple<Tensor, Tensor> fused_mutual_label_loss(const Tensor& features, const Tensor& memory,
                                                    const std::optional<Tensor>& similarity,
@@ -285,11 +255,25 @@ std::tuple<Tensor, Tensor> fused_mutual_label_loss(const Tensor& features, const
   if (similarity) check_matrix(*similarity, "similarity", ScalarType::Float, batch_size, n);
   Loss loss = check_loss(batch_size, n, labels, weights, kind, delta, ratio);
   const int64_t rows = std::max<int64_t>(1, kMostSimilarities / std::max<int64_t>(n, 1));
-  if (!similarity && rows < batch_size) {
-    return loss_by_parts(rows, features, memory, labels, weights, kind, delta, ratio);
-  }
   Tensor value = torch::stable::new_zeros(memory, {});
   Tensor grad = torch::stable::new_zeros(memory, {batch_size, d});
+  if (!similarity && rows < batch_size) {  // so many samples at a time: the loss is a mean over samples
+    double total = 0;
+    for (int64_t from = 0; from < batch_size; from += rows) {
+      const int64_t count = std::min(rows, batch_size - from);
+      const auto part_of = [&](Tensor tensor) { return torch::stable::narrow(tensor, 0, from, count); };
+      std::vector<Tensor> own;
+      for (const Tensor& label : labels) own.push_back(part_of(label));
+      const auto [part, part_grad] = fused_mutual_label_loss(part_of(features), memory, std::nullopt, own, weights,
+                                                             kind, delta, ratio);
+      const double share = static_cast<double>(count) / static_cast<double>(batch_size);
+      total += share * static_cast<double>(*const_floats(part));
+      vector_kernels().add_scaled(floats(grad) + from * d, const_floats(part_grad), static_cast<float>(share),
+                                  count * d);
+    }
+    *floats(value) = static_cast<float>(total);
+    return {value, grad};
+  }
   if (batch_size == 0 || n == 0) return {value, grad};
   const Tensor s = similarity ? torch::stable::contiguous(*similarity) : inner_products(features, memory);
   loss.similarity = const_floats(s);
