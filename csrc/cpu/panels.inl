@@ -67,13 +67,11 @@ void multiply(const float* panel, const float* rows, int64_t stride, int64_t cou
 
 void panel_products(const float* panel, int64_t vectors, const float* rows, int64_t stride, int64_t count, int64_t d,
                     bool begins, float* out) {
-  switch (vectors) {
-    case 1: return multiply<1>(panel, rows, stride, count, d, begins, out);
-    case 2: return multiply<2>(panel, rows, stride, count, d, begins, out);
-#if SNNET_MOST_VECTORS > 2
-    case 3: return multiply<3>(panel, rows, stride, count, d, begins, out);
-    default: return multiply<4>(panel, rows, stride, count, d, begins, out);
-#endif
+  if (vectors == 1) return multiply<1>(panel, rows, stride, count, d, begins, out);
+  if (vectors == 2) return multiply<2>(panel, rows, stride, count, d, begins, out);
+  if constexpr (Lanes::most_vectors == 4) {
+    if (vectors == 3) return multiply<3>(panel, rows, stride, count, d, begins, out);
+    return multiply<4>(panel, rows, stride, count, d, begins, out);
   }
 }
 

@@ -1,7 +1,7 @@
 // Loops over rows of floats, compiled once for each instruction set and chosen at run time.
 //
-// The same operations in the same order everywhere (fixed lanes, no contraction to fused multiply-add): results
-// do not depend on the instruction set.
+// Every loop has fixed lanes and one order, and the compiler fuses nothing, so results do not depend on the instruction
+// set. Only `panel_products` asks for fused multiply-adds, which the baseline of x86 lacks.
 #pragma once
 
 #include <cstdint>
@@ -51,6 +51,9 @@ struct VectorKernels {
                          int64_t d, bool begins, float* out);
   int64_t lanes_of_vector, most_vectors;
 };
+
+// Those of each instruction set; the last two are on x86-64 alone.
+extern const VectorKernels baseline_kernels, avx2_kernels, avx512_kernels;
 
 // The instruction set in use; chosen at first use: the widest this processor has.
 const VectorKernels& vector_kernels();

@@ -1,4 +1,5 @@
-// The loops of vector.h, written so that a compiler vectorises them; included once for each instruction set.
+// The loops of vector.h, written so that a compiler vectorises them; included once for each instruction set, whose
+// `Lanes` is defined before.
 // Nothing here may call an inline function that is not always inlined, see SNNET_INLINE.
 
 namespace {
@@ -11,24 +12,11 @@ SNNET_INLINE bool passes(float value, float bar) {
   return inclusive ? value >= bar : value > bar;
 }
 
-#if !defined(SNNET_HAS_PASSING)
-// Bit i is set where block[i] passes, i < kBlock.
-template <bool inclusive>
-SNNET_INLINE uint64_t passing(const float* block, float bar) {
-  int any = 0;
-  for (int64_t i = 0; i < kBlock; ++i) any |= passes<inclusive>(block[i], bar);
-  if (!any) return 0;
-  uint64_t mask = 0;
-  for (int64_t i = 0; i < kBlock; ++i) mask |= static_cast<uint64_t>(passes<inclusive>(block[i], bar)) << i;
-  return mask;
-}
-#endif
-
 template <bool inclusive>
 SNNET_INLINE int64_t collect(const float* row, int64_t n, float bar, int32_t first_column, Entry* out) {
   int64_t found = 0, l = 0;
   for (; l + kBlock <= n; l += kBlock) {
-    uint64_t mask = passing<inclusive>(row + l, bar);
+    uint64_t mask = Lanes::passing<inclusive>(row + l, bar);
     for (int turn = 0; turn < 2; ++turn) {  // mostly there are few: no branch that could be guessed wrong
       const int64_t i = l + lowest_bit(mask | uint64_t{1} << 63);
       out[found] = {row[i], static_cast<int32_t>(first_column + i)};
@@ -80,7 +68,7 @@ int64_t collect_rising(const float* row, const float* floors, int64_t n, float b
       above[i] = other > own ? other : own;
     }
     for (int64_t i = size; i < kBlock; ++i) above[i] = 0.0f;
-    for (uint64_t mask = passing<false>(above, 0.0f); mask != 0; mask &= mask - 1) {
+    for (uint64_t mask = Lanes::passing<false>(above, 0.0f); mask != 0; mask &= mask - 1) {
       const int64_t i = l + lowest_bit(mask);
       out[found++] = {row[i], static_cast<int32_t>(i)};
     }
@@ -250,13 +238,25 @@ double squares(float* __restrict out, const float* __restrict row, float scale, 
   return dot(row, row, n);
 }
 
-}  // namespace
-
-#define SNNET_TABLE_(name) name##_kernels
-#define SNNET_TABLE(name) SNNET_TABLE_(name)
-extern const VectorKernels SNNET_TABLE(SNNET_ISA);
-const VectorKernels SNNET_TABLE(SNNET_ISA) = {
-    collect_above,  collect_from,   collect_reaching, collect_rising,     count_above, largest, lowest,
-    group_maxima,   bar_of_largest, dot,              dots,               add_scaled,  blend,   divide,
-    squares,        panel_products, Lanes::width,     SNNET_MOST_VECTORS,
+constexpr VectorKernels kKernels = {
+    .collect_above = collect_above,
+    .collect_from = collect_from,
+    .collect_reaching = collect_reaching,
+    .collect_rising = collect_rising,
+    .count_above = count_above,
+    .largest = largest,
+    .lowest = lowest,
+    .group_maxima = group_maxima,
+    .bar_of_largest = bar_of_largest,
+    .dot = dot,
+    .dots = dots,
+    .add_scaled = add_scaled,
+    .blend = blend,
+    .divide = divide,
+    .squares = squares,
+    .panel_products = panel_products,
+    .lanes_of_vector = Lanes::width,
+    .most_vectors = Lanes::most_vectors,
 };
+
+}  // namespace

@@ -2,13 +2,13 @@
 #include "../common/recurrence.h"
 #include "vector.h"
 
-#define SNNET_ISA baseline
 namespace snnet {
 namespace {
 
 struct Lanes {
   static constexpr int64_t width = 4;
   static constexpr int most_sums = 12;
+  static constexpr int64_t most_vectors = 2;
   typedef float Vector __attribute__((vector_size(4 * sizeof(float))));
   SNNET_INLINE static Vector load(const float* from) {
     Vector values;
@@ -27,10 +27,21 @@ struct Lanes {
     return a * b + sum;
 #endif
   }
+
+  // Bit i is set where block[i] passes, i < 64.
+  template <bool inclusive>
+  SNNET_INLINE static uint64_t passing(const float* block, float bar) {
+    int any = 0;
+    for (int i = 0; i < 64; ++i) any |= inclusive ? block[i] >= bar : block[i] > bar;
+    if (!any) return 0;
+    uint64_t mask = 0;
+    for (int i = 0; i < 64; ++i) mask |= static_cast<uint64_t>(inclusive ? block[i] >= bar : block[i] > bar) << i;
+    return mask;
+  }
 };
 
 }  // namespace
-#define SNNET_MOST_VECTORS 2
 #include "panels.inl"
 #include "vector.inl"
+const VectorKernels baseline_kernels = kKernels;
 }  // namespace snnet
