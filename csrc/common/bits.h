@@ -7,10 +7,8 @@
 // Always inlined: a copy of its own, compiled for one instruction set, could be linked into code for another.
 #if defined(__CUDACC__)
 #define SNNET_INLINE __host__ __device__ __forceinline__
-#elif defined(__GNUC__)
-#define SNNET_INLINE inline __attribute__((always_inline))
 #else
-#define SNNET_INLINE inline
+#define SNNET_INLINE inline __attribute__((always_inline))
 #endif
 
 namespace snnet {

@@ -11,8 +11,6 @@
 #if defined(__clang__)
 #define SNNET_COMPILER \
   "clang " SNNET_STRING(__clang_major__) "." SNNET_STRING(__clang_minor__) "." SNNET_STRING(__clang_patchlevel__)
-#elif defined(__GNUC__)
-#define SNNET_COMPILER "gcc " __VERSION__
 #else
-#define SNNET_COMPILER "another compiler"
+#define SNNET_COMPILER "gcc " __VERSION__
 #endif

@@ -2,11 +2,7 @@
 // loads the library. Included once in each library. The build makes snnet_digest.h.
 #pragma once
 
-#if defined(_WIN32)
-#define SNNET_EXPORT extern "C" __declspec(dllexport)
-#else
 #define SNNET_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
 
 #if __has_include("snnet_digest.h")
 #include "snnet_digest.h"
