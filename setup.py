@@ -49,7 +49,8 @@ sources_digest = runpy.run_path("snnet_kernels/libraries.py")["sources_digest"]
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 FLAGS = ["-O3", "-std=c++20", "-g0", "-fvisibility=hidden"]
-# A fused multiply-add rounds once: without it every instruction set gives the same floating point results.
+# The compiler must not fuse a product and a sum: it would do so for some instruction sets only. `panels.inl` fuses
+# where it wants to.
 CPU_FLAGS = ["-ffp-contract=off"]
 SANITIZE = (
     ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if os.environ.get("SNNET_SANITIZE") else []
@@ -189,7 +190,10 @@ class OptionalBuild(cpp_extension.BuildExtension if torch is not None else build
         extension.include_dirs.append(str(folder))
 
     def _unite(self, extension: Extension) -> None:
-        """Compile CUDA sources in as many units as run at a time: most of each one's time goes into torch's headers."""
+        """Compile CUDA sources in as many units as run at a time: most of each one's time goes into torch's headers.
+
+        Sources share units, so names in their anonymous namespaces must differ.
+        """
         alone = [source for source in extension.sources if not source.endswith(".cu")]
         units: list[list[str]] = [[] for _ in range(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1))]
         for source in sorted(set(extension.sources) - set(alone), key=os.path.getsize, reverse=True):

@@ -14,8 +14,8 @@
 namespace snnet {
 
 // A row i has counts[i] entries in its first places, in any order; every column above floors[i] is among them. Behind
-// them the columns are -1 and the values -inf. If a process owns only some rows, rows are counted from its first one and
-// columns from the first image of all.
+// them the columns are -1 and the values -inf. If a process owns only some rows, rows are counted from its first one,
+// and columns from the first image of all.
 struct NeighborLists {
   static constexpr int32_t kLine = 16;  // entries of a cache line
 

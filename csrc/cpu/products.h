@@ -7,9 +7,9 @@ namespace snnet {
 
 // left [p, d], right [q, d], float32 -> left rightᵀ [p, q], contiguous.
 //
-// The bits of a product depend on its two rows alone (see panels.inl): not on which is left, what others are made with
-// it, the number of threads, nor the processor. So a process that owns
-// some rows gets the bits of one that has all.
+// The bits of a product depend on its two rows alone (see panels.inl): not on which of the two is `left`, on what else
+// is multiplied, on the number of threads, nor on which processor with fused multiply-adds. So a process that owns some
+// rows gets the bits of one that has all.
 Tensor inner_products(const Tensor& left, const Tensor& right);
 
 // weights [p, q], rows [q, d], float32 -> weights rows [p, d], contiguous; q is summed in the same way.

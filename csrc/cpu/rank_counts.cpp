@@ -229,7 +229,7 @@ RowLengths measure_rows(const Tensor& memory) {
   return lengths;
 }
 
-void walk_pairs(const Tensor& memory, const RowLengths& lengths, std::vector<RankPair>& pairs,
+void walk_pairs(const Tensor& memory, const RowLengths& lengths, const std::vector<RankPair>& pairs,
                 std::vector<int64_t>& first_inconsistent) {
   RankCount ranks(memory, lengths, first_inconsistent);
   for (std::size_t done = 0; done < pairs.size();) done = ranks.walk(pairs, done);

@@ -32,9 +32,9 @@ struct RankPair {
   int64_t above, unsure;
 };
 
-// For each inconsistent pair the sample's entry of first_inconsistent is lowered to its position. Pairs behind
-// that are passed over; the pairs, by rising position, are used up.
-void walk_pairs(const Tensor& memory, const RowLengths& lengths, std::vector<RankPair>& pairs,
+// For each inconsistent pair the sample's entry of first_inconsistent is lowered to its position. Pairs behind that are
+// passed over; the pairs come by rising position.
+void walk_pairs(const Tensor& memory, const RowLengths& lengths, const std::vector<RankPair>& pairs,
                 std::vector<int64_t>& first_inconsistent);
 
 }  // namespace snnet

@@ -50,9 +50,9 @@ Tensor blended_rows(const Tensor& memory, int64_t first, const Tensor& columns, 
   return blended;
 }
 
-// Pairs as they travel, (column, value) int32 [E, 2]: sorted by the process that owns their sample, then by sample; and
-// in a block for each process int32 [R, m + 1 + 2 room]: how many pairs each sample has, whether something here is full,
-// and the first pairs for this process.
+// Two results. One block per process, int32 [R, m + 1 + 2 room]: the number of pairs of each sample, whether a row here
+// is full, and the first pairs for that process. And all pairs, (column, bits of the value) int32 [E, 2], sorted by the
+// process that owns their sample, then by sample.
 std::tuple<Tensor, Tensor> travelling_pairs(const Tensor& like, const std::vector<std::vector<Pair>>& pairs,
                                             const int64_t* owner, int64_t ranks, int64_t room, bool is_full) {
   const auto size = static_cast<int64_t>(pairs.size()), width = size + 1 + 2 * room;

@@ -107,8 +107,8 @@ Tensor largest_negatives(const Tensor& similarity, const std::vector<Tensor>& la
 }
 
 // Of what all processes have sent of a sample, found uint8 [R, b, 9 k]: int64 [b, sets + 1], the key of the last hard
-// negative in each set, of whose `positives` int64 [b, sets] in n columns follows how many there are; and whether all are
-// sure: a process may have kept back what comes before.
+// negative of each set, and whether all keys are certain. How many are hard follows from `positives` int64 [b, sets] in
+// n columns. A key is uncertain if a process may have kept back a larger one.
 Tensor hard_negative_bars(const Tensor& found, const Tensor& positives, int64_t n, double ratio) {
   SNNET_CHECK(found.is_cpu() && found.scalar_type() == ScalarType::Byte && found.dim() == 3 && found.is_contiguous() &&
                   found.size(2) % kKeyBytes == 0,
@@ -155,8 +155,9 @@ Tensor hard_negative_bars(const Tensor& found, const Tensor& positives, int64_t 
   return told;
 }
 
-// The own part of the loss of each row, float64 [B], and of its gradient [B, d]. Of label set k the negatives with a key
-// of at least bars[b, k] are hard, all of which are among those that largest_negatives gave; the set weighs weights[k], its positives[b, k] (of all `images` columns) delta times that.
+// The own part of the loss of each row, float64 [B], and of its gradient [B, d]. Of label set k the negatives with a
+// key of at least bars[b, k] are hard; all of these are among those that largest_negatives gave. The set weighs weights[k],
+// its positives[b, k] (of all `images` columns) delta times that.
 std::tuple<Tensor, Tensor> own_columns_loss(const Tensor& similarity, const Tensor& memory,
                                             const std::vector<Tensor>& labels, const Tensor& order,
                                             const Tensor& negatives, int64_t first, const Tensor& bars,

@@ -68,7 +68,10 @@ def _cpu_library() -> ctypes.CDLL:
 
 
 def instruction_set() -> str:
-    """The instruction set that the compiled CPU library uses; every one gives the same results."""
+    """The instruction set that the compiled CPU library uses.
+
+    Results are the same with each, except products with the baseline of x86.
+    """
     function = _cpu_library().snnet_instruction_set
     function.restype = ctypes.c_char_p
     return function().decode()
