@@ -1,4 +1,5 @@
-// What kernels share: dynamic shared memory; how a block reads a similarity row, and what its threads find together.
+// What kernels share: dynamic shared memory; products of rows; how a block reads a similarity row; what the threads of a
+// warp or of a block find together; how a launch shares out its items.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -46,6 +47,30 @@ __device__ Value block_sum(Value value, Value* parts) {
 }
 
 // ---- Similarity rows.
+
+// Products of a row with some others, for all lanes of a warp. That of two rows has the same bits whichever comes first
+// and whatever else is multiplied beside it.
+template <int kRows>
+__device__ __forceinline__ void warp_products(const float* own, const float* const (&rows)[kRows], int64_t d,
+                                              float (&sums)[kRows]) {
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) sums[r] = 0.0f;
+#pragma unroll 4
+  for (int64_t k = static_cast<int>(threadIdx.x) % kWarp; k < d; k += kWarp) {
+    const float value = own[k];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) sums[r] += value * rows[r][k];
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) sums[r] = warp_sum(sums[r]);
+}
+
+__device__ __forceinline__ float warp_product(const float* a, const float* b, int64_t d) {
+  const float* const rows[1] = {b};
+  float sums[1];
+  warp_products(a, rows, d, sums);
+  return sums[0];
+}
 
 // selection_key in the type that 64-bit atomics take; 0 is no entry.
 using Key = unsigned long long;
@@ -150,6 +175,81 @@ __device__ __forceinline__ int64_t block_running_sum(int64_t value, int64_t* par
   __syncthreads();
   for (int w = 0; w < warp; ++w) value += parts[w];
   return value;
+}
+
+// ---- What a warp or a block does alike.
+
+// Threads that work on a row together: `place` is how many before this one have the flag, of `total`.
+struct WarpGroup {
+  static constexpr int kSize = kWarp;
+  int thread = static_cast<int>(threadIdx.x) % kWarp;
+
+  __device__ __forceinline__ void sync() const { __syncwarp(); }
+  __device__ __forceinline__ int sum(int value) const { return warp_sum(value); }
+  __device__ __forceinline__ float maximum(float value) const {
+    for (int step = kWarp / 2; step > 0; step /= 2) {
+      const float other = __shfl_xor_sync(kAllLanes, value, step);
+      value = other > value ? other : value;
+    }
+    return value;
+  }
+  __device__ __forceinline__ int place(bool flag, int& total) const {
+    const unsigned flags = __ballot_sync(kAllLanes, flag);
+    total = __popc(flags);
+    return __popc(flags & ((1u << thread) - 1));
+  }
+};
+
+template <int kThreads>
+struct BlockGroup {
+  static constexpr int kSize = kThreads, kWarps = kThreads / kWarp;
+  int32_t* parts;  // shared, one for each warp
+  int thread = static_cast<int>(threadIdx.x);
+
+  __device__ __forceinline__ explicit BlockGroup(int32_t* shared_parts) : parts(shared_parts) {}
+
+  __device__ __forceinline__ void sync() const { __syncthreads(); }
+  __device__ __forceinline__ int sum(int value) const { return block_sum(value, parts); }
+  __device__ __forceinline__ float maximum(float value) const {
+    value = WarpGroup{}.maximum(value);
+    __syncthreads();
+    if (thread % kWarp == 0) parts[thread / kWarp] = __float_as_int(value);
+    __syncthreads();
+    for (int w = 0; w < kWarps; ++w) {
+      const float other = __int_as_float(parts[w]);
+      value = other > value ? other : value;
+    }
+    return value;
+  }
+  __device__ __forceinline__ int place(bool flag, int& total) const {
+    int own = 0;
+    int before = WarpGroup{}.place(flag, own);
+    __syncthreads();
+    if (thread % kWarp == 0) parts[thread / kWarp] = own;
+    __syncthreads();
+    total = 0;
+    for (int w = 0; w < kWarps; ++w) {
+      if (w < thread / kWarp) before += parts[w];
+      total += parts[w];
+    }
+    return before;
+  }
+};
+
+// A bar that exactly `wanted` keys reach, of more than that which visit(show) shows, each by one thread of the group.
+template <class Group, class Visit>
+__device__ __forceinline__ Key bar_of_largest(const Group& group, int wanted, Visit&& visit) {
+  Key bar = 0;
+#pragma unroll 1
+  for (int bit = 63; bit >= 0; --bit) {
+    const Key higher = bar | Key{1} << bit;
+    int reached = 0;
+    visit([&](Key key) { reached += key >= higher; });
+    reached = group.sum(reached);
+    if (reached >= wanted) bar = higher;
+    if (reached == wanted) break;
+  }
+  return bar;
 }
 
 // ---- How a launch shares out the items of a batch, of which every sample has some.

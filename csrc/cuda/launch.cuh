@@ -15,7 +15,7 @@
 
 #include "../common/bits.h"
 #include "../common/checks.h"
-#include "neighbor_lists.cuh"
+#include "list_tables.cuh"
 
 // The tests compile the same sources for CPU tensors: tests/kernels/cuda_on_cpu.
 #if !defined(SNNET_DEVICE_KEY)
@@ -101,8 +101,8 @@ class Call {
 };
 
 // The tables of neighbour lists of n rows.
-inline ListTables lists_of_call(const Call& call, const Tensor& columns, const Tensor& values, const Tensor& counts,
-                                const Tensor& floors, int64_t n) {
+inline NeighborLists lists_of_call(const Call& call, const Tensor& columns, const Tensor& values, const Tensor& counts,
+                                   const Tensor& floors, int64_t n) {
   SNNET_CHECK(columns.dim() == 2, "lists.columns must have 2 dimensions, got ", columns.dim());
   const int64_t capacity = columns.size(1);
   SNNET_CHECK(capacity < std::numeric_limits<int32_t>::max(), "lists.columns has too many places");
@@ -130,7 +130,8 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic
             Arguments&&... arguments) {
   constexpr size_t kAlwaysAllowed = 48 * 1024;
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  static std::mutex mutex;  // another thread that launches this kernel must not lower what it may have in between
+  // Held until the launch: meanwhile another thread must not lower the limit that was just set.
+  static std::mutex mutex;
   std::unique_lock<std::mutex> lock(mutex, std::defer_lock);
   if (dynamic_shared_bytes > kAlwaysAllowed) {
     lock.lock();

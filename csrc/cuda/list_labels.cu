@@ -6,7 +6,7 @@
 #include <tuple>
 
 #include "launch.cuh"
-#include "neighbors.cuh"
+#include "list_neighbors.cuh"
 
 namespace snnet {
 namespace {
@@ -64,9 +64,9 @@ std::tuple<Tensor, Tensor> mplp_from_lists(const Tensor& memory, const Tensor& i
   scratch.keys = static_cast<Key*>(words_of_scratch.mutable_data_ptr());
   scratch.first = scratch.keys + size * places;
   scratch.second = scratch.first + size;
-  scratch.barrier = scratch.second + size;
-  scratch.later_barrier = scratch.barrier + size;
-  scratch.slices = scratch.later_barrier + size;
+  scratch.inconsistent = scratch.second + size;
+  scratch.inconsistent_by_products = scratch.inconsistent + size;
+  scratch.slices = scratch.inconsistent_by_products + size;
   scratch.finished = scratch.slices + size;
   scratch.plans = reinterpret_cast<LabelPlan*>(scratch.finished + size);
   scratch.untold = reinterpret_cast<Untold*>(scratch.plans + size);

@@ -18,7 +18,7 @@
 #pragma once
 
 #include "../common/cycle_check.h"
-#include "neighbor_lists.cuh"
+#include "list_tables.cuh"
 
 namespace snnet {
 
@@ -42,15 +42,15 @@ struct Untold {
 };
 
 struct LabelScratch {
-  Key* keys;           // [B, places]
-  Key* first;          // [B] the largest key of a candidate, the anchor's
-  Key* second;         // [B] the next one
-  Key* barrier;        // [B] the largest key of an inconsistent candidate, 0 while there is none
-  Key* later_barrier;  // [B] the same of those that are multiplied
-  Key* slices;         // [B] of all candidates that are multiplied
-  Key* finished;       // [B] of these slices
-  LabelPlan* plans;    // [B]
-  Untold* untold;      // [kMostUntold]
+  Key* keys;                      // [B, places]
+  Key* first;                     // [B] the largest key of a candidate, the anchor's
+  Key* second;                    // [B] the next one
+  Key* inconsistent;              // [B] the largest key of an inconsistent candidate, 0 while there is none
+  Key* inconsistent_by_products;  // [B] the same of those that are multiplied
+  Key* slices;                    // [B] of all candidates that are multiplied
+  Key* finished;                  // [B] of these slices
+  LabelPlan* plans;               // [B]
+  Untold* untold;                 // [kMostUntold]
   int32_t* untold_count;
   unsigned long long* products;
   int32_t places;
@@ -132,7 +132,7 @@ static __global__ void __launch_bounds__(kLabelThreads)
   if (thread != 0) return;
   scratch.first[b] = first;
   scratch.second[b] = second;
-  scratch.barrier[b] = scratch.later_barrier[b] = 0;
+  scratch.inconsistent[b] = scratch.inconsistent_by_products[b] = 0;
   scratch.slices[b] = scratch.finished[b] = 0;
   scratch.plans[b] = {found, source};
   if (b != 0) return;
@@ -173,7 +173,7 @@ static __global__ void __launch_bounds__(kLabelThreads)
 // ---- Look.
 
 // Whether more than `rank` images are more similar to p than the anchor is, by a warp.
-__device__ __forceinline__ Verdict look(const ListTables& lists, int64_t p, int32_t anchor, int64_t rank) {
+__device__ __forceinline__ Verdict look(const NeighborLists& lists, int64_t p, int32_t anchor, int64_t rank) {
   const int32_t count = lists.within(lists.counts[p]);
   const int32_t place = find_column(lists.columns_of(p), count, anchor);
   const float* values = lists.values_of(p);
@@ -193,7 +193,7 @@ __device__ __forceinline__ int above_in_word(const ListBatch& batch, int64_t p, 
 __device__ __forceinline__ void look_at(const ListBatch& batch, const LabelScratch& scratch, int64_t b, Key key,
                                         int64_t rank, const LabelWords& labels) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  if (__shfl_sync(kAllLanes, static_cast<int>(__ldcg(scratch.barrier + b) > key), 0)) return;
+  if (__shfl_sync(kAllLanes, static_cast<int>(__ldcg(scratch.inconsistent + b) > key), 0)) return;
   const int32_t p = column_of_key(key), anchor = column_of_key(scratch.first[b]);
   Verdict verdict = look(batch.lists, p, anchor, rank);
   if (verdict == kUntold) {
@@ -212,7 +212,7 @@ __device__ __forceinline__ void look_at(const ListBatch& batch, const LabelScrat
     if (above > rank) verdict = kInconsistent;
     if (lane == 0) atomicAdd(scratch.products, 1ull);
   }
-  if (verdict == kInconsistent && lane == 0) atomicMax(scratch.barrier + b, key);
+  if (verdict == kInconsistent && lane == 0) atomicMax(scratch.inconsistent + b, key);
 }
 
 // A warp a candidate, of bits a word of them. Latency bound: its key, its columns, its values.
@@ -251,8 +251,8 @@ __device__ __forceinline__ void decide(const ListBatch& batch, const LabelScratc
   const int own = batch.own(b);
   const LabelPlan plan = scratch.plans[b];
   unsigned* row = labels.row(b);
-  const Key barrier = scratch.barrier[b], later = __ldcg(scratch.later_barrier + b);
-  Key lowest = (barrier > later ? barrier : later) + 1;  // of a positive key
+  const Key by_lists = scratch.inconsistent[b], by_products = __ldcg(scratch.inconsistent_by_products + b);
+  Key lowest = (by_lists > by_products ? by_lists : by_products) + 1;  // of a positive key
   if (plan.candidates > 0) {
     const Key second = plan.candidates > 1 ? scratch.second[b] : scratch.first[b];
     lowest = second < lowest ? second : lowest;
@@ -290,16 +290,16 @@ __device__ __forceinline__ void multiply_slice(const ListBatch& batch, const Pre
   const Key key = own->key;
   const int64_t b = own->sample, rank = rank_of(scratch.plans[b], options);
   const int64_t word = slice * kLabelWarps + threadIdx.x / kWarp;
-  if (scratch.barrier[b] > key) return;  // what lists tell has decided
+  if (scratch.inconsistent[b] > key) return;  // what lists tell has decided
   if (slice == 0 && threadIdx.x == 0) atomicAdd(scratch.products, 1ull);
   if (word >= labels.words) return;
-  const bool is_known = __ldcg(scratch.later_barrier + b) >= key || __ldcg(&own->above) > rank;
+  const bool is_known = __ldcg(scratch.inconsistent_by_products + b) >= key || __ldcg(&own->above) > rank;
   if (__shfl_sync(kAllLanes, static_cast<int>(is_known), 0)) return;
   const int32_t p = column_of_key(key), anchor = column_of_key(scratch.first[b]);
   const float bar = warp_product(batch.memory_row(p), batch.memory_row(anchor), batch.d);
   const int above = above_in_word(batch, p, bar, word);
   if (lane != 0 || above == 0) return;
-  if (atomicAdd(&own->above, above) + above > rank) atomicMax(scratch.later_barrier + b, key);
+  if (atomicAdd(&own->above, above) + above > rank) atomicMax(scratch.inconsistent_by_products + b, key);
 }
 
 // First the samples of which nothing is multiplied, then a block a slice. Bandwidth bound: 4 d n bytes a candidate.

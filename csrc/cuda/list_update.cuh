@@ -19,8 +19,8 @@
 // listed meets the bounds of all of them.
 #pragma once
 
+#include "list_tables.cuh"
 #include "memory_update.cuh"
-#include "neighbor_lists.cuh"
 
 namespace snnet {
 
@@ -51,7 +51,8 @@ struct EntryState {
 
 struct ListUpdate {
   MemoryUpdate rows;
-  ListTables lists;
+  const float* similarity;  // [B, n], with the memory before the update
+  NeighborLists lists;
   // Event slots: `segment` per batch entry for changes of rows outside the batch; with each of these one more, for the
   // pair that it pushes out of its row; and segment + B per batch entry for pairs that its own row pushes out.
   Event* events;
@@ -156,7 +157,7 @@ __device__ __forceinline__ float follow(const ListUpdate& u, const MovedRow& mov
     --left;
     const float length = u.lengths[b];
     if (!is_finite(length)) continue;
-    value = (blended(value, u.rows.similarity[b * u.rows.n + l], moved.alpha, moved.beta) + slack) / length;
+    value = (blended(value, u.similarity[b * u.rows.n + l], moved.alpha, moved.beta) + slack) / length;
   }
   return value;
 }
@@ -236,7 +237,7 @@ __device__ __forceinline__ void find_risen(const ListUpdate& u, const MovedRow& 
     for (int k = 0; k < kRowLoadsAhead; ++k) {
       const int64_t l = first + k * kUpdateThreads + threadIdx.x;
       floor[k] = l < end ? u.lists.floors[l] : 0.0f;
-      live[k] = l < end ? u.rows.similarity[moved.entry * u.rows.n + l] : 0.0f;
+      live[k] = l < end ? u.similarity[moved.entry * u.rows.n + l] : 0.0f;
     }
     bool may_rise[kRowLoadsAhead];
 #pragma unroll

@@ -74,7 +74,7 @@ void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tenso
   call.check_matrix(*similarity, "similarity", ScalarType::Float, batch_size, n);
   if (batch_size == 0 || n == 0) return;
   const Tensor products = apart_from(*similarity, memory);
-  update.rows.similarity = products.const_data_ptr<float>();
+  update.similarity = products.const_data_ptr<float>();
 
   const int64_t capacity = update.lists.capacity;
   const int64_t segment = std::min<int64_t>(n, std::max<int64_t>(kFewestEvents, kEventsOfPlace * capacity));

@@ -11,11 +11,10 @@ constexpr int kUpdateWarps = kUpdateThreads / kWarp;
 constexpr int kStagedFloats = 4096;  // of a row that is kept in shared memory while it is blended
 
 struct MemoryUpdate {
-  float* memory;            // [n, d]
-  const int64_t* index;     // [B]
-  const float* momentum;    // []
-  const float* features;    // [B, d]
-  const float* similarity;  // [B, n], with the memory before the update, or null: nothing reads it
+  float* memory;          // [n, d]
+  const int64_t* index;   // [B]
+  const float* momentum;  // []
+  const float* features;  // [B, d]
   int64_t n, d;
   int32_t batch_size;
 };

@@ -1,4 +1,6 @@
 // Building neighbour lists from products by tiles: checks and the launch.
+#include "neighbor_lists.cuh"
+
 #include "launch.cuh"
 
 namespace snnet {
@@ -10,7 +12,7 @@ void take_products_(const Tensor& products, int64_t first_row, int64_t first_col
   const Call call(products);
   const int64_t rows = rows_of(products, "products"), count = products.size(1), n = rows_of(columns, "lists.columns");
   call.check_storage(products, "products", ScalarType::Float, rows, count);
-  const ListTables lists = lists_of_call(call, columns, values, counts, floors, n);
+  const NeighborLists lists = lists_of_call(call, columns, values, counts, floors, n);
   SNNET_CHECK(first_row >= 0 && first_row + rows <= n && first_column >= 0 && first_column + count <= n,
               "products must lie in [", n, ", ", n, "]");
   SNNET_CHECK(lists.capacity >= 1 || n == 0, "lists.columns must have a place");
