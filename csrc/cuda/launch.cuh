@@ -116,6 +116,28 @@ inline NeighborLists lists_of_call(const Call& call, const Tensor& columns, cons
           floors.mutable_data_ptr<float>(), n, static_cast<int32_t>(capacity)};
 }
 
+// A part of scratch memory: the pointer that will be set, and how many items it will point to.
+template <class Item>
+struct ScratchPart {
+  Item*& begin;
+  int64_t count;
+
+  ScratchPart(Item*& pointer, int64_t items) : begin(pointer), count(items) {}
+
+  // Parts begin at multiples of 16 bytes.
+  int64_t bytes() const { return (count * static_cast<int64_t>(sizeof(Item)) + 15) / 16 * 16; }
+};
+
+// Sets the pointers of all parts to memory that lives as long as the tensor.
+template <class... Items>
+Tensor scratch_parts(const Call& call, const ScratchPart<Items>&... parts) {
+  const Tensor scratch = torch::stable::new_empty(call.first(), {(parts.bytes() + ...)}, ScalarType::Byte);
+  auto* next = static_cast<uint8_t*>(scratch.mutable_data_ptr());
+  SNNET_CHECK(is_aligned(next), "scratch memory must begin at a multiple of 16 bytes");
+  ((parts.begin = reinterpret_cast<Items*>(next), next += parts.bytes()), ...);
+  return scratch;
+}
+
 // Blocks of `threads` for `total` items.
 inline unsigned blocks_for(int64_t total, int threads) {
   const int64_t blocks = (total + threads - 1) / threads;

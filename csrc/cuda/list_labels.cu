@@ -56,21 +56,14 @@ std::tuple<Tensor, Tensor> mplp_from_lists(const Tensor& memory, const Tensor& i
   if (size == 0 || n == 0) return {labels, zero(call)};
 
   const int64_t places = std::max<int64_t>(kFewestKeys, batch.lists.capacity);
-  static_assert(sizeof(LabelPlan) == sizeof(Key) && sizeof(Untold) == 2 * sizeof(Key));
-  const Tensor words_of_scratch =
-      torch::stable::new_empty(memory, {size * (places + 7) + 2 * kMostUntold + 1}, ScalarType::Long);
   const Tensor products = torch::stable::new_empty(memory, {}, ScalarType::Long);
   LabelScratch scratch{};
-  scratch.keys = static_cast<Key*>(words_of_scratch.mutable_data_ptr());
-  scratch.first = scratch.keys + size * places;
-  scratch.second = scratch.first + size;
-  scratch.inconsistent = scratch.second + size;
-  scratch.inconsistent_by_products = scratch.inconsistent + size;
-  scratch.slices = scratch.inconsistent_by_products + size;
-  scratch.finished = scratch.slices + size;
-  scratch.plans = reinterpret_cast<LabelPlan*>(scratch.finished + size);
-  scratch.untold = reinterpret_cast<Untold*>(scratch.plans + size);
-  scratch.untold_count = reinterpret_cast<int32_t*>(scratch.untold + kMostUntold);
+  const Tensor held = scratch_parts(
+      call, ScratchPart(scratch.keys, size * places), ScratchPart(scratch.first, size),
+      ScratchPart(scratch.second, size), ScratchPart(scratch.inconsistent, size),
+      ScratchPart(scratch.inconsistent_by_products, size), ScratchPart(scratch.slices, size),
+      ScratchPart(scratch.finished, size), ScratchPart(scratch.plans, size), ScratchPart(scratch.untold, kMostUntold),
+      ScratchPart(scratch.untold_count, 1));
   scratch.products = static_cast<unsigned long long*>(products.mutable_data_ptr());
   scratch.places = static_cast<int32_t>(places);
 
@@ -104,12 +97,10 @@ std::tuple<Tensor, Tensor, Tensor> nearest_from_lists(const Tensor& memory, cons
   if (size == 0 || n == 0) return {neighbors, similarity, zero(call)};
 
   const int64_t rows = std::clamp<int64_t>(kProductFloats / n, 1, size);
-  const Tensor products = torch::stable::new_empty(memory, {rows, n}, ScalarType::Float);
-  const Tensor finished = torch::stable::new_empty(memory, {size}, ScalarType::Long);
-  const Tensor untold = torch::stable::new_empty(memory, {size}, ScalarType::Int);
   const Tensor made = torch::stable::new_empty(memory, {}, ScalarType::Long);
-  const NeighborScratch scratch{untold.mutable_data_ptr<int32_t>(), static_cast<Key*>(finished.mutable_data_ptr()),
-                                products.mutable_data_ptr<float>(), rows, made.mutable_data_ptr<int64_t>()};
+  NeighborScratch scratch{nullptr, nullptr, nullptr, rows, made.mutable_data_ptr<int64_t>()};
+  const Tensor held = scratch_parts(call, ScratchPart(scratch.untold, size), ScratchPart(scratch.finished, size),
+                                    ScratchPart(scratch.products, rows * n));
   const Neighbors found{k, neighbors.mutable_data_ptr<int64_t>(), similarity.mutable_data_ptr<float>()};
   const int64_t slices = (n + kNeighborThreads - 1) / kNeighborThreads;
   launch(nearest_lists_kernel, blocks_for(size, 1), kNeighborThreads, 0, call.stream(), batch, scratch, found);

@@ -56,8 +56,6 @@ void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& fea
   launch(update_rows_kernel, static_cast<unsigned>(update.batch_size), kUpdateThreads, 0, call.stream(), update);
 }
 
-int64_t padded(int64_t bytes) { return (bytes + 15) / 16 * 16; }
-
 // M[index] <- normalize(alpha M[index] + (1 - alpha) f), and its symmetric lists from similarity [B, n]. Lists on a GPU
 // have no mirrors: mirrors is int32 [n, 0].
 void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum,
@@ -80,24 +78,10 @@ void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tenso
   const int64_t segment = std::min<int64_t>(n, std::max<int64_t>(kFewestEvents, kEventsOfPlace * capacity));
   const int64_t slots = 3 * batch_size * segment + batch_size * batch_size;
   SNNET_CHECK(slots < std::numeric_limits<int32_t>::max(), "index has too many entries");
-  const int64_t sizes[] = {slots * static_cast<int64_t>(sizeof(Event)),
-                           batch_size * segment * static_cast<int64_t>(sizeof(Key)),
-                           batch_size * static_cast<int64_t>(sizeof(EntryState)),
-                           batch_size * static_cast<int64_t>(sizeof(float)),
-                           batch_size * batch_size * static_cast<int64_t>(sizeof(float))};
-  int64_t places[5], total = 0;
-  for (int part = 0; part < 5; ++part) {
-    places[part] = total;
-    total += padded(sizes[part]);
-  }
-  const Tensor scratch = torch::stable::new_empty(memory, {total}, ScalarType::Byte);
-  auto* bytes = static_cast<uint8_t*>(scratch.mutable_data_ptr());
-  SNNET_CHECK(is_aligned(bytes), "scratch memory must begin at a multiple of 16 bytes");
-  update.events = reinterpret_cast<Event*>(bytes + places[0]);
-  update.last = reinterpret_cast<Key*>(bytes + places[1]);
-  update.entries = reinterpret_cast<EntryState*>(bytes + places[2]);
-  update.lengths = reinterpret_cast<float*>(bytes + places[3]);
-  update.pairs = reinterpret_cast<float*>(bytes + places[4]);
+  const Tensor scratch = scratch_parts(
+      call, ScratchPart(update.events, slots), ScratchPart(update.last, batch_size * segment),
+      ScratchPart(update.entries, batch_size), ScratchPart(update.lengths, batch_size),
+      ScratchPart(update.pairs, batch_size * batch_size));
   update.segment = static_cast<int32_t>(segment);
 
   const unsigned entries = blocks_for(batch_size, 1), rows = blocks_for(batch_size * (1 + kPartsOfEvents), 1);
