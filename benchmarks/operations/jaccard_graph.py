@@ -52,7 +52,7 @@ class TrainingSet(Inputs):
         pids = rng.integers(1, len(centers), shape.n)
         pids[rng.permutation(shape.n)[: shape.n // 6]] = 0
         features = torch.from_numpy(around(rng, centers, pids, 1.3))
-        self.batches = [Batch(self, torch.arange(shape.n), features)] * 2
+        self.batches = [Batch(self, torch.arange(shape.n), features)]
         whole = np.flatnonzero(np.isin(pids, range(1, PART // IMAGES_OF_ONE)))
         strays = np.flatnonzero(pids == 0)[: PART // 6]
         self.part = features[np.concatenate([whole, strays])]  # for the gates: identities with all images

@@ -75,13 +75,13 @@ class Writer:
     def __init__(self, case: Case, make: Callable[[Case], Any], ready: Callable[[Batch], Any]) -> None:
         self.stored = make(case)
         self.buffers = self.stored.buffers
-        self.labels = {id(batch): ready(batch) for batch in case.batches}
+        self.labels = {batch: ready(batch) for batch in case.batches}
         self.calls = 0
         case.on_reset(lambda: setattr(self, "calls", 0))
 
     def __call__(self, batch: Batch) -> Any:
         self.calls += 1
-        self.stored.write_(batch.index, self.labels[id(batch)][self.calls % 2])
+        self.stored.write_(batch.index, self.labels[batch][self.calls % 2])
         return self.stored
 
 

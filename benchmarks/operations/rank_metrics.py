@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -15,7 +15,7 @@ from snnet.retrieval.rank_metrics import RankMetrics, rank_metrics
 from ..case import Inputs, Unavailable, around, cluster_centers
 from ..equality import require
 from ..operation import Operation
-from ..shapes import Shape
+from ..shapes import Shape, fixed
 
 PART = 210  # queries of an argsort each, and of the gate: a sixteenth
 DIM, CAMERAS = 32, 6
@@ -34,9 +34,11 @@ class Split(NamedTuple):
 SPLITS = {"market-gallery": Split(3368, 19732, 750, 3819, 2798), "tiny-gallery": Split(60, 400, 20, 60, 40)}
 
 
-def gallery_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
-    name = "tiny-gallery" if list(sizes) == ["tiny"] else "market-gallery"
-    return [Shape(name, SPLITS[name].gallery, 0, SPLITS[name].queries)] if device == "cpu" else []
+def of_split(name: str) -> list[Shape]:
+    return [Shape(name, SPLITS[name].gallery, 0, SPLITS[name].queries)]
+
+
+gallery_shapes = fixed({"cpu": of_split("market-gallery")}, tiny=of_split("tiny-gallery"))
 
 
 class Queries(NamedTuple):
@@ -70,7 +72,7 @@ class Gallery(Inputs):
         query, gallery = (
             around(rng, centers, np.maximum(pids, 0), 0.9) for pids in (query_pids, gallery_pids)
         )
-        self.batches = [Queries(query @ gallery.T, query_pids, gallery_pids, query_cams, gallery_cams)] * 2
+        self.batches = [Queries(query @ gallery.T, query_pids, gallery_pids, query_cams, gallery_cams)]
 
 
 def argsort_metrics(queries: Queries, average_precision: str = "step", max_rank: int = 50) -> RankMetrics:
