@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -14,7 +13,7 @@ from snnet.retrieval.rank_metrics import RankMetrics, rank_metrics
 
 from ..case import Inputs, Unavailable, around, cluster_centers
 from ..equality import require
-from ..operation import Operation
+from ..operation import Operation, called
 from ..shapes import Shape, fixed
 
 PART = 210  # queries of an argsort each, and of the gate: a sixteenth
@@ -114,12 +113,6 @@ def gate(case: Gallery, batch: Queries, form: Any) -> None:
         require(apart <= 1e-12, f"{definition}: metrics off by {apart:.3g}")
         require(counts == known, f"{definition}: {counts} queries, not {known}")
         require(0.2 < got.mAP < 0.95, f"mAP {got.mAP:.2f}: these inputs are too easy or too hard")
-
-
-def called(form: Callable[..., Any], batch: Any) -> Any:
-    """Calls ``form``, and hands it to the gate."""
-    form(batch)
-    return form
 
 
 def form(batch: Queries, definition: str = "step") -> RankMetrics:

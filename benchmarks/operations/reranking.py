@@ -15,10 +15,9 @@ from snnet.retrieval.reranking import rerank
 
 from ..case import Inputs, around, cluster_centers
 from ..equality import require
-from ..operation import Operation
+from ..operation import Operation, called
 from ..shapes import Shape, fixed
 from .jaccard_graph import dense_jaccard
-from .rank_metrics import called
 
 IDENTITIES = {"market-gallery": 750, "tiny-gallery": 20}
 DENSE_MATRICES = 5  # of float32 [N, N] at the peak: distances, their order as int64 and int32, weights twice
