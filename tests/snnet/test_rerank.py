@@ -21,14 +21,12 @@ from snnet.retrieval.features import RetrievalSet, rerank_gallery
 from snnet.retrieval.rank_metrics import rank_metrics
 from snnet.retrieval.reranking import rerank
 from snnet.train import train
-from snnet_kernels import backends, reference
+from snnet_kernels import reference
 from snnet_kernels.ops.similarity import float32_similarity
-
-IS_COMPILED = "cpu" in backends.servers("neighbor_lists", "cpu")
-needs_compiled = pytest.mark.skipif(not IS_COMPILED, reason="the compiled CPU library is not loaded")
+from tests.kernels.inputs import needs_cpu_library
 
 
-@pytest.fixture(params=["reference", pytest.param("compiled", marks=needs_compiled)])
+@pytest.fixture(params=["reference", pytest.param("compiled", marks=needs_cpu_library)])
 def form(request, monkeypatch):
     """Runs the test with either form of the steps, the plain one over several tiles of the product."""
     if request.param == "reference":
@@ -135,7 +133,7 @@ def test_degenerate_sets_are_defined(form):
     np.testing.assert_allclose(got, definition(similarities(zero), 3, 4), rtol=0, atol=1e-6)
 
 
-@needs_compiled
+@needs_cpu_library
 def test_neither_threads_nor_tiles_change_a_bit():
     rng = np.random.default_rng(1)
     features = torch.from_numpy(rng.choice([-0.25, 0.25], (300, 16)).astype(np.float32))
@@ -153,7 +151,7 @@ def test_neither_threads_nor_tiles_change_a_bit():
         np.testing.assert_array_equal(other, found[0])
 
 
-@needs_compiled
+@needs_cpu_library
 def test_the_original_distance_has_the_bits_of_the_ranking():
     """With λ = 1 only it is left; its similarities are those that images are ranked by."""
     features = clustered(1200, dim=50, seed=4)  # two tiles
@@ -164,7 +162,7 @@ def test_the_original_distance_has_the_bits_of_the_ranking():
     np.testing.assert_array_equal(rerank(query, gallery, original_weight=1), expected.numpy())
 
 
-@needs_compiled
+@needs_cpu_library
 def test_features_may_have_any_strides():
     wide = torch.nn.functional.normalize(torch.randn(24, 16), dim=1)
     expected = rerank(wide[:5].clone(), wide[::2].clone())
