@@ -23,6 +23,7 @@ from snnet.retrieval.reranking import rerank
 from snnet.train import train
 from snnet_kernels import reference
 from snnet_kernels.ops.similarity import float32_similarity
+from tests import jaccard_definition
 from tests.kernels.inputs import needs_cpu_library
 
 
@@ -35,32 +36,10 @@ def form(request, monkeypatch):
 
 
 def definition(similarity, queries, k1=20, k2=6, original_weight=0.3):
-    """Distances [q, g] from similarities [N, N]: sets of the paper's equations, a dense V, float64."""
-    n = len(similarity)
-    distance = 2 - 2 * similarity.astype(np.float64)
-    largest = distance.max(axis=1, keepdims=True)
-    distance = np.divide(distance, largest, out=np.zeros_like(distance), where=largest > 0)
-    order = [sorted(range(n), key=lambda j, row=row: (row[j], j)) for row in distance]
-
-    def reciprocal(i, k):
-        return {j for j in order[i][: k + 1] if i in order[j][: k + 1]}
-
-    weights = np.zeros((n, n))
-    for i in range(n):
-        own = reciprocal(i, k1)
-        expanded = set(own)
-        for j in own:
-            others = reciprocal(j, int(np.around(k1 / 2)))
-            if len(own & others) > 2 / 3 * len(others):
-                expanded |= others
-        members = sorted(expanded)
-        gaussian = np.exp(-distance[i, members])
-        weights[i, members] = gaussian / gaussian.sum()
-    if k2 != 1:
-        weights = np.stack([weights[order[i][:k2]].mean(axis=0) for i in range(n)])
-    smaller = np.array([np.minimum(row, weights[queries:]).sum(axis=1) for row in weights[:queries]])
-    larger = np.array([np.maximum(row, weights[queries:]).sum(axis=1) for row in weights[:queries]])
-    return (1 - original_weight) * (1 - smaller / larger) + original_weight * distance[:queries, queries:]
+    """Distances [q, g] from similarities [N, N]."""
+    jaccard = jaccard_definition.distances(similarity, k1, k2, searched=len(similarity), relative=True)
+    original = jaccard_definition.original_distances(similarity, relative=True)
+    return ((1 - original_weight) * jaccard + original_weight * original)[:queries, queries:]
 
 
 def clustered(n, dim=16, identities=6, seed=0):
