@@ -17,11 +17,10 @@ from tests.hard.launcher import Launcher, Started, end_session
 from tests.hard.runs import SECONDS, checkpoint_problem, last_line, train_arguments
 from tests.hard.share import Share
 from tests.hard.tally import Tally
-from tests.snnet.tiny_run import draw_market
+from tests.snnet.tiny_run import GONE, draw_market
 
 KILLS = 10  # at full size
 TIMEOUT = 30  # seconds of silence in a step
-GONE = "another process of this command has ended, and so does this one"
 KIND = "kill of one of several processes"
 # What torchrun gives a process that it starts.
 RANK = """
@@ -107,6 +106,7 @@ def _told(processes: list[Started]) -> str | None:
     """What is wrong with what the others say: nothing, or one line."""
     for process in processes:
         lines = [line for line in process.text().splitlines() if "Warning" not in line and line[:1] != " "]
-        if [line.partition(": ")[2] if line[:5] == "rank " else line for line in lines] not in ([], [GONE]):
+        told = [line.partition(": ")[2] if line[:5] == "rank " else line for line in lines]
+        if told not in ([], [GONE.strip()]):
             return f"the others say: {' / '.join(lines[-3:])}"
     return None

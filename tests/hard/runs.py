@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,32 +10,26 @@ import yaml
 
 from snnet.errors import UserError
 from snnet.training.checkpoint import load_checkpoint
-from tests.hard.formats import same, tiny_options
+from tests.hard.formats import same
 from tests.hard.isolation import one_line
 from tests.hard.launcher import Launcher
-from tests.snnet.tiny_run import command_line, draw_market
+from tests.snnet import tiny_run
+from tests.snnet.tiny_run import command_line, draw_market, tiny_options, untimed
 
 SECONDS = 120.0  # after which a process counts as hanging: the machine may be busy
 
 
 def train_arguments(data: Path, folder: Path, **others: Any) -> list[str]:
     """The command line of a training of one CPU second into ``folder``."""
-    return [*command_line(tiny_options(data, output_dir=str(folder), **others)), "--quiet"]
+    options = {"batch_size": 6, "epochs": 2, "output_dir": str(folder), **others}
+    return [*command_line(tiny_options(data, **options)), "--quiet"]
 
 
 def outcome(folder: Path) -> tuple[Any, ...]:
     """Everything that a finished run ends with but its times."""
-    checkpoint = load_checkpoint(folder)
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [_untimed(json.loads(line)) for line in lines]
-    results = _untimed(json.loads((folder / "results.json").read_text(encoding="utf-8")))
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    state = checkpoint["model"], checkpoint["head"], checkpoint["optimizer"]["state"]
-    return records, results, config, [_untimed(record) for record in checkpoint["metrics"]], *state
-
-
-def _untimed(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if not name.startswith("seconds")}
+    metrics = [untimed(record) for record in load_checkpoint(folder)["metrics"]]
+    return *tiny_run.outcome(folder), config, metrics
 
 
 def files(folder: Path) -> set[str]:

@@ -25,9 +25,7 @@ from snnet.train import _own_folder, seed_masks
 from snnet.training.learner import Learner
 from snnet_kernels.testing import clustered_features
 from tests.several import run_processes
-
-SILENT = "another process of this command was silent for --timeout seconds: this one ends\n"
-GONE = "another process of this command has ended, and so does this one\n"
+from tests.snnet.tiny_run import GONE, SILENT
 
 
 def words(data: Path, output: Path, *others: object) -> list[str]:

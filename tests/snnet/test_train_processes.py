@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from snnet.training.pieces import load_whole_checkpoint
 from snnet_kernels import PseudoLabelMemory
 from tests.forks import python
 from tests.several import run_processes
-from tests.snnet.tiny_run import command_line, draw_market, environment
+from tests.snnet.tiny_run import GONE, SILENT, command_line, draw_market, environment, records
 
-GONE = "another process of this command has ended, and so does this one\n"
 # Kill rank 1 at the end of the second epoch that it does, or at that of the last one, before the checkpoint.
 KILL = """
 import os, snnet.training.learner as learner
@@ -46,13 +44,6 @@ def options(tiny_options: dict[str, Any], tmp_path_factory: pytest.TempPathFacto
         **tiny_options, "data_dir": str(data), "batch_size": 48, "bn_groups": 6, "epochs": 3, "lr": 1e-7,
         "threshold": 0.3, "min_rank": 5, "rerank": True,
     }  # fmt: skip
-
-
-def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Metrics without times, and the last checkpoint."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    untimed = [{k: v for k, v in record.items() if not k.startswith("seconds")} for record in records]
-    return untimed, load_whole_checkpoint(folder)
 
 
 def labels(checkpoint: dict[str, Any]) -> set[tuple[int, int]]:
@@ -101,7 +92,7 @@ def test_processes_equal_one_with_groups_through_kills_and_other_numbers_of_them
         "checkpoint-3-0-of-2-2.safetensors", "checkpoint-3-1-of-2-2.safetensors", "checkpoint.pt"
     ]  # fmt: skip
     assert load_yaml(several / "config.yaml")["bn_groups"] == 6
-    wanted, found = outcome(one), outcome(several)
+    wanted, found = ((records(folder), load_whole_checkpoint(folder)) for folder in (one, several))
     same, other = labels(found[1]), labels(wanted[1])
     assert len(other) > 200 and len(same ^ other) < 5  # features differ by rounding
     for own, other in zip(found[0], wanted[0], strict=True):
@@ -129,11 +120,7 @@ if rank == 1:
         {**options, "epochs": 1, "label_start_epoch": 0, "output_dir": str(folder), "quiet": True}
     )
     first, second = run_processes(2, "snnet.train", [*words, "--timeout", "3"], silent)
-    assert first == (
-        1,
-        "",
-        "another process of this command was silent for --timeout seconds: this one ends\n",
-    )
+    assert first == (1, "", SILENT)
     assert (second.returncode, second.stdout, second.stderr) == (1, "", f"rank 1: {GONE}")
     assert not (folder / "checkpoint.pt").exists() and not (folder / "run.lock").exists()
 
