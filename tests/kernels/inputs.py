@@ -24,7 +24,7 @@ def unit_rows(n: int, d: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 4, (n, d), generator=generator).clamp_max(1).float() * 2 - 1  # mostly +1
     rows = torch.zeros(n, d)
-    four = torch.randint(0, 2, (n,), generator=generator, dtype=torch.bool)
+    four = torch.randint(0, 2, (n,), generator=generator, dtype=torch.bool) & (d >= 4)
     rows[four, :4] = signs[four, :4] / 2
     place = torch.randint(0, d, (n,), generator=generator)
     single = (~four).nonzero().flatten()

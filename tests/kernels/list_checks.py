@@ -21,13 +21,15 @@ def dense(lists: NeighborLists) -> torch.Tensor:
     return made
 
 
-def check_lists(lists: NeighborLists, similarity: torch.Tensor, tolerance: float) -> None:
-    """Everything above the floors is listed with its value; places, counts and mirrors agree."""
+def check_lists(lists: NeighborLists, similarity: torch.Tensor, tolerance: float | torch.Tensor) -> None:
+    """Everything above the floors is listed with its value; places, counts and mirrors agree.
+
+    ``tolerance`` is one for all similarities [n, n], or each has its own.
+    """
     listed = dense(lists)
     missing = listed.isnan() & (similarity > lists.floors[:, None] + tolerance)
     assert int(missing.sum()) == 0
-    if len(listed):
-        assert (listed - similarity).nan_to_num().abs().max() <= tolerance
+    assert ((listed - similarity).nan_to_num().abs() <= tolerance).all()
     places = torch.arange(lists.capacity, device=listed.device) < lists.counts[:, None]
     assert torch.equal(places, lists.columns >= 0)
     assert torch.equal(places, lists.values > -torch.inf)
