@@ -12,6 +12,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -41,17 +42,26 @@ def run_script(path: Path, *arguments: str) -> Answer:
     return training(f"{start}runpy.run_path({str(path)!r}, run_name='__main__')")
 
 
-def run_pytest(*arguments: str) -> Answer:
-    """``python -m pytest ARGUMENTS`` in the root of the repository."""
-    words = [*arguments, "-p", "no:cacheprovider", "-p", "no:xdist", "-q"]
-    return training(f"import pytest, sys\nsys.exit(pytest.main({words!r}))")
+def environment(**more: str) -> dict[str, str]:
+    """For a process of a test: the same packages, one thread, nothing of pytest's own, and ``more``."""
+    here = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return {**here, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", **more}
+
+
+def run_pytest(*words: str, **more: str) -> tuple[int, str]:
+    """``python -P -m pytest WORDS`` in the root of the repository, with ``more`` in its environment.
+
+    Gives how many tests passed, 0 where one failed, and what was printed.
+    """
+    quiet = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist")
+    answer = python("-P", "-m", "pytest", *quiet, *words, environment=environment(**more))
+    passed = re.search(r"(\d+) passed", answer.stdout) if answer.returncode == 0 else None
+    return int(passed[1]) if passed else 0, answer.stdout + answer.stderr
 
 
 def training(program: str) -> Answer:
     """``python -c PROGRAM`` in the root of the repository, of which optimisers and compiled steps are a part."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment["OMP_NUM_THREADS"] = "1"
-    return python("-c", program, environment=environment, imports="torch._dynamo")
+    return python("-c", program, environment=environment(), imports="torch._dynamo")
 
 
 def python(
