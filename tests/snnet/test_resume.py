@@ -18,7 +18,7 @@ from snnet.config.options import config_from
 from snnet.errors import UserError
 from snnet.train import train
 from snnet.training.checkpoint import load_checkpoint, save_checkpoint
-from tests.forks import training
+from tests.forks import TRAINING, python
 from tests.snnet.tiny_run import command_line, outcome
 
 # Kill this process, as `kill -9` does, at the n-th of a kind of call.
@@ -59,8 +59,7 @@ main()
 
 def run(code: str, options: dict[str, Any]) -> int:
     """The status of a process that runs ``code`` with these options on its command line."""
-    words = ["train", *command_line(options)]
-    return training(f"import sys\nsys.argv[:] = {words!r}\n{KILL_AT}{code}").returncode
+    return python("-c", KILL_AT + code, *command_line(options), imports=TRAINING).returncode
 
 
 def assert_same(one: Any, two: Any) -> None:

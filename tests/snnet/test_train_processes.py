@@ -14,9 +14,8 @@ from snnet.config.resolve import load_yaml
 from snnet.train import train
 from snnet.training.pieces import load_whole_checkpoint
 from snnet_kernels import PseudoLabelMemory
-from tests.forks import python
-from tests.several import run_processes
-from tests.snnet.tiny_run import GONE, SILENT, command_line, draw_market, environment, records
+from tests.forks import TRAINING, python, run_processes
+from tests.snnet.tiny_run import GONE, SILENT, command_line, draw_market, records
 
 # Kill rank 1 at the end of the second epoch that it does, or at that of the last one, before the checkpoint.
 KILL = """
@@ -67,7 +66,7 @@ def test_processes_equal_one_with_groups_through_kills_and_other_numbers_of_them
         train(config_from({**options, "output_dir": str(several)}))
 
     # Three go on from it, until one of them is killed.
-    three = run_processes(3, "snnet.train", ["--resume", str(several)], KILL)
+    three = run_processes(3, "-m", "snnet.train", "--resume", str(several), hook=KILL)
     assert [answer.returncode for answer in three] == [1, -9, 1]
     assert "1 of 3 epochs done, on cpu, float32, channels-last, 3 processes\n" in three[0].stdout
     assert (three[0].stderr, three[2].stderr, three[2].stdout) == (GONE, f"rank 2: {GONE}", "")
@@ -83,7 +82,7 @@ def test_processes_equal_one_with_groups_through_kills_and_other_numbers_of_them
     two = python(
         "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1",
         str(tmp_path / "trainer.py"), "--resume", str(several),
-        environment=environment(), imports="torch._dynamo",
+        imports=TRAINING,
     )  # fmt: skip
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("2 of 3 epochs done, on cpu, float32, channels-last, 2 processes\n") == 2
@@ -119,7 +118,7 @@ if rank == 1:
     words = command_line(
         {**options, "epochs": 1, "label_start_epoch": 0, "output_dir": str(folder), "quiet": True}
     )
-    first, second = run_processes(2, "snnet.train", [*words, "--timeout", "3"], silent)
+    first, second = run_processes(2, "-m", "snnet.train", *words, "--timeout", "3", hook=silent)
     assert first == (1, "", SILENT)
     assert (second.returncode, second.stdout, second.stderr) == (1, "", f"rank 1: {GONE}")
     assert not (folder / "checkpoint.pt").exists() and not (folder / "run.lock").exists()
@@ -135,7 +134,7 @@ if rank == 1:
     words = command_line(
         {**options, "epochs": 1, "label_start_epoch": 0, "output_dir": str(tmp_path / "run")}
     )
-    first, second = run_processes(2, "snnet.train", [*words, "--quiet"], diverging)
+    first, second = run_processes(2, "-m", "snnet.train", *words, "--quiet", hook=diverging)
     assert first == (1, "", GONE)
     assert second == (
         2,

@@ -37,7 +37,7 @@ def draw_market(root: Path, *, cameras: int = CAMERAS, identities: int = IDENTIT
 
 
 def environment() -> dict[str, str]:
-    """For a process of this test: the same packages, and one thread as here."""
+    """A bare one for a process whose output is compared: the same packages, and one thread as here."""
     return {"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
 
 
