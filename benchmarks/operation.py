@@ -42,11 +42,11 @@ class Contender:
     call: Call = call_itself
     gate: Gate | None = None  # None: a yardstick that answers another question, for instance a bare product
     samples: int | None = None  # of the batch, where all of it would take too long; the time is scaled
-    once: bool = False  # a call takes so long that the one for the gate is timed, and there is no other
+    once: bool = False  # called once: that call is timed, and its answer goes to the gate
     lingers: bool = False  # starts threads that spin for a while after a call
     devices: tuple[str, ...] = ("cpu", "cuda")
     precision: str = "ieee"  # of the products
-    backend: str = ""  # of ours, which alone may serve
+    backend: str = ""  # the only backend that may serve the call; empty: any
 
     def run_of(self, made: Any) -> Callable[[Any], Any]:
         """What is timed: a function of the batch."""

@@ -67,7 +67,7 @@ class Runner:
         return self.case
 
     def measure(self, operation: Operation, contender: Contender, case: Any, benchmark: Any) -> None:
-        """The description goes to ``benchmark.extra_info`` at the end: times without one are of wrong answers."""
+        """Fills ``benchmark.extra_info`` last, after all gates have passed: ``slim`` drops a result without it."""
         samples = min(contender.samples or case.shape.batch, case.shape.batch)
         batches = [batch.first(samples) if contender.samples else batch for batch in case.batches]
         for batch in batches:

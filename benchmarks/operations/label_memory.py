@@ -67,7 +67,10 @@ def entries_of(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 class Writer:
-    """Writes the symmetric and the main labels of a batch in turn, which differ: P holds the main ones at first.
+    """Writes the symmetric and the main labels of a batch in turn.
+
+    After a reset P holds the main labels. Odd calls write the symmetric ones and even calls the main ones, so every
+    call changes bits.
 
     ``make(case)`` keeps P, ``ready(batch)`` are the three label sets as it takes them.
     """

@@ -124,7 +124,7 @@ def numpy_form(batch: Queries, definition: str = "step") -> RankMetrics:
         return form(batch, definition)
 
 
-def compiled(case: Gallery) -> Any:
+def ours(case: Gallery) -> Any:
     if evaluation._native is None:
         raise Unavailable("snnet._rank_metrics is not built")
     return form
@@ -133,6 +133,6 @@ def compiled(case: Gallery) -> Any:
 title = "CMC, mAP and mINP"
 ranks = Operation("rank-metrics", title, gate, called, make_case=Gallery, shapes=gallery_shapes)
 OPERATIONS = (ranks,)
-ranks.contender("snnet", compiled)
+ranks.contender("snnet", ours)
 ranks.contender("numpy", lambda case: numpy_form)
 ranks.contender("argsort", lambda case: argsort_metrics, samples=PART)

@@ -75,7 +75,7 @@ def gate(case: Images, batch: Features, form: Any) -> None:
     require(moved <= 1e-3, f"distances: {100 * moved:.3g} % of them differ by more than 1e-5")
 
 
-def compiled(case: Images) -> Any:
+def ours(case: Images) -> Any:
     return lambda batch: rerank(*map(torch.from_numpy, batch))
 
 
@@ -86,6 +86,6 @@ def by_dense_matrices(case: Images) -> Any:
 
 title = "k-reciprocal re-ranking"
 reranked = Operation("rerank", title, gate, called, make_case=Images, shapes=rerank_shapes)
-reranked.contender("snnet", compiled)
+reranked.contender("snnet", ours)
 reranked.contender("dense", by_dense_matrices, once=True)
 OPERATIONS = (reranked,)

@@ -21,7 +21,7 @@ WEIGHTS = [1.0, 0.8, 0.6]
 
 
 def poison() -> None:
-    """Blocks are filled with NaN and freed; the allocator hands them out again."""
+    """Blocks of the GPU are filled with NaN and freed; the allocator hands them out again."""
     for count, size in ((64, 1 << 17), (8, 1 << 24)):  # of both its pools
         [torch.full((size,), torch.nan, device=DEVICE) for _ in range(count)]
 

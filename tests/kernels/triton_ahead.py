@@ -2,7 +2,7 @@
 
 While :func:`compiling` is active the operations of ``snnet_kernels.triton`` go on CPU tensors through their real
 launches, so that types, specialised arguments, meta-parameters and options are those of a real call; there Triton
-compiles and assembles each kernel and does not run it. What an operation returns then is of any value.
+compiles and assembles each kernel and does not run it. The result of an operation is undefined then.
 """
 
 from __future__ import annotations
