@@ -57,7 +57,10 @@ class CudaClock(CpuClock):
         self._runs = False
 
     def __call__(self) -> float:
-        """Every other call starts the clock, and gives 0."""
+        """Calls come in pairs.
+
+        The first starts the clock and returns 0, the second stops it and returns the seconds between.
+        """
         self._runs = not self._runs
         if self._runs:
             torch.cuda._sleep(ENQUEUE_AHEAD)

@@ -132,7 +132,10 @@ def same_update(case: Case, batch: Batch, memory: Tensor, kept: Any = None) -> N
 
 
 def same_lists(lists: sk.NeighborLists, index: Tensor, exact: Tensor) -> None:
-    """Lists hold of the similarities ``exact`` [B, n] what they should: those of ``index``, and all others of these."""
+    """Compare lists with the similarities ``exact`` [B, n] of ``index``.
+
+    The rows of ``index`` list their columns, all other rows list the images of ``index``.
+    """
     entry = index.new_full((len(lists.counts),), -1)  # the place in the batch
     entry[index] = torch.arange(len(index), device=index.device)
     filled = torch.arange(lists.capacity, device=index.device) < lists.counts[:, None]

@@ -17,7 +17,10 @@ FILE = Path(__file__).parent / "floors.yaml"
 
 
 class Bound(NamedTuple):
-    """What is measured of ours and, perhaps, beside another result, and on which side of the limit it may lie."""
+    """A kind of floor.
+
+    How its figure follows from our result (and a baseline's), and whether it must lie above or below the limit.
+    """
 
     sign: str
     meaning: str

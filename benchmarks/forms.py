@@ -61,7 +61,10 @@ class MirroredLabels(DenseLabels):
 
 
 class Form:
-    """Vectorised PyTorch that counts ranks instead of sorting, with the matrix S or without."""
+    """Vectorised PyTorch that counts ranks instead of sorting, with the matrix S or without.
+
+    The base of all other forms, ours too: they replace ``labels``, ``exchange_``, ``update_`` or ``loss``.
+    """
 
     kept: Any  # beside the memory: S [n, n], lists or None
     ranks = staticmethod(pytorch.ranks_in_parts)

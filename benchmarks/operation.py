@@ -18,13 +18,19 @@ from .shapes import Shape, growth_shapes, shapes
 
 Make = Callable[[Any], Any]  # of the inputs what is called, outside the clock
 Call = Callable[[Any, Any], Any]  # of that and a batch the answer
-Gate = Callable[[Any, Any, Any], "dict[str, Any] | None"]  # of inputs, batch and answer
+Gate = Callable[[Any, Any, Any], None]  # of inputs, batch and answer
 GPU = ("cuda",)
 
 
 def call_itself(made: Any, batch: Any) -> Any:
     """How a function is called that ``make`` gave."""
     return made(batch)
+
+
+def called(made: Any, batch: Any) -> Any:
+    """The same for a gate that tries the function itself on other inputs: its answer is the function."""
+    made(batch)
+    return made
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,11 @@ class Contender:
     call: Call = call_itself
     gate: Gate | None = None  # None: a yardstick that answers another question, for instance a bare product
     samples: int | None = None  # of the batch, where all of it would take too long; the time is scaled
-    once: bool = False  # a call takes so long that the one for the gate is timed, and there is no other
+    once: bool = False  # called once: that call is timed, and its answer goes to the gate
     lingers: bool = False  # starts threads that spin for a while after a call
     devices: tuple[str, ...] = ("cpu", "cuda")
     precision: str = "ieee"  # of the products
-    backend: str = ""  # of ours, which alone may serve
+    backend: str = ""  # the only backend that may serve the call; empty: any
 
     def run_of(self, made: Any) -> Callable[[Any], Any]:
         """What is timed: a function of the batch."""
@@ -56,8 +62,7 @@ class Contender:
 class Operation:
     """What is measured.
 
-    ``gate(inputs, batch, answer)`` raises AssertionError where an answer is not the reference's; what it returns, if
-    anything, is kept with the result.
+    ``gate(inputs, batch, answer)`` raises AssertionError where an answer is not the reference's.
     """
 
     name: str

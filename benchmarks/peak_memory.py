@@ -1,13 +1,15 @@
-"""Peak memory of one call beyond what was there before it, its results included."""
+"""Peak memory of one call beyond what was there before it, its results included; and its processor time."""
 
 from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
 import threading
 import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,19 +27,26 @@ def peak_bytes(call: Call, device: torch.device) -> int | None:
     return _in_child(call) if _CLEAR_REFS.exists() else None
 
 
-def peak_in_place(call: Call) -> int | None:
-    """The same of one call in this process: for calls too long to repeat.
+class Watch:
+    """Watches one call in this process, between :meth:`start` and :meth:`found`: for calls too long to repeat."""
 
-    What earlier calls have freed goes back to the system first; else it could serve this one unseen.
-    """
-    if not _CLEAR_REFS.exists():
-        call()
-        return None
-    ctypes.CDLL(None).malloc_trim(0)
-    _CLEAR_REFS.write_text("5")  # the peak starts anew from the present size
-    before = _resident("VmRSS")
-    call()
-    return max(0, _resident("VmHWM") - before)
+    def __init__(self, *, memory: bool = True) -> None:
+        self.memory = memory and _CLEAR_REFS.exists()
+
+    def start(self) -> None:
+        """What earlier calls have freed goes back to the system first; else it could serve this one unseen."""
+        if self.memory:
+            ctypes.CDLL(None).malloc_trim(0)
+            _CLEAR_REFS.write_text("5")  # the peak starts anew from the present size
+            self._resident = _resident("VmRSS")
+        self._seconds = _processor_seconds()
+
+    def found(self) -> dict[str, Any]:
+        """``cpu_seconds`` of all processors, and ``peak_bytes`` if memory is asked for and this system tells."""
+        found: dict[str, Any] = {"cpu_seconds": _processor_seconds() - self._seconds}
+        if self.memory:
+            found["peak_bytes"] = max(0, _resident("VmHWM") - self._resident)
+        return found
 
 
 def _peak_of_allocator(call: Call, device: torch.device) -> int:
@@ -77,12 +86,20 @@ def _answer(call: Call, sending: Connection, threads: int) -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, 65536)
         libc.mallopt(_M_TRIM_THRESHOLD, 0)
         call()  # what libraries keep for themselves is there before
-        sending.send(peak_in_place(call))
+        watch = Watch()
+        watch.start()
+        call()
+        sending.send(watch.found()["peak_bytes"])
 
     # A thread of its own: the OpenMP threads of the one that forked were not copied.
     thread = threading.Thread(target=measure)
     thread.start()
     thread.join()
+
+
+def _processor_seconds() -> float:
+    used = os.times()
+    return used.user + used.system
 
 
 def _resident(field: str) -> int:

@@ -16,7 +16,7 @@ from .case import Inputs, Unavailable
 from .clock import LINGERING, clock_of
 from .hardware import Rates
 from .operation import Contender, Operation
-from .peak_memory import peak_bytes
+from .peak_memory import Watch, peak_bytes
 from .shapes import Shape
 
 WARM_BELOW = 0.05  # seconds: a longer call moves far more than a processor's cache holds
@@ -67,18 +67,17 @@ class Runner:
         return self.case
 
     def measure(self, operation: Operation, contender: Contender, case: Any, benchmark: Any) -> None:
-        """The description goes to ``benchmark.extra_info`` at the end: times without one are of wrong answers."""
+        """Fills ``benchmark.extra_info`` last, after all gates have passed: ``slim`` drops a result without it."""
         samples = min(contender.samples or case.shape.batch, case.shape.batch)
         batches = [batch.first(samples) if contender.samples else batch for batch in case.batches]
         for batch in batches:
             for name in operation.inputs:
                 getattr(batch, name)
         benchmark.group = f"{operation.name}, {case.shape.name}"
-        found: dict[str, Any] = {}
 
         def compare(batch: Any, answer: Any) -> None:
             if contender.gate:
-                found.update(contender.gate(case, batch, answer) or {})
+                contender.gate(case, batch, answer)
 
         try:
             made = contender.make(case)
@@ -86,11 +85,12 @@ class Runner:
                 getattr(made, name, None)
             run, first = contender.run_of(made), batches[0]
             if contender.once:
-                compare(first, self._time_once(run, case, first, benchmark))
+                answer, found = self._time_once(contender, run, case, first, benchmark)
+                compare(first, answer)
             else:
                 compare(first, run(first))
                 beside = operation.beside if contender.name == "snnet" else None
-                found |= self._time(contender, beside, run, case, batches, benchmark)
+                found = self._time(contender, beside, run, case, batches, benchmark)
                 case.reset()
                 # Of another batch: who is right only once, or has kept the first answer, is wrong now.
                 second = batches[1 % len(batches)]
@@ -115,11 +115,29 @@ class Runner:
         self.clock.sweep()
         return (batch,), {}
 
-    def _time_once(self, run: Run, case: Any, batch: Any, benchmark: Any) -> Any:
-        """One cold call by pytest-benchmark, and its answer. On a GPU a call before it loads the kernels."""
+    def _time_once(
+        self, contender: Contender, run: Run, case: Any, batch: Any, benchmark: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """One cold call by pytest-benchmark: its answer, and on a CPU what a call of a whole batch takes.
+
+        On a GPU a call before it loads the kernels.
+        """
         if self.device.type == "cuda":
             run(batch)
-        return benchmark.pedantic(run, setup=lambda: self._cold(case, batch))
+        watch = Watch(memory=self.memory) if self.device.type == "cpu" and not contender.samples else None
+        found: dict[str, Any] = {}
+
+        def prepare() -> Any:
+            prepared = self._cold(case, batch)
+            if watch:
+                watch.start()
+            return prepared
+
+        def after(batch: Any) -> None:
+            if watch:
+                found.update(watch.found())
+
+        return benchmark.pedantic(run, setup=prepare, teardown=after), found
 
     def _time(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 SIZES = {
@@ -69,6 +69,22 @@ def growth_shapes(device: str, sizes: Collection[str] = ()) -> list[Shape]:
     if "million" in sizes and device == "cpu":
         counts = (*counts, SIZES["million"])
     return [Shape(f"n{n}", n, GROWTH_DIM, _batch_size(device, "growth", GROWTH_DIM)) for n in counts]
+
+
+def fixed(
+    full: dict[str, list[Shape]], tiny: list[Shape], *, asked: bool = False
+) -> Callable[[str, Collection[str], Collection[int]], list[Shape]]:
+    """Shapes of their own, whatever sizes are asked for: ``full`` by device, and ``tiny`` in place of each.
+
+    With ``asked`` there are none unless a size is given.
+    """
+
+    def chosen(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
+        if device not in full or (asked and not sizes):
+            return []
+        return tiny if list(sizes) == ["tiny"] else full[device]
+
+    return chosen
 
 
 def _batch_size(device: str, size: str, d: int) -> int:

@@ -6,8 +6,9 @@
 #
 # A step that fails or runs out of time does not end the call. After each step its last lines are printed and the one
 # file OUT/gpu_check.tar.gz is written anew, so a call that is killed keeps what it had. PYTHON names the interpreter
-# that has torch (default python3), LIMIT the seconds of the call. Libraries that were built elsewhere are used where they load. The exit status is
-# 0 where all steps passed, 1 where one failed, 2 for wrong usage, 3 without a CUDA device.
+# that has torch (default python3), LIMIT the seconds of the call. Libraries that were built elsewhere are used where
+# they load. The exit status is 0 where all steps passed, 1 where one failed, 2 for wrong usage, 3 without a CUDA
+# device.
 set -uo pipefail
 if [ $# -lt 1 ] || { [ $# -gt 1 ] && [ "$2" != second ]; }; then
   sed -n '2,11s/^# \{0,1\}//p' "$0" >&2

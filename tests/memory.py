@@ -1,4 +1,4 @@
-"""The memory that a call takes, read from Linux's /proc."""
+"""The memory that this process or a call in it takes, read from Linux's /proc."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ needs_proc = pytest.mark.skipif(
 
 
 def resident_bytes(field: str) -> int:
-    """``VmRSS``, or the most since it was last reset, ``VmHWM``, of this process."""
+    """``VmRSS`` of this process, or ``VmHWM``: the most since :func:`forget_peak`."""
     status = Path("/proc/self/status").read_text()
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field))
 
 
+def forget_peak() -> None:
+    """Let ``VmHWM`` of this process count from now on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_of(call: Callable[[], object]) -> int:
     """Most bytes that were resident during the call beside those before it and its result."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from the present size
+    forget_peak()
     before = resident_bytes("VmRSS")
     result = call()
     peak = resident_bytes("VmHWM") - before

@@ -156,7 +156,7 @@ def test_without_a_gpu_nothing_passes(environment, tmp_path):
 
 def test_the_tests_that_it_chooses_are_there():
     files = ("tests/kernels/test_gpu.py", "tests/kernels/test_gpu_head.py")
-    listed = run_pytest(*files, "--collect-only").stdout.splitlines()
+    listed = run_pytest(*files, "--collect-only")[1].splitlines()
     ids = [line.partition("::")[2] for line in listed if "::" in line]
     expressions = re.findall(r'-k (?:"([^"]+)"|(\S+))', Path(SCRIPT).read_text())
     chosen = {

@@ -17,7 +17,6 @@ from tests.hard.damage import damaged
 from tests.hard.drawing import close, instruction_sets
 from tests.hard.formats import Format, feature_files
 from tests.hard.isolation import outcomes
-from tests.hard.launcher import Launcher
 from tests.hard.runs import Unbroken
 from tests.hard.share import Share
 from tests.hard.tally import Tally
@@ -116,18 +115,11 @@ def test_a_try_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch
     assert [text for _, text, _ in found] == ["took more than 0.05 s of CPU time", "hung for 0.2 s", ""]
 
 
-@pytest.fixture
-def launcher() -> Iterator[Launcher]:
-    started = Launcher()
-    yield started
-    started.close()
-
-
-def test_a_kill_and_a_signal(launcher: Launcher, tmp_path: Path) -> None:
-    tally, unbroken = Tally(), Unbroken(launcher, tmp_path)
-    kills.at_operations(share(tmp_path, 1e-3), launcher, unbroken, tally)
+def test_a_kill_and_a_signal(tmp_path: Path) -> None:
+    tally, unbroken = Tally(), Unbroken(tmp_path)
+    kills.at_operations(share(tmp_path, 1e-3), unbroken, tally)
     signals.while_training(
-        tmp_path, launcher, unbroken, share(tmp_path, 1).random(7), signal.SIGINT, False, tally, "", 2
+        tmp_path, unbroken, share(tmp_path, 1).random(7), signal.SIGINT, False, tally, "", 2
     )
     assert tally.tries == {"kill at a file operation": 1, "signal to a training with no workers": 1}
 

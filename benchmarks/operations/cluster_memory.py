@@ -3,7 +3,6 @@ the batch. Either form of the step makes the same two products, which take most 
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -18,17 +17,18 @@ from ..case import Batch, Inputs
 from ..equality import close
 from ..operation import Operation
 from ..pytorch import fastest_product
-from ..shapes import DIMS, Shape
+from ..shapes import DIMS, Shape, fixed
 
 CLUSTERS, BATCH, INSTANCES = 700, 64, 4  # of Market-1501 in training
 TEMPERATURE, MOMENTUM = 0.05, 0.1
 TOLERANCE = 1e-5  # of the largest entry
 
 
-def cluster_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
-    """One number of clusters, whatever sizes are asked for."""
-    clusters = 60 if list(sizes) == ["tiny"] else CLUSTERS
-    return [Shape("clusters", clusters, d, BATCH) for d in DIMS]
+def of_clusters(count: int) -> list[Shape]:
+    return [Shape("clusters", count, d, BATCH) for d in DIMS]
+
+
+cluster_shapes = fixed(dict.fromkeys(("cpu", "cuda"), of_clusters(CLUSTERS)), tiny=of_clusters(60))
 
 
 class Centres(Inputs):
@@ -48,7 +48,7 @@ class Centres(Inputs):
             index = chosen.repeat_interleave(INSTANCES)
             noise = 4 * drawn(shape.batch) / shape.d**0.5  # cosines of a quarter
             self.batches.append(Batch(self, index, 3 * (self.memory[index] + noise)))
-        self.rows = {id(batch): normalize(batch.features, dim=1) for batch in self.batches}
+        self.rows = {batch: normalize(batch.features, dim=1) for batch in self.batches}
 
 
 class LoopedMemory(torch.autograd.Function):
@@ -151,7 +151,7 @@ def update_alone(name: str, title: str, layer: Any) -> Operation:
             memory = case.own(case.memory)
 
             def run(batch: Batch) -> Tensor:
-                write(memory, batch.index, case.rows[id(batch)])
+                write(memory, batch.index, case.rows[batch])
                 return memory
 
             return run

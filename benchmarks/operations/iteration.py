@@ -42,9 +42,8 @@ from .similarity import WAYS, similarity
 
 TF32_LOSS = 1e-2  # of a loss with products in tf32, relative
 STEPS, CHECKED = 20, 200
-Answer = tuple[
-    Tensor, Tensor, Form
-]  # loss, gradient, and what has written memory, what is kept beside it, and P
+# Loss, gradient, and the form that ran: its memory, lists and P are compared.
+Answer = tuple[Tensor, Tensor, Form]
 
 
 def same_step(case: Case, batch: Batch, answer: tuple[Any, Any, Form]) -> None:
@@ -166,7 +165,7 @@ def least_work_of_all(case: Case) -> Work:
 
 
 def million_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
-    """Beside the growth shapes a million images on a GPU."""
+    """On a GPU a million images; the growth shapes come from ``grows``."""
     return [shape for shape in shapes(device, sizes) if shape.size == "million"]
 
 

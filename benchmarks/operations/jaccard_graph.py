@@ -7,7 +7,6 @@ search for neighbours is measured by itself for its growth: the search is a prod
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -20,8 +19,7 @@ from snnet_kernels.ops.jaccard_graph import compared_lists, graph_from_lists
 
 from ..case import Batch, Inputs, around, cluster_centers
 from ..equality import require
-from ..operation import Operation
-from ..peak_memory import peak_in_place
+from ..operation import Operation, called
 from ..shapes import SIZES, Shape
 
 K1, K2, EPS, MIN_SAMPLES = 30, 6, 0.6, 4
@@ -30,7 +28,7 @@ DENSE_MATRICES = 4  # of float32 [n, n] at the peak, with the temporaries of DBS
 WARM_UP = 64  # images
 PART = 1000  # images on which a form is compared before its time counts
 MOVED = 0.01  # of the near pairs, at most: those of an image two of whose neighbours were swapped by rounding
-Way = Callable[[Tensor], Any]  # features to distances, or to labels
+Way = Callable[[Batch], Any]  # gives distances, or labels
 
 
 def jaccard_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
@@ -52,10 +50,11 @@ class TrainingSet(Inputs):
         pids = rng.integers(1, len(centers), shape.n)
         pids[rng.permutation(shape.n)[: shape.n // 6]] = 0
         features = torch.from_numpy(around(rng, centers, pids, 1.3))
-        self.batches = [Batch(self, torch.arange(shape.n), features)] * 2
+        self.batches = [Batch(self, torch.arange(shape.n), features)]
         whole = np.flatnonzero(np.isin(pids, range(1, PART // IMAGES_OF_ONE)))
         strays = np.flatnonzero(pids == 0)[: PART // 6]
-        self.part = features[np.concatenate([whole, strays])]  # for the gates: identities with all images
+        part = torch.from_numpy(np.concatenate([whole, strays]))
+        self.part = Batch(self, part, features[part])  # for the gates: identities with all images
 
 
 def dense_jaccard(
@@ -102,37 +101,39 @@ def dense_of(features: Tensor, nearest: np.ndarray) -> np.ndarray:
     return dense_jaccard(nearest, K2, round(K1 / 2) + 1, distance, len(nearest))
 
 
-def dense_by_faiss(features: Tensor) -> np.ndarray:
+def dense_by_faiss(batch: Batch) -> np.ndarray:
     import faiss
 
+    features = batch.features
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.IndexFlatL2(features.shape[1])
     index.add(features.numpy())
     return dense_of(features, index.search(features.numpy(), K1)[1])
 
 
-def expected(features: Tensor) -> np.ndarray:
+def expected(batch: Batch) -> np.ndarray:
     """What the gates go by: neighbours by a stable sort of all similarities."""
-    similarity = features.numpy() @ features.numpy().T
-    return dense_of(features, np.argsort(-similarity, axis=1, kind="stable")[:, :K1])
+    rows = batch.features.numpy()
+    similarity = rows @ rows.T
+    return dense_of(batch.features, np.argsort(-similarity, axis=1, kind="stable")[:, :K1])
 
 
-def graph(features: Tensor) -> Any:
-    return sk.jaccard_graph(features, K1, K2, max_distance=EPS).to_scipy()
+def graph(batch: Batch) -> Any:
+    return sk.jaccard_graph(batch.features, K1, K2, max_distance=EPS).to_scipy()
 
 
 def graph_after_search(case: TrainingSet) -> Way:
     """The graph of all images from lists at hand; of others with the search."""
-    whole = case.batches[0].features
+    (whole,) = case.batches
 
-    def searched(features: Tensor) -> Any:
-        return compared_lists(features, K1, K2, None, None, None, None)
+    def searched(batch: Batch) -> Any:
+        return compared_lists(batch.features, K1, K2, None, None, None, None)
 
     at_hand = searched(whole)
 
-    def form(features: Tensor) -> Any:
-        lists = at_hand if features is whole else searched(features)
-        return graph_from_lists(features, lists, None, EPS).to_scipy()
+    def form(batch: Batch) -> Any:
+        lists = at_hand if batch is whole else searched(batch)
+        return graph_from_lists(batch.features, lists, None, EPS).to_scipy()
 
     return form
 
@@ -141,18 +142,6 @@ def dbscan(distances: Any) -> np.ndarray:
     from sklearn.cluster import DBSCAN
 
     return DBSCAN(eps=EPS, min_samples=MIN_SAMPLES, metric="precomputed").fit_predict(distances)
-
-
-Answer = tuple[Way, dict[str, Any]]
-
-
-def measured(form: Way, batch: Batch) -> Answer:
-    """What was called, the seconds of all processors that the call took, and its peak memory."""
-    before = os.times()
-    peak = peak_in_place(lambda: form(batch.features))
-    after = os.times()
-    used = after.user + after.system - before.user - before.system
-    return form, {"cpu_seconds": used, "peak_bytes": peak}
 
 
 def near_pairs(distances: Any) -> np.ndarray:
@@ -164,22 +153,21 @@ def near_pairs(distances: Any) -> np.ndarray:
     return np.where(distances <= np.float32(EPS), distances, 1)
 
 
-def distances_gate(case: TrainingSet, batch: Batch, answer: Answer) -> dict[str, Any]:
-    """A form of products rounds as it likes: where that swaps two neighbours of an image, its distances move."""
-    form, measures = answer
+def distances_gate(case: TrainingSet, batch: Batch, form: Way) -> None:
+    """Distances of a part of the images.
+
+    A form of products rounds as it likes: where that swaps two neighbours of an image, its distances move.
+    """
     got, wanted = near_pairs(form(case.part)), near_pairs(expected(case.part))
     near, moved = int((wanted < 1).sum()) - len(wanted), int((np.abs(got - wanted) > 1e-5).sum())
     require(near > len(wanted), f"{near} near pairs of {len(wanted)} images: these inputs are too easy")
     require(moved <= MOVED * near, f"distances: {moved} differ by more than 1e-5, of {near} near pairs")
-    return measures
 
 
-def labels_gate(case: TrainingSet, batch: Batch, answer: Answer) -> dict[str, Any]:
+def labels_gate(case: TrainingSet, batch: Batch, form: Way) -> None:
     """Labels of a part: as DBSCAN gives them for dense distances, but for images whose neighbours were swapped."""
-    form, measures = answer
     other = float((form(case.part) != dbscan(expected(case.part))).mean())
     require(other <= 1e-2, f"labels: {100 * other:.3g} % of them are others")
-    return measures
 
 
 ONCE = {"devices": ("cpu",), "once": True}  # a call takes too long for a second
@@ -187,18 +175,18 @@ ONCE = {"devices": ("cpu",), "once": True}  # a call takes too long for a second
 
 def warm(form: Way, case: TrainingSet) -> Way:
     """Packages are imported before the clock runs."""
-    form(case.batches[0].features[:WARM_UP])
+    form(case.batches[0].first(WARM_UP))
     return form
 
 
 def operation(name: str, title: str, gate: Any, graph: Way, dense: Way) -> Operation:
-    """``graph`` beside ``dense``, functions of the features."""
+    """``graph`` beside ``dense``."""
 
     def with_room(case: TrainingSet) -> Way:
         case.check_room("dense matrices", DENSE_MATRICES * 4 * case.shape.n**2)
         return warm(dense, case)
 
-    made = Operation(name, title, gate, measured, make_case=TrainingSet, shapes=jaccard_shapes)
+    made = Operation(name, title, gate, called, make_case=TrainingSet, shapes=jaccard_shapes)
     made.contender("snnet", lambda case: warm(graph, case), **ONCE)
     made.contender("dense", with_room, **ONCE)
     return made
@@ -211,14 +199,14 @@ clustering = operation(
     "jaccard-dbscan",
     "Jaccard distances and DBSCAN on them",
     labels_gate,
-    lambda features: dbscan(graph(features)),
-    lambda features: dbscan(dense_by_faiss(features)),
+    lambda batch: dbscan(graph(batch)),
+    lambda batch: dbscan(dense_by_faiss(batch)),
 )
 after_search = Operation(
     "jaccard-after-search",
     "Jaccard distances once neighbours are found",
     distances_gate,
-    measured,
+    called,
     make_case=TrainingSet,
     shapes=lambda *asked: [],
     grows=("snnet",),

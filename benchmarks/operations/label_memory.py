@@ -67,7 +67,10 @@ def entries_of(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 class Writer:
-    """Writes the symmetric and the main labels of a batch in turn, which differ: P holds the main ones at first.
+    """Writes the symmetric and the main labels of a batch in turn.
+
+    After a reset P holds the main labels. Odd calls write the symmetric ones and even calls the main ones, so every
+    call changes bits.
 
     ``make(case)`` keeps P, ``ready(batch)`` are the three label sets as it takes them.
     """
@@ -75,13 +78,13 @@ class Writer:
     def __init__(self, case: Case, make: Callable[[Case], Any], ready: Callable[[Batch], Any]) -> None:
         self.stored = make(case)
         self.buffers = self.stored.buffers
-        self.labels = {id(batch): ready(batch) for batch in case.batches}
+        self.labels = {batch: ready(batch) for batch in case.batches}
         self.calls = 0
         case.on_reset(lambda: setattr(self, "calls", 0))
 
     def __call__(self, batch: Batch) -> Any:
         self.calls += 1
-        self.stored.write_(batch.index, self.labels[id(batch)][self.calls % 2])
+        self.stored.write_(batch.index, self.labels[batch][self.calls % 2])
         return self.stored
 
 

@@ -6,7 +6,6 @@ given.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,23 +15,21 @@ from snnet.retrieval.reranking import rerank
 
 from ..case import Inputs, around, cluster_centers
 from ..equality import require
-from ..operation import Operation
-from ..shapes import Shape
+from ..operation import Operation, called
+from ..shapes import Shape, fixed
 from .jaccard_graph import dense_jaccard
-from .rank_metrics import called
 
 IDENTITIES = {"market-gallery": 750, "tiny-gallery": 20}
 DENSE_MATRICES = 5  # of float32 [N, N] at the peak: distances, their order as int64 and int32, weights twice
 PART = 2000  # images on which a form is tried before its time counts
 
 
-def rerank_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
-    """Only where a size is asked for; without the gallery's junk, which is nobody's neighbour."""
-    if device != "cpu" or not sizes:
-        return []
-    if list(sizes) == ["tiny"]:
-        return [Shape("tiny-gallery", 400, 64, 60)]
-    return [Shape("market-gallery", 15_913, 512, 3_368)]
+# Without the gallery's junk, which is nobody's neighbour.
+rerank_shapes = fixed(
+    {"cpu": [Shape("market-gallery", 15_913, 512, 3_368)]},
+    tiny=[Shape("tiny-gallery", 400, 64, 60)],
+    asked=True,
+)
 
 
 class Features(NamedTuple):
@@ -52,7 +49,7 @@ class Images(Inputs):
         query = rng.integers(1, len(centers), shape.batch)
         gallery = rng.integers(1, len(centers), shape.n)
         gallery[: shape.n // 6] = 0
-        self.batches = [Features(around(rng, centers, query, 2.5), around(rng, centers, gallery, 2.5))] * 2
+        self.batches = [Features(around(rng, centers, query, 2.5), around(rng, centers, gallery, 2.5))]
 
 
 def dense_rerank(features: Features, k1: int = 20, k2: int = 6, weight: float = 0.3) -> np.ndarray:
@@ -78,7 +75,7 @@ def gate(case: Images, batch: Features, form: Any) -> None:
     require(moved <= 1e-3, f"distances: {100 * moved:.3g} % of them differ by more than 1e-5")
 
 
-def compiled(case: Images) -> Any:
+def ours(case: Images) -> Any:
     return lambda batch: rerank(*map(torch.from_numpy, batch))
 
 
@@ -89,6 +86,6 @@ def by_dense_matrices(case: Images) -> Any:
 
 title = "k-reciprocal re-ranking"
 reranked = Operation("rerank", title, gate, called, make_case=Images, shapes=rerank_shapes)
-reranked.contender("snnet", compiled)
+reranked.contender("snnet", ours)
 reranked.contender("dense", by_dense_matrices, once=True)
 OPERATIONS = (reranked,)

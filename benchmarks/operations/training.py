@@ -7,9 +7,8 @@ such a network are all alike, so a little of them is mixed into the features of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,16 +20,19 @@ from ..case import Batch, Case
 from ..forms import FORMS, Form
 from ..operation import Operation
 from ..ours import Head
-from ..shapes import SIZES, Shape
+from ..shapes import SIZES, Shape, fixed
 from .iteration import same_iteration
 
 MIXED_IN = 0.05
 
 
-def training_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
-    if list(sizes) == ["tiny"]:
-        return [Shape("training", SIZES["tiny"], 512, 8)]
-    return [Shape("training", SIZES["market"], *((2048, 128) if device == "cuda" else (512, 64)))]
+training_shapes = fixed(
+    {
+        "cpu": [Shape("training", SIZES["market"], 512, 64)],
+        "cuda": [Shape("training", SIZES["market"], 2048, 128)],
+    },
+    tiny=[Shape("training", SIZES["tiny"], 512, 8)],
+)
 
 
 class Network:
@@ -38,6 +40,7 @@ class Network:
 
     def __init__(self, case: Case, make: Callable[[Case], Form] | None) -> None:
         self.form = make and make(case)
+        self.made_before_the_clock_runs = self.form and (self.form.stored, self.form.product)
         self.gpu = gpu = case.device.type == "cuda"
         height, width = (256, 128) if gpu else (128, 64)
         torch.manual_seed(0)
@@ -48,14 +51,6 @@ class Network:
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.0, momentum=0.9, weight_decay=5e-4, nesterov=True
         )
-
-    @property
-    def stored(self) -> Any:
-        return self.form and self.form.stored
-
-    @property
-    def product(self) -> Any:
-        return self.form and self.form.product
 
     def iteration(self, batch: Batch) -> tuple[Tensor, Tensor, Form | None]:
         """The features [B, d] with their gradient, the loss, and the form. Without one the loss is a sum."""
@@ -82,7 +77,6 @@ training = Operation(
     "A training iteration with a backbone",
     gate,
     Network.iteration,
-    needs=("stored", "product"),
     shapes=training_shapes,
 )
 OPERATIONS = (training,)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..floors import BOUNDS, Verdict, read_floors, verdicts
 from ..results import Run
-from ..shapes import SIZES, is_growth
+from ..shapes import GROWTH, SIZES, is_growth
 from .growth import curves
 from .words import in_words
 
@@ -148,7 +148,7 @@ def growth(run: Run) -> str:
     rows = []
     for curve in found:
         by_n = {point.n: ratio(point.seconds / ours.points[0].seconds) for point in curve.points}
-        fits = map(hundredths, (curve.exponent, curve.linearity(12_936), curve.bend))
+        fits = map(hundredths, (curve.exponent, curve.linearity(GROWTH[1]), curve.bend))
         rows.append([in_words(curve.contender), *(by_n.get(n, "") for n in sizes), *fits])
     return table(("form", *(f"n {n:,}" for n in sizes), "exponent", "of linear", "bend"), rows)
 

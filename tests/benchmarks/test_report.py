@@ -403,22 +403,12 @@ def test_an_operation_without_a_stated_count_is_a_failure(capsys):
 def test_a_smoke_run_writes_results(tmp_path):
     """Every module is collected; a few operations run, at a size that measures nothing."""
     results = tmp_path / "results.json"
-    answer = run_pytest(
-        *(
-            "benchmarks",
-            "--benchmark-only",
-            "--size",
-            "tiny",
-            "--threads",
-            "1",
-            "--rounds",
-            "1",
-            "--no-memory",
-        ),
-        *(f"--benchmark-json={results}", "-k"),
+    passed, output = run_pytest(
+        *("benchmarks", "--benchmark-only", "--size", "tiny", "--threads", "1", "--rounds", "1"),
+        *("--no-memory", f"--benchmark-json={results}", "-k"),
         "tiny and (snnet or pytorch-cache) and (label-step or streaming-mplp or label-columns or rank-metrics)",
     )
-    assert answer.returncode == 0, answer.stdout[-3000:]
+    assert passed > 0, output
     run = read_run([results])
     assert {result.operation for result in run.results} == {
         *("label-step", "streaming-mplp", "label-columns", "rank-metrics")

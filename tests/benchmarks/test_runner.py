@@ -165,6 +165,25 @@ def test_a_contender_that_takes_minutes_is_called_once(case, monkeypatch):
     assert order == ["reset", "sweep", case.batches[0]]
 
 
+def test_what_the_one_call_takes_is_measured_with_its_time(case):
+    """Processor time, and the peak if memory is asked for; nothing of a part of a batch."""
+    operation = Operation("calls", "calls", anything)
+    operation.contender("whole", lambda case: lambda batch: torch.ones(5_000_000), once=True)
+    operation.contender("part", lambda case: lambda batch: None, once=True, samples=2)
+
+    def described(name, memory):
+        benchmark = Benchmark()
+        Runner(CPU, memory=memory, quick=True, case=case).report(operation, SHAPE, name, benchmark)
+        return benchmark.extra_info
+
+    whole = described("whole", memory=True)
+    assert whole["cpu_seconds"] >= 0
+    if peak_bytes(lambda: None, CPU) is not None:
+        assert whole["peak_bytes"] == pytest.approx(20e6, rel=0.1)
+    assert {"cpu_seconds", "peak_bytes"} & {*described("whole", memory=False)} == {"cpu_seconds"}
+    assert not {"cpu_seconds", "peak_bytes"} & {*described("part", memory=True)}
+
+
 def test_ours_takes_turns_with_the_yardstick(case):
     """Ours alone: whoever else is measured has the yardstick's own result."""
     called = []
@@ -321,24 +340,23 @@ def test_an_update_reaches_the_lists_of_others_and_nothing_else_of_the_matrix(ca
 def test_graphs_of_something_else_are_no_jaccard_distances():
     sparse = pytest.importorskip("scipy.sparse", reason="the graphs need pip install '.[bench]'")
     case = jaccard_graph.TrainingSet(Shape("tiny", 600, 64, 600), CPU)
-    n = len(case.part)
+    n = case.part.size
 
-    def thresholded(features):
-        distances = np.where((features @ features.t()).numpy() > 0.6, 0.5, 1).astype(np.float32)
+    def thresholded(batch):
+        similarity = batch.features @ batch.features.t()
+        distances = np.where(similarity.numpy() > 0.6, 0.5, 1).astype(np.float32)
         np.fill_diagonal(distances, 0)
         return distances
 
     diagonal = sparse.coo_matrix((np.zeros(n, np.float32), (np.arange(n), np.arange(n))), shape=(n, n))
     wrong = {
-        "empty": lambda features: sparse.csr_matrix((n, n), dtype=np.float32),
-        "diagonal": lambda features: diagonal,
+        "empty": lambda batch: sparse.csr_matrix((n, n), dtype=np.float32),
+        "diagonal": lambda batch: diagonal,
     }
     for form in (*wrong.values(), thresholded):
         with pytest.raises(AssertionError, match="differ by more than 1e-5, of"):
-            jaccard_graph.distances_gate(case, case.batches[0], (form, {}))
-    assert jaccard_graph.distances_gate(case, case.batches[0], (jaccard_graph.graph, {"peak_bytes": 1})) == {
-        "peak_bytes": 1
-    }
+            jaccard_graph.distances_gate(case, case.batches[0], form)
+    jaccard_graph.distances_gate(case, case.batches[0], jaccard_graph.graph)
 
 
 def test_gates_know_rounding_from_an_error(case):

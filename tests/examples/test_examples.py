@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from snnet_kernels.distributed import whole_state
-from tests.forks import run_script
+from tests.forks import TRAINING, python, run_processes
 from tests.paths import ROOT
-from tests.several import run_processes
 from tests.snnet.tiny_run import draw_market
 
 
@@ -19,9 +18,8 @@ from tests.snnet.tiny_run import draw_market
     ("name", "comparisons"), [("mmcl_trainer", 1), ("snnet_loop", 1), ("cluster_trainer", 2)]
 )
 def test_example(name, comparisons):
-    answer = run_script(
-        ROOT / "examples" / f"{name}.py", "--images", "96", "--epochs", "2", "--device", "cpu"
-    )
+    script = str(ROOT / "examples" / f"{name}.py")
+    answer = python(script, "--images", "96", "--epochs", "2", "--device", "cpu", imports=TRAINING)
     assert answer.returncode == 0, answer.stderr[-3000:]
     losses = [float(loss) for loss in re.findall(r"^epoch \d: loss (\d+\.\d+)", answer.stdout, re.MULTILINE)]
     assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)
@@ -36,7 +34,7 @@ def test_distributed_loop(tmp_path):
     """Two processes print what one prints, in its place, and leave the pieces of one head."""
     script = str(ROOT / "examples" / "distributed_loop.py")
     words = ["--images", "96", "--epochs", "2", "--warm-up", "1", "--device", "cpu"]
-    first, second = run_processes(2, script, words, hook=f"os.chdir({str(tmp_path)!r})")
+    first, second = run_processes(2, script, *words, hook=f"import os; os.chdir({str(tmp_path)!r})")
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     losses = re.findall(r"^epoch \d: loss (\d+\.\d+)", first.stdout, re.MULTILINE)
     assert len(losses) == 2 and all(0 < float(loss) < 20 for loss in losses) and second.stdout == ""

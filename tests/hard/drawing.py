@@ -11,6 +11,7 @@ from torch import Tensor
 import snnet_kernels as sk
 from snnet_kernels import backends, reference
 from snnet_kernels.neighbor_list_layout import NeighborLists
+from tests.kernels.inputs import memory_of, unit_rows
 
 KINDS = ("exact", "exact", "exact", "same", "zero rows", "duplicates", "unit")
 THRESHOLDS = (-10.0, -0.25, 0.0, 0.1, 0.25, 0.3, 0.5625, 0.6, 0.75, 1.0, 20.0)
@@ -49,37 +50,17 @@ class Arguments:
         return b"".join(tensor.numpy().tobytes() for tensor in self.tensors().values())
 
 
-def draw_rows(random: np.random.Generator, n: int, d: int, kind: str) -> np.ndarray:
-    """Rows [n, d] of small multiples of 1/4: with ties, some alike, zero or of length exactly 1."""
-    rows = random.integers(-3, 4, (n, d)).astype(np.float32) / 4
-    if kind == "same":
-        rows[:] = rows[:1]
-    elif kind == "zero rows":
-        rows[::2] = 0
-    elif kind == "duplicates":
-        rows = rows[np.arange(n) // 3]
-    elif kind == "unit":
-        rows = unit_rows(random, n, d)
-    return np.ascontiguousarray(rows)
-
-
-def unit_rows(random: np.random.Generator, n: int, d: int) -> np.ndarray:
-    """Rows [n, d] of length exactly 1 with few distinct products: ±1 in one place, or ±1/2 in four."""
-    rows = np.zeros((n, d), dtype=np.float32)
-    signs = random.choice(np.array([-1, 1, 1, 1], dtype=np.float32), (n, d))
-    places = random.integers(0, d, n)
-    four = (random.random(n) < 0.6) & (d >= 4)
-    rows[np.arange(n), places] = signs[np.arange(n), places]
-    rows[four] = 0
-    rows[four, :4] = signs[four, :4] / 2
-    return rows
+def seed_of(random: np.random.Generator) -> int:
+    """A seed for what draws by a generator of its own."""
+    return int(random.integers(2**31))
 
 
 def draw(random: np.random.Generator) -> Arguments:
     """Arguments of a random size: n 1…40, d 1…8, B 0…6."""
     n, d, batch = (int(value) for value in random.integers((1, 1, 0), (41, 9, 7)))
-    rows = draw_rows(random, n + batch, d, KINDS[random.integers(len(KINDS))])
-    memory, features = torch.from_numpy(rows[:n].copy()), torch.from_numpy(rows[n:].copy())
+    kind, seed = KINDS[random.integers(len(KINDS))], seed_of(random)
+    rows = unit_rows(n + batch, d, seed) if kind == "unit" else memory_of(kind, n + batch, d, seed)
+    memory, features = rows[:n].clone(), rows[n:].clone()
     index = torch.from_numpy(random.integers(0, n, batch))
     bits = torch.from_numpy(random.random((3 * batch + n, n)) < random.random())
     packed = reference.pack_labels(bits)

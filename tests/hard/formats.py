@@ -28,7 +28,7 @@ from snnet.retrieval.sparse_labels import load_labels, predict_sparse_labels, sa
 from snnet.retrieval.trained import TrainedModel, load_trained_model
 from snnet.train import train
 from snnet.training.checkpoint import load_checkpoint
-from tests.snnet.tiny_run import draw_market
+from tests.snnet.tiny_run import draw_market, tiny_options
 
 # How much a reader can know of damage:
 #   checked: the format has checksums, or this package's digest: another content is a failure
@@ -65,19 +65,10 @@ def same(one: Any, two: Any) -> bool:
     return bool(one == two)
 
 
-def tiny_options(data: Path, **others: Any) -> dict[str, Any]:
-    """Flag values of a run of one CPU second."""
-    return {
-        "dataset": "market1501", "data_dir": str(data), "arch": "osnet_x0_25", "weights": None,
-        "height": 32, "width": 16, "batch_size": 6, "workers": 0, "epochs": 2, "lr": 0.01,
-        "label_start_epoch": 1, "device": "cpu", "deterministic": True, **others,
-    }  # fmt: skip
-
-
 def all_formats(folder: Path) -> list[Format]:
     """Write a sound file of every format into ``folder``."""
     data = draw_market(folder / "data", identities=2)
-    train(config_from(tiny_options(data, output_dir=str(folder / "run"))))
+    train(config_from(tiny_options(data, batch_size=6, epochs=2, output_dir=str(folder / "run"))))
     trained = load_trained_model(folder / "run", None, {})
     return [
         *_run_files(folder, folder / "run"),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import snnet_kernels as sk
 from snnet_kernels import backends, ops, reference
-from snnet_kernels.neighbor_list_layout import NeighborLists, are_symmetric
+from snnet_kernels.neighbor_list_layout import NeighborLists
 from tests.hard.drawing import (
     MIN_RANKS,
     MOMENTA,
@@ -34,6 +34,7 @@ from tests.hard.drawing import (
 )
 from tests.hard.share import Share
 from tests.hard.tally import Tally
+from tests.kernels.list_checks import check_lists, outcome
 
 CALLS = 880_000  # at full size; hostile and aliased calls and the modules make the rest of the million
 CASES_A_BLOCK = 50
@@ -183,26 +184,13 @@ def spoiled(random: Random, similarity: Tensor) -> Tensor:
 def neighbors(random: Random, x: Arguments, lists: Lists) -> Iterator[Result]:
     k = int((1, 1, 2, 5, 45)[random.integers(5)])
     for rows in (None, spoiled(random, x.similarity)):
-        expected = neighbor_oracle(x.cache[x.index] if rows is None else rows, x.index, k)
+        expected = reference.loop.nearest_neighbors(x.memory, x.index, k, cache=x.cache, query_rows=rows)
         for form in inquiries(lists):
             for said, order in orders(random, x.index.shape[0]):
                 given = {} if rows is None else {"query_rows": rows[order]}
                 result = sk.nearest_neighbors(x.memory, x.index[order], k, **form, **given)
                 right = all(equal(a, b[order]) for a, b in zip(result, expected, strict=True))
                 yield "nearest_neighbors", right, f"k {k} {list(form)} {list(given)} {said}"
-
-
-def neighbor_oracle(rows: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The definition: the other images by falling similarity, NaN first, ties by lower index; -1 past the last."""
-    batch, _n = rows.shape
-    places = torch.full((batch, k), -1)
-    values = torch.full((batch, k), -torch.inf)
-    for b in range(batch):
-        order = rows[b].sort(descending=True, stable=True).indices
-        order = order[order != index[b]][:k]
-        places[b, : len(order)] = order
-        values[b, : len(order)] = rows[b, order]
-    return places, values
 
 
 def losses(random: Random, x: Arguments, _: Lists) -> Iterator[Result]:
@@ -244,7 +232,9 @@ def updates(random: Random, x: Arguments, lists: Lists) -> Iterator[Result]:
     reference.update_memory_(memory, x.index, x.features, momentum, cache=cache)
     shortest = shortest_blend(x, momentum)
     tolerance = UPDATE_TOLERANCE * (1 + 1 / shortest)
-    right = close(memory, blended(x, momentum), tolerance)
+    exact = x.memory.double()
+    reference.loop.update_memory_(exact, x.index, x.features.double(), momentum)
+    right = close(memory, exact.float(), tolerance)
     yield "reference update_memory_", right, f"momentum {momentum} index {x.index.tolist()}"
     symmetric = lists[1], draw_lists(random, x.memory, symmetric=True)
     forms = [(None, False), *((made, given) for made in symmetric for given in (False, True))]
@@ -258,7 +248,8 @@ def updates(random: Random, x: Arguments, lists: Lists) -> Iterator[Result]:
         sk.update_memory_(written, x.index, strided(random, x.features), alpha, **given)
         right = close(written, memory, tolerance)
         if made is not None:
-            right &= lists_hold(kept, cache, 4 * tolerance) and are_symmetric(kept)
+            bounds = 4 * tolerance * cache.abs().clamp_min(1)
+            right &= outcome(lambda kept=kept, bounds=bounds: check_lists(kept, cache, bounds))
         words = f"momentum {momentum} index {x.index.tolist()} {list(given)}"
         yield "update_memory_", right, words
 
@@ -271,27 +262,6 @@ def copy_of(lists: NeighborLists) -> NeighborLists:
 def same_lists(found: NeighborLists, wanted: NeighborLists) -> bool:
     """Equal to the bit, with mirrors where there are some."""
     return all(one is other or equal(one, other) for one, other in zip(found, wanted, strict=True))
-
-
-def lists_hold(lists: NeighborLists, similarity: Tensor, tolerance: float) -> bool:
-    """What is listed has its value, and everything above a floor is listed."""
-    row, place = (lists.columns >= 0).nonzero().unbind(1)
-    column = lists.columns[row, place].long()
-    bound = tolerance * similarity.abs().clamp_min(1)
-    near = (lists.values[row, place] - similarity[row, column]).abs() <= bound[row, column]
-    absent = torch.ones_like(similarity, dtype=torch.bool)
-    absent[row, column] = False
-    missing = absent & (similarity > lists.floors[:, None] + bound)
-    return bool(near.all()) and not bool(missing.any())
-
-
-def blended(x: Arguments, momentum: float) -> Tensor:
-    """The definition of the update in float64: one entry after the other."""
-    memory = x.memory.double()
-    for position, row in zip(x.index.tolist(), x.features.double(), strict=True):
-        mixed = momentum * memory[position] + (1 - momentum) * row
-        memory[position] = mixed / mixed.norm().clamp_min(1e-12)
-    return memory.float()
 
 
 def shortest_blend(x: Arguments, momentum: float) -> float:

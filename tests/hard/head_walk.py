@@ -10,7 +10,6 @@ from torch import Tensor
 import snnet_kernels as sk
 from snnet_kernels import reference
 from tests.hard.drawing import close, equal
-from tests.hard.fuzz import neighbor_oracle
 from tests.hard.walk import Random, Walk
 
 LOSS_TOLERANCE = 2e-6
@@ -76,7 +75,7 @@ class HeadWalk(Walk):
         else:
             rows = similarity if self.live else (self.memory @ self.memory.t())[index]
             main = reference.mplp(self.memory, index, query_rows=rows, **self.options)
-            nearest = neighbor_oracle(rows, index, 1)[0].flatten()
+            nearest = reference.loop.nearest_neighbors(self.memory, index, query_rows=rows)[0].flatten()
             before = torch.cat([self.labels, torch.zeros(1, self.n, dtype=torch.bool)])
             sets = [main, *(reference.pack_labels(p) for p in (self.labels.t()[index], before[nearest]))]
             weights = [1.0, 0.8, 0.6]

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from snnet.errors import UserError
-from tests.hard.limits import forget_peak, limited_memory, peak_memory, state_and_time
+from tests.hard.limits import limited_memory, state_and_time
+from tests.memory import forget_peak, resident_bytes
 
 MEMORY = 1 << 30  # bytes that a try may take beside what the process has
 CPU_SECONDS = 10.0
@@ -103,7 +104,7 @@ def _run_all(tries: Sequence[Callable[[], str]], pipe: int) -> None:
 
 def _outcome(one: Callable[[], str]) -> Outcome:
     forget_peak()
-    before, started = peak_memory(), time.process_time()
+    before, started = resident_bytes("VmHWM"), time.process_time()
     try:
         word, text, trace = one(), "", ""
     except UserError as error:
@@ -114,7 +115,7 @@ def _outcome(one: Callable[[], str]) -> Outcome:
         place = traceback.extract_tb(error.__traceback__)[-1]
         word, trace = "failure", traceback.format_exc()
         text = f"{type(error).__name__} {str(error)[:80]} in {Path(place.filename).name}:{place.lineno}"
-    seconds, grown = time.process_time() - started, peak_memory() - before
+    seconds, grown = time.process_time() - started, resident_bytes("VmHWM") - before
     if seconds > CPU_SECONDS:
         return "failure", f"took {seconds:.0f} s of CPU time", trace
     if grown > MEMORY:

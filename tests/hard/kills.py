@@ -13,8 +13,16 @@ import signal
 import time
 from pathlib import Path
 
-from tests.hard.launcher import Launcher, end_session
-from tests.hard.runs import SECONDS, Unbroken, checkpoint_problem, last_line, train_arguments
+from tests.forks import end_session
+from tests.hard.runs import (
+    SECONDS,
+    Unbroken,
+    checkpoint_problem,
+    last_line,
+    run_command,
+    start_command,
+    train_arguments,
+)
 from tests.hard.share import Share
 from tests.hard.tally import Tally
 
@@ -60,46 +68,35 @@ sys.addaudithook(hook)
 
 def attack(share: Share) -> Tally:
     """Both kinds of kill."""
-    tally, launcher = Tally(), Launcher()
-    try:
-        unbroken = Unbroken(launcher, share.folder)
-        at_random(share, launcher, unbroken, tally)
-        at_operations(share, launcher, unbroken, tally)
-    finally:
-        launcher.close()
+    tally, unbroken = Tally(), Unbroken(share.folder)
+    at_random(share, unbroken, tally)
+    at_operations(share, unbroken, tally)
     return tally
 
 
-def at_random(share: Share, launcher: Launcher, unbroken: Unbroken, tally: Tally) -> None:
+def at_random(share: Share, unbroken: Unbroken, tally: Tally) -> None:
     """Kill at moments spread over the whole of a run."""
     folder, log = share.folder / "killed", share.folder / "killed.log"
-    length = _length(launcher, unbroken, folder, log)
+    length = _length(unbroken, folder, log)
     for number in share.numbers(RANDOM_KILLS):
         shutil.rmtree(folder, ignore_errors=True)
         moment = float(share.random(6, number).uniform(0, length))
-        started = launcher.start("snnet.train", train_arguments(unbroken.data, folder), log)
+        started = start_command("snnet.train", train_arguments(unbroken.data, folder), log)
         time.sleep(moment)
         _kill(started.pid)
-        launcher.wait(started, SECONDS)
+        started.wait(SECONDS)
         end_session(started.pid)
-        _judge(
-            launcher,
-            unbroken,
-            folder,
-            log,
-            tally,
-            "kill at a random moment",
-            f"seed {share.seed} kill {number}",
-        )
+        where = f"seed {share.seed} kill {number}"
+        _judge(unbroken, folder, log, tally, "kill at a random moment", where)
 
 
-def at_operations(share: Share, launcher: Launcher, unbroken: Unbroken, tally: Tally) -> None:
+def at_operations(share: Share, unbroken: Unbroken, tally: Tally) -> None:
     """Kill before each operation on the run's files, and with half a file lost before each fsync."""
     folder, log = share.folder / "killed", share.folder / "killed.log"
     counts = share.folder / "counts"
     shutil.rmtree(folder, ignore_errors=True)
     hook = COUNTING.format(folder=str(folder), at=0, cut=False, counts=str(counts))
-    if launcher.run("snnet.train", train_arguments(unbroken.data, folder), log, hook) != 0:
+    if run_command("snnet.train", train_arguments(unbroken.data, folder), log, hook) != 0:
         tally.failed("kill at a file operation", f"the counted run fails: {last_line(log.read_text())}", "")
         return
     operations = counts.read_text(encoding="utf-8").split()
@@ -109,30 +106,28 @@ def at_operations(share: Share, launcher: Launcher, unbroken: Unbroken, tally: T
         at, cut = moments[number * len(moments) // share.numbers(len(moments)).stop]
         shutil.rmtree(folder, ignore_errors=True)
         hook = COUNTING.format(folder=str(folder), at=at, cut=cut, counts="")
-        code = launcher.run("snnet.train", train_arguments(unbroken.data, folder), log, hook)
+        code = run_command("snnet.train", train_arguments(unbroken.data, folder), log, hook)
         where = f"operation {at} of {len(operations)} ({operations[at - 1]}{', cut' if cut else ''})"
         kind = "kill at a file operation"
         if code != -signal.SIGKILL:
             tally.tried(kind)
             tally.failed(kind, f"was not killed but ended with {code}: {last_line(log.read_text())}", where)
             continue
-        _judge(launcher, unbroken, folder, log, tally, kind, where)
+        _judge(unbroken, folder, log, tally, kind, where)
 
 
-def _judge(
-    launcher: Launcher, unbroken: Unbroken, folder: Path, log: Path, tally: Tally, kind: str, where: str
-) -> None:
+def _judge(unbroken: Unbroken, folder: Path, log: Path, tally: Tally, kind: str, where: str) -> None:
     tally.tried(kind)
-    problem = checkpoint_problem(folder) or unbroken.resumed_problem(launcher, folder, log)
+    problem = checkpoint_problem(folder) or unbroken.resumed_problem(folder, log)
     if problem:
         output = log.read_text(encoding="utf-8", errors="backslashreplace")
         tally.failed(kind, problem.replace(str(folder), "FOLDER"), where, output)
 
 
-def _length(launcher: Launcher, unbroken: Unbroken, folder: Path, log: Path) -> float:
+def _length(unbroken: Unbroken, folder: Path, log: Path) -> float:
     shutil.rmtree(folder, ignore_errors=True)
     started = time.monotonic()
-    launcher.run("snnet.train", train_arguments(unbroken.data, folder), log)
+    run_command("snnet.train", train_arguments(unbroken.data, folder), log)
     return time.monotonic() - started
 
 

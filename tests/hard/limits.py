@@ -31,17 +31,3 @@ def limited_memory(more: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-def peak_memory(pid: int | str = "self") -> int:
-    """The most bytes that a process has held since :func:`forget_peak`; 0 if it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
-
-
-def forget_peak() -> None:
-    """Let :func:`peak_memory` of this process count from now on."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

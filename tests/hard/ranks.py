@@ -9,44 +9,31 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 
-from tests.hard.launcher import Launcher, Started, end_session
-from tests.hard.runs import SECONDS, checkpoint_problem, last_line, train_arguments
+from tests.forks import Program, end_session, start_processes
+from tests.hard.runs import IMPORTS, SECONDS, checkpoint_problem, last_line, train_arguments
 from tests.hard.share import Share
 from tests.hard.tally import Tally
-from tests.snnet.tiny_run import draw_market
+from tests.snnet.tiny_run import GONE, draw_market
 
 KILLS = 10  # at full size
 TIMEOUT = 30  # seconds of silence in a step
-GONE = "another process of this command has ended, and so does this one"
 KIND = "kill of one of several processes"
-# What torchrun gives a process that it starts.
-RANK = """
-import os
-os.environ.update(RANK="{rank}", LOCAL_RANK="{rank}", WORLD_SIZE="{count}", LOCAL_WORLD_SIZE="{count}",
-                  MASTER_ADDR="127.0.0.1", MASTER_PORT="{port}")
-"""
 
 
 def attack(share: Share) -> Tally:
-    tally, launcher = Tally(), Launcher()
-    try:
-        data = draw_market(share.folder / "data", identities=8)
-        lengths: dict[int, float] = {}  # of a whole run, by its number of processes
-        for number in share.numbers(KILLS):
-            tally.tried(KIND)
-            _kill_one(share, number, data, launcher, lengths, tally)
-    finally:
-        launcher.close()
+    tally = Tally()
+    data = draw_market(share.folder / "data", identities=8)
+    lengths: dict[int, float] = {}  # of a whole run, by its number of processes
+    for number in share.numbers(KILLS):
+        tally.tried(KIND)
+        _kill_one(share, number, data, lengths, tally)
     return tally
 
 
-def _kill_one(
-    share: Share, number: int, data: Path, launcher: Launcher, lengths: dict[int, float], tally: Tally
-) -> None:
+def _kill_one(share: Share, number: int, data: Path, lengths: dict[int, float], tally: Tally) -> None:
     folder, random = share.folder / "run", share.random(8, number)
     shutil.rmtree(folder, ignore_errors=True)
     count, then = 2 + number % 2, (1, 3, 2)[number % 3]
@@ -56,23 +43,23 @@ def _kill_one(
     problem = None
     if count not in lengths:
         began = time.monotonic()
-        problem = _ended(_start(count, words, launcher, share.folder), launcher, {0})
+        problem = _ended(_start(count, words, share.folder), {0})
         lengths[count] = time.monotonic() - began
         shutil.rmtree(folder, ignore_errors=True)
     if problem is None:
-        started = _start(count, words, launcher, share.folder)
+        started = _start(count, words, share.folder)
         time.sleep(float(random.uniform(0.2, 1)) * lengths[count])
         killed = int(random.integers(count))
         with contextlib.suppress(ProcessLookupError):
             os.kill(started[killed].pid, signal.SIGKILL)
         others = [process for rank, process in enumerate(started) if rank != killed]
-        problem = _ended(others, launcher, {0, 1}) or _told(others) or checkpoint_problem(folder)
-        launcher.wait(started[killed], SECONDS)
+        problem = _ended(others, {0, 1}) or _told(others) or checkpoint_problem(folder)
+        started[killed].wait(SECONDS)
         where += f", rank {killed} killed"
     if problem is None:
         again = ["--resume", str(folder), "--quiet"] if (folder / "checkpoint.pt").exists() else words
-        started = _start(then, again, launcher, share.folder)
-        problem = _ended(started, launcher, {0})
+        started = _start(then, again, share.folder)
+        problem = _ended(started, {0})
     if problem is None and not (folder / "results.json").exists():
         problem = "the run that went on has no results"
     if problem is not None:
@@ -80,22 +67,16 @@ def _kill_one(
         tally.failed(KIND, problem, where, "\n".join(log.read_text(errors="replace") for log in logs))
 
 
-def _start(count: int, words: list[str], launcher: Launcher, folder: Path) -> list[Started]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    found = []
-    for rank in range(count):
-        hook = RANK.format(rank=rank, count=count, port=port)
-        found.append(launcher.start("snnet.train", words, folder / f"rank-{rank}.log", hook))
-    return found
+def _start(count: int, words: list[str], folder: Path) -> list[Program]:
+    logs = [folder / f"rank-{rank}.log" for rank in range(count)]
+    return start_processes(count, "-m", "snnet.train", *words, imports=IMPORTS, logs=logs)
 
 
-def _ended(processes: list[Started], launcher: Launcher, codes: set[int]) -> str | None:
+def _ended(processes: list[Program], codes: set[int]) -> str | None:
     """What is wrong with how they end; those that do not are killed."""
     problem = None
     for process in processes:
-        code = launcher.wait(process, SECONDS + TIMEOUT)
+        code = process.wait(SECONDS + TIMEOUT)
         end_session(process.pid)
         if code not in codes:
             hangs = f"did not end in {SECONDS + TIMEOUT:.0f} s"
@@ -103,10 +84,11 @@ def _ended(processes: list[Started], launcher: Launcher, codes: set[int]) -> str
     return problem
 
 
-def _told(processes: list[Started]) -> str | None:
+def _told(processes: list[Program]) -> str | None:
     """What is wrong with what the others say: nothing, or one line."""
     for process in processes:
         lines = [line for line in process.text().splitlines() if "Warning" not in line and line[:1] != " "]
-        if [line.partition(": ")[2] if line[:5] == "rank " else line for line in lines] not in ([], [GONE]):
+        told = [line.partition(": ")[2] if line[:5] == "rank " else line for line in lines]
+        if told not in ([], [GONE.strip()]):
             return f"the others say: {' / '.join(lines[-3:])}"
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,32 +10,42 @@ import yaml
 
 from snnet.errors import UserError
 from snnet.training.checkpoint import load_checkpoint
-from tests.hard.formats import same, tiny_options
+from tests.forks import Program, end_session, start
+from tests.hard.formats import same
 from tests.hard.isolation import one_line
-from tests.hard.launcher import Launcher
-from tests.snnet.tiny_run import command_line, draw_market
+from tests.snnet import tiny_run
+from tests.snnet.tiny_run import command_line, draw_market, tiny_options, untimed
 
 SECONDS = 120.0  # after which a process counts as hanging: the machine may be busy
+# What a process has imported that forks for every command.
+COMMANDS = tuple(f"snnet.{name}" for name in ("train", "evaluate", "extract", "label", "search", "report"))
+IMPORTS = (*COMMANDS, "torch._dynamo")
+
+
+def start_command(module: str, arguments: list[str], log: Path, hook: str = "") -> Program:
+    """Start ``python -m MODULE ARGUMENTS``, whose stderr goes to ``log``, after the statements ``hook``."""
+    return start("-m", module, *arguments, imports=IMPORTS, hook=hook, log=log)
+
+
+def run_command(module: str, arguments: list[str], log: Path, hook: str = "") -> int | None:
+    """The exit code of such a command; what does not end is killed, and its code is None."""
+    started = start_command(module, arguments, log, hook)
+    code = started.wait(SECONDS)
+    end_session(started.pid)
+    return code
 
 
 def train_arguments(data: Path, folder: Path, **others: Any) -> list[str]:
     """The command line of a training of one CPU second into ``folder``."""
-    return [*command_line(tiny_options(data, output_dir=str(folder), **others)), "--quiet"]
+    options = {"batch_size": 6, "epochs": 2, "output_dir": str(folder), **others}
+    return [*command_line(tiny_options(data, **options)), "--quiet"]
 
 
 def outcome(folder: Path) -> tuple[Any, ...]:
     """Everything that a finished run ends with but its times."""
-    checkpoint = load_checkpoint(folder)
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [_untimed(json.loads(line)) for line in lines]
-    results = _untimed(json.loads((folder / "results.json").read_text(encoding="utf-8")))
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    state = checkpoint["model"], checkpoint["head"], checkpoint["optimizer"]["state"]
-    return records, results, config, [_untimed(record) for record in checkpoint["metrics"]], *state
-
-
-def _untimed(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if not name.startswith("seconds")}
+    metrics = [untimed(record) for record in load_checkpoint(folder)["metrics"]]
+    return *tiny_run.outcome(folder), config, metrics
 
 
 def files(folder: Path) -> set[str]:
@@ -73,23 +82,23 @@ def last_line(text: str) -> str:
 class Unbroken:
     """A run that was left alone, to compare with."""
 
-    def __init__(self, launcher: Launcher, folder: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.data = draw_market(folder / "data", identities=2)
         self.folder = folder / "unbroken"
-        code = launcher.run("snnet.train", train_arguments(self.data, self.folder), folder / "unbroken.log")
+        code = run_command("snnet.train", train_arguments(self.data, self.folder), folder / "unbroken.log")
         if code != 0:
             raise RuntimeError(f"a training fails: {(folder / 'unbroken.log').read_text()}")
         self.outcome, self.files = outcome(self.folder), files(self.folder)
 
-    def resumed_problem(self, launcher: Launcher, folder: Path, log: Path) -> str | None:
+    def resumed_problem(self, folder: Path, log: Path) -> str | None:
         """Continue the run in ``folder``, or start it where it says that nothing is there to continue; then say what
         is wrong with how it ended, None where it ended as the unbroken one."""
-        code = launcher.run("snnet.train", ["--resume", str(folder), "--quiet"], log)
+        code = run_command("snnet.train", ["--resume", str(folder), "--quiet"], log)
         if code != 0:
             problem = error_problem(code, log.read_text(errors="replace"))
             if problem or (folder / "checkpoint.pt").exists():
                 return f"resuming: {problem or last_line(log.read_text(errors='replace'))}"
-            code = launcher.run("snnet.train", train_arguments(self.data, folder), log)
+            code = run_command("snnet.train", train_arguments(self.data, folder), log)
             if code != 0:
                 return f"starting again: exit {code}: {last_line(log.read_text(errors='replace'))}"
         if not same(outcome(folder), self.outcome):

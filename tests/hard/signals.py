@@ -20,9 +20,17 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.hard.launcher import Launcher, Started, end_session, session_members
+from tests.forks import Program, end_session, session_members
 from tests.hard.limits import TICKS, state_and_time
-from tests.hard.runs import SECONDS, Unbroken, checkpoint_problem, files, last_line, train_arguments
+from tests.hard.runs import (
+    SECONDS,
+    Unbroken,
+    checkpoint_problem,
+    files,
+    last_line,
+    start_command,
+    train_arguments,
+)
 from tests.hard.share import Share
 from tests.hard.tally import Tally
 from tests.paths import ROOT
@@ -37,26 +45,22 @@ WRITTEN = re.compile(r"f\.npz|m\.png|features-\w+\.npz|report\.html|[a-z_]+\.png
 
 def attack(share: Share) -> Tally:
     """Signals at random moments of trainings and searches."""
-    tally, launcher = Tally(), Launcher()
-    try:
-        unbroken = Unbroken(launcher, share.folder)
-        for number in share.numbers(SIGNALS):
-            random = share.random(7, number)
-            chosen, group = WAYS[number % len(WAYS)]
-            where = f"seed {share.seed} signal {number}, {chosen.name}{' to the group' if group else ''}"
-            if number % IMPORTING == 1:
-                while_importing(share.folder, unbroken, random, chosen, group, tally, where)
-            elif number % IMPORTING == 3:
-                while_working(share.folder, launcher, unbroken, random, chosen, group, tally, where, number)
-            else:
-                while_training(share.folder, launcher, unbroken, random, chosen, group, tally, where, number)
-    finally:
-        launcher.close()
+    tally, unbroken = Tally(), Unbroken(share.folder)
+    for number in share.numbers(SIGNALS):
+        random = share.random(7, number)
+        chosen, group = WAYS[number % len(WAYS)]
+        where = f"seed {share.seed} signal {number}, {chosen.name}{' to the group' if group else ''}"
+        if number % IMPORTING == 1:
+            while_importing(share.folder, unbroken, random, chosen, group, tally, where)
+        elif number % IMPORTING == 3:
+            while_working(share.folder, unbroken, random, chosen, group, tally, where, number)
+        else:
+            while_training(share.folder, unbroken, random, chosen, group, tally, where, number)
     return tally
 
 
 def while_training(
-    folder: Path, launcher: Launcher, unbroken: Unbroken, random: np.random.Generator,
+    folder: Path, unbroken: Unbroken, random: np.random.Generator,
     chosen: signal.Signals, group: bool, tally: Tally, where: str, number: int,
 ) -> None:  # fmt: skip
     """A training with loader workers or without, from its first line on."""
@@ -65,19 +69,19 @@ def while_training(
     run, log = folder / "signalled", folder / "signalled.log"
     shutil.rmtree(run, ignore_errors=True)
     arguments = train_arguments(unbroken.data, run, workers=workers)
-    started = launcher.start("snnet.train", arguments, log)
+    started = start_command("snnet.train", arguments, log)
     wait = float(random.uniform(0.02, 1.2 + workers / 4))
     _wait_for_work(started.pid, wait)
-    problem = _signalled(launcher, started, chosen, group) or checkpoint_problem(run)
+    problem = _signalled(started, chosen, group) or checkpoint_problem(run)
     left = files(run) - unbroken.files
     problem = problem or (f"left behind: {', '.join(sorted(left))}" if left else None)
     if problem is None and number % RESUMED == 0 and not (run / "results.json").exists():
-        problem = unbroken.resumed_problem(launcher, run, log)
+        problem = unbroken.resumed_problem(run, log)
     _tell(tally, kind, problem, f"{where} after {wait:.3f} s of CPU: {shlex.join(arguments)}", log)
 
 
 def while_working(
-    folder: Path, launcher: Launcher, unbroken: Unbroken, random: np.random.Generator,
+    folder: Path, unbroken: Unbroken, random: np.random.Generator,
     chosen: signal.Signals, group: bool, tally: Tally, where: str, number: int,
 ) -> None:  # fmt: skip
     """Another command over the finished run."""
@@ -96,10 +100,10 @@ def while_working(
         "snnet.report": [run, "--output", str(output / "report")],
     }  # fmt: skip
     module = list(commands)[number // IMPORTING % len(commands)]
-    started = launcher.start(module, [*commands[module], "--quiet"], log)
+    started = start_command(module, [*commands[module], "--quiet"], log)
     wait = float(random.uniform(0.02, 0.5))
     _wait_for_work(started.pid, wait)
-    problem = _signalled(launcher, started, chosen, group)
+    problem = _signalled(started, chosen, group)
     left = [path.name for path in output.rglob("*") if path.is_file() and not WRITTEN.fullmatch(path.name)]
     problem = problem or (f"left behind: {left}" if left else None)
     where = f"{where} after {wait:.3f} s of CPU: {shlex.join(commands[module])}"
@@ -167,11 +171,11 @@ def _send(pid: int, chosen: signal.Signals, group: bool) -> None:
         (os.killpg if group else os.kill)(pid, chosen)
 
 
-def _signalled(launcher: Launcher, started: Started, chosen: signal.Signals, group: bool) -> str | None:
+def _signalled(started: Program, chosen: signal.Signals, group: bool) -> str | None:
     """Send the signal and say what is wrong with the end."""
-    if launcher.wait(started, 0) is None:
+    if started.wait(0) is None:
         _send(started.pid, chosen, group)
-    code = launcher.wait(started, END_SECONDS)
+    code = started.wait(END_SECONDS)
     problem = _end_problem(code, started.pid, started.text(), chosen)
     end_session(started.pid)
     return problem

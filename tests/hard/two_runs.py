@@ -18,9 +18,18 @@ import yaml
 
 from snnet.errors import UserError
 from snnet.training.checkpoint import load_checkpoint, save_checkpoint
+from tests.forks import end_session
 from tests.hard.formats import same
-from tests.hard.launcher import Launcher, end_session
-from tests.hard.runs import SECONDS, Unbroken, error_problem, files, last_line, outcome, train_arguments
+from tests.hard.runs import (
+    SECONDS,
+    Unbroken,
+    error_problem,
+    files,
+    last_line,
+    outcome,
+    start_command,
+    train_arguments,
+)
 from tests.hard.share import Share
 from tests.hard.tally import Tally
 
@@ -30,34 +39,30 @@ LOADS = 2000  # of a checkpoint that two processes write, at full size
 
 def attack(share: Share) -> Tally:
     """Rounds of two trainings, then two writers of one checkpoint."""
-    tally, launcher = Tally(), Launcher()
-    try:
-        unbroken = Unbroken(launcher, share.folder)
-        for number in share.numbers(ROUNDS):
-            two_trainings(share, launcher, unbroken, tally, number)
-    finally:
-        launcher.close()
+    tally, unbroken = Tally(), Unbroken(share.folder)
+    for number in share.numbers(ROUNDS):
+        two_trainings(share, unbroken, tally, number)
     two_writers(share, tally)
     return tally
 
 
-def two_trainings(share: Share, launcher: Launcher, unbroken: Unbroken, tally: Tally, number: int) -> None:
+def two_trainings(share: Share, unbroken: Unbroken, tally: Tally, number: int) -> None:
     """Seeds 0 and 1, or seed 0 and a resume of it, a random moment apart; every third round the first is killed."""
     random = share.random(8, number)
     folder, resume, killed = share.folder / "shared", number % 2 == 1, number % 3 == 2
     logs = [share.folder / f"shared{i}.log" for i in (0, 1)]
     shutil.rmtree(folder, ignore_errors=True)
-    first = launcher.start("snnet.train", train_arguments(unbroken.data, folder), logs[0])
+    first = start_command("snnet.train", train_arguments(unbroken.data, folder), logs[0])
     if resume:
         _wait_for(folder / "config.yaml")
     time.sleep(float(random.uniform(0, 0.5)))
     if killed:
         os.kill(first.pid, signal.SIGKILL)
-        launcher.wait(first, SECONDS)
+        first.wait(SECONDS)
         end_session(first.pid)
         kind = "start after a killed run"
         tally.tried(kind)
-        problem = unbroken.resumed_problem(launcher, folder, logs[1])
+        problem = unbroken.resumed_problem(folder, logs[1])
         if problem:
             where = f"seed {share.seed} round {number}"
             tally.failed(kind, problem.replace(str(folder), "FOLDER"), where, _printed(logs))
@@ -65,8 +70,8 @@ def two_trainings(share: Share, launcher: Launcher, unbroken: Unbroken, tally: T
     arguments = (
         ["--resume", str(folder), "--quiet"] if resume else train_arguments(unbroken.data, folder, seed=1)
     )
-    second = launcher.start("snnet.train", arguments, logs[1])
-    codes = [launcher.wait(started, SECONDS) for started in (first, second)]
+    second = start_command("snnet.train", arguments, logs[1])
+    codes = [started.wait(SECONDS) for started in (first, second)]
     for started in (first, second):
         end_session(started.pid)
     kind = "two trainings on one folder"

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.hard.drawing import unit_rows
+from tests.hard.drawing import seed_of
 from tests.hard.tally import Tally
+from tests.kernels.inputs import unit_rows
 
 STEPS = 25  # of a walk
 
@@ -54,7 +55,7 @@ class Walk:
         return torch.from_numpy(self.random.integers(0, self.n, int(self.random.integers(7))))
 
     def rows(self, count: int) -> Tensor:
-        return torch.from_numpy(unit_rows(self.random, count, self.d))
+        return unit_rows(count, self.d, seed_of(self.random))
 
     def neighbors(self) -> int:
         return int((256, self.n, self.random.integers(1, self.n + 1), 1, 0)[self.random.integers(5)])

@@ -17,11 +17,11 @@ import snnet_kernels as sk
 from snnet_kernels import backends, reference
 from snnet_kernels.neighbor_list_layout import are_symmetric
 from tests.hard.drawing import equal, instruction_sets
-from tests.hard.fuzz import lists_hold, neighbor_oracle
 from tests.hard.head_walk import HeadWalk
 from tests.hard.share import Share
 from tests.hard.tally import Tally
 from tests.hard.walk import Random, Walk, walk
+from tests.kernels.list_checks import check_lists, outcome
 
 CALLS = 20_000  # at full size
 
@@ -86,7 +86,7 @@ class MemoryWalk(Walk):
     def nearest(self) -> bool:
         index, k = self.index(), int(self.random.integers(1, 4))
         found = self.module.nearest(index, k)
-        wanted = neighbor_oracle((self.oracle @ self.oracle.t())[index], index, k)
+        wanted = reference.loop.nearest_neighbors(self.oracle, index, k)
         return all(equal(a, b) for a, b in zip(found, wanted, strict=True))
 
     def similarity(self) -> bool:
@@ -97,7 +97,8 @@ class MemoryWalk(Walk):
         lists = self.module.current_lists(torch.arange(self.n))
         if lists is None:
             return self.module.lists is None
-        return lists_hold(lists.tables, self.oracle @ self.oracle.t(), 0.0) and are_symmetric(lists.tables)
+        similarity = self.oracle @ self.oracle.t()
+        return are_symmetric(lists.tables) and outcome(lambda: check_lists(lists.tables, similarity, 0.0))
 
     def updated(self) -> bool:
         index = self.index()

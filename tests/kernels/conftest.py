@@ -8,14 +8,22 @@ import torch
 import torch.distributed as dist
 
 from tests.kernels.cuda_on_cpu import Emulation, emulation, mutants
+from tests.kernels.gpu_checks import poison
 from tests.paths import DATA
 
 GOLDEN_CASES = range(6)
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """``torch.empty`` gives NaN and the largest integers: an element that is never written fails its test."""
+def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """``torch.empty`` gives NaN and the largest integers: an element that is never written fails its test.
+
+    On a GPU deterministic algorithms would make cuBLAS ask for a workspace setting.
+    """
+    if request.node.get_closest_marker("gpu"):
+        poison()
+        yield
+        return
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
@@ -61,6 +69,17 @@ def without_barrier(switched_barriers) -> Iterator[Callable[[str], Emulation]]:
 
     yield leave_out
     switched_barriers.leave_out(-1)
+
+
+@pytest.fixture
+def use_tile(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
+    """Makes Triton's products of a precision in its tile of this number alone."""
+    from snnet_kernels.triton.common import launching
+
+    def use(precision: str, number: int) -> None:
+        monkeypatch.setitem(launching.TILES, precision, (launching.TILES[precision][number],))
+
+    return use
 
 
 @pytest.fixture

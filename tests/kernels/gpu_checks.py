@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import snnet_kernels as sk
-from snnet_kernels import reference
 from snnet_kernels.neighbor_list_layout import NeighborLists
 from snnet_kernels.ops.neighbor_lists import symmetric_lists
 
@@ -22,35 +21,13 @@ WEIGHTS = [1.0, 0.8, 0.6]
 
 
 def poison() -> None:
-    """As in the other kernel tests; deterministic algorithms would make cuBLAS ask for a workspace setting.
-
-    So that on a GPU blocks are filled with NaN and freed: the allocator hands them out again.
-    """
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    if REAL:
-        for count, size in ((64, 1 << 17), (8, 1 << 24)):  # of both its pools
-            [torch.full((size,), torch.nan, device=DEVICE) for _ in range(count)]
-
-
-def batch_of(n: int, size: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(n, (size,), generator=torch.Generator().manual_seed(seed))
-
-
-def exact_rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
-    """Small integers times a power of two: every product is exact in float32, with many ties."""
-    return torch.randint(-3, 4, (n, d), generator=torch.Generator().manual_seed(seed)).float() / 4
+    """Blocks of the GPU are filled with NaN and freed; the allocator hands them out again."""
+    for count, size in ((64, 1 << 17), (8, 1 << 24)):  # of both its pools
+        [torch.full((size,), torch.nan, device=DEVICE) for _ in range(count)]
 
 
 def on_device(*tensors):
     return [tensor if tensor is None else tensor.to(DEVICE, copy=True) for tensor in tensors]
-
-
-def label_sets(batch: int, n: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return [
-        reference.pack_labels(torch.rand(batch, n, generator=generator) < share)
-        for share in (0.01, 0.05, 0.3)
-    ]
 
 
 def assert_close(ours: torch.Tensor, exact: torch.Tensor, bound: float = 2e-6) -> None:

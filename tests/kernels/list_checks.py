@@ -5,6 +5,8 @@ import torch
 import snnet_kernels as sk
 from snnet_kernels.neighbor_list_layout import NeighborLists, are_symmetric
 
+KINDS = ("clustered", "exact", "same", "zero rows", "duplicates")
+
 
 def symmetric_lists(memory: torch.Tensor, capacity: int, floor: float | None = None) -> NeighborLists:
     """Lists as a memory keeps them."""
@@ -19,16 +21,51 @@ def dense(lists: NeighborLists) -> torch.Tensor:
     return made
 
 
-def check_lists(lists: NeighborLists, similarity: torch.Tensor, tolerance: float) -> None:
-    """Everything above the floors is listed with its value; places, counts and mirrors agree."""
+def check_lists(lists: NeighborLists, similarity: torch.Tensor, tolerance: float | torch.Tensor) -> None:
+    """Everything above the floors is listed with its value; places, counts and mirrors agree.
+
+    ``tolerance`` is one for all similarities [n, n], or each has its own.
+    """
     listed = dense(lists)
     missing = listed.isnan() & (similarity > lists.floors[:, None] + tolerance)
     assert int(missing.sum()) == 0
-    if len(listed):
-        assert (listed - similarity).nan_to_num().abs().max() <= tolerance
+    assert ((listed - similarity).nan_to_num().abs() <= tolerance).all()
     places = torch.arange(lists.capacity, device=listed.device) < lists.counts[:, None]
     assert torch.equal(places, lists.columns >= 0)
     assert torch.equal(places, lists.values > -torch.inf)
     if lists.mirrors is not None:
         assert torch.equal(listed.nan_to_num(9.0), listed.t().nan_to_num(9.0))
         assert are_symmetric(lists)
+
+
+def without_mirrors(lists: NeighborLists) -> NeighborLists:
+    """A copy of the tables as a GPU keeps them."""
+    tables = [part.clone() for part in lists[:4]]
+    return NeighborLists(*tables, torch.empty(len(lists.counts), 0, dtype=torch.int32))
+
+
+def update_(build, memory, index, features, alpha, lists):
+    """The update of memory and lists by the emulation ``build``."""
+    build.operations.update_memory_lists_(
+        memory, index, features, torch.tensor(alpha), *lists, features @ memory.t()
+    )
+
+
+def same_lists(ours: NeighborLists, theirs: NeighborLists, tolerance: float = 2e-6) -> None:
+    """The same pairs, but for those whose similarity is a floor's but for rounding."""
+    one, two = dense(ours), dense(theirs)
+    assert (ours.floors - theirs.floors).nan_to_num().abs().max() <= tolerance
+    assert (one - two).nan_to_num().abs().max() <= tolerance
+    value = torch.where(one.isnan(), two, one)
+    gap = (value - theirs.floors[:, None]).abs()
+    differ = (one.isnan() != two.isnan()) & (torch.minimum(gap, gap.t()) > tolerance)
+    assert int(differ.sum()) == 0
+
+
+def outcome(check) -> bool:
+    """Whether a check passes; the emulation reports what a GPU leaves undefined as an error."""
+    try:
+        check()
+    except (AssertionError, RuntimeError):
+        return False
+    return True

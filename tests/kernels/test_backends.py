@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import snnet_kernels as sk
-from snnet_kernels import backends, reference
+from snnet_kernels import reference
 from snnet_kernels.__main__ import main
 from snnet_kernels.backends import cuda_library, gpu, table, usable
 from snnet_kernels.backends.usable import has_code_for
 from snnet_kernels.ops.operation import OPERATIONS
 from tests.forks import Answer, python
+from tests.kernels.inputs import needs_cpu_library
 from tests.paths import ROOT
 
 
@@ -36,7 +37,7 @@ def test_info_names_every_operation():
         assert set(devices["cuda"].split(", ")) <= {"cuda", "triton", "reference"}
 
 
-@pytest.mark.skipif("cpu" not in backends.servers("mplp", "cpu"), reason="the CPU library is not loaded")
+@needs_cpu_library
 def test_the_table_says_what_the_cpu_library_has():
     registered = {
         name for name in OPERATIONS if torch._C._dispatch_has_kernel_for_dispatch_key(f"snnet::{name}", "CPU")
@@ -94,7 +95,7 @@ def test_a_backend_that_there_is_not_raises(monkeypatch):
         table.forced_backend()
 
 
-@pytest.mark.skipif("cpu" not in backends.servers("mplp", "cpu"), reason="the CPU library is not loaded")
+@needs_cpu_library
 def test_a_forced_cpu_backend_serves_an_iteration():
     code = (
         "import torch, snnet_kernels as sk; f = torch.eye(6)[:, :4] + 0.1; "

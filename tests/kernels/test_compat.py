@@ -7,7 +7,7 @@ import torch
 
 import snnet_kernels as sk
 from snnet_kernels.compat import MMCL, MPLP, Memory
-from tests.kernels.cpu_inputs import memory_of
+from tests.kernels.inputs import memory_of
 
 
 def test_a_training_step_gives_the_goldens(golden):

@@ -8,30 +8,17 @@ import torch
 
 import snnet_kernels as sk
 from snnet_kernels import ops, reference
+from tests.kernels.inputs import exact_rows, memory_of
 from tests.kernels.list_checks import check_lists, symmetric_lists
 
-KINDS = ["distinct", "same", "zero", "half zero", "duplicates"]
-
-
-def rows(kind: str, n: int, seed: int = 0) -> torch.Tensor:
-    """Small integers times a power of two: products are exact, so that every order of summation gives the same."""
-    memory = torch.randint(-3, 4, (n, 4), generator=torch.Generator().manual_seed(seed)).float() / 4
-    if kind == "same":
-        memory[:] = torch.tensor([1.0, 0.0, 0.0, 0.0])
-    elif kind == "zero":
-        memory[:] = 0
-    elif kind == "half zero":
-        memory[::2] = 0
-    elif kind == "duplicates":
-        memory = memory[torch.arange(n) // 3].contiguous()
-    return memory
+KINDS = ["exact", "same", "zero", "zero rows", "duplicates"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("threshold", [-9.0, 0.5625, 0.6, 9.0])
 def test_few_images(kind, threshold):
     for n in range(1, 13):
-        memory, index = rows(kind, n, seed=n), torch.arange(n).repeat(2)
+        memory, index = memory_of(kind, n, 4, seed=n), torch.arange(n).repeat(2)
         cache = memory @ memory.t()
         lists = symmetric_lists(memory, 8)
         expected = reference.loop.mplp(memory, index, threshold, cache=cache)
@@ -84,8 +71,8 @@ def test_bits_past_the_last_column_are_not_written(n):
 
 def poisoned_rows(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A memory and similarity rows to it with no, one, several and only NaN."""
-    memory = rows("distinct", n, seed=1)
-    similarity = rows("distinct", 5, seed=2) @ memory.t()
+    memory = exact_rows(n, 4, seed=1)
+    similarity = exact_rows(5, 4, seed=2) @ memory.t()
     similarity[1, n // 2] = torch.nan
     similarity[2, [0, 3, n - 1]] = torch.nan
     similarity[3, :] = torch.nan
@@ -116,7 +103,7 @@ def test_nan_similarities_are_no_candidates(n):
 
 
 def test_a_nan_row_of_the_memory_leaves_the_other_labels_alone():
-    memory = rows("distinct", 700, seed=1)
+    memory = exact_rows(700, 4, seed=1)
     memory[2] = torch.nan
     index = torch.arange(0, 700, 9)
     expected = reference.loop.mplp(memory, index, 0.25, cache=memory @ memory.t())

@@ -7,14 +7,18 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 import snnet_kernels as sk
-from snnet_kernels import backends, reference
+from snnet_kernels import reference
 from snnet_kernels.testing import clustered_features
-from tests.kernels.cpu_inputs import exact_rows, indices, memory_of
+from tests.kernels.inputs import (
+    batch_of,
+    exact_memory_of,
+    exact_rows,
+    memory_of,
+    needs_cpu_library,
+)
 from tests.kernels.list_checks import check_lists, symmetric_lists
 
-pytestmark = pytest.mark.skipif(
-    "cpu" not in backends.servers("mplp", "cpu"), reason="the compiled CPU library is not loaded"
-)
+pytestmark = needs_cpu_library
 OPS = torch.ops.snnet
 KINDS = ["clustered", "exact", "same", "zero rows", "duplicates", "unnormalised"]
 # Around a 64-float block, a 512-float step, a 128-bit label word, and sizes with every kind of rest.
@@ -43,9 +47,7 @@ def assert_tail_is_zero(labels: torch.Tensor, n: int) -> None:
     rows=st.booleans(),
 )
 def test_labels_and_neighbors_from_lists(n, batch, seed, threshold, min_rank, capacity, kind, rows):
-    memory, index = memory_of(kind, n, 6, seed), indices(n, batch, seed)
-    if kind in ("clustered", "unnormalised"):  # exact, so that all products agree
-        memory = (64 * memory).round() / 64
+    memory, index = exact_memory_of(kind, n, 6, seed), batch_of(n, batch, seed)
     lists, cache = symmetric_lists(memory, capacity), memory @ memory.t()
     given_rows = exact_rows(batch, 6, seed + 1) @ memory.t() if rows else None
     labels = sk.mplp(memory, index, threshold, min_rank, lists=lists, query_rows=given_rows)
@@ -69,7 +71,7 @@ def test_labels_and_neighbors_from_lists(n, batch, seed, threshold, min_rank, ca
     rows=st.booleans(),
 )
 def test_streaming_equals_the_reference_where_products_are_exact(n, batch, seed, threshold, kind, rows):
-    memory, index = memory_of(kind, n, 6, seed), indices(n, batch, seed)
+    memory, index = memory_of(kind, n, 6, seed), batch_of(n, batch, seed)
     given_rows = exact_rows(batch, 6, seed + 1) @ memory.t() if rows else None
     labels = sk.mplp(memory, index, threshold, query_rows=given_rows)
     expected = reference.mplp(memory, index, threshold, query_rows=given_rows, cache=memory @ memory.t())
@@ -144,7 +146,7 @@ def test_memory_and_lists_follow_the_reference(
 ):
     memory = clustered_features(n, 8, seed=seed)
     memory[::7] = 0
-    index = indices(min(n, 3) if repeats else n, batch, seed)
+    index = batch_of(min(n, 3) if repeats else n, batch, seed)
     features = clustered_features(batch, 8, seed=seed + 1)
     if opposite:
         features[::2] = -memory[index][::2]
@@ -188,7 +190,7 @@ def test_label_memory_follows_the_reference(n, batch, seed, density):
     memory = sk.PseudoLabelMemory(n)
     rows, columns = memory.row_bits.clone(), memory.column_bits.clone()
     for step in range(2):
-        index = indices(n, batch, seed + step)
+        index = batch_of(n, batch, seed + step)
         labels = reference.pack_labels(torch.rand(batch, n, generator=generator) < density)
         memory.write_(index, labels)
         reference.write_labels_(rows, columns, index, labels)

@@ -14,12 +14,11 @@ from snnet_kernels import backends, ops
 from snnet_kernels.memory_size import free_memory
 from snnet_kernels.testing import clustered_features
 from tests.forks import python
+from tests.kernels.inputs import needs_cpu_library
 from tests.kernels.list_checks import symmetric_lists
 from tests.paths import ROOT
 
-pytestmark = pytest.mark.skipif(
-    "cpu" not in backends.servers("mplp", "cpu"), reason="the compiled CPU library is not loaded"
-)
+pytestmark = needs_cpu_library
 OPS = torch.ops.snnet
 N = 60
 MEMORY, INDEX = clustered_features(N, 8), torch.tensor([1, 2])

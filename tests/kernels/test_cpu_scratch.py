@@ -12,16 +12,14 @@ import pytest
 import torch
 
 import snnet_kernels as sk
-from snnet_kernels import backends
 from snnet_kernels.memory_size import free_memory
 from snnet_kernels.testing import clustered_features
+from tests.kernels.inputs import needs_cpu_library
 from tests.kernels.list_checks import symmetric_lists
 from tests.memory import needs_proc, peak_of
 
 pytestmark = [
-    pytest.mark.skipif(
-        "cpu" not in backends.servers("mplp", "cpu"), reason="the compiled CPU library is not loaded"
-    ),
+    needs_cpu_library,
     needs_proc,
     pytest.mark.skipif(
         "asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer keeps freed memory"

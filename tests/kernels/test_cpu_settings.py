@@ -11,19 +11,17 @@ from torch.nn.functional import normalize
 import snnet_kernels as sk
 from snnet_kernels import backends, ops, reference
 from snnet_kernels.testing import clustered_features
-from tests.kernels.cpu_inputs import exact_rows, indices
+from tests.kernels.inputs import batch_of, exact_rows, needs_cpu_library
 from tests.kernels.list_checks import symmetric_lists
 
-pytestmark = pytest.mark.skipif(
-    "cpu" not in backends.servers("mplp", "cpu"), reason="the compiled CPU library is not loaded"
-)
+pytestmark = needs_cpu_library
 OPS = torch.ops.snnet
 
 
 def everything(d: int = 40, n: int = 1500, batch: int = 70) -> list[torch.Tensor]:
     """A result of every operation that computes something of its own."""
     memory = clustered_features(n, d)
-    index = indices(n, batch, 3)
+    index = batch_of(n, batch, 3)
     features = normalize(memory[index] + 0.1 * clustered_features(batch, d, seed=5), dim=1)
     similarity = sk.memory_similarity(features, memory)
     lists = sk.NeighborLists(*OPS.symmetric_lists(*sk.neighbor_lists(memory, 60)[:4], 90))
@@ -44,7 +42,7 @@ def everything(d: int = 40, n: int = 1500, batch: int = 70) -> list[torch.Tensor
     return [*results, memory, *lists]
 
 
-def batch_of(d: int) -> tuple[torch.Tensor, torch.Tensor]:
+def memory_and_features(d: int) -> tuple[torch.Tensor, torch.Tensor]:
     return clustered_features(5000, d), clustered_features(70, d, seed=5)
 
 
@@ -59,7 +57,7 @@ def batch_results(memory: torch.Tensor, features: torch.Tensor) -> list[torch.Te
 
 
 def streaming_results() -> list[torch.Tensor]:
-    memory, index = exact_rows(900, 8, 0), indices(900, 90, 1)
+    memory, index = exact_rows(900, 8, 0), batch_of(900, 90, 1)
     made, lowest = ops.lists_and_lowest(memory, 30)
     return [sk.mplp(memory, index, 0.5), *sk.nearest_neighbors(memory, index, 6), *made[:4], lowest]
 
@@ -76,7 +74,7 @@ def test_results_do_not_depend_on_the_number_of_threads(restored):
     by_threads = []
     for threads in (1, 2, 7):
         torch.set_num_threads(threads)
-        made = batch_results(*batch_of(40))
+        made = batch_results(*memory_and_features(40))
         by_threads.append([*everything(), *streaming_results(), *made])
     for other in by_threads[1:]:
         assert all(torch.equal(a, b) for a, b in zip(by_threads[0], other, strict=True))
@@ -98,7 +96,7 @@ def test_results_do_not_depend_on_the_instruction_set(restored):
     """But for products of the baseline of x86, which has no fused multiply-adds."""
     torch.set_num_threads(1)
     exact = with_each_instruction_set(streaming_results)
-    fused = with_each_instruction_set(lambda: [*everything(), *batch_results(*batch_of(40))])
+    fused = with_each_instruction_set(lambda: [*everything(), *batch_results(*memory_and_features(40))])
     if platform.machine() in ("x86_64", "AMD64"):
         fused.pop("baseline")
     for results in (exact, fused):

@@ -4,24 +4,11 @@ import pytest
 import torch
 
 from snnet_kernels import reference
-from snnet_kernels.testing import clustered_features
-from tests.kernels.cpu_inputs import exact_rows, rearranged
+from tests.kernels.inputs import batch_of, exact_memory_of
 
 # Around the borders of a byte, of a warp's word, of a 16-byte word, and rows at every alignment.
 SIZES = [1, 2, 7, 9, 33, 127, 128, 129, 302]
 KINDS = ["exact", "clustered", "same", "zero rows", "duplicates"]
-
-
-def memory_of(kind: str, n: int, seed: int) -> torch.Tensor:
-    """Features [n, 6] whose products are exact in float32, so that there are ties."""
-    memory = exact_rows(n, 6, seed)
-    if kind == "clustered":
-        memory = (clustered_features(n, 6, seed=seed) * 64).round() / 64
-    return rearranged(memory, kind)
-
-
-def indices(n: int, batch: int, seed: int) -> torch.Tensor:
-    return torch.randint(n, (batch,), generator=torch.Generator().manual_seed(seed + 99))
 
 
 def label_memory(n: int, seed: int, density: float = 0.05) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,7 +29,7 @@ def test_pack_and_unpack(cuda_on_cpu, n):
 @pytest.mark.parametrize("batch", [0, 1, 40])
 def test_gather(cuda_on_cpu, n, batch):
     bits, _ = label_memory(n, n, 0.5)
-    index = indices(n + 1, batch, 3) - 1  # -1 is an empty row
+    index = batch_of(n + 1, batch, 3) - 1  # -1 is an empty row
     gathered = cuda_on_cpu.operations.gather_labels(bits, index)
     assert torch.equal(gathered, reference.gather_labels(bits, index))
 
@@ -53,7 +40,7 @@ def test_gather(cuda_on_cpu, n, batch):
 def test_write(cuda_on_cpu, n, batch, seed):
     rows, columns = label_memory(n, seed)
     expected = rows.clone(), columns.clone()
-    index = indices(n, batch, seed)  # with repeats: the last row counts
+    index = batch_of(n, batch, seed + 99)  # with repeats: the last row counts
     labels = reference.pack_labels(torch.rand(batch, n, generator=torch.Generator().manual_seed(seed)) < 0.2)
     reference.write_labels_(*expected, index, labels)
     if n % 8:
@@ -92,9 +79,9 @@ def test_indices_out_of_range_write_nothing(cuda_on_cpu):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", SIZES)
 def test_nearest_neighbors(cuda_on_cpu, small_constants, n, kind):
-    memory = memory_of(kind, n, n)
+    memory = exact_memory_of(kind, n, 6, n)
     cache = memory @ memory.t()
-    index = indices(n, 6, n)
+    index = batch_of(n, 6, n + 99)
     for build in (cuda_on_cpu, small_constants):
         build.seed(n)
         for k in (

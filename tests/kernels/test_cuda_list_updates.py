@@ -10,24 +10,16 @@ from snnet_kernels import reference
 from snnet_kernels.reference.memory_update import update_memory_lists_
 from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists
 from snnet_kernels.testing import clustered_features
-from tests.kernels.cpu_inputs import memory_of
-from tests.kernels.cuda_list_checks import KINDS, outcome, same_lists, update_, without_mirrors
-from tests.kernels.list_checks import check_lists, dense
-
-
-def moving_batch(memory, batch, generator, repeated=False):
-    """Features near their rows, nearly opposite to them, and far."""
-    n, d = memory.shape
-    index = (
-        torch.randint(n, (batch,), generator=generator)
-        if repeated
-        else torch.randperm(n, generator=generator)[:batch]
-    )
-    noise = torch.randn(len(index), d, generator=generator)
-    features = normalize(memory[index] + 0.2 * noise, dim=1)
-    features[:2] = normalize(noise[:2] * 1e-2 - memory[index[:2]], dim=1)
-    features[2:3] = normalize(noise[2:3], dim=1)
-    return index, features
+from tests.kernels.inputs import memory_of, moving_batch
+from tests.kernels.list_checks import (
+    KINDS,
+    check_lists,
+    dense,
+    outcome,
+    same_lists,
+    update_,
+    without_mirrors,
+)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.9, 1.0])

@@ -8,9 +8,8 @@ from snnet_kernels import neighbor_list_layout, reference
 from snnet_kernels.neighbor_list_layout import NeighborLists, are_symmetric, with_mirrors
 from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists
 from snnet_kernels.testing import clustered_features
-from tests.kernels.cpu_inputs import memory_of
-from tests.kernels.cuda_list_checks import KINDS, outcome, same_lists, update_, without_mirrors
-from tests.kernels.list_checks import dense
+from tests.kernels.inputs import memory_of
+from tests.kernels.list_checks import KINDS, dense, outcome, same_lists, update_, without_mirrors
 
 
 @pytest.mark.parametrize("kind", ["clustered", "exact", "same"])

@@ -11,6 +11,7 @@ from torch import Tensor
 from snnet_kernels import reference
 from snnet_kernels.testing import clustered_features
 from tests.kernels import extreme_losses
+from tests.kernels.inputs import exact_rows, label_sets
 
 WEIGHTS = [1.0, 0.8, 0.6]
 EVERY_SHARED = 163 * 1024  # what a block of the emulated device can have
@@ -27,16 +28,6 @@ def little_shared(cuda_on_cpu) -> Iterator[None]:
     cuda_on_cpu.most_shared(34 * 1024)
     yield
     cuda_on_cpu.most_shared(EVERY_SHARED)
-
-
-def exact_rows(n: int, d: int, seed: int) -> Tensor:
-    """Small integers times a power of two: every product is exact in float32, with many ties."""
-    return torch.randint(-3, 4, (n, d), generator=torch.Generator().manual_seed(seed)).float() / 4
-
-
-def random_labels(batch: int, n: int, sets: int, density: float, seed: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [reference.pack_labels(torch.rand(batch, n, generator=generator) < density) for _ in range(sets)]
 
 
 def assert_sparse_product(product: Tensor, grad: Tensor, memory: Tensor) -> None:
@@ -65,7 +56,7 @@ def test_losses_follow_the_reference(
 ):
     make = exact_rows if tied else clustered_features
     memory, features = make(n, d, seed=seed), make(batch, d, seed=seed + 1)
-    labels, weights = random_labels(batch, n, sets, density, seed), [1.0, 0.0, 0.6][:sets]
+    labels, weights = label_sets(batch, n, [density] * sets, seed), [1.0, 0.0, 0.6][:sets]
     similarity = features @ memory.t()
     exact, exact_grad = reference.mutual_label_loss_with_grad(
         similarity.double(), labels, weights, kind, 5.0, ratio
@@ -128,7 +119,7 @@ def everything(operations, n: int = 2500, batch: int = 3) -> list[Tensor]:
     memory, features = clustered_features(n, 20), clustered_features(batch, 20, seed=1)
     similarity = features @ memory.t()
     similarity[1] = (similarity[1] * 8).round() / 8
-    labels = random_labels(batch, n, 3, 0.01, 0)
+    labels = label_sets(batch, n, [0.01] * 3, 0)
     dense = operations.mutual_label_loss(similarity, labels, WEIGHTS, "mmcl", 5.0, 0.02)
     sparse = operations.sparse_label_loss(similarity, memory, labels, WEIGHTS, 5.0, 0.02)
     square = operations.mutual_label_loss(similarity, labels, WEIGHTS, "l2", 5.0, 0.02)
@@ -144,7 +135,7 @@ def test_rows_that_do_not_fit_in_shared_memory(operations, request):
 def test_a_row_longer_than_any_shared_memory(operations):
     n = 60_001
     similarity = torch.rand(1, n, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    labels = random_labels(1, n, 3, 0.001, 1)
+    labels = label_sets(1, n, [0.001] * 3, 1)
     exact, exact_grad = reference.mutual_label_loss_with_grad(
         similarity.double(), labels, WEIGHTS, "mmcl", 5.0, 0.01
     )
@@ -163,7 +154,7 @@ def test_results_do_not_depend_on_the_order_of_blocks_and_threads(cuda_on_cpu, o
 
 
 def test_two_launches(cuda_on_cpu, operations):
-    similarity, memory, labels = torch.rand(2, 50), torch.rand(50, 8), random_labels(2, 50, 3, 0.1, 0)
+    similarity, memory, labels = torch.rand(2, 50), torch.rand(50, 8), label_sets(2, 50, [0.1] * 3, 0)
     cuda_on_cpu.launches()
     operations.sparse_label_loss(similarity, memory, labels, WEIGHTS, 5.0, 0.01)
     assert cuda_on_cpu.launches() == 2
@@ -175,7 +166,7 @@ def test_two_launches(cuda_on_cpu, operations):
 def test_addresses_that_are_not_aligned(operations):
     """Views one float, one byte into a storage: the same results."""
     memory, similarity = clustered_features(300, 12), torch.rand(2, 300)
-    labels = random_labels(2, 300, 3, 0.05, 0)
+    labels = label_sets(2, 300, [0.05] * 3, 0)
     expected = operations.sparse_label_loss(similarity, memory, labels, WEIGHTS, 5.0, 0.05)
     shifted = torch.cat([torch.zeros(1), memory.flatten()])[1:].view(300, 12)
     bytes_ = [torch.cat([torch.zeros(1, dtype=torch.uint8), own.flatten()])[1:].view(2, -1) for own in labels]
@@ -219,7 +210,7 @@ def test_a_memory_row_without_weight_is_not_read(operations):
 
 @pytest.mark.parametrize(("batch", "n", "d"), [(0, 5, 3), (2, 0, 3), (2, 5, 0)])
 def test_nothing_to_do(operations, batch, n, d):
-    similarity, labels = torch.rand(batch, n), random_labels(batch, n, 1, 0.5, 0)
+    similarity, labels = torch.rand(batch, n), label_sets(batch, n, [0.5] * 1, 0)
     expected = reference.mutual_label_loss_with_grad(similarity, labels, [1.0], "mmcl", 5.0, 0.01)
     loss, grad = operations.mutual_label_loss(similarity, labels, [1.0], "mmcl", 5.0, 0.01)
     assert loss.item() == pytest.approx(expected[0].item(), rel=1e-6) and grad.shape == (batch, n)
@@ -259,7 +250,7 @@ def test_wrong_arguments_are_named(operations, change, message):
 def test_a_missing_barrier_is_noticed(operations, switched_barriers, without_barrier):
     """Without the barrier between counting digits and choosing one, another threshold is found, or none."""
     similarity = torch.rand(1, 3000, generator=torch.Generator().manual_seed(0))
-    labels = random_labels(1, 3000, 1, 0.01, 0)
+    labels = label_sets(1, 3000, [0.01] * 1, 0)
     arguments = (similarity, labels, [1.0], "mmcl", 5.0, 0.01)
     right = operations.mutual_label_loss(*arguments)[1]
     assert torch.equal(switched_barriers.operations.mutual_label_loss(*arguments)[1], right)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from snnet_kernels import reference
 from snnet_kernels.testing import clustered_features
-from tests.kernels.cpu_inputs import indices
+from tests.kernels.inputs import batch_of
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def update(cuda_on_cpu):
 def test_the_memory_follows_the_reference(cuda_on_cpu, n, d, batch, seed, alpha, kind):
     memory = clustered_features(n, d, seed=seed)
     memory[::7] = 0
-    index = indices(min(n, 3) if kind == "three indices" else n, batch, seed)
+    index = batch_of(min(n, 3) if kind == "three indices" else n, batch, seed)
     features = clustered_features(batch, d, seed=seed + 1)
     if kind == "opposite":
         features[::2] = -memory[index][::2]
@@ -54,7 +54,7 @@ def test_rows_that_come_once_have_the_arithmetic_of_the_blend(cuda_on_cpu, updat
 
 @pytest.mark.parametrize(("n", "batch", "d"), [(90, 600, 6), (40, 13, 4200)])
 def test_a_batch_beyond_one_block_of_threads_and_rows_beyond_shared_memory(update, n, batch, d):
-    memory, index = clustered_features(n, d), indices(n, batch, 0)
+    memory, index = clustered_features(n, d), batch_of(n, batch, 0)
     features = clustered_features(batch, d, seed=1)
     expected = memory.double()
     reference.loop.update_memory_(expected, index, features.double(), 0.3)

@@ -13,9 +13,8 @@ from filelock import FileLock
 import snnet_kernels as sk
 from snnet_kernels.distributed import own_rows, rows_of_pieces, whole_state
 from snnet_kernels.distributed.prediction import OwnRows
-from tests.forks import Answer
+from tests.forks import Answer, run_processes
 from tests.kernels.sharded_cases import made_features
-from tests.several import run_processes
 
 # Of each number of processes, which are started once: the cases that they run, and their words.
 CASES = {
@@ -66,7 +65,7 @@ def printed(tmp_path_factory) -> Callable[[int, str], list[str]]:
                 words = []
                 for name, case in CASES[count].items():
                     words += [name, *(word.format(folder=folder) for word in case.split()), "--"]
-                answers = run_processes(count, "tests.kernels.sharded_cases", words)
+                answers = run_processes(count, "-m", "tests.kernels.sharded_cases", *words)
                 path.write_text(json.dumps([[a.returncode, a.stdout, a.stderr] for a in answers]))
         return [Answer(*answer) for answer in json.loads(path.read_text())]
 

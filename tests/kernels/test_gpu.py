@@ -20,22 +20,14 @@ from tests.kernels.gpu_checks import (
     SIZES,
     WEIGHTS,
     assert_close,
-    batch_of,
-    exact_rows,
-    label_sets,
     lists_on_device,
     on_device,
     on_gpu_only,
-    poison,
 )
+from tests.kernels.inputs import batch_of, exact_rows, label_sets
 from tests.kernels.list_checks import check_lists, dense
 
 pytestmark = pytest.mark.gpu if REAL else []
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    poison()
 
 
 @pytest.mark.parametrize("by_camera", [False, True])

@@ -13,19 +13,13 @@ from tests.kernels.gpu_checks import (
     DEVICE,
     REAL,
     assert_close,
-    batch_of,
     lists_on_device,
     on_gpu_only,
-    poison,
 )
+from tests.kernels.inputs import batch_of
 from tests.kernels.list_checks import check_lists, dense
 
 pytestmark = pytest.mark.gpu if REAL else []
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    poison()
 
 
 def warm_up(head: sk.SNNetHead, iteration: Callable[[sk.SNNetHead], object]) -> None:

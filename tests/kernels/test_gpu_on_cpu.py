@@ -2,11 +2,10 @@
 CUDA tensors, in a process of its own."""
 
 import importlib.util
-import os
 
 import pytest
 
-from tests.forks import python
+from tests.forks import run_pytest
 from tests.kernels.cuda_on_cpu import compiler
 
 
@@ -15,15 +14,11 @@ from tests.kernels.cuda_on_cpu import compiler
 def test_everything_that_serves_a_gpu(chosen, tests):
     """In two parts of about the same length, which two processes share."""
     compiler()
-    environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")},
-        "SNNET_BACKEND": "reference",
-        "SNNET_TEST_DEVICE": "cpu",
-        "TRITON_INTERPRET": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.kernels.cuda_on_cpu.as_cuda")
     files = ("tests/kernels/test_gpu.py", "tests/kernels/test_gpu_head.py")
-    result = python(*command, *files, "-k", chosen, environment=environment)
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    assert f"{tests} passed" in result.stdout, result.stdout[-500:]
+    passed, output = run_pytest(
+        *("-p", "tests.kernels.cuda_on_cpu.as_cuda", *files, "-k", chosen),
+        SNNET_BACKEND="reference",
+        SNNET_TEST_DEVICE="cpu",
+        TRITON_INTERPRET="1",
+    )
+    assert passed == tests, output

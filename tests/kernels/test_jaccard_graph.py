@@ -21,6 +21,7 @@ import snnet_kernels as sk
 from snnet_kernels import ops, reference
 from snnet_kernels.sparse_graph import SparseGraph
 from snnet_kernels.testing import clustered_features
+from tests import jaccard_definition
 from tests.paths import DATA
 
 pytest.importorskip("scipy")
@@ -97,38 +98,6 @@ def test_relative_weights_divide_by_the_largest_distance(form, monkeypatch, pair
     assert torch.equal(given[0], (2 - 2 * features @ features.t()).amax(1))
 
 
-def definition(similarity, k1, k2, searched=None, relative=False):
-    """Distances [n, n] from similarities [n, n]: the sets of the docstring, a dense V, float64."""
-    n = len(similarity)
-    distance = 2 - 2 * similarity.astype(np.float64)
-    if relative:
-        largest = distance.max(axis=1, keepdims=True)
-        distance = np.divide(distance, largest, out=np.zeros_like(distance), where=largest > 0)
-    searched = k1 if searched is None else searched
-    order = [
-        sorted(range(n), key=lambda j, row=row: (row[j], j))[:searched] for row in -similarity.astype(float)
-    ]
-
-    def reciprocal(i, size):
-        return {j for j in order[i][:size] if i in order[j][:size]}
-
-    weights = np.zeros((n, n))
-    for i in range(n):
-        own = reciprocal(i, k1 + 1)
-        expanded = set(own)
-        for j in own:
-            others = reciprocal(j, round(k1 / 2) + 1)
-            if len(own & others) > 2 / 3 * len(others):
-                expanded |= others
-        members = sorted(expanded)
-        gaussian = np.exp(-distance[i, members])
-        weights[i, members] = gaussian / gaussian.sum()
-    if k2 != 1:
-        weights = np.stack([weights[order[i][:k2]].mean(axis=0) for i in range(n)])
-    overlap = np.array([np.minimum(row, weights).sum(axis=1) for row in weights])
-    return np.maximum(1 - overlap / (2 - overlap), 0)
-
-
 def features_of(kind: str, n: int) -> torch.Tensor:
     if kind == "exact":  # products take 17 values: most neighbours tie
         return torch.from_numpy(np.random.default_rng(n).choice([-0.25, 0.25], (n, 16)).astype(np.float32))
@@ -157,7 +126,7 @@ def test_equals_the_definition(form, kind, n, k1, k2, searched):
     for relative in (False, True):
         weights = "relative" if relative else "softmax"
         got = sk.jaccard_graph(features, k1, k2, max_distance=1, searched=searched, weights=weights)
-        expected = definition((features @ features.t()).numpy(), k1, k2, searched, relative)
+        expected = jaccard_definition.distances((features @ features.t()).numpy(), k1, k2, searched, relative)
         np.testing.assert_allclose(distances(got), expected, rtol=0, atol=TOLERANCE)
 
 

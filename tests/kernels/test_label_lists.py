@@ -11,7 +11,7 @@ import snnet_kernels as sk
 from snnet_kernels import label_memory, reference
 from snnet_kernels.label_list_layout import list_entries
 from snnet_kernels.label_tables import LabelTables
-from tests.kernels.cpu_inputs import memory_of
+from tests.kernels.inputs import memory_of
 
 
 class PlainTables(LabelTables):

@@ -8,9 +8,10 @@ import torch
 from torch.nn.functional import normalize
 
 import snnet_kernels as sk
-from snnet_kernels import backends, reference
+from snnet_kernels import reference
 from snnet_kernels.precision import exact_float32, tf32_product
 from snnet_kernels.testing import clustered_features
+from tests.kernels.inputs import needs_cpu_library
 from tests.kernels.list_checks import check_lists, dense, symmetric_lists
 
 
@@ -45,7 +46,7 @@ def test_lists_stay_exact_over_a_thousand_updates(momentum, capacity):
     assert (memory.norm(dim=1) - 1).abs().max() < 1e-6
 
 
-@pytest.mark.skipif("cpu" not in backends.servers("mplp", "cpu"), reason="takes minutes in plain PyTorch")
+@needs_cpu_library  # in plain PyTorch it takes minutes
 def test_ten_thousand_updates_leave_no_drift():
     """What a pair of moved rows and a pair that rises get is a product; a listed pair blends its old error away."""
     n, d, steps, batch = 60, 16, 10_000, 4

@@ -4,16 +4,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.functional import normalize
 
 import snnet_kernels as sk
-from snnet_kernels import backends, ops, reference
+from snnet_kernels import ops, reference
 from snnet_kernels.neighbor_list_layout import NeighborLists
 from snnet_kernels.reference.list_labels import mplp_from_lists, nearest_from_lists
 from snnet_kernels.reference.memory_update import update_memory_lists_
 from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists
 from snnet_kernels.testing import clustered_features
-from tests.kernels.cpu_inputs import memory_of, rearranged, unit_rows
+from tests.kernels.inputs import memory_of, moving_batch, needs_cpu_library, rearranged, unit_rows
 from tests.kernels.list_checks import check_lists, dense
 
 KINDS = ("clustered", "exact", "same", "zero rows", "duplicates")
@@ -75,23 +74,6 @@ def compiled_update_(memory, index, features, alpha, lists, similarity=None):
 UPDATES = {"reference": update_memory_lists_, "compiled": compiled_update_}
 
 
-def moving_batches(memory, steps, batch, repeated, seed=0):
-    """Batches of features near their rows, nearly opposite to them, and far; each sees the memory as it is then."""
-    n, d = memory.shape
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        index = (
-            torch.randint(n, (batch,), generator=generator)
-            if repeated
-            else torch.randperm(n, generator=generator)[:batch]
-        )
-        noise = torch.randn(batch, d, generator=generator)
-        features = normalize(memory[index] + 0.2 * noise, dim=1)
-        features[:2] = normalize(noise[:2] * 1e-2 - memory[index[:2]], dim=1)
-        features[2:3] = normalize(noise[2:3], dim=1)
-        yield index, features
-
-
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_updates_and_labels_are_exact_where_products_are(data):
@@ -144,7 +126,9 @@ def test_no_entry_is_missing_after_many_updates(form, repeated, alpha, k, capaci
     memory = clustered_features(n, 24)
     lists = symmetric_lists(neighbor_lists(memory, k), capacity)
     steps = 40 if form == "compiled" else 10
-    for step, (index, features) in enumerate(moving_batches(memory, steps, 16, repeated)):
+    generator = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        index, features = moving_batch(memory, 16, generator, repeated)
         similarity = features @ memory.t() if step % 2 else None
         UPDATES[form](memory, index, features, alpha, lists, similarity)
         if step % 10 == 9:
@@ -167,7 +151,9 @@ def test_compiled_updates_list_what_those_of_the_reference_list(repeated, alpha,
     memory = clustered_features(n, 24, seed=1)
     lists = symmetric_lists(neighbor_lists(memory, k), capacity)
     other_memory, other = memory.clone(), NeighborLists(*(part.clone() for part in lists))
-    for index, features in moving_batches(memory, 30, 12, repeated):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        index, features = moving_batch(memory, 12, generator, repeated)
         update_memory_lists_(memory, index, features, alpha, lists)
         compiled_update_(other_memory, index, features, alpha, other)
     assert (memory - other_memory).abs().max() < 1e-6
@@ -275,10 +261,9 @@ def test_rows_that_a_momentum_of_one_normalises_rise_above_floors(length):
     assert torch.equal(found[0].isnan(), found[1].isnan())
 
 
+@needs_cpu_library
 def test_a_build_can_be_interrupted(monkeypatch):
     """Handlers of signals run while a compiled operation builds lists, and what they raise comes out."""
-    if "cpu" not in backends.servers("neighbor_lists", "cpu"):
-        pytest.skip("the compiled CPU library is not loaded")
 
     def handler(like: torch.Tensor) -> torch.Tensor:
         raise KeyboardInterrupt

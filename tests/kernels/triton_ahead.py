@@ -2,7 +2,7 @@
 
 While :func:`compiling` is active the operations of ``snnet_kernels.triton`` go on CPU tensors through their real
 launches, so that types, specialised arguments, meta-parameters and options are those of a real call; there Triton
-compiles and assembles each kernel and does not run it. What an operation returns then is of any value.
+compiles and assembles each kernel and does not run it. The result of an operation is undefined then.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -32,15 +31,9 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 import snnet_kernels.triton
-from snnet_kernels import reference
 from snnet_kernels.triton import similarity
 from snnet_kernels.triton.common import launching
 from snnet_kernels.triton.common.launching import OLD_TRITON, TILES
-from snnet_kernels.triton.hard_negative_loss import hard_negative_loss
-from snnet_kernels.triton.label_prediction import mplp
-from snnet_kernels.triton.neighbors import nearest_neighbors
-from snnet_kernels.triton.similarity import memory_similarity
-from snnet_kernels.triton.square_loss import square_loss
 from tests.paths import ROOT
 
 # What Triton compiles, by its hash of source, options, target and version, and what ptxas said of it: for all
@@ -49,8 +42,6 @@ KEPT = ROOT / "build" / "triton_ahead"
 KIB = 1024
 # Shared memory that a block can have, by compute capability.
 MOST_SHARED = {80: 163 * KIB, 90: 227 * KIB, 100: 227 * KIB}
-ARCHITECTURES = tuple(MOST_SHARED)
-EVERYTHING = os.environ.get("SNNET_ALL_CONFIGURATIONS") == "1"
 # Bytes that a thread stores to and loads from local memory at most: with the default tile, and with the others, where
 # the loss with hard negatives has 1,804 of them on 8.0 and 1,712 on 9.0, all else fewer. The deeper fp32 products of
 # Triton before 3.8 take more.
@@ -259,47 +250,3 @@ def kernel_names() -> set[str]:
         for name, value in vars(module).items()
         if name.endswith("_kernel") and isinstance(value, JITFunction)
     }
-
-
-def configurations(*precisions: str) -> list[Any]:
-    """(architecture, precision, number of the tile) of what is compiled, for ``pytest.mark.parametrize``.
-
-    For 9.0 everything. For the others the default tiles of all but "tf32": those of "tf32x3" have the same rows
-    and columns and make three products with the same instructions. That shared memory fits is seen for 9.0.
-    Triton before 3.8 ends with an error of its own for 10.0.
-    """
-    return [
-        pytest.param(
-            architecture, precision, number, id=f"{architecture}-{precision}-{tile.rows}x{tile.columns}"
-        )
-        for architecture in ARCHITECTURES
-        for precision in precisions
-        for number, tile in enumerate(TILES[precision])
-        if architecture == 90 or EVERYTHING or (number == 0 and precision != "tf32")
-        if not (OLD_TRITON and architecture == 100)
-    ]
-
-
-def inputs(d: int = 64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Features [B, d], memory [n, d] and index [B]. Of their sizes only what they are multiples of counts."""
-    generator = torch.Generator().manual_seed(0)
-    features, memory = (torch.randn(rows, d, generator=generator) for rows in (64, 1000))
-    return features, memory, torch.arange(64)
-
-
-def call_labels(precision: str, d: int = 64, given: bool = True) -> None:
-    """Everything but the losses; unless ``given``, only what reads rows of length d."""
-    features, memory, index = inputs(d)
-    if precision == "tf32x3":
-        memory_similarity(features, memory)
-    for query_rows in (None, torch.zeros(len(index), len(memory)))[: 1 + given]:
-        mplp(memory, index, query_rows, 0.6, 10, precision=precision)
-        for k in (1, 5):
-            nearest_neighbors(memory, index, query_rows, k, precision=precision)
-
-
-def call_losses(precision: str, sets: int, d: int = 64) -> None:
-    features, memory, _ = inputs(d)
-    labels = [reference.pack_labels(torch.zeros(len(features), len(memory), dtype=torch.bool))] * sets
-    square_loss(features, memory, labels, [1.0] * sets, precision)
-    hard_negative_loss(features, memory, labels, [1.0] * sets, 5.0, 0.01, precision)

@@ -1,4 +1,4 @@
-"""Triton's interpreter, which takes a third of its time after the import of this module.
+"""Importing this module makes Triton's interpreter three times as fast.
 
 For the time of a kernel it puts its own functions in the place of Triton's, and looks for their names anew at every
 call of a function within the kernel. Here it looks once. It makes the types of blocks, and the shapes of tensors, anew

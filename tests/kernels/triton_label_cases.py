@@ -19,21 +19,13 @@ from snnet_kernels.triton.common.entries import HIGHEST, NOTHING
 from snnet_kernels.triton.common.products import round_to_tf32
 from snnet_kernels.triton.common.row_bounds import RowBounds, row_bounds
 from snnet_kernels.triton.similarity import memory_similarity
+from tests.kernels.inputs import batch_of, exact_rows
 
 assert launching.INTERPRETED
 ALL_TILES = [
     (precision, number) for precision in PRECISIONS for number in range(len(launching.TILES[precision]))
 ]
 SIZES = [(1, 1, 1), (3, 7, 5), (66, 131, 37), (64, 128, 64)]  # B, n, d
-
-
-def exact_rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(-3, 4, (n, d), generator=torch.Generator().manual_seed(seed)).float() / 4
-
-
-def batch_of(n: int, size: int, seed: int = 0) -> torch.Tensor:
-    """With repeated indices where it is larger than a few."""
-    return torch.randint(n, (size,), generator=torch.Generator().manual_seed(seed))
 
 
 def keys_of(rows: torch.Tensor) -> torch.Tensor:
@@ -48,14 +40,6 @@ def larger_tiles_of_pairs(monkeypatch):
     """The interpreter takes its time for each tile, and for each program that has none."""
     monkeypatch.setattr(pairs, "PAIRS_AT_ONCE", 256)
     monkeypatch.setattr(pairs, "PROGRAMS_PER_PROCESSOR", 1)
-
-
-@pytest.fixture
-def use_tile(monkeypatch):
-    def use(precision: str, number: int) -> None:
-        monkeypatch.setitem(launching.TILES, precision, (launching.TILES[precision][number],))
-
-    return use
 
 
 @pytest.fixture

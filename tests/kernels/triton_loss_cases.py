@@ -7,12 +7,13 @@ a part of every tile empty.
 import pytest
 import torch
 
+from benchmarks.label_flips import round_to_tf32
 from snnet_kernels import reference
 from snnet_kernels.triton.common import hardest_negatives, launching, loss_gradient
 from snnet_kernels.triton.common.hardest_negatives import Sampling
 from snnet_kernels.triton.hard_negative_loss import hard_negative_loss
 from snnet_kernels.triton.square_loss import square_loss
-from tests.kernels.triton_label_cases import exact_rows
+from tests.kernels.inputs import exact_rows
 
 TILES = [
     (precision, number)
@@ -31,12 +32,6 @@ def label_sets(batch: int, n: int, sets: int) -> list[torch.Tensor]:
     return [reference.pack_labels(flag) for flag in flags[:sets]]
 
 
-def rounded_to_tf32(values: torch.Tensor) -> torch.Tensor:
-    """To 10 bits behind the point, ties away from zero."""
-    bits = values.float().view(torch.int32)
-    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32).double()
-
-
 def check(kind: str, batch: int, n: int, d: int, sets: int, precision: str, ratio: float = 0.03) -> None:
     features, memory = exact_rows(batch, d, 1), exact_rows(n, d)
     memory[-1] = features[0].sign()  # the last column is a hard one, and no other may take its place
@@ -48,19 +43,12 @@ def check(kind: str, batch: int, n: int, d: int, sets: int, precision: str, rati
         ours, gradient = square_loss(features, memory, labels, weights, precision)
     else:
         ours, gradient = hard_negative_loss(features, memory, labels, weights, 5.0, ratio, precision)
-    expected = (rounded_to_tf32(slope) if precision == "tf32" else slope) @ memory.double()
+    rounded = round_to_tf32(slope.float()).double() if precision == "tf32" else slope
+    expected = rounded @ memory.double()
     scale = expected.abs().amax(1, keepdim=True).clamp_min(0.1)
     # Slopes are rounded: of a few units of fp32 the sums are off at most, where the product takes them as they are.
     assert abs(float(ours) - float(loss)) <= 1e-6 * abs(float(loss))
     assert float(((gradient.double() - expected) / scale).abs().max()) < 3e-6
-
-
-@pytest.fixture
-def use_tile(monkeypatch):
-    def use(precision: str, number: int) -> None:
-        monkeypatch.setitem(launching.TILES, precision, (launching.TILES[precision][number],))
-
-    return use
 
 
 @pytest.mark.parametrize("sets", [1, 2, 3])

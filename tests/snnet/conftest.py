@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from snnet.config.options import config_from
 from snnet.system.progress import set_quiet
-from tests.snnet.tiny_run import draw_market
+from snnet.train import train
+from tests.snnet import tiny_run
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,14 +34,18 @@ def not_quiet() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_market(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 training images of 8 identities in 2 cameras, 16 queries, a gallery of 48."""
-    return draw_market(tmp_path_factory.mktemp("data") / "tiny")
+    return tiny_run.draw_market(tmp_path_factory.mktemp("data") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def tiny_options(tiny_market: Path) -> dict[str, Any]:
-    """Flag values of a run that takes a second an epoch."""
-    return {
-        "dataset": "market1501", "data_dir": str(tiny_market), "arch": "osnet_x0_25", "weights": None,
-        "height": 32, "width": 16, "batch_size": 16, "workers": 0, "epochs": 3, "lr": 0.01,
-        "label_start_epoch": 1, "device": "cpu", "deterministic": True,
-    }  # fmt: skip
+    """Flag values of a run on ``tiny_market`` that takes a second an epoch."""
+    return tiny_run.tiny_options(tiny_market)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one epoch, for tests that only read it."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(config_from({**tiny_options, "epochs": 1, "output_dir": str(folder)}))
+    return folder

@@ -12,8 +12,7 @@ from snnet.errors import UserError
 from snnet.runtime import kernels_line
 from snnet.system.command import run_command
 from snnet_kernels.backends import BACKENDS, backend_info, instruction_set
-from tests.forks import python
-from tests.snnet.tiny_run import environment
+from tests.forks import environment_of_tests, python
 
 
 @pytest.mark.parametrize(
@@ -70,7 +69,7 @@ def test_other_errors_are_the_programs_own(error: Exception) -> None:
 @pytest.mark.parametrize("module", ["train", "label"])
 def test_a_backend_that_there_is_not_is_one_line(module: str) -> None:
     words = ["f.npz", "--output", "l.npz"] if module == "label" else []
-    answer = python("-m", f"snnet.{module}", *words, environment={**environment(), "SNNET_BACKEND": "foo"})
+    answer = python("-m", f"snnet.{module}", *words, environment=environment_of_tests(SNNET_BACKEND="foo"))
     assert answer == (2, "", f"error: SNNET_BACKEND must be one of {', '.join(BACKENDS)}, got 'foo'\n")
 
 

@@ -12,20 +12,16 @@ import torch
 
 from snnet import evaluate as command
 from snnet.config.commands import EvaluateCommand
-from snnet.config.options import config_from
 from snnet.errors import UserError
 from snnet.evaluate import evaluate
 from snnet.retrieval.trained import load_trained_model
-from snnet.train import train
 from snnet.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
-def run(
-    tiny_options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    return folder, train(config_from({**tiny_options, "epochs": 1, "output_dir": str(folder)}))
+def run(finished_run: Path) -> tuple[Path, dict[str, Any]]:
+    """A run and its results."""
+    return finished_run, json.loads((finished_run / "results.json").read_text())
 
 
 def measure(*words: object) -> dict[str, Any]:

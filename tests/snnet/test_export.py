@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +12,9 @@ import torch
 
 from snnet import export as command
 from snnet.config.commands import ExportCommand
-from snnet.config.options import config_from
 from snnet.errors import UserError
 from snnet.export import export
 from snnet.models import build_model
-from snnet.train import train
 from snnet.training.checkpoint import load_checkpoint
 
 needs_onnx = pytest.mark.skipif(
@@ -102,13 +99,10 @@ def test_a_network_that_differs_is_not_written(tmp_path: Path, monkeypatch: pyte
     assert os.listdir(tmp_path) == ["m.onnx"]
 
 
-def test_safetensors_are_the_weights_to_the_bit_and_load_again(
-    tiny_options: dict[str, Any], tmp_path: Path
-) -> None:
-    run, path = tmp_path / "run", tmp_path / "weights.safetensors"
-    train(config_from({**tiny_options, "epochs": 1, "output_dir": str(run)}))
-    lines = exported("--checkpoint", run, "--output", path)
-    state = load_checkpoint(run)["model"]
+def test_safetensors_are_the_weights_to_the_bit_and_load_again(finished_run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    lines = exported("--checkpoint", finished_run, "--output", path)
+    state = load_checkpoint(finished_run)["model"]
     model = build_model("osnet_x0_25", weights=str(path))
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

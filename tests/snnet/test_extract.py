@@ -24,17 +24,9 @@ from snnet.retrieval import feature_files
 from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
 from snnet.retrieval.features import decode, extract_features
 from snnet.runtime import PlacedModel, Placement
-from snnet.train import train
 from snnet.training.checkpoint import load_checkpoint
 
 SIZE = ("--height", 32, "--width", 16, "--workers", 0, "--device", "cpu")
-
-
-@pytest.fixture(scope="module")
-def run(tiny_options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    train(config_from({**tiny_options, "epochs": 1, "output_dir": str(folder)}))
-    return folder
 
 
 def extracted(*words: object) -> FeatureSet:
@@ -42,10 +34,10 @@ def extracted(*words: object) -> FeatureSet:
 
 
 def test_a_checkpoints_features_with_names_identities_cameras_and_splits(
-    run: Path, tiny_market: Path, tiny_options: dict[str, Any], tmp_path: Path
+    finished_run: Path, tiny_market: Path, tiny_options: dict[str, Any], tmp_path: Path
 ) -> None:
     model = build_model("osnet_x0_25")
-    model.load_state_dict(load_checkpoint(run)["model"])
+    model.load_state_dict(load_checkpoint(finished_run)["model"])
     dataset = build_dataset("market1501", str(tiny_market))
     config = config_from(tiny_options)
     placement = Placement(torch.device("cpu"), amp=False, channels_last=True)  # as a CPU has it
@@ -59,7 +51,7 @@ def test_a_checkpoints_features_with_names_identities_cameras_and_splits(
 
     for suffix in ("npz", "safetensors"):
         output = tmp_path / f"all.{suffix}"
-        returned = extracted("--checkpoint", run, "--output", output, "--device", "cpu")
+        returned = extracted("--checkpoint", finished_run, "--output", output, "--device", "cpu")
         found = load_features(output)
         np.testing.assert_array_equal(found.features, np.concatenate(list(wanted.values())))
         np.testing.assert_array_equal(found.features, returned.features)
@@ -78,7 +70,7 @@ def test_a_checkpoints_features_with_names_identities_cameras_and_splits(
         )  # a cache of features made otherwise is not used
 
     output = tmp_path / "query.npz"
-    query = extracted("--checkpoint", run, "--output", output, "--split", "query", "--device", "cpu")
+    query = extracted("--checkpoint", finished_run, "--output", output, "--split", "query", "--device", "cpu")
     np.testing.assert_array_equal(query.features, wanted["query"])
     assert query.names is not None and query.names[0] == "query/0101_c1s1_000050_00.png"
     assert sorted(os.listdir(tmp_path)) == ["all.npz", "all.safetensors", "query.npz"]
@@ -219,8 +211,8 @@ def test_some_rows_are_those_of_the_whole(
             assert wanted is None or list(getattr(found, name)) == list(wanted[part])
 
 
-def test_what_cannot_be_done_is_said_before_the_work(run: Path, tmp_path: Path) -> None:
-    checkpoint = ("--checkpoint", run, "--device", "cpu")
+def test_what_cannot_be_done_is_said_before_the_work(finished_run: Path, tmp_path: Path) -> None:
+    checkpoint = ("--checkpoint", finished_run, "--device", "cpu")
     (tmp_path / "d.npz").mkdir()
     for words, message in (
         ((*checkpoint, "--output", tmp_path / "f.txt"), r"f.txt: the name must end in .npz or .safetensors"),
@@ -245,9 +237,17 @@ def test_what_cannot_be_done_is_said_before_the_work(run: Path, tmp_path: Path) 
 
 
 def test_the_command_says_what_it_wrote(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["extract", "--checkpoint", str(run), "--output", str(tmp_path / "f.npz"), "--split", "query"]
+    words = [
+        "extract",
+        "--checkpoint",
+        str(finished_run),
+        "--output",
+        str(tmp_path / "f.npz"),
+        "--split",
+        "query",
+    ]
     monkeypatch.setattr("sys.argv", [*words, "--device", "cpu", "--quiet"])
     command.main()
     assert capsys.readouterr().out == f"{tmp_path / 'f.npz'}: 16 features of 128 dimensions\n"

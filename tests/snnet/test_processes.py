@@ -24,10 +24,8 @@ from snnet.system.processes import Processes
 from snnet.train import _own_folder, seed_masks
 from snnet.training.learner import Learner
 from snnet_kernels.testing import clustered_features
-from tests.several import run_processes
-
-SILENT = "another process of this command was silent for --timeout seconds: this one ends\n"
-GONE = "another process of this command has ended, and so does this one\n"
+from tests.forks import run_processes
+from tests.snnet.tiny_run import GONE, SILENT
 
 
 def words(data: Path, output: Path, *others: object) -> list[str]:
@@ -69,7 +67,7 @@ def test_shares_are_whole_blocks_in_order(
 
 def test_three_processes_extract_what_one_does(tiny_market: Path, tmp_path: Path) -> None:
     wanted = extract(ExtractCommand.parse(words(tiny_market, tmp_path / "one.npz")))
-    answers = run_processes(3, "snnet.extract", words(tiny_market, tmp_path / "three.npz"))
+    answers = run_processes(3, "-m", "snnet.extract", *words(tiny_market, tmp_path / "three.npz"))
     assert [answer.returncode for answer in answers] == [0, 0, 0]
     assert [answer.stderr for answer in answers] == ["", "", ""]
     assert [answer.stdout for answer in answers[1:]] == ["", ""]
@@ -89,7 +87,7 @@ def test_three_processes_evaluate_what_one_does(tiny_market: Path, tmp_path: Pat
     given = [*network(bad), "--skip-bad-images", "--rerank", "--roc", "--query-expansion", "2", "--json"]
     with pytest.warns(UserWarning, match="left out 1 of 48 images"):
         wanted = evaluate(EvaluateCommand.parse(given))
-    answers = run_processes(3, "snnet.evaluate", given)
+    answers = run_processes(3, "-m", "snnet.evaluate", *given)
     assert [answer.returncode for answer in answers] == [0, 0, 0]
     assert json.loads(answers[0].stdout) == wanted
     assert [answer.stdout for answer in answers[1:]] == ["", ""]
@@ -114,7 +112,7 @@ def test_an_error_of_all_is_told_once(
         " ask = processes._is_first_to_tell\n"
         " processes._is_first_to_tell = lambda *of: time.sleep(0.3) or ask(*of)"
     )
-    answers = run_processes(2, "snnet.extract", [*given, *others], late)
+    answers = run_processes(2, "-m", "snnet.extract", *given, *others, hook=late)
     told = [answer.stderr for answer in answers if answer.stderr not in ("", GONE, f"rank 1: {GONE}")]
     assert len(told) == 1 and told[0].count("\n") == 1 and line in told[0]
     assert {answer.returncode for answer in answers} <= {1, 2}
@@ -126,7 +124,7 @@ def test_an_error_of_one_is_told_by_it_and_ends_the_others(tiny_market: Path, tm
     shutil.copytree(tiny_market, data)
     last = data / "bounding_box_train" / "0008_c2s1_000002_00.png"
     last.write_bytes(b"")
-    first, second = run_processes(2, "snnet.extract", words(data, tmp_path / "f.npz", "--quiet"))
+    first, second = run_processes(2, "-m", "snnet.extract", *words(data, tmp_path / "f.npz", "--quiet"))
     assert first == (1, "", GONE)
     assert (second.returncode, second.stdout) == (2, "")
     assert second.stderr == (
@@ -142,7 +140,9 @@ def test_a_killed_process_ends_the_others(rank: int, tiny_market: Path, tmp_path
         f"if rank == {rank}:\n import os, snnet.retrieval.trained as trained\n"
         " trained.TrainedModel.features = lambda *_: os.kill(os.getpid(), 9)"
     )
-    answers = run_processes(2, "snnet.extract", words(tiny_market, tmp_path / "f.npz", "--quiet"), hook)
+    answers = run_processes(
+        2, "-m", "snnet.extract", *words(tiny_market, tmp_path / "f.npz", "--quiet"), hook=hook
+    )
     assert answers[rank].returncode == -9
     assert answers[1 - rank] == (1, "", GONE if rank else f"rank 1: {GONE}")
     assert list(tmp_path.iterdir()) == []
@@ -237,7 +237,7 @@ def test_three_processes_label_as_one_does(
     labels, pids = label(LabelCommand.parse([*given, str(one)]))
     told = capsys.readouterr()
     said = told.out.splitlines()
-    answers = run_processes(3, "snnet.label", [*given, str(three)])
+    answers = run_processes(3, "-m", "snnet.label", *given, str(three))
     assert [answer.returncode for answer in answers] == [0, 0, 0]
     assert [answer.stderr for answer in answers] == [told.err, "", ""]
     assert [answer.stdout for answer in answers[1:]] == ["", ""]
@@ -254,7 +254,7 @@ def test_three_processes_label_as_one_does(
 
 # Features that are a little longer or shorter than 1, so that some anchors are no candidates of their candidates.
 LABELS = """
-import sys, numpy as np, torch
+import numpy as np, torch
 import snnet_kernels.distributed.rows as division
 from snnet.retrieval import candidates
 from snnet.retrieval.sparse_labels import predict_divided_labels, predict_sparse_labels
@@ -278,12 +278,11 @@ with several_processes() as processes:
                 assert np.array_equal(*(getattr(getattr(labels, name), part) for labels in (found, wanted)))
         assert np.array_equal(found.neighbors, wanted.neighbors)
     print(own.start, own.stop, found is None, alone)
-sys.exit(0)
 """
 
 
 def test_ranks_that_candidates_do_not_tell_are_found_over_processes() -> None:
-    answers = run_processes(3, "json", [], hook=LABELS)
+    answers = run_processes(3, "-c", LABELS)
     own = ["0 16 False 4\n", "16 40 True 4\n", "40 60 True 4\n"]
     assert [tuple(answer) for answer in answers] == [(0, line, "") for line in own]
 
@@ -303,7 +302,7 @@ def test_one_silent_process_ends_those_that_label(features: Path) -> None:
         "--output",
         str(features.with_name("y.npz")),
     ]
-    first, second = run_processes(2, "snnet.label", given, hook)
+    first, second = run_processes(2, "-m", "snnet.label", *given, hook=hook)
     assert first == (1, "", SILENT)
     assert second.returncode == 1 and not features.with_name("y.npz").exists()
 
@@ -320,7 +319,7 @@ def test_what_cannot_be_labelled_is_told_alike(change: str, line: str, features:
     rows[[3, 599]] = np.nan if change == "nan" else 1
     np.savez(features, features=rows, names=np.array(["a"] * (LABELLED - (change == "names"))))
     given = [str(features), "--device", "cpu", "--quiet", "--output", str(features.with_name("y.npz"))]
-    answers = run_processes(2, "snnet.label", given)
+    answers = run_processes(2, "-m", "snnet.label", *given)
     told = [found for answer in answers for found in answer.stderr.splitlines() if "error: " in found]
     assert [found.removeprefix("rank 1: ") for found in told] == [f"error: {features}{line}"]
     assert {answer.returncode for answer in answers} <= {1, 2}

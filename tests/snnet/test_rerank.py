@@ -21,14 +21,13 @@ from snnet.retrieval.features import RetrievalSet, rerank_gallery
 from snnet.retrieval.rank_metrics import rank_metrics
 from snnet.retrieval.reranking import rerank
 from snnet.train import train
-from snnet_kernels import backends, reference
+from snnet_kernels import reference
 from snnet_kernels.ops.similarity import float32_similarity
+from tests import jaccard_definition
+from tests.kernels.inputs import needs_cpu_library
 
-IS_COMPILED = "cpu" in backends.servers("neighbor_lists", "cpu")
-needs_compiled = pytest.mark.skipif(not IS_COMPILED, reason="the compiled CPU library is not loaded")
 
-
-@pytest.fixture(params=["reference", pytest.param("compiled", marks=needs_compiled)])
+@pytest.fixture(params=["reference", pytest.param("compiled", marks=needs_cpu_library)])
 def form(request, monkeypatch):
     """Runs the test with either form of the steps, the plain one over several tiles of the product."""
     if request.param == "reference":
@@ -37,32 +36,10 @@ def form(request, monkeypatch):
 
 
 def definition(similarity, queries, k1=20, k2=6, original_weight=0.3):
-    """Distances [q, g] from similarities [N, N]: sets of the paper's equations, a dense V, float64."""
-    n = len(similarity)
-    distance = 2 - 2 * similarity.astype(np.float64)
-    largest = distance.max(axis=1, keepdims=True)
-    distance = np.divide(distance, largest, out=np.zeros_like(distance), where=largest > 0)
-    order = [sorted(range(n), key=lambda j, row=row: (row[j], j)) for row in distance]
-
-    def reciprocal(i, k):
-        return {j for j in order[i][: k + 1] if i in order[j][: k + 1]}
-
-    weights = np.zeros((n, n))
-    for i in range(n):
-        own = reciprocal(i, k1)
-        expanded = set(own)
-        for j in own:
-            others = reciprocal(j, int(np.around(k1 / 2)))
-            if len(own & others) > 2 / 3 * len(others):
-                expanded |= others
-        members = sorted(expanded)
-        gaussian = np.exp(-distance[i, members])
-        weights[i, members] = gaussian / gaussian.sum()
-    if k2 != 1:
-        weights = np.stack([weights[order[i][:k2]].mean(axis=0) for i in range(n)])
-    smaller = np.array([np.minimum(row, weights[queries:]).sum(axis=1) for row in weights[:queries]])
-    larger = np.array([np.maximum(row, weights[queries:]).sum(axis=1) for row in weights[:queries]])
-    return (1 - original_weight) * (1 - smaller / larger) + original_weight * distance[:queries, queries:]
+    """Distances [q, g] from similarities [N, N]."""
+    jaccard = jaccard_definition.distances(similarity, k1, k2, searched=len(similarity), relative=True)
+    original = jaccard_definition.original_distances(similarity, relative=True)
+    return ((1 - original_weight) * jaccard + original_weight * original)[:queries, queries:]
 
 
 def clustered(n, dim=16, identities=6, seed=0):
@@ -135,7 +112,7 @@ def test_degenerate_sets_are_defined(form):
     np.testing.assert_allclose(got, definition(similarities(zero), 3, 4), rtol=0, atol=1e-6)
 
 
-@needs_compiled
+@needs_cpu_library
 def test_neither_threads_nor_tiles_change_a_bit():
     rng = np.random.default_rng(1)
     features = torch.from_numpy(rng.choice([-0.25, 0.25], (300, 16)).astype(np.float32))
@@ -153,7 +130,7 @@ def test_neither_threads_nor_tiles_change_a_bit():
         np.testing.assert_array_equal(other, found[0])
 
 
-@needs_compiled
+@needs_cpu_library
 def test_the_original_distance_has_the_bits_of_the_ranking():
     """With λ = 1 only it is left; its similarities are those that images are ranked by."""
     features = clustered(1200, dim=50, seed=4)  # two tiles
@@ -164,7 +141,7 @@ def test_the_original_distance_has_the_bits_of_the_ranking():
     np.testing.assert_array_equal(rerank(query, gallery, original_weight=1), expected.numpy())
 
 
-@needs_compiled
+@needs_cpu_library
 def test_features_may_have_any_strides():
     wide = torch.nn.functional.normalize(torch.randn(24, 16), dim=1)
     expected = rerank(wide[:5].clone(), wide[::2].clone())

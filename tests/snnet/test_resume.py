@@ -18,8 +18,8 @@ from snnet.config.options import config_from
 from snnet.errors import UserError
 from snnet.train import train
 from snnet.training.checkpoint import load_checkpoint, save_checkpoint
-from tests.forks import training
-from tests.snnet.tiny_run import command_line
+from tests.forks import TRAINING, python
+from tests.snnet.tiny_run import command_line, outcome
 
 # Kill this process, as `kill -9` does, at the n-th of a kind of call.
 KILL_AT = """
@@ -59,20 +59,7 @@ main()
 
 def run(code: str, options: dict[str, Any]) -> int:
     """The status of a process that runs ``code`` with these options on its command line."""
-    words = ["train", *command_line(options)]
-    return training(f"import sys\nsys.argv[:] = {words!r}\n{KILL_AT}{code}").returncode
-
-
-def outcome(folder: Path) -> tuple[Any, ...]:
-    """Everything a run ends with but its times."""
-    checkpoint = load_checkpoint(folder)
-    untimed = [
-        {name: value for name, value in json.loads(line).items() if not name.startswith("seconds")}
-        for line in (folder / "metrics.jsonl").read_text().splitlines()
-    ]
-    results = json.loads((folder / "results.json").read_text())
-    del results["seconds"], results["seconds_by_part"]
-    return untimed, results, checkpoint["model"], checkpoint["head"], checkpoint["optimizer"]["state"]
+    return python("-c", KILL_AT + code, *command_line(options), imports=TRAINING).returncode
 
 
 def assert_same(one: Any, two: Any) -> None:

@@ -7,11 +7,11 @@ import torch
 
 from snnet.system.processes import ALONE
 from snnet.system.row_exchange import moved_rows, rows_in_turn, rows_of_all
-from tests.several import run_processes
+from tests.forks import run_processes
 
 # As a command would: in processes that have met. Messages of two rows each.
 PROGRAM = """
-import sys, torch
+import torch
 from snnet.system import row_exchange
 from snnet.system.processes import several_processes
 row_exchange.CHUNK = 2 * 3 * 4
@@ -29,12 +29,11 @@ with several_processes() as processes:
     assert [first for first, _ in turns] == [0, 3, 4, 7, 10]
     assert torch.equal(torch.cat([part for _, part in turns]), matrix)
     print(processes.rank)
-sys.exit(0)
 """
 
 
 def test_rows_go_where_they_are_wanted() -> None:
-    answers = run_processes(3, "json", [], hook=PROGRAM)
+    answers = run_processes(3, "-c", PROGRAM)
     assert [tuple(answer) for answer in answers] == [(0, f"{rank}\n", "") for rank in range(3)]
 
 

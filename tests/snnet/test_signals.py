@@ -15,7 +15,7 @@ import pytest
 from snnet.data import build_dataset, decode_images, extraction_loader, training_loader
 from snnet.synthetic import writing
 from snnet.system.signals import end_on_signals
-from tests.hard.launcher import session_members
+from tests.forks import session_members
 from tests.snnet.tiny_run import environment
 
 # Each ends itself in a moment at which Ctrl-C is awkward.

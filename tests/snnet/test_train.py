@@ -23,7 +23,7 @@ from snnet.train import set_schedule, train
 from snnet.training.checkpoint import load_checkpoint
 from snnet.training.divergence import LossWatch, check_weights
 from tests.forks import python
-from tests.snnet.tiny_run import command_line, draw_market, environment
+from tests.snnet.tiny_run import command_line, draw_market
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +317,7 @@ def test_command_prints_one_line_and_exits_with_2(tiny_options: dict[str, Any], 
     )
     for line, message in runs.items():
         command, *words = line.split()
-        answer = python("-m", f"snnet.{command}", *words, environment=environment(), folder=tmp_path)
+        answer = python("-m", f"snnet.{command}", *words, folder=tmp_path)
         assert (answer.returncode, answer.stderr.strip()) == (2, message)
     assert list(tmp_path.iterdir()) == []
 

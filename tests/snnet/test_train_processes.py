@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,9 @@ from snnet.config.resolve import load_yaml
 from snnet.train import train
 from snnet.training.pieces import load_whole_checkpoint
 from snnet_kernels import PseudoLabelMemory
-from tests.forks import python
-from tests.several import run_processes
-from tests.snnet.tiny_run import command_line, draw_market, environment
+from tests.forks import TRAINING, python, run_processes
+from tests.snnet.tiny_run import GONE, SILENT, command_line, draw_market, records
 
-GONE = "another process of this command has ended, and so does this one\n"
 # Kill rank 1 at the end of the second epoch that it does, or at that of the last one, before the checkpoint.
 KILL = """
 import os, snnet.training.learner as learner
@@ -48,13 +45,6 @@ def options(tiny_options: dict[str, Any], tmp_path_factory: pytest.TempPathFacto
     }  # fmt: skip
 
 
-def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Metrics without times, and the last checkpoint."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    untimed = [{k: v for k, v in record.items() if not k.startswith("seconds")} for record in records]
-    return untimed, load_whole_checkpoint(folder)
-
-
 def labels(checkpoint: dict[str, Any]) -> set[tuple[int, int]]:
     head = checkpoint["head"]
     memory = PseudoLabelMemory(len(head["memory.features"]))
@@ -76,7 +66,7 @@ def test_processes_equal_one_with_groups_through_kills_and_other_numbers_of_them
         train(config_from({**options, "output_dir": str(several)}))
 
     # Three go on from it, until one of them is killed.
-    three = run_processes(3, "snnet.train", ["--resume", str(several)], KILL)
+    three = run_processes(3, "-m", "snnet.train", "--resume", str(several), hook=KILL)
     assert [answer.returncode for answer in three] == [1, -9, 1]
     assert "1 of 3 epochs done, on cpu, float32, channels-last, 3 processes\n" in three[0].stdout
     assert (three[0].stderr, three[2].stderr, three[2].stdout) == (GONE, f"rank 2: {GONE}", "")
@@ -92,7 +82,7 @@ def test_processes_equal_one_with_groups_through_kills_and_other_numbers_of_them
     two = python(
         "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1",
         str(tmp_path / "trainer.py"), "--resume", str(several),
-        environment=environment(), imports="torch._dynamo",
+        imports=TRAINING,
     )  # fmt: skip
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("2 of 3 epochs done, on cpu, float32, channels-last, 2 processes\n") == 2
@@ -101,7 +91,7 @@ def test_processes_equal_one_with_groups_through_kills_and_other_numbers_of_them
         "checkpoint-3-0-of-2-2.safetensors", "checkpoint-3-1-of-2-2.safetensors", "checkpoint.pt"
     ]  # fmt: skip
     assert load_yaml(several / "config.yaml")["bn_groups"] == 6
-    wanted, found = outcome(one), outcome(several)
+    wanted, found = ((records(folder), load_whole_checkpoint(folder)) for folder in (one, several))
     same, other = labels(found[1]), labels(wanted[1])
     assert len(other) > 200 and len(same ^ other) < 5  # features differ by rounding
     for own, other in zip(found[0], wanted[0], strict=True):
@@ -128,12 +118,8 @@ if rank == 1:
     words = command_line(
         {**options, "epochs": 1, "label_start_epoch": 0, "output_dir": str(folder), "quiet": True}
     )
-    first, second = run_processes(2, "snnet.train", [*words, "--timeout", "3"], silent)
-    assert first == (
-        1,
-        "",
-        "another process of this command was silent for --timeout seconds: this one ends\n",
-    )
+    first, second = run_processes(2, "-m", "snnet.train", *words, "--timeout", "3", hook=silent)
+    assert first == (1, "", SILENT)
     assert (second.returncode, second.stdout, second.stderr) == (1, "", f"rank 1: {GONE}")
     assert not (folder / "checkpoint.pt").exists() and not (folder / "run.lock").exists()
 
@@ -148,7 +134,7 @@ if rank == 1:
     words = command_line(
         {**options, "epochs": 1, "label_start_epoch": 0, "output_dir": str(tmp_path / "run")}
     )
-    first, second = run_processes(2, "snnet.train", [*words, "--quiet"], diverging)
+    first, second = run_processes(2, "-m", "snnet.train", *words, "--quiet", hook=diverging)
     assert first == (1, "", GONE)
     assert second == (
         2,

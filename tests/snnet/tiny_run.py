@@ -1,7 +1,8 @@
-"""A dataset small enough to train on in seconds, and processes that do."""
+"""A dataset small enough to train on in seconds, the options of such a run, and what it ends with."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -10,7 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from snnet.training.checkpoint import load_checkpoint
+
 IDENTITIES, CAMERAS, IMAGES = 8, 2, 3  # of each split; images of an identity in a camera
+# What one of several processes says when it ends because of another.
+GONE = "another process of this command has ended, and so does this one\n"
+SILENT = "another process of this command was silent for --timeout seconds: this one ends\n"
 
 
 def draw_market(root: Path, *, cameras: int = CAMERAS, identities: int = IDENTITIES) -> Path:
@@ -31,8 +37,17 @@ def draw_market(root: Path, *, cameras: int = CAMERAS, identities: int = IDENTIT
 
 
 def environment() -> dict[str, str]:
-    """For a process of this test: the same packages, and one thread as here."""
+    """A bare one for a process whose output is compared: the same packages, and one thread as here."""
     return {"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+
+
+def tiny_options(data: Path, **others: Any) -> dict[str, Any]:
+    """Flag values of a run that takes a second an epoch."""
+    return {
+        "dataset": "market1501", "data_dir": str(data), "arch": "osnet_x0_25", "weights": None,
+        "height": 32, "width": 16, "batch_size": 16, "workers": 0, "epochs": 3, "lr": 0.01,
+        "label_start_epoch": 1, "device": "cpu", "deterministic": True, **others,
+    }  # fmt: skip
 
 
 def command_line(options: dict[str, Any]) -> list[str]:
@@ -44,3 +59,22 @@ def command_line(options: dict[str, Any]) -> list[str]:
             [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
         )
     return words
+
+
+def untimed(record: dict[str, Any]) -> dict[str, Any]:
+    """Metrics or results without their times."""
+    return {name: value for name, value in record.items() if not name.startswith("seconds")}
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of each epoch of a run but their times."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [untimed(json.loads(line)) for line in lines]
+
+
+def outcome(folder: Path) -> tuple[Any, ...]:
+    """What a finished run ends with but its times: metrics, results, network, head and the optimiser's state."""
+    checkpoint = load_checkpoint(folder)
+    results = untimed(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+    state = checkpoint["model"], checkpoint["head"], checkpoint["optimizer"]["state"]
+    return records(folder), results, *state
