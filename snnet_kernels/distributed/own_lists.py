@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..neighbor_list_layout import NeighborLists
+from ..neighbor_list_layout import NeighborLists, first_of_each
 from ..ops.memory_update import update_memory_
 from ..ops.shard_lists import blended_rows, follow_moved_rows_, insert_pairs_, moved_pairs, remove_pairs_
 from ..ops.similarity import float32_similarity
@@ -73,7 +73,7 @@ def build_lists(
         Pairs(*(part[~is_lower] for part in pairs)),
     ]
     both = Pairs(*(torch.cat(part) for part in zip(*parts, strict=True)))
-    key, first_of = _distinct(both.row * n + both.column)
+    key, first_of = first_of_each(both.row * n + both.column)
     value = both.value[first_of]
     insert(lists, Pairs(key // n, key % n, value), exchange, division)
     return lists
@@ -99,13 +99,6 @@ def _take_largest(values: Tensor, columns: Tensor, features: Tensor, part: Tenso
         # What was there has lower columns: a stable sort leaves it before its equals.
         found, order = found.sort(dim=1, descending=True, stable=True)
         values[rows], columns[rows] = found[:, :most], at.gather(1, order)[:, :most]
-
-
-def _distinct(key: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct keys in rising order, and where each stands first."""
-    distinct, inverse = key.unique(return_inverse=True)
-    at = torch.arange(len(key), device=key.device)
-    return distinct, torch.full_like(distinct, len(key)).scatter_reduce(0, inverse, at, "amin")
 
 
 def insert(lists: NeighborLists, pairs: Pairs, exchange: Exchange, division: Division) -> None:
