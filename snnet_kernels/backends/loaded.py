@@ -117,7 +117,6 @@ def _load_all() -> tuple[LibraryInfo, ...]:
         )
     if table.FORCED == "triton" and (problem := triton_problem()):
         raise ImportError(f"SNNET_BACKEND=triton, but Triton cannot be used: {problem}")
-    table.AVAILABLE["cpu"] = loaded["cpu"].loaded
     return tuple(loaded.values())
 
 
@@ -140,8 +139,10 @@ if table.FORCED is None and (_missing := [library for library in _LOADED if _lac
 
 def backend_info() -> BackendInfo:
     """The loaded libraries and, for each operation, the backend that serves it on CPU and CUDA tensors."""
+    from ..ops.operation import OPERATIONS  # it needs this package first
+
     operations = {
         name: {device: ", ".join(table.servers(name, device)) for device in ("cpu", "cuda")}
-        for name in table.TABLE
+        for name in sorted(OPERATIONS)
     }
     return BackendInfo(table.FORCED, _LOADED, operations)
