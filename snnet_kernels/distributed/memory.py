@@ -177,15 +177,8 @@ class ShardedExemplarMemory(ExemplarMemory):
 
         samples, rows = self._asked("nearest", index, query_rows, options)
         columns, values = self._own_rows(samples).nearest(samples, k, rows)
-        size = self.exchange.size
-        loaded = len(samples.positions) // size
         packed = torch.cat([columns.to(torch.int32), values.view(torch.int32)], dim=1)
-        place = samples.own
-        parts = [packed[place // max(loaded, 1) == rank] for rank in range(size)]
-        found = self.exchange.send_rows(parts)
-        mine = samples.owner[self.exchange.rank * loaded : (self.exchange.rank + 1) * loaded]
-        answer = torch.empty_like(found)
-        answer[mine.sort(stable=True).indices] = found
+        answer = samples.to_loaders(packed, self.exchange)
         return answer[:, :k].long(), answer[:, k:].contiguous().view(torch.float32)
 
     def _asked(

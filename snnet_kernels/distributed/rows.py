@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ops.shard_prediction import divided_samples
+from .exchange import Exchange
 
 BLOCK = 512  # rows of a block, which belongs to one process
 
@@ -62,6 +63,22 @@ class Samples:
     def of_owners(self, blocks: Tensor) -> Tensor:
         """What each owner has said of its samples, [R, most, ...], in order of the batch: [B, ...]."""
         return blocks.flatten(0, 1).index_select(0, self._at)
+
+    def to_loaders(self, answers: Tensor, exchange: Exchange) -> Tensor:
+        """``answers`` [b, ...] on the own samples go to the processes that have loaded these, as many each.
+
+        What comes back: the answers on the samples that this process has loaded, in their order.
+        """
+        size = self.division.size
+        loaded = len(self.positions) // size
+        asked = self.owner[self.rank * loaded : (self.rank + 1) * loaded]  # the owners of those loaded here
+        going, coming = (
+            torch.bincount(ranks, minlength=size).tolist() for ranks in (self.own // max(loaded, 1), asked)
+        )
+        found = exchange.send(answers, going, coming)
+        answer = torch.empty_like(found)
+        answer[asked.sort(stable=True).indices] = found
+        return answer
 
     @cached_property
     def rounds(self) -> list[tuple[Tensor | slice, Samples]]:
