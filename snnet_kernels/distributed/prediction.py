@@ -255,16 +255,9 @@ class OwnRows:
         position, ends = torch.zeros(len(rows), dtype=torch.int64, device=rows.device), number.long()
         batch, share = len(rows), self.division.n // self.division.size
         at_once, width = max(1, min(CANDIDATES_AT_ONCE, PRODUCTS_AT_ONCE // max(batch * share, 1))), 1
-        positives = [(ends[:0], ends[:0])]
-        answers: list[Tensor] | None = None
-        left, is_asked = most, self._is_any_checked(walk, most)
-        while left:
-            if answers is not None:
-                is_asked = self._is_any_checked(walk, most, position < ends)
-                own = _next_ones(found, ends[samples.own], position[samples.own], chunk.shape[1])
-                chunk = samples.of_owners(self.exchange.gather(padded(own, samples.most)))
-            verdicts, *told = self._ask(walk, chunk, is_asked, () if answers is not None else aboard)
-            answers = told if answers is None else answers
+        positives = []
+        verdicts, *answers = self._ask(walk, chunk, self._is_any_checked(walk, most), aboard)
+        while True:
             *passed, counts = walk_candidates_(position, ends, verdicts, chunk, samples.positions, False)
             left, untold = counts.tolist()
             if untold:
@@ -272,9 +265,12 @@ class OwnRows:
                 *passed, counts = walk_candidates_(position, ends, verdicts, chunk, samples.positions, True)
                 left = int(counts[0])
             positives.append((passed[0], passed[1]))
+            if not left:
+                break
             width = min(2 * width, at_once)  # who goes on will need many products
-        if answers is None:
-            answers = self.exchange.gather_all(aboard) if len(aboard) else []
+            own = _next_ones(found, ends[samples.own], position[samples.own], chunk.shape[1])
+            chunk = samples.of_owners(self.exchange.gather(padded(own, samples.most)))
+            (verdicts,) = self._ask(walk, chunk, self._is_any_checked(walk, most, position < ends), ())
         sample, column = (torch.cat(parts) for parts in zip(*positives, strict=True))
         return sample, column, answers
 
