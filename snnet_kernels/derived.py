@@ -69,6 +69,12 @@ class Source:
             return True
         return torch.equal(self._sums.index_select(0, rows), row_checksums(tensor, rows))
 
+    def holds_all(self, tensor: Tensor) -> bool:
+        """Whether nothing is known of a write since, and the checksums of all rows are the same."""
+        if not self.holds(tensor):
+            return False
+        return self._sums is None or not has_values(tensor) or torch.equal(self._sums, row_checksums(tensor))
+
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return (Source, ())  # a copy, or what is read from a file, has another tensor
 

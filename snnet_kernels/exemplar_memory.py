@@ -267,8 +267,8 @@ class ExemplarMemory(FixedTypeModule):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.lists is None or self.lists.tables is None:
             return
-        on_cpu = self.features.device.type == "cpu"
-        self._notice(torch.arange(len(self.features), device="cpu") if on_cpu else None)
+        if not self._source.holds_all(self.features):
+            self._count_change()
         if self._lists_follow:
             self.lists.save_(destination, f"{prefix}lists.", self.features)
 
