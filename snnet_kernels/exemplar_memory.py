@@ -11,7 +11,7 @@ from torch import Tensor
 from . import checks, ops
 from .derived import Source
 from .fixed_type import FixedTypeModule
-from .memory_lists import SAVED, MemoryLists
+from .memory_lists import MemoryLists
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -274,8 +274,9 @@ class ExemplarMemory(FixedTypeModule):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Lists are optional: a state may have none, and this memory may keep none.
-        own = f"{prefix}lists."
-        found = {own + name: state_dict.pop(own + name) for name in SAVED if own + name in state_dict}
+        own, kind = f"{prefix}lists.", MemoryLists if self.lists is None else type(self.lists)
+        names = [own + name for name in kind.saved_names()]
+        found = {name: state_dict.pop(name) for name in names if name in state_dict}
         device = self.features.device
         super()._load_from_state_dict(state_dict, prefix, *args)
         if self.features.device != device:
@@ -285,7 +286,11 @@ class ExemplarMemory(FixedTypeModule):
             if self.lists.load_(found, own, self.features):
                 self._vouch_for_lists()
             else:
-                self.mark_written_()
+                self._rebuild_loaded_()
+
+    def _rebuild_loaded_(self) -> None:
+        """Other features were loaded, without their lists: those that are built are rebuilt."""
+        self.mark_written_()
 
     def extra_repr(self) -> str:
         kept = self.lists.capacity if self.lists is not None else 0

@@ -15,7 +15,6 @@ from .ops.neighbor_lists import neighbor_lists
 from .ops.similarity import memory_similarity
 from .tracing import has_values
 
-SAVED = (*NeighborLists._fields, "products", "checksums")  # of a state dict
 PROBED, FAR_TOO_MANY = 4, 2000  # images, and candidates of each: no fewer than 16 times the places of a list
 
 
@@ -34,6 +33,8 @@ class MemoryLists(nn.Module):
     Buffers (None until they are built): ``columns``, ``values``, ``counts``, ``floors``, ``mirrors``, see
     :class:`snnet_kernels.NeighborLists`; ``products``.
     """
+
+    parts: tuple[str, ...] = NeighborLists._fields  # tables that are kept, and saved
 
     columns: Tensor | None
     values: Tensor
@@ -56,6 +57,11 @@ class MemoryLists(nn.Module):
                 name, None, persistent=False
             )  # saved by save_: only with what they were made from
 
+    @classmethod
+    def saved_names(cls) -> tuple[str, ...]:
+        """What a state dict has of lists."""
+        return (*cls.parts, "products", "checksums")
+
     @property
     def tables(self) -> NeighborLists | None:
         """The lists as they stand, or None before they are built."""
@@ -73,10 +79,11 @@ class MemoryLists(nn.Module):
         floor = None if self.capacity >= len(features) else self.floor
         made = neighbor_lists(features, self.capacity, floor=floor, symmetric=True)
         products = torch.zeros((), dtype=torch.int64, device=features.device)
-        self._take({**made._asdict(), "products": products})
+        self._take(made, products)
 
-    def _take(self, tensors: Mapping[str, Tensor], loaded_products: int = 0) -> None:
+    def _take(self, tables: NeighborLists, products: Tensor, loaded_products: int = 0) -> None:
         """Take the tensors as buffers, in the place of those that are there; nothing is asked of them yet."""
+        tensors = {name: getattr(tables, name) for name in self.parts} | {"products": products}
         self._loaded_products, self._is_new = loaded_products, True
         if self.columns is not None and self.columns.device == tensors["columns"].device:
             for name, tensor in tensors.items():
@@ -196,27 +203,32 @@ class MemoryLists(nn.Module):
         """
         if not has_values(features):
             return False
-        n = features.shape[0]
         found = {}
-        for name in SAVED:
+        for name in self.saved_names():
             tensor = state.get(prefix + name)
             if not isinstance(tensor, Tensor) or not has_values(tensor) or not _is_dense(tensor):
                 return False
             found[name] = tensor.to(features.device)
-        checksums, products = found.pop("checksums"), found["products"]
+        checksums, products = found.pop("checksums"), found.pop("products")
         if (products.dtype, products.shape, checksums.dtype) != (torch.int64, (), torch.int64):
             return False
-        tables = NeighborLists(*(found[name] for name in NeighborLists._fields))
-        if tables.columns.shape != (n, min(self.capacity, n)) or not are_symmetric(tables):
+        tables = NeighborLists(**found)
+        if not self._are_whole(tables, features):
             return False
         if not torch.equal(checksums, list_checksums(features, tables)):
             return False
-        found |= with_mirrors(tables)._asdict()
-        self._take(
-            {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.items()},
-            int(products),
+        if "mirrors" in self.parts:
+            tables = with_mirrors(tables)
+        copies = (
+            None if table is None else table.clone(memory_format=torch.contiguous_format) for table in tables
         )
+        self._take(NeighborLists(*copies), products.clone(), int(products))  # type: ignore[arg-type]
         return True
+
+    def _are_whole(self, tables: NeighborLists, features: Tensor) -> bool:
+        """Whether the tables are such lists of the features, as far as that can be seen without products."""
+        n = len(features)
+        return tables.columns.shape == (n, min(self.capacity, n)) and are_symmetric(tables)
 
 
 def _is_dense(tensor: Tensor) -> bool:

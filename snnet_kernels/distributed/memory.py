@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from ..layout import packed_entries
 from ..ops.similarity import float32_similarity
 from ..precision import rounds_products
 from .exchange import Exchange, Facts
-from .lists import SAVED, ShardedLists
+from .lists import ShardedLists
 from .own_lists import UpdatedRows, update_
 from .prediction import Inquiry, OwnRows, Predicted
 from .rows import Division, Samples
@@ -276,13 +275,5 @@ class ShardedExemplarMemory(ExemplarMemory):
         else:
             self._vouch_for_lists(samples.rows)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        own = f"{prefix}lists."
-        found = {own + name: state_dict.pop(own + name) for name in SAVED if own + name in state_dict}
-        device = self.features.device
-        super(ExemplarMemory, self)._load_from_state_dict(state_dict, prefix, *args)
-        if self.features.device != device:
-            self.drop_lists_()
-        self._count_change()  # lists that cannot be taken are made afresh when all processes next need them
-        if self.lists.load_(found, own, self.features):
-            self._vouch_for_lists()
+    def _rebuild_loaded_(self) -> None:
+        """Not here: lists are made afresh when all processes next need them."""

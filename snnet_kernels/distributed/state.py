@@ -17,7 +17,7 @@ from ..label_tables import LabelTables
 from ..layout import label_entries
 from ..memory_lists import list_checksums
 from ..neighbor_list_layout import NeighborLists, with_mirrors
-from .lists import SAVED
+from .lists import ShardedLists
 
 FEATURES, LISTS, LABELS = "memory.features", "memory.lists.", "pseudo_labels."
 ENTRIES, COUNTS = LABELS + "column_entries", LABELS + "column_counts"
@@ -61,7 +61,7 @@ def whole_state(pieces: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     tables = LabelTables(n, entries.device)
     tables.load_(entries, counts, side="column")
     found[LABELS + "row_entries"], found[LABELS + "row_counts"] = tables.saved("row")
-    lists = {name: found.pop(LISTS + name) for name in SAVED if LISTS + name in found}
+    lists = {name: found.pop(LISTS + name) for name in ShardedLists.saved_names() if LISTS + name in found}
     if not lists:
         return found
     made, features = (
