@@ -17,7 +17,6 @@ from .column_loss import ColumnLoss
 from .exchange import Facts
 from .label_memory import LabelSets, ShardedPseudoLabelMemory
 from .memory import ShardedExemplarMemory
-from .own_lists import UpdatedRows
 from .rows import Samples
 
 OTHER_BATCH, STALE_LISTS = 1, 2  # told before an update
@@ -204,11 +203,9 @@ class ShardedHead(SNNetHead):
 
     def _blended(self, batch: Batch) -> Tensor:
         """What the own rows become, as it travels."""
-        rows = UpdatedRows(
-            self.memory.features, self.memory.lists.tables, self._momentum, self.exchange, self.division
-        )
         entries, samples = batch.samples.rounds[0] if batch.samples.rounds else (slice(None), batch.samples)
-        return rows.blended(samples, batch.features[entries])
+        features = batch.features[entries]
+        return self.memory.lists.blended(self.memory.features, samples, features, self._momentum)
 
     def _is_that(self, batch: Batch, features: Tensor, index: Tensor) -> bool:
         """Whether the batch was gathered of these features and this memory."""

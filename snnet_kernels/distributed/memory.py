@@ -11,11 +11,11 @@ from torch.distributed import ProcessGroup
 from .. import checks
 from ..exemplar_memory import ExemplarMemory
 from ..layout import packed_entries
+from ..ops.memory_update import update_memory_
 from ..ops.similarity import float32_similarity
 from ..precision import rounds_products
 from .exchange import Exchange, Facts
 from .lists import ShardedLists
-from .own_lists import UpdatedRows, update_
 from .prediction import Inquiry, OwnRows, Predicted
 from .rows import Division, Samples
 
@@ -261,19 +261,19 @@ class ShardedExemplarMemory(ExemplarMemory):
         lists: ShardedLists | None,
         blended: Tensor | None = None,
     ) -> None:
-        """The same by the samples of all processes; without ``lists`` these are left behind.
+        """The same, given the samples of all processes. Without ``lists`` the lists are not updated, but rebuilt when
+        they are next needed.
 
-        ``blended``: what all have made of the rows of the first round, see :mod:`.own_lists`.
+        ``blended``: what all have made of the rows of the first round, see :meth:`.ShardedLists.blended`.
         """
-        tables = None if lists is None else lists.tables
-        if lists is not None and (similarity is None or rounds_products(features.device)):
-            similarity = float32_similarity(features, self.features)
-        rows = UpdatedRows(self.features, tables, momentum, self.exchange, self.division)
-        update_(rows, samples, features, similarity, blended)
         if lists is None:
+            update_memory_(self.features, samples.rows, features[samples.own], momentum)
             self._count_change()
-        else:
-            self._vouch_for_lists(samples.rows)
+            return
+        if similarity is None or rounds_products(features.device):
+            similarity = float32_similarity(features, self.features)
+        lists.update_(self.features, samples, features, momentum, similarity, blended)
+        self._vouch_for_lists(samples.rows)
 
     def _rebuild_loaded_(self) -> None:
         """Not here: lists are made afresh when all processes next need them."""
