@@ -23,7 +23,7 @@ class ColumnLoss:
         self, options: MutualLabelLoss, samples: Samples, exchange: Exchange, division: Division
     ) -> None:
         self.options, self.samples, self.exchange, self.division = options, samples, exchange, division
-        self.first = division.rows(exchange.rank).start
+        self.first = division.first
         batch = max(len(samples.positions), 1)
         self.scale = division.size / batch  # the mean over the samples of one process
 

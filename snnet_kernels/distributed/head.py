@@ -90,7 +90,7 @@ class ShardedHead(SNNetHead):
         """The samples of all processes, of which ``tensors`` [R, ...] have travelled already."""
         everything, rows = tensors or self.exchange.gather_all(_travelling(features, index))
         rows = rows.flatten(0, 1)
-        samples = Samples(everything.flatten(), self.exchange.rank, self.division)
+        samples = Samples(everything.flatten(), self.division)
         source = Source()
         if not features.is_inference():  # such tensors do not count their writes
             source.remember_rows(features)

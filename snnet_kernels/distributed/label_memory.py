@@ -44,8 +44,8 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
     def _join(self, process_group: ProcessGroup | None) -> range:
         assert process_group is not None
         self.exchange = Exchange(process_group)
-        self.division = Division(self.num_instances, self.exchange.size)
-        return self.division.rows(self.exchange.rank)
+        self.division = Division(self.num_instances, self.exchange.size, self.exchange.rank)
+        return self.division.own
 
     def _chosen(self, storage: str) -> str:
         if storage not in ("auto", "lists"):
@@ -75,7 +75,7 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
     def columns(self, index: Tensor) -> Tensor:
         """P[:, index]ᵀ of the own samples, packed, uint8 [b, label_bytes(n)]; empty at -1."""
         everything, _ = self._asked("columns", index)
-        samples = Samples(everything.clamp_min(0), self.exchange.rank, self.division)
+        samples = Samples(everything.clamp_min(0), self.division)
         own = samples.rows.masked_fill(everything[samples.own] < 0, -1)
         return samples.to_loaders(self.tables.columns(own), self.exchange)
 

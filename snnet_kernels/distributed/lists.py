@@ -42,7 +42,7 @@ class ShardedLists(MemoryLists):
     def __init__(self, capacity: int, floor: float, exchange: Exchange, division: Division) -> None:
         super().__init__(capacity, floor)
         self.exchange, self.division = exchange, division
-        self.first = division.rows(exchange.rank).start
+        self.first = division.first
 
     @property
     def width(self) -> int:

@@ -36,8 +36,8 @@ class ShardedExemplarMemory(ExemplarMemory):
     def _join(self, process_group: ProcessGroup | None) -> range:
         assert process_group is not None
         self.exchange = Exchange(process_group)
-        self.division = Division(self.num_instances, self.exchange.size)
-        return self.division.rows(self.exchange.rank)
+        self.division = Division(self.num_instances, self.exchange.size, self.exchange.rank)
+        return self.division.own
 
     def _empty_lists(self, neighbors: int, floor: float) -> ShardedLists:
         if neighbors == 0:
@@ -207,7 +207,7 @@ class ShardedExemplarMemory(ExemplarMemory):
                 **self.facts(),
             },
         )
-        samples = Samples(self.exchange.gather(asked).flatten(), self.exchange.rank, self.division)
+        samples = Samples(self.exchange.gather(asked).flatten(), self.division)
         if given is None:
             return samples, None
         owner = self.division.owner(asked)
@@ -245,7 +245,7 @@ class ShardedExemplarMemory(ExemplarMemory):
             lambda found: {"the number of samples": len(found[0]), "momentum": float(found[2]), **self.facts()},
         )  # fmt: skip
         rows, everything = (part.flatten(0, 1) for part in self.exchange.gather_all([live.contiguous(), own]))
-        samples = Samples(everything, self.exchange.rank, self.division)
+        samples = Samples(everything, self.division)
         known = self.version
         lists = self._current_lists(samples.rows)
         if similarity is not None:  # unless it is of what the memory was before something else wrote it

@@ -65,7 +65,7 @@ class OwnRows:
         self, features: Tensor, lists: NeighborLists | None, exchange: Exchange, division: Division
     ) -> None:
         self.features, self._lists, self.exchange, self.division = features, lists, exchange, division
-        self.first = division.rows(exchange.rank).start
+        self.first = division.first
         self.products = 0
 
     @property
@@ -308,7 +308,7 @@ class OwnRows:
         row, anchors = chunk[sample, place].long(), anchor[sample].long()
         distinct, inverse = row.unique(return_inverse=True)
         self.products += len(distinct)
-        owners = Samples(distinct, self.exchange.rank, self.division)
+        owners = Samples(distinct, self.division)
         rows = torch.cat(self.exchange.gather_rows(self.features[owners.rows], owners.counts))
         products = float32_similarity(rows, self.features)[inverse]
         local = anchors - self.first
