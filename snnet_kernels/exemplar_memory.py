@@ -10,8 +10,8 @@ from torch import Tensor
 
 from . import checks, ops
 from .derived import Source
-from .fixed_type import FixedTypeModule
 from .memory_lists import MemoryLists
+from .memory_module import FixedTypeModule
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

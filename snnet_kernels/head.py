@@ -11,10 +11,10 @@ from torch import Tensor
 from . import checks, ops
 from .derived import Source
 from .exemplar_memory import ExemplarMemory
-from .fixed_type import FixedTypeModule
 from .label_loss import MutualLabelLoss
 from .label_memory import PseudoLabelMemory
 from .layout import identity_labels
+from .memory_module import FixedTypeModule
 from .tracing import has_values
 
 if TYPE_CHECKING:

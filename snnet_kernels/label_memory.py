@@ -9,9 +9,9 @@ from torch import Tensor
 
 from . import checks, ops
 from .derived import Source
-from .fixed_type import FixedTypeModule
 from .label_tables import LabelTables
 from .layout import identity_labels, label_entries
+from .memory_module import FixedTypeModule
 from .memory_size import check_room
 
 if TYPE_CHECKING:

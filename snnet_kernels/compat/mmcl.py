@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .. import checks, ops
 from ..derived import row_checksums
-from ..fixed_type import MemoryModule
+from ..memory_module import MemoryModule
 from ..tracing import has_values
 from .followed_lists import FollowedLists
 from .layer import MemoryLayer
