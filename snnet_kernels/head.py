@@ -165,7 +165,7 @@ class SNNetHead(FixedTypeModule):
             label_sets: tuple[Tensor, ...] = (identity_labels(index, self.num_instances),)
             self._products = None
         else:
-            label_sets = self._inquire(index, similarity)
+            label_sets = self._label_sets_of(index, similarity)
             if self.training:
                 self.pseudo_labels.write_(index, label_sets[0])
         weights = (1.0,) if self.warmup else self.loss.weights
@@ -200,7 +200,7 @@ class SNNetHead(FixedTypeModule):
             checks.check_lengths("features", features, finite=False)
             self._saw_lengths = True
 
-    def _inquire(self, index: Tensor, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _label_sets_of(self, index: Tensor, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The main, symmetric and neighbor labels, packed."""
         query_rows = similarity if self.label_source == "feature" else None
         lists = self.memory.current_lists(index)

@@ -25,10 +25,10 @@ class MemoryLists(nn.Module):
     list than places, the row is multiplied: ``products`` int64 [] counts these rows since :meth:`build_`. Lists start
     from ``floor`` and are built at most half full, so that later updates find room.
 
-    Lists that are too short are told once: where more than n rows were multiplied, and more than half as many as
-    labels or neighbours were asked for: ``asked`` int64 [] counts these since lists were built or loaded. A training
-    step asks for both of B images, so that its limit is the B rows that f Mᵀ multiplies too. If images have thousands
-    of candidates, a step may take minutes: then a warning comes before the first labels are predicted.
+    One warning says that lists are too short: when more than n rows have been multiplied, and more than half as many as
+    labels and neighbours were asked for (``asked`` int64 [] counts these since the lists were built or loaded). A
+    training step asks for 2 B, so its limit is B rows, as many as f Mᵀ has. If images have thousands of candidates, a
+    step may take minutes: then a warning comes before the first labels are predicted.
 
     Buffers (None until they are built): ``columns``, ``values``, ``counts``, ``floors``, ``mirrors``, see
     :class:`snnet_kernels.NeighborLists`; ``products``.
@@ -50,7 +50,9 @@ class MemoryLists(nn.Module):
         self.floor = floor
         self._has_warned = False
         self._is_new = True  # no label was asked for since the lists were built or loaded
-        self._loaded_products = 0  # made before those asked for are counted
+        self._loaded_products = (
+            0  # that came with loaded lists: how much was asked for meanwhile is not known
+        )
         self._threshold = float("inf")  # of the labels that were asked for last
         for name in (*NeighborLists._fields, "products"):
             self.register_buffer(
@@ -119,17 +121,19 @@ class MemoryLists(nn.Module):
         """Packed pseudo labels uint8 [B, label_bytes(n)] as :func:`snnet_kernels.mplp` predicts them."""
         if self._is_new and not torch.compiler.is_compiling() and memory.device.type == "cpu":
             self._warn_of_a_long_wait(memory, index[:PROBED], threshold, query_rows)
-        labels, products = mplp_from_lists(memory, index, *self._inquired(), query_rows, threshold, min_rank)
+        labels, products = mplp_from_lists(
+            memory, index, *self._tables_read(), query_rows, threshold, min_rank
+        )
         self._count(products, len(index), threshold)
         return labels
 
     def nearest(self, memory: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k most similar other images as :func:`snnet_kernels.nearest_neighbors` finds them."""
-        neighbors, similarity, products = nearest_from_lists(memory, index, *self._inquired(), k)
+        neighbors, similarity, products = nearest_from_lists(memory, index, *self._tables_read(), k)
         self._count(products, len(index))
         return neighbors, similarity
 
-    def _inquired(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _tables_read(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         assert self.columns is not None
         return self.columns, self.values, self.counts, self.floors
 

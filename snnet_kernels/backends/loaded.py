@@ -128,7 +128,7 @@ def _lacking(library: LibraryInfo) -> bool:
 _libraries: dict[str, ctypes.CDLL] = {}
 _LOADED = _load_all()
 if table.FORCED is None and (_missing := [library for library in _LOADED if _lacking(library)]):
-    # One warning for both: they are installed together. And one line: line 0 of a file has no text to show.
+    # One warning for both libraries, which are installed together. It names line 0: Python prints no source line.
     warnings.warn_explicit(
         f"snnet_kernels: the compiled library {_missing[0].name} is {_missing[0].detail}; plain PyTorch serves",
         UserWarning,

@@ -38,7 +38,8 @@ class ColumnLoss:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss [] of the samples that this process has loaded, over all columns, and its gradient [b, d].
 
-        ``aboard`` travels with it: the third result is that of all processes, [R, ...].
+        ``aboard`` is sent with an exchange that is made anyway; the third result is what all processes sent of it,
+        [R, ...].
         """
         active = [k for k, weight in enumerate(weights) if weight > 0]
         if len(active) < len(labels):

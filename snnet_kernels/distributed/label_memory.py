@@ -132,7 +132,7 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
 
     def gather(self, to: int | None = None) -> PseudoLabelMemory | None:
         """P as lists of one process, on the CPU: in all processes, or in rank ``to`` of the group alone and None in the
-        others. It takes about 100 bytes a label while it is made, and 30 then."""
+        others. It takes about 100 bytes a label while it is made, and 30 afterwards."""
         ranks = range(self.exchange.size)
 
         def check() -> None:

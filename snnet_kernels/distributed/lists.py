@@ -138,7 +138,7 @@ class ShardedLists(MemoryLists):
 
         Float32 [most, d + 2 + K], see :func:`.blended_rows`; ``most`` a process owns.
         """
-        columns, _, _, floors = self._inquired()
+        columns, _, _, floors = self._tables_read()
         given = samples.positions, features
         return blended_rows(memory, self.first, columns, floors, *given, momentum, samples.most)
 

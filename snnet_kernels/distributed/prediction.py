@@ -26,7 +26,7 @@ MOST_AT_ONCE = 128
 PRODUCTS_AT_ONCE = 2**24  # where lists do not tell
 WHOLE_ROWS_AT_ONCE = 2**22  # entries of whole rows of a process, of some 60 bytes each
 CONSISTENT, INCONSISTENT, UNTOLD, ELSEWHERE = 0, 1, 2, 3
-INCOMPLETE, STALE = 1, 2
+INCOMPLETE, STALE = 1, 2  # what stands at MISSING: the list does not tell, or the lists are not those of M
 NUMBER, NEIGHBOR, MISSING, SIZE, TOLD = range(5)  # what a process tells of a sample before its candidates
 
 
