@@ -50,9 +50,8 @@ class MemoryLists(nn.Module):
         self.floor = floor
         self._has_warned = False
         self._is_new = True  # no label was asked for since the lists were built or loaded
-        self._loaded_products = (
-            0  # that came with loaded lists: how much was asked for meanwhile is not known
-        )
+        # Products that came with loaded lists: how much was asked for meanwhile is not known.
+        self._loaded_products = 0
         self._threshold = float("inf")  # of the labels that were asked for last
         for name in (*NeighborLists._fields, "products"):
             self.register_buffer(
