@@ -201,7 +201,7 @@ def check_rows(name: str, value: object, batch_size: int, num_instances: int) ->
     return rows.float()
 
 
-def check_inquiry(
+def check_query(
     memory: Tensor, index: Tensor, query_rows: Tensor | None, lists: NeighborLists | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """What labels and neighbours are sought in: memory, positions, and the similarities that are at hand."""

@@ -5,8 +5,8 @@ forward pass leaves for the update follows features and memory. A :class:`Source
 made from. Three signs cost nothing: another storage (assignment, ``load_state_dict(assign=True)``, ``set_``), another
 address, a count of writes that has gone on (in-place operations, those of this package included). Writers that leave
 none of them (``torch.distributed``, ``.data``, numpy, DLPack) change the checksums of rows: on the CPU, outside of
-traced code, a call compares those of the rows that it names, O(B d). A write to other rows, in traced code or on a GPU
-has to be said: ``mark_written_()`` of the modules.
+traced code, a call compares those of the rows that it names, O(B d). After a write to other rows, in traced code or on
+a GPU, call ``mark_written_()`` of the module.
 """
 
 from __future__ import annotations
@@ -68,6 +68,12 @@ class Source:
         if rows is None or self._sums is None:
             return True
         return torch.equal(self._sums.index_select(0, rows), row_checksums(tensor, rows))
+
+    def holds_all(self, tensor: Tensor) -> bool:
+        """Whether nothing is known of a write since, and the checksums of all rows are the same."""
+        if not self.holds(tensor):
+            return False
+        return self._sums is None or not has_values(tensor) or torch.equal(self._sums, row_checksums(tensor))
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return (Source, ())  # a copy, or what is read from a file, has another tensor

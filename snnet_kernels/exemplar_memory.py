@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import ops
+from . import checks, ops
 from .derived import Source
-from .fixed_type import FixedTypeModule
-from .memory_lists import SAVED, MemoryLists
+from .memory_lists import MemoryLists
+from .memory_module import FixedTypeModule
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -66,10 +66,10 @@ class ExemplarMemory(FixedTypeModule):
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        self.num_instances = ops.checks.check_count("num_instances", num_instances)
-        self.feature_dim = ops.checks.check_count("feature_dim", feature_dim)
-        neighbors = ops.checks.check_count("neighbors", neighbors, lowest=0)
-        floor = ops.checks.check_finite("floor", floor)
+        self.num_instances = checks.check_count("num_instances", num_instances)
+        self.feature_dim = checks.check_count("feature_dim", feature_dim)
+        neighbors = checks.check_count("neighbors", neighbors, lowest=0)
+        floor = checks.check_finite("floor", floor)
         self.own_rows = self._join(process_group)
         with torch.inference_mode(False):
             features = torch.zeros(len(self.own_rows), self.feature_dim, dtype=torch.float32, device=device)
@@ -172,12 +172,12 @@ class ExemplarMemory(FixedTypeModule):
         step, which takes the lists that exist. Raises ValueError if a row is not finite, or neither of length 1 nor
         zero. (On a GPU the host waits for this check.)
         """
-        features = ops.checks.check_features("features", features, self.feature_dim)
+        features = checks.check_features("features", features, self.feature_dim)
         if len(features) != self.num_instances:
             expected = [self.num_instances, self.feature_dim]
             raise ValueError(f"features must have shape {expected}, got {list(features.shape)}")
-        ops.checks.check_lengths("features", features)
-        (features,) = ops.checks.apart({"memory": self.features}, features)
+        checks.check_lengths("features", features)
+        (features,) = checks.apart({"memory": self.features}, features)
         with torch.no_grad():
             self.features.copy_(features)
         if torch.compiler.is_compiling():
@@ -200,10 +200,10 @@ class ExemplarMemory(FixedTypeModule):
     def _checked(self, index: Tensor, query_rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Checked positions, and their similarities where they are given."""
         self._refuse_replication()
-        index = ops.checks.check_index("index", index, self.num_instances)
+        index = checks.check_index("index", index, self.num_instances)
         if query_rows is not None:
-            query_rows = ops.checks.check_rows("query_rows", query_rows, len(index), self.num_instances)
-        ops.checks.check_same_device(memory=self.features, index=index, query_rows=query_rows)
+            query_rows = checks.check_rows("query_rows", query_rows, len(index), self.num_instances)
+        checks.check_same_device(memory=self.features, index=index, query_rows=query_rows)
         return index, query_rows
 
     def _predict(
@@ -217,7 +217,7 @@ class ExemplarMemory(FixedTypeModule):
         """The same of checked arguments, from ``lists`` that are known to be current."""
         if lists is None:
             return ops.mplp(self.features, index, threshold, min_rank, query_rows=query_rows)
-        threshold, min_rank = ops.checks.check_prediction_options(threshold, min_rank)
+        threshold, min_rank = checks.check_prediction_options(threshold, min_rank)
         return lists.mplp(self.features, index, threshold, min_rank, query_rows)
 
     def nearest(
@@ -233,7 +233,7 @@ class ExemplarMemory(FixedTypeModule):
         """The same of checked arguments, from ``lists`` that are known to be current."""
         if lists is None or query_rows is not None:
             return ops.nearest_neighbors(self.features, index, k, query_rows=query_rows)
-        return lists.nearest(self.features, index, ops.checks.check_neighbors(k, self.num_instances))
+        return lists.nearest(self.features, index, checks.check_neighbors(k, self.num_instances))
 
     def update_(
         self, index: Tensor, features: Tensor, momentum: float | Tensor, *, similarity: Tensor | None = None
@@ -267,15 +267,16 @@ class ExemplarMemory(FixedTypeModule):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.lists is None or self.lists.tables is None:
             return
-        on_cpu = self.features.device.type == "cpu"
-        self._notice(torch.arange(len(self.features), device="cpu") if on_cpu else None)
+        if not self._source.holds_all(self.features):
+            self._count_change()
         if self._lists_follow:
             self.lists.save_(destination, f"{prefix}lists.", self.features)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Lists are optional: a state may have none, and this memory may keep none.
-        own = f"{prefix}lists."
-        found = {own + name: state_dict.pop(own + name) for name in SAVED if own + name in state_dict}
+        own, kind = f"{prefix}lists.", MemoryLists if self.lists is None else type(self.lists)
+        names = [own + name for name in kind.saved_names()]
+        found = {name: state_dict.pop(name) for name in names if name in state_dict}
         device = self.features.device
         super()._load_from_state_dict(state_dict, prefix, *args)
         if self.features.device != device:
@@ -285,7 +286,11 @@ class ExemplarMemory(FixedTypeModule):
             if self.lists.load_(found, own, self.features):
                 self._vouch_for_lists()
             else:
-                self.mark_written_()
+                self._rebuild_loaded_()
+
+    def _rebuild_loaded_(self) -> None:
+        """Other features were loaded, without their lists: those that are built are rebuilt."""
+        self.mark_written_()
 
     def extra_repr(self) -> str:
         kept = self.lists.capacity if self.lists is not None else 0

@@ -11,10 +11,10 @@ from torch import Tensor
 from . import checks, ops
 from .derived import Source
 from .exemplar_memory import ExemplarMemory
-from .fixed_type import FixedTypeModule
 from .label_loss import MutualLabelLoss
 from .label_memory import PseudoLabelMemory
 from .layout import identity_labels
+from .memory_module import FixedTypeModule
 from .tracing import has_values
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class SNNetHead(FixedTypeModule):
     """
 
     _momentum: Tensor
+    _last_forward: _Forward | None
 
     def __new__(cls, *args: Any, process_group: ProcessGroup | None = None, **kwargs: Any) -> Self:
         if process_group is None or cls is not SNNetHead:
@@ -119,13 +120,13 @@ class SNNetHead(FixedTypeModule):
         with torch.inference_mode(False):
             momentum = torch.zeros((), dtype=torch.float32, device=device)
         self.register_buffer("_momentum", momentum)
-        self._last_forward: _Forward | None = None
+        self._last_forward = None
         self._label_sets: tuple[Tensor, ...] = ()
         self._products: Tensor | None = None  # rows of S that the last forward pass computed
         self._saw_lengths = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SNNetHead:
-        self._last_forward = None  # its similarity is not moved
+        self._last_forward = None  # its tensors are not moved
         super()._apply(fn, recurse)
         return self
 
@@ -158,17 +159,13 @@ class SNNetHead(FixedTypeModule):
         the main labels to P (Eq. 1-8). On the CPU the first batch is checked: ValueError if a finite row is neither of
         length 1 nor zero.
         """
-        self._refuse_replication()
-        checks.check_features("features", features, self.feature_dim)
-        index = checks.check_index("index", index, self.num_instances, features.shape[0])
-        checks.check_same_device(memory=self.memory.features, features=features, index=index)
-        self._check_first_lengths(features)
+        index = self._checked(features, index)
         similarity = self.memory.similarity(features.detach()) if self._uses_similarity(len(index)) else None
         if self.warmup:
             label_sets: tuple[Tensor, ...] = (identity_labels(index, self.num_instances),)
             self._products = None
         else:
-            label_sets = self._inquire(index, similarity)
+            label_sets = self._label_sets_of(index, similarity)
             if self.training:
                 self.pseudo_labels.write_(index, label_sets[0])
         weights = (1.0,) if self.warmup else self.loss.weights
@@ -185,6 +182,16 @@ class SNNetHead(FixedTypeModule):
             self._remember(features.detach(), similarity)
         return loss
 
+    def _checked(self, features: Tensor, index: Tensor) -> Tensor:
+        """The positions of a batch that is fit to be given to the head."""
+        self._refuse_replication()
+        checks.check_features("features", features, self.feature_dim)
+        index = checks.check_index("index", index, self.num_instances, features.shape[0])
+        checks.check_same_device(memory=self.memory.features, features=features, index=index)
+        checks.check_no_transform("features", features)
+        self._check_first_lengths(features)
+        return index
+
     def _check_first_lengths(self, features: Tensor) -> None:
         """Check only the first batch, and only on the CPU: a missing normalisation shows in every batch."""
         if torch.compiler.is_compiling() or self._saw_lengths:
@@ -193,7 +200,7 @@ class SNNetHead(FixedTypeModule):
             checks.check_lengths("features", features, finite=False)
             self._saw_lengths = True
 
-    def _inquire(self, index: Tensor, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _label_sets_of(self, index: Tensor, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The main, symmetric and neighbor labels, packed."""
         query_rows = similarity if self.label_source == "feature" else None
         lists = self.memory.current_lists(index)
@@ -241,10 +248,7 @@ class SNNetHead(FixedTypeModule):
         last = self._last_forward
         if torch.compiler.is_compiling() or last is None or features.is_inference():
             return None
-        every_row = (
-            torch.arange(len(features), device=features.device) if features.device.type == "cpu" else None
-        )
-        same = self.memory.version == last.memory_version and last.features.holds(features, every_row)
+        same = self.memory.version == last.memory_version and last.features.holds_all(features)
         return last.similarity if same else None
 
     def label_statistics(self) -> dict[str, Tensor]:
@@ -258,15 +262,30 @@ class SNNetHead(FixedTypeModule):
         if not self._label_sets:
             raise RuntimeError("label_statistics() needs a forward pass first")
         main, *others = self._label_sets
-        nan = torch.full((), torch.nan, dtype=torch.float32, device=main.device)
-        agreement = [_count(main & y) / _count(main | y).clamp_min(1) for y in others]
-        means = [ratio.mean() for ratio in agreement] or [nan, nan]
-        found = {
-            "positives": _count(main).mean(),
-            "agreement_symmetric": means[0],
-            "agreement_neighbor": means[1],
-        }
-        return found if self._products is None else found | {"products": self._products.float()}
+        positives = [_count(labels) for labels in self._label_sets]
+        return statistics(positives, [_count(main & labels) for labels in others], self._products)
+
+
+def statistics(
+    positives: Sequence[Tensor], common: Sequence[Tensor], products: Tensor | None
+) -> dict[str, Tensor]:
+    """What :meth:`SNNetHead.label_statistics` tells of a batch.
+
+    ``positives`` [B] of each label set, the main one first, and how many that one has in ``common`` [B] with each of
+    the others.
+    """
+    main, *others = (count.float() for count in positives)
+    agreement = []
+    for count, both in zip(others, common, strict=True):
+        shared = both.float()
+        agreement.append((shared / (main + count - shared).clamp_min(1)).mean())
+    symmetric, neighbor = agreement or [main.new_full((), torch.nan)] * 2
+    found = {
+        "positives": main.mean(),
+        "agreement_symmetric": symmetric,
+        "agreement_neighbor": neighbor,
+    }
+    return found if products is None else found | {"products": products.float()}
 
 
 def _count(labels: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import ops
+from . import checks, ops
 
 
 class MutualLabelLoss(nn.Module):
@@ -29,8 +29,8 @@ class MutualLabelLoss(nn.Module):
         hard_negative_ratio: float = 0.01,
     ) -> None:
         super().__init__()
-        options = ops.checks.check_loss_options(kind, delta, hard_negative_ratio)
-        self.weights = tuple(ops.checks.check_weights(weights))
+        options = checks.check_loss_options(kind, delta, hard_negative_ratio)
+        self.weights = tuple(checks.check_weights(weights))
         self.kind, self.delta, self.hard_negative_ratio = options
 
     def forward(self, similarity: Tensor, labels: Sequence[Tensor]) -> Tensor:

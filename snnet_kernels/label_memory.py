@@ -9,8 +9,9 @@ from torch import Tensor
 
 from . import checks, ops
 from .derived import Source
-from .fixed_type import FixedTypeModule
 from .label_tables import LabelTables
+from .layout import identity_labels, label_entries
+from .memory_module import FixedTypeModule
 from .memory_size import check_room
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class PseudoLabelMemory(FixedTypeModule):
         lists = self.storage == "lists"
         self.tables = LabelTables(self.num_instances, device, own=self.own_rows) if lists else None
         with torch.inference_mode(False):
-            bits = None if lists else _identity(self.num_instances, device)
+            every = torch.arange(self.num_instances, device=device)
+            bits = None if lists else identity_labels(every, self.num_instances)
             self.register_buffer("row_bits", bits)
             self.register_buffer("column_bits", None if bits is None else bits.clone(), persistent=False)
         self._source = Source()  # the rows that the transpose was made from
@@ -142,13 +144,8 @@ class PseudoLabelMemory(FixedTypeModule):
         if self.tables is not None:
             return self.tables.pairs(first, last)
         assert self.row_bits is not None
-        found = [torch.zeros(0, 2, dtype=torch.int64, device=self.device)]
-        for start in range(first, min(last, self.num_instances), 1024):
-            part = self.row_bits[start : min(start + 1024, last)]
-            found.append(ops.unpack_labels(part, self.num_instances).nonzero())
-            found[-1][:, 0] += start
-        row, column = torch.cat(found).unbind(1)
-        return row, column
+        row, column = label_entries(self.row_bits[first:last], self.num_instances)
+        return row + first, column
 
     def to_dense(self) -> Tensor:
         """P as a bool matrix [n, n], n² bytes."""
@@ -199,32 +196,23 @@ class PseudoLabelMemory(FixedTypeModule):
         names = [prefix + name for name in ("row_bits", "row_entries", "row_counts")]
         bits, entries, counts = (state_dict.get(name) for name in names)
         rest = {name: value for name, value in state_dict.items() if name not in names}
-        has_lists = isinstance(entries, Tensor) and isinstance(counts, Tensor)
+        lists = (entries, counts) if isinstance(entries, Tensor) and isinstance(counts, Tensor) else None
         if self.tables is None:
-            if isinstance(entries, Tensor) and isinstance(counts, Tensor):
-                bits = _bits_of_lists(entries, counts, self.num_instances)
+            if lists is not None:
+                bits = _bits_of_lists(*lists, self.num_instances)
             rest |= {} if bits is None else {names[0]: bits}
         else:
-            if isinstance(bits, Tensor) and not has_lists:
-                entries, counts = _lists_of_bits(bits, self.num_instances)
-            if isinstance(entries, Tensor) and isinstance(counts, Tensor):
-                self.tables.load_(entries, counts)
-            else:
+            if lists is None and isinstance(bits, Tensor):
+                lists = _lists_of_bits(bits, self.num_instances)
+            if lists is None:
                 args[2].extend(names[1:])  # missing
+            else:
+                self.tables.load_(*lists)
         super()._load_from_state_dict(rest, prefix, *args)
         self.mark_written_()
 
     def extra_repr(self) -> str:
         return f"{self.num_instances}, storage={self.storage!r}"
-
-
-def _identity(n: int, device: torch.device | str | None) -> Tensor:
-    bits = torch.zeros(n, ops.label_bytes(n), dtype=torch.uint8, device=device)
-    diagonal = torch.arange(n, device=device)
-    bits[diagonal, diagonal // 8] = torch.bitwise_left_shift(torch.ones_like(diagonal), diagonal % 8).to(
-        torch.uint8
-    )
-    return bits
 
 
 def _bits_of_lists(entries: Tensor, counts: Tensor, n: int) -> Tensor:
@@ -235,9 +223,5 @@ def _bits_of_lists(entries: Tensor, counts: Tensor, n: int) -> Tensor:
 
 def _lists_of_bits(bits: Tensor, n: int) -> tuple[Tensor, Tensor]:
     checks.check_labels("row_bits", bits, n, n)
-    entries, counts = [], []
-    for start in range(0, n, 1024):
-        part = ops.unpack_labels(bits[start : start + 1024], n)
-        entries.append(part.nonzero()[:, 1].to(torch.int32))
-        counts.append(part.sum(1, dtype=torch.int32))
-    return torch.cat(entries), torch.cat(counts)
+    row, column = label_entries(bits, n)
+    return column.to(torch.int32), torch.bincount(row, minlength=n).to(torch.int32)

@@ -22,7 +22,7 @@ class LabelTables(nn.Module):
     def __init__(self, n: int, device: torch.device | str | None = None, *, own: range | None = None) -> None:
         super().__init__()
         own = range(n) if own is None else own
-        self.n, self.width, self.first = n, len(own), own.start
+        self.n, self.width = n, len(own)
         row = torch.arange(own.start, own.stop, device=device)
         self.take_(row, row - own.start)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_ROWS_AT_ONCE = 1024  # whose entries are found together: that takes a few times what they take
+
 
 def label_bytes(n: int) -> int:
     """Bytes of one packed label row of n columns: whole 16-byte words."""
@@ -28,6 +30,18 @@ def packed_entries(row: Tensor, column: Tensor, rows: int, width: int) -> Tensor
     bits = torch.zeros(rows, label_bytes(width), dtype=torch.uint8, device=row.device)
     value = (1 << (column % 8)).to(torch.uint8)
     return bits.index_put_((row, column // 8), value, accumulate=True)
+
+
+def label_entries(labels: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """(row, column) int64 [E] of the set bits below n, by row, then by column: :func:`packed_entries` undone."""
+    parts = []
+    for number, block in enumerate(labels.split(_ROWS_AT_ONCE)):
+        row, byte = block.nonzero(as_tuple=True)  # only bytes with a bit are opened
+        entry, bit = (block[row, byte, None] & bit_values(labels.device)).nonzero(as_tuple=True)
+        row, column = row[entry] + _ROWS_AT_ONCE * number, 8 * byte[entry] + bit
+        parts.append((row[column < n], column[column < n]))
+    row, column = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+    return row, column
 
 
 def bits_at(bits: Tensor, row: Tensor, column: Tensor) -> Tensor:

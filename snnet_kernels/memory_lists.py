@@ -15,7 +15,6 @@ from .ops.neighbor_lists import neighbor_lists
 from .ops.similarity import memory_similarity
 from .tracing import has_values
 
-SAVED = (*NeighborLists._fields, "products", "checksums")  # of a state dict
 PROBED, FAR_TOO_MANY = 4, 2000  # images, and candidates of each: no fewer than 16 times the places of a list
 
 
@@ -26,14 +25,16 @@ class MemoryLists(nn.Module):
     list than places, the row is multiplied: ``products`` int64 [] counts these rows since :meth:`build_`. Lists start
     from ``floor`` and are built at most half full, so that later updates find room.
 
-    Lists that are too short are told once: where more than n rows were multiplied, and more than half as many as
-    labels or neighbours were asked for: ``asked`` int64 [] counts these since lists were built or loaded. A training
-    step asks for both of B images, so that its limit is the B rows that f Mᵀ multiplies too. If images have thousands
-    of candidates, a step may take minutes: then a warning comes before the first labels are predicted.
+    One warning says that lists are too short: when more than n rows have been multiplied, and more than half as many as
+    labels and neighbours were asked for (``asked`` int64 [] counts these since the lists were built or loaded). A
+    training step asks for 2 B, so its limit is B rows, as many as f Mᵀ has. If images have thousands of candidates, a
+    step may take minutes: then a warning comes before the first labels are predicted.
 
     Buffers (None until they are built): ``columns``, ``values``, ``counts``, ``floors``, ``mirrors``, see
     :class:`snnet_kernels.NeighborLists`; ``products``.
     """
+
+    parts: tuple[str, ...] = NeighborLists._fields  # tables that are kept, and saved
 
     columns: Tensor | None
     values: Tensor
@@ -49,12 +50,18 @@ class MemoryLists(nn.Module):
         self.floor = floor
         self._has_warned = False
         self._is_new = True  # no label was asked for since the lists were built or loaded
-        self._loaded_products = 0  # made before those asked for are counted
+        # Products that came with loaded lists: how much was asked for meanwhile is not known.
+        self._loaded_products = 0
         self._threshold = float("inf")  # of the labels that were asked for last
         for name in (*NeighborLists._fields, "products"):
             self.register_buffer(
                 name, None, persistent=False
             )  # saved by save_: only with what they were made from
+
+    @classmethod
+    def saved_names(cls) -> tuple[str, ...]:
+        """What a state dict has of lists."""
+        return (*cls.parts, "products", "checksums")
 
     @property
     def tables(self) -> NeighborLists | None:
@@ -73,10 +80,11 @@ class MemoryLists(nn.Module):
         floor = None if self.capacity >= len(features) else self.floor
         made = neighbor_lists(features, self.capacity, floor=floor, symmetric=True)
         products = torch.zeros((), dtype=torch.int64, device=features.device)
-        self._take({**made._asdict(), "products": products})
+        self._take(made, products)
 
-    def _take(self, tensors: Mapping[str, Tensor], loaded_products: int = 0) -> None:
+    def _take(self, tables: NeighborLists, products: Tensor, loaded_products: int = 0) -> None:
         """Take the tensors as buffers, in the place of those that are there; nothing is asked of them yet."""
+        tensors = {name: getattr(tables, name) for name in self.parts} | {"products": products}
         self._loaded_products, self._is_new = loaded_products, True
         if self.columns is not None and self.columns.device == tensors["columns"].device:
             for name, tensor in tensors.items():
@@ -112,17 +120,19 @@ class MemoryLists(nn.Module):
         """Packed pseudo labels uint8 [B, label_bytes(n)] as :func:`snnet_kernels.mplp` predicts them."""
         if self._is_new and not torch.compiler.is_compiling() and memory.device.type == "cpu":
             self._warn_of_a_long_wait(memory, index[:PROBED], threshold, query_rows)
-        labels, products = mplp_from_lists(memory, index, *self._inquired(), query_rows, threshold, min_rank)
+        labels, products = mplp_from_lists(
+            memory, index, *self._tables_read(), query_rows, threshold, min_rank
+        )
         self._count(products, len(index), threshold)
         return labels
 
     def nearest(self, memory: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k most similar other images as :func:`snnet_kernels.nearest_neighbors` finds them."""
-        neighbors, similarity, products = nearest_from_lists(memory, index, *self._inquired(), k)
+        neighbors, similarity, products = nearest_from_lists(memory, index, *self._tables_read(), k)
         self._count(products, len(index))
         return neighbors, similarity
 
-    def _inquired(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _tables_read(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         assert self.columns is not None
         return self.columns, self.values, self.counts, self.floors
 
@@ -196,27 +206,32 @@ class MemoryLists(nn.Module):
         """
         if not has_values(features):
             return False
-        n = features.shape[0]
         found = {}
-        for name in SAVED:
+        for name in self.saved_names():
             tensor = state.get(prefix + name)
             if not isinstance(tensor, Tensor) or not has_values(tensor) or not _is_dense(tensor):
                 return False
             found[name] = tensor.to(features.device)
-        checksums, products = found.pop("checksums"), found["products"]
+        checksums, products = found.pop("checksums"), found.pop("products")
         if (products.dtype, products.shape, checksums.dtype) != (torch.int64, (), torch.int64):
             return False
-        tables = NeighborLists(*(found[name] for name in NeighborLists._fields))
-        if tables.columns.shape != (n, min(self.capacity, n)) or not are_symmetric(tables):
+        tables = NeighborLists(**found)
+        if not self._are_whole(tables, features):
             return False
         if not torch.equal(checksums, list_checksums(features, tables)):
             return False
-        found |= with_mirrors(tables)._asdict()
-        self._take(
-            {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.items()},
-            int(products),
+        if "mirrors" in self.parts:
+            tables = with_mirrors(tables)
+        copies = (
+            None if table is None else table.clone(memory_format=torch.contiguous_format) for table in tables
         )
+        self._take(NeighborLists(*copies), products.clone(), int(products))  # type: ignore[arg-type]
         return True
+
+    def _are_whole(self, tables: NeighborLists, features: Tensor) -> bool:
+        """Whether the tables are such lists of the features, as far as that can be seen without products."""
+        n = len(features)
+        return tables.columns.shape == (n, min(self.capacity, n)) and are_symmetric(tables)
 
 
 def _is_dense(tensor: Tensor) -> bool:

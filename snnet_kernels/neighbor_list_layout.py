@@ -63,6 +63,13 @@ def _mirrors_of(columns: Tensor) -> Tensor:
     return made
 
 
+def first_of_each(key: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct keys in rising order, and where each stands first."""
+    distinct, inverse = key.unique(return_inverse=True)
+    at = torch.arange(len(key), device=key.device)
+    return distinct, torch.full_like(distinct, len(key)).scatter_reduce(0, inverse, at, "amin")
+
+
 def are_symmetric(lists: NeighborLists) -> bool:
     """Whether the tables are symmetric lists in every respect but that no entry is missing; on any device."""
     columns, values, counts, floors, mirrors = lists

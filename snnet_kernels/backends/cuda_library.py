@@ -1,5 +1,6 @@
-"""The operations of the compiled CUDA library, below those of ``snnet::``: what is left for a device once
-:mod:`.gpu` has chosen who serves and torch has made the plain products.
+"""The operations of the compiled CUDA library.
+
+:mod:`.gpu` calls them where it has chosen the library; torch has then made the plain products.
 
 They compute what their namesakes of ``snnet::`` do, have no gradients and are never traced. Their schemas are those of
 the namesakes, less what they do not read.

@@ -120,7 +120,6 @@ def _load_all() -> tuple[LibraryInfo, ...]:
         )
     if table.FORCED == "triton" and (problem := triton_problem()):
         raise ImportError(f"SNNET_BACKEND=triton, but Triton cannot be used: {problem}")
-    table.AVAILABLE["cpu"] = loaded["cpu"].loaded
     return tuple(loaded.values())
 
 
@@ -132,7 +131,7 @@ def _lacking(library: LibraryInfo) -> bool:
 _libraries: dict[str, ctypes.CDLL] = {}
 _LOADED = _load_all()
 if table.FORCED is None and (_missing := [library for library in _LOADED if _lacking(library)]):
-    # One warning for both: they are installed together. And one line: line 0 of a file has no text to show.
+    # One warning for both libraries, which are installed together. It names line 0: Python prints no source line.
     warnings.warn_explicit(
         f"snnet_kernels: the compiled library {_missing[0].name} is {_missing[0].detail}; plain PyTorch serves",
         UserWarning,
@@ -143,8 +142,10 @@ if table.FORCED is None and (_missing := [library for library in _LOADED if _lac
 
 def backend_info() -> BackendInfo:
     """The loaded libraries and, for each operation, the backend that serves it on CPU and CUDA tensors."""
+    from ..ops.operation import OPERATIONS  # it needs this package first
+
     operations = {
         name: {device: ", ".join(table.servers(name, device)) for device in ("cpu", "cuda")}
-        for name in table.TABLE
+        for name in sorted(OPERATIONS)
     }
     return BackendInfo(table.FORCED, _LOADED, operations)

@@ -1,4 +1,6 @@
-"""Which backend runs which operation on which device: the only table for dispatch, ``SNNET_BACKEND``, ``backend_info``.
+"""Which backend runs which operation on which device: for dispatch, ``SNNET_BACKEND`` and ``backend_info``.
+
+For CUDA tensors the table says it. For CPU tensors torch knows it: the compiled library registers what it has.
 
 ``SNNET_BACKEND`` forces one backend for every operation: ``reference`` (plain PyTorch), ``cpu`` (the compiled CPU
 library), ``cuda`` (the compiled CUDA library) or ``triton``. If the forced backend is not available, the import raises.
@@ -10,63 +12,44 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+import torch
+
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
 
 
 class Servers(NamedTuple):
-    """The backends that implement an operation, best first; if none of them is available, plain PyTorch runs."""
+    """The backends that implement an operation for CUDA tensors, best first; without them plain PyTorch runs."""
 
-    cpu: tuple[str, ...]  # CPU tensors
-    at_hand: tuple[str, ...]  # CUDA tensors, if similarities are given, or few are to compute
-    streaming: tuple[str, ...]  # CUDA tensors otherwise: products are computed as needed
+    at_hand: tuple[str, ...] = ()  # if similarities are given, or few are to compute
+    streaming: tuple[str, ...] = ()  # otherwise: products are computed as needed
     plain: bool = False  # every GPU backend leaves it to torch: a single product, or sorting
 
 
-_COMPILED = Servers(("cpu",), ("cuda",), ("cuda",))
-_ON_CPU = Servers(("cpu",), (), ())
+_COMPILED = Servers(("cuda",), ("cuda",))
+_PLAIN = Servers(plain=True)
+NOWHERE = Servers()  # an operation that is not in the table
 TABLE = {
     "pack_labels": _COMPILED,
     "unpack_labels": _COMPILED,
     "write_labels_": _COMPILED,
     "gather_labels": _COMPILED,
-    "checksums": Servers(("cpu",), (), (), plain=True),
-    "gather_label_lists": _ON_CPU,
-    "gather_list_entries": _ON_CPU,
-    "write_label_lists_": _ON_CPU,
-    "memory_similarity": Servers(("cpu",), (), (), plain=True),
-    "memory_similarity_backward": Servers(("cpu",), (), (), plain=True),
-    "pause": Servers((), (), (), plain=True),
-    "mplp": Servers(("cpu",), ("triton",), ("triton",)),
-    "nearest_neighbors": Servers(("cpu",), ("cuda", "triton"), ("triton", "cuda")),
+    "checksums": _PLAIN,
+    "memory_similarity": _PLAIN,
+    "memory_similarity_backward": _PLAIN,
+    "pause": _PLAIN,
+    "mplp": Servers(("triton",), ("triton",)),
+    "nearest_neighbors": Servers(("cuda", "triton"), ("triton", "cuda")),
     "mutual_label_loss": _COMPILED,
-    "fused_mutual_label_loss": Servers(("cpu",), ("cuda", "triton"), ("triton", "cuda")),
+    "fused_mutual_label_loss": Servers(("cuda", "triton"), ("triton", "cuda")),
     "update_memory_": _COMPILED,
     "neighbor_lists": _COMPILED,
-    "symmetric_lists": Servers(("cpu",), (), (), plain=True),
+    "symmetric_lists": _PLAIN,
     "mplp_from_lists": _COMPILED,
     "nearest_from_lists": _COMPILED,
     "update_memory_lists_": _COMPILED,
-    "divided_samples": _ON_CPU,
-    "listed_candidates": _ON_CPU,
-    "listed_verdicts": _ON_CPU,
-    "walk_candidates_": _ON_CPU,
-    "own_label_sets": _ON_CPU,
-    "blended_rows": _ON_CPU,
-    "follow_moved_rows_": _ON_CPU,
-    "moved_pairs": _ON_CPU,
-    "insert_pairs_": _ON_CPU,
-    "remove_pairs_": _ON_CPU,
-    "largest_negatives": _ON_CPU,
-    "hard_negative_bars": _ON_CPU,
-    "own_columns_loss": _ON_CPU,
-    "reciprocal_weights": _ON_CPU,
-    "expand_query": _ON_CPU,
-    "jaccard_pairs": _ON_CPU,
-    "blend_jaccard_": _ON_CPU,
-    "update_memory_by_hardest_": _ON_CPU,
 }
-AVAILABLE: dict[str, bool] = dict.fromkeys(BACKENDS, False)  # set as libraries load
+AVAILABLE = {"cuda": False, "triton": False}  # for CUDA tensors; set as libraries load
 
 
 def forced_backend() -> str | None:
@@ -82,14 +65,17 @@ FORCED = forced_backend()
 
 def servers(operation: str, device_type: str) -> tuple[str, ...]:
     """The backends that run ``operation`` for tensors on ``device_type``; two where it depends on the call."""
-    row = TABLE[operation]
-    could = {"cpu": row.cpu, "cuda": row.at_hand + row.streaming}.get(device_type, ())
+    if device_type == "cpu":
+        is_compiled = torch._C._dispatch_has_kernel_for_dispatch_key(f"snnet::{operation}", "CPU")
+        return ("cpu",) if is_compiled else ("reference",)
+    row = TABLE.get(operation, NOWHERE)
+    could = row.at_hand + row.streaming if device_type == "cuda" else ()
     return tuple(dict.fromkeys(name for name in could if AVAILABLE[name])) or ("reference",)
 
 
 def require_forced_backend(operation: str, device_type: str) -> None:
     """Raise if SNNET_BACKEND forces a backend that does not implement ``operation`` on ``device_type``."""
-    if FORCED is None or (TABLE[operation].plain and device_type == _DEVICES.get(FORCED)):
+    if FORCED is None or (TABLE.get(operation, NOWHERE).plain and device_type == _DEVICES.get(FORCED)):
         return
     serving = servers(operation, device_type)
     if FORCED not in serving:
@@ -101,7 +87,8 @@ def require_forced_backend(operation: str, device_type: str) -> None:
 
 def choose(operation: str, at_hand: bool = True) -> str:
     """The backend of a call with CUDA tensors: the best available, or the forced one, or NotImplementedError."""
-    preferred = TABLE[operation].at_hand if at_hand else TABLE[operation].streaming
+    row = TABLE.get(operation, NOWHERE)
+    preferred = row.at_hand if at_hand else row.streaming
     for name in preferred:
         if AVAILABLE[name] and FORCED in (None, name):
             return name

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, ops
-from ..fixed_type import MemoryModule
+from ..memory_module import MemoryModule
 
 
 class SampleMemory(MemoryModule):

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops
+from .. import checks, ops
 from ..derived import row_checksums
-from ..fixed_type import MemoryModule
+from ..memory_module import MemoryModule
 from ..tracing import has_values
 from .followed_lists import FollowedLists
 from .layer import MemoryLayer
@@ -35,7 +35,7 @@ class MPLP:
 
     def predict(self, memory: Tensor, targets: Tensor) -> Tensor:
         """Multi-labels of the images ``targets`` int64 [B], from ``memory`` [n, d]: float32 [B, n] in {0, 1}."""
-        memory = ops.checks.check_matrix("memory", memory).detach()
+        memory = checks.check_matrix("memory", memory).detach()
         lists = _lists_of(memory)
         tables = None if lists is None else lists.lists.tables
         labels = ops.mplp(memory.float().contiguous(), targets, self.t, lists=tables)
@@ -62,7 +62,7 @@ class MMCL(nn.Module):
                 )
             labels = targets > 0.5
         else:
-            targets = ops.checks.check_index("targets", targets, inputs.shape[1], inputs.shape[0])
+            targets = checks.check_index("targets", targets, inputs.shape[1], inputs.shape[0])
             labels = torch.zeros(inputs.shape, dtype=torch.bool, device=inputs.device)
             labels.scatter_(1, targets[:, None], True)
         return ops.mutual_label_loss(
@@ -96,7 +96,7 @@ class Memory(MemoryModule):
         self._refuse_replication()
         if epoch is not None and epoch < 0:
             raise ValueError(f"epoch must not be negative, got {epoch}")
-        targets = ops.checks.check_index("targets", targets, self.num_classes, inputs.shape[0])
+        targets = checks.check_index("targets", targets, self.num_classes, inputs.shape[0])
         alpha = self.alpha if epoch is None else min(0.5 * epoch / EPOCHS, 1.0)
         update = functools.partial(self._learn, alpha, self._updates)
         return MemoryLayer.apply(inputs, targets, self.mem.detach(), update)

@@ -23,7 +23,7 @@ class ColumnLoss:
         self, options: MutualLabelLoss, samples: Samples, exchange: Exchange, division: Division
     ) -> None:
         self.options, self.samples, self.exchange, self.division = options, samples, exchange, division
-        self.first = division.rows(exchange.rank).start
+        self.first = division.first
         batch = max(len(samples.positions), 1)
         self.scale = division.size / batch  # the mean over the samples of one process
 
@@ -38,7 +38,8 @@ class ColumnLoss:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss [] of the samples that this process has loaded, over all columns, and its gradient [b, d].
 
-        ``aboard`` travels with it: the third result is that of all processes, [R, ...].
+        ``aboard`` is sent with an exchange that is made anyway; the third result is what all processes sent of it,
+        [R, ...].
         """
         active = [k for k, weight in enumerate(weights) if weight > 0]
         if len(active) < len(labels):

@@ -10,14 +10,13 @@ from torch.autograd.function import once_differentiable
 
 from .. import checks
 from ..derived import Source
-from ..head import SNNetHead
+from ..head import SNNetHead, statistics
 from ..layout import packed_entries
 from ..ops.similarity import memory_similarity
 from .column_loss import ColumnLoss
 from .exchange import Facts
 from .label_memory import LabelSets, ShardedPseudoLabelMemory
 from .memory import ShardedExemplarMemory
-from .own_lists import UpdatedRows
 from .rows import Samples
 
 OTHER_BATCH, STALE_LISTS = 1, 2  # told before an update
@@ -49,22 +48,12 @@ class ShardedHead(SNNetHead):
 
     memory: ShardedExemplarMemory
     pseudo_labels: ShardedPseudoLabelMemory
+    _last_forward: Batch | None  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.exchange, self.division = self.memory.exchange, self.memory.division
-        self._batch: Batch | None = None
-        self._counted: tuple[Tensor, Tensor, int | None] | None = None  # what statistics are made of
-
-    def _apply(self, fn: Any, recurse: bool = True) -> ShardedHead:
-        self._batch = None
-        super()._apply(fn, recurse)
-        return self
-
-    def mark_written_(self) -> None:
-        """Say on all ranks that M was written past autograd."""
-        self._batch = None
-        self.memory.mark_written_()
+        self._counted: tuple[Tensor, Tensor, Tensor | None] | None = None  # what statistics are made of
 
     @torch.compiler.disable
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
@@ -76,19 +65,10 @@ class ShardedHead(SNNetHead):
         with torch.no_grad():
             batch = self._gathered(features.detach(), told.checked, told.tensors)
             loss, gradient = self._loss(batch)
-        self._batch = batch if self.training else None
+        self._last_forward = batch if self.training else None
         if self.training:
             self.exchange.room.bytes = self._bytes_of_update(batch)
         return _Loss.apply(features, loss, gradient)
-
-    def _checked(self, features: Tensor, index: Tensor) -> Tensor:
-        self._refuse_replication()
-        checks.check_features("features", features, self.feature_dim)
-        index = checks.check_index("index", index, self.num_instances, features.shape[0])
-        checks.check_same_device(memory=self.memory.features, features=features, index=index)
-        checks.check_no_transform("features", features)
-        self._check_first_lengths(features)
-        return index
 
     def _facts(self, index: Tensor) -> Facts:
         loss = self.loss
@@ -110,7 +90,7 @@ class ShardedHead(SNNetHead):
         """The samples of all processes, of which ``tensors`` [R, ...] have travelled already."""
         everything, rows = tensors or self.exchange.gather_all(_travelling(features, index))
         rows = rows.flatten(0, 1)
-        samples = Samples(everything.flatten(), self.exchange.rank, self.division)
+        samples = Samples(everything.flatten(), self.division)
         source = Source()
         if not features.is_inference():  # such tensors do not count their writes
             source.remember_rows(features)
@@ -162,9 +142,9 @@ class ShardedHead(SNNetHead):
 
     def _keep_statistics(self, sets: LabelSets, common: Tensor, products: int) -> None:
         """Of the global batch, of what all processes have counted in their columns, ``common`` [R, B, sets - 1]."""
-        self._counted = sets.positives, common, None if self.warmup else products
+        made = torch.tensor(products, device=common.device)
+        self._counted = sets.positives, common, None if self.warmup else made
         if not self.warmup and len(sets.positives):  # else there may be no lists
-            made = torch.tensor(products, device=common.device)
             asked = 2 * len(sets.positives)  # labels and neighbours
             self.memory.lists._count(made, asked, self.threshold)
 
@@ -190,7 +170,7 @@ class ShardedHead(SNNetHead):
             return self._checked(features, index)
 
         def carry(checked: Tensor) -> tuple[int, list[Tensor]]:
-            batch = self._batch
+            batch = self._last_forward
             if batch is None or not self._is_that(batch, features, checked):
                 return OTHER_BATCH, []
             if self.warmup or not self.training:
@@ -206,7 +186,7 @@ class ShardedHead(SNNetHead):
         )  # fmt: skip
         if not self.training:
             return
-        batch, self._batch = self._batch, None
+        batch, self._last_forward = self._last_forward, None
         blended = None
         if batch is None or OTHER_BATCH in told.flags:
             batch = self._gathered(features.detach(), told.checked)
@@ -223,38 +203,22 @@ class ShardedHead(SNNetHead):
 
     def _blended(self, batch: Batch) -> Tensor:
         """What the own rows become, as it travels."""
-        rows = UpdatedRows(
-            self.memory.features, self.memory.lists.tables, self._momentum, self.exchange, self.division
-        )
         entries, samples = batch.samples.rounds[0] if batch.samples.rounds else (slice(None), batch.samples)
-        return rows.blended(samples, batch.features[entries])
+        features = batch.features[entries]
+        return self.memory.lists.blended(self.memory.features, samples, features, self._momentum)
 
     def _is_that(self, batch: Batch, features: Tensor, index: Tensor) -> bool:
         """Whether the batch was gathered of these features and this memory."""
         if features.is_inference() or batch.memory_version != self.memory.version:
             return False
-        every_row = (
-            torch.arange(len(features), device=features.device) if features.device.type == "cpu" else None
-        )
-        return batch.source.holds(features, every_row) and torch.equal(batch.own_index, index)
+        return batch.source.holds_all(features) and torch.equal(batch.own_index, index)
 
     def label_statistics(self) -> dict[str, Tensor]:
         """As :meth:`SNNetHead.label_statistics`, of the global batch; no collective."""
         if self._counted is None:
             raise RuntimeError("label_statistics() needs a forward pass first")
-        counted, common, products = self._counted
-        positives, both = counted.float(), common.sum(0).float()
-        nan = positives.new_full((), torch.nan)
-        shares = [
-            (both[:, k] / (positives[:, 0] + positives[:, k + 1] - both[:, k]).clamp_min(1)).mean()
-            for k in range(both.shape[1])
-        ] or [nan, nan]
-        found = {
-            "positives": positives[:, 0].mean(),
-            "agreement_symmetric": shares[0],
-            "agreement_neighbor": shares[1],
-        }
-        return found if products is None else found | {"products": positives.new_tensor(products)}
+        positives, common, products = self._counted
+        return statistics(positives.unbind(1), common.sum(0).unbind(1), products)
 
 
 def _travelling(features: Tensor, index: Tensor) -> list[Tensor]:

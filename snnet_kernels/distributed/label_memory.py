@@ -15,7 +15,6 @@ from ..layout import label_bytes
 from ..ops.label_lists import gather_list_entries
 from ..ops.shard_prediction import own_label_sets
 from .exchange import Exchange
-from .packing import joined_columns, split_columns
 from .prediction import Inquiry, Predicted
 from .rows import Division, Samples
 
@@ -45,8 +44,8 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
     def _join(self, process_group: ProcessGroup | None) -> range:
         assert process_group is not None
         self.exchange = Exchange(process_group)
-        self.division = Division(self.num_instances, self.exchange.size)
-        return self.division.rows(self.exchange.rank)
+        self.division = Division(self.num_instances, self.exchange.size, self.exchange.rank)
+        return self.division.own
 
     def _chosen(self, storage: str) -> str:
         if storage not in ("auto", "lists"):
@@ -56,9 +55,9 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
     def write_(self, index: Tensor, labels: Tensor) -> None:
         """P[index] = labels (Eq. 3) of the own samples: int64 [b], packed uint8 [b, label_bytes(n)]."""
         everything, labels = self._asked("write_", index, labels)
-        parts = split_columns(labels, self.division)
-        loaded, own = len(labels), split_columns(labels[:0], self.division)[self.exchange.rank].shape[1]
-        found = self.exchange.send_parts(parts, [(loaded, own)] * self.exchange.size)
+        parts = labels.split(self._widths, dim=1)
+        shape = len(labels), self._widths[self.exchange.rank]
+        found = self.exchange.send_parts(parts, [shape] * self.exchange.size)
         self._write_own_(everything, torch.cat(found))
 
     def _write_own_(self, index: Tensor, labels: Tensor) -> None:
@@ -68,24 +67,22 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
     def rows(self, index: Tensor) -> Tensor:
         """P[index] of the own samples, packed, uint8 [b, label_bytes(n)]; empty at -1."""
         everything, _ = self._asked("rows", index)
-        parts = list(self.tables.rows(everything).chunk(self.exchange.size)) if len(index) else []
-        shapes = [(len(index), part.shape[1]) for part in split_columns(self._none(), self.division)]
-        parts = parts or [self._none()[:, :0]] * self.exchange.size
-        return joined_columns(self.exchange.send_parts(parts, shapes), self.division)
+        found = self.tables.rows(everything)
+        parts = found.view(self.exchange.size, len(index), found.shape[1]).unbind(0)
+        shapes = [(len(index), width) for width in self._widths]
+        return torch.cat(self.exchange.send_parts(parts, shapes), dim=1)
 
     def columns(self, index: Tensor) -> Tensor:
         """P[:, index]ᵀ of the own samples, packed, uint8 [b, label_bytes(n)]; empty at -1."""
         everything, _ = self._asked("columns", index)
-        owner = self.division.owner(everything)
-        loader = torch.arange(len(everything), device=owner.device) // max(len(index), 1)
-        here = (owner == self.exchange.rank) & (everything >= 0)
-        found = self.tables.columns(everything[here] - self.own_rows.start)
-        parts = [found[loader[here] == rank] for rank in range(self.exchange.size)]
-        columns = self.exchange.send_rows(parts)
-        answer = columns.new_zeros(len(index), columns.shape[1])
-        asked = (index >= 0).nonzero().flatten()
-        answer[asked[self.division.owner(index[asked]).sort(stable=True).indices]] = columns
-        return answer
+        samples = Samples(everything.clamp_min(0), self.division)
+        own = samples.rows.masked_fill(everything[samples.own] < 0, -1)
+        return samples.to_loaders(self.tables.columns(own), self.exchange)
+
+    @property
+    def _widths(self) -> list[int]:
+        """Bytes of a packed label that each process owns: blocks of columns are whole bytes."""
+        return [label_bytes(len(self.division.rows(rank))) for rank in range(self.division.size)]
 
     def _asked(self, call: str, index: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The positions of all processes, and the own ``labels``."""
@@ -95,7 +92,7 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
             checked = checks.check_index(
                 "index", index, self.num_instances, lowest=0 if call == "write_" else -1
             )
-            found = self._none()
+            found = torch.zeros(0, label_bytes(self.num_instances), dtype=torch.uint8, device=self.device)
             if labels is not None:
                 found = checks.check_labels("labels", labels, self.num_instances, len(checked))
             checks.check_same_device(tables=self.tables.device_tensor, index=checked, labels=found)
@@ -108,10 +105,6 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
             lambda found: {"the number of samples": len(found[0]), "num_instances": self.num_instances},
         )
         return self.exchange.gather(checked).flatten(), labels
-
-    def _none(self) -> Tensor:
-        """No labels, of all columns."""
-        return torch.zeros(0, label_bytes(self.num_instances), dtype=torch.uint8, device=self.device)
 
     def inquiry(self, samples: Samples) -> Inquiry:
         """What the owners of the samples tell all processes of the symmetric labels; and all of the neighbours'."""
@@ -139,7 +132,7 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
 
     def gather(self, to: int | None = None) -> PseudoLabelMemory | None:
         """P as lists of one process, on the CPU: in all processes, or in rank ``to`` of the group alone and None in the
-        others. It takes about 100 bytes a label while it is made, and 30 then."""
+        others. It takes about 100 bytes a label while it is made, and 30 afterwards."""
         ranks = range(self.exchange.size)
 
         def check() -> None:

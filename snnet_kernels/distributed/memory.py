@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +11,11 @@ from torch.distributed import ProcessGroup
 from .. import checks
 from ..exemplar_memory import ExemplarMemory
 from ..layout import packed_entries
+from ..ops.memory_update import update_memory_
 from ..ops.similarity import float32_similarity
 from ..precision import rounds_products
 from .exchange import Exchange, Facts
-from .lists import SAVED, ShardedLists
-from .own_lists import UpdatedRows, update_
+from .lists import ShardedLists
 from .prediction import Inquiry, OwnRows, Predicted
 from .rows import Division, Samples
 
@@ -37,8 +36,8 @@ class ShardedExemplarMemory(ExemplarMemory):
     def _join(self, process_group: ProcessGroup | None) -> range:
         assert process_group is not None
         self.exchange = Exchange(process_group)
-        self.division = Division(self.num_instances, self.exchange.size)
-        return self.division.rows(self.exchange.rank)
+        self.division = Division(self.num_instances, self.exchange.size, self.exchange.rank)
+        return self.division.own
 
     def _empty_lists(self, neighbors: int, floor: float) -> ShardedLists:
         if neighbors == 0:
@@ -177,15 +176,8 @@ class ShardedExemplarMemory(ExemplarMemory):
 
         samples, rows = self._asked("nearest", index, query_rows, options)
         columns, values = self._own_rows(samples).nearest(samples, k, rows)
-        size = self.exchange.size
-        loaded = len(samples.positions) // size
         packed = torch.cat([columns.to(torch.int32), values.view(torch.int32)], dim=1)
-        place = samples.own
-        parts = [packed[place // max(loaded, 1) == rank] for rank in range(size)]
-        found = self.exchange.send_rows(parts)
-        mine = samples.owner[self.exchange.rank * loaded : (self.exchange.rank + 1) * loaded]
-        answer = torch.empty_like(found)
-        answer[mine.sort(stable=True).indices] = found
+        answer = samples.to_loaders(packed, self.exchange)
         return answer[:, :k].long(), answer[:, k:].contiguous().view(torch.float32)
 
     def _asked(
@@ -215,7 +207,7 @@ class ShardedExemplarMemory(ExemplarMemory):
                 **self.facts(),
             },
         )
-        samples = Samples(self.exchange.gather(asked).flatten(), self.exchange.rank, self.division)
+        samples = Samples(self.exchange.gather(asked).flatten(), self.division)
         if given is None:
             return samples, None
         owner = self.division.owner(asked)
@@ -253,7 +245,7 @@ class ShardedExemplarMemory(ExemplarMemory):
             lambda found: {"the number of samples": len(found[0]), "momentum": float(found[2]), **self.facts()},
         )  # fmt: skip
         rows, everything = (part.flatten(0, 1) for part in self.exchange.gather_all([live.contiguous(), own]))
-        samples = Samples(everything, self.exchange.rank, self.division)
+        samples = Samples(everything, self.division)
         known = self.version
         lists = self._current_lists(samples.rows)
         if similarity is not None:  # unless it is of what the memory was before something else wrote it
@@ -269,27 +261,19 @@ class ShardedExemplarMemory(ExemplarMemory):
         lists: ShardedLists | None,
         blended: Tensor | None = None,
     ) -> None:
-        """The same by the samples of all processes; without ``lists`` these are left behind.
+        """The same, given the samples of all processes. Without ``lists`` the lists are not updated, but rebuilt when
+        they are next needed.
 
-        ``blended``: what all have made of the rows of the first round, see :mod:`.own_lists`.
+        ``blended``: what all have made of the rows of the first round, see :meth:`.ShardedLists.blended`.
         """
-        tables = None if lists is None else lists.tables
-        if lists is not None and (similarity is None or rounds_products(features.device)):
-            similarity = float32_similarity(features, self.features)
-        rows = UpdatedRows(self.features, tables, momentum, self.exchange, self.division)
-        update_(rows, samples, features, similarity, blended)
         if lists is None:
+            update_memory_(self.features, samples.rows, features[samples.own], momentum)
             self._count_change()
-        else:
-            self._vouch_for_lists(samples.rows)
+            return
+        if similarity is None or rounds_products(features.device):
+            similarity = float32_similarity(features, self.features)
+        lists.update_(self.features, samples, features, momentum, similarity, blended)
+        self._vouch_for_lists(samples.rows)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        own = f"{prefix}lists."
-        found = {own + name: state_dict.pop(own + name) for name in SAVED if own + name in state_dict}
-        device = self.features.device
-        super(ExemplarMemory, self)._load_from_state_dict(state_dict, prefix, *args)
-        if self.features.device != device:
-            self.drop_lists_()
-        self._count_change()  # lists that cannot be taken are made afresh when all processes next need them
-        if self.lists.load_(found, own, self.features):
-            self._vouch_for_lists()
+    def _rebuild_loaded_(self) -> None:
+        """Not here: lists are made afresh when all processes next need them."""

@@ -26,7 +26,7 @@ MOST_AT_ONCE = 128
 PRODUCTS_AT_ONCE = 2**24  # where lists do not tell
 WHOLE_ROWS_AT_ONCE = 2**22  # entries of whole rows of a process, of some 60 bytes each
 CONSISTENT, INCONSISTENT, UNTOLD, ELSEWHERE = 0, 1, 2, 3
-INCOMPLETE, STALE = 1, 2
+INCOMPLETE, STALE = 1, 2  # what stands at MISSING: the list does not tell, or the lists are not those of M
 NUMBER, NEIGHBOR, MISSING, SIZE, TOLD = range(5)  # what a process tells of a sample before its candidates
 
 
@@ -65,7 +65,7 @@ class OwnRows:
         self, features: Tensor, lists: NeighborLists | None, exchange: Exchange, division: Division
     ) -> None:
         self.features, self._lists, self.exchange, self.division = features, lists, exchange, division
-        self.first = division.rows(exchange.rank).start
+        self.first = division.first
         self.products = 0
 
     @property
@@ -255,16 +255,9 @@ class OwnRows:
         position, ends = torch.zeros(len(rows), dtype=torch.int64, device=rows.device), number.long()
         batch, share = len(rows), self.division.n // self.division.size
         at_once, width = max(1, min(CANDIDATES_AT_ONCE, PRODUCTS_AT_ONCE // max(batch * share, 1))), 1
-        positives = [(ends[:0], ends[:0])]
-        answers: list[Tensor] | None = None
-        left, is_asked = most, self._is_any_checked(walk, most)
-        while left:
-            if answers is not None:
-                is_asked = self._is_any_checked(walk, most, position < ends)
-                own = _next_ones(found, ends[samples.own], position[samples.own], chunk.shape[1])
-                chunk = samples.of_owners(self.exchange.gather(padded(own, samples.most)))
-            verdicts, *told = self._ask(walk, chunk, is_asked, () if answers is not None else aboard)
-            answers = told if answers is None else answers
+        positives = []
+        verdicts, *answers = self._ask(walk, chunk, self._is_any_checked(walk, most), aboard)
+        while True:
             *passed, counts = walk_candidates_(position, ends, verdicts, chunk, samples.positions, False)
             left, untold = counts.tolist()
             if untold:
@@ -272,9 +265,12 @@ class OwnRows:
                 *passed, counts = walk_candidates_(position, ends, verdicts, chunk, samples.positions, True)
                 left = int(counts[0])
             positives.append((passed[0], passed[1]))
+            if not left:
+                break
             width = min(2 * width, at_once)  # who goes on will need many products
-        if answers is None:
-            answers = self.exchange.gather_all(aboard) if len(aboard) else []
+            own = _next_ones(found, ends[samples.own], position[samples.own], chunk.shape[1])
+            chunk = samples.of_owners(self.exchange.gather(padded(own, samples.most)))
+            (verdicts,) = self._ask(walk, chunk, self._is_any_checked(walk, most, position < ends), ())
         sample, column = (torch.cat(parts) for parts in zip(*positives, strict=True))
         return sample, column, answers
 
@@ -312,7 +308,7 @@ class OwnRows:
         row, anchors = chunk[sample, place].long(), anchor[sample].long()
         distinct, inverse = row.unique(return_inverse=True)
         self.products += len(distinct)
-        owners = Samples(distinct, self.exchange.rank, self.division)
+        owners = Samples(distinct, self.division)
         rows = torch.cat(self.exchange.gather_rows(self.features[owners.rows], owners.counts))
         products = float32_similarity(rows, self.features)[inverse]
         local = anchors - self.first

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ops.shard_prediction import divided_samples
+from .exchange import Exchange
 
 BLOCK = 512  # rows of a block, which belongs to one process
 
@@ -18,6 +19,17 @@ class Division(NamedTuple):
 
     n: int
     size: int  # processes
+    rank: int  # of this one
+
+    @property
+    def own(self) -> range:
+        """The rows of this process."""
+        return self.rows(self.rank)
+
+    @property
+    def first(self) -> int:
+        """The first of them."""
+        return self.own.start
 
     def rows(self, rank: int) -> range:
         """The rows of a rank; empty where there are fewer blocks than processes."""
@@ -43,17 +55,16 @@ def _ends(division: Division, device: torch.device) -> Tensor:
 class Samples:
     """Who works on the samples of a batch."""
 
-    def __init__(self, positions: Tensor, rank: int, division: Division) -> None:
-        self.rank, self.division = rank, division
+    def __init__(self, positions: Tensor, division: Division) -> None:
         self.positions = positions  # int64 [B], of all processes
+        self.division = division
         # The process of each sample, the places in the batch by process, and in blocks of all processes: int64 [B].
         self.owner, self.order, self._at, counts = divided_samples(positions, division.ends(positions.device))
         self.counts: list[int] = counts.tolist()
         self.most = max(self.counts)
-        first = sum(self.counts[:rank])
         # The places of this process's samples in the batch, and in its own rows, int64 [b].
-        self.own = self.order[first : first + self.counts[rank]]
-        self.rows = positions[self.own] - division.rows(rank).start
+        self.own = self.places(division.rank)
+        self.rows = positions[self.own] - division.first
 
     def places(self, rank: int) -> Tensor:
         """The places in the batch of the samples of a rank."""
@@ -62,6 +73,22 @@ class Samples:
     def of_owners(self, blocks: Tensor) -> Tensor:
         """What each owner has said of its samples, [R, most, ...], in order of the batch: [B, ...]."""
         return blocks.flatten(0, 1).index_select(0, self._at)
+
+    def to_loaders(self, answers: Tensor, exchange: Exchange) -> Tensor:
+        """``answers`` [b, ...] on the own samples go to the processes that have loaded these, as many each.
+
+        What comes back: the answers on the samples that this process has loaded, in their order.
+        """
+        size, rank = self.division.size, self.division.rank
+        loaded = len(self.positions) // size
+        asked = self.owner[rank * loaded : (rank + 1) * loaded]  # the owners of those loaded here
+        going, coming = (
+            torch.bincount(ranks, minlength=size).tolist() for ranks in (self.own // max(loaded, 1), asked)
+        )
+        found = exchange.send(answers, going, coming)
+        answer = torch.empty_like(found)
+        answer[asked.sort(stable=True).indices] = found
+        return answer
 
     @cached_property
     def rounds(self) -> list[tuple[Tensor | slice, Samples]]:
@@ -74,9 +101,9 @@ class Samples:
         turn = torch.empty_like(order)
         turn[order] = torch.arange(len(order), device=order.device) - torch.searchsorted(ordered, ordered)
         parts = [(turn == r).nonzero().flatten() for r in range(int(turn.max()) + 1)]
-        return [(part, Samples(self.positions[part], self.rank, self.division)) for part in parts]
+        return [(part, Samples(self.positions[part], self.division)) for part in parts]
 
 
 def own_rows(n: int, rank: int, world_size: int) -> range:
     """The rows of n that a rank owns: blocks of 512, divided in order."""
-    return Division(n, world_size).rows(rank)
+    return Division(n, world_size, rank).own

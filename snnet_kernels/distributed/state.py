@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..label_tables import LabelTables
+from ..layout import label_entries
 from ..memory_lists import list_checksums
 from ..neighbor_list_layout import NeighborLists, with_mirrors
-from ..ops.label_memory import unpack_labels
-from .lists import SAVED
+from .lists import ShardedLists
 
 FEATURES, LISTS, LABELS = "memory.features", "memory.lists.", "pseudo_labels."
 ENTRIES, COUNTS = LABELS + "column_entries", LABELS + "column_counts"
@@ -61,7 +61,7 @@ def whole_state(pieces: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     tables = LabelTables(n, entries.device)
     tables.load_(entries, counts, side="column")
     found[LABELS + "row_entries"], found[LABELS + "row_counts"] = tables.saved("row")
-    lists = {name: found.pop(LISTS + name) for name in SAVED if LISTS + name in found}
+    lists = {name: found.pop(LISTS + name) for name in ShardedLists.saved_names() if LISTS + name in found}
     if not lists:
         return found
     made, features = (
@@ -82,15 +82,14 @@ def rows_of_state(state: Mapping[str, Tensor], rows: range) -> dict[str, Tensor]
     n = len(state[FEATURES])
     found = {FEATURES: features}
     if LABELS + "row_bits" in state:
-        pairs = _set_bits(state[LABELS + "row_bits"], n, rows)
+        row, column = label_entries(state[LABELS + "row_bits"], n)
     else:
         whole = LabelTables(n, features.device)
         whole.load_(state[LABELS + "row_entries"], state[LABELS + "row_counts"])
         row, column = whole.pairs(0, n)
-        mine = (column >= rows.start) & (column < rows.stop)
-        pairs = row[mine], column[mine] - rows.start
+    mine = (column >= rows.start) & (column < rows.stop)
     tables = LabelTables(n, features.device, own=rows)
-    tables.take_(*pairs)
+    tables.take_(row[mine], column[mine] - rows.start)
     found[ENTRIES], found[COUNTS] = tables.saved("column")
     if LISTS + "columns" in state:
         made = NeighborLists(*(state[LISTS + name][own] for name in NeighborLists._fields))
@@ -103,16 +102,6 @@ def rows_of_state(state: Mapping[str, Tensor], rows: range) -> dict[str, Tensor]
             }
             found |= {LISTS + name: tensor for name, tensor in lists.items()}
     return found | _rest(state)
-
-
-def _set_bits(bits: Tensor, n: int, rows: range) -> tuple[Tensor, Tensor]:
-    """(row, column) of what is set in the columns ``rows``, counted from the first of them."""
-    parts = []
-    for start in range(0, n, 1024):
-        here = unpack_labels(bits[start : start + 1024], n)[:, rows.start : rows.stop]
-        row, column = here.nonzero().unbind(1)
-        parts.append((row + start, column))
-    return torch.cat([row for row, _ in parts]), torch.cat([column for _, column in parts])
 
 
 def _rest(state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -9,7 +9,8 @@ torch's TF32 flag change neither. Shapes: B batch entries, n images, d feature d
 similarities and memory are float32, indices int64, label bits uint8.
 """
 
-from .. import checks
+# These files define operations, and have no name that is read from here.
+from . import checksums, label_lists, list_labels, shard_lists, shard_loss, shard_prediction  # noqa: F401
 from .cluster_memory import update_memory_by_hardest_
 from .jaccard_graph import blend_jaccard_, expand_query, jaccard_graph, reciprocal_weights
 from .label_memory import gather_labels, label_bytes, pack_labels, unpack_labels, write_labels_
@@ -18,54 +19,25 @@ from .loss import fused_mutual_label_loss, mutual_label_loss
 from .memory_update import update_memory_
 from .neighbor_lists import lists_and_lowest, neighbor_lists
 from .neighbors import nearest_neighbors
-from .shard_lists import (
-    blended_rows,
-    follow_moved_rows_,
-    insert_pairs_,
-    moved_pairs,
-    remove_pairs_,
-)
-from .shard_loss import hard_negative_bars, largest_negatives, own_columns_loss
-from .shard_prediction import (
-    divided_samples,
-    listed_candidates,
-    listed_verdicts,
-    own_label_sets,
-    walk_candidates_,
-)
 from .similarity import memory_similarity
 
 __all__ = [
     "blend_jaccard_",
-    "blended_rows",
-    "checks",
-    "divided_samples",
     "expand_query",
-    "follow_moved_rows_",
     "fused_mutual_label_loss",
     "gather_labels",
-    "hard_negative_bars",
-    "insert_pairs_",
     "jaccard_graph",
     "label_bytes",
-    "largest_negatives",
-    "listed_candidates",
-    "listed_verdicts",
     "lists_and_lowest",
     "memory_similarity",
-    "moved_pairs",
     "mplp",
     "mutual_label_loss",
     "nearest_neighbors",
     "neighbor_lists",
-    "own_columns_loss",
-    "own_label_sets",
     "pack_labels",
     "reciprocal_weights",
-    "remove_pairs_",
     "unpack_labels",
     "update_memory_",
     "update_memory_by_hardest_",
-    "walk_candidates_",
     "write_labels_",
 ]

@@ -57,7 +57,7 @@ def mplp(
         query_rows: [B, n] to use in place of S[index], for instance ``memory_similarity(features, memory)``.
     """
     threshold, min_rank = checks.check_prediction_options(threshold, min_rank)
-    memory, index, query_rows = checks.check_inquiry(memory, index, query_rows, lists)
+    memory, index, query_rows = checks.check_query(memory, index, query_rows, lists)
     if lists is None:
         return _mplp(memory, index, query_rows, float(threshold), min_rank)
     return mplp_from_lists(memory, index, *lists[:4], query_rows, float(threshold), min_rank)[0]

@@ -41,7 +41,7 @@ def nearest_neighbors(
     not read. Lists hold no NaN: it comes only where they are too short for k.
     """
     k = checks.check_count("k", k)
-    memory, index, query_rows = checks.check_inquiry(memory, index, query_rows, lists)
+    memory, index, query_rows = checks.check_query(memory, index, query_rows, lists)
     k = checks.check_neighbors(k, memory.shape[0])
     if lists is None or query_rows is not None:
         return _nearest_neighbors(memory, index, query_rows, k)

@@ -22,14 +22,6 @@ def unpack_labels(labels: Tensor, n: int) -> Tensor:
     return bits.flatten(1)[:, :n].contiguous()
 
 
-def label_entries(labels: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """(row, column) int64 [K] of the set bits below n, row by row; reads bytes and opens only those with a bit."""
-    row, byte = labels.nonzero(as_tuple=True)
-    entry, bit = (labels[row, byte, None] & bit_values(labels.device)).nonzero(as_tuple=True)
-    row, column = row[entry], 8 * byte[entry] + bit
-    return row[column < n], column[column < n]
-
-
 def labels_at(labels: Tensor, columns: Tensor) -> Tensor:
     """bool [B, k]: the label bits at ``columns`` [B, k]."""
     return (labels.gather(1, columns // 8) & bit_values(labels.device)[columns % 8]) != 0

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .label_memory import label_entries, labels_at, unpack_labels
+from ..layout import label_entries
+from .label_memory import labels_at, unpack_labels
 from .selection import ordered_topk
 from .similarity import memory_similarity, memory_similarity_backward
 

@@ -206,7 +206,8 @@ def _moved_pairs(
     # Where ν <= α old error would grow: products.
     blends = ~changed[column] & (lengths[b] > momentum)
     blended = (momentum * lists.values[index[b], place] + (1 - momentum) * similarity[b, column]) / lengths[b]
-    by_product = _may_rise(lists.floors, index, similarity, lengths, momentum) & ~listed & ~changed
+    moved_floors = lists.floors[index]
+    by_product = _may_rise(lists.floors, moved_floors, similarity, lengths, momentum) & ~listed & ~changed
     by_product[b[~blends], column[~blends]] = True
     by_product[:, index] = torch.ones(len(index), len(index), dtype=torch.bool, device=memory.device).tril()
     other, other_column = by_product.nonzero().unbind(1)
@@ -219,11 +220,11 @@ def _moved_pairs(
 
 
 def _may_rise(
-    floors: Tensor, index: Tensor, similarity: Tensor, lengths: Tensor, momentum: Tensor | float
+    floors: Tensor, moved_floors: Tensor, similarity: Tensor, lengths: Tensor, momentum: Tensor | float
 ) -> Tensor:
-    """Unlisted pairs [b, n] that the update may lift above one of their floors."""
+    """Unlisted pairs [b, n] that the update may lift above one of their floors: that of the row that has moved, or that
+    of the column."""
     if momentum == 1.0:  # a row that was not of length 1 has moved without its feature: s tells nothing
         return ((lengths - 1).abs() > SLACK)[:, None].expand_as(similarity)
     gain, slack = ((lengths - momentum) / (1 - momentum))[:, None], SLACK / (1 - momentum)
-    own, others = floors[index][:, None] * gain, floors[None, :] * gain
-    return (similarity > own - slack) | (similarity > others - slack)
+    return (similarity > moved_floors[:, None] * gain - slack) | (similarity > floors[None, :] * gain - slack)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..neighbor_list_layout import NeighborLists
+from ..neighbor_list_layout import NeighborLists, first_of_each
 from ..precision import matmul
 from .selection import ordered_topk
 
@@ -98,7 +98,7 @@ def symmetric_lists(lists: NeighborLists, capacity: int) -> NeighborLists:
     column, value = lists.columns[row, place].long(), lists.values[row, place]
     # Each pair twice, once from either side, whoever lists it.
     key = torch.cat([row * n + column, column * n + row])
-    key, first = _first_of_each(key)
+    key, first = first_of_each(key)
     row, column, value = key // n, key % n, torch.cat([value, value])[first]
     rank = _rank_in_row(row, column, value, n)
     mirror = torch.searchsorted(key, column * n + row)
@@ -106,13 +106,6 @@ def symmetric_lists(lists: NeighborLists, capacity: int) -> NeighborLists:
     floors = lists.floors.scatter_reduce(0, row[~kept], value[~kept], "amax")
     row, column, value = row[kept], column[kept], value[kept]
     return _tables(row, column, value, floors, n, capacity)
-
-
-def _first_of_each(key: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct keys in rising order, and where each stands first."""
-    distinct, inverse = key.unique(return_inverse=True)
-    at = torch.arange(len(key), device=key.device)
-    return distinct, torch.full_like(distinct, len(key)).scatter_reduce(0, inverse, at, "amin")
 
 
 def _rank_in_row(row: Tensor, column: Tensor, value: Tensor, n: int) -> Tensor:

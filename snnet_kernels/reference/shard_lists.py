@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..neighbor_list_layout import NeighborLists
 from ..precision import matmul
-from .memory_update import SLACK, _blend_rows_
+from .memory_update import _blend_rows_, _may_rise
 from .neighbor_lists import _rank_in_row
 
 MOVED_NUMBERS = 2  # behind a moved row: its length before the division, and its floor
@@ -172,15 +172,6 @@ def _followed(
     found = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
     order = found[0].sort(stable=True).indices
     return (*(tensor[order] for tensor in found), fresh[order])  # type: ignore[return-value]
-
-
-def _may_rise(
-    floors: Tensor, moved_floors: Tensor, similarity: Tensor, lengths: Tensor, momentum: Tensor
-) -> Tensor:
-    if momentum == 1.0:  # a row that was not of length 1 has moved without its feature: s tells nothing
-        return ((lengths - 1).abs() > SLACK)[:, None].expand_as(similarity)
-    gain, slack = ((lengths - momentum) / (1 - momentum))[:, None], SLACK / (1 - momentum)
-    return (similarity > moved_floors[:, None] * gain - slack) | (similarity > floors[None, :] * gain - slack)
 
 
 def _erase(lists: NeighborLists, row: Tensor, place: Tensor) -> None:

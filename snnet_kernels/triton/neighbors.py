@@ -165,7 +165,7 @@ def _search(
 
     def run(tile: Tile) -> Tensor:
         tile = tile._replace(registers=255)
-        parts, span = launching.column_spans(n, batch_size, tile, memory.device)
+        parts, span = launching.parts_of_columns(batch_size, n, tile, memory.device)
         best = torch.empty(parts, batch_size, kept, dtype=torch.int64, device=memory.device)
         launching.launch(
             nearest_kernel,

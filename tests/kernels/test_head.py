@@ -117,6 +117,18 @@ def test_eval_writes_nothing():
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+def test_a_tangent_is_refused_before_anything_is_written():
+    head = make_head(threshold=0.5)
+    (features, index), before = batch(0), head.pseudo_labels.to_dense()
+    with torch.autograd.forward_ad.dual_level():
+        live = torch.autograd.forward_ad.make_dual(features.detach(), torch.ones_like(features))
+        with pytest.raises(NotImplementedError, match="has a forward-mode tangent"):
+            head(live, index)
+    assert torch.equal(head.pseudo_labels.to_dense(), before)
+    head(features, index)
+    assert not torch.equal(head.pseudo_labels.to_dense(), before)
+
+
 def test_statistics_are_those_of_the_label_matrices():
     head = make_head(threshold=0.5)
     one_step(head, 0)

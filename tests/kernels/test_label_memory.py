@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import snnet_kernels as sk
-from snnet_kernels import ops, reference
+from snnet_kernels import reference
 
 # Around the borders of a byte, of a 16-byte word and of a block of the transposition.
 SIZES = [1, 7, 8, 9, 127, 128, 129, 1000, 1025, 2050]
@@ -75,17 +75,20 @@ def test_state_dict_restores_both_orientations():
 
 @pytest.mark.parametrize("storage", ["bits", "lists"])
 def test_pairs_of_rows_are_taken_1024_at_a_time(storage, monkeypatch):
-    n, unpack, asked = 2500, ops.unpack_labels, []
+    n, nonzero, asked = 2500, torch.Tensor.nonzero, []
     memory = sk.PseudoLabelMemory(n, storage=storage)
     memory.write_(torch.tensor([7, 2100]), sk.pack_labels(torch.arange(2 * n).reshape(2, n) % 1000 == 3))
     expected = memory.to_dense()
-    monkeypatch.setattr(ops, "unpack_labels", lambda bits, n: asked.append(len(bits)) or unpack(bits, n))
+    monkeypatch.setattr(
+        torch.Tensor, "nonzero", lambda t, **given: asked.append(t.shape) or nonzero(t, **given)
+    )
     for first, last in ((0, None), (5, 9), (1000, 2101), (1024, 5000), (9, 4), (2500, 2600)):
         row, column = memory.pairs(first, last)
         wanted = expected.nonzero()
         wanted = wanted[(wanted[:, 0] >= first) & (wanted[:, 0] < (n if last is None else last))]
         assert torch.equal(torch.stack([row, column], 1), wanted)
-    assert max(asked, default=0) <= 1024
+    packed = [shape[0] for shape in asked if shape[1:] == (sk.label_bytes(n),)]
+    assert max(packed, default=0) == (1024 if storage == "bits" else 0)
     for name, rows in {"first": (-5,), "last": (0, -1)}.items():
         with pytest.raises(ValueError, match=f"{name} must be an integer of at least 0, got -"):
             memory.pairs(*rows)

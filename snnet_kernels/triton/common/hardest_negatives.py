@@ -22,7 +22,7 @@ from ...precision import matmul
 from . import launching
 from .entries import column_of_key, count_bits, label_bytes, selection_key
 from .launching import Tile
-from .loss_gradient import REGISTERS, column_span, label_tile
+from .loss_gradient import REGISTERS, label_tile, programs_of_columns
 from .products import tile_products
 from .radix_thresholds import decide_flagged
 
@@ -206,7 +206,7 @@ def hardest_negatives(
         plan = plan._replace(capacity=0)
     collected = torch.empty(batch_size, plan.capacity, dtype=torch.int64, device=device)
     if plan.capacity:
-        programs, span = column_span(batch_size, n, tile, device)
+        programs, span = programs_of_columns(batch_size, n, tile, device)
         launching.launch(
             collect_kernel,
             programs,

@@ -135,8 +135,8 @@ def programs_at_once(tile: Tile, device: torch.device) -> int:
     return max(1, 65_536 // registers) * processors(device)
 
 
-def column_spans(n: int, rows: int, tile: Tile, device: torch.device) -> tuple[int, int]:
+def parts_of_columns(batch_size: int, n: int, tile: Tile, device: torch.device) -> tuple[int, int]:
     """(parts, columns of each) of n columns; the programs of all row tiles fill the device ``WAVES`` times, just so."""
-    wanted = max(1, WAVES * programs_at_once(tile, device) // blocks_of(rows, tile.rows))
+    wanted = max(1, WAVES * programs_at_once(tile, device) // blocks_of(batch_size, tile.rows))
     span = blocks_of(blocks_of(n, wanted), tile.columns) * tile.columns
     return blocks_of(n, span), span

@@ -33,7 +33,7 @@ REGISTERS = 255
 
 
 class Partials(NamedTuple):
-    """What the programs of a loss write, of any value at first, and how the work is cut among them."""
+    """What the programs of a loss write (uninitialised), and how the work is divided among them."""
 
     gradient: Tensor  # fp32 [ranges, row tiles, d / BLOCK_B, BLOCK_A, BLOCK_B], whole tiles of dL/df
     loss: Tensor  # fp64 [programs]
@@ -58,7 +58,7 @@ def active_labels(labels: Sequence[Tensor], weights: Sequence[float]) -> tuple[l
     return [labels[k] for k in kept], [weights[k] / total for k in kept]
 
 
-def column_span(
+def programs_of_columns(
     batch_size: int, n: int, tile: Tile, device: torch.device, most: int | None = None
 ) -> tuple[int, int]:
     """(programs, columns of each) that fill the device, with ``FEWEST_COLUMNS`` or more and in ``most`` ranges."""
@@ -72,7 +72,7 @@ def column_span(
 def partials(batch_size: int, n: int, d: int, tile: Tile, device: torch.device) -> Partials:
     row_tiles = launching.blocks_of(batch_size, tile.rows)
     whole = row_tiles, launching.blocks_of(d, tile.columns), tile.rows, tile.columns
-    programs, span = column_span(batch_size, n, tile, device, PARTIAL_BYTES // (4 * math.prod(whole)))
+    programs, span = programs_of_columns(batch_size, n, tile, device, PARTIAL_BYTES // (4 * math.prod(whole)))
     return Partials(
         torch.empty(programs // row_tiles, *whole, dtype=torch.float32, device=device),
         torch.empty(programs, dtype=torch.float64, device=device),

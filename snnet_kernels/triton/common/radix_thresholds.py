@@ -16,7 +16,7 @@ from torch import Tensor
 from . import launching
 from .entries import ordered_bits
 from .launching import Tile
-from .loss_gradient import REGISTERS, column_span, label_tile
+from .loss_gradient import REGISTERS, label_tile, programs_of_columns
 from .products import tile_products, unknown_zero
 
 DIGIT_BITS = tl.constexpr(4)
@@ -184,7 +184,7 @@ def decide_flagged(
     prefixes = torch.full((len(shifts), sets, batch_size), known, dtype=torch.int64, device=device)
     left = ranks.expand(len(shifts), -1, -1).contiguous()
     counts = torch.zeros(len(shifts), sets, batch_size, DIGITS.value, dtype=torch.int32, device=device)
-    programs, span = column_span(batch_size, n, tile, device)
+    programs, span = programs_of_columns(batch_size, n, tile, device)
     for step, shift in enumerate(shifts):
         launching.launch(
             count_digits_kernel,

@@ -45,7 +45,7 @@ def rank_count_kernel(
     counts,  # int64 [B]: candidates of each sample
     ranks,  # int32 [ITEMS * programs * BLOCK_A], zeros
     likely_ranks,
-    states,  # int32 [programs, 6, BLOCK_A], of any value
+    states,  # int32 [programs, 6, BLOCK_A], uninitialised
     inconsistent,  # int32 [B, 4 blocks], zeros
     possible,  # the same, for bf16
     batch_size,

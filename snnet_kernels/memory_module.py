@@ -38,7 +38,7 @@ def _refuse_wrapped(wrapper: nn.Module, _: str, module: nn.Module | None) -> Non
             raise RuntimeError(_refusal(part, type(wrapper).__name__, does))
 
 
-# Of what wraps it a module sees nothing.
+# A module cannot see its wrapper, so the wrapper is caught as it registers the module.
 nn.modules.module.register_module_module_registration_hook(_refuse_wrapped)
 
 
