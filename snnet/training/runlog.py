@@ -119,16 +119,6 @@ class RunLog:
         write_text(self.folder / METRICS_FILE, "".join(lines))
 
 
-class SilentLog:
-    """In the place of :class:`RunLog` in the other processes of a run: rank 0 alone writes."""
-
-    def write_start(self, environment: dict[str, Any]) -> None: ...
-
-    def write_epoch(self) -> None: ...
-
-    def write_results(self, results: dict[str, Any]) -> None: ...
-
-
 def _events(records: list[dict[str, Any]]) -> list[Event]:
     """The epochs as TensorBoard's events, with the times of epochs that end now and had no break between them."""
     end, events = time.time(), []
