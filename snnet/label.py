@@ -48,6 +48,7 @@ from snnet.system.processes import ALONE, Processes, several_processes
 from snnet.system.progress import say, set_quiet
 from snnet.system.row_exchange import rows_of_all
 from snnet.system.terminal import complain, tell
+from snnet.training.label_quality import pairs_within, precision_and_recall
 from snnet_kernels.distributed import own_rows
 from snnet_kernels.version import __version__
 
@@ -196,10 +197,7 @@ def _quality(matrix: SparseMatrix, pids: np.ndarray) -> tuple[str, str]:
     pairs = rows != matrix.indices
     same = (pids[rows] == pids[matrix.indices]) & (pids[rows] >= 0)
     correct = int(same[pairs].sum())
-    _, sizes = np.unique(pids[pids >= 0], return_counts=True)
-    counts = int(pairs.sum()), int((sizes * (sizes - 1)).sum())
-    precision, recall = (f"{100 * correct / count:.1f}" if count else "-" for count in counts)
-    return precision, recall
+    return precision_and_recall(correct, int(pairs.sum()), pairs_within(pids))
 
 
 def _of_length_one(content: FeatureSet, processes: Processes) -> np.ndarray:

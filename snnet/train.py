@@ -67,7 +67,7 @@ from snnet.training.division import check_division, with_groups
 from snnet.training.label_quality import label_quality, label_symmetry
 from snnet.training.learner import Learner, build_learner
 from snnet.training.run_folder import check_new, new_run_folder, run_folder
-from snnet.training.runlog import RANKS, RunLog, SilentLog, epoch_line, run_results, time_line
+from snnet.training.runlog import RANKS, RunLog, epoch_line, run_results, time_line
 from snnet.training.timing import Laps
 
 
@@ -132,11 +132,11 @@ def _train(
             say(f"before training: rank-1 {100 * before['rank1']:.1f} mAP {100 * before['mAP']:.1f}")
         fill_memory(learner, data)
 
-    log: RunLog | SilentLog = SilentLog()
+    log: RunLog | None = None  # rank 0 alone writes
     if processes.is_first:
         write_text(folder / CONFIG_FILE, to_yaml(config))
         log = RunLog(folder, records)
-    log.write_start(environment(placement, processes.count))
+        log.write_start(environment(placement, processes.count))
     epochs = config.training.epochs
     say(kernels_line(placement.device))
     shared = f", {processes.count} processes" if processes.are_several else ""
@@ -149,12 +149,13 @@ def _train(
         if epoch + 1 == epochs or (epoch + 1) % config.output.checkpoint_every == 0:
             save()
         unsaved = measure(learner, data, records[-1])
-        log.write_epoch()
+        if log is not None:
+            log.write_epoch()
         say(epoch_line(records[-1]))
     if unsaved:
         save()
 
-    if not processes.is_first:
+    if log is None:
         return {}
     results = run_results(config, before, records)
     log.write_results(results)

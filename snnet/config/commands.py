@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 CONFIG_HELP = f"preset: {', '.join(preset_names())}; or a file"
-TIMEOUT_HELP = "with several processes: seconds to wait for a process before the others end"
+
+
+def _timeout() -> Any:
+    """The flag of commands whose processes meet again and again."""
+    text = "with several processes: seconds to wait for a process before the others end"
+    return option(120.0, text, "> 0 and < 1e6")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,7 @@ class TrainCommand(Command):
         "continue the run of this folder or checkpoint, with the configuration it began with",
         metavar="FILE|DIR",
     )
-    timeout: float = option(120.0, TIMEOUT_HELP, "> 0 and < 1e6")
+    timeout: float = _timeout()
     config: Config = field(default_factory=Config)
 
     def completed(self) -> TrainCommand:
@@ -167,7 +172,7 @@ class LabelCommand(Command):
         "group, else the whole match): images of one group are not each other's nearest neighbour",
         metavar="REGEX",
     )
-    timeout: float = option(120.0, TIMEOUT_HELP, "> 0 and < 1e6")
+    timeout: float = _timeout()
 
     @property
     def clustering(self) -> dict[str, Any]:

@@ -16,6 +16,13 @@ from snnet.errors import UserError
 DatasetName = Literal[
     "synthetic", "market1501", "dukemtmc", "msmt17", "cuhk03", "cuhk03-classic", "veri776", "folder", "custom",
 ]  # fmt: skip
+Architecture = Literal[
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+    "osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25",
+    "osnet_ain_x1_0", "osnet_ain_x0_75", "osnet_ain_x0_5", "osnet_ain_x0_25", "osnet_ibn_x1_0",
+]  # fmt: skip
+Embedding = Literal["pool", "fc", "fc-relu"]
+AveragePrecision = Literal["step", "trapezoid"]
 
 SIDE = ">= 16 and <= 8192"  # of an image: none of more pixels than such a square is read
 COUNT = ">= 1 and < 1000000000"  # operations count in 32 bits
@@ -62,23 +69,19 @@ class DataConfig:
 class ModelConfig:
     """The network."""
 
-    arch: Literal[
-        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
-        "osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25",
-        "osnet_ain_x1_0", "osnet_ain_x0_75", "osnet_ain_x0_5", "osnet_ain_x0_25", "osnet_ibn_x1_0",
-    ] = option(
+    arch: Architecture = option(
         "resnet50",
         "the backbone: a ResNet or an OSNet (_x0_5 has half the channels of _x1_0), or timm:NAME (needs the extra "
         "'timm'), with its own input size unless a flag or preset gives one",
         prefix=PREFIX,
-    )  # fmt: skip
+    )
     weights: FileName | None = option(
         "imagenet",
         "imagenet (for ResNets; for timm:NAME its pretrained weights), a weight file of torchvision, torchreid, timm "
         "or this package, or none (random weights)",
         metavar="imagenet|FILE|none",
     )
-    embedding: Literal["pool", "fc", "fc-relu"] = option(
+    embedding: Embedding = option(
         "pool",
         "the feature; pool: the pooled one, fc: OSNet's own fully connected layer, fc-relu: the same with its ReLU, as "
         "torchreid ranks",
@@ -147,7 +150,7 @@ class OutputConfig:
 
     output_dir: FileName | None = option(None, "folder of the run; none: runs/<dataset>-<arch>-<time>")
     eval_every: int = option(0, "epochs between evaluations; 0: only before and after training", COUNT_OR_0)
-    average_precision: Literal["step", "trapezoid"] = option(
+    average_precision: AveragePrecision = option(
         "step", "definition of mAP: step (usual today) or trapezoid (official Market-1501 code)"
     )
     single_gallery_shot: bool = option(

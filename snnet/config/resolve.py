@@ -45,11 +45,7 @@ def resumed(run: Path, given: dict[str, Any]) -> Config:
     given = with_whole_paths(given)
     for name, value in given.items():
         was = values.get(name, OPTIONS[name].default)
-        if (
-            name in (*RESUME_MAY_CHANGE, "output_dir")
-            or value == was
-            or _resolved(values, name, value) == was
-        ):
+        if name in RESUME_MAY_CHANGE or value == was or _resolved(values, name, value) == was:
             continue
         flag = OPTIONS[name].flag
         asked = f"{flag} {value}" if not isinstance(value, bool) else flag if value else f"--no-{flag[2:]}"

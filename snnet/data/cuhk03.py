@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import numpy as np
 from snnet.data.files import candidates, check_folder, find_entry
 from snnet.data.image_set import ImageSet, ReIDDataset
 from snnet.errors import UserError
-from snnet.files.text import FileFault, read_text, shown
+from snnet.files.text import FileFault, parse_json, read_text, shown
 
 FOLDERS = ("images_detected", "images_labeled")
 SPLITS = ("train", "query", "gallery")
@@ -68,13 +67,11 @@ def read_raw_cuhk03(name: str, data_dir: str, folder_names: Sequence[str], proto
 def _read_lists(name: str, path: str) -> dict[str, list[str]]:
     """The file names of each split of the first entry."""
     try:
-        content = json.loads(read_text(Path(path), most_bytes=LIST_BYTES))
+        content = parse_json(read_text(Path(path), most_bytes=LIST_BYTES))
     except OSError as error:
         raise UserError(f"dataset {name}: cannot read the list {path!r}: {error.strerror}") from error
     except FileFault as error:
         raise UserError(f"dataset {name}: the list {path!r} {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"dataset {name}: the list {path!r} is not JSON: {shown(str(error))}") from error
     first = content[0] if isinstance(content, list) and content else None
     if not isinstance(first, dict):
         raise UserError(f"dataset {name}: {path!r} is no list of splits, got {shown(content)}")

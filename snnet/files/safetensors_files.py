@@ -33,8 +33,8 @@ _TYPES = {
 }  # fmt: skip
 
 
-def write_with_checksum(content: bytes, file: IO[bytes]) -> int:
-    """Write the bytes that ``safetensors`` made, with their checksum in the metadata; returns the number of bytes."""
+def write_with_checksum(content: bytes, file: IO[bytes]) -> None:
+    """Write the bytes that ``safetensors`` made, with their checksum in the metadata."""
     length = int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8 : 8 + length]), memoryview(content)[8 + length :]
     checksum = zlib.crc32(data, _start(header))
@@ -43,7 +43,6 @@ def write_with_checksum(content: bytes, file: IO[bytes]) -> int:
     text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
     file.write(len(text).to_bytes(8, "little") + text)
     file.write(data)
-    return 8 + len(text) + len(data)
 
 
 class SafetensorsFile:

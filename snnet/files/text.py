@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,20 @@ def _shown(value: Any, depth: int) -> str:
 def first_line(error: Exception) -> str:
     """An error of other software for a message: its kind, and the first line of what it says."""
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of JSON text that anyone may have written.
+
+    Raises :class:`FileFault` if it is not JSON, is nested too deep, or has a number of too many digits.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in error.doc else ""
+        raise FileFault(f"is not JSON: {error.msg}: {line}column {error.colno}") from error
+    except (ValueError, RecursionError) as error:
+        raise FileFault(f"is not JSON: {shown(str(error))}") from error
 
 
 def read_text(path: Path, *, most_bytes: int, file_names: bool = False) -> str:

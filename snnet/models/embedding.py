@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snnet.config.options import Architecture, Embedding
 from snnet.config.timm_names import is_timm
 from snnet.errors import UserError
 from snnet.models.osnet import OSNET_ARCHITECTURES, OSNet
 from snnet.models.weights import load_weights
 
-RESNET_ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-ARCHITECTURES: tuple[str, ...] = RESNET_ARCHITECTURES + OSNET_ARCHITECTURES
-EMBEDDINGS: tuple[str, ...] = ("pool", "fc", "fc-relu")
+ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
+EMBEDDINGS: tuple[str, ...] = get_args(Embedding)
 
 
 class ReIDModel(nn.Module):

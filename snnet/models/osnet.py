@@ -6,10 +6,13 @@ Modules carry the names that torchreid gives them, so its published weights load
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from snnet.config.options import Architecture
 
 _WIDTHS: dict[str, tuple[int, int, int, int]] = {
     "x1_0": (64, 256, 384, 512),
@@ -27,9 +30,8 @@ _INSTANCE_NORM_BLOCKS = {
 _FC_DIM = 512
 _NUM_STREAMS = 4
 
-OSNET_ARCHITECTURES: tuple[str, ...] = (
-    *(f"{family}_{width}" for family in ("osnet", "osnet_ain") for width in _WIDTHS),
-    "osnet_ibn_x1_0",  # published in this width alone
+OSNET_ARCHITECTURES: tuple[str, ...] = tuple(
+    arch for arch in get_args(Architecture) if arch.startswith("osnet")
 )
 
 

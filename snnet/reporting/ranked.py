@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from snnet.config.options import AveragePrecision
 from snnet.data import ImageSet
 from snnet.retrieval.features import PAIRS_AT_A_TIME, RetrievalSet
 from snnet.retrieval.rank_metrics import QueryScores, have_match, score_queries
@@ -53,7 +53,7 @@ def rank_lists(
     query: Tensor,  # [q, d]
     gallery: Tensor,  # [g, d]
     retrieval: RetrievalSet,
-    average_precision: Literal["step", "trapezoid"],
+    average_precision: AveragePrecision,
     *,
     lists: int,
     length: int,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from snnet.config.options import Config, config_from
 from snnet.config.resolve import CHECKPOINT_FILE, CONFIG_FILE, load_yaml
 from snnet.errors import UserError
+from snnet.files.text import FileFault, parse_json
 from snnet.training.checkpoint import LARGEST
 from snnet.training.runlog import ENVIRONMENT_FILE, METRICS_FILE, RANKS, RESULTS_FILE, read_starts
 
@@ -111,12 +111,9 @@ def _read_results(path: Path) -> dict[str, Any]:
 
 def _object(content: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(content.decode("utf-8", "surrogateescape"))
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if b"\n" in content else ""
-        raise ValueError(f"it is not JSON at {line}column {error.colno}") from None
-    except (ValueError, RecursionError) as error:  # too many digits; too deep
-        raise ValueError(f"it is not JSON that can be read ({type(error).__name__})") from None
+        value = parse_json(content.decode("utf-8", "surrogateescape"))
+    except FileFault as error:
+        raise ValueError(f"it {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"it is {reprlib.repr(value)}, not an object")
     return value

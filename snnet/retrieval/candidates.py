@@ -49,14 +49,9 @@ class Part:
 
     def slices(self) -> Iterator[Part]:
         """The same in parts of no more than ENTRIES_AT_ONCE, or of one row."""
-        start, rows = 0, len(self.indptr) - 1
-        while start < rows:
-            most = self.indptr[start] + ENTRIES_AT_ONCE
-            stop = max(start + 1, int(np.searchsorted(self.indptr, most, side="right")) - 1)
-            entries = slice(self.indptr[start], self.indptr[stop])
-            indptr = self.indptr[start : stop + 1] - self.indptr[start]
-            yield Part(self.first + start, indptr, self.columns[entries], self.values[entries])
-            start = stop
+        for rows, entries in slices_of(self.indptr):
+            indptr = self.indptr[rows.start : rows.stop + 1] - self.indptr[rows.start]
+            yield Part(self.first + rows.start, indptr, self.columns[entries], self.values[entries])
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,3 +308,13 @@ def _are_behind(
 def starts(counts: np.ndarray) -> np.ndarray:
     """Where each of consecutive groups of ``counts`` entries begins, and the end of the last: int64."""
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def slices_of(indptr: np.ndarray) -> Iterator[tuple[range, slice]]:
+    """Rows that have no more than ENTRIES_AT_ONCE together, or one row; and their entries."""
+    first, rows = 0, len(indptr) - 1
+    while first < rows:
+        most = indptr[first] + ENTRIES_AT_ONCE
+        last = max(first + 1, int(np.searchsorted(indptr, most, side="right")) - 1)
+        yield range(first, last), slice(int(indptr[first]), int(indptr[last]))
+        first = last

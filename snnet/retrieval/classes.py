@@ -12,6 +12,7 @@ from torch import Tensor
 
 from snnet.errors import UserError
 from snnet.retrieval.sparse_labels import SparseMatrix
+from snnet.training.label_quality import pairs_within, precision_and_recall
 from snnet_kernels import jaccard_graph
 
 CLUSTERING = {"k1": 30, "k2": 6, "eps": 0.6, "min_samples": 4}  # cluster-contrast's
@@ -72,19 +73,10 @@ def class_summary(classes: np.ndarray, pids: np.ndarray | None) -> str:
     line = f"{len(np.unique(kept)):,} classes of {len(kept):,} images, {alone:,} in none"
     if pids is None:
         return line
-    both = np.unique(np.stack([classes, pids])[:, (classes >= 0) & (pids >= 0)], axis=1, return_counts=True)[
-        1
-    ]
-    correct = _pairs(both)
-    precision, recall = (
-        f"{100 * correct / count:.1f}" if count else "-"
-        for count in (_pairs(np.bincount(kept)), _pairs(np.unique(pids[pids >= 0], return_counts=True)[1]))
-    )
+    both = np.stack([classes, pids])[:, (classes >= 0) & (pids >= 0)]
+    correct = pairs_within(np.unique(both, axis=1, return_inverse=True)[1].reshape(-1))
+    precision, recall = precision_and_recall(correct, pairs_within(classes), pairs_within(pids))
     return f"{line}; pairs: precision {precision}, recall {recall}"
-
-
-def _pairs(sizes: np.ndarray) -> int:
-    return int((sizes.astype(np.int64) * (sizes - 1)).sum()) // 2
 
 
 def _counted(classes: np.ndarray) -> np.ndarray:

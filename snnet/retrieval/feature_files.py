@@ -21,7 +21,7 @@ from snnet.files.archive import check_room
 from snnet.files.arrays import ArrayType, open_arrays, write_arrays
 from snnet.files.outputs import check_output, write_atomically
 from snnet.files.safetensors_files import SafetensorsFile, as_array, open_safetensors, write_with_checksum
-from snnet.files.text import Damaged, FileFault, shown
+from snnet.files.text import Damaged, FileFault, parse_json, shown
 from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault
 
 SUFFIXES = (".npz", ".safetensors")
@@ -365,6 +365,6 @@ def _metadata(source: _Source) -> dict[str, Any]:
 def _from_json(text: str) -> Any:
     """The value; None for what another program may have put under the same name."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except FileFault:
         return None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from snnet.config.options import Config
+from snnet.config.options import AveragePrecision, Config
 from snnet.data import BatchLoader, DecodedImages, ImageSet, ReIDDataset, decode_images, extraction_loader
 from snnet.errors import UserError
 from snnet.retrieval.query_expansion import expand_queries
@@ -215,7 +215,7 @@ def rank_gallery(
     query: Tensor,  # [q, d]
     gallery: Tensor,  # [g, d]
     retrieval: RetrievalSet,
-    average_precision: Literal["step", "trapezoid"],
+    average_precision: AveragePrecision,
     single_gallery_shot: int | None = None,
 ) -> RankMetrics:
     """CMC and mAP of features by cosine similarity, in float32; the last two as in :func:`rank_metrics`."""
@@ -267,7 +267,7 @@ def rerank_gallery(
     query: Tensor,  # [q, d]
     gallery: Tensor,  # [g, d]
     retrieval: RetrievalSet,
-    average_precision: Literal["step", "trapezoid"],
+    average_precision: AveragePrecision,
     single_gallery_shot: int | None = None,
 ) -> RankMetrics:
     """CMC and mAP after k-reciprocal re-ranking (:mod:`snnet.retrieval.reranking`).
@@ -292,7 +292,7 @@ def expand_and_rank(
     query: Tensor,  # [q, d]
     gallery: Tensor,  # [g, d]
     retrieval: RetrievalSet,
-    average_precision: Literal["step", "trapezoid"],
+    average_precision: AveragePrecision,
     neighbors: int,
     single_gallery_shot: int | None = None,
 ) -> RankMetrics:

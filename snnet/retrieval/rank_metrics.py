@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from snnet.checks import positive
+from snnet.config.options import AveragePrecision
 from snnet.errors import UserError
 from snnet.retrieval.compiled import native as _native
 from snnet.retrieval.single_shot import single_shot_ranks
 from snnet.system.cpus import available_cpus
 
-AVERAGE_PRECISIONS = ("step", "trapezoid")
+AVERAGE_PRECISIONS: tuple[str, ...] = get_args(AveragePrecision)
 
 # Similarities taken at a time: 4 MB as float32. Bounds what conversion and the lists of matches hold.
 _BLOCK_ENTRIES = 1 << 20

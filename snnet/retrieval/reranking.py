@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snnet.checks import check_unit_rows
+from snnet.checks import check_unit_rows, positive
 from snnet.errors import UserError
 from snnet_kernels import ops
 from snnet_kernels.ops.similarity import float32_similarity
@@ -58,7 +58,8 @@ def rerank(
     Raises:
         UserError: an argument of a wrong shape or value.
     """
-    _check(query, gallery, k1, k2, original_weight)
+    _check(query, gallery, original_weight)
+    k1, k2 = positive(k1, "k1"), positive(k2, "k2")
     query, gallery = query.detach(), gallery.detach()
     features = torch.cat([query, gallery])
     # Neighbours that each step looks at, the image itself among them.
@@ -76,7 +77,7 @@ def rerank(
     return similarity.numpy()
 
 
-def _check(query: Tensor, gallery: Tensor, k1: int, k2: int, original_weight: float) -> None:
+def _check(query: Tensor, gallery: Tensor, original_weight: float) -> None:
     for name, features in (("query", query), ("gallery", gallery)):
         if features.dim() != 2 or len(features) == 0 or features.dtype != torch.float32:
             raise UserError(
@@ -88,8 +89,5 @@ def _check(query: Tensor, gallery: Tensor, k1: int, k2: int, original_weight: fl
         raise UserError(
             f"query and gallery must have the same number of features, got {query.shape[1]} and {gallery.shape[1]}"
         )
-    for name, value in (("k1", k1), ("k2", k2)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{name} must be an integer of at least 1, got {value!r}")
     if not 0 <= original_weight <= 1:
         raise UserError(f"original_weight must be from 0 to 1, got {original_weight}")

@@ -9,7 +9,6 @@ longer change, the two agree after one epoch.)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -22,7 +21,14 @@ from snnet.checks import check_unit_rows
 from snnet.errors import UserError
 from snnet.files.arrays import open_arrays, write_arrays
 from snnet.files.outputs import check_output, write_atomically
-from snnet.retrieval.candidates import ENTRIES_AT_ONCE, FeatureRows, collect_candidates, decide, starts
+from snnet.retrieval.candidates import (
+    ENTRIES_AT_ONCE,
+    FeatureRows,
+    collect_candidates,
+    decide,
+    slices_of,
+    starts,
+)
 from snnet.system.processes import ALONE, Processes
 from snnet.system.row_exchange import rows_of_all
 from snnet_kernels.checks import check_features, check_matrix, check_prediction_options
@@ -63,7 +69,7 @@ class SparseMatrix:
         """The transposed matrix."""
         n = len(self)
         keys = np.empty(len(self.indices), np.int64)  # column and row
-        for rows, entries in self._slices():
+        for rows, entries in slices_of(self.indptr):
             keys[entries] = self.indices[entries].astype(np.int64) * n + self._row_of(rows)
         keys.sort()
         indptr = starts(np.bincount(self.indices, minlength=n))
@@ -77,7 +83,7 @@ class SparseMatrix:
         counts = np.where(index < 0, 0, self.counts()[index])
         found = SparseMatrix(starts(counts), np.empty(int(counts.sum()), np.int32))
         shift = np.where(index < 0, 0, self.indptr[index]) - found.indptr[:-1]
-        for rows, entries in found._slices():
+        for rows, entries in slices_of(found.indptr):
             place = np.arange(entries.start, entries.stop)
             found.indices[entries] = self.indices[place + shift[found._row_of(rows)]]
         return found
@@ -86,7 +92,7 @@ class SparseMatrix:
         """Ones that each row shares with the same row of ``other``, int64 [n]."""
         n = len(self)
         counts = np.zeros(n, np.int64)
-        for rows, entries in self._slices():
+        for rows, entries in slices_of(self.indptr):
             others = slice(other.indptr[rows.start], other.indptr[rows.stop])
             own, theirs = (
                 matrix._row_of(rows) * n + matrix.indices[part]
@@ -97,15 +103,6 @@ class SparseMatrix:
             shared = theirs[own[place] == theirs] if len(own) else theirs[:0]
             counts += np.bincount(shared // n, minlength=n)
         return counts
-
-    def _slices(self) -> Iterator[tuple[range, slice]]:
-        """Rows that have no more than ENTRIES_AT_ONCE together, or one row; and their entries."""
-        start = 0
-        while start < len(self):
-            most = self.indptr[start] + ENTRIES_AT_ONCE
-            stop = max(start + 1, int(np.searchsorted(self.indptr, most, side="right")) - 1)
-            yield range(start, stop), slice(int(self.indptr[start]), int(self.indptr[stop]))
-            start = stop
 
     def _row_of(self, rows: range) -> np.ndarray:
         """The row of each entry of some rows, int64."""

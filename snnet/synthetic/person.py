@@ -128,8 +128,8 @@ def sample_person(rng: np.random.Generator) -> Person:
         hips=float(rng.uniform(0.88, 1.2)),
         head=float(rng.uniform(0.92, 1.1)),
         legs=float(rng.uniform(0.94, 1.05)),
-        skin=_jitter(rng, SKIN_COLOURS[rng.integers(len(SKIN_COLOURS))], 6),
-        hair=_jitter(rng, HAIR_COLOURS[rng.integers(len(HAIR_COLOURS))], 8),
+        skin=jitter(rng, SKIN_COLOURS[rng.integers(len(SKIN_COLOURS))], 6),
+        hair=jitter(rng, HAIR_COLOURS[rng.integers(len(HAIR_COLOURS))], 8),
         hair_style=_choose(rng, HAIR_STYLES),
         upper=upper,
         lower=_garment(rng, LOWER_KINDS, LOWER_PATTERNS, LOWER_COLOURS),
@@ -154,8 +154,8 @@ def _carried(rng: np.random.Generator) -> dict[str, Any]:
 
 def _look_alike(person: Person, base: Person, rng: np.random.Generator, carried: bool) -> Person:
     """Dress ``person`` in the colours of ``base``: another upper pattern, or (``carried``) other things carried."""
-    upper = replace(base.upper, colour=_jitter(rng, base.upper.colour, 5))
-    lower = replace(base.lower, colour=_jitter(rng, base.lower.colour, 5))
+    upper = replace(base.upper, colour=jitter(rng, base.upper.colour, 5))
+    lower = replace(base.lower, colour=jitter(rng, base.lower.colour, 5))
     if not carried:
         others = {name: weight for name, weight in UPPER_PATTERNS.items() if name != base.upper.pattern}
         upper = replace(upper, pattern=_choose(rng, others), motif=int(rng.integers(4)))
@@ -186,7 +186,7 @@ def _garment(
 
 
 def _pick(rng: np.random.Generator, colours: tuple[tuple[Colour, float], ...]) -> Colour:
-    return _jitter(rng, colours[_weighted(rng, [weight for _, weight in colours])][0], 12)
+    return jitter(rng, colours[_weighted(rng, [weight for _, weight in colours])][0], 12)
 
 
 def _choose(rng: np.random.Generator, weights: dict[str, float]) -> str:
@@ -199,6 +199,7 @@ def _weighted(rng: np.random.Generator, weights: list[float]) -> int:
     return min(place, len(weights) - 1)  # rounding may reach the last edge itself
 
 
-def _jitter(rng: np.random.Generator, colour: Colour, amount: int) -> Colour:
+def jitter(rng: np.random.Generator, colour: Colour, amount: int) -> Colour:
+    """A colour near ``colour``: each part is moved by at most ``amount``."""
     red, green, blue = np.clip(np.array(colour) + rng.integers(-amount, amount + 1, 3), 0, 255).tolist()
     return red, green, blue

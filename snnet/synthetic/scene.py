@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from snnet.synthetic.person import Colour
+from snnet.synthetic.person import Colour, jitter
 
 SCENE_WIDTH, SCENE_HEIGHT = 480, 160
 
@@ -31,7 +31,7 @@ def _plaza(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
     draw.rectangle((0, 66, SCENE_WIDTH, 78), fill=(150, 134, 114))
     for x in _along(rng, 34, 52):
         draw.rectangle((x, 8, x + 20, 54), fill=(214, 204, 186))
-        draw.rectangle((x + 2, 10, x + 18, 52), fill=_near(rng, (92, 106, 122), 14))
+        draw.rectangle((x + 2, 10, x + 18, 52), fill=jitter(rng, (92, 106, 122), 14))
         draw.line((x + 10, 10, x + 10, 52), fill=(214, 204, 186))
     for x in _along(rng, 110, 150):
         draw.ellipse((x - 12, 62, x + 12, 86), fill=(70, 104, 62))
@@ -43,11 +43,11 @@ def _street(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
     _ground(draw, 92, (98, 100, 106), (86, 88, 94), rng, paved=False)
     draw.rectangle((0, 0, SCENE_WIDTH, 74), fill=(126, 110, 104))
     for x in _along(rng, 56, 74):
-        draw.rectangle((x, 24, x + 50, 74), fill=_near(rng, (74, 84, 94), 16))
-        draw.rectangle((x - 2, 12, x + 52, 24), fill=_near(rng, (150, 90, 80), 50))
+        draw.rectangle((x, 24, x + 50, 74), fill=jitter(rng, (74, 84, 94), 16))
+        draw.rectangle((x - 2, 12, x + 52, 24), fill=jitter(rng, (150, 90, 80), 50))
     draw.rectangle((0, 74, SCENE_WIDTH, 92), fill=(150, 150, 150))
     for x in _along(rng, 84, 120):
-        paint = _near(rng, (130, 120, 130), 80)
+        paint = jitter(rng, (130, 120, 130), 80)
         draw.rounded_rectangle((x + 14, 50, x + 58, 76), 8, fill=paint)
         draw.rounded_rectangle((x + 18, 53, x + 54, 66), 5, fill=(52, 60, 70))
         draw.rounded_rectangle((x, 65, x + 74, 88), 6, fill=paint)
@@ -64,13 +64,13 @@ def _park(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
         draw.rectangle((x - 4, 20, x + 4, 84), fill=(94, 72, 54))
         for _ in range(9):
             left, top = x + int(rng.integers(-30, 12)), int(rng.integers(-14, 26))
-            draw.ellipse((left, top, left + 26, top + 22), fill=_near(rng, (66, 112, 56), 18))
+            draw.ellipse((left, top, left + 26, top + 22), fill=jitter(rng, (66, 112, 56), 18))
     for x in range(0, SCENE_WIDTH, 7):
-        draw.ellipse((x - 8, 58 + int(rng.integers(-3, 4)), x + 8, 82), fill=_near(rng, (52, 92, 48), 10))
+        draw.ellipse((x - 8, 58 + int(rng.integers(-3, 4)), x + 8, 82), fill=jitter(rng, (52, 92, 48), 10))
     draw.rectangle((0, 106, SCENE_WIDTH, SCENE_HEIGHT), fill=(190, 174, 142))
     for _ in range(700):
         x, y = int(rng.integers(SCENE_WIDTH)), int(rng.integers(84, SCENE_HEIGHT))
-        draw.line((x, y, x + 1, y - 2), fill=_near(rng, (150, 162, 104) if y > 106 else (92, 130, 62), 14))
+        draw.line((x, y, x + 1, y - 2), fill=jitter(rng, (150, 162, 104) if y > 106 else (92, 130, 62), 14))
 
 
 def _station(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
@@ -82,8 +82,8 @@ def _station(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
     for y in range(0, 56, 9):
         draw.line((0, y, SCENE_WIDTH, y), fill=(182, 190, 194))
     for x in _along(rng, 60, 90):
-        draw.rectangle((x, 6, x + 30, 46), fill=_near(rng, (130, 120, 120), 80))
-        draw.rectangle((x + 4, 28, x + 26, 40), fill=_near(rng, (200, 200, 190), 40))
+        draw.rectangle((x, 6, x + 30, 46), fill=jitter(rng, (130, 120, 120), 80))
+        draw.rectangle((x + 4, 28, x + 26, 40), fill=jitter(rng, (200, 200, 190), 40))
     for x in _along(rng, 100, 140):
         draw.rectangle((x, 0, x + 18, 84), fill=(108, 116, 124))
         draw.rectangle((x + 3, 0, x + 7, 84), fill=(136, 144, 152))
@@ -100,10 +100,10 @@ def _evening(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
             draw.line((x, y, x, y + 6), fill=(84, 52, 46))
     for x in _along(rng, 62, 86):
         draw.rectangle((x - 2, 14, x + 42, 78), fill=(52, 42, 40))
-        draw.rectangle((x, 16, x + 40, 76), fill=_near(rng, (236, 202, 136), 14))
+        draw.rectangle((x, 16, x + 40, 76), fill=jitter(rng, (236, 202, 136), 14))
         for _ in range(4):
             left, top = x + int(rng.integers(2, 32)), int(rng.integers(34, 62))
-            draw.rectangle((left, top, left + 7, 76), fill=_near(rng, (150, 104, 84), 50))
+            draw.rectangle((left, top, left + 7, 76), fill=jitter(rng, (150, 104, 84), 50))
 
 
 def _ground(
@@ -114,7 +114,7 @@ def _ground(
     if not paved:
         for _ in range(60):
             x, y = int(rng.integers(SCENE_WIDTH)), int(rng.integers(horizon, SCENE_HEIGHT))
-            draw.ellipse((x - 14, y - 2, x + 14, y + 2), fill=_near(rng, dark, 6))
+            draw.ellipse((x - 14, y - 2, x + 14, y + 2), fill=jitter(rng, dark, 6))
         return
     depth, row = 3.0, float(horizon)
     while row < SCENE_HEIGHT:
@@ -134,11 +134,6 @@ def _along(rng: np.random.Generator, least: int, most: int) -> list[int]:
         places.append(x)
         x += int(rng.integers(least, most + 1))
     return places
-
-
-def _near(rng: np.random.Generator, colour: Colour, amount: int) -> Colour:
-    red, green, blue = np.clip(np.array(colour) + rng.integers(-amount, amount + 1, 3), 0, 255).tolist()
-    return red, green, blue
 
 
 _SCENES: dict[str, Callable[[ImageDraw.ImageDraw, np.random.Generator], None]] = {

@@ -19,6 +19,7 @@ from PIL import Image
 from snnet.errors import UserError
 from snnet.files.drafts import clear_abandoned, draft_folder
 from snnet.files.paths import cache_folder, expand_home
+from snnet.files.text import parse_json
 from snnet.synthetic.image import draw_image
 from snnet.synthetic.plan import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER, Shot, plan_shots
 from snnet.system.cpus import available_cpus
@@ -165,9 +166,9 @@ def _follow_parent(parent: int) -> None:
 def _check_finished(folder: Path) -> None:
     """Raise unless ``folder`` holds a manifest and as many images as it says."""
     try:
-        counts = json.loads((folder / MANIFEST).read_text())["images"]
+        counts = parse_json((folder / MANIFEST).read_text())["images"]
         found = {name: len(list((folder / name).glob("*.png"))) for name, _ in counts.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"{folder} is no finished synthetic set: delete it, and the set is drawn again"
         ) from None

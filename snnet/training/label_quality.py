@@ -29,9 +29,20 @@ def label_quality(labels: PseudoLabelMemory, pids: np.ndarray) -> dict[str, floa
         row, column = _others(labels, first, first + ROWS_AT_A_TIME)
         predicted += len(row)
         correct += int(((identities[row] == identities[column]) & (identities[row] >= 0)).sum())
-    _, sizes = np.unique(pids[pids >= 0], return_counts=True)
-    counts = {"label_precision": predicted, "label_recall": int((sizes * (sizes - 1)).sum())}
+    counts = {"label_precision": predicted, "label_recall": pairs_within(pids)}
     return {name: correct / count for name, count in counts.items() if count}
+
+
+def pairs_within(groups: np.ndarray) -> int:
+    """Ordered pairs of different images of one group, such as an identity; -1 is no group."""
+    _, sizes = np.unique(groups[groups >= 0], return_counts=True)
+    return int((sizes * (sizes - 1)).sum())
+
+
+def precision_and_recall(correct: int, predicted: int, true: int) -> tuple[str, str]:
+    """Both in percent, of numbers of pairs; "-" if there is no pair."""
+    precision, recall = (f"{100 * correct / count:.1f}" if count else "-" for count in (predicted, true))
+    return precision, recall
 
 
 def label_symmetry(labels: PseudoLabelMemory) -> dict[str, float]:

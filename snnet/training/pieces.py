@@ -18,6 +18,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from snnet.config.resolve import CHECKPOINT_FILE
 from snnet.errors import UserError
 from snnet.files.outputs import write_atomically
 from snnet.files.safetensors_files import CHECKSUM, SafetensorsFile, open_safetensors, write_with_checksum
@@ -87,7 +88,7 @@ def load_whole_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint with whole memories under ``head``, also where the run that writes it goes on."""
     for attempt in range(_ATTEMPTS):
         checkpoint = load_checkpoint(path)
-        file = path / "checkpoint.pt" if path.is_dir() else path
+        file = path / CHECKPOINT_FILE if path.is_dir() else path
         try:
             return {**checkpoint, "head": memory_state(checkpoint, file)}
         except UserError:

@@ -18,6 +18,7 @@ from snnet.config.resolve import CHECKPOINT_FILE, CONFIG_FILE, load_yaml
 from snnet.errors import UserError
 from snnet.files.locks import hold, let_go, lock
 from snnet.files.outputs import make_folder, naming_folder, remove_empty
+from snnet.files.text import FileFault, parse_json
 from snnet.system.signals import afterwards, held
 from snnet.training.runlog import ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE
 
@@ -163,8 +164,8 @@ def _refusal(where: str, holder: dict[str, Any], doubtful: Path | None) -> str:
 def _holder(content: bytes) -> dict[str, Any]:
     """What a lock file says; empty where it is not (yet) one."""
     try:
-        holder = json.loads(content)
-    except ValueError:
+        holder = parse_json(content)
+    except FileFault:
         return {}
     whole = isinstance(holder, dict) and {"pid", "host", "since"} <= holder.keys()
     return holder if whole else {}

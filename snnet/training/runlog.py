@@ -9,6 +9,7 @@ from typing import Any
 
 from snnet.config.options import Config
 from snnet.files.outputs import delete, write_text
+from snnet.files.text import parse_json
 from snnet.training.event_file import Event, EventFile, scalar_event
 from snnet.training.timing import seconds_by_part, total_by_part
 
@@ -68,15 +69,9 @@ def run_results(config: Config, before: dict[str, Any], records: list[dict[str, 
 def read_starts(path: Path) -> list[dict[str, Any]]:
     """What :meth:`RunLog.write_start` wrote for each start of a run; empty where there is no such file."""
     try:
-        starts = json.loads(path.read_text(encoding="utf-8"))
+        starts = parse_json(path.read_text(encoding="utf-8"))
         return [start for start in starts if isinstance(start["first_epoch"], int)]
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        RecursionError,
-    ):  # it is for reading only: no run fails of it
+    except (OSError, ValueError, TypeError, KeyError):  # it is for reading only: no run fails of it
         return []
 
 
@@ -122,16 +117,6 @@ class RunLog:
     def _write_metrics(self) -> None:
         lines = [json.dumps(record) + "\n" for record in self.records]
         write_text(self.folder / METRICS_FILE, "".join(lines))
-
-
-class SilentLog:
-    """In the place of :class:`RunLog` in the other processes of a run: rank 0 alone writes."""
-
-    def write_start(self, environment: dict[str, Any]) -> None: ...
-
-    def write_epoch(self) -> None: ...
-
-    def write_results(self, results: dict[str, Any]) -> None: ...
 
 
 def _events(records: list[dict[str, Any]]) -> list[Event]:

@@ -56,7 +56,7 @@ def test_the_file_of_a_dead_run_is_in_nobodys_way(tmp_path: Path, content: bytes
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == content
 
 
-@pytest.mark.parametrize("content", [b"mine", b"{half", b"[]", b'{"pid": 1}'])
+@pytest.mark.parametrize("content", [b"mine", b"{half", b"[]", b'{"pid": 1}', b"[" * 5_000])
 def test_a_lock_file_that_no_run_wrote_is_left_alone(tmp_path: Path, content: bytes) -> None:
     (tmp_path / LOCK_FILE).write_bytes(content)
     assert refusal(tmp_path) == (
