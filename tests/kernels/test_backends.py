@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import snnet_kernels as sk
-from snnet_kernels import reference
+from snnet_kernels import backends, reference
 from snnet_kernels.__main__ import main
 from snnet_kernels.backends import cuda_library, gpu, table, usable
 from snnet_kernels.backends.usable import has_code_for
