@@ -1,5 +1,5 @@
-// What kernels share: dynamic shared memory; products of rows; how a block reads a similarity row; what the threads of a
-// warp or of a block find together; how a launch shares out its items.
+// What kernels share: dynamic shared memory; products of rows; how a block reads a similarity row; what the threads of
+// a warp or of a block find together; how a launch shares out its items.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -46,7 +46,7 @@ __device__ Value block_sum(Value value, Value* parts) {
   return warp_sum(lane < warps ? parts[lane] : Value{0});
 }
 
-// ---- Similarity rows.
+// ---- Products of rows.
 
 // Products of a row with some others, for all lanes of a warp. That of two rows has the same bits whichever comes first
 // and whatever else is multiplied beside it.
@@ -71,6 +71,8 @@ __device__ __forceinline__ float warp_product(const float* a, const float* b, in
   warp_products(a, rows, d, sums);
   return sums[0];
 }
+
+// ---- Similarity rows.
 
 // selection_key in the type that 64-bit atomics take; 0 is no entry.
 using Key = unsigned long long;
