@@ -31,7 +31,7 @@ from snnet.reporting.own_files import REPORT_MARK, check_own, png_file
 from snnet.reporting.page import Contents, page
 from snnet.reporting.pictures import draw_rows
 from snnet.reporting.ranked import has_labels, label_lists, rank_lists
-from snnet.reporting.run import checked_ranks, load_run
+from snnet.reporting.run import load_run, ranks_of
 from snnet.retrieval.features import decode_retrieval_set, retrieval_features
 from snnet.retrieval.trained import load_trained_model
 from snnet.runtime import choose_device, show_warnings_as_lines
@@ -84,7 +84,7 @@ def add_images(contents: Contents, command: ReportCommand) -> None:
     lacking = "a checkpoint"
     try:
         checkpoint = load_whole_checkpoint(run.checkpoint)
-        before = run.before or checked_ranks(checkpoint["before"], f"{run.checkpoint}: before")
+        before = run.before or ranks_of(checkpoint["before"], f"{run.checkpoint}: before")
         contents.run = dataclasses.replace(run, before=before)
         contents.checkpoint_epochs = len(checkpoint["metrics"])
         lacking, data = "the images", config.data

@@ -384,7 +384,7 @@ def _checkpoint_to_resume(config: Config, folder: Path) -> dict[str, Any] | None
         say(f"{folder} has no checkpoint yet: starting at epoch 0")
         return None
     checkpoint = load_checkpoint(folder)
-    check_measurements(checkpoint, RANKS, folder / CHECKPOINT_FILE)
+    check_measurements(checkpoint, folder / CHECKPOINT_FILE)
     written = checked_values(checkpoint["config"], str(folder / CHECKPOINT_FILE))
     for name, value in flatten(config).items():
         was = written.get(name, OPTIONS[name].default)
