@@ -104,7 +104,7 @@ def evaluate(command: EvaluateCommand, processes: Processes = ALONE) -> dict[str
             expand_and_rank(*features, retrieval, definition, command.query_expansion, shot)
         )
     if command.roc:
-        rates = true_positive_rates(*features, *retrieval.identities())
+        rates = true_positive_rates(*features, *retrieval.arrays())
         result["tpr_at_fpr"] = {str(rate): share for rate, share in rates.items()}
     return result
 
