@@ -20,7 +20,7 @@ import contextlib
 import json
 from typing import Any, overload
 
-from snnet.data import build_dataset
+from snnet.data import dataset_of
 from snnet.retrieval.features import (
     decode_retrieval_set,
     expand_and_rank,
@@ -34,7 +34,7 @@ from snnet.retrieval.trained import load_trained_model
 from snnet.retrieval.verification import true_positive_rates
 from snnet.runtime import show_warnings_as_lines
 from snnet.system.processes import ALONE, Processes, several_processes
-from snnet.system.progress import say, set_quiet
+from snnet.system.progress import set_quiet
 from snnet.system.terminal import answer
 
 
@@ -79,13 +79,10 @@ def evaluate(command: EvaluateCommand, processes: Processes = ALONE) -> dict[str
     trained = load_trained_model(command.checkpoint, command.preset, command.given)
     processes.check_device(trained.placement.device)
     config, data = trained.config, trained.config.data
-    dataset = processes.first_ahead(
-        lambda: build_dataset(data.dataset, data.data_dir, name_pattern=data.name_pattern)
-    )
+    dataset = processes.first_ahead(lambda: dataset_of(data))
     retrieval = decode_retrieval_set(dataset, config, processes)
     if retrieval is None:
         raise UserError(f"dataset {data.dataset} has no query and gallery: there is nothing to evaluate on")
-    say(*dataset.summary().split("\n"))
     features = retrieval_features(trained, retrieval, processes)
     if not processes.is_first:
         return None
@@ -104,7 +101,7 @@ def evaluate(command: EvaluateCommand, processes: Processes = ALONE) -> dict[str
             expand_and_rank(*features, retrieval, definition, command.query_expansion, shot)
         )
     if command.roc:
-        rates = true_positive_rates(*features, *retrieval.identities())
+        rates = true_positive_rates(*features, *retrieval.arrays())
         result["tpr_at_fpr"] = {str(rate): share for rate, share in rates.items()}
     return result
 

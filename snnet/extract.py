@@ -21,7 +21,7 @@ from typing import Any, get_args, overload
 
 import numpy as np
 
-from snnet.data import ImageSet, ReIDDataset, build_dataset
+from snnet.data import ImageSet, ReIDDataset, dataset_of
 from snnet.files.outputs import check_output
 from snnet.files.paths import expand_home
 from snnet.retrieval.feature_files import SUFFIXES, FeatureSet, save_features
@@ -29,7 +29,7 @@ from snnet.retrieval.features import decode
 from snnet.retrieval.trained import TrainedModel, load_trained_model
 from snnet.runtime import show_warnings_as_lines
 from snnet.system.processes import ALONE, Processes, several_processes
-from snnet.system.progress import say, set_quiet
+from snnet.system.progress import set_quiet
 from snnet.system.terminal import tell
 
 
@@ -62,10 +62,7 @@ def extract(command: ExtractCommand, processes: Processes = ALONE) -> FeatureSet
     trained = load_trained_model(command.checkpoint, command.preset, command.given)
     processes.check_device(trained.placement.device)
     data = trained.config.data
-    dataset = processes.first_ahead(
-        lambda: build_dataset(data.dataset, data.data_dir, name_pattern=data.name_pattern)
-    )
-    say(*dataset.summary().split("\n"))
+    dataset = processes.first_ahead(lambda: dataset_of(data))
     folder = _folder(dataset, data.data_dir if data.dataset == "folder" else None)
     parts: list[FeatureSet] = []
     for name, images in _chosen(dataset, command.split).items():

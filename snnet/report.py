@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from snnet.config.options import Config, config_from, flatten
-from snnet.data import ReIDDataset, build_dataset, decode_images
+from snnet.data import ReIDDataset, dataset_of, decode_images
 from snnet.files.outputs import check_output_folder, write_bytes, write_text
 from snnet.reporting.charts import render
 from snnet.reporting.curves import curves
@@ -31,11 +31,11 @@ from snnet.reporting.own_files import REPORT_MARK, check_own, png_file
 from snnet.reporting.page import Contents, page
 from snnet.reporting.pictures import draw_rows
 from snnet.reporting.ranked import has_labels, label_lists, rank_lists
-from snnet.reporting.run import checked_ranks, load_run
+from snnet.reporting.run import load_run, ranks_of
 from snnet.retrieval.features import decode_retrieval_set, retrieval_features
 from snnet.retrieval.trained import load_trained_model
 from snnet.runtime import choose_device, show_warnings_as_lines
-from snnet.system.progress import say, set_quiet
+from snnet.system.progress import set_quiet
 from snnet.system.terminal import tell
 from snnet.training.checkpoint import image_fingerprint, label_state
 from snnet.training.pieces import load_whole_checkpoint
@@ -84,17 +84,16 @@ def add_images(contents: Contents, command: ReportCommand) -> None:
     lacking = "a checkpoint"
     try:
         checkpoint = load_whole_checkpoint(run.checkpoint)
-        before = run.before or checked_ranks(checkpoint["before"], f"{run.checkpoint}: before")
+        before = run.before or ranks_of(checkpoint["before"], f"{run.checkpoint}: before")
         contents.run = dataclasses.replace(run, before=before)
         contents.checkpoint_epochs = len(checkpoint["metrics"])
-        lacking, data = "the images", config.data
-        dataset = build_dataset(data.dataset, data.data_dir, name_pattern=data.name_pattern)
+        lacking = "the images"
+        dataset = dataset_of(config.data)
     except UserError as error:
         if lacking == "the images" and "data_dir" in command.given:
             raise
         contents.missing = dict.fromkeys(_PARTS, f"Not shown, for want of {lacking}: {error}.")
         return
-    say(*dataset.summary().split("\n"))
     for name, add in (("ranked", _add_rankings), ("labels", _add_labels)):
         try:
             add(contents, dataset, checkpoint, config, command)

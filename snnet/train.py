@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from snnet.config.options import OPTIONS, Config, flatten
-from snnet.data import DecodedImages, ReIDDataset, TrainingLoader, build_dataset, training_loader
+from snnet.data import DecodedImages, ReIDDataset, TrainingLoader, dataset_of, training_loader
 from snnet.files.outputs import write_text
 from snnet.files.paths import expand_home
 from snnet.files.text import shown
@@ -110,7 +110,7 @@ def _train(
     config = with_choices_made(config, placement)
     if checkpoint is None:
         config = with_groups(config, processes)
-    dataset = processes.first_ahead(lambda: find_dataset(config))
+    dataset = processes.first_ahead(lambda: dataset_of(config.data, camstyle=config.data.camstyle))
     # A resumed run has its weights in the checkpoint: the file that they began with is not needed again.
     weights = config.model.weights if checkpoint is None else None
     model = processes.first_ahead(lambda: network_of(config, weights))
@@ -175,16 +175,6 @@ class Data:
     images: DecodedImages
     loader: TrainingLoader
     retrieval: RetrievalSet | None  # None: nothing to evaluate on
-
-
-def find_dataset(config: Config) -> ReIDDataset:
-    """Find the files of the dataset, without opening them."""
-    data = config.data
-    dataset = build_dataset(
-        data.dataset, data.data_dir, name_pattern=data.name_pattern, camstyle=data.camstyle
-    )
-    say(*dataset.summary().split("\n"))
-    return dataset
 
 
 def load_data(dataset: ReIDDataset, config: Config, placement: Placement, processes: Processes) -> Data:
@@ -384,7 +374,7 @@ def _checkpoint_to_resume(config: Config, folder: Path) -> dict[str, Any] | None
         say(f"{folder} has no checkpoint yet: starting at epoch 0")
         return None
     checkpoint = load_checkpoint(folder)
-    check_measurements(checkpoint, RANKS, folder / CHECKPOINT_FILE)
+    check_measurements(checkpoint, folder / CHECKPOINT_FILE)
     written = checked_values(checkpoint["config"], str(folder / CHECKPOINT_FILE))
     for name, value in flatten(config).items():
         was = written.get(name, OPTIONS[name].default)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from snnet.config.options import DatasetName
+from snnet.config.options import DataConfig, DatasetName
 from snnet.data.cuhk03 import find_raw, read_raw_cuhk03
 from snnet.data.files import NamePattern, candidates, find_entry
 from snnet.data.image_set import ImageSet, ReIDDataset
@@ -21,8 +21,9 @@ from snnet.data.readers import (
 from snnet.errors import UserError
 from snnet.files.paths import expand_home
 from snnet.synthetic import generate
+from snnet.system.progress import say
 
-__all__ = ["DATASETS", "ImageSet", "ReIDDataset", "build_dataset"]
+__all__ = ["DATASETS", "ImageSet", "ReIDDataset", "build_dataset", "dataset_of"]
 
 DATASETS: tuple[str, ...] = get_args(DatasetName)
 
@@ -33,6 +34,13 @@ FOLDER_NAMES = {
     "cuhk03": ("detected", "labeled", "CUHK03-NP", "CUHK03"),
     "veri776": ("VeRi", "VeRi-776"),
 }
+
+
+def dataset_of(data: DataConfig, *, camstyle: bool = False) -> ReIDDataset:
+    """:func:`build_dataset` of a configuration; says what was found. ``camstyle``: also read the CamStyle images."""
+    found = build_dataset(data.dataset, data.data_dir, name_pattern=data.name_pattern, camstyle=camstyle)
+    say(*found.summary().split("\n"))
+    return found
 
 
 def build_dataset(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from snnet.config.options import AveragePrecision
 from snnet.data import ImageSet
-from snnet.retrieval.features import PAIRS_AT_A_TIME, RetrievalSet
+from snnet.retrieval.features import PAIRS_AT_A_TIME, Identities
 from snnet.retrieval.rank_metrics import QueryScores, have_match, score_queries
 from snnet_kernels import PseudoLabelMemory, unpack_labels
 from snnet_kernels.ops.similarity import float32_similarity
@@ -52,7 +52,7 @@ class Retrieval:
 def rank_lists(
     query: Tensor,  # [q, d]
     gallery: Tensor,  # [g, d]
-    retrieval: RetrievalSet,
+    identities: Identities,
     average_precision: AveragePrecision,
     *,
     lists: int,
@@ -62,7 +62,7 @@ def rank_lists(
 
     ``lists`` of each at most, each with the first ``length`` images of its ranking.
     """
-    counted = np.flatnonzero(have_match(*retrieval.identities()))
+    counted = np.flatnonzero(have_match(*identities.arrays()))
     places = np.linspace(0, len(counted) - 1, min(lists, len(counted))).round().astype(np.int64)
     sample = counted[np.unique(places)]
     found: dict[int, RankedList] = {}
@@ -71,20 +71,13 @@ def rank_lists(
     for start in range(0, len(query), step):
         rows = slice(start, start + step)
         similarity = float32_similarity(query[rows], gallery).cpu().numpy()
-        part = score_queries(
-            similarity,
-            retrieval.query_pids[rows],
-            retrieval.gallery_pids,
-            retrieval.query_cams[rows],
-            retrieval.gallery_cams,
-            average_precision,
-        )
+        part = score_queries(similarity, *identities.select(rows).arrays(), average_precision)
         parts.append(part)
         # From the same similarities, since another product rounds otherwise: where images are nearly alike, the
         # order changes.
         sampled = sample[(sample >= start) & (sample < start + len(similarity))]
         for row in {*(start + _failures(part)[:lists]).tolist(), *sampled.tolist()}:
-            found[row] = _ranked_list(row, row - start, similarity, part, retrieval, length)
+            found[row] = _ranked_list(row, row - start, similarity, part, identities, length)
     scores = QueryScores(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     failures = _failures(scores)
     return Retrieval(
@@ -92,7 +85,7 @@ def rank_lists(
         failures=[found[row] for row in failures[:lists].tolist()],
         failed=len(failures),
         counted=len(counted),
-        cameras=_by_camera(retrieval.query_cams[counted], counted, scores),
+        cameras=_by_camera(identities.query_cams[counted], counted, scores),
     )
 
 
@@ -108,18 +101,18 @@ def _ranked_list(
     place: int,  # of the query in its block
     block: np.ndarray,  # float32 [queries, g], similarities
     scores: QueryScores,  # of the block
-    retrieval: RetrievalSet,
+    identities: Identities,
     length: int,
 ) -> RankedList:
-    pid, camera = retrieval.query_pids[row], retrieval.query_cams[row]
-    own = (retrieval.gallery_pids == pid) & (retrieval.gallery_cams == camera)
+    pid, camera = identities.query_pids[row], identities.query_cams[row]
+    own = (identities.gallery_pids == pid) & (identities.gallery_cams == camera)
     similarity = block[place]
     order = np.argsort(-similarity, kind="stable")
-    order = order[~own[order] & (retrieval.gallery_pids[order] != -1)]
+    order = order[~own[order] & (identities.gallery_pids[order] != -1)]
 
     def shown(rank: int) -> Shown:
         image = int(order[rank - 1])
-        return Shown(image, float(similarity[image]), rank, bool(retrieval.gallery_pids[image] == pid))
+        return Shown(image, float(similarity[image]), rank, bool(identities.gallery_pids[image] == pid))
 
     first = int(scores.first_rank[place])
     return RankedList(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,9 @@ from typing import Any
 from snnet.config.options import Config, config_from
 from snnet.config.resolve import CHECKPOINT_FILE, CONFIG_FILE, load_yaml
 from snnet.errors import UserError
-from snnet.files.text import FileFault, parse_json
-from snnet.training.checkpoint import LARGEST
-from snnet.training.runlog import ENVIRONMENT_FILE, METRICS_FILE, RANKS, RESULTS_FILE, read_starts
-
-# How the names of values from 0 to 1 begin.
-FRACTIONS = ("rank", "mAP", "mINP", "reranked_", "label_", "agreement_")
+from snnet.files.text import FileFault, parse_json, shown
+from snnet.training.measured import check_record, checked_ranks
+from snnet.training.runlog import ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE, read_starts
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,27 +51,17 @@ def load_run(folder: Path) -> Run:
     path = folder / RESULTS_FILE
     # Where the run has not finished, they are another one's, which was in this folder before it.
     results = _read_results(path) if len(records) >= config.training.epochs else {}
-    before, reranked = (
-        checked_ranks(results.get(name), f"{path}: {name}") for name in ("before", "reranked")
-    )
+    before, reranked = (ranks_of(results.get(name), f"{path}: {name}") for name in ("before", "reranked"))
     starts = read_starts(folder / ENVIRONMENT_FILE)
     return Run(folder, config, records, before, reranked, starts, notes)
 
 
-def checked_ranks(found: Any, source: str) -> dict[str, Any]:
-    """Rank metrics as :func:`snnet.training.runlog.rank_record` makes them; empty where there are none."""
-    if not found:
-        return {}
+def ranks_of(found: Any, source: str) -> dict[str, Any]:
+    """:func:`checked_ranks`; an error names ``source``."""
     try:
-        if not isinstance(found, dict):
-            raise ValueError(f"must be an object, got {reprlib.repr(found)}")
-        known = {name: _number(found, name) for name in (*RANKS, "queries", "queries_without_match")}
-        definition = found.get("average_precision")
-        if definition not in ("step", "trapezoid"):
-            raise ValueError(f"average_precision must be step or trapezoid, got {reprlib.repr(definition)}")
+        return checked_ranks(found)
     except ValueError as error:
         raise UserError(f"{source} is not rank metrics: {error}") from error
-    return {**known, "average_precision": definition}
 
 
 def _read_records(path: Path) -> tuple[list[dict[str, float]], list[str]]:
@@ -86,14 +71,10 @@ def _read_records(path: Path) -> tuple[list[dict[str, float]], list[str]]:
         epoch = len(records)
         try:
             record = _object(line)
-            if record.get("epoch") != epoch:
-                raise ValueError(f"epoch must be {epoch}, got {reprlib.repr(record.get('epoch'))}")
-            floats = {name: value for name, value in record.items() if isinstance(value, float)}
-            lost = [name for name, value in floats.items() if name != "seconds" and not math.isfinite(value)]
-            needed = ("seconds", *(RANKS if any(name in record for name in RANKS) else ()))
-            records.append({name: _number(record, name) for name in (*needed, *record) if name not in lost})
+            lost = check_record(record, epoch)
         except ValueError as error:
             raise UserError(f"{path}: line {number} is not the metrics of epoch {epoch}: {error}") from error
+        records.append({name: value for name, value in record.items() if name not in lost})
         if lost:
             notes.append(f"Left out, since they are not finite: {', '.join(lost)} of epoch {epoch}.")
     return records, notes
@@ -115,23 +96,7 @@ def _object(content: bytes) -> dict[str, Any]:
     except FileFault as error:
         raise ValueError(f"it {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"it is {reprlib.repr(value)}, not an object")
-    return value
-
-
-def _number(values: dict[str, Any], name: str) -> float:
-    """A number of a record, if it is one that can have been measured."""
-    if name not in values:
-        raise ValueError(f"{name} is missing")
-    value = values[name]
-    fraction = name.startswith(FRACTIONS)
-    count = name.startswith("queries")
-    low = 0 if fraction or count or name.startswith("seconds") else -LARGEST
-    high = 1 if fraction else LARGEST
-    of_kind = isinstance(value, int if count else (int, float)) and not isinstance(value, bool)
-    if not of_kind or not low <= value <= high + 1e-6:  # means in float32 may be a little above 1
-        kind = "whole number" if count else "number"
-        raise ValueError(f"{name} must be a {kind} from {low:g} to {high:g}, got {reprlib.repr(value)}")
+        raise ValueError(f"it is {shown(value)}, not an object")
     return value
 
 

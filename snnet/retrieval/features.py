@@ -32,22 +32,37 @@ PAIRS_AT_A_TIME = 2**28
 
 
 @dataclass(frozen=True, eq=False)
-class RetrievalSet:
-    """The decoded query and gallery of a dataset, with the identities and cameras that ranking needs.
+class Identities:
+    """Identities and cameras of query and gallery: what ranking needs besides features."""
+
+    query_pids: np.ndarray  # int64 [q]
+    gallery_pids: np.ndarray  # int64 [g]
+    query_cams: np.ndarray  # int64 [q]
+    gallery_cams: np.ndarray  # int64 [g]
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """All four, in the order in which :func:`rank_metrics` takes them."""
+        return self.query_pids, self.gallery_pids, self.query_cams, self.gallery_cams
+
+    def select(self, queries: np.ndarray | slice, gallery: np.ndarray | slice = slice(None)) -> Identities:
+        """Those of some queries and some gallery images."""
+        return Identities(
+            self.query_pids[queries],
+            self.gallery_pids[gallery],
+            self.query_cams[queries],
+            self.gallery_cams[gallery],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalSet(Identities):
+    """The decoded query and gallery of a dataset, with their identities and cameras.
 
     Each of several processes has its share of the images; rank 0 has the identities and cameras of all.
     """
 
     query: DecodedImages
     gallery: DecodedImages
-    query_pids: np.ndarray  # int64 [q]
-    gallery_pids: np.ndarray  # int64 [g]
-    query_cams: np.ndarray  # int64 [q]
-    gallery_cams: np.ndarray  # int64 [g]
-
-    def identities(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Identities of query and gallery, then their cameras."""
-        return self.query_pids, self.gallery_pids, self.query_cams, self.gallery_cams
 
 
 def decode(images: ImageSet, config: Config) -> DecodedImages:
@@ -72,7 +87,7 @@ def decode_retrieval_set(
     queries, others = (ImageSet.joined(parts) for parts in zip(*found, strict=True))
     kept = dataclasses.replace(dataset, query=queries, gallery=others)
     assert queries.pids is not None and others.pids is not None  # since those of the whole splits are known
-    return RetrievalSet(query, gallery, queries.pids, others.pids, *kept.evaluation_cams())
+    return RetrievalSet(queries.pids, others.pids, *kept.evaluation_cams(), query, gallery)
 
 
 def own_share(images: int, config: Config, processes: Processes) -> range:
@@ -214,26 +229,22 @@ def shot_seed(config: Config) -> int | None:
 def rank_gallery(
     query: Tensor,  # [q, d]
     gallery: Tensor,  # [g, d]
-    retrieval: RetrievalSet,
+    identities: Identities,
     average_precision: AveragePrecision,
     single_gallery_shot: int | None = None,
 ) -> RankMetrics:
     """CMC and mAP of features by cosine similarity, in float32; the last two as in :func:`rank_metrics`."""
     generator = None if single_gallery_shot is None else np.random.default_rng(single_gallery_shot)
-    identities = retrieval.query_pids, retrieval.gallery_pids, retrieval.query_cams, retrieval.gallery_cams
-    matched = np.flatnonzero(have_match(*identities))
+    matched = np.flatnonzero(have_match(*identities.arrays()))
     if len(matched) == 0:
-        raise UserError(why_no_match(*identities))
+        raise UserError(why_no_match(*identities.arrays()))
     results = []
     for rows in np.array_split(matched, math.ceil(len(matched) * len(gallery) / PAIRS_AT_A_TIME)):
         similarity = float32_similarity(query[torch.from_numpy(rows)], gallery).cpu().numpy()
         results.append(
             rank_metrics(
                 similarity,
-                retrieval.query_pids[rows],
-                retrieval.gallery_pids,
-                retrieval.query_cams[rows],
-                retrieval.gallery_cams,
+                *identities.select(rows).arrays(),
                 average_precision=average_precision,
                 single_gallery_shot=generator,
             )
@@ -242,23 +253,13 @@ def rank_gallery(
 
 
 def _without_junk(
-    query: Tensor, gallery: Tensor, retrieval: RetrievalSet
-) -> tuple[Tensor, Tensor, RetrievalSet, int]:
-    """The features and images but those of pid -1, which no ranking counts; and how many queries are left out."""
-    asked, ranked = (np.flatnonzero(pids != -1) for pids in (retrieval.query_pids, retrieval.gallery_pids))
-    kept = dataclasses.replace(
-        retrieval,
-        query_pids=retrieval.query_pids[asked],
-        query_cams=retrieval.query_cams[asked],
-        gallery_pids=retrieval.gallery_pids[ranked],
-        gallery_cams=retrieval.gallery_cams[ranked],
-    )
-    if not have_match(kept.query_pids, kept.gallery_pids, kept.query_cams, kept.gallery_cams).any():
-        raise UserError(
-            why_no_match(
-                retrieval.query_pids, retrieval.gallery_pids, retrieval.query_cams, retrieval.gallery_cams
-            )
-        )
+    query: Tensor, gallery: Tensor, identities: Identities
+) -> tuple[Tensor, Tensor, Identities, int]:
+    """The features and identities but those of pid -1, which no ranking counts; and how many queries are left out."""
+    asked, ranked = (np.flatnonzero(pids != -1) for pids in (identities.query_pids, identities.gallery_pids))
+    kept = identities.select(asked, ranked)
+    if not have_match(*kept.arrays()).any():
+        raise UserError(why_no_match(*identities.arrays()))
     left_out = len(query) - len(asked)
     return query[torch.from_numpy(asked)], gallery[torch.from_numpy(ranked)], kept, left_out
 
@@ -266,7 +267,7 @@ def _without_junk(
 def rerank_gallery(
     query: Tensor,  # [q, d]
     gallery: Tensor,  # [g, d]
-    retrieval: RetrievalSet,
+    identities: Identities,
     average_precision: AveragePrecision,
     single_gallery_shot: int | None = None,
 ) -> RankMetrics:
@@ -274,14 +275,11 @@ def rerank_gallery(
 
     Images of pid -1, which no ranking has, are nobody's neighbours here either.
     """
-    query, gallery, kept, left_out = _without_junk(query, gallery, retrieval)
+    query, gallery, kept, left_out = _without_junk(query, gallery, identities)
     distance = rerank(query, gallery)
     found = rank_metrics(
         np.negative(distance, out=distance),
-        kept.query_pids,
-        kept.gallery_pids,
-        kept.query_cams,
-        kept.gallery_cams,
+        *kept.arrays(),
         average_precision=average_precision,
         single_gallery_shot=single_gallery_shot,
     )
@@ -291,7 +289,7 @@ def rerank_gallery(
 def expand_and_rank(
     query: Tensor,  # [q, d]
     gallery: Tensor,  # [g, d]
-    retrieval: RetrievalSet,
+    identities: Identities,
     average_precision: AveragePrecision,
     neighbors: int,
     single_gallery_shot: int | None = None,
@@ -300,7 +298,7 @@ def expand_and_rank(
 
     Images of pid -1, which no ranking has, are nobody's neighbours here either.
     """
-    query, gallery, kept, left_out = _without_junk(query, gallery, retrieval)
+    query, gallery, kept, left_out = _without_junk(query, gallery, identities)
     expanded = expand_queries(query, gallery, neighbors)
     found = rank_gallery(*expanded, kept, average_precision, single_gallery_shot)
     return dataclasses.replace(found, num_without_match=found.num_without_match + left_out)

@@ -23,13 +23,12 @@ from snnet.errors import UserError
 from snnet.files.outputs import write_atomically
 from snnet.files.text import Damaged, FileFault, shown
 from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault, write_torch
+from snnet.training.measured import check_record, checked_ranks
 from snnet_kernels import PseudoLabelMemory
 
 FORMAT = "snnet-checkpoint"
 VERSION = 1  # the memories are in "head"
 VERSION_IN_PIECES = 2  # they are in the files that "pieces" names
-LARGEST = 1e12  # of any number that a run measures: seconds, loss, images
-_IN_RANGE = f"a number from {-LARGEST:g} to {LARGEST:g}"
 _CONTENTS = {
     "model": dict, "optimizer": dict, "head": dict, "config": dict, "rng": dict, "before": dict,
     "metrics": list, "images": int, "torch": str,
@@ -92,33 +91,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     for name, kind in contents.items():
         if not isinstance(state.get(name), kind):
             raise UserError(f"{path} is not a whole checkpoint: '{name}' is missing or of the wrong type")
-    fault = _metrics_fault(state["metrics"]) or _ranks_fault(state["before"])
-    if fault is not None:
-        raise UserError(f"{path} is not a whole checkpoint: {fault}")
     return state
-
-
-def _metrics_fault(records: list[Any]) -> str | None:
-    """What is wrong with the metrics of a run's epochs; None where they are numbers by name, an epoch a dict."""
-    for epoch, record in enumerate(records):
-        if not isinstance(record, dict) or record.get("epoch") != epoch:
-            return f"its metrics are damaged at epoch {epoch}"
-        for name, value in record.items():
-            if not isinstance(name, str) or type(value) not in (int, float):
-                return f"'{shown(name)}' of epoch {epoch} must be a number, got '{shown(value)}'"
-            if abs(value) > LARGEST:
-                return f"'{shown(name)}' of epoch {epoch} must be {_IN_RANGE}, got '{shown(value)}'"
-    return None
-
-
-def _ranks_fault(ranks: dict[Any, Any]) -> str | None:
-    """What is wrong with rank metrics; None where they are numbers and words by name."""
-    for name, value in ranks.items():
-        if not isinstance(name, str) or type(value) not in (int, float, str, bool):
-            return f"'{shown(name)}' of 'before' must be a number or text, got '{shown(value)}'"
-        if not isinstance(value, str) and abs(value) > LARGEST:
-            return f"'{shown(name)}' of 'before' must be {_IN_RANGE}, got '{shown(value)}'"
-    return None
 
 
 # Tensors of exemplar and label memory that may be absent, and may have another size.
@@ -167,18 +140,20 @@ def check_state(state: dict[str, Any], wanted: dict[str, Tensor], path: Path, wh
         raise UserError(f"{path} does not fit this {what}: {'; '.join(sorted(problems)[:3])}{more}")
 
 
-def check_measurements(state: dict[str, Any], ranks: Sequence[str], path: Path) -> None:
-    """Raise :class:`~snnet.errors.UserError` unless a checkpoint's metrics and ranks are enough to go on from."""
-    for record in state["metrics"]:
-        if missing := {"loss", "seconds"} - record.keys():
-            raise UserError(f"{path} is not a whole checkpoint: epoch {record['epoch']} lacks {min(missing)}")
-    before = state["before"]
-    numbers = (*ranks, "queries", "queries_without_match")
-    if before and not (
-        all(type(before.get(name)) in (int, float) for name in numbers)
-        and isinstance(before.get("average_precision"), str)
-    ):
-        raise UserError(f"{path} is not a whole checkpoint: the ranks before training are damaged")
+def check_measurements(state: dict[str, Any], path: Path) -> None:
+    """Raise :class:`~snnet.errors.UserError` unless a checkpoint's metrics and ranks are enough to go on from.
+
+    What else the ranks hold is dropped.
+    """
+    what = ""
+    try:
+        for epoch, record in enumerate(state["metrics"]):
+            what = f"the metrics of epoch {epoch}"
+            check_record(record, epoch)
+        what = "the ranks before training"
+        state["before"] = checked_ranks(state["before"])
+    except ValueError as error:
+        raise UserError(f"{path} is not a whole checkpoint: {what}: {error}") from error
 
 
 def label_state(state: dict[str, Any], images: int, path: Path) -> tuple[Tensor, PseudoLabelMemory]:

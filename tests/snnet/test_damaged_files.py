@@ -17,10 +17,15 @@ from snnet.files.safetensors_files import write_with_checksum
 from snnet.models.weights import read_state_dict
 from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
 from snnet.retrieval.sparse_labels import load_labels, predict_sparse_labels, save_labels
-from snnet.training.checkpoint import load_checkpoint, save_checkpoint
+from snnet.training.checkpoint import check_measurements, load_checkpoint, save_checkpoint
 from tests.snnet.test_checkpoint import contents
 
 MARK = b"\x01\x23\x45\x67\x89\xab\xcd\xef"  # a float64, or two float32, that the written values hold
+EPOCH = {"epoch": 0, "loss": 1.0, "seconds": 2.0}
+BEFORE = {
+    "rank1": 0.5, "rank5": 0.5, "rank10": 0.5, "mAP": 0.25, "mINP": 0.25, "queries": 4, "queries_without_match": 0,
+    "average_precision": "step",
+}  # fmt: skip
 
 
 def write_checkpoint(path: Path) -> None:
@@ -129,22 +134,42 @@ def test_weights_of_a_checkpoint_that_are_no_plain_numbers(value: Any, message: 
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("what", "value", "message"),
     [
-        ("metrics", [{"epoch": 0, "loss": "low"}], "'loss' of epoch 0 must be a number, got 'low'"),
-        ("metrics", [{"epoch": 1, "loss": 1.0}], "its metrics are damaged at epoch 0"),
-        ("metrics", [{"epoch": 0, "loss": -2e12}], "'loss' of epoch 0 must be a number from -1e[+]12 to 1e[+]12, got"),
-        ("metrics", [{"epoch": 0, "products": 10**400}], "'products' of epoch 0 must be .*, got 'a whole number of 1,"),
-        ("before", {"mAP": torch.zeros(2)}, "'mAP' of 'before' must be a number or text, got 'a Tensor'"),
-        ("before", {"queries": 10**400}, "'queries' of 'before' must be a number from -1e[+]12 to 1e[+]12, got"),
+        ("metrics", [{**EPOCH, "loss": "low"}], "of epoch 0: loss must be a number from .*, got 'low'"),
+        ("metrics", [EPOCH, EPOCH], "of epoch 1: epoch must be 1, got 0"),
+        ("metrics", [{**EPOCH, "epoch": torch.zeros(2)}], "of epoch 0: epoch must be a number .*, got a Tensor"),
+        ("metrics", [7], "of epoch 0: they must be an object, got 7"),
+        ("metrics", [{**EPOCH, 7: 1.0}], "of epoch 0: a name must be text, got 7"),
+        ("metrics", [{"epoch": 0, "loss": 1.0}], "of epoch 0: seconds is missing"),
+        ("metrics", [{**EPOCH, "loss": -2e12}], "of epoch 0: loss must be a number from -1e[+]12 to 1e[+]12, got"),
+        ("metrics", [{**EPOCH, "products": 10**400}], "of epoch 0: products must be .*, got a whole number of 1,"),
+        ("metrics", [{**EPOCH, "mAP": 0.5}], "of epoch 0: rank1 is missing"),
+        ("metrics", [{**EPOCH, "reranked_mAP": 0.5}], "of epoch 0: reranked_rank1 is missing"),
+        ("ranks before training", {**BEFORE, "mAP": torch.zeros(2)}, "mAP must be a number from 0 to 1, got a Tensor"),
+        ("ranks before training", {**BEFORE, "queries": 10**400}, "queries must be a whole number from 0 to .*, got"),
+        ("ranks before training", {"mAP": 0.5}, "rank1 is missing"),
+        ("ranks before training", {**BEFORE, "average_precision": 1}, "average_precision must be step .*, got 1"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_measured_where_a_checkpoint_has_numbers(
-    name: str, value: Any, message: str, tmp_path: Path
+    what: str, value: Any, message: str, tmp_path: Path
 ) -> None:
-    save_checkpoint(tmp_path / "checkpoint.pt", **{**contents(), name: value})
-    with pytest.raises(UserError, match=f"checkpoint.pt is not a whole checkpoint: {message}"):
-        load_checkpoint(tmp_path)
+    path, entry = tmp_path / "checkpoint.pt", "metrics" if what == "metrics" else "before"
+    save_checkpoint(path, **{**contents(), "metrics": [EPOCH], entry: value})
+    with pytest.raises(UserError, match=f"checkpoint.pt is not a whole checkpoint: the {what}:? {message}"):
+        check_measurements(load_checkpoint(tmp_path), path)
+
+
+def test_what_a_checkpoint_has_measured_is_kept_without_what_else_there_is(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    records = [{**EPOCH, "loss": float("nan"), "label_symmetry": 1.0}]  # earlier versions wrote NaN
+    before = {**BEFORE, "single_gallery_shot": True}
+    save_checkpoint(path, **{**contents(), "metrics": records, "before": {**before, "more": torch.zeros(2)}})
+    state = load_checkpoint(tmp_path)
+    check_measurements(state, path)
+    assert state["before"] == before and list(state["before"]) == list(before)
+    assert str(state["metrics"]) == str(records)
 
 
 def test_an_optimisers_state_that_does_not_fit(tmp_path: Path) -> None:

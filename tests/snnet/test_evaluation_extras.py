@@ -14,7 +14,7 @@ from snnet.config.commands import EvaluateCommand
 from snnet.errors import UserError
 from snnet.evaluate import evaluate
 from snnet.retrieval import query_expansion, verification
-from snnet.retrieval.features import RetrievalSet, expand_and_rank, rank_gallery, rerank_gallery
+from snnet.retrieval.features import Identities, expand_and_rank, rank_gallery, rerank_gallery
 from snnet.retrieval.query_expansion import expand_queries
 from snnet.retrieval.verification import true_positive_rates
 from snnet_kernels.testing import clustered_features
@@ -59,8 +59,8 @@ def test_query_expansion_leaves_junk_of_queries_out() -> None:
     pids = PIDS.copy()
     pids[:Q:5] = -1
     kept = np.flatnonzero(pids[:Q] != -1)
-    rest = RetrievalSet(None, None, pids[kept], pids[Q:], CAMS[kept], CAMS[Q:])  # type: ignore[arg-type]
-    whole = RetrievalSet(None, None, pids[:Q], pids[Q:], CAMS[:Q], CAMS[Q:])  # type: ignore[arg-type]
+    rest = Identities(pids[kept], pids[Q:], CAMS[kept], CAMS[Q:])
+    whole = Identities(pids[:Q], pids[Q:], CAMS[:Q], CAMS[Q:])
     for rank in (lambda *given: expand_and_rank(*given, 5), rerank_gallery):
         got = rank(FEATURES[:Q], FEATURES[Q:], whole, "step")
         expected = rank(FEATURES[kept.tolist()], FEATURES[Q:], rest, "step")
@@ -69,11 +69,11 @@ def test_query_expansion_leaves_junk_of_queries_out() -> None:
 
 
 def test_query_expansion_leaves_junk_out() -> None:
-    retrieval = RetrievalSet(None, None, PIDS[:Q], PIDS[Q:], CAMS[:Q], CAMS[Q:])  # type: ignore[arg-type]
+    retrieval = Identities(PIDS[:Q], PIDS[Q:], CAMS[:Q], CAMS[Q:])
     got = expand_and_rank(FEATURES[:Q], FEATURES[Q:], retrieval, "step", 5)
     kept = np.concatenate([np.arange(Q), Q + np.flatnonzero(PIDS[Q:] != -1)])
     among = torch.from_numpy(expanded(FEATURES.double().numpy()[kept], 5, 3.0)).float()
-    without = RetrievalSet(None, None, PIDS[:Q], PIDS[kept][Q:], CAMS[:Q], CAMS[kept][Q:])  # type: ignore[arg-type]
+    without = Identities(PIDS[:Q], PIDS[kept][Q:], CAMS[:Q], CAMS[kept][Q:])
     expected = rank_gallery(among[:Q], among[Q:], without, "step")
     assert got.mAP == pytest.approx(expected.mAP, abs=1e-9)
     assert got.mAP != rank_gallery(FEATURES[:Q], FEATURES[Q:], retrieval, "step").mAP

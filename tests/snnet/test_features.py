@@ -17,6 +17,7 @@ from snnet.errors import UserError
 from snnet.models import ReIDModel, build_model
 from snnet.retrieval import features as module
 from snnet.retrieval.features import (
+    Identities,
     RetrievalSet,
     decode_retrieval_set,
     extract_features,
@@ -165,7 +166,7 @@ def test_parts_whose_queries_have_no_match_are_left_out(monkeypatch: pytest.Monk
     pids = np.array([0, 1, 2, 0, 1, 2, 7, -1]), np.array([0, 1, 2, 0, 1, -1])
     cams = np.array([0, 1] * 4), np.zeros(6, int)
     features = clustered_features(14, 8).split([8, 6])
-    retrieval = RetrievalSet(None, None, *pids, *cams)  # type: ignore[arg-type]
+    retrieval = Identities(*pids, *cams)
     whole = rank_gallery(*features, retrieval, "step")
     assert (whole.num_queries, whole.num_without_match) == (3, 5)
     expected = rank_metrics((features[0] @ features[1].t()).numpy(), *pids, *cams)

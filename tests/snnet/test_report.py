@@ -27,7 +27,7 @@ from snnet.reporting.own_files import REPORT_MARK
 from snnet.reporting.page import duration
 from snnet.reporting.ranked import has_labels, label_lists, rank_lists
 from snnet.reporting.run import load_run
-from snnet.retrieval.features import RetrievalSet
+from snnet.retrieval.features import Identities
 from snnet.train import train
 from snnet.training import checkpoint
 from snnet.training.checkpoint import label_state, load_checkpoint
@@ -325,7 +325,7 @@ def test_rankings_are_those_of_a_sort() -> None:
     query, gallery = (torch.nn.functional.normalize(torch.randn(n, 8), dim=1) for n in (30, 60))
     pids, cams = rng.integers(0, 12, 30), rng.integers(0, 3, 30)
     gallery_pids, gallery_cams = rng.integers(-1, 10, 60), rng.integers(0, 3, 60)
-    retrieval = RetrievalSet(None, None, pids, gallery_pids, cams, gallery_cams)  # type: ignore[arg-type]
+    retrieval = Identities(pids, gallery_pids, cams, gallery_cams)
     found = rank_lists(query, gallery, retrieval, "step", lists=5, length=7)
 
     rankings, firsts = {}, {}
@@ -371,7 +371,7 @@ def test_rankings_of_nearly_equal_images_agree_with_their_ranks(
     base, apart = torch.randn(1, 256, generator=random), torch.randn(1060, 256, generator=random)
     features = torch.nn.functional.normalize(base + 0.01 * apart, dim=1)
     pids, cams = rng.integers(0, 60, 1060), rng.integers(0, 6, 1060)
-    retrieval = RetrievalSet(None, None, pids[:60], pids[60:], cams[:60], cams[60:])  # type: ignore[arg-type]
+    retrieval = Identities(pids[:60], pids[60:], cams[:60], cams[60:])
     found = rank_lists(features[:60], features[60:], retrieval, "step", lists=60, length=5)
     assert found.counted == len(found.sample) == 60 and found.failed == len(found.failures) > 50
     deep = [one for one in found.failures if one.first_match]

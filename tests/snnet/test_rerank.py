@@ -17,7 +17,7 @@ from snnet.config.options import config_from
 from snnet.errors import UserError
 from snnet.evaluate import evaluate
 from snnet.retrieval import reranking
-from snnet.retrieval.features import RetrievalSet, rerank_gallery
+from snnet.retrieval.features import Identities, rerank_gallery
 from snnet.retrieval.rank_metrics import rank_metrics
 from snnet.retrieval.reranking import rerank
 from snnet.train import train
@@ -186,7 +186,7 @@ def test_junk_of_the_gallery_is_nobodys_neighbour():
     pids, cams = rng.integers(-1, 4, 80), rng.integers(0, 3, 80)
     pids[:20] = np.abs(pids[:20])
     assert (pids[20:] == -1).sum() > 5
-    retrieval = RetrievalSet(None, None, pids[:20], pids[20:], cams[:20], cams[20:])  # type: ignore[arg-type]
+    retrieval = Identities(pids[:20], pids[20:], cams[:20], cams[20:])
     got = rerank_gallery(features[:20], features[20:], retrieval, "step")
     kept = np.flatnonzero((np.arange(80) < 20) | (pids != -1))
     expected = rank_metrics(

@@ -16,7 +16,7 @@ from snnet.errors import UserError
 from snnet.evaluate import evaluate
 from snnet.retrieval import features as retrieval_features
 from snnet.retrieval import single_shot
-from snnet.retrieval.features import RetrievalSet, rank_gallery
+from snnet.retrieval.features import Identities, rank_gallery
 from snnet.retrieval.rank_metrics import have_match, rank_metrics
 from snnet.train import train
 from snnet.training.checkpoint import load_checkpoint
@@ -83,7 +83,7 @@ def test_cmc_is_that_of_a_walk(seed: int, entries: int, monkeypatch: pytest.Monk
 
 
 def test_parts_of_a_large_set_draw_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    retrieval = RetrievalSet(None, None, PIDS[:Q], PIDS[Q:], CAMS[:Q], CAMS[Q:])  # type: ignore[arg-type]
+    retrieval = Identities(PIDS[:Q], PIDS[Q:], CAMS[:Q], CAMS[Q:])
     monkeypatch.setattr(retrieval_features, "PAIRS_AT_A_TIME", Q * G // 2)
     found = rank_gallery(FEATURES[:Q], FEATURES[Q:], retrieval, "step", 5)
     generator = np.random.default_rng(5)

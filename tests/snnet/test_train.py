@@ -293,7 +293,7 @@ def test_output_folder_that_cannot_be_made(
 ) -> None:
     (tmp_path / "file").write_text("")
     listed: list[object] = []
-    monkeypatch.setattr(trainer, "find_dataset", listed.append)
+    monkeypatch.setattr(trainer, "dataset_of", lambda data, camstyle: listed.append(data))
     # /proc takes no folders, not even from the superuser, whom permissions let write everywhere.
     for folder in [tmp_path / "file" / "run", *([Path("/proc/run")] if sys.platform == "linux" else [])]:
         with pytest.raises(UserError) as caught:
