@@ -73,8 +73,8 @@ def rank_lists(
         similarity = float32_similarity(query[rows], gallery).cpu().numpy()
         part = score_queries(similarity, *identities.select(rows).arrays(), average_precision)
         parts.append(part)
-        # From the same similarities, since another product rounds otherwise: where images are nearly alike, the
-        # order changes.
+        # Lists come from the similarities that were just ranked: a second product would round differently, and nearly
+        # equal images would change places.
         sampled = sample[(sample >= start) & (sample < start + len(similarity))]
         for row in {*(start + _failures(part)[:lists]).tolist(), *sampled.tolist()}:
             found[row] = _ranked_list(row, row - start, similarity, part, identities, length)
