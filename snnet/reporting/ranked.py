@@ -39,7 +39,7 @@ class RankedList:
 
 
 @dataclass(frozen=True, eq=False)
-class Retrieval:
+class RankedGallery:
     """The gallery ranked for every query of a checkpoint: lists to show, and means for each camera."""
 
     sample: Sequence[RankedList]
@@ -57,7 +57,7 @@ def rank_lists(
     *,
     lists: int,
     length: int,
-) -> Retrieval:
+) -> RankedGallery:
     """A sample of the queries, evenly spread over their order, and those whose first right match comes last.
 
     ``lists`` of each at most, each with the first ``length`` images of its ranking.
@@ -80,7 +80,7 @@ def rank_lists(
             found[row] = _ranked_list(row, row - start, similarity, part, identities, length)
     scores = QueryScores(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     failures = _failures(scores)
-    return Retrieval(
+    return RankedGallery(
         sample=[found[row] for row in sample.tolist()],
         failures=[found[row] for row in failures[:lists].tolist()],
         failed=len(failures),
