@@ -17,7 +17,7 @@ if __name__ == "__main__":
     answer_early(ExtractCommand.parse)
 
 import os
-from typing import Any, get_args, overload
+from typing import get_args, overload
 
 import numpy as np
 
@@ -25,11 +25,12 @@ from snnet.data import ImageSet, ReIDDataset, dataset_of
 from snnet.files.outputs import check_output
 from snnet.files.paths import expand_home
 from snnet.retrieval.feature_files import SUFFIXES, FeatureSet, save_features
-from snnet.retrieval.features import decode
-from snnet.retrieval.trained import TrainedModel, load_trained_model
+from snnet.retrieval.features import decode, own_share
+from snnet.retrieval.trained import load_trained_model
 from snnet.runtime import show_warnings_as_lines
 from snnet.system.processes import ALONE, Processes, several_processes
 from snnet.system.progress import set_quiet
+from snnet.system.row_exchange import rows_of_all
 from snnet.system.terminal import tell
 
 
@@ -64,14 +65,22 @@ def extract(command: ExtractCommand, processes: Processes = ALONE) -> FeatureSet
     data = trained.config.data
     dataset = processes.first_ahead(lambda: dataset_of(data))
     folder = _folder(dataset, data.data_dir if data.dataset == "folder" else None)
-    parts: list[FeatureSet] = []
-    for name, images in _chosen(dataset, command.split).items():
-        share = np.array(processes.share(len(images), data.batch_size), dtype=np.int64)
-        found = processes.gathered(_split_features(trained, images.select(share), name, folder, processes))
-        parts += found or []
+    features: list[np.ndarray] = []
+    images: list[ImageSet] = []  # those that were decoded, in the order of the features
+    splits: list[str] = []
+    for split, chosen in _chosen(dataset, command.split).items():
+        share = np.array(own_share(len(chosen), trained.config, processes), dtype=np.int64)
+        decoded = decode(chosen.select(share), trained.config)
+        features.append(rows_of_all(trained.features(decoded, processes), processes).cpu().numpy())
+        kept = processes.gathered(decoded.images) or []
+        images += kept
+        splits += [split] * sum(map(len, kept))
     if not processes.is_first:
         return None
-    content = _joined(parts, metadata={"dataset": data.dataset, **trained.description()})
+    whole = ImageSet.joined(images)
+    names = tuple(os.path.relpath(path, folder).replace(os.sep, "/") for path in whole.paths)
+    metadata = {"dataset": data.dataset, **trained.description()}
+    content = FeatureSet(np.concatenate(features), names, whole.pids, whole.cams, tuple(splits), metadata)
     save_features(command.output, content)
     return content
 
@@ -84,31 +93,6 @@ def _chosen(dataset: ReIDDataset, split: str) -> dict[str, ImageSet]:
     if split not in found:
         raise UserError(f"--split {split}: dataset {dataset.name} has only {', '.join(found)}")
     return {split: found[split]}
-
-
-def _split_features(
-    trained: TrainedModel, images: ImageSet, split: str, folder: str, processes: Processes
-) -> FeatureSet:
-    decoded = decode(images, trained.config)
-    features = trained.features(decoded, processes)
-    kept = decoded.images
-    names = tuple(os.path.relpath(path, folder).replace(os.sep, "/") for path in kept.paths)
-    return FeatureSet(features.cpu().numpy(), names, kept.pids, kept.cams, (split,) * len(kept))
-
-
-def _joined(parts: list[FeatureSet], metadata: dict[str, Any]) -> FeatureSet:
-    def together(name: str) -> np.ndarray | None:
-        values = [getattr(part, name) for part in parts]
-        return None if any(value is None for value in values) else np.concatenate(values)
-
-    return FeatureSet(
-        np.concatenate([part.features for part in parts]),
-        tuple(name for part in parts for name in part.names or ()),
-        together("pids"),
-        together("camids"),
-        tuple(split for part in parts for split in part.splits or ()),
-        metadata,
-    )
 
 
 def _folder(dataset: ReIDDataset, data_dir: str | None) -> str:

@@ -52,7 +52,7 @@ class Placement:
             numbers += " (convolutions in tf32)"  # torch's default
         return f"{self.device}, {numbers}, channels-{layout}"
 
-    def model(self, model: nn.Module) -> None:
+    def place(self, model: nn.Module) -> None:
         """Move a network to the device, in place. On a CPU only images are channels-last; weights stay contiguous."""
         weights = torch.contiguous_format if self.device.type == "cpu" else self.memory_format
         model.to(self.device, memory_format=weights)  # type: ignore[call-overload]

@@ -113,7 +113,7 @@ def _add(section: argparse._ActionsContainer, declared: Option, synthetic: dict[
         words["type"] = partial(declared.checked, where=declared.flag or declared.placeholder)
     if declared.flag:
         section.add_argument(declared.flag, dest=declared.name, **words)
-    else:  # argparse would read its word for "absent" as a value
+    else:  # with SUPPRESS argparse would pass that very word as the value of an absent argument
         section.add_argument(declared.name, nargs="?", default=None, **words)
 
 

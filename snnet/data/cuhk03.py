@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from snnet.data.files import candidates, check_folder, find_entry
+from snnet.data.finding import candidates, check_folder, find_entry
 from snnet.data.image_set import ImageSet, ReIDDataset
 from snnet.errors import UserError
 from snnet.files.text import FileFault, parse_json, read_text, shown

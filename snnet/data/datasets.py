@@ -7,8 +7,9 @@ from typing import get_args
 
 from snnet.config.options import DataConfig, DatasetName
 from snnet.data.cuhk03 import find_raw, read_raw_cuhk03
-from snnet.data.files import NamePattern, candidates, find_entry
+from snnet.data.finding import candidates, find_entry
 from snnet.data.image_set import ImageSet, ReIDDataset
+from snnet.data.names import NamePattern
 from snnet.data.readers import (
     CUSTOM_SPLITS,
     MARKET_PATTERN,

@@ -11,16 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from snnet.data.files import (
-    NamePattern,
-    check_folder,
-    find_entry,
-    find_root,
-    list_images,
-    to_numbers,
-)
+from snnet.data.finding import check_folder, find_entry, find_root, list_images
 from snnet.data.image_formats import strip_extensions
 from snnet.data.image_set import ImageSet, ReIDDataset
+from snnet.data.names import NamePattern, to_numbers
 from snnet.errors import UserError
 from snnet.files.text import FileFault, read_text, shown
 

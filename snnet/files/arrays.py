@@ -82,7 +82,8 @@ class ArrayFile:
         if not kind.is_plain:
             raise FileFault(f"holds Python objects in '{shown(name)}'; save plain arrays of numbers")
         check_room(self._size(name), f"'{shown(name)}' {kind}")
-        with self._open(name) as (content, _):  # again: a member in which one has gone back is not checked
+        # Opened again: zipfile does not check the CRC-32 of a member after seek() went back.
+        with self._open(name) as (content, _):
             try:
                 values = np.lib.format.read_array(content, allow_pickle=False)
                 content.read(1)  # at the end of a member its CRC-32 is compared

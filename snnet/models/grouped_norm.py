@@ -1,4 +1,4 @@
-"""Batch normalisation of equal parts of a batch apart, as several processes do it that share the batch."""
+"""Batch normalisation of equal parts of a batch separately, as several processes that share the batch do it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from snnet.errors import UserError
 
 
 class GroupedBatchNorm(_BatchNorm):
-    """A batch normalisation that in training takes ``groups`` parts of a batch apart.
+    """A batch normalisation that normalises ``groups`` equal parts of a training batch separately.
 
     Each consecutive part of B / groups samples has a mean and a variance of its own. The running statistics are those
     of the first part, as ``DistributedDataParallel`` keeps those of rank 0. In ``eval()`` it is the layer it was made

@@ -13,9 +13,9 @@ from markupsafe import Markup
 from snnet.config.options import GROUPS, OPTIONS, config_from, flatten, members
 from snnet.reporting.colors import DARK, LIGHT
 from snnet.reporting.curves import Chart, epochs
-from snnet.reporting.lists import Row
 from snnet.reporting.own_files import REPORT_MARK
-from snnet.reporting.ranked import Retrieval
+from snnet.reporting.ranked import RankedGallery
+from snnet.reporting.rows import Row
 from snnet.reporting.run import Run
 from snnet.system.terminal import printable
 from snnet.training.runlog import RANKS
@@ -32,7 +32,7 @@ class Contents:
     charts: dict[str, Chart] = field(default_factory=dict)  # by name
     svg: dict[str, str] = field(default_factory=dict)  # each of them as an SVG element
     checkpoint_epochs: int = 0  # done when it was written; images are ranked and labelled by it
-    retrieval: Retrieval | None = None
+    retrieval: RankedGallery | None = None
     lists: dict[str, list[Row]] = field(default_factory=dict)  # ranked_lists, failures and pseudo_labels
     identities_known: bool = False  # those of the training images
     missing: dict[str, str] = field(default_factory=dict)  # of ranked and labels: why it is not shown

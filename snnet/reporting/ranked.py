@@ -39,7 +39,7 @@ class RankedList:
 
 
 @dataclass(frozen=True, eq=False)
-class Retrieval:
+class RankedGallery:
     """The gallery ranked for every query of a checkpoint: lists to show, and means for each camera."""
 
     sample: Sequence[RankedList]
@@ -57,7 +57,7 @@ def rank_lists(
     *,
     lists: int,
     length: int,
-) -> Retrieval:
+) -> RankedGallery:
     """A sample of the queries, evenly spread over their order, and those whose first right match comes last.
 
     ``lists`` of each at most, each with the first ``length`` images of its ranking.
@@ -73,14 +73,14 @@ def rank_lists(
         similarity = float32_similarity(query[rows], gallery).cpu().numpy()
         part = score_queries(similarity, *identities.select(rows).arrays(), average_precision)
         parts.append(part)
-        # From the same similarities, since another product rounds otherwise: where images are nearly alike, the
-        # order changes.
+        # Lists come from the similarities that were just ranked: a second product would round differently, and nearly
+        # equal images would change places.
         sampled = sample[(sample >= start) & (sample < start + len(similarity))]
         for row in {*(start + _failures(part)[:lists]).tolist(), *sampled.tolist()}:
             found[row] = _ranked_list(row, row - start, similarity, part, identities, length)
     scores = QueryScores(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     failures = _failures(scores)
-    return Retrieval(
+    return RankedGallery(
         sample=[found[row] for row in sample.tolist()],
         failures=[found[row] for row in failures[:lists].tolist()],
         failed=len(failures),

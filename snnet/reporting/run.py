@@ -49,7 +49,7 @@ def load_run(folder: Path) -> Run:
     config = config_from(load_yaml(folder / CONFIG_FILE))
     records, notes = _read_records(folder / METRICS_FILE)
     path = folder / RESULTS_FILE
-    # Where the run has not finished, they are another one's, which was in this folder before it.
+    # Results beside an unfinished run are left over from an earlier run in this folder.
     results = _read_results(path) if len(records) >= config.training.epochs else {}
     before, reranked = (ranks_of(results.get(name), f"{path}: {name}") for name in ("before", "reranked"))
     starts = read_starts(folder / ENVIRONMENT_FILE)

@@ -1,10 +1,9 @@
 """MPLP of all images of a set at once: the candidates of each, and which of them are positives.
 
-Each similarity is needed once, and the matrix at no time. Whatever is more similar to a candidate p than the anchor is,
-lies above the threshold where the anchor does, so the anchor's rank in the whole row of p is its rank among p's own
-candidates. Image i has p as candidate where p has i: who holds the row of p tells for every i whether p is
-inconsistent, and only the first inconsistent candidate of i counts, one key an image. Several processes hold rows of
-their own, exchange that key, and nothing else of their candidates.
+Each similarity is needed once, and the matrix at no time. If the anchor is above the threshold in p's row, so is
+everything more similar to p. So the anchor's rank in the whole row is its rank among p's candidates. Image i has p as a
+candidate exactly if p has i. So the process with p's row can tell, for every i, whether p is inconsistent. Only the
+first inconsistent candidate of each i counts: one key per image, which is all that processes exchange.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ MARGIN = 1e-5
 class Part:
     """Consecutive rows: their images from ``first`` on, and what each lists, by rising column.
 
-    That are all images with a similarity above ``low``, and its own.
+    A row lists every image with a similarity above ``low``, and itself.
     """
 
     first: int
@@ -186,11 +185,11 @@ def decide(rows: FeatureRows, candidates: Candidates, threshold: float, min_rank
     checks = _CycleChecks(anchors, counts, min_rank, float(np.float32(threshold)))
     nothing = np.empty(0, np.int64)
     pending = [(nothing, nothing, nothing)]
-    pending += [checks.look(piece) for part in candidates.parts for piece in part.slices()]
+    pending += [checks.check_rows(piece) for part in candidates.parts for piece in part.slices()]
     _share_highest(checks.first, processes)
-    untold = checks.that_matter(*(np.concatenate(arrays) for arrays in zip(*pending, strict=True)))
-    if sum(processes.everywhere(len(untold[0]))):
-        checks.end(*untold, _are_behind(rows, *untold[:2], checks))
+    undecided = checks.still_open(*(np.concatenate(arrays) for arrays in zip(*pending, strict=True)))
+    if sum(processes.everywhere(len(undecided[0]))):
+        checks.settle(*undecided, _are_behind(rows, *undecided[:2], checks))
         _share_highest(checks.first, processes)
     return [checks.positives(part) for part in candidates.parts]
 
@@ -206,7 +205,7 @@ class _CycleChecks:
         self.most = np.maximum(counts, min_rank)  # rank of the anchor up to which a candidate is consistent
         self.first = np.full(len(counts), NO_KEY)
 
-    def look(self, part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def check_rows(self, part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Hold the rows of candidates against the images that have them.
 
         Returns what these rows do not tell, as their anchor is not among what they list: candidates, images and keys.
@@ -225,17 +224,19 @@ class _CycleChecks:
         keys = _keys(part.values, row + part.first)
         inconsistent = np.flatnonzero(above > self.most[image])
         np.maximum.at(self.first, image[inconsistent], keys[inconsistent])
-        untold = np.flatnonzero(~known & (above <= self.most[image]) & (part.values > np.float32(self.bar)))
-        return self.that_matter(row[untold] + part.first, image[untold], keys[untold])
+        undecided = np.flatnonzero(
+            ~known & (above <= self.most[image]) & (part.values > np.float32(self.bar))
+        )
+        return self.still_open(row[undecided] + part.first, image[undecided], keys[undecided])
 
-    def that_matter(
+    def still_open(
         self, candidate: np.ndarray, image: np.ndarray, keys: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Those that come before the first inconsistent candidate of an image that has more than two."""
         kept = (keys > self.first[image]) & (self.counts[image] > 2)
         return candidate[kept], image[kept], keys[kept]
 
-    def end(self, candidate: np.ndarray, image: np.ndarray, keys: np.ndarray, behind: np.ndarray) -> None:
+    def settle(self, candidate: np.ndarray, image: np.ndarray, keys: np.ndarray, behind: np.ndarray) -> None:
         """Take what products have told."""
         np.maximum.at(self.first, image[behind], keys[behind])
 

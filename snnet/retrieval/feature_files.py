@@ -15,7 +15,7 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from snnet.data.files import to_numbers
+from snnet.data.names import to_numbers
 from snnet.errors import UserError
 from snnet.files.archive import check_room
 from snnet.files.arrays import ArrayType, open_arrays, write_arrays

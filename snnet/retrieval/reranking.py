@@ -18,8 +18,8 @@ L2-normalised features. What is computed, step by step:
 8. **Final distance.** ``(1 - λ) Jaccard + λ d[i, j]`` between query i and gallery image j.
 
 Steps 1 and 2 are :func:`snnet_kernels.neighbor_lists`, whose products give the lowest similarity of each row too; V
-is sparse. Beyond the result and a copy of the features that takes 30 MB for Market-1501, where the usual dense form
-takes 6 GB.
+is sparse. Beyond the result and a copy of the features this takes 30 MB for Market-1501; the usual dense form takes
+6 GB.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def load_trained_model(
         placement = prepare(config.runtime)
         model = network_of(config, None)
         load_state(model, contents["model"], Path(checkpoint), "network")
-    placement.model(model)
+    placement.place(model)
     return TrainedModel(model, config, placement)
 
 

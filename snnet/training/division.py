@@ -70,7 +70,7 @@ def divide_batch_norm(
     if groups % count == 0:
         group_batch_norms(model, groups // count)
     else:
-        say(f"batch normalisation takes {count} parts of a batch apart; the run began with {groups}")
+        say(f"batch normalisation treats {count} parts of a batch separately; the run began with {groups}")
     return model
 
 

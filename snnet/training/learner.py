@@ -136,7 +136,7 @@ def build_learner(
         other = next(rank for rank, found in enumerate(ranks) if found != ranks[0])
         raise UserError(f"rank {other} has found other training images than rank 0: all need the same files")
     model = divide_batch_norm(placed.model, config, processes, placement.device, group)
-    placement.model(model)
+    placement.place(model)
     try:
         head = SNNetHead(
             num_instances=len(images),

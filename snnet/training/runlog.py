@@ -80,9 +80,11 @@ class RunLog:
 
     Args:
         folder: the folder of the run.
-        records: one dict for each epoch done, to which the trainer appends. At the start what the files have
-            past them is dropped: a killed run may have written epochs that its checkpoint does not know. The
-            results are dropped too: they may be another run's, and the end of this one writes its own.
+        records: one dict for each epoch done, to which the trainer appends.
+
+    At the start, epochs in the files that ``records`` does not have are dropped: a killed run may have written epochs
+    that its checkpoint does not know. ``results.json`` is deleted: it may be another run's, and this run writes its own
+    at its end.
     """
 
     def __init__(self, folder: Path, records: list[dict[str, Any]]) -> None:

@@ -53,7 +53,7 @@ def test_a_process_takes_its_part_of_the_groups(
     given = config(bn_groups=groups)
     found = divide_batch_norm(model, given, Processes(0, count), torch.device("cpu"), None)
     assert {m.groups for m in found.modules() if isinstance(m, GroupedBatchNorm)} == ({own} if own else set())
-    line = f"batch normalisation takes {count} parts of a batch apart; the run began with {groups}\n"
+    line = f"batch normalisation treats {count} parts of a batch separately; the run began with {groups}\n"
     assert capsys.readouterr().out == (line if groups % count else "")
 
 

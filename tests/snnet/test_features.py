@@ -118,7 +118,7 @@ def test_the_layout_changes_features_and_gradients_by_rounding_alone(arch: str) 
     for layout in (False, True):
         torch.manual_seed(0)
         model, placement = ReIDModel(arch), Placement(torch.device("cpu"), False, layout)
-        placement.model(model)
+        placement.place(model)
         with torch.no_grad():
             features = model.eval()(placement.images(images))
         # Training's batch normalisation divides by a spread of 4 images, which magnifies rounding.

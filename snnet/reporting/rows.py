@@ -15,7 +15,8 @@ Row = tuple[str, list[Tile]]  # a line about a list, and its images
 def rows(lists: Sequence[RankedList], firsts: ImageSet, others: ImageSet, first_word: str) -> list[Row]:
     """Each list: its first image, of ``firsts`` and called ``first_word``; then those of ``others``.
 
-    Raises :class:`~snnet.errors.UserError` where an image cannot be read, while a page can do without these lists.
+    Reads every image now, so that one that cannot be read raises :class:`~snnet.errors.UserError` while the page can
+    still leave these lists out.
     """
     found = [_row(one, firsts, others, first_word) for one in lists]
     for path in sorted({tile.path for _, tiles in found for tile in tiles}):
