@@ -71,10 +71,10 @@ def fill(head: sk.SNNetHead, case: Case) -> None:
     fill_labels(head.pseudo_labels, case.label_memory)
     lists = head.memory.lists
     if lists is not None:
-        tables = case.lists._asdict()
+        tables = case.lists
         if lists.tables is None:
-            tables = {name: table.clone() for name, table in tables.items()}
-        lists._take(tables | {"products": torch.zeros((), dtype=torch.int64, device=case.device)})
+            tables = sk.NeighborLists(*(table.clone() for table in tables))
+        lists._take(tables, torch.zeros((), dtype=torch.int64, device=case.device))
         head.memory._notice()
         head.memory._vouch_for_lists()
 

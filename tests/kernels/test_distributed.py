@@ -44,6 +44,7 @@ CASES = {
     },
     4: {
         "lists that do not tell, an empty share": "steps 1300 16 5 5 neighbors=8 repeats threshold=0.5 row_by_row",
+        "memories by themselves, an empty share": "modules 1300",
     },
 }
 
