@@ -37,8 +37,8 @@ inline std::vector<Round> occurrence_rounds(const int64_t* index, int64_t batch_
 }
 
 // out = (alpha before + beta live) / length. Returns the length: if that is not finite, the row is not to be written.
-inline float blend_row(const float* before, const float* live, float alpha, float beta, int64_t d, float* out) {
-  const VectorKernels& kernels = vector_kernels();
+inline float blend_row(const VectorKernels& kernels, const float* before, const float* live, float alpha, float beta,
+                       int64_t d, float* out) {
   kernels.blend(out, before, live, alpha, beta, d);
   const float exact = static_cast<float>(std::sqrt(kernels.dot(out, out, d)));
   const float length = exact < kSmallestLength ? kSmallestLength : exact;
@@ -52,9 +52,10 @@ inline std::vector<float> blend_rows(const MemoryRows& rows, Round& round) {
   const int64_t count = static_cast<int64_t>(round.size()), d = rows.d;
   std::vector<float> lengths(round.size());
   std::vector<float> blended(round.size() * d);
+  const VectorKernels& kernels = vector_kernels();
   torch::stable::parallel_for(0, count, grain(3 * d), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      lengths[r] = blend_row(rows.memory + rows.index[round[r]] * d, rows.features + round[r] * d, rows.alpha,
+      lengths[r] = blend_row(kernels, rows.memory + rows.index[round[r]] * d, rows.features + round[r] * d, rows.alpha,
                              rows.beta, d, blended.data() + r * d);
     }
   });

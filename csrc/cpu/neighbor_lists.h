@@ -54,10 +54,13 @@ struct NeighborLists {
   int32_t* columns_of(int64_t i) const { return columns + i * capacity; }
   float* values_of(int64_t i) const { return values + i * capacity; }
 
-  // The place of a column in row i, or its count.
+  // The place of a column in row i, or its count. Most that are looked for are among the first.
   int32_t place_of(int64_t i, int64_t column) const {
     const int32_t *own = columns_of(i), wanted = static_cast<int32_t>(column), count = counts[i];
-    int32_t place = 0;
+    int32_t place = std::min<int32_t>(kLine, count);
+    if (const int32_t* found = std::find(own, own + place, wanted); found != own + place) {
+      return static_cast<int32_t>(found - own);
+    }
     while (place + kLine <= count && !stands_in_line(own + place, wanted)) place += kLine;
     return static_cast<int32_t>(std::find(own + place, own + count, wanted) - own);
   }

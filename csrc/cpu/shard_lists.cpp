@@ -34,12 +34,13 @@ Tensor blended_rows(const Tensor& memory, int64_t first, const Tensor& columns, 
   const auto count = static_cast<int64_t>(own.size());
   SNNET_CHECK(count <= most, "most must be at least the number of own rows, ", count, ", got ", most);
   Tensor blended = torch::stable::new_zeros(memory, {most, width});
+  const VectorKernels& kernels = vector_kernels();
   torch::stable::parallel_for(0, count, grain(3 * d), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const int64_t i = at[own[r]] - first;
       const float* before = const_floats(memory) + i * d;
       float* out = floats(blended) + r * width;
-      const float length = blend_row(before, const_floats(live) + own[r] * d, alpha, 1.0f - alpha, d, out);
+      const float length = blend_row(kernels, before, const_floats(live) + own[r] * d, alpha, 1.0f - alpha, d, out);
       const bool is_written = is_finite(length);
       if (!is_written) std::copy_n(before, d, out);
       out[d] = is_written ? length : std::numeric_limits<float>::quiet_NaN();
