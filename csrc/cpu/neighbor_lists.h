@@ -54,13 +54,10 @@ struct NeighborLists {
   int32_t* columns_of(int64_t i) const { return columns + i * capacity; }
   float* values_of(int64_t i) const { return values + i * capacity; }
 
-  // The place of a column in row i, or its count. Most that are looked for are among the first.
+  // The place of a column in row i, or its count.
   int32_t place_of(int64_t i, int64_t column) const {
     const int32_t *own = columns_of(i), wanted = static_cast<int32_t>(column), count = counts[i];
-    int32_t place = std::min<int32_t>(kLine, count);
-    if (const int32_t* found = std::find(own, own + place, wanted); found != own + place) {
-      return static_cast<int32_t>(found - own);
-    }
+    int32_t place = 0;
     while (place + kLine <= count && !stands_in_line(own + place, wanted)) place += kLine;
     return static_cast<int32_t>(std::find(own + place, own + count, wanted) - own);
   }
@@ -74,9 +71,10 @@ struct NeighborLists {
 
   // Whether more than `rank` images are more similar to p than the anchor is.
   Verdict verdict_of(int64_t p, int64_t anchor, int64_t rank) const {
-    const int32_t place = place_of(p, anchor);
-    const bool lists_anchor = place < counts[p];
-    const float floor = floors[p], bar = lists_anchor ? values_of(p)[place] : floor;
+    const int32_t *own = columns_of(p), *end = own + counts[p];
+    const int32_t* found = std::find(own, end, static_cast<int32_t>(anchor));  // mostly one of the first: not by lines
+    const bool lists_anchor = found != end;
+    const float floor = floors[p], bar = lists_anchor ? values_of(p)[found - own] : floor;
     const int64_t above = vector_kernels().count_above(values_of(p), counts[p], bar, rank);
     return list_verdict(above, rank, lists_anchor, bar, floor);
   }
