@@ -65,11 +65,15 @@ class Program:
 
     def answer(self) -> Answer:
         """Wait for its end and read what it has printed."""
-        code = self.wait()
-        end_session(self.pid)
-        found = [file.read_text() for file in (self.stdout, self.stderr)]
-        if self.folder:
-            shutil.rmtree(self.folder)
+        try:
+            try:
+                code = self.wait()
+            finally:
+                end_session(self.pid)
+            found = [file.read_text() for file in (self.stdout, self.stderr)]
+        finally:
+            if self.folder:
+                shutil.rmtree(self.folder)
         assert code is not None, f"still runs: {found}"
         return Answer(code, *found)
 
@@ -205,6 +209,7 @@ class _Server:
         for line in lines:
             word, pid, *code = line.split()
             if word == b"started":
+                self._codes.pop(int(pid), None)  # of an earlier program with this number
                 self._started.append(int(pid))
             else:
                 self._codes[int(pid)] = int(code[0])
@@ -218,7 +223,18 @@ def _server(imports: tuple[str, ...], process: int) -> _Server:
 
 def _serve() -> None:
     """Fork for every request until the test process has gone; then end what still runs."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for the test process, whose end is the sign to end
     running: set[int] = set()
+    try:
+        _fork_for_requests(running)
+    finally:
+        for pid in running:
+            end_session(pid)
+
+
+def _fork_for_requests(running: set[int]) -> None:
     unread = b""
     while True:
         ready = select.select([0], [], [], 0.005 if running else None)[0]
@@ -229,8 +245,6 @@ def _serve() -> None:
             continue
         part = os.read(0, 1 << 16)
         if not part:
-            for pid in running:
-                end_session(pid)
             return
         *lines, unread = (unread + part).split(b"\n")
         for line in lines:

@@ -6,7 +6,7 @@ import math
 from typing import Any, get_args
 
 from snnet.config.options import AveragePrecision
-from snnet.files.text import shown
+from snnet.files.text import SHOWN_CHARACTERS, shown
 from snnet.training.runlog import RANKS
 
 LARGEST = 1e12  # of any number that a run measures: seconds, loss, images
@@ -24,6 +24,9 @@ def check_record(record: Any, epoch: int) -> list[str]:
         raise ValueError(f"they must be an object, {_got(record)}")
     if _number(record, "epoch") != epoch:
         raise ValueError(f"epoch must be {epoch}, {_got(record['epoch'])}")
+    for name in record:
+        if not isinstance(name, str):
+            raise ValueError(f"a name must be text, {_got(name)}")
     needed = ["loss", "seconds"]
     for ranks in (RANKS, [f"reranked_{name}" for name in RANKS]):
         needed += ranks if any(name in record for name in ranks) else ()
@@ -52,10 +55,8 @@ def checked_ranks(found: Any) -> dict[str, Any]:
     return {**numbers, "average_precision": definition, **shot}
 
 
-def _number(values: dict[Any, Any], name: Any) -> float:
+def _number(values: dict[Any, Any], name: str) -> float:
     """A number of a record, if it is one that can have been measured."""
-    if not isinstance(name, str):
-        raise ValueError(f"a name must be text, {_got(name)}")
     if name not in values:
         raise ValueError(f"{name} is missing")
     value = values[name]
@@ -70,4 +71,4 @@ def _number(values: dict[Any, Any], name: Any) -> float:
 
 
 def _got(value: Any) -> str:
-    return f"got {shown(repr(value) if isinstance(value, str) else value)}"
+    return f"got {shown(repr(value[:SHOWN_CHARACTERS]) if isinstance(value, str) else value)}"

@@ -12,8 +12,6 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-import torch
-
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
 
@@ -50,6 +48,7 @@ TABLE = {
     "update_memory_lists_": _COMPILED,
 }
 AVAILABLE = {"cuda": False, "triton": False}  # for CUDA tensors; set as libraries load
+COMPILED_FOR_CPU: set[str] = set()  # the operations of the CPU library; each is added as it is defined
 
 
 def forced_backend() -> str | None:
@@ -66,8 +65,7 @@ FORCED = forced_backend()
 def servers(operation: str, device_type: str) -> tuple[str, ...]:
     """The backends that run ``operation`` for tensors on ``device_type``; two where it depends on the call."""
     if device_type == "cpu":
-        is_compiled = torch._C._dispatch_has_kernel_for_dispatch_key(f"snnet::{operation}", "CPU")
-        return ("cpu",) if is_compiled else ("reference",)
+        return ("cpu",) if operation in COMPILED_FOR_CPU else ("reference",)
     row = TABLE.get(operation, NOWHERE)
     could = row.at_hand + row.streaming if device_type == "cuda" else ()
     return tuple(dict.fromkeys(name for name in could if AVAILABLE[name])) or ("reference",)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_labels
 from ..label_tables import LabelTables
 from ..layout import label_entries
 from ..memory_lists import list_checksums
@@ -82,7 +83,7 @@ def rows_of_state(state: Mapping[str, Tensor], rows: range) -> dict[str, Tensor]
     n = len(state[FEATURES])
     found = {FEATURES: features}
     if LABELS + "row_bits" in state:
-        row, column = label_entries(state[LABELS + "row_bits"], n)
+        row, column = label_entries(check_labels("row_bits", state[LABELS + "row_bits"], n, n), n)
     else:
         whole = LabelTables(n, features.device)
         whole.load_(state[LABELS + "row_entries"], state[LABELS + "row_counts"])

@@ -42,6 +42,10 @@ def operation(
         schema = own + torch.library.infer_schema(plain, mutates_args=writes)
         OPERATIONS[own] = Operation(schema, plain)
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        if torch._C._dispatch_has_kernel_for_dispatch_key(
+            f"snnet::{own}", "CPU"
+        ):  # what traces a call cannot ask this
+            table.COMPILED_FOR_CPU.add(own)
         LIBRARY.impl(own, plain, "CompositeExplicitAutograd")
         torch.library.register_fake(f"snnet::{own}", fake, lib=LIBRARY)
         overload = getattr(torch.ops.snnet, own).default

@@ -83,7 +83,7 @@ def run(names: list[str], seed: int, scale: float, processes: int, folder: Path)
         name, part = running.pop(pid)
         found = _result(folder / f"{name}-{part}", name, status)
         total.add(found)
-        seconds = used.ru_utime + used.ru_stime  # its processes' too
+        seconds = used.ru_utime + used.ru_stime  # without the programs that servers forked for it
         counts = f"{sum(found.tries.values()):,} tries, {found.total_failures():,} failures, {seconds:.0f} s of CPU"
         print(f"{name} {part + 1} of {ATTACKS[name][1]}: {counts}", file=sys.stderr, flush=True)
         shutil.rmtree(folder / f"{name}-{part}", ignore_errors=True)

@@ -84,6 +84,21 @@ def test_operation_outside_a_forced_backend_raises(monkeypatch, forced):
         sk.pack_labels(torch.zeros(1, 5, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("forced", ["reference", pytest.param("cpu", marks=needs_cpu_library)])
+def test_calls_of_a_forced_backend_are_traced(forced):
+    code = """
+import torch
+import snnet_kernels as sk
+features = torch.nn.functional.normalize(torch.randn(40, 8), dim=1)
+index = torch.arange(5)
+compiled = torch.compile(sk.nearest_neighbors, fullgraph=True, backend="eager")
+assert torch.equal(compiled(features, index, 2)[0], sk.nearest_neighbors(features, index, 2)[0])
+print("equal")
+"""
+    result = run(code, SNNET_BACKEND=forced)
+    assert result.stdout.strip() == "equal", result.stderr
+
+
 def test_a_backend_that_there_is_not_raises(monkeypatch):
     """At import; that a command says so in one line is tested with the commands."""
     monkeypatch.setenv("SNNET_BACKEND", "gpu")

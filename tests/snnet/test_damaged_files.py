@@ -141,6 +141,7 @@ def test_weights_of_a_checkpoint_that_are_no_plain_numbers(value: Any, message: 
         ("metrics", [{**EPOCH, "epoch": torch.zeros(2)}], "of epoch 0: epoch must be a number .*, got a Tensor"),
         ("metrics", [7], "of epoch 0: they must be an object, got 7"),
         ("metrics", [{**EPOCH, 7: 1.0}], "of epoch 0: a name must be text, got 7"),
+        ("metrics", [{**EPOCH, 7: float("nan")}], "of epoch 0: a name must be text, got 7"),
         ("metrics", [{"epoch": 0, "loss": 1.0}], "of epoch 0: seconds is missing"),
         ("metrics", [{**EPOCH, "loss": -2e12}], "of epoch 0: loss must be a number from -1e[+]12 to 1e[+]12, got"),
         ("metrics", [{**EPOCH, "products": 10**400}], "of epoch 0: products must be .*, got a whole number of 1,"),

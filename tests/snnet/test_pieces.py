@@ -90,6 +90,11 @@ def test_a_checkpoint_of_one_process_is_read_by_several(head: SNNetHead, tmp_pat
     assert_same(memory_state({"head": state}, tmp_path / "checkpoint.pt"), state)
     with pytest.raises(UserError, match=r"checkpoint.pt has no whole memories: 'memory.features'$"):
         memory_state({"head": {}}, tmp_path / "checkpoint.pt", range(5))
+    bits = state["pseudo_labels.row_bits"]
+    for wrong, message in ((bits[:, :64], "must have shape"), (bits.bool(), "must be torch.uint8")):
+        with pytest.raises(UserError, match=f"checkpoint.pt has no whole memories: row_bits {message}"):
+            damaged = {**state, "pseudo_labels.row_bits": wrong.contiguous()}
+            memory_state({"head": damaged}, tmp_path / "checkpoint.pt", own_rows(N, 1, 3))
 
 
 def test_pieces_are_deleted_when_a_newer_checkpoint_has_its_own(head: SNNetHead, tmp_path: Path) -> None:
