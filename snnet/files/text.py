@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from snnet.system.terminal import printable
+
 SHOWN_CHARACTERS = 100
 _SHOWN_ENTRIES, _SHOWN_DEPTH = 4, 3
 _MARKS = (
@@ -28,8 +30,18 @@ class Damaged(FileFault):
 
 
 def shown(value: Any, most: int = SHOWN_CHARACTERS) -> str:
-    """``value`` for a message, short whatever it is: what a file holds can be nested or long beyond all bounds."""
-    text = value if isinstance(value, str) else _shown(value, _SHOWN_DEPTH)
+    """``value`` for a message, short and printable whatever it is; text stands without quotation marks.
+
+    What a file holds can be nested or long beyond all bounds, and its text can have control characters.
+    """
+    if not isinstance(value, str):
+        return quoted(value, most)
+    return printable(value[:most]) + ("…" if len(value) > most else "")
+
+
+def quoted(value: Any, most: int = SHOWN_CHARACTERS) -> str:
+    """As :func:`shown`, but text stands in quotation marks: for a value that should have been of another type."""
+    text = _shown(value, _SHOWN_DEPTH)
     return text if len(text) <= most else text[:most] + "…"
 
 

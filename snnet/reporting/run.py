@@ -9,7 +9,7 @@ from typing import Any
 from snnet.config.options import Config, config_from
 from snnet.config.resolve import CHECKPOINT_FILE, CONFIG_FILE, load_yaml
 from snnet.errors import UserError
-from snnet.files.text import FileFault, parse_json, shown
+from snnet.files.text import FileFault, parse_json, quoted
 from snnet.training.measured import check_record, checked_ranks
 from snnet.training.runlog import ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE, read_starts
 
@@ -96,7 +96,7 @@ def _object(content: bytes) -> dict[str, Any]:
     except FileFault as error:
         raise ValueError(f"it {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"it is {shown(value)}, not an object")
+        raise ValueError(f"it is {quoted(value)}, not an object")
     return value
 
 

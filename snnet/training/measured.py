@@ -6,7 +6,7 @@ import math
 from typing import Any, get_args
 
 from snnet.config.options import AveragePrecision
-from snnet.files.text import SHOWN_CHARACTERS, shown
+from snnet.files.text import quoted, shown
 from snnet.training.runlog import RANKS
 
 LARGEST = 1e12  # of any number that a run measures: seconds, loss, images
@@ -21,12 +21,12 @@ def check_record(record: Any, epoch: int) -> list[str]:
     Raises ValueError unless they are numbers that can have been measured, with a loss and all ranks of a ranking.
     """
     if not isinstance(record, dict):
-        raise ValueError(f"they must be an object, {_got(record)}")
+        raise ValueError(f"they must be an object, got {quoted(record)}")
     if _number(record, "epoch") != epoch:
-        raise ValueError(f"epoch must be {epoch}, {_got(record['epoch'])}")
+        raise ValueError(f"epoch must be {epoch}, got {quoted(record['epoch'])}")
     for name in record:
         if not isinstance(name, str):
-            raise ValueError(f"a name must be text, {_got(name)}")
+            raise ValueError(f"a name must be text, got {quoted(name)}")
     needed = ["loss", "seconds"]
     for ranks in (RANKS, [f"reranked_{name}" for name in RANKS]):
         needed += ranks if any(name in record for name in ranks) else ()
@@ -46,11 +46,11 @@ def checked_ranks(found: Any) -> dict[str, Any]:
     if not found:
         return {}
     if not isinstance(found, dict):
-        raise ValueError(f"they must be an object, {_got(found)}")
+        raise ValueError(f"they must be an object, got {quoted(found)}")
     numbers = {name: _number(found, name) for name in (*RANKS, *_COUNTS)}
     definition, definitions = found.get("average_precision"), get_args(AveragePrecision)
     if definition not in definitions:
-        raise ValueError(f"average_precision must be {' or '.join(definitions)}, {_got(definition)}")
+        raise ValueError(f"average_precision must be {' or '.join(definitions)}, got {quoted(definition)}")
     shot = {"single_gallery_shot": True} if found.get("single_gallery_shot") is True else {}
     return {**numbers, "average_precision": definition, **shot}
 
@@ -66,9 +66,5 @@ def _number(values: dict[Any, Any], name: str) -> float:
     of_kind = isinstance(value, int if count else (int, float)) and not isinstance(value, bool)
     if not of_kind or not low <= value <= high + 1e-6:  # means in float32 may be a little above 1
         kind = "whole number" if count else "number"
-        raise ValueError(f"{shown(name)} must be a {kind} from {low:g} to {high:g}, {_got(value)}")
+        raise ValueError(f"{shown(name)} must be a {kind} from {low:g} to {high:g}, got {quoted(value)}")
     return value
-
-
-def _got(value: Any) -> str:
-    return f"got {shown(repr(value[:SHOWN_CHARACTERS]) if isinstance(value, str) else value)}"

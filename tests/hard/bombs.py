@@ -24,6 +24,7 @@ from snnet.reporting.run import load_run
 from snnet.retrieval.feature_files import load_features
 from snnet.retrieval.sparse_labels import load_labels
 from snnet.training.checkpoint import FORMAT, VERSION, load_checkpoint
+from tests.hard.formats import resumable
 
 Try = tuple[str, Callable[[], str]]
 UNPACKED = 3 << 29  # bytes that a member of a zip file unpacks to: more than a try may take
@@ -79,8 +80,14 @@ def _tensors(folder: Path) -> list[Try]:
         torch.save(content, path)
         tries.append((f"weights .pt: {name}", _reading(read_state_dict, str(path))))
         tries.append((f"features .pt: {name}", _reading(load_features, path)))
-        inside = _checkpoint(folder / f"checkpoint_{path.name}", model={"x": content}, before={"x": content})
-        tries.append((f"checkpoint: {name}", _reading(load_checkpoint, inside)))
+        places = {
+            "network": {"model": {"x": content}},
+            "ranks": {"before": {"rank1": content}},
+            "metrics": {"metrics": [{"epoch": 0, "loss": content, "seconds": 1.0}]},
+        }
+        for place, parts in places.items():
+            inside = _checkpoint(folder / f"{place}_{path.name}", **parts)
+            tries.append((f"checkpoint, {place}: {name}", _reading(resumable, inside)))
         wrong = _checkpoint(folder / f"version_{path.name}", version=content)
         tries.append((f"checkpoint version: {name}", _reading(load_checkpoint, wrong)))
     return tries

@@ -27,7 +27,7 @@ from snnet.retrieval.gallery_cache import gallery_features
 from snnet.retrieval.sparse_labels import load_labels, predict_sparse_labels, save_labels
 from snnet.retrieval.trained import TrainedModel, load_trained_model
 from snnet.train import train
-from snnet.training.checkpoint import load_checkpoint
+from snnet.training.checkpoint import check_measurements, load_checkpoint
 from tests.snnet.tiny_run import draw_market, tiny_options
 
 # How much a reader can know of damage:
@@ -65,6 +65,13 @@ def same(one: Any, two: Any) -> bool:
     return bool(one == two)
 
 
+def resumable(path: Path) -> dict[str, Any]:
+    """What ``--resume`` reads of a checkpoint."""
+    state = load_checkpoint(path)
+    check_measurements(state, path)
+    return state
+
+
 def all_formats(folder: Path) -> list[Format]:
     """Write a sound file of every format into ``folder``."""
     data = draw_market(folder / "data", identities=2)
@@ -92,7 +99,7 @@ def _run_files(folder: Path, run: Path) -> list[Format]:
     checkpoint = run / "checkpoint.pt"
     texts = ("results.json", "metrics.jsonl", "environment.json")
     return [
-        Format("checkpoint .pt", checkpoint, lambda: load_checkpoint(checkpoint), "checked", own=True),
+        Format("checkpoint .pt", checkpoint, lambda: resumable(checkpoint), "checked", own=True),
         Format("config.yaml of a run", run / "config.yaml", configuration, "text"),
         *(Format(f"{name} for report", run / name, page, "text") for name in texts),
     ]

@@ -57,9 +57,8 @@ def two_trainings(share: Share, unbroken: Unbroken, tally: Tally, number: int) -
         _wait_for(folder / "config.yaml")
     time.sleep(float(random.uniform(0, 0.5)))
     if killed:
-        os.kill(first.pid, signal.SIGKILL)
+        end_session(first.pid)  # it may have ended
         first.wait(SECONDS)
-        end_session(first.pid)
         kind = "start after a killed run"
         tally.tried(kind)
         problem = unbroken.resumed_problem(folder, logs[1])

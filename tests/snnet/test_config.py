@@ -6,7 +6,6 @@ import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
@@ -388,16 +387,6 @@ def test_every_command_explains_each_of_its_flags_once(
         ReportCommand: "Settings that are not given come from the run.",
     }
     assert source.get(command, "folder of a run: settings that are not given come from it") in words
-
-
-def test_choices_are_those_of_the_parts() -> None:
-    from snnet.data import DATASETS
-    from snnet.models import ARCHITECTURES
-    from snnet.retrieval.rank_metrics import AVERAGE_PRECISIONS
-
-    assert get_args(OPTIONS["dataset"].type) == DATASETS
-    assert get_args(OPTIONS["average_precision"].type) == AVERAGE_PRECISIONS
-    assert get_args(OPTIONS["arch"].type) == ARCHITECTURES
 
 
 def test_files_are_kept_by_their_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

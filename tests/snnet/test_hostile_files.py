@@ -14,7 +14,7 @@ import torch
 from snnet.errors import UserError
 from snnet.files.archive import check_room
 from snnet.files.pickle_scan import scan_pickle
-from snnet.files.text import FileFault, shown
+from snnet.files.text import FileFault, quoted, shown
 from snnet.models.weights import read_state_dict
 from snnet.retrieval.feature_files import load_features
 from snnet.training.checkpoint import load_checkpoint
@@ -93,6 +93,9 @@ def test_values_are_shown_short() -> None:
     assert shown("x" * 500) == "x" * 100 + "…" and shown(3.5) == "3.5" and shown([1, "a"]) == "[1, 'a']"
     assert shown(10**5000) == "a whole number of 16,610 bits"
     assert shown(torch.zeros(1, 1).expand(10**6, 10**6)) == "a Tensor"
+    assert quoted("x" * 500) == "'" + "x" * 99 + "…" and quoted("a") == "'a'"
+    for harm in ("\ud800", "\x1b[2J", "\n", "\u202e"):
+        assert shown(f"a{harm}é") == quoted(f"a{harm}é")[1:-1] and shown(f"a{harm}é").isprintable()
     assert shown({"a": list(range(9))}) == "{'a': [0, 1, 2, 3, …]}" and shown(()) == "()"
 
 
