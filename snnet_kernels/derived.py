@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from .ops.checksums import checksums
+from .ops.checksums import checksums, checksums_match
 from .tracing import has_values
 
 _WORDS = (torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -55,7 +55,10 @@ class Source:
             self._sums = sums.index_copy_(0, rows, row_checksums(tensor, rows))
 
     def holds(self, tensor: Tensor, rows: Tensor | None = None) -> bool:
-        """Whether nothing is known of a write since; with ``rows`` int64 [k] their checksums are compared too."""
+        """Whether nothing is known of a write since; with ``rows`` int64 [k] their checksums are compared too.
+
+        A row -1 stands for none.
+        """
         if not has_values(tensor):
             return True
         storage = self._storage
@@ -67,7 +70,11 @@ class Source:
             return False
         if rows is None or self._sums is None:
             return True
-        return torch.equal(self._sums.index_select(0, rows), row_checksums(tensor, rows))
+        words = _words(tensor)
+        if words is None:
+            rows = rows[rows >= 0]
+            return torch.equal(self._sums.index_select(0, rows), row_checksums(tensor, rows))
+        return bool(checksums_match(words, rows, _factors(words.shape[1], words.device), self._sums))
 
     def holds_all(self, tensor: Tensor) -> bool:
         """Whether nothing is known of a write since, and the checksums of all rows are the same."""
@@ -86,23 +93,32 @@ def _signs_of(tensor: Tensor) -> tuple[Any, ...]:
 
 def row_checksums(tensor: Tensor, rows: Tensor | None = None) -> Tensor:
     """A checksum int64 [k] of the bits of each row of a matrix [n, d], or of ``rows`` int64 [k] of it."""
-    with torch.inference_mode(False):
-        matrix = tensor.detach()
-        width = matrix.shape[1] * matrix.element_size()
-        if width == 0:
-            return torch.zeros(len(matrix if rows is None else rows), dtype=torch.int64, device=matrix.device)
-        word = next(word for word in _WORDS if width % word.itemsize == 0)
-        # One of a single row, or of none, may call itself contiguous with any strides.
-        plain = matrix.stride() == (matrix.shape[1], 1) and not matrix.is_inference()
-        # A part of a larger tensor may begin inside a word.
-        begins = (matrix.storage_offset() * matrix.element_size(), matrix.data_ptr())
-        if not plain or any(place % word.itemsize for place in begins):
-            matrix = (matrix if rows is None else matrix.index_select(0, rows)).clone(
-                memory_format=torch.contiguous_format
-            )
-            rows = None
-        words = matrix.view(word)
-        return checksums(words, rows, _factors(words.shape[1], matrix.device))
+    if torch.is_inference_mode_enabled():  # what it makes cannot be written later
+        with torch.inference_mode(False):
+            return row_checksums(tensor, rows)
+    if tensor.shape[1] == 0:
+        return torch.zeros(len(tensor if rows is None else rows), dtype=torch.int64, device=tensor.device)
+    words = _words(tensor)
+    if words is None:
+        part = tensor.detach() if rows is None else tensor.detach().index_select(0, rows)
+        words, rows = _words(part.clone(memory_format=torch.contiguous_format)), None
+        assert words is not None
+    return checksums(words, rows, _factors(words.shape[1], words.device))
+
+
+def _words(tensor: Tensor) -> Tensor | None:
+    """A matrix seen as rows of integers as long as may be, where this needs no copy."""
+    matrix = tensor.detach()
+    size = matrix.element_size()
+    width = matrix.shape[1] * size
+    # One of a single row, or of none, may call itself contiguous with any strides.
+    if width == 0 or matrix.stride() != (matrix.shape[1], 1) or matrix.is_inference():
+        return None
+    word = next(word for word in _WORDS if width % word.itemsize == 0)
+    # A part of a larger tensor may begin inside a word.
+    if (matrix.storage_offset() * size) % word.itemsize or matrix.data_ptr() % word.itemsize:
+        return None
+    return matrix.view(word)
 
 
 @lru_cache(maxsize=8)

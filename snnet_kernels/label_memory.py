@@ -13,6 +13,7 @@ from .label_tables import LabelTables
 from .layout import identity_labels, label_entries
 from .memory_module import FixedTypeModule
 from .memory_size import check_room
+from .ops.label_memory import _gather_labels, _write_labels_  # the index is checked here
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -110,15 +111,15 @@ class PseudoLabelMemory(FixedTypeModule):
 
         If an index is repeated, its last row is kept.
         """
+        index = self._checked(index)
+        labels = checks.check_labels("labels", labels, self.num_instances, len(index))
+        checks.check_same_device(index=index, labels=labels)
         if self.tables is not None:
-            index = self._checked(index)
-            labels = checks.check_labels("labels", labels, self.num_instances, len(index))
-            checks.check_same_device(index=index, labels=labels)
             self.tables.write_(index, labels)
             return
-        self._follow(index)
-        assert self.row_bits is not None and self.column_bits is not None
-        ops.write_labels_(self.row_bits, self.column_bits, index, labels)
+        row_bits, column_bits = self._current_bits(index)
+        written = {"row_bits": row_bits, "column_bits": column_bits}
+        _write_labels_(row_bits, column_bits, *checks.apart(written, index, labels))
         self._vouch_for_columns(index)
 
     def rows(self, index: Tensor) -> Tensor:
@@ -127,15 +128,14 @@ class PseudoLabelMemory(FixedTypeModule):
         if self.tables is not None:
             return self.tables.rows(index)
         assert self.row_bits is not None
-        return ops.gather_labels(self.row_bits, index)
+        return _gather_labels(self.row_bits, index)
 
     def columns(self, index: Tensor) -> Tensor:
         """P[:, index]ᵀ, packed, uint8 [B, label_bytes(n)]: the images whose label contains ``index[b]`` (Eq. 4)."""
+        index = self._checked(index, lowest=-1)
         if self.tables is not None:
-            return self.tables.columns(self._checked(index, lowest=-1))
-        self._follow(index, lowest=-1)
-        assert self.column_bits is not None
-        return ops.gather_labels(self.column_bits, index)
+            return self.tables.columns(index)
+        return _gather_labels(self._current_bits(index)[1], index)
 
     def pairs(self, first: int = 0, last: int | None = None) -> tuple[Tensor, Tensor]:
         """The ones of P in rows [first, last): (row int64 [E], column int64 [E]), sorted by row, then by column."""
@@ -158,6 +158,7 @@ class PseudoLabelMemory(FixedTypeModule):
         if self.row_bits is None or self.column_bits is None:
             return
         n, block, device = self.num_instances, 1024, self.row_bits.device
+        checks.check_labels("row_bits", self.row_bits, n, n)
         if self.column_bits.device != device:
             with torch.inference_mode(False):
                 self.column_bits = torch.zeros(self.row_bits.shape, dtype=torch.uint8, device=device)
@@ -173,14 +174,13 @@ class PseudoLabelMemory(FixedTypeModule):
         checks.check_same_device(P=self._held, index=index)
         return index
 
-    def _follow(self, index: Tensor, lowest: int = 0) -> None:
-        """Before the transpose is read or written: rebuild it if P, or its rows ``index``, have changed."""
-        index = self._checked(index, lowest)
-        if torch.compiler.is_compiling() or self.row_bits is None:
-            return
-        rows = index.clamp_min(0) if lowest < 0 and index.device.type == "cpu" else index
-        if not self._source.holds(self.row_bits, rows):
+    def _current_bits(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """P and its transpose, which is made afresh if P, or its rows ``index``, have changed since."""
+        assert self.row_bits is not None
+        if not torch.compiler.is_compiling() and not self._source.holds(self.row_bits, index):
             self.mark_written_()
+        assert self.column_bits is not None
+        return self.row_bits, self.column_bits
 
     def _vouch_for_columns(self, rows: Tensor | None = None) -> None:
         """The transpose is current: it has just taken over ``rows`` int64 [B] of P (default: all)."""

@@ -33,6 +33,7 @@ TABLE = {
     "write_labels_": _COMPILED,
     "gather_labels": _COMPILED,
     "checksums": _PLAIN,
+    "checksums_match": _PLAIN,
     "memory_similarity": _PLAIN,
     "memory_similarity_backward": _PLAIN,
     "pause": _PLAIN,

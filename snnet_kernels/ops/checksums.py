@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import reference
@@ -18,3 +19,10 @@ def checksums(words: Tensor, rows: Tensor | None, factors: Tensor) -> Tensor:
     if rows is not None:
         check_index_values("rows", rows, words.shape[0])
     return reference.checksums(words, rows, factors)
+
+
+@operation(lambda words, rows, factors, sums: factors.new_empty((), dtype=torch.bool))
+def checksums_match(words: Tensor, rows: Tensor, factors: Tensor, sums: Tensor) -> Tensor:
+    """A bool []: whether :func:`checksums` of ``rows`` int64 [k] are those of ``sums`` int64 [n]; -1 is no row."""
+    check_index_values("rows", rows, words.shape[0], lowest=-1)
+    return reference.checksums_match(words, rows, factors, sums)

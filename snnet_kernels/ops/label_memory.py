@@ -24,12 +24,14 @@ def _unpack_labels(labels: Tensor, n: int) -> Tensor:
 
 @operation(lambda *_: None, writes=("row_bits", "column_bits"))
 def _write_labels_(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: Tensor) -> None:
+    """:func:`write_labels_` of arguments that are checked already."""
     check_index_values("index", index, row_bits.shape[0])
     reference.write_labels_(row_bits, column_bits, index, labels)
 
 
 @operation(lambda bits, index: bits.new_empty(index.shape[0], bits.shape[1]))
 def _gather_labels(bits: Tensor, index: Tensor) -> Tensor:
+    """:func:`gather_labels` of arguments that are checked already."""
     check_index_values("index", index, bits.shape[0], lowest=-1)
     return reference.gather_labels(bits, index)
 

@@ -7,7 +7,7 @@ the per-sample form.
 from ..layout import identity_labels, label_bytes
 from . import loop
 from .camera_lists import camera_lists
-from .checksums import checksums
+from .checksums import checksums, checksums_match
 from .cluster_memory import update_memory_by_hardest_
 from .jaccard_graph import blend_jaccard_, expand_query, jaccard_pairs, reciprocal_weights
 from .label_lists import gather_label_lists, gather_list_entries, write_label_lists_
@@ -45,6 +45,7 @@ __all__ = [
     "blended_rows",
     "camera_lists",
     "checksums",
+    "checksums_match",
     "divided_samples",
     "expand_query",
     "follow_moved_rows_",

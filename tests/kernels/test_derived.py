@@ -227,6 +227,19 @@ def test_checksums_tell_rows_apart(dtype, width):
     assert torch.equal(row_checksums(rows.t().contiguous().t()), sums)
 
 
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "strided"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.uint8])
+@pytest.mark.parametrize("width", [1, 3, 8])
+def test_sums_of_chosen_rows_are_compared(dtype, width, plain):
+    rows = torch.arange(5 * width).reshape(5, width).to(dtype)
+    rows = rows if plain else rows.t().contiguous().t()
+    source = Source()
+    source.remember_rows(rows)
+    rows.numpy()[3, -1] += 1
+    assert source.holds(rows) and source.holds(rows, torch.tensor([0, -1, 4, 0]))
+    assert not source.holds(rows, torch.tensor([0, -1, 3]))
+
+
 @pytest.mark.parametrize(
     "rows", [torch.zeros(1, 1).expand(0, 4), torch.zeros(1, 1).expand(1, 4), torch.zeros(0, 4)]
 )
