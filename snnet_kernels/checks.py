@@ -146,8 +146,8 @@ def check_index_values(name: str, index: Tensor, num_instances: int, lowest: int
 def byte_range(tensor: Tensor) -> tuple[int, int]:
     """The addresses [first, end) that a strided tensor reaches; empty where it has no entries."""
     first = tensor.data_ptr()
-    if tensor.numel() == 0:
-        return first, first
+    if tensor.is_contiguous() or tensor.numel() == 0:
+        return first, first + tensor.nbytes
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return first, first + (last + 1) * tensor.element_size()
 
@@ -162,19 +162,24 @@ def apart(written: Mapping[str, Tensor | None], *read: Tensor | None) -> list[An
         return list(read)
     taken: list[tuple[str, torch.device, int, int]] = []  # name, device and bytes [first, end)
 
-    def owner(tensor: Tensor) -> str | None:
-        """The written argument that may share memory with the tensor."""
-        first, end = byte_range(tensor)
-        for name, device, start, stop in taken:
-            if first < stop and start < end and first < end and start < stop and tensor.device == device:
-                return name
+    def owner(device: torch.device, first: int, end: int) -> str | None:
+        """The written argument that may share memory with these bytes."""
+        if first < end:
+            for name, other, start, stop in taken:
+                if first < stop and start < end and device == other:
+                    return name
         return None
 
     for name, tensor in targets.items():
-        if (other := owner(tensor)) is not None:
+        extent = tensor.device, *byte_range(tensor)
+        if (other := owner(*extent)) is not None:
             raise ValueError(f"{name} must not share memory with {other}: one of them is written")
-        taken.append((name, tensor.device, *byte_range(tensor)))
-    return [None if tensor is None else tensor.clone() if owner(tensor) else tensor for tensor in read]
+        if extent[1] < extent[2]:
+            taken.append((name, *extent))
+    return [
+        tensor.clone() if tensor is not None and owner(tensor.device, *byte_range(tensor)) else tensor
+        for tensor in read
+    ]
 
 
 def check_no_transform(name: str, tensor: Tensor) -> None:
