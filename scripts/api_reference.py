@@ -22,7 +22,9 @@ SECTIONS: list[tuple[str, str, list[tuple[str, list[str]]]]] = [
     (
         "snnet_kernels",
         "The operations, and modules made of them: `import snnet_kernels as sk`. `sk.reference` has the "
-        "functions in plain PyTorch, under the same names.",
+        "operations that `sk.backend_info()` lists, such as `mplp_from_lists`, `update_memory_lists_` and "
+        "`symmetric_lists`, as functions in plain PyTorch; they check nothing, and their arguments are not those of "
+        "the functions below. `SNNET_BACKEND=reference` runs the functions below in plain PyTorch.",
         [("snnet_kernels", [])],
     ),
     (
@@ -37,6 +39,17 @@ SECTIONS: list[tuple[str, str, list[tuple[str, list[str]]]]] = [
             ),
             ("snnet_kernels.compat.hybrid", ["HybridMemory", "ClusterMemory"]),
         ],
+    ),
+    (
+        "snnet_kernels.distributed",
+        "Memories and heads of several processes, which the argument `process_group` makes, and pieces of their state. "
+        "A piece is the `state_dict()` of a head with a `process_group`; pieces are given in order of the ranks.",
+        [("snnet_kernels.distributed", [])],
+    ),
+    (
+        "snnet_kernels.testing",
+        "Inputs to try the operations on.",
+        [("snnet_kernels.testing", ["clustered_features"])],
     ),
     (
         "snnet",
@@ -141,11 +154,14 @@ def entry(node: Definition, origin: str) -> list[str]:
         if isinstance(m, ast.AnnAssign)
         for line in m.source[m.lineno - 1 : m.end_lineno]
     ]
+    bases = ", ".join(ast.unparse(base) for base in node.bases)
     lines = heading
-    if constructor is not None:
+    if constructor is not None and constructor.args.vararg is None:
         lines += [*code(constructor, node.name), ""]
-    elif fields:
+    elif fields and (node.decorator_list or bases == "NamedTuple"):
         lines += ["```python", f"class {node.name}:", *fields, "```", ""]
+    else:  # made with the arguments of its base
+        lines += ["```python", f"class {node.name}({bases})", "```", ""]
     lines += prose(node, origin)
     for method in methods:
         if not method.name.startswith("_") and ast.get_docstring(method):
@@ -173,7 +189,7 @@ def code(node: ast.FunctionDef, name: str | None = None) -> list[str]:
 def prose(node: Definition, origin: str = "") -> list[str]:
     """The docstring as Markdown."""
     text = inspect.cleandoc(ast.get_docstring(node) or "")
-    text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text).replace("``", "`")
+    text = re.sub(r":(\w+):`~?\.?([\w.]+)`", shown_name, text).replace("``", "`")
     lines: list[str] = []
     listing = False  # inside a section of arguments, errors or attributes
     for line in text.splitlines():
@@ -190,9 +206,18 @@ def prose(node: Definition, origin: str = "") -> list[str]:
         else:
             listing = listing and line == ""
             lines.append(re.sub("::$", ":", line))
-    if origin and lines:
-        lines[0] += origin
-    return lines or [""]
+    lines = lines or [""]
+    lines[[*lines, ""].index("") - 1] += origin  # at the end of the first paragraph
+    return lines
+
+
+def shown_name(role: re.Match[str]) -> str:
+    """The last part of a name; of a module the whole, and a method with its class if that is given."""
+    kind, name = role.groups()
+    if kind == "mod":
+        return f"`{name}`"
+    kept = 2 if kind in ("meth", "attr") else 1
+    return f"`{'.'.join(name.split('.')[-kept:])}`"
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -10,10 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import snnet_kernels
 from snnet.config.commands import EvaluateCommand
 from snnet.config.resolve import resolve
+from snnet_kernels import compat, distributed, reference
+from snnet_kernels.compat import cluster_contrast, hybrid
 
 ROOT = Path(__file__).parents[1]
+API = (ROOT / "docs" / "api.md").read_text("utf-8")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 PROGRAMS = [
     pytest.param(block, id=f"{page.stem}-{number}")
@@ -50,13 +55,35 @@ def test_the_api_reference_is_current() -> None:
     script = [sys.executable, ROOT / "scripts" / "api_reference.py", "--check"]
     checked = subprocess.run(script, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
-    text = (ROOT / "docs" / "api.md").read_text("utf-8")
-    import snnet_kernels
 
-    public = [getattr(snnet_kernels, name) for name in snnet_kernels.__all__]
-    named = [thing.__name__ for thing in public if callable(thing)]
-    missing = [name for name in named if f"\n### {name}\n" not in text]
-    assert missing == [] and len(named) >= 15
+
+def test_the_api_reference_has_every_public_name_and_every_name_that_it_refers_to() -> None:
+    public = []
+    for module in (snnet_kernels, compat, cluster_contrast, hybrid, distributed):
+        own = [
+            name
+            for name, thing in vars(module).items()
+            if getattr(thing, "__module__", "") == module.__name__
+        ]
+        public += [name for name in getattr(module, "__all__", own) if callable(getattr(module, name))]
+    assert [name for name in public if f"\n### {name}\n" not in API] == [] and len(public) >= 30
+    methods = re.findall(r"^#### (\w+): `(\w+)", API, re.M)
+    described = {*re.findall(r"^### (\w+)$", API, re.M), *map(".".join, methods)}
+    referred = re.findall(r"\bsee\s+`([\w.]+)", API, re.I)
+    assert [name for name in referred if name not in described] == [] and len(referred) >= 15
+
+
+def test_entries_of_the_api_reference_show_no_markup_and_end_their_first_paragraph_with_the_module() -> None:
+    assert re.findall(r":\w+:`.*", API) == []
+    cut = re.findall(r"\(`snnet[\w.]+`\)\n(?!\n).*", API)
+    assert cut == [] and API.count("(`snnet_kernels.compat.hybrid`)\n\n") == 2
+
+
+def test_the_reference_has_every_operation() -> None:
+    operations = snnet_kernels.backend_info().operations
+    missing = [name for name in operations if not inspect.isfunction(getattr(reference, name, None))]
+    named = re.findall(r"`(\w+)`", API.partition(" lists, such as ")[2].partition(", as functions")[0])
+    assert missing == [] and len(named) == 3 and {*named} <= {*operations}
 
 
 def test_links_lead_to_files_and_sections_that_are_there() -> None:

@@ -60,13 +60,14 @@ def build_dataset(
               names like ``0002_c1s1_000451_03.jpg``.
             - ``cuhk03``: the 767/700 split in the same layout, under ``detected`` or ``labeled``; where both
               are below ``data_dir``, ``detected`` is read.
-              Where that is not there, the same split of torchreid's folders, see
-              :func:`snnet.data.cuhk03.read_raw_cuhk03`.
+              Where that is not there, the same split of torchreid's folders: ``images_detected`` or ``images_labeled``
+              by the first split of ``splits_new_detected.json`` or ``splits_new_labeled.json``.
             - ``cuhk03-classic``: the first of the 20 splits with 100 test identities in torchreid's folders; all images
               of a test identity are queries and gallery images.
             - ``veri776``: ``image_train``, ``image_query``, ``image_test`` with names like
               ``0002_c002_00030600_0.jpg``; vehicles, scored by the same rules.
-            - ``msmt17``: both public releases; see :func:`snnet.data.readers.read_msmt17`.
+            - ``msmt17``: both public releases; the training split is ``list_train`` and ``list_val`` together, 32,621
+              images.
             - ``folder``: any tree of crops without identities. No evaluation.
             - ``custom``: folders ``train``, ``query``, ``gallery`` and a ``name_pattern``.
             - ``synthetic``: drawn on first use.

@@ -43,7 +43,7 @@ class ShardedHead(SNNetHead):
     DistributedDataParallel takes it round the network, is that of the global batch. No collective runs in backward.
     What differs between processes is an error on all of them.
 
-    ``state_dict()`` is the piece of this process: see :mod:`snnet_kernels.distributed.state`.
+    ``state_dict()`` is the piece of this process: see :func:`.whole_state`.
     """
 
     memory: ShardedExemplarMemory
@@ -83,7 +83,7 @@ class ShardedHead(SNNetHead):
             **{f"weights[{k}]": weight for k, weight in enumerate(loss.weights)},
             "delta": loss.delta,
             "hard_negative_ratio": loss.hard_negative_ratio,
-            **self.memory.facts(),
+            **self.memory._facts(),
         }
 
     def _gathered(self, features: Tensor, index: Tensor, tensors: list[Tensor] | None = None) -> Batch:
@@ -108,9 +108,9 @@ class ShardedHead(SNNetHead):
                 self.threshold,
                 self.min_rank,
                 self._query_rows(batch),
-                self.pseudo_labels.inquiry(samples),
+                self.pseudo_labels._inquiry(samples),
             )
-            sets, products = self.pseudo_labels.label_sets(samples, predicted), predicted.products
+            sets, products = self.pseudo_labels._label_sets(samples, predicted), predicted.products
             if self.training:
                 self.pseudo_labels._write_own_(samples.positions, sets.packed[0])
         if len(samples.positions) == 0:

@@ -106,7 +106,7 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
         )
         return self.exchange.gather(checked).flatten(), labels
 
-    def inquiry(self, samples: Samples) -> Inquiry:
+    def _inquiry(self, samples: Samples) -> Inquiry:
         """What the owners of the samples tell all processes of the symmetric labels; and all of the neighbours'."""
         row, sizes = gather_list_entries(*self.tables.lists("column"), samples.rows)
         positives = self.tables.lists("row")[2]  # of each image, in the own columns
@@ -114,7 +114,7 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
             sizes, row, lambda neighbor: positives[neighbor.clamp_min(0)].masked_fill(neighbor < 0, 0)
         )
 
-    def label_sets(self, samples: Samples, predicted: Predicted) -> LabelSets:
+    def _label_sets(self, samples: Samples, predicted: Predicted) -> LabelSets:
         """Main, symmetric and neighbour labels of all samples."""
         entries, told = predicted.told
         neighbors = self.tables.rows(predicted.neighbor)

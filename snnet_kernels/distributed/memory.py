@@ -28,7 +28,7 @@ class ShardedExemplarMemory(ExemplarMemory):
     one process that gets the samples of rank 0, then those of rank 1, and so on.
 
     ``own_rows`` are whole blocks of 512 rows, as equal as may be; ``features`` [len(own_rows), d] are these.
-    ``state_dict()`` is the piece of this process: see :mod:`snnet_kernels.distributed.state`.
+    ``state_dict()`` has the own rows of M, and of its lists where they are built.
     """
 
     lists: ShardedLists
@@ -46,7 +46,7 @@ class ShardedExemplarMemory(ExemplarMemory):
             )
         return ShardedLists(neighbors, floor, self.exchange, self.division)
 
-    def facts(self) -> Facts:
+    def _facts(self) -> Facts:
         """What must be the same on all ranks."""
         return {
             "num_instances": self.num_instances,
@@ -59,7 +59,7 @@ class ShardedExemplarMemory(ExemplarMemory):
         """Fill M with ``features``: of all images, [n, d], or of the own rows alone; see :class:`ExemplarMemory`."""
         device = self.features.device
         part = self.exchange.agreed(
-            "initialize_", device, lambda: self._own_part(features), lambda _: self.facts()
+            "initialize_", device, lambda: self._own_part(features), lambda _: self._facts()
         )
         with torch.no_grad():
             self.features.copy_(part)
@@ -81,7 +81,7 @@ class ShardedExemplarMemory(ExemplarMemory):
     def mark_written_(self) -> None:
         """Say that ``features`` of a process were written past autograd; see :meth:`ExemplarMemory.mark_written_`."""
         device = self.features.device
-        self.exchange.agreed("mark_written_", device, lambda: None, lambda _: self.facts())
+        self.exchange.agreed("mark_written_", device, lambda: None, lambda _: self._facts())
         self._count_change()
         if self.exchange.any(self.lists.tables is not None, device):
             self.build_lists_()
@@ -89,13 +89,13 @@ class ShardedExemplarMemory(ExemplarMemory):
     def renew_lists_(self) -> None:
         """Make the lists afresh where that is cheaper than to go on; see :meth:`ExemplarMemory.renew_lists_`."""
         device = self.features.device
-        worn = self.exchange.agreed("renew_lists_", device, self.lists.are_worn, lambda _: self.facts())
+        worn = self.exchange.agreed("renew_lists_", device, self.lists.are_worn, lambda _: self._facts())
         if self.exchange.any(worn, device):
             self.build_lists_()
 
     def build_lists_(self) -> None:
         """Make the lists afresh, n²d/R multiply-adds in each of R processes; all rows travel once to each."""
-        self.exchange.agreed("build_lists_", self.features.device, lambda: None, lambda _: self.facts())
+        self.exchange.agreed("build_lists_", self.features.device, lambda: None, lambda _: self._facts())
         super().build_lists_()
 
     def current_lists(self, rows: Tensor | None = None) -> ShardedLists:
@@ -106,7 +106,7 @@ class ShardedExemplarMemory(ExemplarMemory):
 
         checked = self.exchange.agreed(
             "current_lists", self.features.device, check,
-            lambda found: {"the number of rows": -1 if found is None else len(found), **self.facts()},
+            lambda found: {"the number of rows": -1 if found is None else len(found), **self._facts()},
         )  # fmt: skip
         if checked is None:
             return self._current_lists(None)
@@ -204,7 +204,7 @@ class ShardedExemplarMemory(ExemplarMemory):
                 "the number of samples": len(found[0]),
                 "whether query_rows are given": found[1] is not None,
                 **found[2],
-                **self.facts(),
+                **self._facts(),
             },
         )
         samples = Samples(self.exchange.gather(asked).flatten(), self.division)
@@ -242,7 +242,7 @@ class ShardedExemplarMemory(ExemplarMemory):
 
         own, live, alpha = self.exchange.agreed(
             "update_", self.features.device, check,
-            lambda found: {"the number of samples": len(found[0]), "momentum": float(found[2]), **self.facts()},
+            lambda found: {"the number of samples": len(found[0]), "momentum": float(found[2]), **self._facts()},
         )  # fmt: skip
         rows, everything = (part.flatten(0, 1) for part in self.exchange.gather_all([live.contiguous(), own]))
         samples = Samples(everything, self.division)

@@ -1,7 +1,8 @@
 """Every operation in plain PyTorch: the oracle of the tests, the fallback, the baseline of the benchmarks.
 
-The functions take the arguments of :mod:`snnet_kernels` unchecked, in any floating type; :mod:`.loop` has
-the per-sample form.
+Each operation that :func:`snnet_kernels.backend_info` lists is a function here, in any floating type, unchecked. The
+arguments are not those of the public functions; ``SNNET_BACKEND=reference`` runs these in plain PyTorch. :mod:`.loop`
+has the per-sample form.
 """
 
 from ..layout import identity_labels, label_bytes
