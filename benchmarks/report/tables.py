@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..floors import BOUNDS, Verdict, read_floors, verdicts
+from ..floors import BOUNDS, Floor, Verdict, read_floors, verdicts
 from ..results import Run
 from ..shapes import GROWTH, SIZES, is_growth
 from .growth import curves
@@ -77,7 +77,8 @@ def predicted() -> str:
 
 
 def head(run: Run) -> str:
-    """The stated ratios in short, for the README: a table over d, and a sentence for each of the others."""
+    """Times from the stated ratios at Market-1501's size, for the README: a table over d, and a sentence for each of
+    the others."""
     rows, sentences = [], []
     for floor in read_floors(run.machine["device"]):
         found = {verdict.shape: shown(verdict, " ×") for verdict in verdicts(floor, run) if verdict.measured}
@@ -86,20 +87,26 @@ def head(run: Run) -> str:
         if floor.bound == "at_least" and all("market-d" in shape for shape in floor.limits):
             by_dims = [next((v for shape, v in found.items() if f"-{d}-b" in shape), "") for d in DIMS]
             rows.append((floor.work, *by_dims))
-        elif BOUNDS[floor.bound].beside == "baseline":
-            values = ", ".join(f"{value} ({_short(shape)})" for shape, value in found.items())
+        elif _is_market_time(floor):
+            values = ", ".join(value + _short(shape) for shape, value in found.items())
             sentences.append(f"- {floor.work}: {values}")
     short = table(("time of … over ours", *(d.replace("d", "d ") for d in DIMS)), rows)
     return "\n\n".join([short, "\n".join(sentences)] if sentences else [short])
 
 
+def _is_market_time(floor: Floor) -> bool:
+    bound = BOUNDS[floor.bound]
+    return bound.beside == "baseline" and bound.timed and any(s.startswith("market-") for s in floor.limits)
+
+
 def _short(shape: str) -> str:
-    """d where the size is Market-1501's, n and d of another."""
+    """In brackets d where the size is Market-1501's, n and d of another; nothing where d does not matter."""
     size, *rest = shape.split("-")
     d = next((word for word in rest if word in DIMS), None)
     if d is None:
-        return shape
-    return d.replace("d", "d ") if size not in SIZES or size == "market" else f"n {SIZES[size]:,}, d {d[1:]}"
+        return ""
+    n = "" if size not in SIZES or size == "market" else f"n {SIZES[size]:,}, "
+    return f" ({n}d {d[1:]})"
 
 
 def operation(run: Run, name: str) -> str:
