@@ -119,8 +119,9 @@ def public_names(module: str) -> list[str]:
 
 
 def find(module: str, name: str) -> Definition | None:
-    """Where a public name is defined; None for a module or a constant."""
-    for node in tree(module).body:
+    """Where a public name is defined, or imported for type checkers; None for a module or a constant."""
+    body = tree(module).body
+    for node in [*body, *(inner for one in body if isinstance(one, ast.If) for inner in one.body)]:
         if isinstance(node, Definition) and node.name == name:
             return node
         if isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:
