@@ -181,8 +181,8 @@ class MemoryLists(nn.Module):
         else:
             lists = f"neighbour lists of {self.capacity} places are too short for many rows"
             remedy = (
-                "Give more places (neighbors=...), or a higher threshold; renew_lists_() once an epoch lowers floors "
-                "that have risen"
+                "Give more places (neighbors=... of a head or memory), or a higher threshold; renew_lists_() once an "
+                "epoch lowers floors that have risen"
             )
         warnings.warn(
             f"{lists}: {made} products of a row were made beside them for {int(self.asked)} labels and neighbours, "

@@ -5,22 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import checks, ops
 from ..derived import row_checksums
-from ..exemplar_memory import FLOOR
+from ..head import BELOW_THRESHOLD
 from ..memory_lists import MemoryLists
 
 PLACES = 256
+MIN_RANK = 10  # of the original
 
 
 class FollowedLists:
-    """Lists of a tensor [n, d], and the checksums of the rows that they were made from.
+    """Lists of a tensor [n, d], and the checksums of the rows that they belong to.
 
     The checksums detect every write to the tensor before a label is read.
     """
 
     def __init__(self) -> None:
-        self.lists = MemoryLists(PLACES, FLOOR)
+        self.lists = MemoryLists(PLACES, 0.0)  # a build sets the floor
         self._sums: Tensor | None = None
 
     def are_of(self, sums: Tensor) -> bool:
@@ -28,10 +29,24 @@ class FollowedLists:
         own = self._sums
         return own is not None and own.device == sums.device and torch.equal(own, sums)
 
-    def build_(self, memory: Tensor, sums: Tensor) -> None:
-        """Build the lists of ``memory`` [n, d], whose row checksums are ``sums``."""
-        self.lists.build_(memory)
-        self._sums = sums.clone()
+    def follow_(self, sums: Tensor) -> None:
+        """Belong to a memory whose rows have the checksums ``sums``, which are kept; lists are built for labels."""
+        self.lists.drop_()
+        self._sums = sums
+
+    def mplp(self, memory: Tensor, index: Tensor, threshold: float) -> Tensor:
+        """:func:`snnet_kernels.mplp` of the ``memory`` that these lists belong to.
+
+        There is no call once an epoch: lists are built again as soon as their products have cost as much as a build,
+        and where they start above the threshold.
+        """
+        threshold, _ = checks.check_prediction_options(threshold, MIN_RANK)
+        memory, index, _ = checks.check_query(memory, index, None, self.lists.tables)
+        lists = self.lists
+        if lists.tables is None or threshold < lists.floor or lists.are_worn():
+            lists.floor = threshold - BELOW_THRESHOLD
+            lists.build_(memory)
+        return lists.mplp(memory, index, threshold, MIN_RANK, None)
 
     def update_(
         self, memory: Tensor, index: Tensor, features: Tensor, momentum: float, similarity: Tensor | None

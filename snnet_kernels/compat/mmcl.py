@@ -7,6 +7,7 @@ less than one, the original has no hard negative and returns NaN; these classes 
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from typing import Any
 
@@ -17,7 +18,7 @@ from .. import checks, ops
 from ..derived import row_checksums
 from ..memory_module import MemoryModule
 from ..tracing import has_values
-from .followed_lists import FollowedLists
+from .followed_lists import MIN_RANK, FollowedLists
 from .layer import MemoryLayer
 
 EPOCHS = 60  # divisor of the memory momentum in the original, for any length of the run
@@ -27,7 +28,7 @@ class MPLP:
     """Label prediction with threshold ``t``.
 
     If the memory is that of a :class:`Memory`, or a copy of it, labels are read from neighbour lists, which that module
-    then keeps. Otherwise similarities are computed. The labels are the same.
+    then keeps. Otherwise similarities are computed. The labels are the same. Threads take turns at the lists.
     """
 
     def __init__(self, t: float = 0.6) -> None:
@@ -36,9 +37,12 @@ class MPLP:
     def predict(self, memory: Tensor, targets: Tensor) -> Tensor:
         """Multi-labels of the images ``targets`` int64 [B], from ``memory`` [n, d]: float32 [B, n] in {0, 1}."""
         memory = checks.check_matrix("memory", memory).detach()
-        lists = _lists_of(memory)
-        tables = None if lists is None else lists.lists.tables
-        labels = ops.mplp(memory.float().contiguous(), targets, self.t, lists=tables)
+        rows = memory.float().contiguous()
+        with _TURN:
+            lists = _lists_of(memory)
+            labels = None if lists is None else lists.mplp(rows, targets, self.t)
+        if labels is None:
+            labels = ops.mplp(rows, targets, self.t, MIN_RANK)
         return ops.unpack_labels(labels, memory.shape[0]).float()
 
 
@@ -85,11 +89,11 @@ class Memory(MemoryModule):
         )
         self._followed = FollowedLists()  # not part of the state
         self._updates = 0
-        _MEMORIES.add(self)
+        _enlist(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        _MEMORIES.add(self)
+        _enlist(self)
 
     def forward(self, inputs: Tensor, targets: Tensor, epoch: float | None = None) -> Tensor:
         """Logits [B, num_classes] of ``inputs`` [B, num_features]; α is 0.5·epoch/60 (at most 1) if epoch is given."""
@@ -110,16 +114,23 @@ class Memory(MemoryModule):
         inputs: Tensor,
         logits: Tensor | None,
     ) -> None:
-        similarity = logits if self._updates == updates else None  # None if the memory has changed since
-        self._followed.update_(memory, targets, inputs, alpha, similarity)
-        self._updates += 1
+        with _TURN:
+            similarity = logits if self._updates == updates else None  # None if the memory has changed since
+            self._followed.update_(memory, targets, inputs, alpha, similarity)
+            self._updates += 1
 
 
 _MEMORIES: weakref.WeakSet[Memory] = weakref.WeakSet()
+_TURN = threading.Lock()  # of whoever finds, reads or updates lists: those of equal memories are shared
+
+
+def _enlist(memory: Memory) -> None:
+    with _TURN:
+        _MEMORIES.add(memory)
 
 
 def _lists_of(memory: Tensor) -> FollowedLists | None:
-    """The lists of the module whose ``mem`` this is, or is a copy of; built if they do not exist."""
+    """The lists of the module whose ``mem`` this is, or is a copy of; the caller has its turn."""
     owners = [owner for owner in list(_MEMORIES) if owner.mem.shape == memory.shape]
     if not owners or not has_values(memory) or memory.dtype != torch.float32:
         return None
@@ -129,6 +140,6 @@ def _lists_of(memory: Tensor) -> FollowedLists | None:
             return owner._followed
     for owner in owners:
         if owner.mem.device == memory.device and torch.equal(owner.mem, memory):
-            owner._followed.build_(owner.mem.detach(), sums)
+            owner._followed.follow_(sums)
             return owner._followed
     return None

@@ -1,12 +1,16 @@
 """A trainer in the style of the MMCL authors', on the package: their classes, their call order, their numbers."""
 
 import pickle
+import threading
 
 import pytest
 import torch
 
 import snnet_kernels as sk
-from snnet_kernels.compat import MMCL, MPLP, Memory
+from snnet_kernels import memory_lists
+from snnet_kernels.compat import MMCL, MPLP, Memory, followed_lists, mmcl
+from snnet_kernels.ops.list_labels import mplp_from_lists
+from snnet_kernels.testing import clustered_features
 from tests.kernels.inputs import memory_of
 
 
@@ -149,3 +153,93 @@ def test_logits_that_were_changed_are_not_taken_for_similarities(builds):
     expected = sk.unpack_labels(sk.mplp(memory.mem.detach(), index, 0.5), n).float()
     assert torch.equal(labelpred.predict(memory.mem, index), expected)
     assert len(builds) == 1
+
+
+def collapsed(n, d):
+    noise = torch.randn(n, d, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.normalize(1 + 0.3 * noise, dim=1)
+
+
+@pytest.mark.filterwarnings("ignore:neighbour lists of")
+def test_lists_are_made_afresh_where_floors_have_risen(builds):
+    """Every image was a candidate of every other when lists were made; then features spread."""
+    n, d = 600, 16
+    memory, labelpred, spread = Memory(d, n), MPLP(0.6), clustered_features(n, d)
+    memory.mem.data.copy_(collapsed(n, d))
+    labelpred.predict(memory.mem, torch.tensor([0]))
+    batches = torch.randperm(n, generator=torch.Generator().manual_seed(0)).split(60)
+    for index in batches:
+        memory(spread[index].clone().requires_grad_(), index, epoch=0).sum().backward()
+    built = len(builds)
+    for index in batches:
+        tables = memory._followed.lists.tables
+        products = int(mplp_from_lists(memory.mem.detach(), index, *tables[:4], None, 0.6, 10)[1])
+        expected = sk.unpack_labels(sk.mplp(memory.mem.detach(), index, 0.6), n).float()
+        assert torch.equal(labelpred.predict(memory.mem.clone(), index), expected)
+    assert products < len(index) and len(builds) == built + 1
+
+
+def test_lists_start_below_the_threshold(builds):
+    n = 600
+    memory = Memory(64, n)
+    memory.mem.data.copy_(clustered_features(n, 64))
+    index = torch.arange(40)
+    for threshold, floor, made in ((0.7, 0.4, 1), (0.5, 0.4, 1), (0.35, 0.05, 2), (0.7, 0.05, 2)):
+        expected = sk.unpack_labels(sk.mplp(memory.mem.detach(), index, threshold), n).float()
+        assert torch.equal(MPLP(threshold).predict(memory.mem, index), expected)
+        assert memory._followed.lists.floor == pytest.approx(floor) and len(builds) == made
+
+
+def test_a_threshold_below_many_similarities_is_told_to_the_caller(monkeypatch):
+    monkeypatch.setattr(followed_lists, "PLACES", 4)
+    monkeypatch.setattr(memory_lists, "FAR_TOO_MANY", 64)
+    memory = Memory(8, 80)
+    memory.mem.data.copy_(collapsed(80, 8))
+    with pytest.warns(UserWarning, match="first 3 images have .* Raise the threshold") as caught:
+        MPLP(0.5).predict(memory.mem, torch.arange(3))
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_lists_that_are_too_short_are_told(monkeypatch):
+    monkeypatch.setattr(followed_lists, "PLACES", 4)
+    memory = Memory(8, 80)
+    memory.mem.data.copy_(clustered_features(80, 8))
+    with pytest.warns(UserWarning, match="neighbour lists of 4 places are too short .* a higher threshold"):
+        MPLP(0.2).predict(memory.mem, torch.arange(80))
+
+
+def test_lists_that_equal_memories_share_stand_still_while_a_thread_reads_them(monkeypatch):
+    n, d = 80, 12
+    features, index = memory_of("clustered", n, d, seed=0), torch.arange(20)
+    labelpred, memories = MPLP(0.5), [Memory(d, n), Memory(d, n)]
+    for memory in memories:
+        memory.mem.data.copy_(features)
+    expected = labelpred.predict(features, index)  # of lists that one of the two keeps
+    (owner,) = (memory for memory in memories if memory._followed._sums is not None)
+    loss = owner(features[index].flip(0).requires_grad_(), index, epoch=0).sum()
+    training = threading.Thread(target=loss.backward)
+    found = mmcl._lists_of
+
+    def found_and_then_written(memory):
+        lists = found(memory)
+        training.start()
+        training.join(0.2)  # it waits for the reader
+        return lists
+
+    monkeypatch.setattr(mmcl, "_lists_of", found_and_then_written)
+    assert torch.equal(labelpred.predict(features, index), expected)
+    training.join()
+    monkeypatch.undo()
+    now = sk.unpack_labels(sk.mplp(owner.mem.detach(), index, 0.5), n).float()
+    assert torch.equal(labelpred.predict(owner.mem, index), now) and not torch.equal(now, expected)
+
+
+def test_lists_that_were_made_in_inference_mode_follow_updates(builds):
+    features, index = memory_of("clustered", 60, 8, seed=0), torch.arange(9)
+    memory, labelpred = Memory(8, 60), MPLP(0.5)
+    memory.mem.data.copy_(features)
+    with torch.inference_mode():
+        labelpred.predict(memory.mem, index)
+    memory(features[index].flip(0).requires_grad_(), index, epoch=20).sum().backward()
+    expected = sk.unpack_labels(sk.mplp(memory.mem.detach(), index, 0.5), 60).float()
+    assert torch.equal(labelpred.predict(memory.mem, index), expected) and len(builds) == 1

@@ -178,7 +178,10 @@ def test_slow_lists_are_told_once_with_places_and_remedy():
     text = str(warning.message)
     assert text.startswith("neighbour lists of 4 places are too short for many rows: ")
     assert int(text.split(": ")[1].split()[0]) > N
-    assert "Give more places (neighbors=...)" in text and "renew_lists_() once an epoch" in text
+    assert (
+        "Give more places (neighbors=... of a head or memory)" in text
+        and "renew_lists_() once an epoch" in text
+    )
 
 
 def test_lists_that_start_above_the_threshold_are_told_once_and_are_not_worn(builds):
