@@ -11,7 +11,7 @@ from torch import Tensor
 from . import checks, ops
 from .derived import Source
 from .memory_lists import MemoryLists
-from .memory_module import FixedTypeModule
+from .memory_module import FixedTypeModule, refuse_group
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -81,6 +81,7 @@ class ExemplarMemory(FixedTypeModule):
 
     def _join(self, process_group: ProcessGroup | None) -> range:
         """The rows that this process holds."""
+        refuse_group(self, process_group, "ShardedExemplarMemory")
         return range(self.num_instances)
 
     def _empty_lists(self, neighbors: int, floor: float) -> MemoryLists | None:

@@ -14,7 +14,7 @@ from .exemplar_memory import ExemplarMemory
 from .label_loss import MutualLabelLoss
 from .label_memory import PseudoLabelMemory
 from .layout import identity_labels
-from .memory_module import FixedTypeModule
+from .memory_module import FixedTypeModule, refuse_group
 from .tracing import has_values
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class SNNetHead(FixedTypeModule):
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
+        self._check_group(process_group)
         threshold, min_rank = checks.check_prediction_options(threshold, min_rank)
         if len(checks.check_weights(weights)) != 3:
             raise ValueError(
@@ -124,6 +125,9 @@ class SNNetHead(FixedTypeModule):
         self._label_sets: tuple[Tensor, ...] = ()
         self._products: Tensor | None = None  # rows of S that the last forward pass computed
         self._saw_lengths = False
+
+    def _check_group(self, process_group: ProcessGroup | None) -> None:
+        refuse_group(self, process_group, "ShardedHead")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SNNetHead:
         self._last_forward = None  # its tensors are not moved

@@ -11,7 +11,7 @@ from . import checks, ops
 from .derived import Source
 from .label_tables import LabelTables
 from .layout import identity_labels, label_entries
-from .memory_module import FixedTypeModule
+from .memory_module import FixedTypeModule, refuse_group
 from .memory_size import check_room
 from .ops.label_memory import _gather_labels, _write_labels_  # the index is checked here
 
@@ -82,6 +82,7 @@ class PseudoLabelMemory(FixedTypeModule):
 
     def _join(self, process_group: ProcessGroup | None) -> range:
         """The columns that this process holds."""
+        refuse_group(self, process_group, "ShardedPseudoLabelMemory")
         return range(self.num_instances)
 
     def _chosen(self, storage: str) -> str:

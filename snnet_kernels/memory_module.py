@@ -42,6 +42,14 @@ def _refuse_wrapped(wrapper: nn.Module, _: str, module: nn.Module | None) -> Non
 nn.modules.module.register_module_module_registration_hook(_refuse_wrapped)
 
 
+def refuse_group(module: nn.Module, process_group: object, sharded: str) -> None:
+    """Raise TypeError where a class that is not the ``sharded`` one is given a process group."""
+    if process_group is not None:
+        raise TypeError(
+            f"{type(module).__name__} must be a subclass of snnet_kernels.distributed.{sharded} to take a process_group"
+        )
+
+
 def _refusal(module: nn.Module, wrapper: str, does: str) -> str:
     name = type(module).__name__
     remedy = f"wrap the network alone and give its features to {name}"

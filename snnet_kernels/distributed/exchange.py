@@ -68,18 +68,22 @@ class Agreed(Generic[T]):
         self.checked, self.flags, self.tensors = checked, flags, tensors
 
 
+def check_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    if not isinstance(group, dist.ProcessGroup):  # new_group() gives another object to who is no member
+        raise TypeError(
+            f"process_group must be a torch.distributed.ProcessGroup that this process is in, got {group!r}"
+        )
+    return group
+
+
 class Exchange:
     """The collectives of one group: ``sent`` counts the bytes that this process has sent, and ``rounds`` the
     collectives."""
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        if not isinstance(group, dist.ProcessGroup):  # new_group() gives another object to who is no member
-            raise TypeError(
-                f"process_group must be a torch.distributed.ProcessGroup that this process is in, got {group!r}"
-            )
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self.group = check_group(group)
         _let_others_compute()
-        self.group = group
-        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         self.sent = self.rounds = 0
         # Of what the last batch needed: pairs of an update, candidates of a sample. After an agreement all ranks have
         # the same, also where the object of one of them is new.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed import ProcessGroup
 
 from .. import checks
 from ..derived import Source
@@ -14,7 +15,7 @@ from ..head import SNNetHead, statistics
 from ..layout import packed_entries
 from ..ops.similarity import memory_similarity
 from .column_loss import ColumnLoss
-from .exchange import Facts
+from .exchange import Facts, check_group
 from .label_memory import LabelSets, ShardedPseudoLabelMemory
 from .memory import ShardedExemplarMemory
 from .rows import Samples
@@ -54,6 +55,9 @@ class ShardedHead(SNNetHead):
         super().__init__(*args, **options)
         self.exchange, self.division = self.memory.exchange, self.memory.division
         self._counted: tuple[Tensor, Tensor, Tensor | None] | None = None  # what statistics are made of
+
+    def _check_group(self, process_group: ProcessGroup | None) -> None:
+        check_group(process_group)
 
     @torch.compiler.disable
     def forward(self, features: Tensor, index: Tensor) -> Tensor:

@@ -42,7 +42,6 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
     tables: LabelTables
 
     def _join(self, process_group: ProcessGroup | None) -> range:
-        assert process_group is not None
         self.exchange = Exchange(process_group)
         self.division = Division(self.num_instances, self.exchange.size, self.exchange.rank)
         return self.division.own

@@ -34,7 +34,6 @@ class ShardedExemplarMemory(ExemplarMemory):
     lists: ShardedLists
 
     def _join(self, process_group: ProcessGroup | None) -> range:
-        assert process_group is not None
         self.exchange = Exchange(process_group)
         self.division = Division(self.num_instances, self.exchange.size, self.exchange.rank)
         return self.division.own

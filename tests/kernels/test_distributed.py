@@ -11,6 +11,7 @@ import torch
 from filelock import FileLock
 
 import snnet_kernels as sk
+from snnet_kernels import distributed
 from snnet_kernels.distributed import own_rows, rows_of_pieces, whole_state
 from snnet_kernels.distributed.prediction import OwnRows
 from tests.forks import Answer, run_processes
@@ -291,3 +292,34 @@ def test_state_names_the_own_columns(one_process_group, tmp_path: Path):
         memory.load_state_dict({**state, "column_entries": state["column_entries"].clone().fill_(3)})
     with pytest.raises(NotImplementedError, match=r"gather\(\)"):
         memory.to_dense()
+
+
+CLASSES = [
+    (sk.SNNetHead, distributed.ShardedHead, (9, 4)),
+    (sk.ExemplarMemory, distributed.ShardedExemplarMemory, (9, 4)),
+    (sk.PseudoLabelMemory, distributed.ShardedPseudoLabelMemory, (9,)),
+]
+
+
+@pytest.mark.parametrize(("base", "sharded", "shape"), CLASSES, ids=lambda one: getattr(one, "__name__", ""))
+def test_subclasses_are_sharded_or_refuse_a_group(one_process_group, base, sharded, shape):
+    group = torch.distributed.group.WORLD
+    mine = type("Mine", (base,), {})
+    inside = type(
+        "Inside", (base,), {"__init__": lambda self: base.__init__(self, *shape, process_group=group)}
+    )
+    for make in (lambda: mine(*shape, process_group=group), inside):
+        with pytest.raises(TypeError) as caught:
+            make()
+        assert str(caught.value).endswith(
+            f" must be a subclass of snnet_kernels.distributed.{sharded.__name__} to take a process_group"
+        )
+    assert not hasattr(mine(*shape), "exchange")
+    ours = type("Ours", (sharded,), {})
+    made = ours(*shape, process_group=group)
+    assert type(made) is ours and made.exchange.group is group
+    assert type(base(*shape, process_group=group)) is sharded
+    with pytest.raises(
+        TypeError, match=r"process_group must be a torch\.distributed\.ProcessGroup .*, got None"
+    ):
+        ours(*shape)
