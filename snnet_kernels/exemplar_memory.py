@@ -159,19 +159,23 @@ class ExemplarMemory(FixedTypeModule):
         """
         if self.lists is None:
             return None
-        if torch.compiler.is_compiling():
-            return self.lists if self.lists.tables is not None and self._lists_follow else None
-        self._notice(rows)
-        if self.lists.tables is None or not self._lists_follow:
-            self.build_lists_()
-        return self.lists
+        if not torch.compiler.is_compiling():
+            self._notice(rows)
+            if self._lists_at_hand() is None:
+                self.build_lists_()
+        return self._lists_at_hand()
+
+    def _lists_at_hand(self) -> MemoryLists | None:
+        """Lists that are built and follow the features as last seen."""
+        built = self.lists is not None and self.lists.columns is not None
+        return self.lists if built and self._lists_follow else None
 
     def initialize_(self, features: Tensor) -> None:
         """Fill the memory with the L2-normalised ``features`` [n, d] of an extraction pass.
 
-        Lists are built when labels are first needed, or by :meth:`build_lists_`. Call the latter before a compiled
-        step, which takes the lists that exist. Raises ValueError if a row is not finite, or neither of length 1 nor
-        zero. (On a GPU the host waits for this check.)
+        Lists that are built are rebuilt in place. Others are built when labels are first needed, or by
+        :meth:`build_lists_`: call it before a compiled step, which takes the lists that exist. Raises ValueError if a
+        row is not finite, or neither of length 1 nor zero. (On a GPU the host waits for this check.)
         """
         features = checks.check_features("features", features, self.feature_dim)
         if len(features) != self.num_instances:
@@ -239,12 +243,16 @@ class ExemplarMemory(FixedTypeModule):
     def update_(
         self, index: Tensor, features: Tensor, momentum: float | Tensor, *, similarity: Tensor | None = None
     ) -> None:
-        """Momentum update of M and of its lists; see :func:`snnet_kernels.update_memory_`."""
+        """Momentum update of M and of its lists; see :func:`snnet_kernels.update_memory_`.
+
+        Lists that are not built, or not those of the features, are left until labels are next needed.
+        """
         index, _ = self._checked(index, None)
         known = self._changes
-        lists = self.current_lists(index)
+        self._notice(index)
         if not torch.compiler.is_compiling() and self._changes != known:
             similarity = None  # it belongs to the memory before something else wrote it
+        lists = self._lists_at_hand()
         tables = None if lists is None else lists.tables
         ops.update_memory_(self.features, index, features, momentum, lists=tables, similarity=similarity)
         if lists is None:

@@ -144,7 +144,10 @@ class SNNetHead(FixedTypeModule):
         self._momentum.copy_(checks.check_momentum(value, self._momentum.device))
 
     def initialize_(self, features: Tensor) -> None:
-        """Fill M with the L2-normalised ``features`` [n, d] of all images. Lists are built when first needed."""
+        """Fill M with the L2-normalised ``features`` [n, d] of all images.
+
+        Neighbour lists that are built are rebuilt in place; others are built when first needed.
+        """
         self.memory.initialize_(features)
 
     def mark_written_(self) -> None:

@@ -191,18 +191,18 @@ class ShardedHead(SNNetHead):
         if not self.training:
             return
         batch, self._last_forward = self._last_forward, None
-        blended = None
+        blended, stale = None, False
         if batch is None or OTHER_BATCH in told.flags:
             batch = self._gathered(features.detach(), told.checked)
             if not self.warmup:
-                self.memory._current_lists(batch.samples.rows)
+                stale = self.memory._any_are_stale(batch.samples.rows)
         elif STALE_LISTS in told.flags:
-            self.memory.build_lists_()
+            stale = True
         elif mine:
             (blended,) = told.tensors or self.exchange.gather_all(mine)
         # Only now rows that something wrote past autograd are known.
         similarity = batch.similarity if self.memory.version == batch.memory_version else None
-        lists = None if self.warmup else self.memory.lists
+        lists = None if self.warmup or stale else self.memory.lists
         self.memory._blend_(batch.samples, batch.features, self._momentum, similarity, lists, blended)
 
     def _blended(self, batch: Batch) -> Tensor:

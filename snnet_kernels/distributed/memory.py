@@ -118,9 +118,13 @@ class ShardedExemplarMemory(ExemplarMemory):
 
     def _current_lists(self, rows: Tensor | None) -> ShardedLists:
         """The same where all ranks have agreed on their call; own ``rows``, counted from the first."""
-        if self.exchange.any(self._are_stale(rows), self.features.device):
+        if self._any_are_stale(rows):
             self.build_lists_()
         return self.lists
+
+    def _any_are_stale(self, rows: Tensor | None) -> bool:
+        """Whether :meth:`_are_stale` holds on one of the ranks, each with its own ``rows``."""
+        return self.exchange.any(self._are_stale(rows), self.features.device)
 
     def _are_stale(self, rows: Tensor | None) -> bool:
         """Whether the own lists are not those of the own features, of which ``rows`` int64 [k] are compared."""
@@ -246,7 +250,7 @@ class ShardedExemplarMemory(ExemplarMemory):
         rows, everything = (part.flatten(0, 1) for part in self.exchange.gather_all([live.contiguous(), own]))
         samples = Samples(everything, self.division)
         known = self.version
-        lists = self._current_lists(samples.rows)
+        lists = None if self._any_are_stale(samples.rows) else self.lists
         if similarity is not None:  # unless it is of what the memory was before something else wrote it
             similarity = similarity.detach().float().contiguous() if self.version == known else None
         self._blend_(samples, rows, alpha, similarity, lists)

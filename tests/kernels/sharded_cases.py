@@ -238,7 +238,10 @@ def apart(n: str) -> None:
             pair.one.memory.features[5].copy_(features[0])
             if owner:
                 pair.own.memory.features[5 - pair.rows.start].copy_(features[0])
-        pair.one.update_(index, features), pair.own.update_(index[part], features[part])
+        for head, own in ((pair.one, slice(None)), (pair.own, part)):
+            head.update_(index[own], features[own])
+            assert not head.memory._lists_follow
+            head.memory.current_lists()
         pair.compare_memory()
         pair.one.train(training), pair.own.train(training)
         for _ in range(2):

@@ -91,7 +91,7 @@ def test_labels_follow_the_memory(write):
     memory.update_(EVERY[:5], FIRST[:5], 0.5)
     write(memory, "features", FIRST)
     memory.update_(EVERY[7:9], SECOND[:2], 0.5)
-    check_lists(memory.lists.tables, memory.features @ memory.features.t(), 1e-6)
+    check_lists(memory.current_lists().tables, memory.features @ memory.features.t(), 1e-6)
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
@@ -138,7 +138,8 @@ def test_the_similarity_of_a_forward_pass_follows_its_features_and_the_memory():
             head.memory.features.numpy()[3] = FIRST[60].numpy()
         assert (head._similarity_of(features) is None) is (change == "features")
         head.update_(index, features)
-        check_lists(head.memory.lists.tables, head.memory.features @ head.memory.features.t(), 1e-6)
+        assert head.memory._lists_follow is (change != "memory")
+        check_lists(head.memory.current_lists().tables, head.memory.features @ head.memory.features.t(), 1e-6)
 
 
 def test_distributed_writes_are_noticed(one_process_group):

@@ -219,7 +219,8 @@ def test_a_row_written_between_forward_and_update_is_noticed(one_process_group):
         head(features, index)
         head.memory.features.data[2] = features[3]
         head.update_(index, features)
-        tables = head.memory.lists.tables
+        assert not head.memory._lists_follow
+        tables = head.memory.current_lists().tables
         row = tables.columns[2, : tables.counts[2]]
         lists.append(dict(zip(row.tolist(), tables.values[2, : len(row)].tolist(), strict=True)))
     assert lists[0] == lists[1]
@@ -240,6 +241,22 @@ def test_a_long_walk_beside_the_lists_takes_few_exchanges(one_process_group, mon
     assert torch.equal(labels, one.predict_labels(torch.tensor([0]), 0.6))
     assert int(sk.unpack_labels(labels, 300).sum()) == 150
     assert len(rounds) == 9  # of 1, 2, 4, 8, 16 and 32 candidates
+
+
+def test_updates_build_no_lists(one_process_group, builds):
+    features, index = made_features(4, 16, 5, 2, exact=False), torch.arange(4)
+    one, own = pair_of_heads(60)
+    for head in (one, own):
+        head.momentum = 0.5
+        head.memory.update_(index, features, 0.5)
+        head.update_(index + 3, features)
+        assert head.memory.lists.tables is None
+        head.initialize_(made_features(60, 16, 2, 4, exact=False))
+        head.memory.update_(index, features, 0.5)
+        assert head.memory.lists.tables is None
+    assert builds == [] and torch.equal(one.memory.features, own.memory.features)
+    found = [head.memory.predict_labels(torch.arange(60), 0.4) for head in (one, own)]
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("loss_kind", ["mmcl", "l2"])

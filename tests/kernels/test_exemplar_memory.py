@@ -78,6 +78,46 @@ def test_lists_follow_what_they_are_made_of():
     check_lists(memory.lists.tables, FIRST @ FIRST.t(), 1e-6)
 
 
+def test_a_bank_that_no_label_is_asked_of_has_no_lists(builds):
+    memory = sk.ExemplarMemory(N, D, neighbors=20)
+    for features in (FIRST, SECOND):
+        memory.initialize_(features)
+        memory.update_(EVERY[:9], FIRST[9:18], 0.5)
+        memory.similarity(FIRST[:4])
+        memory.renew_lists_()
+    assert memory.lists.tables is None and builds == []
+    expected = SECOND.clone()
+    sk.update_memory_(expected, EVERY[:9], FIRST[9:18], 0.5)
+    assert torch.equal(memory.features, expected)
+    assert torch.equal(memory.predict_labels(EVERY), expected_labels(expected))
+
+
+def test_lists_of_another_memory_are_left_until_a_label_is_asked_for(builds):
+    """A memory that goes on from a state, which has no such lists, has the same lists then."""
+    memory = filled(neighbors=40)
+    memory.predict_labels(EVERY[:5])
+    memory.features = SECOND.clone()
+    resumed = sk.ExemplarMemory(N, D, neighbors=40)
+    resumed.load_state_dict(memory.state_dict())
+    for one in (memory, resumed):
+        one.update_(EVERY[:9], FIRST[:9], 0.5)
+    assert len(builds) == 1
+    for one in (memory, resumed):
+        assert torch.equal(one.predict_labels(EVERY), expected_labels(one.features))
+        one.update_(EVERY[9:18], FIRST[:9], 0.5)
+    assert len(builds) == 3
+    assert all(torch.equal(*pair) for pair in zip(memory.buffers(), resumed.buffers(), strict=True))
+
+
+def test_lists_that_are_built_are_rebuilt_where_the_memory_is_filled(builds):
+    """A captured CUDA graph reads them without a call."""
+    memory = filled(neighbors=40)
+    memory.build_lists_()
+    memory.initialize_(SECOND)
+    assert len(builds) == 2
+    check_lists(memory.lists.tables, SECOND @ SECOND.t(), 1e-6)
+
+
 def test_lists_stay_in_their_place():
     memory = filled()
     memory.build_lists_()
