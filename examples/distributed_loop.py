@@ -41,6 +41,7 @@ say(f"right across cameras: {accuracy(plain, data):.1%}")
 for epoch in range(flags.epochs):
     head.warmup = epoch < flags.warm_up
     head.momentum = 0.5 * epoch / flags.epochs
+    head.memory.renew_lists_()  # makes lists afresh where many rows have outgrown them
     for batch, index in batches(data.images, epoch):  # the same global batches in every process
         part = slice(rank * each, (rank + 1) * each)
         features = model(batch[part])

@@ -24,6 +24,7 @@ print(f"right across cameras: {accuracy(model, data):.1%}")
 for epoch in range(flags.epochs):
     head.warmup = epoch < flags.warm_up
     head.momentum = 0.5 * epoch / flags.epochs
+    head.memory.renew_lists_()  # makes lists afresh where many rows have outgrown them
     for batch, index in batches(data.images, epoch):
         features = model(batch)
         loss = head(features, index)

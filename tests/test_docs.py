@@ -47,6 +47,16 @@ def test_every_block_runs_by_itself(
     assert re.search(r"\d", printed) and "nan" not in printed.splitlines()[-1]
 
 
+def test_every_training_loop_renews_lists_once_an_epoch() -> None:
+    loops = 0
+    for page in (*PAGES, *(ROOT / "examples").glob("*.py")):
+        for loop in re.findall(r"^for epoch in .*\n(?:(?: .*)?\n)+", page.read_text("utf-8"), re.M):
+            if "head.momentum = " in loop:
+                loops += 1
+                assert re.search(r"^    head\.memory\.renew_lists_\(\)", loop, re.M), page.name
+    assert loops == 4
+
+
 def test_there_are_programs() -> None:
     assert len(PROGRAMS) >= 10
 
