@@ -31,7 +31,14 @@ def pytest_configure() -> None:
 
 
 # The longest come first, so that the processes which share the tests end together.
-LONGEST = ("test_triton_interpreted", "test_gpu_on_cpu", "test_triton_", "test_cuda_", "test_export")
+LONGEST = (
+    "test_triton_interpreted",
+    "test_gpu_on_cpu",
+    "test_triton_",
+    "cuda_on_cpu",
+    "test_cuda_",
+    "test_export",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from tests.kernels.cuda_on_cpu import Emulation, emulation, mutants
 from tests.kernels.gpu_checks import poison
+from tests.kernels.inputs import needs_cpu_library
 from tests.paths import DATA
 
 GOLDEN_CASES = range(6)
@@ -52,6 +53,26 @@ def cuda_on_cpu() -> Emulation:
 def small_constants() -> Emulation:
     """The kernels of labels and neighbours with constants so small that small inputs take every path."""
     return mutants.small_constants()
+
+
+class CpuLibrary:
+    """The compiled CPU library, to be called as an emulation is."""
+
+    operations = torch.ops.snnet
+
+    def seed(self, seed: int, blocks_at_once: int = 1) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def cpu_library() -> CpuLibrary:
+    return CpuLibrary()
+
+
+@pytest.fixture(scope="session", params=[pytest.param("cpu_library", marks=needs_cpu_library), "cuda_on_cpu"])
+def kernels(request: pytest.FixtureRequest) -> CpuLibrary | Emulation:
+    """The compiled kernels of both kinds of device, behind the same contracts."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from snnet_kernels import backends, reference
@@ -11,6 +12,13 @@ from snnet_kernels.testing import clustered_features
 
 needs_cpu_library = pytest.mark.skipif(
     "cpu" not in backends.servers("mplp", "cpu"), reason="the compiled CPU library is not loaded"
+)
+
+# Around a 64-float block, a 512-float step, a 128-bit label word, and sizes with every kind of rest.
+sizes = st.one_of(
+    st.integers(1, 40),
+    st.sampled_from([63, 64, 65, 127, 128, 129, 511, 513, 1000, 1999]),
+    st.integers(41, 700),
 )
 
 

@@ -3,6 +3,7 @@
 import torch
 
 import snnet_kernels as sk
+from snnet_kernels import reference
 from snnet_kernels.neighbor_list_layout import NeighborLists, are_symmetric
 
 KINDS = ("clustered", "exact", "same", "zero rows", "duplicates")
@@ -44,8 +45,14 @@ def without_mirrors(lists: NeighborLists) -> NeighborLists:
     return NeighborLists(*tables, torch.empty(len(lists.counts), 0, dtype=torch.int32))
 
 
+def tables_of(build, lists: NeighborLists) -> NeighborLists:
+    """A copy of the tables as the kernels of ``build`` keep them."""
+    of_cpu = build.operations is torch.ops.snnet
+    return NeighborLists(*(table.clone() for table in lists)) if of_cpu else without_mirrors(lists)
+
+
 def update_(build, memory, index, features, alpha, lists):
-    """The update of memory and lists by the emulation ``build``."""
+    """The update of memory and lists by the kernels of ``build``."""
     build.operations.update_memory_lists_(
         memory, index, features, torch.tensor(alpha), *lists, features @ memory.t()
     )
@@ -69,3 +76,27 @@ def outcome(check) -> bool:
     except (AssertionError, RuntimeError):
         return False
     return True
+
+
+def check_labels(build, memory, index, lists, threshold, min_rank, rows=None, seed=0, blocks_at_once=1):
+    """Labels from lists are those of the whole matrix; returns how many rows were multiplied."""
+    expected = reference.mplp(memory, index, threshold, min_rank, cache=memory @ memory.t(), query_rows=rows)
+    plain, plain_made = reference.mplp_from_lists(memory, index, lists, threshold, min_rank, query_rows=rows)
+    build.seed(seed, blocks_at_once)
+    labels, made = build.operations.mplp_from_lists(memory, index, *lists[:4], rows, threshold, min_rank)
+    build.seed(seed)
+    assert torch.equal(labels, expected)
+    assert torch.equal(plain, expected)
+    assert (int(made) == 0) == (plain_made == 0)
+    return int(made)
+
+
+def check_neighbors(build, memory, index, lists, k, seed=0, blocks_at_once=1):
+    wanted, values = reference.nearest_neighbors(memory, index, k, cache=memory @ memory.t())
+    plain_made = reference.nearest_from_lists(memory, index, lists, k)[2]
+    build.seed(seed, blocks_at_once)
+    neighbors, similarity, made = build.operations.nearest_from_lists(memory, index, *lists[:4], k)
+    build.seed(seed)
+    assert torch.equal(neighbors, wanted)
+    assert (similarity - values).nan_to_num().abs().max() < 1e-6
+    assert int(made) == plain_made

@@ -11,47 +11,6 @@ SIZES = [1, 2, 7, 9, 33, 127, 128, 129, 302]
 KINDS = ["exact", "clustered", "same", "zero rows", "duplicates"]
 
 
-def label_memory(n: int, seed: int, density: float = 0.05) -> tuple[torch.Tensor, torch.Tensor]:
-    """A pseudo label memory and its transpose."""
-    dense = torch.rand(n, n, generator=torch.Generator().manual_seed(seed)) < density
-    return reference.pack_labels(dense), reference.pack_labels(dense.t())
-
-
-@pytest.mark.parametrize("n", SIZES)
-def test_pack_and_unpack(cuda_on_cpu, n):
-    flags = torch.rand(5, n, generator=torch.Generator().manual_seed(n)) < 0.3
-    packed = cuda_on_cpu.operations.pack_labels(flags)
-    assert torch.equal(packed, reference.pack_labels(flags))
-    assert torch.equal(cuda_on_cpu.operations.unpack_labels(packed, n), flags)
-
-
-@pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("batch", [0, 1, 40])
-def test_gather(cuda_on_cpu, n, batch):
-    bits, _ = label_memory(n, n, 0.5)
-    index = batch_of(n + 1, batch, 3) - 1  # -1 is an empty row
-    gathered = cuda_on_cpu.operations.gather_labels(bits, index)
-    assert torch.equal(gathered, reference.gather_labels(bits, index))
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("batch", [0, 1, 40])
-def test_write(cuda_on_cpu, n, batch, seed):
-    rows, columns = label_memory(n, seed)
-    expected = rows.clone(), columns.clone()
-    index = batch_of(n, batch, seed + 99)  # with repeats: the last row counts
-    labels = reference.pack_labels(torch.rand(batch, n, generator=torch.Generator().manual_seed(seed)) < 0.2)
-    reference.write_labels_(*expected, index, labels)
-    if n % 8:
-        labels[:, n // 8] |= 0x80  # a bit past n is dropped
-    labels[:, (n + 7) // 8 :] = 0xFF
-    cuda_on_cpu.seed(seed)
-    cuda_on_cpu.operations.write_labels_(rows, columns, index, labels)
-    assert torch.equal(rows, expected[0])
-    assert torch.equal(columns, expected[1])
-
-
 def test_empty_batch_and_empty_memory(cuda_on_cpu):
     operations = cuda_on_cpu.operations
     none = torch.zeros(0, dtype=torch.int64)
@@ -67,7 +26,8 @@ def test_empty_batch_and_empty_memory(cuda_on_cpu):
 
 
 def test_indices_out_of_range_write_nothing(cuda_on_cpu):
-    rows, columns = label_memory(50, 0)
+    dense = torch.rand(50, 50, generator=torch.Generator().manual_seed(0)) < 0.05
+    rows, columns = reference.pack_labels(dense), reference.pack_labels(dense.t())
     before = rows.clone(), columns.clone()
     index = torch.tensor([-1, 50, 2**40, -(2**40)])
     cuda_on_cpu.operations.write_labels_(rows, columns, index, torch.full((4, 16), 0xFF, dtype=torch.uint8))

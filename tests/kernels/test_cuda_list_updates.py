@@ -86,19 +86,6 @@ def test_no_entry_is_missing(
         assert torch.equal(labels, reference.mplp(memory, index, 0.6, 2, cache=memory @ memory.t()))
 
 
-@pytest.mark.parametrize("length", [0.5, 2.0])
-def test_rows_that_a_momentum_of_one_normalises_rise_above_floors(cuda_on_cpu, length):
-    """With α = 1 a row moves without its feature: its similarities grow or shrink as its length does."""
-    rows, index = memory_of("exact", 30, 8, seed=1), torch.tensor([3, 4, 12, 3])
-    rows[::3] *= length
-    memory, lists = rows.clone(), without_mirrors(symmetric_lists(neighbor_lists(rows, 6, 0.2), 12))
-    update_(cuda_on_cpu, memory, index, rows[index], 1.0, lists)
-    check_lists(lists, memory @ memory.t(), 1e-6)
-    expected = symmetric_lists(neighbor_lists(rows, 6, 0.2), 12)
-    update_memory_lists_(rows.clone(), index, rows[index], torch.tensor(1.0), expected)
-    same_lists(lists, expected)
-
-
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("capacity", [4, 12])
 def test_blocks_may_run_in_any_order_and_at_once(cuda_on_cpu, small_constants, capacity, small):

@@ -9,7 +9,16 @@ from snnet_kernels.neighbor_list_layout import NeighborLists, are_symmetric, wit
 from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists
 from snnet_kernels.testing import clustered_features
 from tests.kernels.inputs import memory_of
-from tests.kernels.list_checks import KINDS, dense, outcome, same_lists, update_, without_mirrors
+from tests.kernels.list_checks import (
+    KINDS,
+    check_labels,
+    check_neighbors,
+    dense,
+    outcome,
+    same_lists,
+    update_,
+    without_mirrors,
+)
 
 
 @pytest.mark.parametrize("kind", ["clustered", "exact", "same"])
@@ -37,30 +46,6 @@ def test_lists_are_built_from_tiles(cuda_on_cpu, small_constants, kind, n, k, ti
             assert torch.equal(dense(lists).nan_to_num(-99), dense(expected).nan_to_num(-99))
             assert torch.equal(lists.floors, expected.floors)
         assert torch.equal(lists.counts, expected.counts)
-
-
-def check_labels(build, memory, index, lists, threshold, min_rank, rows=None, seed=0, blocks_at_once=1):
-    """Labels from lists are those of the whole matrix; returns how many rows were multiplied."""
-    expected = reference.mplp(memory, index, threshold, min_rank, cache=memory @ memory.t(), query_rows=rows)
-    _, plain_made = reference.mplp_from_lists(memory, index, lists, threshold, min_rank, query_rows=rows)
-    build.seed(seed, blocks_at_once)
-    labels, made = build.operations.mplp_from_lists(memory, index, *lists[:4], rows, threshold, min_rank)
-    build.seed(seed)
-    assert torch.equal(labels, expected)
-    if plain_made == 0:
-        assert int(made) == 0
-    return int(made)
-
-
-def check_neighbors(build, memory, index, lists, k, seed=0, blocks_at_once=1):
-    wanted, values = reference.nearest_neighbors(memory, index, k, cache=memory @ memory.t())
-    plain_made = reference.nearest_from_lists(memory, index, lists, k)[2]
-    build.seed(seed, blocks_at_once)
-    neighbors, similarity, made = build.operations.nearest_from_lists(memory, index, *lists[:4], k)
-    build.seed(seed)
-    assert torch.equal(neighbors, wanted)
-    assert (similarity - values).nan_to_num().abs().max() < 1e-6
-    assert int(made) == plain_made
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from snnet_kernels import reference
@@ -14,31 +12,6 @@ from tests.kernels.inputs import batch_of
 @pytest.fixture(scope="module")
 def update(cuda_on_cpu):
     return cuda_on_cpu.operations.update_memory_
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    n=st.integers(1, 40),
-    d=st.sampled_from([1, 8, 17, 33]),
-    batch=st.sampled_from([0, 1, 5, 31, 32, 33, 70]),
-    seed=st.integers(0, 10**6),
-    alpha=st.sampled_from([0.0, 0.3, 0.5, 0.97, 1.0]),
-    kind=st.sampled_from(["any index", "three indices", "opposite", "zero features"]),
-)
-def test_the_memory_follows_the_reference(cuda_on_cpu, n, d, batch, seed, alpha, kind):
-    memory = clustered_features(n, d, seed=seed)
-    memory[::7] = 0
-    index = batch_of(min(n, 3) if kind == "three indices" else n, batch, seed)
-    features = clustered_features(batch, d, seed=seed + 1)
-    if kind == "opposite":
-        features[::2] = -memory[index][::2]
-    elif kind == "zero features":
-        features[::3] = 0
-    momentum, expected = torch.tensor(alpha), memory.clone()
-    reference.update_memory_(expected, index, features, momentum)
-    cuda_on_cpu.seed(seed)
-    cuda_on_cpu.operations.update_memory_(memory, index, features, momentum)
-    assert (memory - expected).abs().max() < 1e-6
 
 
 def test_rows_that_come_once_have_the_arithmetic_of_the_blend(cuda_on_cpu, update):
@@ -69,14 +42,6 @@ def test_index_values_out_of_range_are_skipped(update):
     update(memory, index, features, momentum)
     update(expected, index[valid], features[valid], momentum)
     assert torch.equal(memory, expected)
-
-
-def test_features_may_be_rows_of_the_memory(update):
-    memory, index = clustered_features(50, 8), torch.tensor([1, 2, 3])
-    expected = memory.clone()
-    reference.update_memory_(expected, index, expected[2:5].clone(), torch.tensor(0.5))
-    update(memory, index, memory[2:5], torch.tensor(0.5))
-    assert (memory - expected).abs().max() < 2e-7
 
 
 @pytest.mark.parametrize("d", [8, 4300])  # with the blend in shared memory, and made twice

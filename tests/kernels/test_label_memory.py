@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 import snnet_kernels as sk
 from snnet_kernels import reference
+from tests.kernels.inputs import batch_of, label_sets
 
-# Around the borders of a byte, of a 16-byte word and of a block of the transposition.
-SIZES = [1, 7, 8, 9, 127, 128, 129, 1000, 1025, 2050]
+# Around the borders of a byte, of a warp's word, of a 16-byte word and of a block of the transposition.
+SIZES = [1, 2, 7, 8, 9, 33, 127, 128, 129, 302, 1000, 1025, 2050]
 
 
 @pytest.mark.parametrize(("n", "expected"), [(0, 0), (1, 16), (128, 16), (129, 32), (12936, 1632)])
@@ -58,6 +59,47 @@ def test_writes_equal_a_dense_matrix(n, batch, seed, density):
     every = torch.arange(n)
     assert torch.equal(memory.to_dense(), dense)
     assert torch.equal(sk.unpack_labels(memory.columns(every), n), dense.t())
+
+
+def label_memory(n: int, seed: int, density: float = 0.05) -> tuple[torch.Tensor, torch.Tensor]:
+    """A pseudo label memory and its transpose."""
+    dense = torch.rand(n, n, generator=torch.Generator().manual_seed(seed)) < density
+    return reference.pack_labels(dense), reference.pack_labels(dense.t())
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_pack_and_unpack(kernels, n):
+    flags = torch.rand(5, n, generator=torch.Generator().manual_seed(n)) < 0.3
+    packed = kernels.operations.pack_labels(flags)
+    assert torch.equal(packed, reference.pack_labels(flags))
+    assert torch.equal(kernels.operations.unpack_labels(packed, n), flags)
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("batch", [0, 1, 40])
+def test_gather(kernels, n, batch):
+    bits, _ = label_memory(n, n, 0.5)
+    index = batch_of(n + 1, batch, 3) - 1  # -1 is an empty row
+    gathered = kernels.operations.gather_labels(bits, index)
+    assert torch.equal(gathered, reference.gather_labels(bits, index))
+
+
+@pytest.mark.parametrize(("seed", "density"), enumerate([0.0, 0.02, 0.2, 1.0]))
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("batch", [0, 1, 40])
+def test_write(kernels, n, batch, seed, density):
+    rows, columns = label_memory(n, seed)
+    expected = rows.clone(), columns.clone()
+    index = batch_of(n, batch, seed + 99)  # with repeats: the last row counts
+    [labels] = label_sets(batch, n, [density], seed)
+    reference.write_labels_(*expected, index, labels)
+    if n % 8:
+        labels[:, n // 8] |= 0x80  # a bit past n is dropped
+    labels[:, (n + 7) // 8 :] = 0xFF
+    kernels.seed(seed)
+    kernels.operations.write_labels_(rows, columns, index, labels)
+    assert torch.equal(rows, expected[0])
+    assert torch.equal(columns, expected[1])
 
 
 def test_state_dict_restores_both_orientations():

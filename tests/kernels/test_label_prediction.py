@@ -4,11 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet_kernels import reference
 from snnet_kernels.reference.selection import ordered_topk
 from snnet_kernels.testing import clustered_features
+from tests.kernels.inputs import batch_of, exact_rows, memory_of, needs_cpu_library, sizes
 
 
 def exact_features(n: int, d: int, seed: int) -> torch.Tensor:
@@ -90,6 +92,78 @@ def test_thresholding_alone_gives_other_labels():
     labels = sk.unpack_labels(sk.mplp(memory, index), 2000)
     candidates = memory[index] @ memory.t() > 0.6
     assert 1 - (labels & candidates).sum() / candidates.sum() > 0.2
+
+
+@needs_cpu_library
+@settings(max_examples=60, deadline=None)
+@given(
+    n=sizes,
+    batch=st.integers(0, 80),
+    seed=st.integers(0, 10**6),
+    threshold=st.sampled_from([-50.0, 0.0, 0.0625, 0.5625, 50.0]),
+    kind=st.sampled_from(["exact", "same", "zero rows", "duplicates"]),
+    rows=st.booleans(),
+)
+def test_streaming_equals_the_reference_where_products_are_exact(n, batch, seed, threshold, kind, rows):
+    memory, index = memory_of(kind, n, 6, seed), batch_of(n, batch, seed)
+    given_rows = exact_rows(batch, 6, seed + 1) @ memory.t() if rows else None
+    labels = sk.mplp(memory, index, threshold, query_rows=given_rows)
+    expected = reference.mplp(memory, index, threshold, query_rows=given_rows, cache=memory @ memory.t())
+    assert torch.equal(labels, expected)
+    neighbors, similarity = sk.nearest_neighbors(memory, index, 5)
+    expected_neighbors, expected_similarity = reference.nearest_neighbors(memory, index, 5)
+    assert torch.equal(neighbors, expected_neighbors)
+    assert torch.equal(similarity, expected_similarity)
+
+
+def decisive_samples(memory: torch.Tensor, index: torch.Tensor, margin: float) -> torch.Tensor:
+    """bool [B]: every comparison of the label prediction has at least ``margin`` between its sides in float64."""
+    exact = memory.double() @ memory.double().t()
+    bar = float(torch.tensor(0.6))
+    decisive = []
+    for i in index.tolist():
+        gaps = [(exact[i] - bar).abs().min()]
+        candidates = (exact[i] > bar).nonzero().flatten()
+        values = exact[i, candidates].sort().values
+        gaps += [values.diff().abs().min()] if len(values) > 1 else []
+        anchor = candidates[exact[i, candidates].argmax()]
+        for p in candidates.tolist():
+            difference = (exact[p] - exact[p, anchor]).abs()
+            difference[anchor] = torch.inf
+            gaps.append(difference.min())
+        decisive.append(float(min(gaps)) > margin)
+    return torch.tensor(decisive)
+
+
+@needs_cpu_library
+@pytest.mark.parametrize(("n", "d"), [(1500, 48), (2000, 200)])
+@pytest.mark.parametrize("source", ["memory", "feature"])
+def test_streaming_labels_of_clustered_features(n, d, source):
+    memory, index = clustered_features(n, d), torch.arange(0, n, 17)
+    cache = memory.double() @ memory.double().t()
+    decisive = decisive_samples(memory, index, 2e-6)
+    assert decisive.float().mean() > 0.5
+    rows = (memory[index] @ memory.t()) if source == "feature" else None
+    labels = sk.unpack_labels(sk.mplp(memory, index, query_rows=rows), n)
+    expected = sk.unpack_labels(reference.mplp(memory.double(), index, cache=cache), n)
+    assert torch.equal(labels[decisive], expected[decisive])
+    candidates = cache[index] > 0.6
+    assert 1 - (expected & candidates).sum() / candidates.sum() > 0.2  # the cycle check decides something
+
+
+@needs_cpu_library
+def test_streaming_counts_what_a_neighborhood_leaves_out():
+    """Anchors with more near images than are looked at first, at similarities where the prune leaves nothing out."""
+    generator = torch.Generator().manual_seed(0)
+    centre = normalize(torch.randn(1, 64, generator=generator), dim=1)
+    memory = normalize(centre + 0.11 * torch.randn(1800, 64, generator=generator), dim=1)
+    index = torch.arange(0, 1800, 60)
+    cache = memory @ memory.t()
+    for threshold in (0.6, 0.65):
+        labels = sk.unpack_labels(sk.mplp(memory, index, threshold), 1800)
+        expected = sk.unpack_labels(reference.mplp(memory, index, threshold, cache=cache), 1800)
+        assert expected.sum(1).float().mean() > 30
+        assert (labels != expected).any(1).sum() <= 1  # a candidate within rounding of a bar
 
 
 @pytest.mark.parametrize("n", [1, 2, 9])

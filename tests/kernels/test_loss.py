@@ -9,6 +9,7 @@ import snnet_kernels as sk
 from snnet_kernels import reference
 from snnet_kernels.testing import clustered_features
 from tests.kernels import extreme_losses
+from tests.kernels.inputs import exact_rows, label_sets, sizes
 
 
 def problem(batch, n, sets, seed=0, density=0.05):
@@ -51,6 +52,109 @@ def test_value_and_gradient_equal_the_loop(batch, n, sets, seed, density, kind, 
     assert single.grad is not None and torch.isfinite(single.grad).all()
 
 
+def fused_losses(operations, features, memory, similarity, labels, weights, kind, ratio):
+    """Loss and gradient for the features, by each operation of these kernels that makes both at once."""
+    if operations is torch.ops.snnet:
+        if memory.shape[1] == 1:
+            return []  # a plain product of one column may be nearer than the bound of the test allows for
+        return [
+            operations.fused_mutual_label_loss(features, memory, known, labels, weights, kind, 5.0, ratio)
+            for known in (similarity, None)
+        ]
+    if kind == "mmcl":
+        return [operations.sparse_label_loss(similarity, memory, labels, weights, 5.0, ratio)]
+    return []  # the gradient of l2 is not sparse: torch multiplies it
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    # Also around a warp's range of columns, a block of threads and its four columns at once.
+    n=st.one_of(sizes, st.sampled_from([1023, 1024, 1025, 2047, 4097, 5000])),
+    batch=st.integers(0, 9),
+    seed=st.integers(0, 10**6),
+    sets=st.integers(1, 3),
+    density=st.sampled_from([0.0, 0.01, 0.5, 1.0]),
+    kind=st.sampled_from(["mmcl", "mmcl", "l2"]),
+    ratio=st.sampled_from([0.0, 0.01, 0.2, 1.0]),
+    tied=st.booleans(),
+    d=st.sampled_from([1, 4, 5, 132]),
+)
+def test_compiled_losses_follow_the_reference(kernels, n, batch, seed, sets, density, kind, ratio, tied, d):
+    make = exact_rows if tied else clustered_features
+    memory, features = make(n, d, seed=seed), make(batch, d, seed=seed + 1)
+    labels, weights = label_sets(batch, n, [density] * sets, seed), [1.0, 0.0, 0.6][:sets]
+    similarity = features @ memory.t()
+    exact, exact_grad = reference.mutual_label_loss_with_grad(
+        similarity.double(), labels, weights, kind, 5.0, ratio
+    )
+    kernels.seed(seed)
+    loss, grad = kernels.operations.mutual_label_loss(similarity, labels, weights, kind, 5.0, ratio)
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-6, abs=1e-7)
+    assert grad.shape == exact_grad.shape
+    assert ((grad - exact_grad).abs() <= 2e-7 * (exact_grad.abs() + 1)).all()
+    # Ties: the same entries; a positive of one set that is a hard negative of another may cancel to nothing.
+    assert kind == "l2" or (((grad != 0) == (exact_grad != 0)) | (exact_grad.abs() < 1e-6)).all()
+    fused_exact = exact_grad @ memory.double()
+    # No further from the truth than a plain float32 product, but for the rounding of what is summed.
+    plain_error = (exact_grad.float() @ memory - fused_exact).abs()
+    allowed = (plain_error.max() if batch else 0.0) + 1e-6 * (1 + exact_grad.abs() @ memory.double().abs())
+    for fused, fused_grad in fused_losses(
+        kernels.operations, features, memory, similarity, labels, weights, kind, ratio
+    ):
+        assert fused.item() == pytest.approx(exact.item(), rel=1e-6, abs=1e-7)
+        assert fused_grad.shape == fused_exact.shape
+        assert ((fused_grad - fused_exact).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("value", [0.25, 0.0, -1.0])
+def test_equal_similarities_go_to_lower_columns(kernels, value):
+    """Every similarity ties: 30 of 3,000, after the positives of each set are left out."""
+    n = 3000
+    similarity = torch.full((2, n), value)
+    similarity[:, 1::2] *= 1.0 if value else -1.0  # -0 equals +0
+    positives = torch.zeros(2, 2, n, dtype=torch.bool)
+    positives[0, :, 3:13] = True
+    positives[1, :, 20:25] = True
+    labels = [reference.pack_labels(flags) for flags in positives]
+    grad = kernels.operations.mutual_label_loss(similarity, labels, [0.5, 0.5], "mmcl", 0.0, 0.01)[1]
+    hard = [~flags & ((~flags).cumsum(1) <= 29) for flags in positives]
+    expected = (hard[0].float() + hard[1].float()) * 0.5 / 29 / 2 * 2 * (value + 1)
+    assert (grad - expected).abs().max() < 1e-9
+    assert int((grad != 0).sum()) == (0 if value == -1 else 2 * 39)
+
+
+def test_ties_at_the_threshold_in_the_middle_of_a_row(kernels):
+    """Ten above the threshold, then seven of many equal ones: the seven with the lowest columns."""
+    n, generator = 1700, torch.Generator().manual_seed(0)
+    columns = torch.randperm(n, generator=generator)
+    similarity = torch.full((1, n), -0.5)
+    similarity[0, columns[:10]] = 0.9
+    similarity[0, columns[10:400]] = 0.3
+    labels = reference.pack_labels(torch.zeros(1, n, dtype=torch.bool))
+    grad = kernels.operations.mutual_label_loss(similarity, [labels], [1.0], "mmcl", 5.0, 0.01)[1]
+    expected = {*columns[:10].tolist(), *columns[10:400].sort().values[:7].tolist()}
+    assert set(grad[0].nonzero().flatten().tolist()) == expected
+
+
+def test_bits_past_the_last_column_are_never_followed(kernels):
+    similarity, full = torch.rand(1, 130) - 0.5, torch.full((1, 32), 255, dtype=torch.uint8)
+    exact = 5 * (1 - similarity.double()).square().mean()
+    loss, grad = kernels.operations.mutual_label_loss(similarity, [full], [1.0], "mmcl", 5.0, 0.01)
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-6)
+    assert (grad - 10 * (similarity - 1) / 130).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("column", [0, 77])
+def test_a_nan_similarity_gives_a_nan_loss(kernels, column):
+    """A diverged network must not look healthy."""
+    similarity = torch.rand(2, 400)
+    similarity[1, column] = torch.nan
+    labels = reference.identity_labels(torch.tensor([3, 4]), 400)
+    for kind in ("mmcl", "l2"):
+        loss, grad = kernels.operations.mutual_label_loss(similarity, [labels], [1.0], kind, 5.0, 0.01)
+        assert loss.isnan() and grad.isnan().nonzero().tolist() == [[1, column]]
+
+
 @pytest.mark.parametrize("kind", ["mmcl", "l2"])
 def test_gradcheck(kind):
     similarity, labels, weights = problem(3, 40, 3)
@@ -85,6 +189,19 @@ def test_tied_negatives_are_taken_by_lower_index():
     labels = sk.pack_labels(torch.arange(10)[None] == 3)
     sk.mutual_label_loss(similarity, [labels], [1.0], hard_negative_ratio=0.34).backward()
     assert (similarity.grad[0] > 0).nonzero().flatten().tolist() == [0, 1, 2]
+
+
+@extreme_losses.CASES
+def test_compiled_losses_of_what_is_not_finite(kernels, kind, value, delta):
+    similarity, labels, weights = extreme_losses.problem(value)
+    answers = []
+    for row in range(len(similarity)):
+        part = slice(row, row + 1)
+        parts = [label[part] for label in labels]
+        answers.append(
+            kernels.operations.mutual_label_loss(similarity[part], parts, weights, kind, delta, 0.1)
+        )
+    extreme_losses.assert_as_the_reference(answers, value, kind, delta)
 
 
 @extreme_losses.CASES

@@ -5,13 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet_kernels import reference
 from snnet_kernels.precision import exact_float32, tf32_product
 from snnet_kernels.testing import clustered_features
-from tests.kernels.inputs import needs_cpu_library
+from tests.kernels.inputs import batch_of, needs_cpu_library, sizes
 from tests.kernels.list_checks import check_lists, dense, symmetric_lists
 
 
@@ -64,6 +66,80 @@ def test_ten_thousand_updates_leave_no_drift():
             if step % 1000 == 999:
                 check_lists(lists, exact(memory), 2e-6)
     assert int(lists.counts.sum()) > n
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(1, 40),
+    d=st.sampled_from([1, 8, 17, 33]),
+    batch=st.sampled_from([0, 1, 5, 31, 32, 33, 70]),
+    seed=st.integers(0, 10**6),
+    alpha=st.sampled_from([0.0, 0.3, 0.5, 0.97, 1.0]),
+    kind=st.sampled_from(["any index", "three indices", "opposite", "zero features"]),
+)
+def test_the_memory_follows_the_reference(kernels, n, d, batch, seed, alpha, kind):
+    memory = clustered_features(n, d, seed=seed)
+    memory[::7] = 0
+    index = batch_of(min(n, 3) if kind == "three indices" else n, batch, seed)
+    features = clustered_features(batch, d, seed=seed + 1)
+    if kind == "opposite":
+        features[::2] = -memory[index][::2]
+    elif kind == "zero features":
+        features[::3] = 0
+    momentum, expected = torch.tensor(alpha), memory.clone()
+    reference.update_memory_(expected, index, features, momentum)
+    kernels.seed(seed)
+    kernels.operations.update_memory_(memory, index, features, momentum)
+    assert (memory - expected).abs().max() < 1e-6
+
+
+def test_indices_that_come_again_are_one_update_after_the_other(kernels):
+    memory, index = clustered_features(300, 33), torch.tensor([4, 7, 4, 299, 0, 4])
+    features, momentum = clustered_features(6, 33, seed=1), torch.tensor(0.4)
+    expected = memory.clone()
+    reference.loop.update_memory_(expected, index, features, momentum)
+    kernels.operations.update_memory_(memory, index, features, momentum)
+    assert (memory - expected).abs().max() < 3e-7
+
+
+def test_features_may_be_rows_of_the_memory(kernels):
+    memory, index = clustered_features(50, 8), torch.tensor([1, 2, 3])
+    expected = memory.clone()
+    reference.update_memory_(expected, index, expected[2:5].clone(), torch.tensor(0.5))
+    kernels.operations.update_memory_(memory, index, memory[2:5], torch.tensor(0.5))
+    assert (memory - expected).abs().max() < 2e-7
+
+
+@needs_cpu_library
+@settings(max_examples=60, deadline=None)
+@given(
+    n=sizes,
+    batch=st.integers(0, 40),
+    seed=st.integers(0, 10**6),
+    momentum=st.sampled_from([0.0, 0.3, 0.5, 0.97, 1.0]),
+    given_similarity=st.booleans(),
+    opposite=st.booleans(),
+    repeats=st.booleans(),
+    capacity=st.sampled_from([1, 8, 100, 2000]),
+)
+def test_memory_and_lists_follow_the_reference(
+    n, batch, seed, momentum, given_similarity, opposite, repeats, capacity
+):
+    memory = clustered_features(n, 8, seed=seed)
+    memory[::7] = 0
+    index = batch_of(min(n, 3) if repeats else n, batch, seed)
+    features = clustered_features(batch, 8, seed=seed + 1)
+    if opposite:
+        features[::2] = -memory[index][::2]
+    lists = symmetric_lists(memory, capacity)
+    similarity = features @ memory.t() if given_similarity else None
+    expected, cache = memory.clone(), memory @ memory.t()
+    sk.update_memory_(memory, index, features, momentum, lists=lists, similarity=similarity)
+    alpha = torch.tensor(momentum)
+    reference.update_memory_(expected, index, features, alpha, cache=cache, similarity=similarity)
+    assert (memory - expected).abs().max() < 1e-6
+    allowed = (cache - expected.double() @ expected.double().t()).abs().max()
+    check_lists(lists, memory.double() @ memory.double().t(), float(allowed) + 2e-6)
 
 
 @pytest.mark.parametrize("momentum", [0.2, 0.5, 0.9])

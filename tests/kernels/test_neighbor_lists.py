@@ -12,8 +12,26 @@ from snnet_kernels.reference.list_labels import mplp_from_lists, nearest_from_li
 from snnet_kernels.reference.memory_update import update_memory_lists_
 from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists
 from snnet_kernels.testing import clustered_features
-from tests.kernels.inputs import memory_of, moving_batch, needs_cpu_library, rearranged, unit_rows
-from tests.kernels.list_checks import check_lists, dense
+from tests.kernels.inputs import (
+    batch_of,
+    exact_memory_of,
+    exact_rows,
+    memory_of,
+    moving_batch,
+    needs_cpu_library,
+    rearranged,
+    sizes,
+    unit_rows,
+)
+from tests.kernels.list_checks import (
+    check_labels,
+    check_lists,
+    check_neighbors,
+    dense,
+    same_lists,
+    tables_of,
+    update_,
+)
 
 KINDS = ("clustered", "exact", "same", "zero rows", "duplicates")
 
@@ -180,31 +198,63 @@ def test_compiled_lists_are_those_of_the_reference(kind, n, k, capacity):
         assert torch.equal(one, other)
 
 
+@needs_cpu_library
+@settings(max_examples=120, deadline=None)
+@given(
+    n=sizes,
+    batch=st.integers(0, 24),
+    seed=st.integers(0, 10**6),
+    # -2: every image is a candidate; 50: none; 0.5625 and 0.0625 are hit exactly by products of exact rows
+    threshold=st.sampled_from([-50.0, 0.0, 0.0625, 0.5625, 0.6, 50.0]),
+    min_rank=st.sampled_from([0, 3, 10, 5000]),
+    capacity=st.sampled_from([1, 3, 20, 300, 2000]),
+    kind=st.sampled_from(KINDS),
+    rows=st.booleans(),
+)
+def test_labels_and_neighbors_from_lists(n, batch, seed, threshold, min_rank, capacity, kind, rows):
+    memory, index = exact_memory_of(kind, n, 6, seed), batch_of(n, batch, seed)
+    lists, cache = sk.neighbor_lists(memory, capacity, symmetric=True), memory @ memory.t()
+    given_rows = exact_rows(batch, 6, seed + 1) @ memory.t() if rows else None
+    labels = sk.mplp(memory, index, threshold, min_rank, lists=lists, query_rows=given_rows)
+    expected = reference.mplp(memory, index, threshold, min_rank, cache=cache, query_rows=given_rows)
+    assert torch.equal(labels, expected)
+    assert not reference.unpack_labels(labels, 8 * labels.shape[1])[:, n:].any()  # the tail is 0
+    for k in (1, 2, 7, n + 2):
+        found = sk.nearest_neighbors(memory, index, k, lists=lists, query_rows=given_rows)
+        wanted = reference.nearest_neighbors(memory, index, k, cache=cache, query_rows=given_rows)
+        assert torch.equal(found[0], wanted[0])
+        assert torch.equal(found[1], wanted[1])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("source", ["memory", "feature"])
 @pytest.mark.parametrize(("n", "k", "capacity", "threshold"), [
     (1, 1, 1, 0.6), (40, 40, 40, 0.5), (130, 12, 20, 0.3), (130, 3, 5, 0.1), (600, 30, 60, 0.4),
 ])  # fmt: skip
 def test_labels_and_neighbors_from_lists_are_those_of_all_similarities(
-    kind, source, n, k, capacity, threshold
+    cpu_library, kind, source, n, k, capacity, threshold
 ):
-    memory = memory_of(kind, n, 8, seed=n)
-    index = torch.randint(n, (50,), generator=torch.Generator().manual_seed(1))
-    lists = reference.symmetric_lists(sk.neighbor_lists(memory, k), capacity)
-    cache = memory @ memory.t()
+    memory, index = memory_of(kind, n, 8, seed=n), batch_of(n, 50, 1)
+    lists = symmetric_lists(sk.neighbor_lists(memory, k), capacity)
     rows = None if source == "memory" else (memory[index] + 0.25) @ memory.t()
-    expected = reference.mplp(memory, index, threshold, 4, cache=cache, query_rows=rows)
-    labels, made = OPERATIONS.mplp_from_lists(memory, index, *lists[:4], rows, threshold, 4)
-    assert torch.equal(labels, expected)
-    plain, plain_made = reference.mplp_from_lists(memory, index, lists, threshold, 4, query_rows=rows)
-    assert torch.equal(plain, expected)
-    assert (int(made) == 0) == (plain_made == 0)
+    check_labels(cpu_library, memory, index, lists, threshold, 4, rows)
     for count in (1, 3):
-        neighbors, similarity, made = OPERATIONS.nearest_from_lists(memory, index, *lists[:4], count)
-        wanted, values = reference.nearest_neighbors(memory, index, count, cache=cache)
-        assert torch.equal(neighbors, wanted)
-        assert (similarity - values).nan_to_num().abs().max() < 1e-6
-        assert int(made) == reference.nearest_from_lists(memory, index, lists, count)[2]
+        check_neighbors(cpu_library, memory, index, lists, count)
+
+
+@pytest.mark.parametrize("length", [0.5, 2.0])
+def test_rows_that_a_momentum_of_one_normalises_rise_above_floors(kernels, length):
+    """With α = 1 a row moves without its feature: its similarities grow or shrink as its length does."""
+    rows, index = memory_of("exact", 30, 8, seed=1), torch.tensor([3, 4, 12, 3])
+    rows[::3] *= length
+    expected = symmetric_lists(neighbor_lists(rows, 6, 0.2), 12)
+    memory, lists = rows.clone(), tables_of(kernels, expected)
+    update_(kernels, memory, index, rows[index], 1.0, lists)
+    check_lists(lists, memory @ memory.t(), 1e-6)
+    update_memory_lists_(rows.clone(), index, rows[index], torch.tensor(1.0), expected)
+    check_lists(expected, memory @ memory.t(), 1e-6)
+    assert torch.equal(dense(lists).isnan(), dense(expected).isnan())
+    same_lists(lists, expected)
 
 
 def test_a_floor_that_no_float32_reaches_lists_nothing_or_everything():
@@ -239,26 +289,6 @@ def test_an_update_whose_similarities_would_be_large_is_made_in_parts(monkeypatc
     assert torch.equal(made[0][0], made[1][0])
     assert torch.equal(made[0][1].counts, made[1][1].counts)
     assert torch.equal(made[0][1].floors, made[1][1].floors)
-
-
-@pytest.mark.parametrize("length", [0.5, 2.0])
-def test_rows_that_a_momentum_of_one_normalises_rise_above_floors(length):
-    """With α = 1 a row moves without its feature: its similarities grow or shrink as its length does."""
-    n = 30
-    rows = memory_of("exact", n, 8, seed=1)
-    rows[::3] *= length
-    index = torch.tensor([3, 4, 12, 3])
-    found = []
-    for update in (sk.update_memory_, reference.update_memory_lists_):
-        memory = rows.clone()
-        lists = symmetric_lists(neighbor_lists(memory, 6, 0.2), 12)
-        if update is sk.update_memory_:
-            update(memory, index, rows[index], 1.0, lists=lists)
-        else:
-            update(memory, index, rows[index], torch.tensor(1.0), lists)
-        check_lists(lists, memory @ memory.t(), 1e-6)
-        found.append(dense(lists))
-    assert torch.equal(found[0].isnan(), found[1].isnan())
 
 
 @needs_cpu_library

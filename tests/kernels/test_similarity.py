@@ -1,10 +1,12 @@
-"""The gradient of similarities: of one with few entries the rows of the memory that these are of are read alone."""
+"""Similarities, and their gradient: of one with few entries the rows of the memory that these are of are read alone."""
 
 import pytest
 import torch
 
 import snnet_kernels as sk
 from snnet_kernels import ops, reference
+from snnet_kernels.testing import clustered_features
+from tests.kernels.inputs import exact_rows, needs_cpu_library
 
 BACKWARD = torch.ops.snnet.memory_similarity_backward.default
 
@@ -50,3 +52,20 @@ def test_other_layouts_are_products():
     torch.testing.assert_close(BACKWARD(grad.t(), memory).double(), expected, rtol=0, atol=1e-6)
     with pytest.raises((ValueError, RuntimeError), match=r"the same n|mat1 and mat2 shapes"):
         BACKWARD(grad.t(), memory[1:])
+
+
+# Around the numbers from which on the product is made in tiles, and around whole tiles of 512 columns.
+@needs_cpu_library
+@pytest.mark.parametrize("batch", [1, 3, 4, 65, 256, 257])
+# With 256 rows tiles are made for 16,384 columns at a time.
+@pytest.mark.parametrize("n", [1, 1023, 1024, 1025, 1535, 1537, 16_900])
+def test_similarity_in_tiles(batch, n):
+    wide, memory = clustered_features(batch, 74, seed=1), clustered_features(n, 37)
+    for features in (wide[:, ::2], wide[:, :37].contiguous()):
+        similarity = sk.memory_similarity(features, memory)
+        assert similarity.shape == (batch, n) and similarity.is_contiguous()
+        assert (similarity.double() - features.double() @ memory.double().t()).abs().max() < 1e-6
+    exact = exact_rows(batch, 8, 0) @ exact_rows(n, 8, 1).t()
+    assert torch.equal(sk.memory_similarity(exact_rows(batch, 8, 0), exact_rows(n, 8, 1)), exact)
+    without = sk.memory_similarity(torch.zeros(batch, 0), torch.zeros(n, 0))
+    assert torch.equal(without, torch.zeros(batch, n))
