@@ -496,68 +496,50 @@ def test_cpu_clock_measures_the_call(monkeypatch):
     assert clock.cold(lambda: takes(0.25)) == 0.25 and now == [12.5]  # the sweep before it is not counted
 
 
-class FakeCuda:
-    """Stands in for torch.cuda: writes down what is asked of the device, in order."""
+def fake_cuda(monkeypatch: pytest.MonkeyPatch, now: list[float], log: list[str]) -> CudaClock:
+    """A clock of a device whose events read ``now`` and write down, in order, what is asked of it."""
 
-    def __init__(self, log: list[str]) -> None:
-        self.log = log
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
 
-    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        log = self.log
+        def record(self) -> None:
+            log.append("event")
+            self.at = now[0]
 
-        class Event:
-            def __init__(self, enable_timing: bool) -> None:
-                assert enable_timing
+        def synchronize(self) -> None:
+            log.append("wait")
 
-            def record(self) -> None:
-                log.append("event")
+        def elapsed_time(self, end: Event) -> float:
+            return 1e3 * (end.at - self.at)
 
-            def synchronize(self) -> None:
-                log.append("wait")
-
-            def elapsed_time(self, end: Event) -> float:
-                return 1.5  # milliseconds
-
-        properties = type("Properties", (), {"L2_cache_size": 4096})()
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-        monkeypatch.setattr(torch.cuda, "Event", Event)
-        monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append("busy"))
+    properties = type("Properties", (), {"L2_cache_size": 4096})()
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append("busy"))
+    return CudaClock(CPU)
 
 
 def test_cuda_clock_times_between_events_and_waits(monkeypatch):
-    log: list[str] = []
-    FakeCuda(log).install(monkeypatch)
-    clock = CudaClock(CPU)
-    swept = []
+    now, log, swept = [0.0], [], []
+    clock = fake_cuda(monkeypatch, now, log)
     real_sum = torch.sum
     monkeypatch.setattr(torch, "sum", lambda *a, **k: (swept.append(len(log)), real_sum(*a, **k))[1])
-    assert clock.warm(lambda: log.append("call")) == pytest.approx(1.5e-3)
-    assert log == ["busy", "event", "call", "event", "wait"] and swept == []
-    log.clear()
-    assert clock.cold(lambda: log.append("call")) == pytest.approx(1.5e-3)
-    assert log == ["busy", "event", "call", "event", "wait"] and swept == [0]
+
+    def call() -> None:
+        log.append("call")
+        now[0] += 1.5e-3
+
+    for measured, sweeps in ((clock.warm, []), (clock.cold, [0])):
+        assert measured(call) == pytest.approx(1.5e-3)
+        assert log == ["busy", "event", "call", "event", "wait"] and swept == sweeps
+        log.clear()
 
 
 def test_a_call_that_fails_does_not_turn_the_clock_of_the_next(case, monkeypatch):
     """A clock that runs on after a failure would give the next contender a negative time."""
     now = [0.0]
-    FakeCuda([]).install(monkeypatch)
-
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            self.at = 0.0
-
-        def record(self) -> None:
-            self.at = now[0]
-
-        def synchronize(self) -> None:
-            pass
-
-        def elapsed_time(self, end) -> float:
-            return 1e3 * (end.at - self.at)
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    clock = CudaClock(CPU)
+    clock = fake_cuda(monkeypatch, now, [])
     monkeypatch.setattr("benchmarks.runner.clock_of", lambda device: clock)
     monkeypatch.setattr("benchmarks.hardware.clock_of", lambda device: clock)
     monkeypatch.setattr("tests.benchmarks.test_runner.time.perf_counter", clock)
