@@ -12,7 +12,6 @@ import snnet_kernels as sk
 from snnet_kernels import backends, ops, reference
 from snnet_kernels.testing import clustered_features
 from tests.kernels.inputs import batch_of, exact_rows, needs_cpu_library
-from tests.kernels.list_checks import symmetric_lists
 
 pytestmark = needs_cpu_library
 OPS = torch.ops.snnet
@@ -154,25 +153,3 @@ def test_products_of_weights_and_rows():
         grad = torch.randn(batch, n, generator=generator)
         found = OPS.memory_similarity_backward.default(grad, memory)
         torch.testing.assert_close(found, (grad.double() @ memory.double()).float(), atol=1e-4, rtol=1e-5)
-
-
-def test_autocast_and_reduced_precision_do_not_reach_the_products():
-    memory, index = clustered_features(400, 32), torch.arange(0, 400, 9)
-    features = clustered_features(len(index), 32, seed=2)
-    labels = reference.identity_labels(index, 400)
-
-    def run() -> list[torch.Tensor]:
-        own = memory.clone()
-        lists = symmetric_lists(memory, 60)
-        sk.update_memory_(own, index, features, 0.5, lists=lists)
-        loss = OPS.fused_mutual_label_loss.default(features, memory, None, [labels], [1.0], "l2", 5.0, 0.01)
-        return [own, *lists, *loss, sk.mplp(memory, index), *sk.nearest_neighbors(memory, index, 3)]
-
-    expected = run()
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        with torch.autocast("cpu", torch.bfloat16):
-            assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
-    finally:
-        torch.set_float32_matmul_precision(before)

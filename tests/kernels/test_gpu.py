@@ -25,7 +25,7 @@ from tests.kernels.gpu_checks import (
     on_gpu_only,
 )
 from tests.kernels.inputs import batch_of, exact_rows, label_sets
-from tests.kernels.list_checks import check_lists, dense
+from tests.kernels.list_checks import check_lists, dense, same_lists
 
 pytestmark = pytest.mark.gpu if REAL else []
 
@@ -237,11 +237,7 @@ def test_list_updates_small(k, capacity):
         sk.update_memory_(m, *on_device(index, live), 0.3, lists=lists)
         assert_close(m, memory)
         check_lists(lists, m @ m.t(), 3e-6)
-        ours, other = dense(lists).cpu(), dense(theirs)
-        gap = (torch.where(ours.isnan(), other, ours) - theirs.floors[:, None]).abs()
-        differ = (ours.isnan() != other.isnan()) & (torch.minimum(gap, gap.t()) > 3e-6)
-        assert int(differ.sum()) == 0  # but for what is a floor's but for rounding
-        assert (lists.floors.cpu() - theirs.floors).nan_to_num().abs().max() < 3e-6
+        same_lists(NeighborLists(*(table.cpu() for table in lists)), theirs, 3e-6)
 
 
 @on_gpu_only

@@ -10,13 +10,7 @@ import snnet_kernels as sk
 from snnet_kernels import reference
 from snnet_kernels.reference.selection import ordered_topk
 from snnet_kernels.testing import clustered_features
-from tests.kernels.inputs import batch_of, exact_rows, memory_of, needs_cpu_library, sizes
-
-
-def exact_features(n: int, d: int, seed: int) -> torch.Tensor:
-    """Small integers times a power of two: every product is exact in float32, with many ties."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-3, 4, (n, d), generator=generator).float() / 4
+from tests.kernels.inputs import batch_of, exact_memory_of, exact_rows, memory_of, needs_cpu_library, sizes
 
 
 @settings(max_examples=60, deadline=None)
@@ -30,21 +24,12 @@ def exact_features(n: int, d: int, seed: int) -> torch.Tensor:
     source=st.sampled_from(["streaming", "lists", "few places", "query"]),
 )
 def test_vectorised_equals_loop(n, batch, seed, threshold, min_rank, kind, source):
-    memory = exact_features(n, 6, seed)
-    if kind == "clustered":
-        memory = (clustered_features(n, 6, seed=seed) * 64).round() / 64
-    elif kind == "same":
-        memory = memory[:1].expand(n, 6).contiguous()
-    elif kind == "zero rows":
-        memory[::2] = 0
-    elif kind == "duplicates":
-        memory = memory[torch.arange(n) // 3].contiguous()
-    index = torch.randint(n, (batch,), generator=torch.Generator().manual_seed(seed))
+    memory, index = exact_memory_of(kind, n, 6, seed), batch_of(n, batch, seed)
     form, rows = {}, {}
     if source in ("lists", "few places"):
         form["lists"] = sk.neighbor_lists(memory, 40 if source == "lists" else 3)
     if source == "query":
-        rows["query_rows"] = exact_features(batch, 6, seed + 1) @ memory.t()
+        rows["query_rows"] = exact_rows(batch, 6, seed + 1) @ memory.t()
     labels = reference.loop.mplp(memory, index, threshold, min_rank, **rows)
     assert torch.equal(sk.mplp(memory, index, threshold, min_rank, **form, **rows), labels)
     dense = sk.unpack_labels(labels, n)

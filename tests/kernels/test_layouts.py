@@ -214,10 +214,6 @@ def test_bits_past_the_last_column_count_nowhere(loss, kind):
     expected = loss(ROWS, [y.contiguous() for y in sets], [1.0, 0.5], kind=kind)
     assert torch.equal(loss(ROWS, [y.contiguous() for y in tails], [1.0, 0.5], kind=kind), expected)
     assert torch.equal(sk.unpack_labels(with_tail(LABELS), N), sk.unpack_labels(LABELS, N))
-    for write in (ops.write_labels_, reference.write_labels_):
-        bits = sk.PseudoLabelMemory(N)
-        write(bits.row_bits, bits.column_bits, INDEX, with_tail(LABELS))
-        assert torch.equal(bits.row_bits[INDEX], LABELS)
 
 
 NEAREST = {

@@ -217,18 +217,25 @@ def test_empty_batch_changes_nothing():
 
 def test_global_precision_flags_change_nothing():
     """bf16 products, TF32 and autocast asked for around the operations do not reach them."""
-    memory = clustered_features(300, 64)
-    features = clustered_features(8, 64, seed=2)
-    expected, lists = sk.memory_similarity(features, memory), symmetric_lists(memory, 20)
+    memory, index = clustered_features(400, 32), torch.arange(0, 400, 9)
+    features = clustered_features(len(index), 32, seed=2)
+    labels = reference.identity_labels(index, 400)
+
+    def run() -> list[torch.Tensor]:
+        own, lists, live = memory.clone(), symmetric_lists(memory, 60), features.clone().requires_grad_()
+        sk.update_memory_(own, index, features, 0.5, lists=lists)
+        loss = sk.fused_mutual_label_loss(live, memory, [labels], [1.0], kind="l2")
+        loss.backward()
+        found = [sk.memory_similarity(features, memory), sk.mplp(memory, index)]
+        return [own, *lists, loss, live.grad, *found, *sk.nearest_neighbors(memory, index, 3)]
+
+    expected = run()
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            plain = features @ memory.t()
-            assert plain.dtype == torch.bfloat16
-            assert torch.equal(sk.memory_similarity(features, memory), expected)
-            found = symmetric_lists(memory, 20)
-            assert all(torch.equal(one, other) for one, other in zip(found, lists, strict=True))
+            assert (features @ memory.t()).dtype == torch.bfloat16
+            assert all(torch.equal(one, other) for one, other in zip(run(), expected, strict=True))
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
