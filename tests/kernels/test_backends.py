@@ -41,7 +41,6 @@ def test_info_names_every_operation():
 def test_torch_knows_what_the_cpu_library_has():
     registered = {name for name in OPERATIONS if backends.servers(name, "cpu") == ("cpu",)}
     assert registered == set(stems(r'm\.impl\("(\w+)"', "csrc/cpu/*.cpp"))
-    assert len(registered) == 38
 
 
 def test_the_cuda_library_has_the_arguments_of_the_operations():
@@ -53,7 +52,7 @@ def test_the_cuda_library_has_the_arguments_of_the_operations():
         assert dropped == (name == "nearest_neighbors")
         ours = [argument.name for argument in compiled.arguments]
         assert ours == [argument.name for argument in contract.arguments][dropped:]
-    assert len(cuda_library.OPERATIONS) == 12
+    assert set(cuda_library.OPERATIONS) == set(stems(r'm\.impl\("(\w+)"', "csrc/cuda/*.cu"))
 
 
 def test_compiled_and_reference_agree():

