@@ -71,7 +71,7 @@ class CudaClock(CpuClock):
         return self._start.elapsed_time(self._end) / 1e3
 
     def sweep(self) -> None:
-        self._runs = False  # what has failed may have left it running
+        self._runs = False  # a call that failed may have left the clock running
         torch.sum(self._swept, 0, out=self._sum)
 
 

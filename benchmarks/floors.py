@@ -100,7 +100,7 @@ class Floor:
     device: str = "cpu"
     predicted: dict[str, float] = field(default_factory=dict)  # µs of ours by shape, or MB; not measured
     counted: str = ""  # from what
-    optional: bool = False  # takes so long that only a run that was asked for it has it
+    optional: bool = False  # takes very long: judged only where it was measured
 
     @property
     def sign(self) -> str:

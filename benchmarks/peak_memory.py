@@ -78,7 +78,10 @@ def _in_child(call: Call) -> int | None:
 
 
 def _answer(call: Call, sending: Connection, threads: int) -> None:
-    """Freed memory goes back to the system at once; else what is taken could be what was left over."""
+    """Runs in the child.
+
+    malloc gives freed memory back at once; else the call could be served from it, and its peak would be too low.
+    """
 
     def measure() -> None:
         torch.set_num_threads(threads)

@@ -21,7 +21,9 @@ from .shapes import Shape
 
 WARM_BELOW = 0.05  # seconds: a longer call moves far more than a processor's cache holds
 LEAST_ROUNDS = 3
-MOST_COPIED = 2_000_000_000  # bytes kept: writing them in a forked process copies all of their pages
+# Bytes kept. A form that keeps more has no peak: the forked process that measures it would copy every page that it
+# writes.
+MOST_COPIED = 2_000_000_000
 ONCE_ABOVE = 5.0  # seconds: a longer call is timed once
 Run = Callable[[Any], Any]  # of a batch
 

@@ -27,7 +27,7 @@ SHAPE = Shape("market", SIZES["market"], 512, 64)
 
 
 def serve(pipe: Connection, rank: int, size: int, file: str) -> None:
-    """Be one of ``size`` processes: as many steps as the pipe says, and what each took."""
+    """One of ``size`` processes: makes as many steps as the pipe asks for, and sends what each took."""
     torch.set_num_threads(2 // size)
     if size > 1:
         dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)

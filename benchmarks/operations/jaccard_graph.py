@@ -27,7 +27,8 @@ IMAGES_OF_ONE = 17  # of an identity, as in Market-1501
 DENSE_MATRICES = 4  # of float32 [n, n] at the peak, with the temporaries of DBSCAN
 WARM_UP = 64  # images
 PART = 1000  # images on which a form is compared before its time counts
-MOVED = 0.01  # of the near pairs, at most: those of an image two of whose neighbours were swapped by rounding
+# Share of the near pairs that may differ: rounding can swap two neighbours of an image, which moves its distances.
+MOVED = 0.01
 Way = Callable[[Batch], Any]  # gives distances, or labels
 
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-import snnet_kernels as sk
-from snnet_kernels import neighbor_list_layout, reference
-from snnet_kernels.neighbor_list_layout import NeighborLists, are_symmetric, with_mirrors
+from snnet_kernels import reference
+from snnet_kernels.neighbor_list_layout import NeighborLists
 from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists
 from snnet_kernels.testing import clustered_features
 from tests.kernels.inputs import memory_of
@@ -129,24 +128,6 @@ def test_rows_of_a_hub_and_rows_of_no_place(cuda_on_cpu):
     labels, _ = cuda_on_cpu.operations.mplp_from_lists(memory, inside, *lists[:4], rows, 0.5, 3)
     expected = reference.mplp_from_lists(memory, inside, lists, 0.5, 3, query_rows=rows)[0]
     assert torch.equal(labels, expected)
-
-
-def test_mirrors_come_and_go_with_the_device(monkeypatch):
-    """Lists from a GPU get the mirrors that the kernels of a CPU follow, and lose them on the way back."""
-    memory = clustered_features(40, 8)
-    lists = symmetric_lists(neighbor_lists(memory, 6), 9)
-    bare = without_mirrors(lists)
-    assert are_symmetric(lists) and are_symmetric(bare)
-    assert torch.equal(with_mirrors(bare).mirrors, lists.mirrors)
-    assert with_mirrors(lists) is lists
-    with pytest.raises(ValueError, match=r"lists.mirrors must have shape \[40, 9\], got \[40, 0\]"):
-        sk.update_memory_(memory, torch.tensor([1]), memory[:1].clone(), 0.5, lists=bare)
-    bare.columns[0, :2] = bare.columns[0, :2].flip(0)  # values of other rows now
-    assert not are_symmetric(bare)
-    monkeypatch.setattr(neighbor_list_layout, "MIRRORED", set())
-    assert with_mirrors(lists).mirrors.shape == (40, 0)
-    with pytest.raises(ValueError, match=r"lists.mirrors must have shape \[40, 0\], got \[40, 9\]"):
-        sk.update_memory_(memory, torch.tensor([1]), memory[:1].clone(), 0.5, lists=lists)
 
 
 def test_a_decision_before_the_products_are_there_is_found(switched_barriers, without_barrier):

@@ -1,4 +1,4 @@
-"""What is derived from a memory follows it, whoever wrote it; aliases, layouts, places to be made in."""
+"""What is derived from a memory follows it, whoever wrote it; layouts, places to be made in."""
 
 import copy
 import io
@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 
 import snnet_kernels as sk
-from snnet_kernels import ops, reference
+from snnet_kernels import reference
 from snnet_kernels.derived import Source, row_checksums
 from snnet_kernels.testing import clustered_features
-from tests.kernels.list_checks import check_lists, symmetric_lists
+from tests.kernels.list_checks import check_lists
 
 N, D = 300, 32
 FIRST, SECOND = clustered_features(N, D), clustered_features(N, D, seed=1)
@@ -349,66 +349,3 @@ def test_features_that_are_not_normalized_are_noticed_once():
         head(3 * FIRST[:2], torch.arange(2))
     head(FIRST[:2], torch.arange(2))
     assert head(3 * FIRST[:2], torch.arange(2)).item() > 1  # nobody looks again
-
-
-class TestAliases:
-    """What is only read may lie in what is written; what is written lies alone."""
-
-    def update(self, alias: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        memory = FIRST.clone()
-        lists = symmetric_lists(memory, N)  # whole rows: they may stand for similarities
-        features, similarity, momentum = memory[4:7], lists.values[4:7], memory[0, 0].abs_()
-        index = torch.tensor([4, 5, 4])
-        if not alias:
-            features, similarity, momentum = features.clone(), similarity.clone(), momentum.clone()
-        sk.update_memory_(memory, index, features, momentum, lists=lists, similarity=similarity)
-        return memory, *lists
-
-    def test_update(self):
-        for ours, theirs in zip(self.update(True), self.update(False), strict=True):
-            assert torch.equal(ours, theirs)
-
-    def test_labels(self):
-        states = []
-        for alias in (True, False):
-            bits = sk.PseudoLabelMemory(N)
-            bits.write_(EVERY, BITS[0])
-            labels = bits.row_bits[2:6]
-            index = bits.row_bits[100, :32].view(torch.int64) % N
-            bits.write_(index, labels if alias else labels.clone())
-            states.append(bits.column_bits)
-        assert torch.equal(*states)
-
-    @pytest.mark.parametrize(
-        ("call", "message"),
-        [
-            (
-                lambda bits, lists: ops.write_labels_(bits, bits, EVERY[:2], BITS[0][:2]),
-                "column_bits must not share memory with row_bits",
-            ),
-            (
-                lambda bits, lists: sk.update_memory_(lists.values, EVERY[:2], FIRST[:2], 0.5, lists=lists),
-                r"lists.values must not share memory with memory",
-            ),
-            (
-                lambda bits, lists: sk.update_memory_(
-                    FIRST, EVERY[:2], FIRST[:2], 0.5, lists=lists._replace(mirrors=lists.columns)
-                ),
-                r"lists.mirrors must not share memory with lists.columns",
-            ),
-        ],
-    )
-    def test_written_matrices_lie_apart(self, call, message):
-        bits, lists = BITS[0].clone(), symmetric_lists(FIRST, D)
-        before = [tensor.clone() for tensor in (bits, *lists)]
-        with pytest.raises(ValueError, match=message):
-            call(bits, lists)
-        assert all(torch.equal(one, other) for one, other in zip((bits, *lists), before, strict=True))
-
-    def test_a_memory_filled_from_a_shifted_view_of_itself(self):
-        rows = torch.cat([FIRST, SECOND[:1]])
-        memory = sk.ExemplarMemory(N, D)
-        memory.features = rows[:N]
-        expected = rows[1:].clone()
-        memory.initialize_(rows[1:])
-        assert torch.equal(memory.features, expected)

@@ -278,3 +278,72 @@ def test_forward_mode_derivatives_and_transforms_are_refused(loss):
     live = primal.clone().requires_grad_()
     loss(live).backward()
     assert live.grad.abs().sum() > 0
+
+
+# What is only read may lie in what is written; what is written lies alone.
+MANY = clustered_features(300, 32)
+MANY_LABELS = sk.mplp(MANY, torch.arange(300), 0.4)
+
+
+def updated(alias: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    memory = MANY.clone()
+    lists = symmetric_lists(memory, len(MANY))  # whole rows: they may stand for similarities
+    features, similarity, momentum = memory[4:7], lists.values[4:7], memory[0, 0].abs_()
+    index = torch.tensor([4, 5, 4])
+    if not alias:
+        features, similarity, momentum = features.clone(), similarity.clone(), momentum.clone()
+    sk.update_memory_(memory, index, features, momentum, lists=lists, similarity=similarity)
+    return memory, *lists
+
+
+def test_features_similarities_and_momentum_may_lie_in_what_is_updated():
+    for ours, theirs in zip(updated(True), updated(False), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_labels_and_indices_may_lie_in_the_memory_of_labels():
+    states = []
+    for alias in (True, False):
+        bits = sk.PseudoLabelMemory(len(MANY))
+        bits.write_(torch.arange(300), MANY_LABELS)
+        labels = bits.row_bits[2:6]
+        index = bits.row_bits[100, :32].view(torch.int64) % len(MANY)
+        bits.write_(index, labels if alias else labels.clone())
+        states.append(bits.column_bits)
+    assert torch.equal(*states)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda bits, lists: ops.write_labels_(bits, bits, INDEX[:2], MANY_LABELS[:2]),
+            "column_bits must not share memory with row_bits",
+        ),
+        (
+            lambda bits, lists: sk.update_memory_(lists.values, INDEX[:2], MANY[:2], 0.5, lists=lists),
+            r"lists.values must not share memory with memory",
+        ),
+        (
+            lambda bits, lists: sk.update_memory_(
+                MANY, INDEX[:2], MANY[:2], 0.5, lists=lists._replace(mirrors=lists.columns)
+            ),
+            r"lists.mirrors must not share memory with lists.columns",
+        ),
+    ],
+)
+def test_written_matrices_lie_apart(call, message):
+    bits, lists = MANY_LABELS.clone(), symmetric_lists(MANY, 32)
+    before = [tensor.clone() for tensor in (bits, *lists)]
+    with pytest.raises(ValueError, match=message):
+        call(bits, lists)
+    assert all(torch.equal(one, other) for one, other in zip((bits, *lists), before, strict=True))
+
+
+def test_a_memory_filled_from_a_shifted_view_of_itself():
+    rows = clustered_features(301, 32)
+    memory = sk.ExemplarMemory(300, 32)
+    memory.features = rows[:300]
+    expected = rows[1:].clone()
+    memory.initialize_(rows[1:])
+    assert torch.equal(memory.features, expected)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import snnet_kernels as sk
-from snnet_kernels import ops, reference
-from snnet_kernels.neighbor_list_layout import NeighborLists
+from snnet_kernels import neighbor_list_layout, ops, reference
+from snnet_kernels.neighbor_list_layout import NeighborLists, are_symmetric, with_mirrors
 from snnet_kernels.reference.list_labels import mplp_from_lists, nearest_from_lists
 from snnet_kernels.reference.memory_update import update_memory_lists_
 from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists
@@ -24,6 +24,7 @@ from tests.kernels.inputs import (
     unit_rows,
 )
 from tests.kernels.list_checks import (
+    KINDS,
     check_labels,
     check_lists,
     check_neighbors,
@@ -31,9 +32,8 @@ from tests.kernels.list_checks import (
     same_lists,
     tables_of,
     update_,
+    without_mirrors,
 )
-
-KINDS = ("clustered", "exact", "same", "zero rows", "duplicates")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -255,6 +255,24 @@ def test_rows_that_a_momentum_of_one_normalises_rise_above_floors(kernels, lengt
     check_lists(expected, memory @ memory.t(), 1e-6)
     assert torch.equal(dense(lists).isnan(), dense(expected).isnan())
     same_lists(lists, expected)
+
+
+def test_mirrors_come_and_go_with_the_device(monkeypatch):
+    """Lists from a GPU get the mirrors that the kernels of a CPU follow, and lose them on the way back."""
+    memory = clustered_features(40, 8)
+    lists = symmetric_lists(neighbor_lists(memory, 6), 9)
+    bare = without_mirrors(lists)
+    assert are_symmetric(lists) and are_symmetric(bare)
+    assert torch.equal(with_mirrors(bare).mirrors, lists.mirrors)
+    assert with_mirrors(lists) is lists
+    with pytest.raises(ValueError, match=r"lists.mirrors must have shape \[40, 9\], got \[40, 0\]"):
+        sk.update_memory_(memory, torch.tensor([1]), memory[:1].clone(), 0.5, lists=bare)
+    bare.columns[0, :2] = bare.columns[0, :2].flip(0)  # values of other rows now
+    assert not are_symmetric(bare)
+    monkeypatch.setattr(neighbor_list_layout, "MIRRORED", set())
+    assert with_mirrors(lists).mirrors.shape == (40, 0)
+    with pytest.raises(ValueError, match=r"lists.mirrors must have shape \[40, 0\], got \[40, 9\]"):
+        sk.update_memory_(memory, torch.tensor([1]), memory[:1].clone(), 0.5, lists=lists)
 
 
 def test_a_floor_that_no_float32_reaches_lists_nothing_or_everything():

@@ -24,7 +24,7 @@ WEIGHTS = [1.0, 0.8, 0.6]
 SIZES = [(1, 1, 1), (3, 7, 5), (2, 131, 70), (2, 128, 64)]  # B, n, d
 
 
-def label_sets(batch: int, n: int, sets: int) -> list[torch.Tensor]:
+def sets_with_an_empty_and_a_full_row(batch: int, n: int, sets: int) -> list[torch.Tensor]:
     """Of the first set row 0 has no positives, of the second it has nothing else."""
     generator = torch.Generator().manual_seed(3)
     flags = [torch.rand(batch, n, generator=generator) < share for share in (0.05, 0.3, 0.6)]
@@ -35,7 +35,7 @@ def label_sets(batch: int, n: int, sets: int) -> list[torch.Tensor]:
 def check(kind: str, batch: int, n: int, d: int, sets: int, precision: str, ratio: float = 0.03) -> None:
     features, memory = exact_rows(batch, d, 1), exact_rows(n, d)
     memory[-1] = features[0].sign()  # the last column is a hard one, and no other may take its place
-    labels, weights = label_sets(batch, n, sets), WEIGHTS[:sets]
+    labels, weights = sets_with_an_empty_and_a_full_row(batch, n, sets), WEIGHTS[:sets]
     loss, slope = reference.mutual_label_loss_with_grad(
         (features @ memory.t()).double(), labels, weights, kind, 5.0, ratio
     )
@@ -81,7 +81,7 @@ def test_loss_of_more_columns_than_are_held(kind, held, monkeypatch):
 
 def test_loss_of_sets_without_weight():
     features, memory = exact_rows(5, 12, 1), exact_rows(90, 12)
-    labels = label_sets(5, 90, 3)
+    labels = sets_with_an_empty_and_a_full_row(5, 90, 3)
     for loss in (square_loss, lambda *a: hard_negative_loss(*a, 5.0, 0.03)):
         all_sets = loss(features, memory, labels, [0.0, 1.0, 0.0])
         for ours, theirs in zip(all_sets, loss(features, memory, labels[1:2], [2.0]), strict=True):
@@ -90,7 +90,9 @@ def test_loss_of_sets_without_weight():
 
 def test_loss_of_no_batch():
     for loss in (square_loss, lambda *a: hard_negative_loss(*a, 5.0, 0.03)):
-        value, gradient = loss(exact_rows(0, 12), exact_rows(90, 12), label_sets(1, 90, 1), [1.0])
+        value, gradient = loss(
+            exact_rows(0, 12), exact_rows(90, 12), sets_with_an_empty_and_a_full_row(1, 90, 1), [1.0]
+        )
         assert value == 0 and gradient.shape == (0, 12)
 
 

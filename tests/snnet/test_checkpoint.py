@@ -26,20 +26,7 @@ from snnet.training.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
-
-
-def contents(value: float = 1.0) -> dict[str, Any]:
-    return {
-        "model": {"weight": torch.full((2, 3), value)},
-        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1, "name": "backbone"}]},
-        "head": {"memory.features": torch.eye(3)},
-        "config": {"lr": 0.1, "weights": None},
-        "rng": rng_state(),
-        "before": {"mAP": 0.25},
-        "metrics": [{"epoch": 0, "loss": value}],
-        "images": 7,
-        "torch": "2.14",
-    }
+from tests.snnet.tiny_run import contents
 
 
 def refusal(path: Path) -> str:

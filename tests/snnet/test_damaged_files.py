@@ -18,7 +18,7 @@ from snnet.models.weights import read_state_dict
 from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
 from snnet.retrieval.sparse_labels import load_labels, predict_sparse_labels, save_labels
 from snnet.training.checkpoint import check_measurements, load_checkpoint, save_checkpoint
-from tests.snnet.test_checkpoint import contents
+from tests.snnet.tiny_run import contents
 
 MARK = b"\x01\x23\x45\x67\x89\xab\xcd\xef"  # a float64, or two float32, that the written values hold
 EPOCH = {"epoch": 0, "loss": 1.0, "seconds": 2.0}

@@ -18,7 +18,7 @@ from snnet.files.text import FileFault, quoted, shown
 from snnet.models.weights import read_state_dict
 from snnet.retrieval.feature_files import load_features
 from snnet.training.checkpoint import load_checkpoint
-from tests.snnet.test_checkpoint import contents
+from tests.snnet.tiny_run import contents
 
 
 def spread() -> torch.Tensor:

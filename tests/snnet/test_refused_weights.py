@@ -12,15 +12,15 @@ import torch
 from snnet.errors import UserError
 from snnet.models import ReIDModel, build_model
 from snnet.models.weights import load_weights, read_state_dict
-from tests.snnet.test_weights import ARCH, _assert_equal, _filled, _Malicious, _torchreid_state
+from tests.snnet.weight_files import ARCH, Malicious, assert_equal, filled, torchreid_state
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
 def test_code_is_refused(tmp_path: Path, form: str) -> None:
     path, marker = tmp_path / "weights.pth", tmp_path / "ran"
-    content = {"state_dict": _torchreid_state(_filled()), "extra": _Malicious(marker)}
+    content = {"state_dict": torchreid_state(filled()), "extra": Malicious(marker)}
     if form == "pickle":
-        path.write_bytes(pickle.dumps({"extra": _Malicious(marker)}, protocol=2))
+        path.write_bytes(pickle.dumps({"extra": Malicious(marker)}, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
     with pytest.raises(
@@ -39,7 +39,7 @@ def test_numpy_in_place_of_a_tensor(tmp_path: Path) -> None:
 
 def test_mismatch_lists_the_keys_and_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
-    state = dict(_filled().backbone.state_dict())
+    state = dict(filled().backbone.state_dict())
     for i in range(12):
         state[f"extra.{i}"] = torch.zeros(1)
     del state["conv5.bn.bias"]
@@ -57,18 +57,18 @@ def test_mismatch_lists_the_keys_and_changes_nothing(tmp_path: Path) -> None:
     assert "extra.9 and 2 more;" in message and "extra.10" not in message
     assert "1 of another shape: conv1.conv.weight (64, 3, 7, 7) for (16, 3, 7, 7)" in message
     assert "\n" not in message
-    _assert_equal(model.state_dict(), before)
+    assert_equal(model.state_dict(), before)
 
 
 def test_weights_of_another_network(tmp_path: Path) -> None:
     path = tmp_path / "ain.pth"
-    torch.save(_torchreid_state(_filled("osnet_ain_x0_25")), path)
+    torch.save(torchreid_state(filled("osnet_ain_x0_25")), path)
     with pytest.raises(
         UserError, match=r"\d+ missing: conv1\.bn\.running_mean.* and \d+ more; \d+ unexpected"
     ):
         build_model(ARCH, weights=str(path))
     pooled = tmp_path / "own_pool.pt"
-    torch.save({"model": _filled(embedding="pool").state_dict()}, pooled)
+    torch.save({"model": filled(embedding="pool").state_dict()}, pooled)
     with pytest.raises(UserError, match=r"6 missing: backbone\.fc\.0\.weight.*; 5 unexpected: neck\.weight"):
         build_model(ARCH, embedding="fc", weights=str(pooled))
 
@@ -85,7 +85,7 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
             build_model(ARCH, weights=str(path))
         assert "\n" not in str(caught.value) and "trust" not in str(caught.value)
     whole, cut = tmp_path / "whole.pth", tmp_path / "cut.pth"
-    torch.save(_torchreid_state(_filled()), whole)
+    torch.save(torchreid_state(filled()), whole)
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(UserError, match=r"cut\.pth is damaged"):
         build_model(ARCH, weights=str(cut))
@@ -97,7 +97,7 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
 
 def test_values_that_are_not_finite(tmp_path: Path) -> None:
     path = tmp_path / "nan.pth"
-    state = _torchreid_state(_filled())
+    state = torchreid_state(filled())
     state["conv5.conv.weight"][0, 0] = float("nan")
     torch.save(state, path)
     with pytest.raises(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import urllib.error
 import urllib.request
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -17,36 +15,13 @@ from torch import Tensor
 from snnet.errors import UserError
 from snnet.models import ReIDModel, build_model
 from snnet.models.weights import read_state_dict
-
-ARCH = "osnet_x0_25"
-
-
-def _filled(arch: str = ARCH, embedding: str = "fc") -> ReIDModel:
-    """A model whose every value differs from a fresh one's."""
-    torch.manual_seed(7)
-    model = ReIDModel(arch, embedding)
-    for tensor in model.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.copy_(torch.rand(tensor.shape) + 0.5)
-    return model
-
-
-def _torchreid_state(model: ReIDModel) -> dict[str, Tensor]:
-    state = OrderedDict(model.backbone.state_dict())
-    state["classifier.weight"], state["classifier.bias"] = torch.zeros(751, 512), torch.zeros(751)
-    return state
-
-
-def _assert_equal(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert got.keys() == expected.keys()
-    for name in expected:
-        assert torch.equal(got[name], expected[name]), name
+from tests.snnet.weight_files import ARCH, Malicious, assert_equal, filled, torchreid_state
 
 
 @pytest.mark.parametrize("form", ["bare", "state_dict", "model", "module", "legacy", "safetensors"])
 def test_torchreid_file_round_trip(tmp_path: Path, form: str) -> None:
-    source = _filled()
-    state = _torchreid_state(source)
+    source = filled()
+    state = torchreid_state(source)
     path = tmp_path / ("weights.safetensors" if form == "safetensors" else "weights.pth.tar")
     if form == "safetensors":
         safetensors.torch.save_file(state, path)
@@ -57,31 +32,31 @@ def test_torchreid_file_round_trip(tmp_path: Path, form: str) -> None:
     else:
         torch.save(state, path, _use_new_zipfile_serialization=form == "bare")
     model = build_model(ARCH, embedding="fc", weights=str(path))
-    _assert_equal(model.state_dict(), source.state_dict())
+    assert_equal(model.state_dict(), source.state_dict())
     assert model.pretrained
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize(("arch", "embedding"), [(ARCH, "pool"), (ARCH, "fc"), ("osnet_ain_x0_25", "pool")])
 def test_own_file_round_trip(tmp_path: Path, suffix: str, arch: str, embedding: str) -> None:
-    source, path = _filled(arch, embedding), tmp_path / f"own{suffix}"
+    source, path = filled(arch, embedding), tmp_path / f"own{suffix}"
     if suffix == ".pt":
         torch.save({"model": source.state_dict(), "epoch": 4}, path)
     else:
         safetensors.torch.save_file(source.state_dict(), path)
     model = build_model(arch, embedding=embedding, weights=path)
-    _assert_equal(model.state_dict(), source.state_dict())
+    assert_equal(model.state_dict(), source.state_dict())
     assert [group["lr"] for group in model.parameter_groups(0.1, 0.25)] == [0.025] * (
         1 + (embedding == "pool")
     )
 
 
 def test_pool_leaves_the_published_head_out(tmp_path: Path) -> None:
-    source, path = _filled(), tmp_path / "torchreid.pth"
-    torch.save(_torchreid_state(source), path)
+    source, path = filled(), tmp_path / "torchreid.pth"
+    torch.save(torchreid_state(source), path)
     model = build_model(ARCH, weights=str(path))
     kept = {name: value for name, value in source.backbone.state_dict().items() if not name.startswith("fc.")}
-    _assert_equal(model.backbone.state_dict(), kept)
+    assert_equal(model.backbone.state_dict(), kept)
     assert torch.equal(model.neck.weight, torch.ones(128))
     backbone, neck = model.parameter_groups(0.1, 0.25)
     assert (backbone["lr"], neck["lr"]) == (0.025, 0.1)
@@ -90,7 +65,7 @@ def test_pool_leaves_the_published_head_out(tmp_path: Path) -> None:
 
 
 def test_own_fc_file_serves_pool(tmp_path: Path) -> None:
-    source, path = _filled(), tmp_path / "own.pt"
+    source, path = filled(), tmp_path / "own.pt"
     torch.save({"model": source.state_dict()}, path)
     model = build_model(ARCH, weights=str(path))
     assert torch.equal(model.backbone.conv5.conv.weight, source.backbone.conv5.conv.weight)
@@ -99,7 +74,7 @@ def test_own_fc_file_serves_pool(tmp_path: Path) -> None:
 
 
 def test_counters_may_be_absent_and_half_precision_is_read(tmp_path: Path) -> None:
-    source, path = _filled(), tmp_path / "old.pth"
+    source, path = filled(), tmp_path / "old.pth"
     state = {
         name: value.half()
         for name, value in source.backbone.state_dict().items()
@@ -116,10 +91,10 @@ def test_counters_may_be_absent_and_half_precision_is_read(tmp_path: Path) -> No
 # Files of older numpy name its old module; the name can be changed in place in the legacy format.
 @pytest.mark.parametrize("module", [b"numpy._core.multiarray", b"numpy.core.multiarray"])
 def test_numpy_values_beside_the_weights_are_dropped(tmp_path: Path, module: bytes) -> None:
-    source, path = _filled(), tmp_path / "model.pth.tar-60"
+    source, path = filled(), tmp_path / "model.pth.tar-60"
     optimizer = torch.optim.SGD(source.parameters(), lr=0.1)
     content = {
-        "state_dict": _torchreid_state(source),
+        "state_dict": torchreid_state(source),
         "epoch": 60,
         "rank1": np.float64(0.75),
         "cmc": np.arange(3.0),
@@ -131,16 +106,8 @@ def test_numpy_values_beside_the_weights_are_dropped(tmp_path: Path, module: byt
     path.write_bytes(data.replace(b"cnumpy._core.multiarray\n", b"c" + module + b"\n"))
     allowed = set(torch.serialization.get_safe_globals())
     model = build_model(ARCH, embedding="fc", weights=str(path))
-    _assert_equal(model.state_dict(), source.state_dict())
+    assert_equal(model.state_dict(), source.state_dict())
     assert set(torch.serialization.get_safe_globals()) == allowed
-
-
-class _Malicious:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.marker),)
 
 
 def test_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,18 +128,18 @@ def test_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         build_model(ARCH, weights="imagenet")
     # A file that torchvision has downloaded before is used without a network.
-    source = _filled("resnet18", "pool")
+    source = filled("resnet18", "pool")
     state = dict(source.backbone.state_dict())
     state["fc.weight"], state["fc.bias"] = torch.zeros(1000, 512), torch.zeros(1000)
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True, exist_ok=True)
     torch.save(state, cache / "resnet18-f37072fd.pth")
     model = build_model("resnet18", weights="imagenet")
-    _assert_equal(model.backbone.state_dict(), source.backbone.state_dict())
+    assert_equal(model.backbone.state_dict(), source.backbone.state_dict())
     backbone, neck = model.parameter_groups(0.1, 0.1)
     assert backbone["lr"] == pytest.approx(0.01) and neck["lr"] == 0.1
     # The cached file may not run code either.
-    torch.save(_Malicious(tmp_path / "ran"), cache / "resnet18-f37072fd.pth")
+    torch.save(Malicious(tmp_path / "ran"), cache / "resnet18-f37072fd.pth")
     with pytest.raises(UserError, match="could not be had"):
         build_model("resnet18", weights="imagenet")
     assert not (tmp_path / "ran").exists()
@@ -214,10 +181,10 @@ def test_prefixes_and_containers_of_training_programs(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    source, path = _filled(), tmp_path / "w.pth"
+    source, path = filled(), tmp_path / "w.pth"
     state = {prefix + name: value for name, value in source.backbone.state_dict().items()} | others
     torch.save(state if container is None else {container: state, "epoch": 3}, path)
-    _assert_equal(read_state_dict(str(path)), source.backbone.state_dict())
+    assert_equal(read_state_dict(str(path)), source.backbone.state_dict())
     said = capsys.readouterr().out
     taken = prefix.removeprefix("module.").removeprefix("_orig_mod.")
     assert (f"those whose names begin with '{taken}'" in said) == bool(taken)
@@ -227,7 +194,7 @@ def test_prefixes_and_containers_of_training_programs(
 
 def test_names_that_wrappers_put_between_parts_are_taken_off(tmp_path: Path) -> None:
     """torch.compile and FSDP of a layer, activation checkpoints, the averages of torch.optim.swa_utils."""
-    source = _filled().backbone.state_dict()
+    source = filled().backbone.state_dict()
     layers = {
         "conv1.": "_fsdp_wrapped_module.",
         "conv2.": "_orig_mod.",
@@ -238,11 +205,11 @@ def test_names_that_wrappers_put_between_parts_are_taken_off(tmp_path: Path) -> 
         layer, _, rest = name.partition(".")
         wrapped[f"module._fsdp_wrapped_module.{layer}.{layers.get(layer + '.', '')}{rest}"] = value
     torch.save(wrapped, tmp_path / "w.pth")
-    _assert_equal(read_state_dict(str(tmp_path / "w.pth")), dict(source))
+    assert_equal(read_state_dict(str(tmp_path / "w.pth")), dict(source))
 
 
 def test_two_weights_of_one_name_are_both_seen(tmp_path: Path) -> None:
-    state = dict(_filled().backbone.state_dict())
+    state = dict(filled().backbone.state_dict())
     state["module.conv1.conv.weight"] = torch.zeros(16, 3, 7, 7)
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"; 1 unexpected: module\.conv1\.conv\.weight$"):
@@ -250,10 +217,10 @@ def test_two_weights_of_one_name_are_both_seen(tmp_path: Path) -> None:
 
 
 def test_a_whole_model_behind_a_prefix_keeps_its_neck(tmp_path: Path) -> None:
-    source = _filled(embedding="pool")
+    source = filled(embedding="pool")
     torch.save({f"model.{name}": value for name, value in source.state_dict().items()}, tmp_path / "w.pth")
     model = build_model(ARCH, weights=tmp_path / "w.pth")
-    _assert_equal(model.state_dict(), source.state_dict())
+    assert_equal(model.state_dict(), source.state_dict())
     assert model.neck_pretrained
 
 
@@ -320,7 +287,7 @@ def test_networks_are_told_by_names_and_shapes() -> None:
 
 
 def test_values_that_are_no_weights(tmp_path: Path) -> None:
-    state = dict(_filled().backbone.state_dict())
+    state = dict(filled().backbone.state_dict())
     for value, message in (
         (torch.zeros(16, 3, 7, 7, dtype=torch.int64), "has values of torch.int64, needed are floating-point"),
         (torch.zeros(16, 3, 7, 7, dtype=torch.complex64), "has values of torch.complex64"),

@@ -1,4 +1,4 @@
-"""A dataset small enough to train on in seconds, the options of such a run, and what it ends with."""
+"""A dataset small enough to train on in seconds, the options of such a run, what it ends with, and a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-from snnet.training.checkpoint import load_checkpoint
+from snnet.training.checkpoint import load_checkpoint, rng_state
 
 IDENTITIES, CAMERAS, IMAGES = 8, 2, 3  # of each split; images of an identity in a camera
 # What one of several processes says when it ends because of another.
@@ -78,3 +79,18 @@ def outcome(folder: Path) -> tuple[Any, ...]:
     results = untimed(json.loads((folder / "results.json").read_text(encoding="utf-8")))
     state = checkpoint["model"], checkpoint["head"], checkpoint["optimizer"]["state"]
     return records(folder), results, *state
+
+
+def contents(value: float = 1.0) -> dict[str, Any]:
+    """What a small checkpoint holds."""
+    return {
+        "model": {"weight": torch.full((2, 3), value)},
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1, "name": "backbone"}]},
+        "head": {"memory.features": torch.eye(3)},
+        "config": {"lr": 0.1, "weights": None},
+        "rng": rng_state(),
+        "before": {"mAP": 0.25},
+        "metrics": [{"epoch": 0, "loss": value}],
+        "images": 7,
+        "torch": "2.14",
+    }
