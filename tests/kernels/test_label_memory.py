@@ -59,6 +59,8 @@ def test_writes_equal_a_dense_matrix(n, batch, seed, density):
     every = torch.arange(n)
     assert torch.equal(memory.to_dense(), dense)
     assert torch.equal(sk.unpack_labels(memory.columns(every), n), dense.t())
+    asked = torch.randint(-1, n, (batch,), generator=generator)  # -1 is an empty row
+    assert torch.equal(memory.rows(asked), reference.gather_labels(memory.row_bits, asked))
 
 
 def label_memory(n: int, seed: int, density: float = 0.05) -> tuple[torch.Tensor, torch.Tensor]:
