@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
@@ -62,11 +62,25 @@ def _refuse_folder(error: OSError) -> NoReturn:
 
 
 def find_entry(folder: str, names: Sequence[str]) -> str | None:
-    """The path of the first of ``names`` that lies in ``folder``, whatever its case; None without one."""
-    present = {entry.lower(): entry for entry in sorted(_entries(folder), reverse=True)}
+    """The path of the first of ``names`` that lies in ``folder``; None without one.
+
+    Where no entry has exactly this name, one that differs in case will do; several of those are a
+    :class:`UserError`.
+    """
+    present = defaultdict(list)
+    for entry in _entries(folder):
+        present[entry.lower()].append(entry)
     for name in names:
-        if name.lower() in present:
-            return os.path.join(folder, present[name.lower()])
+        alike = present.get(name.lower(), [])
+        if name in alike:
+            return os.path.join(folder, name)
+        if len(alike) > 1:
+            listed = ", ".join(map(repr, sorted(alike)))
+            raise UserError(
+                f"{folder!r} has {listed}, which differ in case alone: name the right one {name!r}"
+            )
+        if alike:
+            return os.path.join(folder, alike[0])
     return None
 
 
@@ -78,8 +92,10 @@ def candidates(data_dir: str, folder_names: Sequence[str]) -> Iterator[str]:
         folder, depth = waiting.popleft()
         yield folder
         if depth < 2:
-            named = [entry for entry in sorted(_entries(folder)) if _plain(entry) in order]
-            for entry in sorted(named, key=lambda entry: order[_plain(entry)]):
+            named = [entry for entry in _entries(folder) if _plain(entry) in order]
+            for entry in sorted(
+                named, key=lambda entry: (order[_plain(entry)], entry not in folder_names, entry)
+            ):
                 if os.path.isdir(path := os.path.join(folder, entry)):
                     waiting.append((path, depth + 1))
 

@@ -313,6 +313,26 @@ def test_a_wrong_layout_says_which_folders_were_looked_for(
         build_dataset(name, str(tmp_path))
 
 
+def test_a_name_in_its_own_case_goes_before_others(tmp_path: Path) -> None:
+    splits = {"train": ["1_c1.jpg"], "Train": ["2_c1.jpg"], "TRAIN": ["3_c1.jpg"]}
+    write_files(tmp_path, {**splits, "Query": ["4_c1.jpg"], "gallery": ["4_c2.jpg"]})
+    data = build_dataset("custom", str(tmp_path))
+    assert data.train.pids.tolist() == [1] and data.query.pids.tolist() == [4]
+    (tmp_path / "train").rename(tmp_path / "image_train")  # the last of the names that this split may have
+    with pytest.raises(
+        UserError,
+        match=r"has 'TRAIN', 'Train', which differ in case alone: name the right one 'train'$",
+    ):
+        build_dataset("custom", str(tmp_path))
+
+
+def test_a_dataset_in_the_case_of_its_publication_goes_before_others(tmp_path: Path) -> None:
+    for number, folder in enumerate(("MARKET-1501", "Market-1501", "market1501")):
+        splits = {split: [f"{number}_c1.jpg"] for split in MARKET_FILES}
+        write_files(tmp_path, {f"{folder}/{split}": files for split, files in splits.items()})
+    assert build_dataset("market1501", str(tmp_path)).train.pids.tolist() == [1]
+
+
 def test_an_empty_split_is_named(tmp_path: Path) -> None:
     write_files(tmp_path, {key: value for key, value in MARKET_FILES.items() if key != "query"})
     (tmp_path / "query").mkdir()
