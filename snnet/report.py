@@ -24,11 +24,11 @@ from typing import Any
 from snnet.config.options import Config, config_from, flatten
 from snnet.data import ReIDDataset, dataset_of, decode_images
 from snnet.files.outputs import check_output_folder, write_bytes, write_text
+from snnet.files.own_files import REPORT_MARK, REPORT_PICTURES, check_own
 from snnet.reporting.charts import render
 from snnet.reporting.curves import curves
-from snnet.reporting.own_files import REPORT_MARK, check_own, png_file
 from snnet.reporting.page import Contents, page
-from snnet.reporting.pictures import draw_rows
+from snnet.reporting.pictures import draw_rows, png_file
 from snnet.reporting.ranked import has_labels, label_lists, rank_lists
 from snnet.reporting.rows import rows
 from snnet.reporting.run import load_run, ranks_of
@@ -41,10 +41,6 @@ from snnet.training.checkpoint import image_fingerprint, label_state
 from snnet.training.pieces import load_whole_checkpoint
 
 PAGE_FILE = "report.html"
-PICTURES = (
-    "loss", "retrieval", "label_quality", "label_agreement", "positives", "seconds",
-    "ranked_lists", "failures", "pseudo_labels",
-)  # fmt: skip
 _PARTS = {"ranked": "ranked lists", "labels": "pseudo labels"}  # that need images
 _NOTHING_TO_RANK = "Not shown: the dataset has no queries and no gallery with identities."
 
@@ -159,7 +155,7 @@ def _add_labels(
 
 def _check_own(folder: Path) -> None:
     """Refuse a folder in which a file that no report wrote has a name that reports use."""
-    for name in (PAGE_FILE, *(f"{name}.png" for name in PICTURES)):
+    for name in (PAGE_FILE, *REPORT_PICTURES):
         check_own(folder / name, REPORT_MARK, "another folder with --output")
 
 
@@ -168,19 +164,18 @@ def _write(contents: Contents, folder: Path) -> None:
     contents.charts = curves(contents.run)
     drawn = {}
     for name, chart in contents.charts.items():
-        contents.svg[name], drawn[name] = render(chart)
+        contents.svg[name], drawn[f"{name}.png"] = render(chart)
     for name, lists in contents.lists.items():
         if lists:
-            drawn[name] = png_file(draw_rows(tiles for _, tiles in lists), REPORT_MARK)
+            drawn[f"{name}.png"] = png_file(draw_rows(tiles for _, tiles in lists), REPORT_MARK)
     text = page(contents)
     folder.mkdir(parents=True, exist_ok=True)
     _check_own(folder)
-    for name in PICTURES:
-        path = folder / f"{name}.png"
+    for name in REPORT_PICTURES:
         if name in drawn:
-            write_bytes(path, drawn[name])
+            write_bytes(folder / name, drawn[name])
         else:
-            path.unlink(missing_ok=True)
+            (folder / name).unlink(missing_ok=True)
     write_text(folder / PAGE_FILE, text)
 
 

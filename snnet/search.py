@@ -29,8 +29,8 @@ import torch
 
 from snnet.data import ImageSet, build_dataset
 from snnet.files.outputs import check_output, write_bytes
-from snnet.reporting.own_files import SEARCH_MARK, check_own, is_own, png_file
-from snnet.reporting.pictures import PICTURE_COLUMNS, PICTURE_ROWS, Tile, draw_rows
+from snnet.files.own_files import SEARCH_MARK, check_own, is_own
+from snnet.reporting.pictures import PICTURE_COLUMNS, PICTURE_ROWS, Tile, draw_rows, png_file
 from snnet.retrieval.features import PAIRS_AT_A_TIME, decode
 from snnet.retrieval.gallery_cache import gallery_features
 from snnet.retrieval.trained import load_trained_model

@@ -12,6 +12,7 @@ from snnet.config.fields import option
 from snnet.config.options import COUNT, OPTIONS, Config, members
 from snnet.config.resolve import default_preset, preset_names, preset_values, resolve, resumed, run_of
 from snnet.errors import UserError
+from snnet.files.own_files import SEARCH_PICTURE
 from snnet.files.paths import cache_folder
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ class SearchCommand(NetworkCommand):
     query: Path = option(MISSING, "a crop to search for, or a tree of them", metavar="IMAGE|DIR")
     top_k: int = option(10, "matches to show for each query", COUNT)
     picture: Path | None = option(
-        Path("matches.png"),
+        Path(SEARCH_PICTURE),
         "the picture to write, or none: at most 50 queries, and 50 matches of each; a file that no search wrote is "
         "replaced only if it is named here",
         metavar="FILE.png",

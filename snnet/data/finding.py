@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from snnet.data.image_formats import has_images_content, is_readable, looks_like_image
 from snnet.errors import UserError
+from snnet.files.own_files import is_own_picture
 
 # Folders that a system puts beside the folders of its users, or into them.
 SYSTEM_FOLDERS = ("@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
@@ -117,7 +118,8 @@ def list_images(name: str, folder: str) -> tuple[list[str], tuple[str, ...]]:
     Returns:
         The files; and in words which others look like images but were left out: how many for each reason, and the
         name of one. The reasons are an ending that Pillow does not read here, a name without an ending, a hidden file,
-        a pipe or a device. A "._" file, which macOS puts beside an image, is no image.
+        a pipe or a device, a picture that a report or a search wrote under its usual name. A "._" file, which macOS
+        puts beside an image, is no image.
 
     Raises:
         UserError: there is none, or a folder cannot be read.
@@ -136,6 +138,8 @@ def list_images(name: str, folder: str) -> tuple[list[str], tuple[str, ...]]:
             left_out.setdefault("hidden", []).append(relative)
         elif not _may_be_regular(entry):
             left_out.setdefault("pipes or devices", []).append(relative)
+        elif is_own_picture(entry):
+            left_out.setdefault("written by snnet.report or snnet.search", []).append(relative)
         else:
             found.append(relative)
     words = tuple(f"{len(files):,} {why} (one is {min(files)!r})" for why, files in sorted(left_out.items()))

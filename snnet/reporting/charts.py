@@ -8,9 +8,9 @@ import re
 from html import escape
 from typing import TYPE_CHECKING
 
+from snnet.files.own_files import REPORT_MARK
 from snnet.reporting.colors import LIGHT
 from snnet.reporting.curves import X_LABEL, Chart, epochs
-from snnet.reporting.own_files import REPORT_MARK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from snnet.data.decoding import load_image
 from snnet.reporting.colors import LIGHT
@@ -94,3 +95,11 @@ def _sign(draw: ImageDraw.ImageDraw, right: bool, left: int, top: int) -> None:
     else:
         draw.line([(left, top), (left + 8, top + 8)], color, 2)
         draw.line([(left, top + 8), (left + 8, top)], color, 2)
+
+
+def png_file(picture: Image.Image, mark: str) -> bytes:
+    """A picture as the content of a file that has the mark."""
+    file, info = io.BytesIO(), PngInfo()
+    info.add_text("Software", mark)
+    picture.save(file, "PNG", optimize=True, pnginfo=info)
+    return file.getvalue()

@@ -16,18 +16,19 @@ import torch
 from PIL import Image
 
 from snnet import report as command
-from snnet.config.commands import ReportCommand
+from snnet.config.commands import ReportCommand, SearchCommand, TrainCommand
 from snnet.config.options import config_from
-from snnet.data import ImageSet, decoding
+from snnet.data import ImageSet, build_dataset, decoding
 from snnet.errors import UserError
-from snnet.report import PAGE_FILE, PICTURES, report
+from snnet.files.own_files import REPORT_MARK, REPORT_PICTURES
+from snnet.report import PAGE_FILE, report
 from snnet.reporting import ranked
 from snnet.reporting.curves import curves
-from snnet.reporting.own_files import REPORT_MARK
 from snnet.reporting.page import duration
 from snnet.reporting.ranked import has_labels, label_lists, rank_lists
 from snnet.reporting.run import load_run
 from snnet.retrieval.features import Identities
+from snnet.search import search
 from snnet.train import train
 from snnet.training import checkpoint
 from snnet.training.checkpoint import label_state, load_checkpoint
@@ -113,7 +114,7 @@ def test_the_page_needs_nothing_else(written: tuple[Path, str]) -> None:
     assert "<script" not in text and "url(" not in text and "@import" not in text
     images = re.findall(r"<img [^>]*>", text)
     assert all(re.search(r'alt="[^"]+"', image) for image in images)
-    assert {path.name for path in folder.iterdir()} == {PAGE_FILE, *(f"{name}.png" for name in PICTURES)}
+    assert {path.name for path in folder.iterdir()} == {PAGE_FILE, *REPORT_PICTURES}
 
 
 def test_frames_and_words_of_a_list_agree(written: tuple[Path, str]) -> None:
@@ -156,6 +157,32 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     monkeypatch.setattr(decoding, "_decode", watched)
     return names
+
+
+def test_pictures_of_commands_are_no_images_of_a_folder(
+    tiny_options: dict[str, Any], tiny_market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run, its report and a search in the folder of crops itself: none of them adds an image."""
+    shutil.copytree(tiny_market / "bounding_box_train", tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    options = {**tiny_options, "dataset": "folder", "data_dir": ".", "threshold": 0.2}
+    options |= {"epochs": 1, "label_start_epoch": 0, "output_dir": "run"}
+    results = train(config_from(options))
+    write(Path("run"), "--lists", 1)
+    write(Path("run"), "--lists", 1, "--output", ".")
+    (query,) = sorted(tmp_path.glob("0001_c1*_000000_*"))
+    words = ["--gallery", ".", "--query", query, "--feature-cache", "none", "--checkpoint", "run"]
+    search(SearchCommand.parse([*map(str, words), "--device", "cpu"]))
+    assert len(list(tmp_path.rglob("*.png"))) == 48 + 3  # one of each command
+    shutil.copy(query, "loss.png")  # under such a name someone's own is an image
+    Path("failures.png").symlink_to("pseudo_labels.png")
+    images = build_dataset("folder", ".").train
+    assert len(images) == 50 and {"./loss.png", "./failures.png"} < set(images.paths)
+    assert images.left_out == ("3 written by snnet.report or snnet.search (one is 'matches.png')",)
+    for name in ("loss.png", "failures.png"):
+        Path(name).unlink()
+    command_line = TrainCommand.parse(["--resume", "run"])
+    assert train(command_line.config, command_line.resume) == results
 
 
 def test_a_folder_without_identities_shows_its_labels_and_says_the_rest(

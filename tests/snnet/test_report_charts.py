@@ -15,10 +15,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from snnet.files.own_files import REPORT_MARK
 from snnet.reporting.charts import HEIGHT, PNG_SCALE, STYLE, WIDTH, draw, render
 from snnet.reporting.colors import DARK, LIGHT
 from snnet.reporting.curves import SECONDS_ROLES, Chart, Series
-from snnet.reporting.own_files import REPORT_MARK
 
 
 def chart(points: list[tuple[int, float]], **changes: Any) -> Chart:

@@ -17,9 +17,9 @@ from PIL import Image
 import snnet
 from snnet.config.commands import ReportCommand
 from snnet.errors import UserError
-from snnet.report import PAGE_FILE, PICTURES, report
+from snnet.files.own_files import REPORT_MARK, REPORT_PICTURES
+from snnet.report import PAGE_FILE, report
 from snnet.reporting.curves import curves
-from snnet.reporting.own_files import REPORT_MARK
 from snnet.reporting.page import Contents, page, visible
 from snnet.reporting.pictures import Tile
 from snnet.reporting.run import load_run
@@ -232,8 +232,8 @@ def test_a_report_replaces_and_deletes_the_files_of_the_one_before(run: Path) ->
     assert all(REPORT_MARK.encode() in content[:1024] for content in first.values())
     write(run)
     assert {name: (out / name).read_bytes() for name in first} == first
-    for name in PICTURES:
-        (out / f"{name}.png").write_bytes(first["loss.png"])
+    for name in REPORT_PICTURES:
+        (out / name).write_bytes(first["loss.png"])
     (run / "metrics.jsonl").write_text(json.dumps({"epoch": 0, **EPOCH}) + "\n")
     write(run)
     assert {path.name for path in out.iterdir()} == {PAGE_FILE, "notes.txt"}

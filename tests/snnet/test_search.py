@@ -263,18 +263,20 @@ def test_the_picture_of_a_search_is_no_image_of_the_next_one(
     first = search(by_default := dataclasses.replace(parsed(), picture=SearchCommand.picture))
     assert Image.open("matches.png").info["Software"] == "written by python -m snnet.search"
     assert search(by_default) == first
-    assert (
-        "--gallery" in (said := capsys.readouterr().out)
-        and "left out: the picture of an earlier search" in said
-    )
+    written = "left out: 1 written by snnet.report or snnet.search (one is 'matches.png')"
+    assert written in capsys.readouterr().out
     both = dataclasses.replace(by_default, query=gallery)
     assert len(search(both)) == 12
     with pytest.raises(
         UserError, match=r"^--query matches.png: the only image is the picture of a search, which"
     ):
         search(dataclasses.replace(by_default, query=Path("matches.png")))
-    # Under another name it is an image as any other.
-    assert "matches.png" in str(search(parsed("--top-k", 13)))
+    assert search(parsed()) == first
+    # One of another name is recognised where this search replaces it.
+    Path("matches.png").rename("mine.png")
+    assert search(dataclasses.replace(by_default, picture=Path("mine.png"))) == first
+    assert "left out: the picture of an earlier search" in capsys.readouterr().out
+    assert "mine.png" in str(search(parsed("--top-k", 13)))
 
 
 def test_a_file_that_no_search_wrote_is_replaced_only_if_it_is_named(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import io
+import os
 import stat
 from pathlib import Path
-
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from snnet.errors import UserError
 
 # Each stands near the beginning of the files of its command.
 REPORT_MARK, SEARCH_MARK = (f"written by python -m snnet.{command}" for command in ("report", "search"))
+# The pictures of a report, and the one of a search unless it is given another name.
+REPORT_PICTURES = (
+    "loss.png", "retrieval.png", "label_quality.png", "label_agreement.png", "positives.png", "seconds.png",
+    "ranked_lists.png", "failures.png", "pseudo_labels.png",
+)  # fmt: skip
+SEARCH_PICTURE = "matches.png"
+_MARKS = {**dict.fromkeys(REPORT_PICTURES, REPORT_MARK), SEARCH_PICTURE: SEARCH_MARK}
 
 
 def is_own(path: Path, mark: str) -> bool:
@@ -21,6 +25,15 @@ def is_own(path: Path, mark: str) -> bool:
         return False
     with open(path, "rb") as file:
         return mark.encode() in file.read(1024)
+
+
+def is_own_picture(entry: os.DirEntry[str]) -> bool:
+    """Whether the file is a picture of a report or a search under its usual name: others are not opened."""
+    mark = _MARKS.get(entry.name)
+    try:
+        return mark is not None and is_own(Path(entry.path), mark)
+    except OSError:
+        return False
 
 
 def check_own(path: Path, mark: str, way_out: str) -> None:
@@ -33,11 +46,3 @@ def check_own(path: Path, mark: str, way_out: str) -> None:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     raise UserError(f"{path} is in the way: it was not {mark}; move it, or name {way_out}")
-
-
-def png_file(picture: Image.Image, mark: str) -> bytes:
-    """A picture as the content of a file that has the mark."""
-    file, info = io.BytesIO(), PngInfo()
-    info.add_text("Software", mark)
-    picture.save(file, "PNG", optimize=True, pnginfo=info)
-    return file.getvalue()
