@@ -116,17 +116,19 @@ def list_images(name: str, folder: str) -> tuple[list[str], tuple[str, ...]]:
     followed, each folder being read once; a link that leads nowhere is listed, for decoding to name it.
 
     Returns:
-        The files; and in words which others look like images but were left out: how many for each reason, and the
-        name of one. The reasons are an ending that Pillow does not read here, a name without an ending, a hidden file,
-        a pipe or a device, a picture that a report or a search wrote under its usual name. A "._" file, which macOS
-        puts beside an image, is no image.
+        The files; and in words what was left out: how many files that look like images for each reason, how many
+        folders, and the name of one of each. The reasons are an ending that Pillow does not read here, a name without
+        an ending, a hidden file, a pipe or a device, a picture that a report or a search wrote under its usual name.
+        A "._" file, which macOS puts beside an image, is no image. A folder is left out if its name is hidden or a
+        system's, or if it was read under another name.
 
     Raises:
         UserError: there is none, or a folder cannot be read.
     """
     found: list[str] = []
     left_out: dict[str, list[str]] = {}
-    for relative, entry in _walk(folder):
+    folders_left_out: dict[str, list[str]] = {}
+    for relative, entry in _walk(folder, folders_left_out):
         if entry.name.startswith("._"):
             continue
         if not looks_like_image(entry.name):
@@ -142,7 +144,9 @@ def list_images(name: str, folder: str) -> tuple[list[str], tuple[str, ...]]:
             left_out.setdefault("written by snnet.report or snnet.search", []).append(relative)
         else:
             found.append(relative)
-    words = tuple(f"{len(files):,} {why} (one is {min(files)!r})" for why, files in sorted(left_out.items()))
+    for why, folders in folders_left_out.items():
+        left_out[f"folder{'s' if len(folders) > 1 else ''} {why}"] = folders
+    words = tuple(f"{len(paths):,} {why} (one is {min(paths)!r})" for why, paths in sorted(left_out.items()))
     if not found:
         others = f"; left out: {', '.join(words)}" if words else ""
         raise UserError(
@@ -151,14 +155,18 @@ def list_images(name: str, folder: str) -> tuple[list[str], tuple[str, ...]]:
     return sorted(found), words
 
 
-def _walk(folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """The files below ``folder`` with their paths relative to it, "/" between the parts."""
+def _walk(folder: str, left_out: dict[str, list[str]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """The files below ``folder`` with their paths relative to it, "/" between the parts.
+
+    Adds the folders that are not read to ``left_out``, by the reason.
+    """
     seen: set[str] = set()
     waiting = [""]
     while waiting:
         below = waiting.pop()
         path = os.path.join(folder, below)
         if (real := os.path.realpath(path)) in seen:
+            left_out.setdefault("read under another name", []).append(below)
             continue
         seen.add(real)
         try:
@@ -171,7 +179,9 @@ def _walk(folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
             relative = f"{below}/{entry.name}" if below else entry.name
             if not _is_folder(entry):
                 yield relative, entry
-            elif not entry.name.startswith(".") and entry.name not in SYSTEM_FOLDERS:
+            elif entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
+                left_out.setdefault("with the name of a hidden one or of a system's", []).append(relative)
+            else:
                 folders.append(relative)
         waiting += reversed(folders)
 

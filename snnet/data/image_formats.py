@@ -57,8 +57,9 @@ def is_readable(file: str) -> bool:
 def looks_like_image(file: str) -> bool:
     """Whether the ending of this name is one of images, readable here or not."""
     ending = os.path.splitext(file)[1].lower()
-    kind = mimetypes.guess_type(f"x{ending}", strict=False)[0] or ""
-    return ending in _readable_endings() or ending in _OTHER_IMAGES or kind.startswith("image/")
+    if ending in _readable_endings() or ending in _OTHER_IMAGES:
+        return True
+    return (mimetypes.guess_type(f"x{ending}", strict=False)[0] or "").startswith("image/")
 
 
 def has_images_content(path: str) -> bool:

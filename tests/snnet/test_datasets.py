@@ -391,10 +391,24 @@ def test_what_pillow_reads_is_an_image_and_the_rest_is_counted(tmp_path: Path) -
         [*read, "folder.jpg/i.bmp", "gone.png", "self.png"]
     )
     assert train.summary() == (
-        "11 images; left out: 1 hidden (one is '.hidden.jpg'), 4 of a format that Pillow does not read here "
-        "(one is 'figure.eps'), 2 pipes or devices (one is 'link.png')"
+        "11 images; left out: 3 folders with the name of a hidden one or of a system's (one is '.thumbnails'), "
+        "1 hidden (one is '.hidden.jpg'), 4 of a format that Pillow does not read here (one is 'figure.eps'), "
+        "2 pipes or devices (one is 'link.png')"
     )
     assert train.select(np.array([0])).left_out == train.left_out
+
+
+def test_a_folder_that_is_reached_again_is_read_once_and_counted(tmp_path: Path) -> None:
+    write_files(tmp_path, {"data/cam1": ["1.jpg", "2.jpg"], "other": ["3.jpg"]})
+    for link, target in {"cam0": "cam1", "cam2": "../other", "cam3": "../other", "up": "."}.items():
+        (tmp_path / "data" / link).symlink_to(target)
+    train = build_dataset("folder", str(tmp_path / "data")).train
+    assert [os.path.relpath(path, tmp_path / "data") for path in train.paths] == [
+        "cam0/1.jpg",
+        "cam0/2.jpg",
+        "cam2/3.jpg",
+    ]
+    assert train.summary() == "3 images; left out: 3 folders read under another name (one is 'cam1')"
 
 
 def test_images_whose_names_do_not_say_so_are_counted(tmp_path: Path) -> None:
