@@ -62,7 +62,7 @@ class DecodedImages:
 
     Attributes:
         images: the files, without those left out.
-        skipped: the unreadable files that were left out.
+        skipped: of each unreadable file that was left out, the error that names it.
         sizes: int64 [n, 2], height and width in pixels.
         pixels: uint8, all images end to end, each [height, width, 3]; None where they are read from disk at
             each access. One tensor, so that worker processes share it.
@@ -70,7 +70,7 @@ class DecodedImages:
     """
 
     images: ImageSet
-    skipped: tuple[str, ...]
+    skipped: tuple[UserError, ...]
     sizes: np.ndarray
     pixels: Tensor | None
     starts: np.ndarray
@@ -99,7 +99,11 @@ class DecodedImages:
 
 
 def decode_images(
-    images: ImageSet, *, skip_bad: bool = False, cache: Literal["auto"] | bool = "auto"
+    images: ImageSet,
+    *,
+    skip_bad: bool = False,
+    cache: Literal["auto"] | bool = "auto",
+    tell_skipped: bool = True,
 ) -> DecodedImages:
     """Open and fully decode every image once, on all cores.
 
@@ -108,6 +112,8 @@ def decode_images(
         skip_bad: leave unreadable images out instead of raising; a warning counts them and names the first few.
         cache: whether to hold the pixels in memory; "auto": where they take at most a quarter of the memory that is
             available, which several processes on this machine share.
+        tell_skipped: False leaves the warning, and the error where no image is left, to the caller
+            (:func:`warn_of_skipped`).
 
     Raises:
         UserError: an image cannot be read or is truncated (the first is named), or none is left; another value
@@ -146,7 +152,10 @@ def decode_images(
         for failure in progress(results, "decoding", total=len(images), unit="image"):
             _raise_unless(skip_bad, [failure])
             failures.append(failure)
-    return _without_failures(images, failures, sizes, pixels, starts)
+    decoded = _without_failures(images, failures, sizes, pixels, starts)
+    if tell_skipped:
+        warn_of_skipped(decoded.skipped, len(images))
+    return decoded
 
 
 def _readable_styles(pool: ThreadPoolExecutor, images: ImageSet, skip_bad: bool) -> ImageSet:
@@ -178,15 +187,19 @@ def _without_failures(
     starts: np.ndarray,
 ) -> DecodedImages:
     keep = np.array([failure is None for failure in failures], dtype=bool)
-    skipped = tuple(path for path, kept in zip(images.paths, keep, strict=True) if not kept)
-    if skipped:
-        reasons = [failure for failure in failures if failure is not None]
-        if not keep.any():
-            raise UserError(f"none of the {len(images)} images can be read: {_listing(reasons)}")
-        message = f"left out {len(skipped)} of {len(images)} images: {_listing(reasons)}"
-        warnings.warn(message, stacklevel=3)
+    skipped = tuple(failure for failure in failures if failure is not None)
     kept_sizes = np.array([size for size, kept in zip(sizes, keep, strict=True) if kept], dtype=np.int64)
     return DecodedImages(images.select(keep), skipped, kept_sizes.reshape(-1, 2), pixels, starts[keep])
+
+
+def warn_of_skipped(skipped: Sequence[UserError], number: int) -> None:
+    """Warn of the files that were left out of ``number`` images; :class:`UserError` where no image is left."""
+    if not skipped:
+        return
+    reasons = _listing(skipped)
+    if len(skipped) == number:
+        raise UserError(f"none of the {number} images can be read: {reasons}")
+    warnings.warn(f"left out {len(skipped)} of {number} images: {reasons}", stacklevel=3)
 
 
 def _listing(reasons: Sequence[UserError]) -> str:

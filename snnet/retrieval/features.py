@@ -65,11 +65,11 @@ class RetrievalSet(Identities):
     gallery: DecodedImages
 
 
-def decode(images: ImageSet, config: Config) -> DecodedImages:
-    """Decode a split as ``config`` says."""
+def decode(images: ImageSet, config: Config, *, tell_skipped: bool = True) -> DecodedImages:
+    """:func:`~snnet.data.decode_images` as ``config`` says."""
     data = config.data
     cache = data.image_cache if data.image_cache == "auto" else data.image_cache == "on"
-    return decode_images(images, skip_bad=data.skip_bad_images, cache=cache)
+    return decode_images(images, skip_bad=data.skip_bad_images, cache=cache, tell_skipped=tell_skipped)
 
 
 def decode_retrieval_set(

@@ -15,7 +15,8 @@ from typing import IO
 
 import numpy as np
 
-from snnet.data import ImageSet
+from snnet.data import ImageSet, decode_images
+from snnet.data.decoding import warn_of_skipped
 from snnet.errors import UserError
 from snnet.files.arrays import open_arrays, write_arrays
 from snnet.files.outputs import write_atomically
@@ -57,8 +58,6 @@ def gallery_features(
     entries = _look_at(
         dict(zip(names, images.paths, strict=True)), known, trained.config.data.skip_bad_images
     )
-    if not entries:
-        raise UserError(f"none of the {len(images)} images can be read")
     digests = [entries[name].digest if name in entries else None for name in names]
     features = {digest: known.features[digest] for digest in digests if digest in known.features}
     say(
@@ -66,10 +65,14 @@ def gallery_features(
     )
     fresh = {digest: i for i, digest in enumerate(digests) if digest is not None and digest not in features}
     if fresh:
-        features |= _extract(trained, images, fresh, may_be_none=bool(features))
+        features |= _extract(trained, images, fresh)
+    kept = np.array([digest in features for digest in digests], dtype=bool)
+    if not kept.all():
+        # Of several files with one content, each is named.
+        skipped = decode_images(images.select(~kept), skip_bad=True, cache=False, tell_skipped=False).skipped
+        warn_of_skipped(skipped, len(images))
     if entries != known.entries or features.keys() != known.features.keys():
         _write(file, _Cache(entries, features))
-    kept = np.array([digest in features for digest in digests], dtype=bool)
     rows = [features[digest] for digest in digests if digest in features]
     return images.select(kept), np.stack(rows)
 
@@ -83,7 +86,10 @@ def cache_file(trained: TrainedModel, folder: Path, cache_folder: Path) -> Path:
 
 
 def _look_at(paths: dict[str, str], known: _Cache, skip_bad: bool) -> dict[str, _Entry]:
-    """Every file's entry by its name, reading only those that may have changed."""
+    """Every file's entry by its name, reading only those that may have changed.
+
+    ``skip_bad``: leave out files that cannot be read.
+    """
     entries: dict[str, _Entry] = {}
     for name, path in progress(paths.items(), "looking for changes", unit="image"):
         try:
@@ -98,7 +104,6 @@ def _look_at(paths: dict[str, str], known: _Cache, skip_bad: bool) -> dict[str, 
             problem = f"cannot read image {path!r}: {error.strerror or error}"
             if not skip_bad:
                 raise UserError(f"{problem} (repair or remove it, or use --skip-bad-images)") from error
-            warnings.warn(f"left out: {problem}", stacklevel=2)
     return entries
 
 
@@ -111,19 +116,12 @@ def _digest(path: str) -> str:
     return digest.hexdigest()
 
 
-def _extract(
-    trained: TrainedModel, images: ImageSet, fresh: dict[str, int], may_be_none: bool
-) -> dict[str, np.ndarray]:
+def _extract(trained: TrainedModel, images: ImageSet, fresh: dict[str, int]) -> dict[str, np.ndarray]:
     """Features of the images ``fresh`` (a digest's position among ``images``) by digest, without unreadable ones."""
     digest_of = {images.paths[position]: digest for digest, position in fresh.items()}
-    try:
-        decoded = decode(images.select(np.array(list(fresh.values()))), trained.config)
-    except UserError as error:
-        # Leaving all of them out is no error where others remain.
-        if may_be_none and trained.config.data.skip_bad_images:
-            warnings.warn(str(error), stacklevel=2)
-            return {}
-        raise
+    decoded = decode(images.select(np.array(list(fresh.values()))), trained.config, tell_skipped=False)
+    if not len(decoded):
+        return {}
     features = trained.features(decoded).cpu().numpy()
     return {digest_of[path]: row for path, row in zip(decoded.images.paths, features, strict=True)}
 

@@ -96,7 +96,8 @@ def test_damaged_images_are_skipped_with_a_count(images: ImageSet, tmp_path: Pat
     with pytest.warns(UserWarning, match=message):
         decoded = decode_images(damaged, skip_bad=True, cache=cache)
     kept = [0, 2, 3, 6]
-    assert decoded.skipped == tuple(damaged.paths[i] for i in (1, 4, 5))
+    assert len(decoded.skipped) == 3
+    assert all(damaged.paths[i] in str(why) for i, why in zip((1, 4, 5), decoded.skipped, strict=True))
     assert decoded.images.paths == tuple(images.paths[i] for i in kept)
     assert decoded.images.pids.tolist() == [0, 1, 1, 3] and decoded.images.cams.tolist() == [0, 2, 0, 0]
     for position, index in enumerate(kept):
