@@ -113,7 +113,7 @@ def decode_images(
         cache: whether to hold the pixels in memory; "auto": where they take at most a quarter of the memory that is
             available, which several processes on this machine share.
         tell_skipped: False leaves the warning, and the error where no image is left, to the caller
-            (:func:`warn_of_skipped`).
+            (:func:`snnet.data.decoding.warn_of_skipped`).
 
     Raises:
         UserError: an image cannot be read or is truncated (the first is named), or none is left; another value
