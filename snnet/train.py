@@ -132,12 +132,13 @@ def _train(
             say(f"before training: rank-1 {100 * before['rank1']:.1f} mAP {100 * before['mAP']:.1f}")
         fill_memory(learner, data)
 
+    epochs = config.training.epochs
     log: RunLog | None = None  # rank 0 alone writes
     if processes.is_first:
         write_text(folder / CONFIG_FILE, to_yaml(config))
         log = RunLog(folder, records)
-        log.write_start(environment(placement, processes.count))
-    epochs = config.training.epochs
+        if len(records) < epochs:
+            log.write_start(environment(placement, processes.count))
     say(kernels_line(placement.device))
     shared = f", {processes.count} processes" if processes.are_several else ""
     say(f"{folder}: {len(records)} of {epochs} epochs done, on {placement.summary()}{shared}")

@@ -130,6 +130,10 @@ def test_resuming_a_finished_run_changes_nothing(whole: Path, tmp_path: Path) ->
     command = TrainCommand.parse(["--resume", str(folder)])
     train(command.config, resume=command.resume)
     assert_same(outcome(folder), outcome(whole))
+    # Nothing was trained there: no start is recorded.
+    environment = (whole / "environment.json").read_text()
+    assert (folder / "environment.json").read_text() == environment
+    assert [start["first_epoch"] for start in json.loads(environment)] == [0]
 
 
 def refuse(*_: Any, **__: Any) -> Any:
