@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,8 @@ def groups_from_names(names: Sequence[str], pattern: str) -> np.ndarray:
 
     Raises:
         UserError: it is no regular expression, or finds nothing in a name.
+
+    Warns where all images are one group: then none has a neighbour of another one.
     """
     try:
         expression = re.compile(pattern)
@@ -57,10 +60,15 @@ def groups_from_names(names: Sequence[str], pattern: str) -> np.ndarray:
     found = []
     for name in names:
         match = expression.search(name)
-        if match is None or match[place] is None:
+        if match is None or not match[place]:
             raise UserError(f"--group-pattern {pattern!r} finds no group in the name {name!r}")
         found.append(match[place])
-    return np.unique(np.array(found, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
+    groups = np.unique(np.array(found, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
+    if len(groups) > 1 and not groups.any():
+        warnings.warn(
+            f"--group-pattern {pattern!r} puts all images into one group, {found[0]!r}", stacklevel=2
+        )
+    return groups
 
 
 def class_summary(classes: np.ndarray, pids: np.ndarray | None) -> str:

@@ -85,7 +85,8 @@ def test_images_of_one_group_are_not_each_others_neighbours(features: torch.Tens
         np.testing.assert_array_equal(dense(found.y), p)
         np.testing.assert_array_equal(dense(found.y_nh), p[similarity.argmax(axis=1)])
         assert load_labels(tmp_path / "y.npz").metadata["group_pattern"] == pattern
-    one, _ = labelled(tmp_path / "f.npz", "--output", tmp_path / "y.npz", "--group-pattern", "jpg")
+    with pytest.warns(UserWarning, match="--group-pattern 'jpg' puts all images into one group, 'jpg'"):
+        one, _ = labelled(tmp_path / "f.npz", "--output", tmp_path / "y.npz", "--group-pattern", "jpg")
     assert (one.neighbors == -1).all() and len(one.y_nh.indices) == 0
 
 
@@ -127,6 +128,7 @@ def test_classes_and_groups_that_cannot_be_had_are_named(
         ),
         (("f.npz", "--group-pattern", "("), "--group-pattern '\\(' is not a regular expression: "),
         (("f.npz", "--group-pattern", "^[1-9]+"), "finds no group in the name '0.jpg'"),
+        (("f.npz", "--group-pattern", "[1-9]*"), "finds no group in the name '0.jpg'"),
         (("g.npz", "--group-pattern", "."), "g.npz has no names of images for --group-pattern"),
     ):
         with pytest.raises(UserError, match=message):
