@@ -70,8 +70,8 @@ def export(command: ExportCommand) -> list[str]:
 def _write_safetensors(trained: TrainedModel, path: Path) -> list[str]:
     state = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
     header = {name: str(value) for name, value in trained.description().items()}
-    content = safetensors.torch.save(state, metadata=header)
-    write_atomically(path, lambda file: write_with_checksum(content, file))
+    content = safetensors.torch.save(state)
+    write_atomically(path, lambda file: write_with_checksum(content, file, header))
     model, data = trained.config.model, trained.config.data
     return [
         f"{path}: {len(state)} tensors of {model.arch}, embedding {model.embedding}, {_megabytes(path.stat().st_size)}",

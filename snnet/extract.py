@@ -24,7 +24,7 @@ import numpy as np
 from snnet.data import ImageSet, ReIDDataset, dataset_of
 from snnet.files.outputs import check_output
 from snnet.files.paths import expand_home
-from snnet.retrieval.feature_files import SUFFIXES, FeatureSet, save_features
+from snnet.retrieval.feature_files import SUFFIXES, FeatureSet, check_header, save_features
 from snnet.retrieval.features import decode, own_share
 from snnet.retrieval.trained import load_trained_model
 from snnet.runtime import show_warnings_as_lines
@@ -65,12 +65,16 @@ def extract(command: ExtractCommand, processes: Processes = ALONE) -> FeatureSet
     data = trained.config.data
     dataset = processes.first_ahead(lambda: dataset_of(data))
     folder = _folder(dataset, data.data_dir if data.dataset == "folder" else None)
+    chosen = _chosen(dataset, command.split)
+    if processes.is_first and command.output.suffix == ".safetensors":
+        listed = [name for found in chosen.values() for name in _names(found, folder)]
+        check_header(command.output, listed, [split for split, found in chosen.items() for _ in found.paths])
     features: list[np.ndarray] = []
     images: list[ImageSet] = []  # those that were decoded, in the order of the features
     splits: list[str] = []
-    for split, chosen in _chosen(dataset, command.split).items():
-        share = np.array(own_share(len(chosen), trained.config, processes), dtype=np.int64)
-        decoded = decode(chosen.select(share), trained.config)
+    for split, found in chosen.items():
+        share = np.array(own_share(len(found), trained.config, processes), dtype=np.int64)
+        decoded = decode(found.select(share), trained.config)
         features.append(rows_of_all(trained.features(decoded, processes), processes).cpu().numpy())
         kept = processes.gathered(decoded.images) or []
         images += kept
@@ -78,8 +82,8 @@ def extract(command: ExtractCommand, processes: Processes = ALONE) -> FeatureSet
     if not processes.is_first:
         return None
     whole = ImageSet.joined(images)
-    names = tuple(os.path.relpath(path, folder).replace(os.sep, "/") for path in whole.paths)
     metadata = {"dataset": data.dataset, **trained.description()}
+    names = _names(whole, folder)
     content = FeatureSet(np.concatenate(features), names, whole.pids, whole.cams, tuple(splits), metadata)
     save_features(command.output, content)
     return content
@@ -93,6 +97,11 @@ def _chosen(dataset: ReIDDataset, split: str) -> dict[str, ImageSet]:
     if split not in found:
         raise UserError(f"--split {split}: dataset {dataset.name} has only {', '.join(found)}")
     return {split: found[split]}
+
+
+def _names(images: ImageSet, folder: str) -> tuple[str, ...]:
+    """The files, relative to ``folder``."""
+    return tuple(os.path.relpath(path, folder).replace(os.sep, "/") for path in images.paths)
 
 
 def _folder(dataset: ReIDDataset, data_dir: str | None) -> str:

@@ -9,11 +9,13 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from snnet.errors import UserError
 from snnet.files.drafts import clear_abandoned, draft_file
 from snnet.system.signals import afterwards, held
+
+Written = TypeVar("Written")
 
 # The errors of a file system that has no sync, or that gives no handle of a folder to sync.
 _NO_SYNC = {
@@ -27,8 +29,8 @@ _NO_SYNC = {
 }
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Replace ``path`` by what ``write`` puts into the file it is handed, or leave it untouched.
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Written]) -> Written:
+    """Replace ``path`` by what ``write`` puts into the file it is handed, or leave it untouched; returns its result.
 
     The bytes go to a new file in the same folder, reach the disk, and are then renamed: whoever reads ``path`` (also
     after a power cut) sees the old content or the new; of several processes the last one wins. Drafts that a killed
@@ -38,12 +40,13 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     try:
         clear_abandoned(path.parent)
         with draft_file(path.parent) as (draft, file):
-            write(file)
+            written = write(file)
             file.flush()
             _sync(file.fileno())
             file.close()  # a disk over the network may be full only now
             os.replace(draft, path)
         _sync_folder(path.parent)
+        return written
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 

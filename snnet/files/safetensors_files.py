@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +24,7 @@ from snnet.files.arrays import ArrayType
 from snnet.files.text import Damaged, shown
 
 CHECKSUM = "crc32"
+MOST_HEADER_BYTES = 100_000_000  # safetensors reads no longer header
 _METADATA = "__metadata__"
 _CHUNK = 1 << 20
 _TYPES = {
@@ -33,16 +34,23 @@ _TYPES = {
 }  # fmt: skip
 
 
-def write_with_checksum(content: bytes, file: IO[bytes]) -> None:
-    """Write the bytes that ``safetensors`` made, with their checksum in the metadata."""
+def write_with_checksum(content: bytes, file: IO[bytes], metadata: Mapping[str, str] | None = None) -> str:
+    """Write the bytes that ``safetensors`` made, with ``metadata`` and their checksum, which is returned.
+
+    Raises OSError where the header would be longer than any that is read.
+    """
     length = int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8 : 8 + length]), memoryview(content)[8 + length :]
-    checksum = zlib.crc32(data, _start(header))
-    header[_METADATA] = {**header.get(_METADATA, {}), CHECKSUM: f"{checksum:08x}"}
+    header[_METADATA] = dict(metadata or {})
+    checksum = f"{zlib.crc32(data, _start(header)):08x}"
+    header[_METADATA][CHECKSUM] = checksum
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
+    if len(text) > MOST_HEADER_BYTES:
+        raise OSError(f"a header of .safetensors has at most {MOST_HEADER_BYTES:,} bytes, got {len(text):,}")
     file.write(len(text).to_bytes(8, "little") + text)
     file.write(data)
+    return checksum
 
 
 class SafetensorsFile:
@@ -85,19 +93,27 @@ class SafetensorsFile:
 @contextmanager
 def open_safetensors(path: Path) -> Iterator[SafetensorsFile]:
     """The tensors of a file, its checksum compared where it has one. Raises OSError and :class:`FileFault`."""
+    with open(path, "rb") as content:
+        # safetensors takes only names that are UTF-8.
+        name = path if _is_utf8(path) else f"/dev/fd/{content.fileno()}"
+        try:
+            opened = safetensors.safe_open(name, framework="pt")
+        except OSError:
+            raise
+        except Exception as error:
+            raise damaged(error) from error
+        with opened as file:
+            found = SafetensorsFile(file)
+            if CHECKSUM in found.metadata and found.metadata[CHECKSUM] != f"{_checksum(content):08x}":
+                raise Damaged("its content has another checksum than was written with it")
+            yield found
+
+
+def _is_utf8(path: Path) -> bool:
     try:
-        opened = safetensors.safe_open(path, framework="pt")
-    except OSError:
-        raise
-    except Exception as error:
-        raise damaged(error) from error
-    with opened as file:
-        found = SafetensorsFile(file)
-        if CHECKSUM in found.metadata:
-            with open(path, "rb") as again:
-                if found.metadata[CHECKSUM] != f"{_checksum(again):08x}":
-                    raise Damaged("its content has another checksum than was written with it")
-        yield found
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def as_array(tensor: Tensor) -> np.ndarray:

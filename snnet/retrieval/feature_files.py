@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,13 @@ from snnet.errors import UserError
 from snnet.files.archive import check_room
 from snnet.files.arrays import ArrayType, open_arrays, write_arrays
 from snnet.files.outputs import check_output, write_atomically
-from snnet.files.safetensors_files import SafetensorsFile, as_array, open_safetensors, write_with_checksum
+from snnet.files.safetensors_files import (
+    MOST_HEADER_BYTES,
+    SafetensorsFile,
+    as_array,
+    open_safetensors,
+    write_with_checksum,
+)
 from snnet.files.text import Damaged, FileFault, parse_json, shown
 from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault
 
@@ -29,6 +35,7 @@ TORCH_SUFFIXES = (".pt", ".pth")  # read, and not written
 _TEXT = ("names", "splits")
 _NUMBERS = ("pids", "camids")
 _MOST_ENTRY_BYTES = 2**16  # of a name or an identity as text
+_OTHER_HEADER_BYTES = 2**14  # of a .safetensors file, at most: all but the names and splits of images
 _LISTED = 20  # arrays that a message names
 _EXACT = 2.0**53  # up to which float64 has every whole number
 _BLOCK_BYTES = 2**26  # of features that are read at a time where only some of them are kept
@@ -99,9 +106,22 @@ def save_features(path: Path | str, content: FeatureSet) -> None:
         else:
             header = {name: json.dumps(values) for name, values in texts.items()}
             header["metadata"] = json.dumps(content.metadata)
-            write_with_checksum(safetensors.numpy.save(arrays, metadata=header), file)
+            write_with_checksum(safetensors.numpy.save(arrays), file, header)
 
     write_atomically(path, write)
+
+
+def check_header(path: Path, names: Sequence[str], splits: Sequence[str]) -> None:
+    """Raise :class:`~snnet.errors.UserError` where the names and splits of images do not fit into a ``.safetensors``.
+
+    For a command to call before its work, not after it.
+    """
+    size = _OTHER_HEADER_BYTES + sum(len(json.dumps(json.dumps(values))) for values in (names, splits))
+    if size > MOST_HEADER_BYTES:
+        raise UserError(
+            f"--output {path}: the names of {len(names):,} images do not fit into the header of a .safetensors file, "
+            f"which has at most {MOST_HEADER_BYTES:,} bytes: use .npz"
+        )
 
 
 def load_features(

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
@@ -44,9 +43,8 @@ def write_pieces(
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     content = safetensors.torch.save(tensors)
     del tensors
-    write_atomically(folder / name, lambda file: write_with_checksum(content, file))
-    with safetensors.safe_open(folder / name, framework="pt") as file:
-        return processes.gathered([name, rows.start, rows.stop, file.metadata()[CHECKSUM]])
+    checksum = write_atomically(folder / name, lambda file: write_with_checksum(content, file))
+    return processes.gathered([name, rows.start, rows.stop, checksum])
 
 
 def clear_pieces(folder: Path, kept: list[list[Any]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 
 from snnet.errors import UserError
-from snnet.files.safetensors_files import write_with_checksum
+from snnet.files import safetensors_files
+from snnet.files.safetensors_files import MOST_HEADER_BYTES, write_with_checksum
 from snnet.models.weights import read_state_dict
 from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
 from snnet.retrieval.sparse_labels import load_labels, predict_sparse_labels, save_labels
@@ -103,6 +107,35 @@ def test_a_flip_of_a_header_is_noticed_or_changes_nothing(name: str, tmp_path: P
             assert (found.names, found.metadata, found.splits) == (wanted.names, wanted.metadata, None)
             assert found.pids is not None and found.pids.tolist() == [3]
     assert refused > 0.6 * len(whole) / 7  # what is left are times, versions and the like
+
+
+def test_the_longest_header_is_written_and_a_longer_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    for length, fault in ((MOST_HEADER_BYTES, "invalid header length"), (MOST_HEADER_BYTES + 1, "too large")):
+        with pytest.raises(safetensors.SafetensorError, match=fault):
+            safetensors.torch.load(length.to_bytes(8, "little"))
+    content = safetensors.torch.save({"weight": torch.ones(2)})
+    monkeypatch.setattr(safetensors_files, "MOST_HEADER_BYTES", 1000)
+    write_with_checksum(content, file := io.BytesIO(), {"text": ""})
+    room = 1000 - len(file.getvalue()[8:-8].rstrip())
+    write_with_checksum(content, file := io.BytesIO(), {"text": "a" * room})
+    assert file.getvalue()[:8] == (1000).to_bytes(8, "little")
+    assert safetensors.torch.load(file.getvalue())["weight"].tolist() == [1.0, 1.0]
+    with pytest.raises(OSError, match=r"a header of .safetensors has at most 1,000 bytes, got 1,008"):
+        write_with_checksum(content, file := io.BytesIO(), {"text": "a" * (room + 1)})
+    assert file.getvalue() == b""
+
+
+def test_safetensors_in_a_folder_whose_name_is_no_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"r\xff")
+    folder.mkdir()
+    for name in ("features.safetensors", "weights.safetensors"):
+        write, read, mark = KINDS[name]
+        write(folder / name)
+        read(folder / name)
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content.replace(mark, bytes(8)))
+        with pytest.raises(UserError, match="has another checksum than was written with it"):
+            read(folder / name)
 
 
 def test_files_without_a_checksum_are_read(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from snnet.config.options import config_from
 from snnet.data import build_dataset
 from snnet.errors import UserError
 from snnet.extract import extract
+from snnet.files import safetensors_files
 from snnet.models import build_model
 from snnet.retrieval import feature_files
 from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
@@ -234,6 +235,33 @@ def test_what_cannot_be_done_is_said_before_the_work(finished_run: Path, tmp_pat
     with pytest.raises(UserError, match="--split gallery: dataset folder has only train"):
         extracted(*checkpoint, *folder, "--output", tmp_path / "f.npz", "--split", "gallery")
     assert not (tmp_path / "f.npz").exists()
+
+
+def test_names_that_no_header_holds_are_refused_before_the_first_image_is_read(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "crops"
+    folder.mkdir()
+    for number in range(100):  # of 112 bytes each
+        (folder / f"{number:03d}-{'n' * 104}.png").write_bytes(b"")
+    words = ("--checkpoint", finished_run, "--device", "cpu", "--dataset", "folder", "--data-dir", folder)
+    for module in (feature_files, safetensors_files):
+        monkeypatch.setattr(module, "MOST_HEADER_BYTES", 2**14 + 10_000)
+    with pytest.raises(
+        UserError, match=r"the names of 100 images do not fit into .* at most 26,384 bytes: use .npz"
+    ):
+        extracted(*words, "--output", tmp_path / "f.safetensors")
+    # An image that cannot be read is met only where the names fit.
+    monkeypatch.setattr(feature_files, "MOST_HEADER_BYTES", 30_000)
+    for output in ("f.safetensors", "f.npz"):
+        with pytest.raises(UserError, match=r"cannot read image .*000-n"):
+            extracted(*words, "--output", tmp_path / output)
+    assert sorted(os.listdir(tmp_path)) == ["crops"]
+    content = FeatureSet(np.eye(1, dtype=np.float32), names=("n" * 27_000,))
+    with pytest.raises(
+        UserError, match=r"cannot write .*f.safetensors: a header of .safetensors has at most 26,384"
+    ):
+        save_features(tmp_path / "f.safetensors", content)
 
 
 def test_the_command_says_what_it_wrote(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,15 @@ def test_pieces_of_any_number_of_processes_are_those_of_another(
     again = SNNetHead(N, D, neighbors=64)
     load_state(again, load_whole_checkpoint(tmp_path)["head"], path, "memory", LISTS)
     assert_same(again.state_dict(), head.state_dict())
+
+
+def test_a_folder_whose_name_is_no_utf8(head: SNNetHead, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"r\xff")
+    folder.mkdir()
+    path = save(folder, head, 2)
+    assert_same(
+        memory_state(load_checkpoint(folder), path, range(N)), rows_of_state(head.state_dict(), range(N))
+    )
 
 
 def test_a_checkpoint_of_one_process_is_read_by_several(head: SNNetHead, tmp_path: Path) -> None:
