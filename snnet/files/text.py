@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +93,23 @@ def parse_json(text: str | bytes) -> Any:
         raise FileFault(f"is not JSON: {shown(str(error))}") from error
 
 
+def read_bytes(path: Path, *, most_bytes: int) -> bytes:
+    """The content of a file. Raises :class:`FileFault` for more than ``most_bytes``, and OSError."""
+    with open(path, "rb") as file:
+        long = os.fstat(file.fileno()).st_size > most_bytes
+        content = b"" if long else file.read(most_bytes + 1)  # of a pipe the size is not known
+    if long or len(content) > most_bytes:
+        raise FileFault(f"has more than {most_bytes:,} bytes")
+    return content
+
+
 def read_text(path: Path, *, most_bytes: int, file_names: bool = False) -> str:
     """The text of a file: UTF-8, or what its byte order mark says; with line ends as they are.
 
     With ``file_names``, bytes that are no UTF-8 become what ``os.fsdecode`` makes of them, so that a name still
     finds its file. Raises :class:`FileFault` for other bytes and for more than ``most_bytes``, and OSError.
     """
-    with open(path, "rb") as file:
-        content = file.read(most_bytes + 1)
-    if len(content) > most_bytes:
-        raise FileFault(f"has more than {most_bytes:,} bytes")
+    content = read_bytes(path, most_bytes=most_bytes)
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding, "surrogateescape" if file_names and encoding == "utf-8" else "strict")

@@ -9,9 +9,11 @@ from typing import Any
 from snnet.config.options import Config, config_from
 from snnet.config.resolve import CHECKPOINT_FILE, CONFIG_FILE, load_yaml
 from snnet.errors import UserError
-from snnet.files.text import FileFault, parse_json, quoted
+from snnet.files.text import FileFault, parse_json, quoted, read_bytes
 from snnet.training.measured import check_record, checked_ranks
 from snnet.training.runlog import ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE, read_starts
+
+_MOST_METRICS_BYTES, _MOST_RESULTS_BYTES = 2**28, 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +69,7 @@ def ranks_of(found: Any, source: str) -> dict[str, Any]:
 def _read_records(path: Path) -> tuple[list[dict[str, float]], list[str]]:
     records: list[dict[str, float]] = []
     notes = []
-    for number, line in enumerate((_read(path) or b"").splitlines(), start=1):
+    for number, line in enumerate((_read(path, _MOST_METRICS_BYTES) or b"").splitlines(), start=1):
         epoch = len(records)
         try:
             record = _object(line)
@@ -81,7 +83,7 @@ def _read_records(path: Path) -> tuple[list[dict[str, float]], list[str]]:
 
 
 def _read_results(path: Path) -> dict[str, Any]:
-    content = _read(path)
+    content = _read(path, _MOST_RESULTS_BYTES)
     try:
         return {} if content is None else _object(content)
     except ValueError as error:
@@ -100,11 +102,13 @@ def _object(content: bytes) -> dict[str, Any]:
     return value
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: Path, most_bytes: int) -> bytes | None:
     """The content of a file; None where there is none."""
     try:
-        return path.read_bytes()
+        return read_bytes(path, most_bytes=most_bytes)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except FileFault as error:
+        raise UserError(f"{path} {error}") from error

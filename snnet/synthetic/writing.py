@@ -19,7 +19,7 @@ from PIL import Image
 from snnet.errors import UserError
 from snnet.files.drafts import clear_abandoned, draft_folder
 from snnet.files.paths import cache_folder, expand_home
-from snnet.files.text import parse_json
+from snnet.files.text import parse_json, read_bytes
 from snnet.synthetic.image import draw_image
 from snnet.synthetic.plan import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER, Shot, plan_shots
 from snnet.system.cpus import available_cpus
@@ -28,6 +28,7 @@ from snnet.system.signals import begin_worker, held
 
 VERSION = 1  # of the drawing: it rises whenever the same seed would give other pixels
 MANIFEST = "manifest.json"
+_MOST_MANIFEST_BYTES = 2**20
 _CHUNK = 48  # images a worker draws before it reports
 _MAX_PROCESSES = 8
 
@@ -166,7 +167,7 @@ def _follow_parent(parent: int) -> None:
 def _check_finished(folder: Path) -> None:
     """Raise unless ``folder`` holds a manifest and as many images as it says."""
     try:
-        counts = parse_json((folder / MANIFEST).read_text())["images"]
+        counts = parse_json(read_bytes(folder / MANIFEST, most_bytes=_MOST_MANIFEST_BYTES))["images"]
         found = {name: len(list((folder / name).glob("*.png"))) for name, _ in counts.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(

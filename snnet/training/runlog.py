@@ -9,13 +9,14 @@ from typing import Any
 
 from snnet.config.options import Config
 from snnet.files.outputs import delete, write_text
-from snnet.files.text import parse_json
+from snnet.files.text import parse_json, read_bytes
 from snnet.training.event_file import Event, EventFile, scalar_event
 from snnet.training.timing import seconds_by_part, total_by_part
 
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 ENVIRONMENT_FILE = "environment.json"
+_MOST_ENVIRONMENT_BYTES = 2**24
 RANKS = ("rank1", "rank5", "rank10", "mAP", "mINP")
 
 
@@ -69,7 +70,7 @@ def run_results(config: Config, before: dict[str, Any], records: list[dict[str, 
 def read_starts(path: Path) -> list[dict[str, Any]]:
     """What :meth:`RunLog.write_start` wrote for each start of a run; empty where there is no such file."""
     try:
-        starts = parse_json(path.read_text(encoding="utf-8"))
+        starts = parse_json(read_bytes(path, most_bytes=_MOST_ENVIRONMENT_BYTES))
         return [start for start in starts if isinstance(start["first_epoch"], int)]
     except (OSError, ValueError, TypeError, KeyError):  # it is for reading only: no run fails of it
         return []

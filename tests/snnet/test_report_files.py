@@ -165,8 +165,17 @@ def test_one_changed_byte_gives_a_page_or_one_line(run: Path, name: str) -> None
 def test_an_environment_that_cannot_be_read_is_said(run: Path, content: str) -> None:
     (run / "environment.json").write_text(content, "latin-1")
     assert "It was not recorded (environment.json is missing or damaged)." in shown(run)
+    os.truncate(run / "environment.json", 2**41)  # which takes no place on the disk
+    assert "It was not recorded (environment.json is missing or damaged)." in shown(run)
     (run / "environment.json").write_text('[{"first_epoch": 0, "backends": {"a": ["cpu"]}, "versions": [1]}]')
     assert "Where the epochs from 0 on were trained." in shown(run)
+
+
+@pytest.mark.parametrize(("name", "most"), [("metrics.jsonl", "268,435,456"), ("results.json", "1,048,576")])
+def test_a_file_without_an_end_is_not_read(name: str, most: str, run: Path) -> None:
+    os.truncate(run / name, 2**41)
+    with pytest.raises(UserError, match=f"^{run / name} has more than {most} bytes$"):
+        load_run(run)
 
 
 def test_names_and_values_are_shown_escaped(run: Path) -> None:

@@ -219,6 +219,9 @@ def test_a_damaged_set_is_named(tmp_path: Path, small_plan: list[Shot]) -> None:
     queries[0].unlink()
     with pytest.raises(UserError, match=f"query holds {len(queries) - 1} images, need {len(queries)}"):
         generate(tmp_path)
+    os.truncate(folder / "manifest.json", 2**41)  # which takes no place on the disk
+    with pytest.raises(UserError, match="no finished synthetic set"):
+        generate(tmp_path)
     (folder / "manifest.json").unlink()
     with pytest.raises(UserError, match="no finished synthetic set"):
         generate(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,9 @@ def test_each_start_of_a_run_is_on_record(tmp_path: Path) -> None:
     assert starts[0] == {"first_epoch": 0, **json.loads(json.dumps(here))}
     (tmp_path / "environment.json").write_text('{"damaged": ')
     assert read_starts(tmp_path / "environment.json") == []
+    os.truncate(tmp_path / "environment.json", 2**41)  # which takes no place on the disk
+    again.write_start(here)
+    assert [start["first_epoch"] for start in read_starts(tmp_path / "environment.json")] == [5]
 
 
 def test_a_run_that_begins_drops_the_results_of_another(tmp_path: Path) -> None:
