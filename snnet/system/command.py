@@ -48,9 +48,10 @@ def answer_early(parse: Callable[[list[str]], object]) -> None:
 def run_command(main: Callable[[], None]) -> None:
     """Run the ``main`` of a command; a :class:`~snnet.errors.UserError` becomes one line on stderr and exit status 2.
 
-    So do a path that may not be read, a call that the backend forced by the environment does not serve, and a stdout
-    that does not take the answer. Where stdout has no reader any more, the command ends without a word. Characters that
-    a terminal cannot show, as in file names that are no UTF-8, are printed as escapes.
+    So do a path that the system refuses (no permission, a name that is too long), a call that the backend forced by the
+    environment does not serve, and a stdout that does not take the answer. Where stdout has no reader any more, the
+    command ends without a word. Characters that a terminal cannot show, as in file names that are no UTF-8, are printed
+    as escapes.
     """
     escape_what_cannot_be_encoded()
     try:
@@ -62,10 +63,10 @@ def run_command(main: Callable[[], None]) -> None:
         close_streams()
     except UserError as error:
         _exit(2, f"error: {error}")
-    except PermissionError as error:
+    except OSError as error:
         if error.filename is None:
             raise
-        _exit(2, f"error: cannot read {error.filename}: {error.strerror}")
+        _exit(2, f"error: cannot use {error.filename}: {error.strerror}")
     except NotImplementedError as error:
         if not str(error).startswith("SNNET_BACKEND="):
             raise

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import re
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from snnet.errors import UserError
 from snnet.runtime import kernels_line
@@ -23,7 +28,8 @@ from tests.forks import environment_of_tests, python
             NotImplementedError("SNNET_BACKEND=cuda does not serve mplp for cpu tensors"),
             "error: SNNET_BACKEND=cuda does not serve mplp for cpu tensors\n",
         ),
-        (PermissionError(13, "Permission denied", "a/b"), "error: cannot read a/b: Permission denied\n"),
+        (PermissionError(13, "Permission denied", "a/b"), "error: cannot use a/b: Permission denied\n"),
+        (OSError(5, "Input/output error", "a/b"), "error: cannot use a/b: Input/output error\n"),
     ],
 )
 def test_one_line_and_status_2(error: Exception, line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,14 +62,50 @@ def test_names_that_a_terminal_cannot_show_are_printed_as_escapes(
 
 
 @pytest.mark.parametrize(
-    "error", [PermissionError("of no file"), ValueError("ours"), NotImplementedError("ours")]
+    "error",
+    [PermissionError("of no file"), OSError(5, "no path"), ValueError("ours"), NotImplementedError("ours")],
 )
 def test_other_errors_are_the_programs_own(error: Exception) -> None:
     def main() -> None:
         raise error
 
-    with pytest.raises(type(error), match=str(error)):
+    with pytest.raises(type(error), match=re.escape(str(error))):
         run_command(main)
+
+
+LONG = "n" * 300  # more than any file system takes
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"label {LONG}.npz --output l.npz",
+        f"label f.npz --output {LONG}.npz",
+        f"search --gallery {LONG} --query q.png --checkpoint run",
+        f"search --gallery . --query {LONG} --checkpoint run",
+        f"search --gallery . --query q.png --checkpoint {LONG}",
+        f"evaluate --checkpoint {LONG}",
+        f"extract --checkpoint {LONG} --output f.npz",
+        f"export --arch osnet_x0_25 --weights {LONG} --output w.safetensors",
+        f"train --resume {LONG}",
+        f"train --dataset folder --data-dir . --output-dir {LONG}",
+        f"train --config {LONG}",
+        f"report {LONG}",
+    ],
+)
+def test_a_name_that_is_too_long_is_one_line(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("q.png")
+    np.savez("f.npz", features=np.eye(3, dtype=np.float32))
+    monkeypatch.setattr("sys.argv", words.split())
+    command = importlib.import_module(f"snnet.{words.split()[0]}")
+    with pytest.raises(SystemExit) as stopped:
+        run_command(command.main)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and error.startswith("error: ") and LONG in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz", "q.png"]
 
 
 @pytest.mark.parametrize("module", ["train", "label"])
