@@ -33,7 +33,8 @@ class NetworkCommand(Command):
 
     checkpoint: Path | None = option(
         None,
-        "a checkpoint, or the folder of a run: settings that are not given come from it; without it give --weights, "
+        "a checkpoint, or the folder of a run: settings that are not given come from it, but for those of its machine "
+        "(device, memory layout, loading of images); without it give --weights, "
         "with --arch or --config: they come from --config or the defaults shown",
         metavar="FILE|DIR",
     )
@@ -247,7 +248,7 @@ class ExportCommand(NetworkCommand):
 class ReportCommand(Command):
     """Write a report of a run as one self-contained HTML page, and its pictures as PNG: curves, evaluation, ranked
     lists, the hardest failures, pseudo labels, time, configuration and environment. A run that has not finished can
-    be reported too. Settings that are not given come from the run.
+    be reported too. Settings that are not given come from the run, but for those of its machine.
     """
 
     module = "snnet.report"

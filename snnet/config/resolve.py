@@ -21,6 +21,8 @@ CHECKPOINT_FILE = "checkpoint.pt"  # here, because command lines are read before
 RESUME_MAY_CHANGE = (
     "device", "workers", "image_cache", "data_dir", "rerank", "eval_every", "checkpoint_every", "output_dir",
 )  # fmt: skip
+# What was chosen for the machine of a run. It does not carry over to other commands.
+OF_THE_MACHINE = ("device", "deterministic", "channels_last", "image_cache", "workers")
 
 
 def resolve(preset: str | None, given: dict[str, Any]) -> Config:
@@ -59,6 +61,11 @@ def _resolved(values: dict[str, Any], name: str, value: Any) -> Any:
         return flatten(config_from({**values, name: value}))[name]
     except UserError:
         return value
+
+
+def config_elsewhere(values: dict[str, Any], given: dict[str, Any]) -> Config:
+    """The configuration ``values`` of a run for another command; flags win, and the run's machine does not matter."""
+    return config_from({name: value for name, value in values.items() if name not in OF_THE_MACHINE} | given)
 
 
 def run_of(path: Path) -> Path:

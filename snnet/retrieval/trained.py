@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from snnet.config.options import Config, config_from
-from snnet.config.resolve import checked_values, resolve, with_whole_paths
+from snnet.config.options import Config
+from snnet.config.resolve import checked_values, config_elsewhere, resolve, with_whole_paths
 from snnet.data import DecodedImages
 from snnet.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from snnet.errors import UserError
@@ -111,6 +111,4 @@ def _configuration(values: dict[str, Any], source: str, given: dict[str, Any]) -
             raise UserError(f"--{name} {given[name]} contradicts {source}, which has {trained.get(name)}")
     if given.get("dataset", trained.get("dataset")) != trained.get("dataset"):
         trained |= {"data_dir": None, "name_pattern": None}  # these were the other dataset's
-    # How the run was executed does not matter here; what was chosen for its machine does not carry over.
-    machine = {"device": "auto", "deterministic": False}
-    return config_from({**trained, **machine, **given})
+    return config_elsewhere(trained, given)

@@ -384,7 +384,7 @@ def test_every_command_explains_each_of_its_flags_once(
     source = {
         LabelCommand: "",
         TrainCommand: "",
-        ReportCommand: "Settings that are not given come from the run.",
+        ReportCommand: "Settings that are not given come from the run, but for those of its machine.",
     }
     assert source.get(command, "folder of a run: settings that are not given come from it") in words
 

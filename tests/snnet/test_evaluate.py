@@ -12,6 +12,7 @@ import torch
 
 from snnet import evaluate as command
 from snnet.config.commands import EvaluateCommand
+from snnet.config.options import config_from, flatten
 from snnet.errors import UserError
 from snnet.evaluate import evaluate
 from snnet.retrieval.trained import load_trained_model
@@ -127,6 +128,21 @@ def test_the_weights_that_a_run_began_with_may_be_named_from_their_folder(
 def test_another_dataset_does_not_look_into_the_first_ones_folder(run: tuple[Path, dict[str, Any]]) -> None:
     with pytest.raises(UserError, match="dataset dukemtmc needs a data folder"):
         measure("--checkpoint", run[0], "--dataset", "dukemtmc")
+
+
+def test_what_was_chosen_for_the_machine_of_a_run_does_not_carry_over(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    chosen = {"channels_last": False, "image_cache": "on", "workers": 31, "device": "cuda:7"}
+    state = {key: value for key, value in load_checkpoint(run[0]).items() if key not in ("format", "version")}
+    state["config"] |= chosen
+    save_checkpoint(tmp_path / "checkpoint.pt", **state)
+    there = load_trained_model(tmp_path, None, {"device": "cpu"})
+    assert there.placement.summary() == "cpu, float32, channels-last"
+    found, wanted = flatten(there.config), flatten(config_from({}))
+    assert all(found[name] == wanted[name] for name in chosen if name != "device")
+    here = flatten(load_trained_model(tmp_path, None, {**chosen, "device": "cpu"}).config)
+    assert here == {**found, **chosen, "device": "cpu"}
 
 
 def test_random_weights_are_those_of_the_seed_and_are_said_to_be_random(
