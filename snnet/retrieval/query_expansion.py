@@ -11,7 +11,7 @@ from snnet_kernels import neighbor_lists
 from snnet_kernels.precision import exact_float32
 
 NEIGHBORS, POWER = 10, 3.0
-ROWS = 1024  # images whose neighbours' features are held at a time
+FLOATS = 2**25  # of the neighbours' features that are held at a time
 
 
 def expand_queries(
@@ -35,10 +35,11 @@ def expand_queries(
     features = torch.cat([query, gallery])
     lists = neighbor_lists(features, neighbors)
     weights = lists.values.clamp(min=0) ** power
+    rows_at_a_time = max(1, FLOATS // (lists.columns.shape[1] * features.shape[1]))
     with exact_float32(features.device):
         parts = [
             torch.einsum("nk,nkd->nd", weights[rows], features[lists.columns[rows].long()])
-            for rows in torch.arange(len(features), device=features.device).split(ROWS)
+            for rows in torch.arange(len(features), device=features.device).split(rows_at_a_time)
         ]
     expanded = normalize(torch.cat(parts), dim=1)
     return expanded[: len(query)], expanded[len(query) :]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnet import evaluate as command
 from snnet.config.commands import EvaluateCommand
@@ -41,11 +42,37 @@ def expanded(features: np.ndarray, k: int, power: float) -> np.ndarray:
 def test_query_expansion_is_a_weighted_mean_of_neighbours(
     k: int, power: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(query_expansion, "ROWS", 7)
+    monkeypatch.setattr(query_expansion, "FLOATS", 7 * k * FEATURES.shape[1])
     query, gallery = expand_queries(FEATURES[:Q], FEATURES[Q:], k, power)
     assert (len(query), len(gallery)) == (Q, G)
     expected = expanded(FEATURES.double().numpy(), k, power)
     np.testing.assert_allclose(torch.cat([query, gallery]).numpy(), expected, rtol=0, atol=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """The most entries that a result of an operation has."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for result in results if isinstance(results, (tuple, list)) else (results,):
+            if isinstance(result, torch.Tensor):
+                self.entries = max(self.entries, result.numel())
+        return results
+
+
+@pytest.mark.parametrize("k", [10, 60])
+def test_query_expansion_holds_few_features_at_a_time_whatever_its_neighbours(
+    k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, d = FEATURES.shape
+    expected = expand_queries(FEATURES[:Q], FEATURES[Q:], k)
+    monkeypatch.setattr(query_expansion, "FLOATS", most := 2 * n * d)
+    with Largest() as largest:
+        found = expand_queries(FEATURES[:Q], FEATURES[Q:], k)
+    assert n * d <= largest.entries <= max(most, n * n) < n * k * d
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_query_expansion_is_float32_under_autocast() -> None:
