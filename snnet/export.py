@@ -54,7 +54,7 @@ def export(command: ExportCommand) -> list[str]:
     Raises :class:`~snnet.errors.UserError` for a checkpoint or weights that cannot be used, for missing packages, and
     if onnxruntime's features differ from PyTorch's. Then no file is written.
     """
-    check_output(command.output, (".onnx", ".safetensors"))
+    check_output(command.output, (".onnx", ".safetensors"), read=command.network_files)
     as_onnx = command.output.suffix == ".onnx"
     if as_onnx:
         _require_onnx()

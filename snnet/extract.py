@@ -59,7 +59,7 @@ def extract(command: ExtractCommand, processes: Processes = ALONE) -> FeatureSet
     error leaves a half-written file.
     """
     if processes.is_first:
-        check_output(command.output, SUFFIXES)
+        check_output(command.output, SUFFIXES, read=command.network_files)
     trained = load_trained_model(command.checkpoint, command.preset, command.given)
     processes.check_device(trained.placement.device)
     data = trained.config.data

@@ -88,7 +88,7 @@ def label(command: LabelCommand, processes: Processes = ALONE) -> Labelled | Non
     Raises :class:`~snnet.errors.UserError` for a file that cannot be used. No error leaves a half-written file.
     """
     if processes.is_first:
-        check_output(command.output, (".npz",))
+        check_output(command.output, (".npz",), read=[command.features])
     if command.classes is not None:
         require_extra(command.classes)
     config = config_from(command.given)

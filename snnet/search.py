@@ -74,6 +74,7 @@ def search(command: SearchCommand) -> list[Matches]:
         _images(command, command.gallery, "--gallery"),
         _images(command, command.query, "--query"),
     )
+    _check_picture(command, (*query.paths, *gallery.paths))
     trained = load_trained_model(command.checkpoint, command.preset, command.given)
     decoded_query = decode(query, trained.config)
     query = decoded_query.images
@@ -96,11 +97,14 @@ def search(command: SearchCommand) -> list[Matches]:
     return found
 
 
-def _check_picture(command: SearchCommand) -> None:
-    """Refuse a picture that cannot be written, and by default one in whose place is a file that no search wrote."""
+def _check_picture(command: SearchCommand, read: tuple[str, ...] = ()) -> None:
+    """Refuse a picture that cannot be written, or would replace one of the images that are ``read``.
+
+    By default refuse one in whose place is a file that no search wrote.
+    """
     if command.picture is None:
         return
-    check_output(command.picture, (".png",), "--picture")
+    check_output(command.picture, (".png",), "--picture", read)
     if command.picture is SearchCommand.picture:  # the default: the flag was not given
         check_own(command.picture, SEARCH_MARK, "another file with --picture")
 

@@ -60,6 +60,14 @@ class NetworkCommand(Command):
         resolve(command.preset, command.given)
         return command
 
+    @property
+    def network_files(self) -> tuple[Path, ...]:
+        """The file that the network comes from, where there is one."""
+        if self.checkpoint is not None:
+            return (self.checkpoint,)
+        weights = resolve(self.preset, self.given).model.weights
+        return () if weights is None else (Path(weights),)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCommand(Command):

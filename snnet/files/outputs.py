@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -69,10 +69,13 @@ def delete(path: Path) -> None:
         raise UserError(f"cannot delete {path}: {error.strerror or error}") from error
 
 
-def check_output(path: Path, suffixes: Sequence[str], flag: str = "--output") -> None:
+def check_output(
+    path: Path, suffixes: Sequence[str], flag: str = "--output", read: Iterable[Path | str] = ()
+) -> None:
     """Raise :class:`~snnet.errors.UserError` unless ``path`` ends in one of these and can be written.
 
-    For a command to call before its work, not after it.
+    Nor may it be one of the files that are ``read``: they would be lost. For a command to call before its work, not
+    after it.
     """
     if path.suffix not in suffixes:
         raise UserError(f"{flag} {path}: the name must end in {' or '.join(suffixes)}")
@@ -81,6 +84,8 @@ def check_output(path: Path, suffixes: Sequence[str], flag: str = "--output") ->
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         what = "is a folder" if path.is_dir() else f"{path.parent} cannot be written to"
         raise UserError(f"{flag} {path}: {what}")
+    if path.exists() and any(os.path.exists(source) and path.samefile(source) for source in read):
+        raise UserError(f"{flag} {path}: the command reads this file, which would be lost: name another")
 
 
 def check_output_folder(folder: Path, flag: str) -> None:

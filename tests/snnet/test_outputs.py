@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import pytest
+import safetensors.torch
+from PIL import Image
 
 from snnet.errors import UserError
 from snnet.files import drafts
 from snnet.files.drafts import clear_abandoned, draft_file, draft_folder
 from snnet.files.locks import hold, let_go, lock
 from snnet.files.outputs import check_output_folder, write_atomically, write_bytes
+from snnet.models import build_model
+from snnet.system.command import run_command
 
 ABANDONED = ".snnet-" + "0f" * 16 + ".tmp"
 
@@ -130,3 +137,50 @@ def test_a_folder_that_is_tried_is_not_left(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^--output .*file/b: must be a folder that can be written to \("):
         check_output_folder(tmp_path / "file" / "b", "--output")
+
+
+NETWORK = "--arch osnet_x0_25 --height 32 --width 16 --weights"
+
+
+@pytest.mark.parametrize(
+    ("words", "lost"),
+    [
+        ("label f.npz --output f.npz", "f.npz"),
+        ("label link/../f.npz --output ./f.npz", "f.npz"),
+        ("label link.npz --output f.npz", "f.npz"),
+        (f"export {NETWORK} w.safetensors --output w.safetensors", "w.safetensors"),
+        (
+            f"extract {NETWORK} w.safetensors --dataset folder --data-dir . --output w.safetensors",
+            "w.safetensors",
+        ),
+        ("export --config net.yaml --output w.safetensors", "w.safetensors"),
+        ("export --checkpoint w.safetensors --output w.safetensors", "w.safetensors"),
+        (f"search {NETWORK} none --gallery link --query q.png --picture q.png", "q.png"),
+        (f"search {NETWORK} none --gallery link --query q.png --picture crops/g.png", "crops/g.png"),
+    ],
+)
+def test_a_file_that_a_command_reads_is_not_what_it_writes(
+    words: str, lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "crops").mkdir()
+    for name in ("q.png", "crops/g.png"):
+        Image.new("RGB", (16, 32)).save(name)
+    np.savez("f.npz", features=np.eye(3, dtype=np.float32))
+    state = build_model("osnet_x0_25").state_dict()
+    safetensors.torch.save_file(state, "w.safetensors")
+    (tmp_path / "net.yaml").write_text("arch: osnet_x0_25\nweights: w.safetensors\n")
+    (tmp_path / "link.npz").symlink_to("f.npz")
+    (tmp_path / "link").symlink_to("crops")
+    before = (tmp_path / lost).read_bytes()
+    monkeypatch.setattr(
+        "sys.argv", [*words.split(), "--quiet", *(["--device", "cpu"] if "export" not in words else [])]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        run_command(importlib.import_module(f"snnet.{words.split()[0]}").main)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2
+    assert re.fullmatch(
+        r"error: --(output|picture) \S+: the command reads this file, which would be lost: .*", line
+    )
+    assert (tmp_path / lost).read_bytes() == before
