@@ -122,6 +122,7 @@ class ListPrediction {
                                 [&](int64_t begin, int64_t end) {
       for (int64_t w = begin; w < end; ++w) {
         Sample& sample = samples_[walking[w]];
+        for (const Entry& candidate : sample.candidates) lists_.prefetch_row(candidate.column);
         const int64_t rank = rank_of(sample);
         if (!needs_check(sample.count(), options_.min_rank, lists_.n)) sample.position = sample.count();
         Verdict verdict = kConsistent;

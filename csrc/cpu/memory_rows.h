@@ -8,6 +8,7 @@
 
 #include "../common/recurrence.h"
 #include "checks.h"
+#include "products.h"
 #include "vector.h"
 
 namespace snnet {
@@ -46,29 +47,45 @@ inline float blend_row(const VectorKernels& kernels, const float* before, const 
   return length;
 }
 
-// Blends and renormalises the memory rows of a round; their lengths before the division. Entries whose row would not
-// be finite are taken out of the round: nothing is written for them.
-inline std::vector<float> blend_rows(const MemoryRows& rows, Round& round) {
+inline void prefetch_floats(const float* row, int64_t count) {
+  constexpr int64_t kLine = 16;  // of a cache line
+  for (int64_t k = 0; k < count; k += kLine) __builtin_prefetch(row + k);
+}
+
+// The rows of a round that have moved [r, d], and their lengths before the division.
+struct Blended {
+  Tensor rows;
+  std::vector<float> lengths;
+};
+
+// Blends and renormalises the memory rows of a round. Entries whose row would not be finite are taken out of the
+// round: nothing is written for them.
+inline Blended blend_rows(const MemoryRows& rows, Round& round) {
   const int64_t count = static_cast<int64_t>(round.size()), d = rows.d;
   std::vector<float> lengths(round.size());
-  std::vector<float> blended(round.size() * d);
+  Tensor moved = empty_floats(rows.tensor, count, d);
+  float* blended = floats(moved);
   const VectorKernels& kernels = vector_kernels();
-  torch::stable::parallel_for(0, count, grain(3 * d), [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, count, grain(8 * d), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
+      if (r + 1 < end) prefetch_floats(rows.memory + rows.index[round[r + 1]] * d, d);
+      if (r + 1 < end) prefetch_floats(rows.features + round[r + 1] * d, d);
       lengths[r] = blend_row(kernels, rows.memory + rows.index[round[r]] * d, rows.features + round[r] * d, rows.alpha,
-                             rows.beta, d, blended.data() + r * d);
+                             rows.beta, d, blended + r * d);
+      if (is_finite(lengths[r])) std::copy_n(blended + r * d, d, rows.memory + rows.index[round[r]] * d);
     }
   });
-  std::size_t written = 0;
+  int64_t written = 0;
   for (int64_t r = 0; r < count; ++r) {
     if (!is_finite(lengths[r])) continue;
-    std::copy_n(blended.data() + r * d, d, rows.memory + rows.index[round[r]] * d);
+    if (written < r) std::copy_n(blended + r * d, d, blended + written * d);
     round[written] = round[r];
     lengths[written++] = lengths[r];
   }
   round.resize(written);
   lengths.resize(written);
-  return lengths;
+  if (written < count) moved = torch::stable::narrow(moved, 0, 0, written);
+  return {moved, lengths};
 }
 
 inline float checked_momentum(const Tensor& momentum) {

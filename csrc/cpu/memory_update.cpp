@@ -23,6 +23,11 @@ struct Pair {
   float value;
 };
 
+// An entry of a list.
+struct Listed {
+  int32_t row, column, place;
+};
+
 // Lists in which i lists l exactly where l lists i; mirrors[i, j] is the place of i in the row columns[i, j].
 class SymmetricLists : public NeighborLists {
  public:
@@ -48,8 +53,25 @@ class SymmetricLists : public NeighborLists {
     mirrors_of(pair.column)[other] = place;
   }
 
-  void remove(int32_t i, int32_t l) const {
-    const int32_t place = place_of(i, l);
+  // The last entries of row i are wanted soon.
+  void prefetch_last(int64_t i) const {
+    const int64_t last = i * capacity + counts[i] - 1;
+    __builtin_prefetch(columns + last, 1);
+    __builtin_prefetch(values + last, 1);
+    __builtin_prefetch(mirrors + last, 1);
+  }
+
+  // Where an entry of row i is mirrored is wanted soon.
+  void prefetch_mirror(int64_t i, int32_t place) const {
+    if (place < 0) return;  // the row is empty
+    const int64_t mirror = columns_of(i)[place] * capacity + mirrors_of(i)[place];
+    __builtin_prefetch(columns + mirror, 1);
+    __builtin_prefetch(mirrors + mirror, 1);
+  }
+
+  // Takes l out of row i, where it probably stands at `place`, and i out of row l.
+  void remove(int32_t i, int32_t l, int32_t place = 0) const {
+    if (place >= counts[i] || columns_of(i)[place] != l) place = place_of(i, l);
     if (place == counts[i]) return;
     check_mirror(i, place);
     const int32_t other = mirrors_of(i)[place];
@@ -60,6 +82,7 @@ class SymmetricLists : public NeighborLists {
   // What a moved row lists, and where that is mirrored, lies in the tables.
   void check_row(int64_t i) const {
     check_columns_of(i);
+    if (all_within(mirrors_of(i), counts[i], capacity - 1)) return;
     for (int32_t j = 0; j < counts[i]; ++j) {
       const int32_t place = mirrors_of(i)[j];
       SNNET_CHECK(place >= 0 && place < capacity, "lists.mirrors must lie in [0, ", capacity, "), got ", place);
@@ -99,10 +122,10 @@ class SymmetricLists : public NeighborLists {
 class ListUpdate {
  public:
   ListUpdate(const SymmetricLists& lists, const MemoryRows& rows, const Round& round,
-             const std::vector<float>& lengths, const std::vector<const float*>& similarity)
-      : lists_(lists), rows_(rows), round_(round), lengths_(lengths), similarity_(similarity),
+             const Blended& moved, const std::vector<const float*>& similarity)
+      : lists_(lists), rows_(rows), round_(round), lengths_(moved.lengths), similarity_(similarity),
         count_(static_cast<int64_t>(round.size())), entry_of_(lists.n, -1), places_(count_ * count_, -1),
-        dropped_(round.size()), risen_(round.size()), products_(products_of_moved(rows, round)) {
+        dropped_(round.size()), risen_(round.size()), products_(inner_products(moved.rows, moved.rows)) {
     for (int64_t r = 0; r < count_; ++r) entry_of_[row_of(r)] = static_cast<int32_t>(r);
   }
 
@@ -117,9 +140,7 @@ class ListUpdate {
       }
     });
     for (int64_t r = 0; r < count_; ++r) take_moved(r);
-    for (const auto& pairs : dropped_) {
-      for (const Pair& pair : pairs) lists_.remove(pair.row, pair.column);
-    }
+    drop();
     insert_risen();
   }
 
@@ -157,7 +178,7 @@ class ListUpdate {
                                  : blended_similarity(lists_.values_of(i)[j], s[l], rows_.alpha, rows_.beta,
                                                       lengths_[r]);
       lists_.set_value(i, j, value);
-      if (!is_above_a_floor(i, l, value)) dropped_[r].push_back({static_cast<int32_t>(i), l, value});
+      if (!is_above_a_floor(i, l, value)) dropped_[r].push_back({static_cast<int32_t>(i), l, j});
     }
   }
 
@@ -172,13 +193,6 @@ class ListUpdate {
     });
   }
 
-  static Tensor products_of_moved(const MemoryRows& rows, const Round& round) {
-    std::vector<int64_t> positions;
-    for (int64_t b : round) positions.push_back(rows.index[b]);
-    const Tensor moved = rows_at(rows.tensor, positions);
-    return inner_products(moved, moved);
-  }
-
   // Pairs of moved rows: products.
   void take_moved(int64_t r) {
     const float* products = const_floats(products_) + r * count_;
@@ -189,7 +203,29 @@ class ListUpdate {
       const Pair pair{static_cast<int32_t>(i), static_cast<int32_t>(l), products[c]};
       if (place >= 0) lists_.set_value(i, place, pair.value);
       if (is_above_a_floor(i, l, pair.value) == (place >= 0)) continue;
-      (place >= 0 ? dropped_ : risen_)[r].push_back(pair);
+      if (place >= 0) {
+        dropped_[r].push_back({pair.row, pair.column, place});
+      } else {
+        risen_[r].push_back(pair);
+      }
+    }
+  }
+
+  // What has fallen below both floors leaves the lists. From the last place of a row to the first: those before stay.
+  void drop() {
+    std::vector<Listed> all;
+    for (const auto& entries : dropped_) all.insert(all.end(), entries.rbegin(), entries.rend());
+    constexpr std::size_t kSoon = 4, kLater = 8;  // what an entry leads to is anywhere in memory, and leads on
+    for (std::size_t e = 0; e < all.size(); ++e) {
+      if (e + kLater < all.size()) {
+        lists_.prefetch_mirror(all[e + kLater].row, all[e + kLater].place);
+        lists_.prefetch_last(all[e + kLater].column);
+      }
+      if (e + kSoon < all.size()) {
+        const int32_t l = all[e + kSoon].column;
+        lists_.prefetch_mirror(l, lists_.counts[l] - 1);
+      }
+      lists_.remove(all[e].row, all[e].column, all[e].place);
     }
   }
 
@@ -242,7 +278,8 @@ class ListUpdate {
   int64_t count_;
   std::vector<int32_t> entry_of_;  // [n], the entry that moved a row, or -1
   std::vector<int32_t> places_;    // [r, c] is where the row of entry r lists that of entry c, or -1
-  std::vector<std::vector<Pair>> dropped_, risen_;
+  std::vector<std::vector<Listed>> dropped_;
+  std::vector<std::vector<Pair>> risen_;
   Tensor products_;  // of the moved rows with each other
 };
 
@@ -311,9 +348,9 @@ void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tenso
   std::vector<Round> rounds = occurrence_rounds(rows.index, batch_size);
   LiveSimilarity current(const_floats(s), n, rounds, batch_size);
   for (std::size_t turn = 0; turn < rounds.size(); ++turn) {
-    const std::vector<float> lengths = blend_rows(rows, rounds[turn]);
+    const Blended moved = blend_rows(rows, rounds[turn]);
     if (rounds[turn].empty()) continue;
-    ListUpdate(lists, rows, rounds[turn], lengths, current.of(rounds[turn])).run();
+    ListUpdate(lists, rows, rounds[turn], moved, current.of(rounds[turn])).run();
     for (std::size_t next = turn + 1; next < rounds.size(); ++next) current.follow(rows, update.live, rounds[turn], rounds[next]);
   }
 }

@@ -2,6 +2,7 @@
 #include "products.h"
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "vector.h"
@@ -26,29 +27,42 @@ struct Rows {
 struct Panels {
   int64_t vector, lanes;  // floats of a vector, and of a whole panel
   int64_t count, d, rows;
-  std::vector<float> values;
+  std::unique_ptr<float[]> values;
 
   explicit Panels(const Rows& given)
       : vector(vector_kernels().lanes_of_vector), lanes(vector * vector_kernels().most_vectors),
         count((given.count + lanes - 1) / lanes), d(given.d), rows(given.count) {
-    values.resize(((rows + vector - 1) / vector) * vector * d);
-    torch::stable::parallel_for(0, count, grain(lanes * d), [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) pack(given, p);
+    values.reset(new float[((rows + vector - 1) / vector) * vector * d]);
+    const int64_t parts = (d + kPart - 1) / kPart;
+    torch::stable::parallel_for(0, count * parts, grain(lanes * kPart), [&](int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; ++part) pack(given, part / parts, part % parts * kPart);
     });
   }
 
   int64_t vectors_of(int64_t p) const { return (rows_of_panel(p) + vector - 1) / vector; }
   int64_t rows_of_panel(int64_t p) const { return std::min(lanes, rows - p * lanes); }
-  const float* panel(int64_t p) const { return values.data() + p * lanes * d; }
+  const float* panel(int64_t p) const { return values.get() + p * lanes * d; }
 
  private:
-  void pack(const Rows& given, int64_t p) {
-    const int64_t width = vectors_of(p) * vector;
-    float* target = values.data() + p * lanes * d;
-    for (int64_t lane = 0; lane < rows_of_panel(p); ++lane) {
-      const float* row = given.values + (p * lanes + lane) * given.stride;
-      for (int64_t k = 0; k < d; ++k) target[k * width + lane] = row[k];
+  static constexpr int64_t kPart = 64;    // dimensions that are packed at once: they stay in the first cache
+  static constexpr int64_t kTogether = 4;  // rows that are packed together
+
+  void pack(const Rows& given, int64_t p, int64_t first) {
+    const int64_t width = vectors_of(p) * vector, used = rows_of_panel(p), depth = std::min(kPart, d - first);
+    float* target = values.get() + p * lanes * d + first * width;
+    const auto row = [&](int64_t lane) { return given.values + (p * lanes + lane) * given.stride + first; };
+    int64_t lane = 0;
+    for (; lane + kTogether <= used; lane += kTogether) {
+      const float *a = row(lane), *b = row(lane + 1), *c = row(lane + 2), *e = row(lane + 3);
+      for (int64_t k = 0; k < depth; ++k) {
+        const float four[kTogether] = {a[k], b[k], c[k], e[k]};
+        std::copy_n(four, kTogether, target + k * width + lane);
+      }
     }
+    for (; lane < used; ++lane) {
+      for (int64_t k = 0; k < depth; ++k) target[k * width + lane] = row(lane)[k];
+    }
+    for (int64_t k = 0; k < depth; ++k) std::fill_n(target + k * width + used, width - used, 0.0f);
   }
 };
 
@@ -80,19 +94,21 @@ Tensor inner_products(const Tensor& left, const Tensor& right) {
   const Panels panels{Rows(left_is_packed ? left : right)};
   const Rows rows(left_is_packed ? right : left);
   float* out = floats(result);
-  const int64_t blocks = (rows.count + kRows - 1) / kRows;
+  // Few rows are split for the threads.
+  const int64_t at_once = rows.count * panels.count < 4 * kRows ? kRows / 4 : kRows;
+  const int64_t blocks = (rows.count + at_once - 1) / at_once;
   const auto multiply = [&](int64_t begin, int64_t end) {
-    std::vector<float> products(kRows * panels.lanes);
+    std::vector<float> products(at_once * panels.lanes);
     for (int64_t part = begin; part < end; ++part) {
-      const int64_t p = part % panels.count, first = part / panels.count * kRows, row = p * panels.lanes;
-      const int64_t count = std::min(kRows, rows.count - first), vectors = panels.vectors_of(p);
+      const int64_t p = part % panels.count, first = part / panels.count * at_once, row = p * panels.lanes;
+      const int64_t count = std::min(at_once, rows.count - first), vectors = panels.vectors_of(p);
       vector_kernels().panel_products(panels.panel(p), vectors, rows.values + first * rows.stride, rows.stride, count,
                                       d, true, products.data());
       store(products.data(), count, vectors * panels.vector, panels.rows_of_panel(p), left_is_packed,
             left_is_packed ? out + row * columns + first : out + first * columns + row, columns);
     }
   };
-  torch::stable::parallel_for(0, blocks * panels.count, grain(kRows * d), multiply);
+  torch::stable::parallel_for(0, blocks * panels.count, grain(at_once * d * panels.lanes / 8), multiply);
   return result;
 }
 

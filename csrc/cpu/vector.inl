@@ -57,18 +57,26 @@ int64_t collect_reaching(const float* row, const float* rest, float scale, int64
   return found;
 }
 
+// Bit i is set where row[i] > bar or row[i] > gain * floors[i] - slack, i < size <= 64.
+SNNET_INLINE uint64_t rising(const float* row, const float* floors, int64_t size, float bar, float gain, float slack) {
+  float above[kBlock];
+  for (int64_t i = 0; i < size; ++i) {
+    const float own = row[i] - bar, other = row[i] - (gain * floors[i] - slack);
+    above[i] = other > own ? other : own;
+  }
+  for (int64_t i = size; i < kBlock; ++i) above[i] = 0.0f;
+  return Lanes::passing<false>(above, 0.0f);
+}
+
 int64_t collect_rising(const float* row, const float* floors, int64_t n, float bar, float gain, float slack,
                        Entry* out) {
+  constexpr int64_t kAhead = 2048;  // over the end of a page, where the processor does not look by itself
   int64_t found = 0;
-  float above[kBlock];
   for (int64_t l = 0; l < n; l += kBlock) {
-    const int64_t size = n - l < kBlock ? n - l : kBlock;
-    for (int64_t i = 0; i < size; ++i) {
-      const float own = row[l + i] - bar, other = row[l + i] - (gain * floors[l + i] - slack);
-      above[i] = other > own ? other : own;
-    }
-    for (int64_t i = size; i < kBlock; ++i) above[i] = 0.0f;
-    for (uint64_t mask = Lanes::passing<false>(above, 0.0f); mask != 0; mask &= mask - 1) {
+    for (int64_t i = 0; i < kBlock; i += 16) __builtin_prefetch(row + l + kAhead + i);
+    uint64_t mask = n - l < kBlock ? rising(row + l, floors + l, n - l, bar, gain, slack)
+                                   : rising(row + l, floors + l, kBlock, bar, gain, slack);
+    for (; mask != 0; mask &= mask - 1) {
       const int64_t i = l + lowest_bit(mask);
       out[found++] = {row[i], static_cast<int32_t>(i)};
     }
@@ -85,8 +93,9 @@ int64_t count_above(const float* row, int64_t n, float bar, int64_t limit) {
     count += above;
     if (count > limit) return count;
   }
-  for (; l < n; ++l) count += row[l] > bar;
-  return count;
+  int32_t above = 0;
+  for (; l < n; ++l) above += row[l] > bar;
+  return count + above;
 }
 
 Entry largest(const float* row, int64_t n) {
