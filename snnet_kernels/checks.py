@@ -25,7 +25,7 @@ MOST_PADDING = 65_536  # neighbours that may be asked for beyond those there are
 LENGTH_TOLERANCE = 0.01  # how far from 1 the length of a feature may be
 
 
-def check_tensor(name: str, value: object, shape: str) -> Tensor:
+def check_tensor(name: str, value: object, shape: object) -> Tensor:
     """A dense tensor; sparse, nested, MKLDNN, quantized and lazily negated ones have no rows to read in place."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor {shape}, got {type(value).__name__}")
@@ -78,11 +78,13 @@ def check_storage(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
 
 
 def check_same_device(**tensors: Tensor | None) -> None:
-    given = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
-    first = next(iter(given))
-    for name, device in given.items():
-        if device != given[first]:
-            raise ValueError(f"{name} must be on the device of {first} ({given[first]}), got {device}")
+    """The first one is there."""
+    first, *others = tensors
+    device = tensors[first].device  # type: ignore[union-attr]
+    for name in others:
+        tensor = tensors[name]
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} must be on the device of {first} ({device}), got {tensor.device}")
 
 
 def check_features(name: str, value: object, feature_dim: int) -> Tensor:
@@ -110,9 +112,15 @@ def check_lengths(name: str, features: Tensor, finite: bool = True) -> None:
 
 
 def check_index(
-    name: str, value: object, num_instances: int, batch_size: int | None = None, lowest: int = 0
+    name: str,
+    value: object,
+    num_instances: int,
+    batch_size: int | None = None,
+    lowest: int = 0,
+    *,
+    read_later: bool = False,
 ) -> Tensor:
-    """Dataset positions: int64 [B], lowest <= index < n."""
+    """Dataset positions: int64 [B], lowest <= index < n; ``read_later``: an operation reads them on the CPU anyway."""
     index = check_tensor(name, value, "[B]")
     if index.dtype != torch.int64:
         raise TypeError(f"{name} must be torch.int64, got {index.dtype}")
@@ -120,7 +128,7 @@ def check_index(
         raise ValueError(f"{name} must have 1 dimension [B], got shape {tuple(index.shape)}")
     if batch_size is not None and index.shape[0] != batch_size:
         raise ValueError(f"{name} must have {batch_size} entries, got {index.shape[0]}")
-    if has_values(index):
+    if not (read_later and index.is_cpu) and has_values(index):
         check_index_values(name, index, num_instances, lowest)
     return index
 
@@ -157,27 +165,28 @@ def apart(written: Mapping[str, Tensor | None], *read: Tensor | None) -> list[An
 
     The written ones must not share memory among each other. Traced calls are not looked at.
     """
-    targets = {name: tensor for name, tensor in written.items() if tensor is not None}
-    if not all(has_values(tensor) for tensor in (*targets.values(), *read) if tensor is not None):
+    given = [tensor for tensor in (*written.values(), *read) if tensor is not None]
+    if not all(map(has_values, given)):
         return list(read)
     taken: list[tuple[str, torch.device, int, int]] = []  # name, device and bytes [first, end)
 
-    def owner(device: torch.device, first: int, end: int) -> str | None:
-        """The written argument that may share memory with these bytes."""
-        if first < end:
-            for name, other, start, stop in taken:
-                if first < stop and start < end and device == other:
-                    return name
+    def owner(tensor: Tensor, first: int, end: int) -> str | None:
+        """The written argument that may share memory with these bytes of a tensor."""
+        for name, device, start, stop in taken:
+            if first < stop and start < end and first < end and tensor.device == device:
+                return name
         return None
 
-    for name, tensor in targets.items():
-        extent = tensor.device, *byte_range(tensor)
-        if (other := owner(*extent)) is not None:
+    for name, tensor in written.items():
+        if tensor is None:
+            continue
+        extent = byte_range(tensor)
+        if (other := owner(tensor, *extent)) is not None:
             raise ValueError(f"{name} must not share memory with {other}: one of them is written")
-        if extent[1] < extent[2]:
-            taken.append((name, *extent))
+        if extent[0] < extent[1]:
+            taken.append((name, tensor.device, *extent))
     return [
-        tensor.clone() if tensor is not None and owner(tensor.device, *byte_range(tensor)) else tensor
+        tensor.clone() if tensor is not None and owner(tensor, *byte_range(tensor)) else tensor
         for tensor in read
     ]
 
@@ -212,13 +221,25 @@ def check_query(
     """What labels and neighbours are sought in: memory, positions, and the similarities that are at hand."""
     memory = check_memory("memory", memory)
     n = memory.shape[0]
-    index = check_index("index", index, n)
+    index = check_index("index", index, n, read_later=True)
     if query_rows is not None:
         query_rows = check_rows("query_rows", query_rows, index.shape[0], n).detach()
     check_same_device(memory=memory, index=index, query_rows=query_rows)
     if lists is not None:
         check_lists("lists", lists, memory)
     return memory, index, query_rows
+
+
+def _check_table(name: str, value: object, shape: tuple[int, ...], floats: bool, memory: Tensor) -> None:
+    """A part of neighbour lists of the memory."""
+    tensor = check_tensor(name, value, list(shape))
+    if tensor.device != memory.device:
+        check_same_device(memory=memory, **{name: tensor})
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
+    check_storage(name, tensor, torch.float32 if floats else torch.int32)
+    if tensor.requires_grad:
+        raise ValueError(f"{name} must not require grad: no gradient is defined for it")
 
 
 def check_lists(name: str, value: object, memory: Tensor, symmetric: bool = False) -> NeighborLists:
@@ -233,22 +254,17 @@ def check_lists(name: str, value: object, memory: Tensor, symmetric: bool = Fals
         raise ValueError(
             f"{name}.columns must have at least one place a row, got {list(value.columns.shape)}"
         )
-    for part, tensor in value._asdict().items():
-        if part == "mirrors" and tensor is None:
-            continue
-        check_tensor(
-            f"{name}.{part}", tensor, f"[{num_instances}{', K' * (part not in ('counts', 'floors'))}]"
-        )
-        check_same_device(memory=memory, **{f"{name}.{part}": tensor})
-        width = mirrors_width(tensor.device, capacity) if part == "mirrors" else capacity
-        shape = (num_instances,) if part in ("counts", "floors") else (num_instances, width)
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name}.{part} must have shape {list(shape)}, got {list(tensor.shape)}")
-        check_storage(
-            f"{name}.{part}", tensor, torch.float32 if part in ("values", "floors") else torch.int32
-        )
-        if tensor.requires_grad:
-            raise ValueError(f"{name}.{part} must not require grad: no gradient is defined for it")
+    shapes = {
+        "columns": (num_instances, capacity),
+        "values": (num_instances, capacity),
+        "counts": (num_instances,),
+        "floors": (num_instances,),
+        "mirrors": (num_instances, mirrors_width(memory.device, capacity)),
+    }
+    for part, shape in shapes.items():
+        tensor = getattr(value, part)
+        if part != "mirrors" or tensor is not None:
+            _check_table(f"{name}.{part}", tensor, shape, part in ("values", "floors"), memory)
     return value
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from .checks import check_index_values
 from .ops.checksums import checksums, checksums_match
 from .tracing import has_values
 
@@ -72,6 +73,7 @@ class Source:
             return True
         words = _words(tensor)
         if words is None:
+            check_index_values("index", rows, len(tensor), lowest=-1)
             rows = rows[rows >= 0]
             return torch.equal(self._sums.index_select(0, rows), row_checksums(tensor, rows))
         return bool(checksums_match(words, rows, _factors(words.shape[1], words.device), self._sums))

@@ -125,7 +125,7 @@ class PseudoLabelMemory(FixedTypeModule):
 
     def rows(self, index: Tensor) -> Tensor:
         """P[index], packed, uint8 [B, label_bytes(n)]: the labels of images ``index`` [B] (Eq. 6), empty for -1."""
-        index = self._checked(index, lowest=-1)
+        index = self._checked(index, lowest=-1, read_later=True)
         if self.tables is not None:
             return self.tables.rows(index)
         assert self.row_bits is not None
@@ -133,7 +133,7 @@ class PseudoLabelMemory(FixedTypeModule):
 
     def columns(self, index: Tensor) -> Tensor:
         """P[:, index]ᵀ, packed, uint8 [B, label_bytes(n)]: the images whose label contains ``index[b]`` (Eq. 4)."""
-        index = self._checked(index, lowest=-1)
+        index = self._checked(index, lowest=-1, read_later=True)
         if self.tables is not None:
             return self.tables.columns(index)
         return _gather_labels(self._current_bits(index)[1], index)
@@ -169,9 +169,9 @@ class PseudoLabelMemory(FixedTypeModule):
             self.column_bits[:, start // 8 : start // 8 + packed.shape[1]] = packed
         self._vouch_for_columns()
 
-    def _checked(self, index: Tensor, lowest: int = 0) -> Tensor:
+    def _checked(self, index: Tensor, lowest: int = 0, read_later: bool = False) -> Tensor:
         self._refuse_replication()
-        index = checks.check_index("index", index, self.num_instances, lowest=lowest)
+        index = checks.check_index("index", index, self.num_instances, lowest=lowest, read_later=read_later)
         checks.check_same_device(P=self._held, index=index)
         return index
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.compiler import is_compiling
 
 
 def has_values(tensor: Tensor) -> bool:
     """Whether eager code may read the tensor's values and address: not traced, fake, on meta, or transformed."""
-    if torch.compiler.is_compiling():
+    if is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor):
         return False
-    abstract = tensor.is_meta or isinstance(tensor, FakeTensor)
-    return not abstract and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not is_functorch_wrapped_tensor(tensor)

@@ -32,7 +32,7 @@ def update_memory_by_hardest_(
     """
     memory = checks.check_memory("memory", memory)
     features = checks.check_features("features", features, memory.shape[1]).detach()
-    index = checks.check_index("index", index, memory.shape[0], features.shape[0])
+    index = checks.check_index("index", index, memory.shape[0], features.shape[0], read_later=True)
     momentum = checks.check_momentum(momentum, memory.device)
     checks.check_same_device(memory=memory, index=index, features=features)
     index, features, momentum = checks.apart({"memory": memory}, index, features, momentum)

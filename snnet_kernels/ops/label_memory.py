@@ -76,7 +76,7 @@ def write_labels_(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: 
     row_bits = checks.check_labels("row_bits", row_bits, n, n)
     column_bits = checks.check_labels("column_bits", column_bits, n, n)
     labels = checks.check_labels("labels", labels, n)
-    index = checks.check_index("index", index, n, labels.shape[0])
+    index = checks.check_index("index", index, n, labels.shape[0], read_later=True)
     checks.check_same_device(row_bits=row_bits, column_bits=column_bits, index=index, labels=labels)
     index, labels = checks.apart({"row_bits": row_bits, "column_bits": column_bits}, index, labels)
     _write_labels_(row_bits, column_bits, index, labels)
@@ -94,6 +94,6 @@ def gather_labels(bits: Tensor, index: Tensor) -> Tensor:
     """
     bits = checks.check_matrix("bits", bits, "n", "label_bytes(n)")
     bits = checks.check_labels("bits", bits, bits.shape[0])
-    index = checks.check_index("index", index, bits.shape[0], lowest=-1)
+    index = checks.check_index("index", index, bits.shape[0], lowest=-1, read_later=True)
     checks.check_same_device(bits=bits, index=index)
     return _gather_labels(bits, index)

@@ -71,7 +71,8 @@ def update_memory_(
     memory = checks.check_memory("memory", memory)
     n = memory.shape[0]
     features = checks.check_features("features", features, memory.shape[1]).detach()
-    index = checks.check_index("index", index, n, features.shape[0])
+    in_one_call = lists is None or similarity is not None
+    index = checks.check_index("index", index, n, features.shape[0], read_later=in_one_call)
     momentum = checks.check_momentum(momentum, memory.device)
     if similarity is not None:
         similarity = checks.check_rows("similarity", similarity, features.shape[0], n).detach()
@@ -83,8 +84,9 @@ def update_memory_(
     index, features, momentum, similarity = checks.apart(written, index, features, momentum, similarity)
     if lists is None:
         return _update_memory_(memory, index, features, momentum)
-    batch_size = features.shape[0]
-    step = batch_size if similarity is not None else max(1, SIMILARITIES_AT_ONCE // max(n, 1))
-    for start in range(0, batch_size, max(step, 1)):
+    if in_one_call:
+        return update_memory_lists_(memory, index, features, momentum, *lists, similarity)
+    step = max(1, SIMILARITIES_AT_ONCE // max(n, 1))
+    for start in range(0, features.shape[0], step):
         part = slice(start, start + step)
         update_memory_lists_(memory, index[part], features[part], momentum, *lists, similarity)
