@@ -2,7 +2,8 @@
 
 Shapes, types and devices are checked here, always. Values (an index out of range, a momentum outside
 [0, 1]) are read only where that costs no synchronisation and where no graph is being traced: on the CPU, in
-eager mode. The implementations check them once more, so that a traced call is as safe.
+eager mode. The implementations check them once more, so that a traced call is as safe. An operation that writes nothing
+checks its index alone (``read_later``); before one that writes, it is checked here: a refused write is not counted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .tracing import has_values
 
 DEBUG = os.environ.get("SNNET_DEBUG") == "1"
 MOST_PADDING = 65_536  # neighbours that may be asked for beyond those there are
-LIBRARY_RAISES_VALUE_ERROR = torch.__version__ < "2.15"  # from then on its errors are RuntimeErrors
+LIBRARY_RAISES_VALUE_ERROR = torch.__version__ < "2.15.dev0"  # then its errors became RuntimeErrors
 LENGTH_TOLERANCE = 0.01  # how far from 1 the length of a feature may be
 
 
@@ -121,7 +122,7 @@ def check_index(
     *,
     read_later: bool = False,
 ) -> Tensor:
-    """Dataset positions: int64 [B], lowest <= index < n; ``read_later``: an operation reads them on the CPU anyway."""
+    """Dataset positions: int64 [B], lowest <= index < n; ``read_later``: an operation checks the values on the CPU."""
     index = check_tensor(name, value, "[B]")
     if index.dtype != torch.int64:
         raise TypeError(f"{name} must be torch.int64, got {index.dtype}")
@@ -161,33 +162,33 @@ def byte_range(tensor: Tensor) -> tuple[int, int]:
     return first, first + (last + 1) * tensor.element_size()
 
 
-def apart(written: Mapping[str, Tensor | None], *read: Tensor | None) -> list[Any]:
-    """Arguments of an operation that writes: ``read`` ones that may share memory with a ``written`` one are copied.
-
-    The written ones must not share memory among each other. Traced calls are not looked at.
-    """
-    given = [tensor for tensor in (*written.values(), *read) if tensor is not None]
-    if not all(map(has_values, given)):
-        return list(read)
+def check_apart(written: Mapping[str, Tensor | None]) -> None:
+    """Tensors that a call writes, by name: none shares memory with another. Traced calls are not looked at."""
     taken: list[tuple[str, torch.device, int, int]] = []  # name, device and bytes [first, end)
-
-    def owner(tensor: Tensor, first: int, end: int) -> str | None:
-        """The written argument that may share memory with these bytes of a tensor."""
-        for name, device, start, stop in taken:
-            if first < stop and start < end and first < end and tensor.device == device:
-                return name
-        return None
-
     for name, tensor in written.items():
-        if tensor is None:
+        if tensor is None or not has_values(tensor):
             continue
-        extent = byte_range(tensor)
-        if (other := owner(tensor, *extent)) is not None:
-            raise ValueError(f"{name} must not share memory with {other}: one of them is written")
-        if extent[0] < extent[1]:
-            taken.append((name, tensor.device, *extent))
+        first, end = byte_range(tensor)
+        for other, device, start, stop in taken:
+            if first < stop and start < end and first < end and tensor.device == device:
+                raise ValueError(f"{name} must not share memory with {other}: one of them is written")
+        if first < end:
+            taken.append((name, tensor.device, first, end))
+
+
+def apart(written: Sequence[Tensor], *read: Tensor | None) -> list[Any]:
+    """What is ``read``, and copies of that which may share memory with something ``written``.
+
+    Compiled implementations do the same (csrc/common/apart.h).
+    """
+    ranges = [(tensor.device, *byte_range(tensor)) for tensor in written if has_values(tensor)]
+
+    def is_written(tensor: Tensor) -> bool:
+        first, end = byte_range(tensor)
+        return any(first < stop and start < end and tensor.device == device for device, start, stop in ranges)
+
     return [
-        tensor.clone() if tensor is not None and owner(tensor, *byte_range(tensor)) else tensor
+        tensor.clone() if tensor is not None and has_values(tensor) and is_written(tensor) else tensor
         for tensor in read
     ]
 

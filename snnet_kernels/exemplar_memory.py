@@ -182,7 +182,7 @@ class ExemplarMemory(FixedTypeModule):
             expected = [self.num_instances, self.feature_dim]
             raise ValueError(f"features must have shape {expected}, got {list(features.shape)}")
         checks.check_lengths("features", features)
-        (features,) = checks.apart({"memory": self.features}, features)
+        (features,) = checks.apart([self.features], features)
         with torch.no_grad():
             self.features.copy_(features)
         if torch.compiler.is_compiling():

@@ -13,7 +13,7 @@ from .label_tables import LabelTables
 from .layout import identity_labels, label_entries
 from .memory_module import FixedTypeModule, refuse_group
 from .memory_size import check_room
-from .ops.label_memory import _gather_labels, _write_labels_  # the index is checked here
+from .ops.label_memory import _gather_labels, _write_labels_  # the rest is checked here
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -119,8 +119,8 @@ class PseudoLabelMemory(FixedTypeModule):
             self.tables.write_(index, labels)
             return
         row_bits, column_bits = self._current_bits(index)
-        written = {"row_bits": row_bits, "column_bits": column_bits}
-        _write_labels_(row_bits, column_bits, *checks.apart(written, index, labels))
+        checks.check_apart({"row_bits": row_bits, "column_bits": column_bits})
+        _write_labels_(row_bits, column_bits, index, labels)
         self._vouch_for_columns(index)
 
     def rows(self, index: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ class MemoryLists(nn.Module):
         self, memory: Tensor, index: Tensor, threshold: float, min_rank: int, query_rows: Tensor | None
     ) -> Tensor:
         """Packed pseudo labels uint8 [B, label_bytes(n)] as :func:`snnet_kernels.mplp` predicts them."""
-        if self._is_new and not torch.compiler.is_compiling() and memory.device.type == "cpu":
+        if self._is_new and memory.device.type == "cpu" and has_values(memory):
             self._warn_of_a_long_wait(memory, index[:PROBED], threshold, query_rows)
         labels, products = mplp_from_lists(
             memory, index, *self._tables_read(), query_rows, threshold, min_rank
@@ -140,7 +140,7 @@ class MemoryLists(nn.Module):
         """Rows that were multiplied for labels of the threshold, or for neighbours alone."""
         self.products.add_(products)  # and no assignment, for which a module looks long
         self.asked.add_(asked)
-        if torch.compiler.is_compiling():
+        if not has_values(products):
             return
         if threshold is not None:
             self._threshold = threshold

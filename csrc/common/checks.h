@@ -1,5 +1,6 @@
-// Checks of tensors that the CPU and the CUDA operations share. What Python has checked in eager mode is checked again,
-// for traced and direct calls. On which device a tensor must be, each side checks itself.
+// Checks of tensors that the CPU and the CUDA operations share. What Python checks in eager mode is checked again, for
+// traced and direct calls; the values of an index mostly here alone. On which device a tensor must be, each side checks
+// itself.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -1,6 +1,7 @@
 // Labels as bits: pack, unpack, and the pseudo label memory with its transpose.
 #include <algorithm>
 
+#include "../common/apart.h"
 #include "checks.h"
 #include "label_entries.h"
 
@@ -61,7 +62,7 @@ void write_labels_(const Tensor& row_bits, const Tensor& column_bits, const Tens
   const Tensor positions = checked_index(index, n);
   const int64_t batch_size = positions.size(0);
   check_matrix(labels, "labels", ScalarType::Byte, batch_size, width);
-  const Tensor given = torch::stable::contiguous(labels);
+  const Tensor given = apart_from(labels, row_bits, column_bits);
   const auto entries = newest_entries(positions.const_data_ptr<int64_t>(), batch_size);
   uint8_t* rows = row_bits.mutable_data_ptr<uint8_t>();
   uint8_t* columns = column_bits.mutable_data_ptr<uint8_t>();

@@ -117,14 +117,17 @@ class ListPrediction {
   // Checks the candidates of each sample while lists decide, then one more by a product. Returns the samples that are
   // not decided yet.
   std::vector<int64_t> walk(const std::vector<int64_t>& walking) {
+    constexpr int64_t kAhead = 32;  // lists of candidates that are fetched before the first is looked at
     std::vector<char> is_untold(walking.size());
     torch::stable::parallel_for(0, static_cast<int64_t>(walking.size()), grain(64 * lists_.capacity),
                                 [&](int64_t begin, int64_t end) {
       for (int64_t w = begin; w < end; ++w) {
         Sample& sample = samples_[walking[w]];
-        for (const Entry& candidate : sample.candidates) lists_.prefetch_row(candidate.column);
         const int64_t rank = rank_of(sample);
         if (!needs_check(sample.count(), options_.min_rank, lists_.n)) sample.position = sample.count();
+        for (int64_t p = sample.position; p < std::min(sample.count(), sample.position + kAhead); ++p) {
+          lists_.prefetch_row(sample.candidates[p].column);
+        }
         Verdict verdict = kConsistent;
         for (; sample.position < sample.count(); ++sample.position) {
           verdict = lists_.verdict_of(sample.candidates[sample.position].column, sample.candidates[0].column, rank);

@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "../common/apart.h"
 #include "../common/recurrence.h"
 #include "checks.h"
 #include "products.h"
@@ -103,14 +104,16 @@ struct CheckedUpdate {
   MemoryRows rows;
 };
 
-inline CheckedUpdate checked_update(const Tensor& memory, const Tensor& index, const Tensor& features,
-                                    const Tensor& momentum) {
+// `written`: what is written beside the memory.
+template <class... Written>
+CheckedUpdate checked_update(const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum,
+                             const Written&... written) {
   const int64_t n = rows_of(memory, "memory"), d = memory.size(1);
   check_storage(memory, "memory", ScalarType::Float, n, d);
-  const Tensor positions = checked_index(index, n);
+  const Tensor positions = apart_from(checked_index(index, n), memory, written...);
   check_matrix(features, "features", ScalarType::Float, positions.size(0), d);
   const float alpha = checked_momentum(momentum);
-  const Tensor live = torch::stable::contiguous(features);
+  const Tensor live = apart_from(features, memory, written...);
   return {positions, live, n, positions.size(0),
           {memory, floats(memory), positions.const_data_ptr<int64_t>(), const_floats(live), d, alpha, 1.0f - alpha}};
 }

@@ -333,7 +333,8 @@ void update_memory_(const Tensor& memory, const Tensor& index, const Tensor& fea
 void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum,
                           const Tensor& columns, const Tensor& values, const Tensor& counts, const Tensor& floors,
                           const Tensor& mirrors, const std::optional<Tensor>& similarity) {
-  const CheckedUpdate update = checked_update(memory, index, features, momentum);
+  const CheckedUpdate update =
+      checked_update(memory, index, features, momentum, columns, values, counts, floors, mirrors);
   const MemoryRows& rows = update.rows;
   const int64_t n = update.n, batch_size = update.batch_size;
   const NeighborLists tables(columns, values, counts, floors, n);
@@ -344,7 +345,7 @@ void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tenso
   const SymmetricLists lists(tables, mirrors.mutable_data_ptr<int32_t>());
   lists.check_counts();
   for (int64_t b = 0; b < batch_size; ++b) lists.check_row(rows.index[b]);
-  const Tensor s = similarity ? torch::stable::contiguous(*similarity) : inner_products(update.live, memory);
+  const Tensor s = similarity ? apart_from(*similarity, memory, columns, values, counts, floors, mirrors) : inner_products(update.live, memory);
   std::vector<Round> rounds = occurrence_rounds(rows.index, batch_size);
   LiveSimilarity current(const_floats(s), n, rounds, batch_size);
   for (std::size_t turn = 0; turn < rounds.size(); ++turn) {

@@ -1,6 +1,7 @@
 // Labels as bits and the pseudo label memory: checks and launches.
 #include "label_memory.cuh"
 
+#include "../common/apart.h"
 #include "launch.cuh"
 
 namespace snnet {
@@ -54,10 +55,10 @@ void write_labels_(const Tensor& row_bits, const Tensor& column_bits, const Tens
   const int64_t n = rows_of(row_bits, "row_bits"), width = label_bytes(n);
   call.check_words(row_bits, "row_bits", n);
   call.check_words(column_bits, "column_bits", n);
-  const Tensor positions = call.checked_index(index);
+  const Tensor positions = apart_from(call.checked_index(index), row_bits, column_bits);
   const int64_t batch_size = positions.size(0);
   call.check_matrix(labels, "labels", ScalarType::Byte, batch_size, width);
-  Tensor given = torch::stable::contiguous(labels);
+  Tensor given = apart_from(labels, row_bits, column_bits);
   if (!is_aligned(given.const_data_ptr())) given = torch::stable::clone(given);
   const LabelMemory memory{words<unsigned>(row_bits), words<unsigned>(column_bits), n, width / 4};
   launch(write_labels_kernel, blocks_for(batch_size, 1), kThreads, 0, call.stream(), memory,

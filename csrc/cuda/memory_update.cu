@@ -4,31 +4,24 @@
 #include <algorithm>
 #include <optional>
 
+#include "../common/apart.h"
 #include "launch.cuh"
 #include "list_rank.cuh"
 
 namespace snnet {
 namespace {
 
-bool overlap(const Tensor& a, const Tensor& b) {
-  const auto* begin_a = static_cast<const char*>(a.const_data_ptr());
-  const auto* begin_b = static_cast<const char*>(b.const_data_ptr());
-  return begin_a < begin_b + b.numel() * b.element_size() && begin_b < begin_a + a.numel() * a.element_size();
-}
-
-// The tensor, contiguous and apart from what is written: features may be rows of the memory.
-Tensor apart_from(const Tensor& tensor, const Tensor& written) {
-  const Tensor rows = torch::stable::contiguous(tensor);
-  return overlap(rows, written) ? torch::stable::clone(rows) : rows;
-}
-
 // The arguments of a momentum update of the memory.
 struct RowUpdate {
-  Tensor positions, live;  // keep what `update` points to
+  Tensor positions, live, alpha;  // keep what `update` points to
   MemoryUpdate update{};
 
-  RowUpdate(const Call& call, const Tensor& memory, const Tensor& index, const Tensor& features, const Tensor& momentum)
-      : positions(call.checked_index(index)) {
+  // `written`: what is written beside the memory.
+  template <class... Written>
+  RowUpdate(const Call& call, const Tensor& memory, const Tensor& index, const Tensor& features,
+            const Tensor& momentum, const Written&... written)
+      : positions(apart_from(call.checked_index(index), memory, written...)),
+        live(apart_from(features, memory, written...)), alpha(apart_from(momentum, memory, written...)) {
     const int64_t n = rows_of(memory, "memory"), d = memory.size(1), batch_size = positions.size(0);
     call.check_storage(memory, "memory", ScalarType::Float, n, d);
     SNNET_CHECK(batch_size < std::numeric_limits<int32_t>::max(), "index has too many entries");
@@ -36,10 +29,9 @@ struct RowUpdate {
     call.check_device(momentum, "momentum");
     SNNET_CHECK(momentum.scalar_type() == ScalarType::Float && momentum.dim() == 0,
                 "momentum must be a 0-d float32 tensor");
-    live = apart_from(features, memory);
     update.memory = memory.mutable_data_ptr<float>();
     update.index = positions.const_data_ptr<int64_t>();
-    update.momentum = momentum.const_data_ptr<float>();
+    update.momentum = alpha.const_data_ptr<float>();
     update.features = live.const_data_ptr<float>();
     update.n = n;
     update.d = d;
@@ -62,7 +54,7 @@ void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tenso
                           const Tensor& columns, const Tensor& values, const Tensor& counts, const Tensor& floors,
                           const Tensor& mirrors, const std::optional<Tensor>& similarity) {
   const Call call(memory);
-  const RowUpdate checked(call, memory, index, features, momentum);
+  const RowUpdate checked(call, memory, index, features, momentum, columns, values, counts, floors, mirrors);
   ListUpdate update{};
   update.rows = checked.update;
   const int64_t n = update.rows.n, batch_size = update.rows.batch_size;
@@ -71,7 +63,7 @@ void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tenso
   SNNET_CHECK(similarity.has_value(), "similarity must be given");
   call.check_matrix(*similarity, "similarity", ScalarType::Float, batch_size, n);
   if (batch_size == 0 || n == 0) return;
-  const Tensor products = apart_from(*similarity, memory);
+  const Tensor products = apart_from(*similarity, memory, columns, values, counts, floors, mirrors);
   update.similarity = products.const_data_ptr<float>();
 
   const int64_t capacity = update.lists.capacity;

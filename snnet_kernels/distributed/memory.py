@@ -74,7 +74,7 @@ class ShardedExemplarMemory(ExemplarMemory):
                 f"{list(self.features.shape)}, got {list(features.shape)}"
             )
         checks.check_lengths("features", features)
-        (features,) = checks.apart({"memory": self.features}, features)
+        (features,) = checks.apart([self.features], features)
         return features.to(self.features.device)
 
     def mark_written_(self) -> None:

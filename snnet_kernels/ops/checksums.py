@@ -24,5 +24,5 @@ def checksums(words: Tensor, rows: Tensor | None, factors: Tensor) -> Tensor:
 @operation(lambda words, rows, factors, sums: factors.new_empty((), dtype=torch.bool))
 def checksums_match(words: Tensor, rows: Tensor, factors: Tensor, sums: Tensor) -> Tensor:
     """A bool []: whether :func:`checksums` of ``rows`` int64 [k] are those of ``sums`` int64 [n]; -1 is no row."""
-    check_index_values("rows", rows, words.shape[0], lowest=-1)
+    check_index_values("index", rows, words.shape[0], lowest=-1)
     return reference.checksums_match(words, rows, factors, sums)

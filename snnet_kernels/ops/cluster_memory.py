@@ -13,6 +13,7 @@ from .operation import operation
 def _update_memory_by_hardest_(memory: Tensor, index: Tensor, features: Tensor, momentum: Tensor) -> None:
     check_index_values("index", index, memory.shape[0])
     check_momentum_value(momentum)
+    index, features, momentum = checks.apart([memory], index, features, momentum)
     reference.update_memory_by_hardest_(memory, index, features, momentum)
 
 
@@ -32,8 +33,7 @@ def update_memory_by_hardest_(
     """
     memory = checks.check_memory("memory", memory)
     features = checks.check_features("features", features, memory.shape[1]).detach()
-    index = checks.check_index("index", index, memory.shape[0], features.shape[0], read_later=True)
+    index = checks.check_index("index", index, memory.shape[0], features.shape[0])
     momentum = checks.check_momentum(momentum, memory.device)
     checks.check_same_device(memory=memory, index=index, features=features)
-    index, features, momentum = checks.apart({"memory": memory}, index, features, momentum)
     _update_memory_by_hardest_(memory, index, features, momentum)

@@ -26,12 +26,13 @@ def _unpack_labels(labels: Tensor, n: int) -> Tensor:
 def _write_labels_(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: Tensor) -> None:
     """:func:`write_labels_` of arguments that are checked already."""
     check_index_values("index", index, row_bits.shape[0])
+    index, labels = checks.apart([row_bits, column_bits], index, labels)
     reference.write_labels_(row_bits, column_bits, index, labels)
 
 
 @operation(lambda bits, index: bits.new_empty(index.shape[0], bits.shape[1]))
 def _gather_labels(bits: Tensor, index: Tensor) -> Tensor:
-    """:func:`gather_labels` of arguments that are checked already."""
+    """:func:`gather_labels` of arguments that are checked already, but for the values of the index."""
     check_index_values("index", index, bits.shape[0], lowest=-1)
     return reference.gather_labels(bits, index)
 
@@ -76,9 +77,9 @@ def write_labels_(row_bits: Tensor, column_bits: Tensor, index: Tensor, labels: 
     row_bits = checks.check_labels("row_bits", row_bits, n, n)
     column_bits = checks.check_labels("column_bits", column_bits, n, n)
     labels = checks.check_labels("labels", labels, n)
-    index = checks.check_index("index", index, n, labels.shape[0], read_later=True)
+    index = checks.check_index("index", index, n, labels.shape[0])
     checks.check_same_device(row_bits=row_bits, column_bits=column_bits, index=index, labels=labels)
-    index, labels = checks.apart({"row_bits": row_bits, "column_bits": column_bits}, index, labels)
+    checks.check_apart({"row_bits": row_bits, "column_bits": column_bits})
     _write_labels_(row_bits, column_bits, index, labels)
 
 

@@ -16,6 +16,7 @@ SIMILARITIES_AT_ONCE = 2**26  # entries of s that are computed at once if s is n
 def _update_memory_(memory: Tensor, index: Tensor, features: Tensor, momentum: Tensor) -> None:
     check_index_values("index", index, memory.shape[0])
     check_momentum_value(momentum)
+    index, features, momentum = checks.apart([memory], index, features, momentum)
     reference.update_memory_(memory, index, features, momentum)
 
 
@@ -36,6 +37,9 @@ def update_memory_lists_(
     check_index_values("index", index, memory.shape[0])
     check_momentum_value(momentum)
     lists = NeighborLists(columns, values, counts, floors, mirrors)
+    index, features, momentum, similarity = checks.apart(
+        [memory, columns, values, counts, floors, mirrors], index, features, momentum, similarity
+    )
     reference.update_memory_lists_(memory, index, features, momentum, lists, similarity)
 
 
@@ -71,22 +75,21 @@ def update_memory_(
     memory = checks.check_memory("memory", memory)
     n = memory.shape[0]
     features = checks.check_features("features", features, memory.shape[1]).detach()
-    in_one_call = lists is None or similarity is not None
-    index = checks.check_index("index", index, n, features.shape[0], read_later=in_one_call)
+    index = checks.check_index("index", index, n, features.shape[0])
     momentum = checks.check_momentum(momentum, memory.device)
     if similarity is not None:
         similarity = checks.check_rows("similarity", similarity, features.shape[0], n).detach()
     checks.check_same_device(memory=memory, index=index, features=features, similarity=similarity)
-    written = {"memory": memory}
-    if lists is not None:
-        lists = checks.check_lists("lists", lists, memory, symmetric=True)
-        written |= {f"lists.{name}": tensor for name, tensor in lists._asdict().items()}
-    index, features, momentum, similarity = checks.apart(written, index, features, momentum, similarity)
     if lists is None:
         return _update_memory_(memory, index, features, momentum)
-    if in_one_call:
+    lists = checks.check_lists("lists", lists, memory, symmetric=True)
+    tables = {f"lists.{name}": table for name, table in lists._asdict().items()}
+    checks.check_apart({"memory": memory, **tables})
+    if similarity is not None:
         return update_memory_lists_(memory, index, features, momentum, *lists, similarity)
     step = max(1, SIMILARITIES_AT_ONCE // max(n, 1))
+    if step < features.shape[0]:  # a part may write what the next one reads
+        index, features, momentum = index.clone(), features.clone(), momentum.clone()
     for start in range(0, features.shape[0], step):
         part = slice(start, start + step)
         update_memory_lists_(memory, index[part], features[part], momentum, *lists, similarity)

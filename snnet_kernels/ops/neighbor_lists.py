@@ -62,7 +62,10 @@ def lists_and_lowest(features: Tensor, k: int, floor: float = -float("inf")) -> 
     """
     try:
         *lists, lowest = _neighbor_lists(features, k, floor)
-    except ValueError as error:  # no other exception of a signal's handler comes through a compiled operation
+    except (
+        ValueError,
+        RuntimeError,
+    ) as error:  # no other exception of a signal's handler comes through a compiled operation
         if "building of neighbour lists was interrupted" in str(error):
             raise KeyboardInterrupt from None
         raise

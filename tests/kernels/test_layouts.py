@@ -247,6 +247,9 @@ def test_fake_tensors_have_no_values_to_check():
         assert sk.mplp(memory, index).shape == (B, 16)
         sk.update_memory_(memory, index, mode.from_tensor(FEATURES), mode.from_tensor(MOMENTUM))
         assert sk.nearest_neighbors(memory, index, 2)[0].shape == (B, 2)
+        head = sk.SNNetHead(N, D)
+        assert head(mode.from_tensor(FEATURES), index).shape == ()
+        head.update_(index, mode.from_tensor(FEATURES))
 
 
 @pytest.mark.parametrize(
@@ -285,32 +288,78 @@ MANY = clustered_features(300, 32)
 MANY_LABELS = sk.mplp(MANY, torch.arange(300), 0.4)
 
 
-def updated(alias: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def for_update(index):
     memory = MANY.clone()
-    lists = symmetric_lists(memory, len(MANY))  # whole rows: they may stand for similarities
-    features, similarity, momentum = memory[4:7], lists.values[4:7], memory[0, 0].abs_()
-    index = torch.tensor([4, 5, 4])
-    if not alias:
-        features, similarity, momentum = features.clone(), similarity.clone(), momentum.clone()
+    return memory, index, memory[4 : 4 + len(index)], memory[0, 0].abs_()
+
+
+def for_update_of_lists(index):
+    """Lists are whole rows: they may stand for similarities."""
+    update = for_update(index)
+    lists = symmetric_lists(update[0], len(MANY))
+    return *update, *lists, lists.values[4 : 4 + len(index)]
+
+
+def for_labels(index):
+    rows = MANY_LABELS.clone()
+    columns = sk.pack_labels(sk.unpack_labels(rows, len(MANY)).t())
+    at = rows[100, : 8 * len(index)].view(torch.int64).remainder_(len(MANY))
+    return rows, columns, at, rows[2 : 2 + len(index)]
+
+
+def update_of_lists(memory, index, features, momentum, *tables_and_similarity):
+    *tables, similarity = tables_and_similarity
+    lists = sk.NeighborLists(*tables)
     sk.update_memory_(memory, index, features, momentum, lists=lists, similarity=similarity)
-    return memory, *lists
 
 
-def test_features_similarities_and_momentum_may_lie_in_what_is_updated():
-    for ours, theirs in zip(updated(True), updated(False), strict=True):
+def assert_may_lie_together(call, arguments, written, index):
+    """``call`` writes the same where what it reads lies in what it writes, the first ``written`` arguments."""
+    together, apart = (arguments(torch.tensor(index)) for _ in range(2))
+    apart = [tensor.clone() for tensor in apart]
+    call(*together)
+    call(*apart)
+    for ours, theirs in zip(together[:written], apart[:written], strict=True):
         assert torch.equal(ours, theirs)
 
 
-def test_labels_and_indices_may_lie_in_the_memory_of_labels():
-    states = []
-    for alias in (True, False):
-        bits = sk.PseudoLabelMemory(len(MANY))
-        bits.write_(torch.arange(300), MANY_LABELS)
-        labels = bits.row_bits[2:6]
-        index = bits.row_bits[100, :32].view(torch.int64) % len(MANY)
-        bits.write_(index, labels if alias else labels.clone())
-        states.append(bits.column_bits)
-    assert torch.equal(*states)
+INDICES = pytest.mark.parametrize(
+    "index", [[4, 5, 4], [5, 6, 7]]
+)  # what an entry writes is what a later one reads
+
+
+@INDICES
+@pytest.mark.parametrize(
+    ("call", "arguments", "written"),
+    [
+        (sk.update_memory_, for_update, 1),
+        (update_of_lists, for_update_of_lists, 1),
+        (ops.update_memory_by_hardest_, for_update, 1),
+        (ops.write_labels_, for_labels, 2),
+    ],
+)
+def test_what_is_read_may_lie_in_what_is_written(call, arguments, written, index):
+    assert_may_lie_together(call, arguments, written, index)
+
+
+@INDICES
+@pytest.mark.parametrize(
+    ("name", "arguments", "written"),
+    [
+        ("update_memory_", for_update, 1),
+        ("update_memory_lists_", for_update_of_lists, 1),
+        ("write_labels_", for_labels, 2),
+    ],
+)
+def test_compiled_kernels_read_apart_from_what_they_write(kernels, name, arguments, written, index):
+    """A compiled graph calls them with what it has."""
+
+    def call(*given):
+        if kernels.operations is not torch.ops.snnet and name == "update_memory_lists_":
+            given = (*given[:8], given[8].new_empty(len(MANY), 0), given[9])  # a GPU needs no mirrors
+        getattr(kernels.operations, name)(*given)
+
+    assert_may_lie_together(call, arguments, written, index)
 
 
 @pytest.mark.parametrize(

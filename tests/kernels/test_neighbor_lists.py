@@ -1,5 +1,7 @@
 """Neighbour lists: complete above their floors, and labels read from them."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -307,6 +309,17 @@ def test_an_update_whose_similarities_would_be_large_is_made_in_parts(monkeypatc
     assert torch.equal(made[0][0], made[1][0])
     assert torch.equal(made[0][1].counts, made[1][1].counts)
     assert torch.equal(made[0][1].floors, made[1][1].floors)
+
+
+def test_an_interrupt_that_torch_calls_a_runtime_error(monkeypatch):
+    """From torch 2.15 on an error of a compiled operation is one."""
+
+    def interrupted(*_):
+        raise RuntimeError("the building of neighbour lists was interrupted")
+
+    monkeypatch.setattr(sys.modules["snnet_kernels.ops.neighbor_lists"], "_neighbor_lists", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sk.neighbor_lists(clustered_features(30, 8), 5)
 
 
 @needs_cpu_library

@@ -431,6 +431,23 @@ def test_every_write_is_counted_once():
         sk.update_memory_(MEMORY.clone(), INDEX, FEATURES, 0.5)  # such tensors have no counter
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda memory, bits, index: sk.update_memory_(memory, index, FEATURES, 0.5),
+        lambda memory, bits, index: ops.update_memory_by_hardest_(memory, index, FEATURES, 0.5),
+        lambda memory, bits, index: bits.write_(index, LABELS),
+        lambda memory, bits, index: ops.write_labels_(bits.row_bits, bits.column_bits, index, LABELS),
+    ],
+)
+def test_a_refused_write_is_not_counted(write):
+    memory, bits = MEMORY.clone(), sk.PseudoLabelMemory(N)
+    before = [tensor._version for tensor in (memory, bits.row_bits, bits.column_bits)]
+    with pytest.raises(ValueError, match=r"index must lie in \[0, 90\), got 9"):
+        write(memory, bits, INDEX + 90)
+    assert [tensor._version for tensor in (memory, bits.row_bits, bits.column_bits)] == before
+
+
 def test_nothing_but_the_operations_imports_the_reference():
     """An error in code that they shared would show in no test; an operation only calls its plain form there."""
     package = pathlib.Path(sk.__file__).parent
