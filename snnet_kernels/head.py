@@ -214,6 +214,8 @@ class SNNetHead(FixedTypeModule):
         before = None if lists is None else lists.products.clone()
         labels = self.memory._predict(lists, index, self.threshold, self.min_rank, query_rows)
         neighbor = self.memory._nearest(lists, index, 1, query_rows)[0].squeeze(1)
+        if lists is not None and query_rows is not None:
+            lists.asked.add_(len(index))  # s told the neighbours: a step counts as 2 B with either source
         self._products = None if lists is None or before is None else lists.products - before
         # A single image has no neighbour (-1), and so an empty label.
         return labels, self.pseudo_labels.columns(index), self.pseudo_labels.rows(neighbor)

@@ -58,6 +58,7 @@ def test_an_iteration_is_steps_one_to_six(label_source, neighbors):
         reference.loop.update_memory_(memory, index, features.detach(), torch.tensor(0.4))
         assert one_step(head, seed).item() == pytest.approx(expected.item(), rel=1e-5)
         assert torch.equal(head.pseudo_labels.to_dense(), labels)
+        assert neighbors == 0 or int(head.memory.lists.asked) == 2 * B * (seed + 1)
         assert (head.memory.features - memory).abs().max() < 1e-6
 
 
