@@ -55,6 +55,8 @@ def test_a_worked_example():
             columns.int(), values, torch.full((6,), 6).int(), torch.full((6,), -torch.inf)
         )
         assert strict or torch.equal(sk.mplp(memory, index, 0.6, min_rank, lists=lists), labels)
+        loop = reference.loop.mplp(memory, index, 0.6, min_rank, cache=similarity, strict=strict)
+        assert torch.equal(loop, labels)
         return sk.unpack_labels(labels, 6)[0].nonzero().flatten().tolist()
 
     # k = max(4, min_rank) = 4 admits everything: 2 ranks 0 third.
@@ -69,6 +71,12 @@ def test_a_worked_example():
     similarity[1, 1] = 0.95
     assert positives(4) == [0, 1]
     assert positives(4, strict=True) == [0]
+    # A consistent candidate behind it is not reached.
+    similarity[2, 3] = 0.1
+    assert positives(4) == [0, 1]
+    assert positives(4, strict=True) == [0]
+    similarity[1, 2] = 0.1
+    assert positives(4) == [0, 1, 2, 3]  # the first is consistent now, and so are the others
 
 
 def test_thresholding_alone_gives_other_labels():
