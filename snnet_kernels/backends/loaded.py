@@ -39,6 +39,7 @@ class BackendInfo:
 
     ``operations`` maps each operation to the backend that runs it for ``cpu`` and for ``cuda`` tensors. Of two names,
     such as ``cuda, triton``, the first runs calls that give the similarities, or need few, and the second all others.
+    ``reference`` is plain PyTorch, but for one thing: in "tf32x3" precision Triton serves ``memory_similarity``.
     """
 
     forced: str | None

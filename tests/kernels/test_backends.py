@@ -37,6 +37,21 @@ def test_info_names_every_operation():
         assert set(devices["cuda"].split(", ")) <= {"cuda", "triton", "reference"}
 
 
+def test_what_gpu_kernels_serve(monkeypatch):
+    """As the README says: what a training step of one process calls, and nothing else."""
+    monkeypatch.setattr(table, "AVAILABLE", {"cuda": True, "triton": True})
+    names: dict[tuple[str, ...], set[str]] = {}
+    for name in OPERATIONS:
+        names.setdefault(table.servers(name, "cuda"), set()).add(name)
+    assert names.pop(("cuda", "triton")) == {"nearest_neighbors", "fused_mutual_label_loss"}
+    assert names.pop(("triton",)) == {"mplp"}
+    assert names.pop(("cuda",)) == {
+        "pack_labels", "unpack_labels", "write_labels_", "gather_labels", "mutual_label_loss",
+        "neighbor_lists", "mplp_from_lists", "nearest_from_lists", "update_memory_", "update_memory_lists_",
+    }  # fmt: skip
+    assert set(names) == {("reference",)} and len(names["reference",]) == len(OPERATIONS) - 13
+
+
 @needs_cpu_library
 def test_torch_knows_what_the_cpu_library_has():
     registered = {name for name in OPERATIONS if backends.servers(name, "cpu") == ("cpu",)}
