@@ -19,6 +19,7 @@ from snnet_kernels.compat import cluster_contrast, hybrid
 
 ROOT = Path(__file__).parents[1]
 API = (ROOT / "docs" / "api.md").read_text("utf-8")
+LAYOUT = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 PROGRAMS = [
     pytest.param(block, id=f"{page.stem}-{number}")
@@ -108,6 +109,28 @@ def test_links_lead_to_files_and_sections_that_are_there() -> None:
             if not found.exists() or (section and section not in _anchors(found)):
                 broken.append(f"{page.name}: {target}")
     assert broken == [] and links > 50
+
+
+def test_the_project_layout_names_every_source() -> None:
+    words = {*re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", LAYOUT)))}
+    sources = [*ROOT.glob("snnet*/**/*.py"), *ROOT.glob("build_backend/*.py")]
+    missing = [source.relative_to(ROOT) for source in sources if source.stem not in words]
+    assert missing == [] and len(sources) > 150
+
+
+def test_the_project_layout_names_the_headers_of_each_family_of_kernels() -> None:
+    cpu, families = ROOT / "csrc" / "cpu", 0
+    for stem, files in re.findall(r"^\| `(\w+)` \| [^|]+ \| (same[^|]*) \|", LAYOUT, re.M):
+        families += 1
+        read, waiting = set[str](), [f"{stem}.cpp"]
+        while waiting:
+            included = re.findall(r'^#include "(\w+\.h)"', (cpu / waiting.pop()).read_text("utf-8"), re.M)
+            waiting += {*included} - read
+            read |= {*included}
+        read -= {f"{stem}.h", "checks.h", "neighbor_lists.h", "products.h", "vector.h"}  # of all families
+        own = {name if not (cpu / name).with_suffix(".cpp").exists() else name[:-2] for name in read}
+        assert own <= {*re.findall(r"`([\w.]+)`", files)}, stem
+    assert families == 15
 
 
 def test_the_direct_transfer_ranks_with_the_features_of_its_table() -> None:
