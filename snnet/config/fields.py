@@ -51,7 +51,7 @@ class Option:
         return next(kind for kind in kinds if kind is not NoneType) if NoneType in kinds else self.type
 
     @property
-    def nothing(self) -> str:
+    def word_for_none(self) -> str:
         """The word for None; empty where None is no value."""
         return ("auto" if self.kind is bool else "none") if NoneType in get_args(self.type) else ""
 
@@ -73,7 +73,7 @@ class Option:
         """``value`` as help texts show it."""
         if isinstance(value, bool):
             return "on" if value else "off"
-        return self.nothing if value is None else str(value)
+        return self.word_for_none if value is None else str(value)
 
     def checked(self, value: Any, where: str) -> Any:
         """``value`` as the option's type, in the ways that YAML and the command line write it.
@@ -82,7 +82,9 @@ class Option:
         """
         if self.choices and isinstance(value, bool):  # YAML's words on and off
             value = self.text(value)
-        if self.nothing and (value is None or (isinstance(value, str) and value.lower() == self.nothing)):
+        if self.word_for_none and (
+            value is None or (isinstance(value, str) and value.lower() == self.word_for_none)
+        ):
             return None
         if type(value) in {int: (str,), float: (int, str)}.get(self.kind, ()):  # YAML takes 1e-3 for text
             with contextlib.suppress(ValueError, OverflowError):
@@ -108,7 +110,9 @@ class Option:
     def _needed(self) -> str:
         """What the value must be, in words."""
         words = "one of " + ", ".join(self._words) if self.choices else _WORDS[self.kind][1]
-        return " ".join([words, self.range]).rstrip() + (f", or {self.nothing}" if self.nothing else "")
+        return " ".join([words, self.range]).rstrip() + (
+            f", or {self.word_for_none}" if self.word_for_none else ""
+        )
 
 
 def option(default: Any, help: str, range: str = "", **more: str) -> Any:
