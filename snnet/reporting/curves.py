@@ -11,7 +11,7 @@ from snnet.training.timing import seconds_by_part
 
 FEWEST_POINTS = 2  # of a chart: a single value is in the tables
 X_LABEL = "epochs done"
-# The backbone, which is most of it, stays in the background.
+# The backbone takes most of the time, so it gets the quiet colour.
 SECONDS_ROLES = {
     "data": "series-1", "backbone": "quiet", "labels+loss": "series-0", "update": "series-2",
     "measuring": "series-3", "other": "ink",
