@@ -28,10 +28,10 @@ from snnet.files.outputs import check_output_folder, write_bytes, write_text
 from snnet.files.own_files import REPORT_MARK, REPORT_PICTURES, check_own
 from snnet.reporting.charts import render
 from snnet.reporting.curves import curves
+from snnet.reporting.list_rows import rows
 from snnet.reporting.page import Contents, page
 from snnet.reporting.pictures import draw_rows, png_file
 from snnet.reporting.ranked import has_labels, label_lists, rank_lists
-from snnet.reporting.rows import rows
 from snnet.reporting.run import load_run, ranks_of
 from snnet.retrieval.features import decode_retrieval_set, retrieval_features
 from snnet.retrieval.trained import load_trained_model

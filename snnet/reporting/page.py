@@ -14,8 +14,8 @@ from snnet.config.options import GROUPS, OPTIONS, config_from, flatten, members
 from snnet.files.own_files import REPORT_MARK
 from snnet.reporting.colors import DARK, LIGHT
 from snnet.reporting.curves import Chart, epochs
+from snnet.reporting.list_rows import Row
 from snnet.reporting.ranked import RankedGallery
-from snnet.reporting.rows import Row
 from snnet.reporting.run import Run
 from snnet.system.terminal import printable
 from snnet.training.runlog import RANKS

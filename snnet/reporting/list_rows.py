@@ -1,4 +1,4 @@
-"""Ranked lists as rows of images with words."""
+"""Ranked lists as rows of images, with a line of words each."""
 
 from __future__ import annotations
 
