@@ -23,7 +23,7 @@ from snnet.errors import UserError
 from snnet.files.outputs import write_atomically
 from snnet.files.text import Damaged, FileFault, shown
 from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault, write_torch
-from snnet.training.measured import check_record, checked_ranks
+from snnet.training.metric_checks import check_record, checked_ranks
 from snnet_kernels import PseudoLabelMemory
 
 FORMAT = "snnet-checkpoint"

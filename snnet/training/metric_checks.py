@@ -1,4 +1,4 @@
-"""What a run measures, as it is read back: the metrics of an epoch, and rank metrics."""
+"""Checks of metrics that are read back: those of an epoch, and rank metrics."""
 
 from __future__ import annotations
 
