@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from snnet.config.options import Config, flatten
-from snnet.config.resolve import config_elsewhere
+from snnet.config.resolve import config_from_run
 from snnet.data import ReIDDataset, dataset_of, decode_images
 from snnet.files.outputs import check_output_folder, write_bytes, write_text
 from snnet.files.own_files import REPORT_MARK, REPORT_PICTURES, check_own
@@ -77,7 +77,7 @@ def add_images(contents: Contents, command: ReportCommand) -> None:
     """Add the parts that need the checkpoint and the dataset, each independently of the others."""
     run = contents.run
     choose_device(command.given.get("device", "auto"))  # no part can do without one that was asked for
-    config = config_elsewhere(flatten(run.config), command.given)
+    config = config_from_run(flatten(run.config), command.given)
     lacking = "a checkpoint"
     try:
         checkpoint = load_whole_checkpoint(run.checkpoint)

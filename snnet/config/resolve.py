@@ -63,8 +63,11 @@ def _resolved(values: dict[str, Any], name: str, value: Any) -> Any:
         return value
 
 
-def config_elsewhere(values: dict[str, Any], given: dict[str, Any]) -> Config:
-    """The configuration ``values`` of a run for another command; flags win, and the run's machine does not matter."""
+def config_from_run(values: dict[str, Any], given: dict[str, Any]) -> Config:
+    """The configuration ``values`` of a run for another command.
+
+    Flags win, and what was chosen for the run's machine is dropped.
+    """
     return config_from({name: value for name, value in values.items() if name not in OF_THE_MACHINE} | given)
 
 

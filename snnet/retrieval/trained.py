@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from snnet.config.options import Config
-from snnet.config.resolve import checked_values, config_elsewhere, resolve, with_whole_paths
+from snnet.config.resolve import checked_values, config_from_run, resolve, with_whole_paths
 from snnet.data import DecodedImages
 from snnet.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from snnet.errors import UserError
@@ -111,4 +111,4 @@ def _configuration(values: dict[str, Any], source: str, given: dict[str, Any]) -
             raise UserError(f"--{name} {given[name]} contradicts {source}, which has {trained.get(name)}")
     if given.get("dataset", trained.get("dataset")) != trained.get("dataset"):
         trained |= {"data_dir": None, "name_pattern": None}  # these were the other dataset's
-    return config_elsewhere(trained, given)
+    return config_from_run(trained, given)
