@@ -1,4 +1,4 @@
-"""Rows of framed images as one picture, and single ones for a page."""
+"""Rows of framed images as one picture, and single ones for a page. :mod:`snnet.search` draws with it, too."""
 
 from __future__ import annotations
 
