@@ -172,11 +172,10 @@ def _write(contents: Contents, folder: Path) -> None:
     text = page(contents)
     folder.mkdir(parents=True, exist_ok=True)
     _check_own(folder)
-    for name in REPORT_PICTURES:
-        if name in drawn:
-            write_bytes(folder / name, drawn[name])
-        else:
-            (folder / name).unlink(missing_ok=True)
+    for name, content in drawn.items():
+        write_bytes(folder / name, content)
+    for name in set(REPORT_PICTURES) - drawn.keys():
+        (folder / name).unlink(missing_ok=True)
     write_text(folder / PAGE_FILE, text)
 
 
