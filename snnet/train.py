@@ -10,7 +10,7 @@ if __name__ == "__main__":
     end_on_signals()
 
 from snnet.config.commands import TrainCommand
-from snnet.config.resolve import CHECKPOINT_FILE, CONFIG_FILE, RESUME_MAY_CHANGE, checked_values, to_yaml
+from snnet.config.resolve import RESUME_MAY_CHANGE, checked_values, to_yaml
 from snnet.errors import UserError
 from snnet.system.command import answer_early, run_command
 
@@ -36,6 +36,7 @@ from snnet.config.options import OPTIONS, Config, flatten
 from snnet.data import DecodedImages, ReIDDataset, TrainingLoader, dataset_of, training_loader
 from snnet.files.outputs import write_text
 from snnet.files.paths import expand_home
+from snnet.files.run_files import CHECKPOINT_FILE, CONFIG_FILE
 from snnet.files.text import shown
 from snnet.retrieval.features import (
     RetrievalSet,

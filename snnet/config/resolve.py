@@ -12,11 +12,10 @@ from snnet.config.options import GROUPS, OPTIONS, RETIRED, Config, config_from, 
 from snnet.errors import UserError
 from snnet.files.paths import expand_home
 from snnet.files.plain_yaml import load_plain_yaml
+from snnet.files.run_files import CHECKPOINT_FILE, CONFIG_FILE
 from snnet.files.text import FileFault, shown
 
 PRESETS = Path(__file__).parent / "presets"
-CONFIG_FILE = "config.yaml"  # the resolved configuration in the folder of a run
-CHECKPOINT_FILE = "checkpoint.pt"  # here, because command lines are read before torch is imported
 # What may differ between the parts of a resumed run: it changes nothing in training.
 RESUME_MAY_CHANGE = (
     "device", "workers", "image_cache", "data_dir", "rerank", "eval_every", "checkpoint_every", "output_dir",

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from snnet.config.options import Config, config_from
-from snnet.config.resolve import CHECKPOINT_FILE, CONFIG_FILE, load_yaml
+from snnet.config.resolve import load_yaml
 from snnet.errors import UserError
+from snnet.files.run_files import CHECKPOINT_FILE, CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE
 from snnet.files.text import FileFault, parse_json, quoted, read_bytes
 from snnet.training.metric_checks import check_record, checked_ranks
-from snnet.training.runlog import ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE, read_starts
+from snnet.training.runlog import read_starts
 
 _MOST_METRICS_BYTES, _MOST_RESULTS_BYTES = 2**28, 2**20
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snnet.config.resolve import CHECKPOINT_FILE
 from snnet.errors import UserError
 from snnet.files.outputs import write_atomically
+from snnet.files.run_files import CHECKPOINT_FILE
 from snnet.files.text import Damaged, FileFault, shown
 from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault, write_torch
 from snnet.training.metric_checks import check_record, checked_ranks

@@ -17,9 +17,9 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from snnet.config.resolve import CHECKPOINT_FILE
 from snnet.errors import UserError
 from snnet.files.outputs import write_atomically
+from snnet.files.run_files import CHECKPOINT_FILE
 from snnet.files.safetensors_files import CHECKSUM, SafetensorsFile, open_safetensors, write_with_checksum
 from snnet.files.text import FileFault, shown
 from snnet.system.processes import Processes

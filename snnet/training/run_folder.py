@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from snnet.config.options import OPTIONS
-from snnet.config.resolve import CHECKPOINT_FILE, CONFIG_FILE, load_yaml
+from snnet.config.resolve import load_yaml
 from snnet.errors import UserError
 from snnet.files.locks import hold, let_go, lock
 from snnet.files.outputs import make_folder, naming_folder, remove_empty
+from snnet.files.run_files import CHECKPOINT_FILE, CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE
 from snnet.files.text import FileFault, parse_json
 from snnet.system.signals import afterwards, held
-from snnet.training.runlog import ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE
 
 LOCK_FILE = "run.lock"
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)

@@ -9,13 +9,11 @@ from typing import Any
 
 from snnet.config.options import Config
 from snnet.files.outputs import delete, write_text
+from snnet.files.run_files import ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE
 from snnet.files.text import parse_json, read_bytes
 from snnet.training.event_file import Event, EventFile, scalar_event
 from snnet.training.timing import seconds_by_part, total_by_part
 
-METRICS_FILE = "metrics.jsonl"
-RESULTS_FILE = "results.json"
-ENVIRONMENT_FILE = "environment.json"
 _MOST_ENVIRONMENT_BYTES = 2**24
 RANKS = ("rank1", "rank5", "rank10", "mAP", "mINP")
 
