@@ -11,10 +11,10 @@ if __name__ == "__main__":
 
 from snnet.config.commands import EvaluateCommand
 from snnet.errors import UserError
-from snnet.system.command import answer_early, run_command
+from snnet.system.command import parse_early, run_command
 
 if __name__ == "__main__":
-    answer_early(EvaluateCommand.parse)
+    command = parse_early(EvaluateCommand.parse)
 
 import contextlib
 import json
@@ -38,9 +38,8 @@ from snnet.system.progress import set_quiet
 from snnet.system.terminal import answer
 
 
-def main() -> None:
+def main(command: EvaluateCommand) -> None:
     show_warnings_as_lines()
-    command = EvaluateCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
     # With --json, stdout is that object alone.
     with contextlib.redirect_stdout(sys.stderr), several_processes() as processes:
@@ -107,4 +106,4 @@ def evaluate(command: EvaluateCommand, processes: Processes = ALONE) -> dict[str
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: main(command))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from snnet.system.signals import end_on_signals
 
 if __name__ == "__main__":
@@ -11,10 +9,10 @@ if __name__ == "__main__":
 
 from snnet.config.commands import ExportCommand
 from snnet.errors import UserError
-from snnet.system.command import answer_early, run_command
+from snnet.system.command import parse_early, run_command
 
 if __name__ == "__main__":
-    answer_early(ExportCommand.parse)
+    command = parse_early(ExportCommand.parse)
 
 import contextlib
 import importlib.util
@@ -41,9 +39,8 @@ TRACED_BATCH = 2
 CHECKED_BATCHES = (1, 3)  # batch sizes other than the traced one
 
 
-def main() -> None:
+def main(command: ExportCommand) -> None:
     show_warnings_as_lines()
-    command = ExportCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
     tell(*export(command))
 
@@ -235,4 +232,4 @@ def _megabytes(size: int) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: main(command))

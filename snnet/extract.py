@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from snnet.system.signals import end_on_signals
 
 if __name__ == "__main__":
@@ -11,10 +9,10 @@ if __name__ == "__main__":
 
 from snnet.config.commands import ExtractCommand, Split
 from snnet.errors import UserError
-from snnet.system.command import answer_early, run_command
+from snnet.system.command import parse_early, run_command
 
 if __name__ == "__main__":
-    answer_early(ExtractCommand.parse)
+    command = parse_early(ExtractCommand.parse)
 
 import os
 from typing import get_args, overload
@@ -34,9 +32,8 @@ from snnet.system.row_exchange import rows_of_all
 from snnet.system.terminal import tell
 
 
-def main() -> None:
+def main(command: ExtractCommand) -> None:
     show_warnings_as_lines()
-    command = ExtractCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
     with several_processes() as processes:
         content = extract(command, processes)
@@ -113,4 +110,4 @@ def _folder(dataset: ReIDDataset, data_dir: str | None) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: main(command))

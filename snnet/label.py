@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-
 from snnet.system.signals import end_on_signals
 
 if __name__ == "__main__":
     end_on_signals()
 
 from snnet.config.commands import LabelCommand
-from snnet.system.command import answer_early, run_command
+from snnet.system.command import parse_early, run_command
 
 if __name__ == "__main__":
-    answer_early(LabelCommand.parse)
+    command = parse_early(LabelCommand.parse)
 
 import dataclasses
 import itertools
@@ -58,9 +56,8 @@ FULL_ROW = 0.1
 Values = TypeVar("Values")
 
 
-def main() -> None:
+def main(command: LabelCommand) -> None:
     show_warnings_as_lines()
-    command = LabelCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
     with several_processes() as processes:
         found = label(command, processes)
@@ -217,4 +214,4 @@ def _of_length_one(content: FeatureSet, processes: Processes) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: main(command))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from snnet.system.signals import end_on_signals
 
 if __name__ == "__main__":
@@ -11,10 +9,10 @@ if __name__ == "__main__":
 
 from snnet.config.commands import ReportCommand
 from snnet.errors import UserError
-from snnet.system.command import answer_early, run_command
+from snnet.system.command import parse_early, run_command
 
 if __name__ == "__main__":
-    answer_early(ReportCommand.parse)
+    command = parse_early(ReportCommand.parse)
 
 import dataclasses
 import warnings
@@ -46,9 +44,8 @@ _PARTS = {"ranked": "ranked lists", "labels": "pseudo labels"}  # that need imag
 _NOTHING_TO_RANK = "Not shown: the dataset has no queries and no gallery with identities."
 
 
-def main() -> None:
+def main(command: ReportCommand) -> None:
     show_warnings_as_lines()
-    command = ReportCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
     tell(report(command))
 
@@ -180,4 +177,4 @@ def _write(contents: Contents, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: main(command))

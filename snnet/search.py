@@ -11,10 +11,10 @@ if __name__ == "__main__":
 
 from snnet.config.commands import SearchCommand
 from snnet.errors import UserError
-from snnet.system.command import answer_early, run_command
+from snnet.system.command import parse_early, run_command
 
 if __name__ == "__main__":
-    answer_early(SearchCommand.parse)
+    command = parse_early(SearchCommand.parse)
 
 import contextlib
 import dataclasses
@@ -49,9 +49,8 @@ class Matches:
     similarity: tuple[float, ...]  # cosines
 
 
-def main() -> None:
+def main(command: SearchCommand) -> None:
     show_warnings_as_lines()
-    command = SearchCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
     # With --json, stdout is that list alone.
     with contextlib.redirect_stdout(sys.stderr):
@@ -205,4 +204,4 @@ def _own_places(query: ImageSet, gallery: ImageSet) -> list[list[int]]:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: main(command))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from snnet.system.signals import end_on_signals
 
 if __name__ == "__main__":
@@ -12,10 +10,10 @@ if __name__ == "__main__":
 from snnet.config.commands import TrainCommand
 from snnet.config.resolve import RESUME_MAY_CHANGE, checked_values, to_yaml
 from snnet.errors import UserError
-from snnet.system.command import answer_early, run_command
+from snnet.system.command import parse_early, run_command
 
 if __name__ == "__main__":
-    answer_early(TrainCommand.parse)
+    command = parse_early(TrainCommand.parse)
 
 import contextlib
 import dataclasses
@@ -72,9 +70,8 @@ from snnet.training.runlog import RANKS, RunLog, epoch_line, run_results, time_l
 from snnet.training.timing import Laps
 
 
-def main() -> None:
+def main(command: TrainCommand) -> None:
     show_warnings_as_lines()
-    command = TrainCommand.parse(sys.argv[1:])
     set_quiet(command.quiet)
     with several_processes() as processes:
         if command.preset:
@@ -388,4 +385,4 @@ def _checkpoint_to_resume(config: Config, folder: Path) -> dict[str, Any] | None
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: main(command))

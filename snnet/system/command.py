@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from snnet.errors import ProcessesEnded, UserError
 from snnet.system.terminal import (
@@ -19,34 +19,37 @@ from snnet.system.terminal import (
 
 READER_GONE = 141  # the exit status of a command that SIGPIPE ended
 
+Result = TypeVar("Result")
 
-def answer_early(parse: Callable[[list[str]], object]) -> None:
-    """Let ``parse`` answer --help and a mistyped flag before the command's file goes on to import torch.
 
-    A backend that the environment forces and that is not there is reported here, too.
+def parse_early(parse: Callable[[list[str]], Result]) -> Result:
+    """What ``parse`` makes of the command line, before the command's file goes on to import torch.
+
+    So --help and a mistyped flag are answered at once. A backend that the environment forces and that is not there is
+    reported here, too.
     """
 
     open_streams()
 
-    def main() -> None:
-        parse(sys.argv[1:])
+    def main() -> Result:
+        command = parse(sys.argv[1:])
         try:
             import snnet_kernels  # noqa: F401
         except (ImportError, ValueError) as error:
             if not str(error).startswith("SNNET_"):
                 raise
             raise UserError(str(error)) from error
+        return command
 
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        run_command(main)
-        return
+        return run_command(main)
     # The first process of this machine says the same.
     with open(os.devnull, "w") as to, contextlib.redirect_stdout(to), contextlib.redirect_stderr(to):
-        run_command(main)
+        return run_command(main)
 
 
-def run_command(main: Callable[[], None]) -> None:
-    """Run the ``main`` of a command; a :class:`~snnet.errors.UserError` becomes one line on stderr and exit status 2.
+def run_command(main: Callable[[], Result]) -> Result:
+    """Run a command, or a part of it; a :class:`~snnet.errors.UserError` becomes one line on stderr and exit status 2.
 
     So do a path that the system refuses (no permission, a name that is too long), a call that the backend forced by the
     environment does not serve, and a stdout that does not take the answer. Where stdout has no reader any more, the
@@ -56,11 +59,12 @@ def run_command(main: Callable[[], None]) -> None:
     escape_what_cannot_be_encoded()
     try:
         try:
-            main()
+            result = main()
         except SystemExit:  # of --help
             close_streams()
             raise
         close_streams()
+        return result
     except UserError as error:
         _exit(2, f"error: {error}")
     except OSError as error:

@@ -24,10 +24,7 @@ from snnet.config.fields import options_of
 from snnet.config.options import OPTIONS, Config, config_from, flatten
 from snnet.config.resolve import PRESETS, load_yaml, preset_names, to_yaml
 from snnet.errors import UserError
-
-COMMANDS = (
-    TrainCommand, EvaluateCommand, ExtractCommand, LabelCommand, SearchCommand, ExportCommand, ReportCommand,
-)  # fmt: skip
+from tests.snnet.command_lines import COMMANDS
 
 
 def parse(line: str) -> Config:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import re
 import sys
@@ -18,6 +17,7 @@ from snnet.runtime import kernels_line
 from snnet.system.command import run_command
 from snnet_kernels.backends import BACKENDS, backend_info, instruction_set
 from tests.forks import environment_of_tests, python
+from tests.snnet.command_lines import run_line
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,8 @@ def test_a_name_that_is_too_long_is_one_line(
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("q.png")
     np.savez("f.npz", features=np.eye(3, dtype=np.float32))
-    monkeypatch.setattr("sys.argv", words.split())
-    command = importlib.import_module(f"snnet.{words.split()[0]}")
     with pytest.raises(SystemExit) as stopped:
-        run_command(command.main)
+        run_line(*words.split())
     error = capsys.readouterr().err.splitlines()[-1]
     assert stopped.value.code == 2 and error.startswith("error: ") and LONG in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.npz", "q.png"]

@@ -41,13 +41,12 @@ def test_a_checkpoint_gives_the_trainers_numbers(run: tuple[Path, dict[str, Any]
 
 
 def test_json_is_all_that_stdout_gets(
-    run: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["evaluate", "--checkpoint", str(run[0]), "--json", "--device", "cpu"])
-    command.main()
+    words = ["--checkpoint", str(run[0]), "--device", "cpu"]
+    command.main(EvaluateCommand.parse([*words, "--json"]))
     assert json.loads(capsys.readouterr().out)["mAP"] == run[1]["after"]["mAP"]
-    monkeypatch.setattr("sys.argv", ["evaluate", "--checkpoint", str(run[0]), "--device", "cpu"])
-    command.main()
+    command.main(EvaluateCommand.parse(words))
     table = capsys.readouterr().out
     assert f"{100 * run[1]['after']['mAP']:.2f}" in table and "16 queries, mAP by step" in table
 

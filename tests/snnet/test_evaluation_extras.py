@@ -157,7 +157,6 @@ def test_evaluate_reports_both(
     tiny_options: dict[str, Any],
     tiny_market: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = [
         "--arch", "osnet_x0_25", "--weights", "none", "--dataset", "market1501", "--data-dir", str(tiny_market),
@@ -169,8 +168,7 @@ def test_evaluate_reports_both(
     assert found["mAP"] == plain["mAP"] != found["expanded"]["mAP"]
     assert list(found["tpr_at_fpr"]) == ["0.0001", "0.001", "0.01"]
     capsys.readouterr()
-    monkeypatch.setattr("sys.argv", ["evaluate", *words, "--query-expansion", "4", "--roc", "--quiet"])
-    command.main()
+    command.main(EvaluateCommand.parse([*words, "--query-expansion", "4", "--roc", "--quiet"]))
     lines = capsys.readouterr().out.splitlines()
     assert (
         lines[2].split()[:1] == ["expanded"]

@@ -150,13 +150,10 @@ def test_a_size_that_the_network_cannot_take_is_an_error(tmp_path: Path) -> None
         exported(*small, "--output", tmp_path / "m.onnx")
 
 
-def test_the_command_prints_what_it_wrote(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_prints_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "w.safetensors"
-    words = ["export", "--arch", "osnet_x0_25", *map(str, MODEL), "--output", str(path), "--quiet"]
-    monkeypatch.setattr("sys.argv", words)
-    command.main()
+    words = ["--arch", "osnet_x0_25", *map(str, MODEL), "--output", str(path), "--quiet"]
+    command.main(ExportCommand.parse(words))
     printed = capsys.readouterr()
     assert printed.out.startswith(f"{path}: ") and printed.err == ""
     assert printed.out.splitlines()[0].endswith(f"{path.stat().st_size / 1e6:.1f} MB")

@@ -265,19 +265,10 @@ def test_names_that_no_header_holds_are_refused_before_the_first_image_is_read(
 
 
 def test_the_command_says_what_it_wrote(
-    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "extract",
-        "--checkpoint",
-        str(finished_run),
-        "--output",
-        str(tmp_path / "f.npz"),
-        "--split",
-        "query",
-    ]
-    monkeypatch.setattr("sys.argv", [*words, "--device", "cpu", "--quiet"])
-    command.main()
+    words = ["--checkpoint", str(finished_run), "--output", str(tmp_path / "f.npz"), "--split", "query"]
+    command.main(ExtractCommand.parse([*words, "--device", "cpu", "--quiet"]))
     assert capsys.readouterr().out == f"{tmp_path / 'f.npz'}: 16 features of 128 dimensions\n"
 
 

@@ -12,6 +12,7 @@ import torch
 
 import snnet_kernels as sk
 from snnet import label as command
+from snnet.config.commands import LabelCommand
 from snnet.errors import UserError
 from snnet.label import label_table
 from snnet.retrieval import candidates
@@ -326,16 +327,12 @@ def test_what_cannot_be_labelled_is_named(features: torch.Tensor, tmp_path: Path
 
 
 def test_the_command_prints_its_table(
-    features: torch.Tensor,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    features: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pids = np.arange(N) % 20
     save_features(tmp_path / "f.safetensors", FeatureSet(features.numpy(), pids=pids))
-    words = ["label", str(tmp_path / "f.safetensors"), "--output", str(tmp_path / "y.npz"), "--quiet"]
-    monkeypatch.setattr("sys.argv", [*words, "--device", "cpu"])
-    command.main()
+    words = [str(tmp_path / "f.safetensors"), "--output", str(tmp_path / "y.npz"), "--quiet"]
+    command.main(LabelCommand.parse([*words, "--device", "cpu"]))
     printed = capsys.readouterr().out
     assert (
         printed

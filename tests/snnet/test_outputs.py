@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import re
 import stat
@@ -22,7 +21,7 @@ from snnet.files.drafts import clear_abandoned, draft_file, draft_folder
 from snnet.files.locks import hold, let_go, lock
 from snnet.files.outputs import check_output_folder, write_atomically, write_bytes
 from snnet.models import build_model
-from snnet.system.command import run_command
+from tests.snnet.command_lines import run_line
 
 ABANDONED = ".snnet-" + "0f" * 16 + ".tmp"
 
@@ -173,11 +172,9 @@ def test_a_file_that_a_command_reads_is_not_what_it_writes(
     (tmp_path / "link.npz").symlink_to("f.npz")
     (tmp_path / "link").symlink_to("crops")
     before = (tmp_path / lost).read_bytes()
-    monkeypatch.setattr(
-        "sys.argv", [*words.split(), "--quiet", *(["--device", "cpu"] if "export" not in words else [])]
-    )
+    device = [] if "export" in words else ["--device", "cpu"]
     with pytest.raises(SystemExit) as stopped:
-        run_command(importlib.import_module(f"snnet.{words.split()[0]}").main)
+        run_line(*words.split(), "--quiet", *device)
     line = capsys.readouterr().err.splitlines()[-1]
     assert stopped.value.code == 2
     assert re.fullmatch(

@@ -12,6 +12,7 @@ import pytest
 from torch import device
 
 from snnet import evaluate, train
+from snnet.config.commands import EvaluateCommand, TrainCommand
 from snnet.data import decode_images
 from snnet.runtime import kernels_line
 from snnet.system.progress import bars_shown, progress, say, set_quiet
@@ -61,27 +62,21 @@ def test_lines_are_left_out_when_quiet(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_quiet_commands_print_their_results_alone(
-    tiny_options: dict[str, Any],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = command_line(
         {**tiny_options, "epochs": 1, "label_start_epoch": 0, "output_dir": tmp_path / "run"}
     )
-    monkeypatch.setattr("sys.argv", ["train", "--quiet", *options])
-    train.main()
+    train.main(TrainCommand.parse(["--quiet", *options]))
     after_training = capsys.readouterr()
     lines = after_training.out.splitlines()
     assert len(lines) == 5 and lines[4] == f"run folder: {tmp_path / 'run'}"
     assert lines[0].split() == ["rank1", "rank5", "rank10", "mAP", "mINP"]
     assert after_training.err == ""
-    monkeypatch.setattr("sys.argv", ["train", *options, f"--output-dir={tmp_path / 'again'}"])
-    train.main()
+    train.main(TrainCommand.parse([*options, f"--output-dir={tmp_path / 'again'}"]))
     told = capsys.readouterr().out.splitlines()
     assert told[-1] == f"run folder: {tmp_path / 'again'}" and told.count(kernels_line(device("cpu"))) == 1
     assert not any("pack_labels" in line for line in told)
-    monkeypatch.setattr("sys.argv", ["evaluate", "--quiet", "--checkpoint", str(tmp_path / "run")])
-    evaluate.main()
+    evaluate.main(EvaluateCommand.parse(["--quiet", "--checkpoint", str(tmp_path / "run")]))
     evaluated = capsys.readouterr()
     assert evaluated.out.splitlines()[1].split()[1:] == lines[2].split()[1:] and evaluated.err == ""

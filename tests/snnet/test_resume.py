@@ -35,14 +35,16 @@ def kill_at(count, owner, name):
 """
 # Step 1 of epoch 2: the run has 3 steps an epoch.
 IN_AN_EPOCH = """
+from snnet.config.commands import TrainCommand
 from snnet.train import main
 from snnet.training.learner import SNNetHead
 kill_at(8, SNNetHead, 'update_')
-main()
+main(TrainCommand.parse(sys.argv[1:]))
 """
 # With the third checkpoint (of epoch 2) in its temporary file, before it is made durable and renamed.
 IN_A_WRITE = """
 import torch
+from snnet.config.commands import TrainCommand
 from snnet.train import main
 save, calls = torch.save, [0]
 def half(state, file):
@@ -53,7 +55,7 @@ def half(state, file):
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 torch.save = half
-main()
+main(TrainCommand.parse(sys.argv[1:]))
 """
 
 

@@ -315,22 +315,19 @@ def test_the_command_prints_a_table_or_one_json_object(
     tiny_market: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     query = sorted((tiny_market / "query").iterdir())[0]
     (wanted,) = search(parsed("--query", query, "--top-k", 2))
     capsys.readouterr()
     words = [*MODEL, *SIZE, "--gallery", gallery, "--query", query, "--top-k", 2, "--picture", "none"]
     words += ["--feature-cache", tmp_path / "cache"]
-    monkeypatch.setattr("sys.argv", ["search", *map(str, words)])
-    command.main()
+    command.main(SearchCommand.parse([*map(str, words)]))
     table = capsys.readouterr()
     first = os.path.relpath(wanted.gallery[0], gallery)
     assert table.out.splitlines()[0] == str(query)
     assert table.out.splitlines()[2] == f"     1  {wanted.similarity[0]:>10.4f}  {first}"
     assert "features of 12 of 12 images" in table.err
-    monkeypatch.setattr("sys.argv", ["search", *map(str, words), "--json", "--quiet"])
-    command.main()
+    command.main(SearchCommand.parse([*map(str, words), "--json", "--quiet"]))
     printed = capsys.readouterr()
     ((record),) = json.loads(printed.out)
     assert record["query"] == str(query) and [m["image"] for m in record["matches"]] == list(wanted.gallery)

@@ -77,7 +77,8 @@ def test_processes_equal_one_with_groups_through_kills_and_other_numbers_of_them
     # Two, of a real torchrun; one is killed, which starts both again, and they come to the end.
     (tmp_path / "trainer.py").write_text(
         f"import os\nif os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':{textwrap.indent(KILL, '    ')}\n"
-        "    killed_at = 1\nfrom snnet.train import main\nmain()\n"
+        "    killed_at = 1\nimport sys; from snnet.config.commands import TrainCommand; from snnet.train import main\n"
+        "main(TrainCommand.parse(sys.argv[1:]))\n"
     )
     two = python(
         "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1",
