@@ -198,19 +198,6 @@ class Case(Inputs):
         found[entry[column[asked]], row[asked]] = True
         return found
 
-    @cached_property
-    def walked_images(self) -> Tensor:
-        """The images that passed as labels of the first batch, once each: their ranks have to be counted in full."""
-        labels = sk.unpack_labels(self.batches[0].expected_labels, self.shape.n)
-        passed = labels[labels.sum(1) > 2]  # up to two positives stand without a check
-        return passed.any(0).nonzero().flatten()
-
-    @cached_property
-    def listed_bytes(self) -> float:
-        """What labels have to read of the lists: the rows of the batch and of the images that passed, 8 an entry."""
-        counts = self.lists.counts
-        return 8.0 * float(counts[self.batches[0].index].sum() + counts[self.walked_images].sum())
-
 
 def fill_labels(labels: sk.PseudoLabelMemory, source: sk.PseudoLabelMemory) -> None:
     """Copy P in both orientations, bits in place."""

@@ -100,9 +100,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("operation", "shape", "contender"), entries)
 
 
-_RUNNER = pytest.StashKey[Any]()
-
-
 @pytest.fixture(scope="session")
 def runner(request: pytest.FixtureRequest) -> Any:
     import torch
@@ -110,10 +107,8 @@ def runner(request: pytest.FixtureRequest) -> Any:
     from .runner import Runner
 
     option = request.config.option
-    device, quick = torch.device(option.device), option.size == "tiny"
-    made = Runner(device, option.rounds, option.seconds, memory=not option.no_memory, quick=quick)
-    request.config.stash[_RUNNER] = made
-    return made
+    device = torch.device(option.device)
+    return Runner(device, option.rounds, option.seconds, memory=not option.no_memory)
 
 
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
@@ -121,5 +116,4 @@ def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, A
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    runner = config.stash.get(_RUNNER, None)
-    slim(output_json, dict(runner.rates) if runner else {})
+    slim(output_json)

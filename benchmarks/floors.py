@@ -75,11 +75,6 @@ BOUNDS = {
         lambda ours, _: None if ours.peak_bytes is None else ((ours.held_bytes or 0) + ours.peak_bytes) / 1e6,
         timed=False,
     ),
-    "share_of_matmul": Bound(
-        "≥",
-        "share of the measured matmul rate of the same precision",
-        lambda ours, _: _over(ours.product_seconds, ours.seconds),
-    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""An operation under measurement: its contenders, the gate that their answers pass first, and the least work."""
+"""An operation under measurement: its contenders, and the gate that their answers pass first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import snnet_kernels as sk
 from snnet_kernels.backends import table
 
 from .case import Case, Inputs, Unavailable
-from .hardware import Work
 from .shapes import Shape, growth_shapes, shapes
 
 Make = Callable[[Any], Any]  # of the inputs what is called, outside the clock
@@ -71,7 +70,6 @@ class Operation:
     call: Call = call_itself
     inputs: tuple[str, ...] = ()  # properties of a batch that are made before the clock runs
     needs: tuple[str, ...] = ()  # the same of what a contender makes
-    work: Callable[[Any], Work] | None = None
     make_case: Callable[[Shape, Any], Inputs] = Case
     shapes: Callable[..., list[Shape]] = shapes  # of device, sizes and dimensions that are asked for
     grows: tuple[str, ...] = ()  # contenders that are measured at the growth shapes, too

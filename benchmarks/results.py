@@ -27,8 +27,6 @@ class Result:
     scaled: float = 1.0  # more than 1: run on a part of the batch, the time multiplied by this
     warm_seconds: float | None = None
     yardstick_seconds: float | None = None  # of the operation's yardstick, in turn with this
-    floor_seconds: float | None = None
-    product_seconds: float | None = None  # of its matrix products at the measured rate of the same precision
     cpu_seconds: float | None = None  # of all processors, of one call
     peak_bytes: int | None = None
     held_bytes: int | None = None
@@ -44,7 +42,6 @@ class Run:
     """What was measured on one machine, possibly in several files."""
 
     machine: dict[str, Any]
-    rates: dict[str, float] = field(default_factory=dict)
     dates: list[str] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
 
@@ -58,13 +55,12 @@ class Run:
         return min((result for result in found if result), key=lambda result: result.seconds, default=None)
 
 
-def slim(output: dict[str, Any], rates: dict[str, float]) -> None:
+def slim(output: dict[str, Any]) -> None:
     """Keep of pytest-benchmark's JSON what the report reads; nothing about the host but its hardware.
 
     What was not described failed its gate, after it was timed. Times of a part of the batch are scaled here. Raises
     ValueError where a clock has failed.
     """
-    output["rates"] = rates
     commit = output.get("commit_info") or {}
     output["commit_info"] = {key: commit[key] for key in ("id", "dirty") if key in commit}
     described = [benchmark for benchmark in output["benchmarks"] if "operation" in benchmark["extra_info"]]
@@ -97,7 +93,6 @@ def read_run(paths: Iterable[Path]) -> Run:
                 newer = f"in the newer {newest} it is {whole.machine[name]}"
                 raise ValueError(f"{path}: {name} is {machine[name]}, {newer}; keep one of them")
         newest = newest or path
-        whole.rates = content.get("rates", {}) | whole.rates
         new = [result for result in results if _compared(result) not in seen]
         seen |= {*map(_compared, new)}
         whole.results += new

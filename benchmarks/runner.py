@@ -14,7 +14,6 @@ import torch
 
 from .case import Inputs, Unavailable
 from .clock import LINGERING, clock_of
-from .hardware import Rates
 from .operation import Contender, Operation
 from .peak_memory import Watch, peak_bytes
 from .shapes import Shape
@@ -36,11 +35,9 @@ class Runner:
     rounds: int = 20
     seconds: float = 0.6
     memory: bool = True
-    quick: bool = False
     case: Inputs | None = None
 
     def __post_init__(self) -> None:
-        self.rates = Rates(self.device, quick=self.quick)
         self.clock = clock_of(self.device)
 
     def report(self, operation: Operation, shape: Shape, name: str, benchmark: Any) -> None:
@@ -97,7 +94,9 @@ class Runner:
                 # Of another batch: who is right only once, or has kept the first answer, is wrong now.
                 second = batches[1 % len(batches)]
                 compare(second, run(second))
-            found |= self._describe(operation, contender, case)
+            shape = case.shape
+            found |= {"operation": operation.name, "contender": contender.name, "shape": shape.name}
+            found |= {"n": shape.n, "d": shape.d}
             found["scaled"] = case.shape.batch / samples
             kept = sum(part.nbytes for part in made.buffers()) if hasattr(made, "buffers") else 0
             if kept:
@@ -180,15 +179,3 @@ class Runner:
 
         benchmark.pedantic(run, setup=prepare, teardown=again, rounds=rounds)
         return {name: statistics.median(values) for name, values in times.items() if values}
-
-    def _describe(self, operation: Operation, contender: Contender, case: Any) -> dict[str, Any]:
-        shape, precision = case.shape, contender.precision
-        found = {"operation": operation.name, "contender": contender.name, "shape": shape.name}
-        found |= {"n": shape.n, "d": shape.d, "batch": shape.batch}
-        found |= {"device": self.device.type, "precision": precision}
-        if operation.work is not None:
-            work = operation.work(case)
-            found["floor_seconds"] = self.rates.floor(work, precision)
-            if work.products:
-                found["product_seconds"] = work.products / self.rates.of_products(precision)
-        return found

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import snnet_kernels as sk
 from snnet_kernels import reference
 
 from ..case import MIN_RANK, THRESHOLD, WEIGHTS, Batch, Case
@@ -33,7 +32,6 @@ from ..equality import (
     same_update,
 )
 from ..forms import FORMS, Form, add_forms
-from ..hardware import Work, product
 from ..operation import GPU, Operation
 from ..ours import Head, Ours
 from ..pytorch import DELTA, RATIO, fastest
@@ -68,15 +66,6 @@ def same_written_labels(case: Case, batch: Batch, stored: Any) -> Tensor:
     return rows
 
 
-def least_work_of_labels(case: Case) -> Work:
-    """What labels read of the lists; s read once, the batch's rows of lists and their mirrors written; rows of M; bits
-    of P."""
-    shape = case.shape
-    entries = float(case.lists.counts[case.batches[0].index].sum())
-    moved = case.listed_bytes + 24 * entries + 12.0 * shape.batch * shape.d
-    return Work(moved + 4.0 * shape.batch * shape.n + 5.0 * shape.batch * sk.label_bytes(shape.n))
-
-
 label_step = Operation(
     "label-step",
     "The three label sets, and the update of P, memory and lists",
@@ -84,7 +73,6 @@ label_step = Operation(
     lambda form, batch: (*form.step(batch), form),
     inputs=("similarity",),
     needs=("stored", "product"),
-    work=least_work_of_labels,
     grows=("snnet", "snnet-streaming", *FORMS),
 )
 label_step.ours(Ours)
@@ -117,11 +105,6 @@ def similar_loss(case: Case, batch: Batch, answer: Answer) -> None:
     close("loss", answer[0], loss, absolute=0, relative=TF32_LOSS)
 
 
-def least_work(case: Case) -> Work:
-    whole = product(case.shape.batch, case.shape.n, case.shape.d)
-    return whole._replace(bytes=whole.bytes + least_work_of_labels(case).bytes)
-
-
 class FastestProduct:
     """In place of an iteration the product f Mᵀ, in the fastest way to write it; on a CPU by numpy too."""
 
@@ -138,7 +121,6 @@ iteration = Operation(
     same_iteration,
     lambda form, batch: (*form.iteration(batch), form),
     needs=("stored", "product"),
-    work=least_work,
 )
 iteration.ours(Head)
 iteration.contender("snnet-streaming", partial(Head, lists=False))
@@ -160,10 +142,6 @@ def same_labels_at_the_end(case: Case, batch: Batch, form: Head) -> None:
         same_predictions(form.memory, index, form.labels(index)[0], expected)
 
 
-def least_work_of_all(case: Case) -> Work:
-    return Work(STEPS * least_work(case).bytes, STEPS * least_work(case).operations)
-
-
 def million_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
     """On a GPU a million images; the growth shapes come from ``grows``."""
     return [shape for shape in shapes(device, sizes) if shape.size == "million"]
@@ -180,7 +158,6 @@ twenty = Operation(
     f"{STEPS} iterations one after the other, without the backbone",
     same_labels_at_the_end,
     twenty_times,
-    work=least_work_of_all,
     shapes=million_shapes,
     grows=("snnet", "bare-product"),
 )

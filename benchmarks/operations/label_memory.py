@@ -14,12 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import snnet_kernels as sk
-
 from ..case import Batch, Case
 from ..equality import as_bool, same
 from ..forms import DenseLabels, MirroredLabels
-from ..hardware import Work
 from ..operation import Operation
 from ..shapes import one_dim
 
@@ -104,15 +101,6 @@ def same_writes(case: Case, batch: Batch, stored: Any) -> None:
     same("columns", as_bool(stored.columns(batch.index), case.shape.n), expected)
 
 
-def operation(name: str, title: str, times: int, gate: Any, **options: Any) -> Operation:
-    """The least work: ``times`` the rows of bits of a batch."""
-
-    def work(case: Case) -> Work:
-        return Work(times * case.shape.batch * sk.label_bytes(case.shape.n))
-
-    return Operation(name, f"Label memory: {title}", gate, shapes=one_dim, work=work, **options)
-
-
 def read_columns(stored: Any, batch: Batch) -> Any:
     return stored.columns(batch.index)
 
@@ -121,9 +109,17 @@ def read_rows(stored: Any, batch: Batch) -> Any:
     return stored.rows(batch.index)
 
 
-columns = operation("label-columns", "reading columns", 2, same_columns, call=read_columns)
-rows = operation("label-rows", "reading rows", 2, same_rows, call=read_rows)
-write = operation("label-write", "writing rows", 3, same_writes, inputs=("labels", "dense_labels"))
+columns = Operation(
+    "label-columns", "Label memory: reading columns", same_columns, read_columns, shapes=one_dim
+)
+rows = Operation("label-rows", "Label memory: reading rows", same_rows, read_rows, shapes=one_dim)
+write = Operation(
+    "label-write",
+    "Label memory: writing rows",
+    same_writes,
+    inputs=("labels", "dense_labels"),
+    shapes=one_dim,
+)
 OPERATIONS = (columns, rows, write)
 
 

@@ -17,7 +17,6 @@ from snnet_kernels import reference
 from ..case import MIN_RANK, THRESHOLD, Batch, Case
 from ..equality import few_flipped_rows, same_labels, same_neighbors
 from ..forms import LOOP_SAMPLES, add_forms
-from ..hardware import Work, product
 from ..operation import Operation
 from ..ours import Ours
 from ..pytorch import compiled, fastest_product, nearest_others, predict_labels, static
@@ -31,14 +30,6 @@ def same_found(case: Case, batch: Batch, found: tuple[Any, Any]) -> None:
     same_neighbors(case, batch, found[1], 1)
 
 
-def streaming_work(case: Case) -> Work:
-    """One pass over M and the products of the batch; the plain form also makes those of each candidate that passed."""
-    shape = case.shape
-    queries = product(shape.batch, shape.n, shape.d)
-    candidates = product(len(case.walked_images), shape.n, shape.d)
-    return queries._replace(products=queries.products + candidates.products)
-
-
 from_lists = Operation(
     "labels",
     "Label prediction and nearest neighbour from lists",
@@ -46,9 +37,8 @@ from_lists = Operation(
     lambda form, batch: form.labels(batch.index),
     needs=("product",),
     shapes=one_dim,
-    work=lambda case: Work(case.listed_bytes),
 )
-streaming = Operation("streaming-mplp", "Label prediction without lists", same_labels, work=streaming_work)
+streaming = Operation("streaming-mplp", "Label prediction without lists", same_labels)
 
 
 from_lists.ours(Ours)
@@ -83,12 +73,7 @@ def loop(case: Case) -> Any:
 
 
 ten = partial(same_neighbors, k=K)
-nearest = Operation(
-    "nearest-streaming",
-    "Ten nearest other images, without lists",
-    ten,
-    work=lambda case: product(case.shape.batch, case.shape.n, case.shape.d),
-)
+nearest = Operation("nearest-streaming", "Ten nearest other images, without lists", ten)
 
 
 def our_search(case: Case) -> Any:

@@ -18,7 +18,6 @@ from snnet_kernels import reference
 from ..case import WEIGHTS, Batch, Case
 from ..equality import close_losses
 from ..forms import LOOP_SAMPLES
-from ..hardware import Work, product
 from ..operation import Operation
 from ..pytorch import DELTA, PRODUCTS, RATIO, compiled, dense_mmcl, fastest_product, static
 
@@ -91,17 +90,6 @@ def same_loss(
     close_losses(answer, expected, relative)
 
 
-def least_work(case: Case, *, kind: str, at_hand: bool) -> Work:
-    """The product s unless it is at hand, else s read once; ``l2`` also needs the dense product of its gradient."""
-    shape = case.shape
-    one = product(shape.batch, shape.n, shape.d)
-    backward = one.operations if kind == "l2" else 0
-    if at_hand:
-        read = 4.0 * shape.batch * shape.n
-        return Work(read + one.bytes, backward, one.operations) if kind == "l2" else Work(read)
-    return Work(one.bytes, one.operations + backward, one.products + one.operations)
-
-
 def two_products(case: Case) -> Any:
     """What cannot be less for a dense form: s = f Mᵀ, and a gradient of its size times M."""
     gradient = torch.rand(case.shape.batch, case.shape.n, device=case.device)
@@ -119,7 +107,6 @@ def operation(kind: str, at_hand: bool) -> Operation:
         gate,
         loss_and_gradient,
         inputs=("labels", "dense_labels", *(("similarity",) if at_hand else ())),
-        work=partial(least_work, kind=kind, at_hand=at_hand),
     )
 
     def given(batch: Batch) -> Tensor | None:

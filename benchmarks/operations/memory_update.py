@@ -7,7 +7,6 @@ from functools import partial
 from ..case import Batch, Case
 from ..equality import same_update
 from ..forms import LOOP_SAMPLES, CompiledForm, Form, FreshRows, LoopForm, add_forms
-from ..hardware import Work
 from ..operation import Operation
 from ..ours import Ours
 
@@ -21,18 +20,7 @@ def update(form: Form, batch: Batch) -> Form:
     return form
 
 
-def blending(case: Case) -> Work:
-    """Rows of M read and written, features read."""
-    return Work(12.0 * case.shape.batch * case.shape.d)
-
-
-def with_entries(case: Case) -> Work:
-    """Besides: s read, the entries of the batch's rows and their mirrors written."""
-    entries = float(case.lists.counts[case.batches[0].index].sum())
-    return Work(blending(case).bytes + 4.0 * case.shape.batch * case.shape.n + 24 * entries)
-
-
-alone = Operation("memory-update", "Memory update", gate, update, work=blending)
+alone = Operation("memory-update", "Memory update", gate, update)
 alone.ours(partial(Ours, lists=False))
 alone.contender("pytorch", Form)
 alone.contender("compile", CompiledForm)
@@ -45,7 +33,6 @@ with_lists = Operation(
     update,
     inputs=("similarity",),
     needs=("product",),
-    work=with_entries,
 )
 with_lists.ours(Ours)
 add_forms(with_lists, "pytorch-cache", "compile-cache", "compile-static")

@@ -12,7 +12,6 @@ from snnet_kernels.exemplar_memory import FLOOR
 
 from ..case import NEIGHBORS, ROWS_AT_ONCE, Batch, Case
 from ..equality import same_lists
-from ..hardware import Work
 from ..operation import Operation
 
 K = NEIGHBORS // 2  # what a memory builds: half of its places stay free
@@ -24,13 +23,7 @@ def gate(case: Case, batch: Batch, found: Any) -> None:
     same_lists(found, index, (memory[index].double() @ memory.double().t()).float())
 
 
-def least_work(case: Case) -> Work:
-    """Every pair once, M read once, the lists written."""
-    n, d = case.shape.n, case.shape.d
-    return Work(4.0 * n * d + 8.0 * n * K, float(n) * n * d)
-
-
-building = Operation("neighbor-lists", f"Neighbour lists of all images, {K} places", gate, work=least_work)
+building = Operation("neighbor-lists", f"Neighbour lists of all images, {K} places", gate)
 OPERATIONS = (building,)
 building.ours(lambda case: lambda batch: sk.neighbor_lists(case.memory, K, floor=FLOOR), once=True)
 

@@ -14,7 +14,6 @@ import snnet_kernels as sk
 from ..case import Batch, Case
 from ..equality import ROUNDING, close
 from ..forms import LOOP_SAMPLES
-from ..hardware import Work, product
 from ..operation import Operation
 from ..pytorch import PRODUCTS, compiled, static
 
@@ -24,13 +23,7 @@ def gate(case: Case, batch: Batch, similarity: Any, absolute: float = ROUNDING) 
     close("similarity", torch.as_tensor(similarity, device=case.device), expected, absolute=absolute)
 
 
-def work(case: Case) -> Work:
-    shape = case.shape
-    whole = product(shape.batch, shape.n, shape.d)
-    return whole._replace(bytes=whole.bytes + 4.0 * shape.batch * shape.n)
-
-
-similarity = Operation("similarity", "The product f Mᵀ", gate, work=work)
+similarity = Operation("similarity", "The product f Mᵀ", gate)
 OPERATIONS = (similarity,)
 
 

@@ -45,13 +45,6 @@ def hundredths(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def rates(run: Run) -> str:
-    return ", ".join(
-        f"copy {rate / 1e9:,.0f} GB/s" if name == "copy" else f"{name} products {rate / 1e12:.2f} TFLOP/s"
-        for name, rate in run.rates.items()
-    )
-
-
 def stated(run: Run) -> str:
     """Every stated ratio with its floor and what this run measured."""
     rows = []
@@ -110,8 +103,8 @@ def _short(shape: str) -> str:
 
 
 def operation(run: Run, name: str) -> str:
-    """All contenders of an operation: time over ours, cold and (warm), on a GPU the time too; the hardware floor in its
-    row. Empty where only growth was measured."""
+    """A row per contender: its time over ours, cold (warm in brackets), on a GPU the time itself too. Empty if only
+    growth was measured."""
     found = {
         (result.contender, result.shape): result
         for result in run.results
@@ -139,9 +132,6 @@ def operation(run: Run, name: str) -> str:
         part = f" ({first.scaled:.0f} × a part)" if first.scaled > 1 else ""
         memory = megabytes(first.peak_bytes), megabytes(first.held_bytes)
         rows.append([in_words(contender) + part, *cells, *memory])
-    floors = [over(base and base.floor_seconds, base and base.seconds) for base in ours.values()]
-    if any(floors):
-        rows.append(["hardware floor", *floors, "", ""])
     return table(("form", *ours, "peak MB", "kept MB"), rows)
 
 

@@ -28,7 +28,6 @@ from benchmarks.equality import (
     same_update,
 )
 from benchmarks.forms import FORMS
-from benchmarks.hardware import Rates, Work, product
 from benchmarks.operation import Operation
 from benchmarks.operations import jaccard_graph, label_memory
 from benchmarks.operations.iteration import FastestProduct, same_step
@@ -82,7 +81,7 @@ def however_busy_the_machine(monkeypatch):
 
 def measured(operation: Operation, case: Case, name: str, rounds: int = 4) -> Benchmark:
     """What the runner hands to pytest-benchmark for the contender ``name``."""
-    runner = Runner(CPU, rounds, 1e9, memory=False, quick=True, case=case)
+    runner = Runner(CPU, rounds, 1e9, memory=False, case=case)
     benchmark = Benchmark()
     runner.report(operation, case.shape, name, benchmark)
     return benchmark
@@ -110,7 +109,7 @@ def test_a_wrong_answer_is_an_error_and_not_a_time(case):
     for name, calls in {"wrong": 0, "wrong once": 1, "thresholds only": 0}.items():
         benchmark = Benchmark()
         with pytest.raises(AssertionError, match="no rounding explains the difference"):
-            Runner(CPU, quick=True, case=case).report(operation, SHAPE, name, benchmark)
+            Runner(CPU, case=case).report(operation, SHAPE, name, benchmark)
         # Without a description the one call of "wrong once" is not a result.
         assert len(benchmark.seconds) == calls and benchmark.extra_info == {}
     with pytest.raises(pytest.skip.Exception, match="no_such_package is not installed"):
@@ -134,7 +133,7 @@ def test_an_answer_after_the_timed_calls_is_compared_too(case):
     for name in operation.contenders:
         benchmark = Benchmark()
         with pytest.raises((AssertionError, AttributeError)):
-            Runner(CPU, 4, 1e9, memory=False, quick=True, case=case).report(operation, SHAPE, name, benchmark)
+            Runner(CPU, 4, 1e9, memory=False, case=case).report(operation, SHAPE, name, benchmark)
         assert len(benchmark.seconds) == 4 and benchmark.extra_info == {}
 
 
@@ -173,7 +172,7 @@ def test_what_the_one_call_takes_is_measured_with_its_time(case):
 
     def described(name, memory):
         benchmark = Benchmark()
-        Runner(CPU, memory=memory, quick=True, case=case).report(operation, SHAPE, name, benchmark)
+        Runner(CPU, memory=memory, case=case).report(operation, SHAPE, name, benchmark)
         return benchmark.extra_info
 
     whole = described("whole", memory=True)
@@ -449,15 +448,6 @@ def test_peak_memory_of_a_call():
     assert peak_bytes(lambda: None, CPU) < 2e6
 
 
-def test_floor_is_the_slower_of_moving_and_multiplying():
-    rates = Rates(CPU, quick=True)
-    rates.update(copy=1e9, ieee=1e12, tf32=8e12)
-    assert rates.floor(Work(bytes=2e9)) == 2.0
-    assert rates.floor(product(100, 1e6, 1e3)) == pytest.approx(4.0)  # 4 GB against 0.2 s of products
-    assert rates.floor(product(1e5, 1e6, 1e3)) == pytest.approx(200.0)
-    assert rates.floor(product(1e5, 1e6, 1e3), "tf32x3") == pytest.approx(75.0)
-
-
 def test_shapes_of_both_devices():
     assert [(s.batch, s.n, s.d) for s in shapes("cpu")] == [(64, 12_936, 2048), (64, 12_936, 512)]
     asked = {(s.batch, s.n, s.d) for s in shapes("cuda")}
@@ -541,7 +531,6 @@ def test_a_call_that_fails_does_not_turn_the_clock_of_the_next(case, monkeypatch
     now = [0.0]
     clock = fake_cuda(monkeypatch, now, [])
     monkeypatch.setattr("benchmarks.runner.clock_of", lambda device: clock)
-    monkeypatch.setattr("benchmarks.hardware.clock_of", lambda device: clock)
     monkeypatch.setattr("tests.benchmarks.test_runner.time.perf_counter", clock)
     operation = Operation("once", "once", anything)
 
