@@ -1,8 +1,10 @@
-"""One contender at one shape: its answer is compared, then pytest-benchmark times it, then its memory is measured."""
+"""One contender at one shape: its answer is compared, then pytest-benchmark times it, then another one is compared.
+
+The memory of that last call is measured; where one call is timed, it is all three.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -15,14 +17,11 @@ import torch
 from .case import Inputs, Unavailable
 from .clock import LINGERING, clock_of
 from .operation import Contender, Operation
-from .peak_memory import Watch, peak_bytes
+from .peak_memory import Watch
 from .shapes import Shape
 
 WARM_BELOW = 0.05  # seconds: a longer call moves far more than a processor's cache holds
 LEAST_ROUNDS = 3
-# Bytes kept. A form that keeps more has no peak: the forked process that measures it would copy every page that it
-# writes.
-MOST_COPIED = 2_000_000_000
 ONCE_ABOVE = 5.0  # seconds: a longer call is timed once
 Run = Callable[[Any], Any]  # of a batch
 
@@ -78,22 +77,26 @@ class Runner:
             if contender.gate:
                 contender.gate(case, batch, answer)
 
+        watch = Watch(self.device, memory=self.memory and contender.samples is None)
         try:
             made = contender.make(case)
             for name in operation.needs:
                 getattr(made, name, None)
             run, first = contender.run_of(made), batches[0]
             if contender.once:
-                answer, found = self._time_once(contender, run, case, first, benchmark)
+                answer, found = self._time_once(watch, run, case, first, benchmark)
                 compare(first, answer)
             else:
                 compare(first, run(first))
                 beside = operation.beside if contender.name == "snnet" else None
                 found = self._time(contender, beside, run, case, batches, benchmark)
-                case.reset()
                 # Of another batch: who is right only once, or has kept the first answer, is wrong now.
                 second = batches[1 % len(batches)]
-                compare(second, run(second))
+                case.reset()
+                watch.start()
+                answer = run(second)
+                found |= watch.found()
+                compare(second, answer)
             shape = case.shape
             found |= {"operation": operation.name, "contender": contender.name, "shape": shape.name}
             found |= {"n": shape.n, "d": shape.d}
@@ -101,11 +104,6 @@ class Runner:
             kept = sum(part.nbytes for part in made.buffers()) if hasattr(made, "buffers") else 0
             if kept:
                 found["held_bytes"] = kept
-            copies = self.device.type == "cpu" and kept > MOST_COPIED
-            if self.memory and contender.samples is None and not contender.once and not copies:
-                case.reset()
-                with contextlib.suppress(torch.OutOfMemoryError):
-                    found["peak_bytes"] = peak_bytes(lambda: run(first), self.device)
         finally:
             case.forget()
         benchmark.extra_info.update(found)
@@ -117,26 +115,23 @@ class Runner:
         return (batch,), {}
 
     def _time_once(
-        self, contender: Contender, run: Run, case: Any, batch: Any, benchmark: Any
+        self, watch: Watch, run: Run, case: Any, batch: Any, benchmark: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """One cold call by pytest-benchmark: its answer, and on a CPU what a call of a whole batch takes.
+        """One cold call by pytest-benchmark: its answer, and what ``watch`` has found.
 
         On a GPU a call before it loads the kernels.
         """
         if self.device.type == "cuda":
             run(batch)
-        watch = Watch(memory=self.memory) if self.device.type == "cpu" and not contender.samples else None
         found: dict[str, Any] = {}
 
         def prepare() -> Any:
             prepared = self._cold(case, batch)
-            if watch:
-                watch.start()
+            watch.start()
             return prepared
 
         def after(batch: Any) -> None:
-            if watch:
-                found.update(watch.found())
+            found.update(watch.found())
 
         return benchmark.pedantic(run, setup=prepare, teardown=after), found
 
