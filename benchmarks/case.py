@@ -85,7 +85,7 @@ class Batch:
         return len(self.index)
 
     def first(self, samples: int) -> Batch:
-        """The first ``samples`` entries, for forms that are too slow for all of them."""
+        """The first ``samples`` entries."""
         return Batch(self.case, self.index[:samples], self.features[:samples])
 
     @cached_property

@@ -19,7 +19,6 @@ from . import pytorch
 from .case import MIN_RANK, THRESHOLD, WEIGHTS, Batch, Case
 from .operation import GPU, Operation
 
-LOOP_SAMPLES = 16
 Neighbors = tuple[Tensor, Tensor]  # index and similarity [B, 1]
 Update = Callable[[Tensor], None]
 
@@ -241,7 +240,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "compile-static": {"make": StaticForm, "devices": GPU},
     "pytorch": {"make": Form},
     "compile": {"make": CompiledForm},
-    "loop": {"make": LoopForm, "samples": LOOP_SAMPLES, "once": True},
+    "loop": {"make": LoopForm, "once": True},
 }
 
 

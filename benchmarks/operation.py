@@ -40,7 +40,6 @@ class Contender:
     make: Make
     call: Call = call_itself
     gate: Gate | None = None  # None: a yardstick that answers another question, for instance a bare product
-    samples: int | None = None  # of the batch, where all of it would take too long; the time is scaled
     once: bool = False  # called once: that call is timed, and its answer goes to the gate
     lingers: bool = False  # starts threads that spin for a while after a call
     devices: tuple[str, ...] = ("cpu", "cuda")

@@ -24,7 +24,6 @@ class Result:
     d: int
     seconds: float
     iqr: float = 0.0
-    scaled: float = 1.0  # more than 1: run on a part of the batch, the time multiplied by this
     warm_seconds: float | None = None
     yardstick_seconds: float | None = None  # of the operation's yardstick, in turn with this
     cpu_seconds: float | None = None  # of all processors, of one call
@@ -58,8 +57,7 @@ class Run:
 def slim(output: dict[str, Any]) -> None:
     """Keep of pytest-benchmark's JSON what the report reads; nothing about the host but its hardware.
 
-    What was not described failed its gate, after it was timed. Times of a part of the batch are scaled here. Raises
-    ValueError where a clock has failed.
+    What was not described failed its gate, after it was timed. Raises ValueError where a clock has failed.
     """
     commit = output.get("commit_info") or {}
     output["commit_info"] = {key: commit[key] for key in ("id", "dirty") if key in commit}
@@ -69,9 +67,8 @@ def slim(output: dict[str, Any]) -> None:
         name, stats, info = (benchmark[key] for key in ("name", "stats", "extra_info"))
         if stats["median"] <= 0:
             raise ValueError(f"{name}: a median of {stats['median']:g} s is no time")
-        scaled = {key: info.get("scaled", 1.0) * stats[key] for key in ("median", "iqr", "min", "max")}
-        kept = {"name": name, "stats": scaled | {"rounds": stats["rounds"]}, "extra_info": info}
-        output["benchmarks"].append(kept)
+        kept = {key: stats[key] for key in ("median", "iqr", "min", "max", "rounds")}
+        output["benchmarks"].append({"name": name, "stats": kept, "extra_info": info})
 
 
 def read_run(paths: Iterable[Path]) -> Run:

@@ -66,8 +66,7 @@ class Runner:
 
     def measure(self, operation: Operation, contender: Contender, case: Any, benchmark: Any) -> None:
         """Fills ``benchmark.extra_info`` last, after all gates have passed: ``slim`` drops a result without it."""
-        samples = min(contender.samples or case.shape.batch, case.shape.batch)
-        batches = [batch.first(samples) if contender.samples else batch for batch in case.batches]
+        batches = case.batches
         for batch in batches:
             for name in operation.inputs:
                 getattr(batch, name)
@@ -77,7 +76,7 @@ class Runner:
             if contender.gate:
                 contender.gate(case, batch, answer)
 
-        watch = Watch(self.device, memory=self.memory and contender.samples is None)
+        watch = Watch(self.device, memory=self.memory)
         try:
             made = contender.make(case)
             for name in operation.needs:
@@ -100,7 +99,6 @@ class Runner:
             shape = case.shape
             found |= {"operation": operation.name, "contender": contender.name, "shape": shape.name}
             found |= {"n": shape.n, "d": shape.d}
-            found["scaled"] = case.shape.batch / samples
             kept = sum(part.nbytes for part in made.buffers()) if hasattr(made, "buffers") else 0
             if kept:
                 found["held_bytes"] = kept

@@ -16,7 +16,7 @@ from snnet_kernels import reference
 
 from ..case import MIN_RANK, THRESHOLD, Batch, Case
 from ..equality import few_flipped_rows, same_labels, same_neighbors
-from ..forms import LOOP_SAMPLES, add_forms
+from ..forms import add_forms
 from ..operation import Operation
 from ..ours import Ours
 from ..pytorch import compiled, fastest_product, nearest_others, predict_labels, static
@@ -67,7 +67,7 @@ def vectorised(case: Case) -> Any:
 streaming.contender("compile", lambda case: compiled(vectorised(case), case.device, dynamic=True))
 
 
-@streaming.contender("loop", samples=LOOP_SAMPLES, once=True)
+@streaming.contender("loop", once=True)
 def loop(case: Case) -> Any:
     return lambda batch: reference.loop.mplp(case.memory, batch.index, THRESHOLD, MIN_RANK)
 
@@ -140,7 +140,7 @@ def argpartition(case: Case) -> Any:
     return run
 
 
-@nearest.contender("loop", samples=LOOP_SAMPLES)
+@nearest.contender("loop")
 def search_loop(case: Case) -> Any:
     return lambda batch: reference.loop.nearest_neighbors(case.memory, batch.index, K)
 

@@ -17,7 +17,6 @@ from snnet_kernels import reference
 
 from ..case import WEIGHTS, Batch, Case
 from ..equality import close_losses
-from ..forms import LOOP_SAMPLES
 from ..operation import Operation
 from ..pytorch import DELTA, PRODUCTS, RATIO, compiled, dense_mmcl, fastest_product, static
 
@@ -149,7 +148,7 @@ def operation(kind: str, at_hand: bool) -> Operation:
         static(case.memory)
         return dense(case, compiled)
 
-    @measured.contender("loop", samples=LOOP_SAMPLES, once=True)
+    @measured.contender("loop", once=True)
     def loop(case: Case) -> Any:
         similarity = similarity_of(case, PRODUCTS["pytorch"])
         return lambda f, batch: reference.loop.mutual_label_loss(

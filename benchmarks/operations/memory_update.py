@@ -6,7 +6,7 @@ from functools import partial
 
 from ..case import Batch, Case
 from ..equality import same_update
-from ..forms import LOOP_SAMPLES, CompiledForm, Form, FreshRows, LoopForm, add_forms
+from ..forms import CompiledForm, Form, FreshRows, LoopForm, add_forms
 from ..operation import Operation
 from ..ours import Ours
 
@@ -24,7 +24,7 @@ alone = Operation("memory-update", "Memory update", gate, update)
 alone.ours(partial(Ours, lists=False))
 alone.contender("pytorch", Form)
 alone.contender("compile", CompiledForm)
-alone.contender("loop", LoopForm, samples=LOOP_SAMPLES)
+alone.contender("loop", LoopForm)
 
 with_lists = Operation(
     "lists-update",

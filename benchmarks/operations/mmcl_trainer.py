@@ -17,7 +17,6 @@ from snnet_kernels.compat.mmcl import EPOCHS
 
 from ..case import MIN_RANK, MOMENTUM, THRESHOLD, Batch, Case
 from ..equality import close_losses, same_labels, same_update
-from ..forms import LOOP_SAMPLES
 from ..operation import Operation
 from ..pytorch import DELTA, RATIO
 from .cluster_memory import LoopedMemory
@@ -67,7 +66,7 @@ class WithCompat:
         return labels, self.criterion(logits, labels, is_vec=True)
 
 
-@mmcl_trainer.contender("loop", samples=LOOP_SAMPLES, once=True)
+@mmcl_trainer.contender("loop", once=True)
 class WithALoop:
     """The authors' three classes in plain PyTorch, one sample at a time, with the results of their code."""
 

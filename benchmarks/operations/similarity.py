@@ -13,7 +13,6 @@ import snnet_kernels as sk
 
 from ..case import Batch, Case
 from ..equality import ROUNDING, close
-from ..forms import LOOP_SAMPLES
 from ..operation import Operation
 from ..pytorch import PRODUCTS, compiled, static
 
@@ -63,6 +62,6 @@ def compiled_product(case: Case) -> Any:
     return lambda batch: run(batch.features)
 
 
-@similarity.contender("loop", samples=LOOP_SAMPLES)
+@similarity.contender("loop")
 def loop(case: Case) -> Any:
     return lambda batch: torch.stack([feature @ case.memory.t() for feature in batch.features])

@@ -129,9 +129,8 @@ def operation(run: Run, name: str) -> str:
             cold = over(result and result.seconds, base and base.seconds)
             warm = over(result and result.warm_seconds, base and base.warm_seconds)
             cells.append(f"{cold} ({warm})" if warm else cold)
-        part = f" ({first.scaled:.0f} × a part)" if first.scaled > 1 else ""
         memory = megabytes(first.peak_bytes), megabytes(first.held_bytes)
-        rows.append([in_words(contender) + part, *cells, *memory])
+        rows.append([in_words(contender), *cells, *memory])
     return table(("form", *ours, "peak MB", "kept MB"), rows)
 
 

@@ -48,7 +48,7 @@ def run() -> Run:
             result("label-step", "snnet", 1e-3, warm_seconds=8e-4, peak_bytes=2_000_000),
             result("label-step", "pytorch", 30e-3),
             result("label-step", "compile", 25e-3),
-            result("label-step", "loop", 500e-3, scaled=16.0),
+            result("label-step", "loop", 500e-3),
             result("iteration", "snnet", 51e-3),
             result("iteration", "bare-product", 30e-3),
             result("iteration", "snnet", 0.5, "large-d512-b64"),
@@ -251,7 +251,7 @@ def test_exponents_are_those_of_power_laws(run):
 def test_tables_show_ratios_and_no_times_of_a_cpu(run):
     text = tables.operation(run, "label-step")
     assert "| **snnet_kernels** | 1.00 × (1.00 ×) | 2.0 |  |" in text
-    assert "| loop over samples (16 × a part) | 500 × |" in text
+    assert "| loop over samples | 500 × |" in text
     assert "µs" not in text and " ms" not in text
     warm = [replace(r, warm_seconds=None if r.contender == "snnet" else 1.0) for r in run.results]
     assert "()" not in tables.operation(Run(MACHINE, results=warm), "label-step")  # ours has no warm time
@@ -313,7 +313,6 @@ def test_results_survive_the_file(run, tmp_path):
         "benchmarks": [
             {"name": "t", "fullname": "f", "params": {}, "stats": stats, "extra_info": info},
             {"name": "wrong", "stats": stats, "extra_info": {}},  # its answer was not the reference's
-            {"name": "part", "stats": stats, "extra_info": info | {"contender": "loop", "scaled": 4.0}},
         ],
     }
     slim(output)
@@ -321,10 +320,7 @@ def test_results_survive_the_file(run, tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(output))
     found = read_run([path])
-    part = info | {"contender": "loop", "scaled": 4.0}
-    assert found.results == [
-        Result(**info, seconds=0.5, iqr=0.1), Result(**part, seconds=2.0, iqr=0.4)
-    ]  # fmt: skip
+    assert found.results == [Result(**info, seconds=0.5, iqr=0.1)]
     assert found.dates == ["2030-01-02"]
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"a\.json is not the JSON"):

@@ -137,17 +137,6 @@ def test_an_answer_after_the_timed_calls_is_compared_too(case):
         assert len(benchmark.seconds) == 4 and benchmark.extra_info == {}
 
 
-def test_a_part_of_the_batch_is_scaled(case):
-    seen = []
-    operation = Operation("sizes", "sizes", anything)
-
-    @operation.contender("part", samples=2)
-    def part(case):
-        return lambda batch: seen.append(batch.size)
-
-    assert measured(operation, case, "part", 3).extra_info["scaled"] == 4.0 and set(seen) == {2}
-
-
 def test_a_contender_that_takes_minutes_is_called_once(case, monkeypatch):
     calls = []
     operation = Operation("calls", "calls", anything)
