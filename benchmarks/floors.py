@@ -108,12 +108,10 @@ class Floor:
 
     @property
     def entries(self) -> list[tuple[str, str, str]]:
-        """(operation, shape, contender) of all that a check measures: on a GPU both kinds of our kernels, and no
-        torch.compile, which takes minutes."""
+        """What a check measures, as (operation, shape, contender): on a GPU no torch.compile, which takes minutes."""
         names = [self.ours, *self.baselines]
         if self.device == "cuda":
-            both = ["snnet-cuda", "snnet-triton"] if self.ours == "snnet" else []
-            names = [name for name in [*names, *both] if not name.startswith("compile")]
+            names = [name for name in names if not name.startswith("compile")]
         return [(self.operation, shape, name) for shape in self.shapes for name in names]
 
 

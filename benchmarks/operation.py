@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,9 +9,8 @@ from functools import partial
 from typing import Any
 
 import snnet_kernels as sk
-from snnet_kernels.backends import table
 
-from .case import Case, Inputs, Unavailable
+from .case import Case, Inputs
 from .shapes import Shape, growth_shapes, shapes
 
 Make = Callable[[Any], Any]  # of the inputs what is called, outside the clock
@@ -44,16 +42,15 @@ class Contender:
     lingers: bool = False  # starts threads that spin for a while after a call
     devices: tuple[str, ...] = ("cpu", "cuda")
     precision: str = "ieee"  # of the products
-    backend: str = ""  # the only backend that may serve the call; empty: any
 
     def run_of(self, made: Any) -> Callable[[Any], Any]:
         """What is timed: a function of the batch."""
 
         def run(batch: Any) -> Any:
-            with setting(self.precision, self.backend):
+            with setting(self.precision):
                 return self.call(made, batch)
 
-        return run if self.backend or self.precision != "ieee" else partial(self.call, made)
+        return run if self.precision != "ieee" else partial(self.call, made)
 
 
 @dataclass(eq=False)
@@ -89,12 +86,6 @@ class Operation:
         self.contender(name, make, call=call_itself, gate=None, **options)
         self.beside = self.contenders[name]
 
-    def ours(self, make: Make, **options: Any) -> None:
-        """This package as it is, and on a GPU each of its backends alone."""
-        self.contender("snnet", make, **options)
-        for backend in ("cuda", "triton"):
-            self.contender(f"snnet-{backend}", make, devices=GPU, backend=backend, **options)
-
     def rounded(self, make: Make, **gates: Gate) -> None:
         """This package on a GPU with products of other precisions, and the gate of each."""
         for precision, gate in gates.items():
@@ -115,19 +106,11 @@ class Operation:
 
 
 @contextmanager
-def setting(precision: str, backend: str = "") -> Iterator[None]:
-    """Products of this precision; with ``backend``, Unavailable where it does not serve."""
-    if backend and os.environ.get("SNNET_BACKEND"):
-        raise Unavailable("SNNET_BACKEND is set")
-    before = sk.get_matmul_precision(), table.FORCED
+def setting(precision: str) -> Iterator[None]:
+    """Products of this precision."""
+    before = sk.get_matmul_precision()
     sk.set_matmul_precision(precision)
-    table.FORCED = backend or table.FORCED
     try:
         yield
-    except NotImplementedError as error:
-        if not backend:
-            raise
-        raise Unavailable(str(error)) from error
     finally:
-        sk.set_matmul_precision(before[0])
-        table.FORCED = before[1]
+        sk.set_matmul_precision(before)

@@ -75,7 +75,7 @@ label_step = Operation(
     needs=("stored", "product"),
     grows=("snnet", "snnet-streaming", *FORMS),
 )
-label_step.ours(Ours)
+label_step.contender("snnet", Ours)
 label_step.contender("snnet-streaming", partial(Ours, lists=False))
 add_forms(label_step, *FORMS)
 
@@ -122,7 +122,7 @@ iteration = Operation(
     lambda form, batch: (*form.iteration(batch), form),
     needs=("stored", "product"),
 )
-iteration.ours(Head)
+iteration.contender("snnet", Head)
 iteration.contender("snnet-streaming", partial(Head, lists=False))
 _graphs = {"snnet-graph": "ieee", "snnet-graph-tf32x3": "tf32x3", "snnet-graph-tf32": "tf32"}
 for _name, _precision in _graphs.items():

@@ -41,7 +41,7 @@ from_lists = Operation(
 streaming = Operation("streaming-mplp", "Label prediction without lists", same_labels)
 
 
-from_lists.ours(Ours)
+from_lists.contender("snnet", Ours)
 add_forms(from_lists, "pytorch-cache", "compile-cache", "compile-static", "pytorch", "loop")
 
 
@@ -49,7 +49,7 @@ def ours(case: Case) -> Any:
     return lambda batch: sk.mplp(case.memory, batch.index, THRESHOLD, MIN_RANK)
 
 
-streaming.ours(ours)
+streaming.contender("snnet", ours)
 streaming.rounded(ours, tf32x3=same_labels, bf16=same_labels, tf32=few_flipped_rows)
 
 
@@ -80,7 +80,7 @@ def our_search(case: Case) -> Any:
     return lambda batch: sk.nearest_neighbors(case.memory, batch.index, K)
 
 
-nearest.ours(our_search)
+nearest.contender("snnet", our_search)
 nearest.rounded(our_search, tf32x3=ten)
 
 

@@ -116,7 +116,7 @@ def operation(kind: str, at_hand: bool) -> Operation:
             f, case.memory, batch.labels, WEIGHTS, similarity=given(batch), kind=kind
         )
 
-    measured.ours(ours)
+    measured.contender("snnet", ours)
     if not at_hand:
         measured.rounded(ours, tf32x3=partial(gate, relative=1e-4), tf32=partial(gate, relative=2e-2))
 

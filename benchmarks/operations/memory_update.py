@@ -21,7 +21,7 @@ def update(form: Form, batch: Batch) -> Form:
 
 
 alone = Operation("memory-update", "Memory update", gate, update)
-alone.ours(partial(Ours, lists=False))
+alone.contender("snnet", partial(Ours, lists=False))
 alone.contender("pytorch", Form)
 alone.contender("compile", CompiledForm)
 alone.contender("loop", LoopForm)
@@ -34,7 +34,7 @@ with_lists = Operation(
     inputs=("similarity",),
     needs=("product",),
 )
-with_lists.ours(Ours)
+with_lists.contender("snnet", Ours)
 add_forms(with_lists, "pytorch-cache", "compile-cache", "compile-static")
 with_lists.contender("pytorch-fresh-rows", partial(FreshRows, matrix=True))
 OPERATIONS = (alone, with_lists)

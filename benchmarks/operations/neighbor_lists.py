@@ -25,7 +25,11 @@ def gate(case: Case, batch: Batch, found: Any) -> None:
 
 building = Operation("neighbor-lists", f"Neighbour lists of all images, {K} places", gate)
 OPERATIONS = (building,)
-building.ours(lambda case: lambda batch: sk.neighbor_lists(case.memory, K, floor=FLOOR), once=True)
+
+
+@building.contender("snnet", once=True)
+def ours(case: Case) -> Any:
+    return lambda batch: sk.neighbor_lists(case.memory, K, floor=FLOOR)
 
 
 def as_lists(values: Tensor, columns: Tensor) -> sk.NeighborLists:

@@ -5,8 +5,6 @@ from __future__ import annotations
 CONTENDERS = {
     "snnet": "**snnet_kernels**",
     "snnet-streaming": "snnet_kernels without lists",
-    "snnet-cuda": "snnet_kernels, CUDA C++ only",
-    "snnet-triton": "snnet_kernels, Triton only",
     "snnet-graph": "snnet_kernels in a CUDA graph",
     "pytorch": "PyTorch, vectorised",
     "pytorch-cache": "PyTorch, vectorised, with a cached S",

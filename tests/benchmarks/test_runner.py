@@ -16,7 +16,7 @@ from snnet_kernels import reference
 
 pytest.importorskip("pytest_benchmark", reason="the benchmarks need pip install '.[bench]'")
 
-from benchmarks.case import Case, Unavailable
+from benchmarks.case import Case
 from benchmarks.clock import CpuClock, CudaClock
 from benchmarks.equality import (
     ROUNDING,
@@ -469,16 +469,24 @@ def test_shapes_of_both_devices():
     assert growth_shapes("cuda", ["million"]) == []
 
 
-def test_forced_backend_that_does_not_serve_is_unavailable(case):
+def test_contenders_of_other_precisions_are_for_a_gpu():
     operation = Operation("labels", "labels", same_labels)
-    operation.ours(lambda case: labels_by(case, 0.6))
+    operation.contender("snnet", lambda case: labels_by(case, 0.6))
     operation.rounded(lambda case: labels_by(case, 0.6), tf32=same_labels)
     assert operation.names("cpu") == ["snnet"]
-    assert operation.names("cuda") == ["snnet", "snnet-cuda", "snnet-triton", "snnet-tf32"]
-    contender = operation.contenders["snnet-triton"]
-    run = contender.run_of(contender.make(case))
-    with pytest.raises(Unavailable):
-        run(case.batches[0])
+    assert operation.names("cuda") == ["snnet", "snnet-tf32"]
+
+
+def test_what_a_forced_backend_does_not_serve_is_skipped(monkeypatch):
+    """The inputs are made all the same: they are not what is measured."""
+    case = Case(SHAPE, CPU)
+    operation = Operation("labels", "labels", anything, inputs=("labels",))
+    operation.contender("served", lambda case: lambda batch: None)
+    operation.contender("not served", lambda case: labels_by(case, 0.6))
+    monkeypatch.setattr("snnet_kernels.backends.table.FORCED", "triton")
+    assert len(measured(operation, case, "served").seconds) == 4
+    with pytest.raises(pytest.skip.Exception, match="SNNET_BACKEND=triton does not serve mplp"):
+        measured(operation, case, "not served")
 
 
 def test_cpu_clock_measures_the_call(monkeypatch):
