@@ -201,16 +201,6 @@ class StaticForm(Form):
         return labels, (neighbor, nearest)
 
 
-class FreshRows(Form):
-    """S without the recurrence: its rows and columns by a product with the updated memory."""
-
-    def update_(self, index: Tensor, features: Tensor, similarity: Any) -> None:
-        pytorch.blend_(self.memory, index, features, self.case.momentum)
-        rows = self.product(self.memory[index], self.memory)
-        self.kept[index] = rows
-        self.kept[:, index] = rows.t()
-
-
 class LoopForm(Form):
     """Sample by sample, as the code bases of this field do it, with P as one bool matrix."""
 

@@ -34,9 +34,9 @@ from ..equality import (
 from ..forms import FORMS, Form, add_forms
 from ..operation import GPU, Operation
 from ..ours import Head, Ours
-from ..pytorch import DELTA, RATIO, fastest
+from ..pytorch import DELTA, PRODUCTS, RATIO, fastest
 from ..shapes import Shape, shapes
-from .similarity import WAYS, similarity
+from .similarity import similarity
 
 TF32_LOSS = 1e-2  # of a loss with products in tf32, relative
 STEPS, CHECKED = 20, 200
@@ -106,12 +106,11 @@ def similar_loss(case: Case, batch: Batch, answer: Answer) -> None:
 
 
 class FastestProduct:
-    """In place of an iteration the product f Mᵀ, in the fastest way to write it; on a CPU by numpy too."""
+    """In place of an iteration the product f Mᵀ, in the fastest way to write it."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        ways = [name for name in similarity.names(case.device.type) if name in WAYS]
-        made = [similarity.contenders[name].make(case) for name in ways]
+        made = [similarity.contenders[name].make(case) for name in PRODUCTS]
         self.iteration = fastest(made, case.device, case.batches[0])
 
 

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 import snnet_kernels as sk
 from snnet_kernels import reference
@@ -19,7 +18,7 @@ from ..equality import few_flipped_rows, same_labels, same_neighbors
 from ..forms import add_forms
 from ..operation import Operation
 from ..ours import Ours
-from ..pytorch import compiled, fastest_product, nearest_others, predict_labels, static
+from ..pytorch import compiled, fastest_product, nearest_others, predict_labels
 from ..shapes import one_dim
 
 K = 10  # neighbours of the search without lists
@@ -90,21 +89,6 @@ def topk(case: Case) -> Any:
     return lambda batch: nearest_others(batch.index, product(case.memory[batch.index], case.memory), K)
 
 
-@nearest.contender("compile")
-def compiled_topk(case: Case) -> Any:
-    static(case.memory)
-    product = fastest_product(case.batches[0].features, case.memory)
-
-    def largest(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = product(case.memory[index], case.memory)
-        own = torch.arange(case.shape.n, device=case.device) == index[:, None]
-        similarity, neighbors = rows.masked_fill(own, -torch.inf).topk(K)
-        return neighbors, similarity
-
-    run = compiled(largest, case.device)
-    return lambda batch: run(batch.index)
-
-
 @nearest.contender("faiss", lingers=True, devices=("cpu",))
 def by_faiss(case: Case) -> Any:
     """An index of the memory as it is; each memory update would have to remove and add its rows, which is not timed."""
@@ -121,28 +105,6 @@ def by_faiss(case: Case) -> Any:
         return found[others].reshape(-1, K), similarity[others].reshape(-1, K)
 
     return run
-
-
-@nearest.contender("numpy", devices=("cpu",), lingers=True)
-def argpartition(case: Case) -> Any:
-    """The largest of each row but its own entry, by numpy's partial sort."""
-    memory = case.memory.numpy()
-
-    def run(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        index = batch.index.numpy()
-        rows = memory[index] @ memory.T
-        rows[np.arange(len(index)), index] = -np.inf
-        found = np.argpartition(rows, -K, axis=1)[:, -K:]
-        similarity = np.take_along_axis(rows, found, axis=1)
-        order = np.argsort(-similarity, axis=1, kind="stable")
-        return np.take_along_axis(found, order, axis=1), np.take_along_axis(similarity, order, axis=1)
-
-    return run
-
-
-@nearest.contender("loop")
-def search_loop(case: Case) -> Any:
-    return lambda batch: reference.loop.nearest_neighbors(case.memory, batch.index, K)
 
 
 OPERATIONS = (from_lists, streaming, nearest)

@@ -6,7 +6,7 @@ from functools import partial
 
 from ..case import Batch, Case
 from ..equality import same_update
-from ..forms import CompiledForm, Form, FreshRows, LoopForm, add_forms
+from ..forms import CompiledForm, Form, LoopForm, add_forms
 from ..operation import Operation
 from ..ours import Ours
 
@@ -32,9 +32,7 @@ with_lists = Operation(
     gate,
     update,
     inputs=("similarity",),
-    needs=("product",),
 )
 with_lists.contender("snnet", Ours)
 add_forms(with_lists, "pytorch-cache", "compile-cache", "compile-static")
-with_lists.contender("pytorch-fresh-rows", partial(FreshRows, matrix=True))
 OPERATIONS = (alone, with_lists)

@@ -14,7 +14,7 @@ import snnet_kernels as sk
 from ..case import Batch, Case
 from ..equality import ROUNDING, close
 from ..operation import Operation
-from ..pytorch import PRODUCTS, compiled, static
+from ..pytorch import PRODUCTS
 
 
 def gate(case: Case, batch: Batch, similarity: Any, absolute: float = ROUNDING) -> None:
@@ -34,34 +34,9 @@ similarity.contender("snnet", ours)
 similarity.rounded(ours, tf32x3=partial(gate, absolute=1e-3), tf32=partial(gate, absolute=1e-3))
 
 
-def into_a_buffer(case: Case) -> Any:
-    out = torch.empty(case.shape.batch, case.shape.n, device=case.device)
-    return lambda batch: torch.mm(batch.features, case.memory.t(), out=out)
-
-
-def by_numpy(case: Case) -> Any:
-    memory = case.memory.numpy()
-    return lambda batch: batch.features.numpy() @ memory.T
-
-
 def written_as(product: Callable[[Tensor, Tensor], Tensor]) -> Any:
     return lambda case: lambda batch: product(batch.features, case.memory)
 
 
-WAYS = (*PRODUCTS, "pytorch-out", "numpy")  # contenders that write the product as it is
 for _name, _product in PRODUCTS.items():
     similarity.contender(_name, written_as(_product))
-similarity.contender("pytorch-out", into_a_buffer)
-similarity.contender("numpy", by_numpy, devices=("cpu",), lingers=True)
-
-
-@similarity.contender("compile")
-def compiled_product(case: Case) -> Any:
-    static(case.memory)
-    run = compiled(lambda features: features @ case.memory.t(), case.device)
-    return lambda batch: run(batch.features)
-
-
-@similarity.contender("loop")
-def loop(case: Case) -> Any:
-    return lambda batch: torch.stack([feature @ case.memory.t() for feature in batch.features])
