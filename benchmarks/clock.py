@@ -13,7 +13,6 @@ import torch
 Call = Callable[[], Any]
 # GPU cycles, 2 to 3 ms: what the host has to enqueue a call, which can be fifty launches and operations of torch.
 ENQUEUE_AHEAD = 5_000_000
-LINGERING = 0.1  # seconds: the threads of OpenBLAS spin for about a third of it after a call
 
 
 class CpuClock:

@@ -22,6 +22,9 @@ def pin_threads(threads: int | None) -> None:
     cores = sorted(os.sched_getaffinity(0))
     threads = threads or int(os.environ.get("OMP_NUM_THREADS") or len(cores))
     os.environ |= dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    os.environ["OPENBLAS_THREAD_TIMEOUT"] = (
+        "4"  # numpy's threads wait for work a tenth of a millisecond, not 100
+    )
     if threads <= len(cores):
         os.sched_setaffinity(0, cores[:threads])
 

@@ -39,7 +39,6 @@ class Contender:
     call: Call = call_itself
     gate: Gate | None = None  # None: a yardstick that answers another question, for instance a bare product
     once: bool = False  # called once: that call is timed, and its answer goes to the gate
-    lingers: bool = False  # starts threads that spin for a while after a call
     devices: tuple[str, ...] = ("cpu", "cuda")
     precision: str = "ieee"  # of the products
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.nn.functional import normalize
 from snnet_kernels.reference.label_prediction import first_inconsistent_candidate, select_candidates
 
 from .case import MIN_RANK, ROWS_AT_ONCE, THRESHOLD, WEIGHTS
-from .clock import LINGERING, clock_of
+from .clock import clock_of
 
 DELTA, RATIO = 5.0, 0.01
 ROWS_IN_CACHE = 32
@@ -53,8 +52,6 @@ def fastest(ways: Iterable[Callable[..., Any]], device: torch.device, *arguments
     clock = clock_of(device)
 
     def seconds(way: Callable[..., Any]) -> float:
-        if device.type == "cpu":
-            time.sleep(LINGERING)  # of the way before, if it was numpy's
         way(*arguments)
         return statistics.median(clock.cold(lambda: way(*arguments)) for _ in range(5))
 

@@ -6,7 +6,6 @@ The memory of that last call is measured; where one call is timed, it is all thr
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from snnet_kernels.backends import table
 
 from .case import Inputs, Unavailable
-from .clock import LINGERING, clock_of
+from .clock import clock_of
 from .operation import Contender, Operation
 from .peak_memory import Watch
 from .shapes import Shape
@@ -94,7 +93,7 @@ class Runner:
             else:
                 compare(first, run(first))
                 beside = operation.beside if contender.name == "snnet" else None
-                found = self._time(contender, beside, run, case, batches, benchmark)
+                found = self._time(beside, run, case, batches, benchmark)
                 # Of another batch: who is right only once, or has kept the first answer, is wrong now.
                 second = batches[1 % len(batches)]
                 case.reset()
@@ -140,13 +139,7 @@ class Runner:
         return benchmark.pedantic(run, setup=prepare, teardown=after), found
 
     def _time(
-        self,
-        contender: Contender,
-        beside: Contender | None,
-        run: Run,
-        case: Any,
-        batches: Any,
-        benchmark: Any,
+        self, beside: Contender | None, run: Run, case: Any, batches: Any, benchmark: Any
     ) -> dict[str, Any]:
         """Cold calls by pytest-benchmark, each on the next batch, and after each the same call again at once.
 
@@ -156,7 +149,6 @@ class Runner:
         times: dict[str, list[float]] = {"warm_seconds": [], "yardstick_seconds": []}
         clock = self.clock
         measure = beside.run_of(beside.make(case)) if beside else None
-        lingers = contender.lingers or (beside is not None and beside.lingers)
         # The first calls are no measure: compiled code may be compiled again for the second batch it meets.
         for batch in (batches[1 % len(batches)], batches[2 % len(batches)]):
             case.reset()
@@ -166,8 +158,6 @@ class Runner:
         turns = iter(range(rounds))
 
         def prepare() -> Any:
-            if lingers:
-                time.sleep(LINGERING)
             return self._cold(case, batches[next(turns) % len(batches)])
 
         def again(batch: Any) -> None:

@@ -89,7 +89,7 @@ def topk(case: Case) -> Any:
     return lambda batch: nearest_others(batch.index, product(case.memory[batch.index], case.memory), K)
 
 
-@nearest.contender("faiss", lingers=True, devices=("cpu",))
+@nearest.contender("faiss", devices=("cpu",))
 def by_faiss(case: Case) -> Any:
     """An index of the memory as it is; each memory update would have to remove and add its rows, which is not timed."""
     import faiss

@@ -30,7 +30,7 @@ from benchmarks.equality import (
 from benchmarks.forms import FORMS
 from benchmarks.operation import Operation
 from benchmarks.operations import jaccard_graph, label_memory
-from benchmarks.operations.iteration import same_step
+from benchmarks.operations.iteration import BareProduct, same_step
 from benchmarks.ours import CapturedIteration, Head, Ours
 from benchmarks.peak_memory import Watch
 from benchmarks.pytorch import (
@@ -367,6 +367,11 @@ def test_the_inputs_are_made_to_defeat_thresholding(case):
     above = (case.matrix > 0.6).sum(1).float().mean()
     positives = case.label_memory.to_dense().sum(1).float().mean()
     assert 4 < above < 25 and positives < 0.8 * above
+
+
+def test_a_bare_product_is_the_product_alone(case):
+    batch = case.batches[1]
+    torch.testing.assert_close(BareProduct(case).iteration(batch), batch.similarity)
 
 
 def test_the_fastest_of_several_ways_is_found_by_the_clock(case, monkeypatch):
