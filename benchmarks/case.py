@@ -96,15 +96,9 @@ class Batch:
     @cached_property
     def labels(self) -> tuple[Tensor, Tensor, Tensor]:
         """Main, symmetric and neighbour labels, packed [B, label_bytes]."""
-        case = self.case
-        if case.shape.n <= SIZES["large"]:
-            neighbor = sk.nearest_neighbors(case.memory, self.index, lists=case.lists)[0][:, 0]
-            stored = case.label_memory
-            return stored.rows(self.index), stored.columns(self.index), stored.rows(neighbor)
-        # Without room for P: the labels of two neighbours in place of the symmetric and the neighbour label.
-        neighbors = sk.nearest_neighbors(case.memory, self.index, 2)[0]
-        rows = (self.index, *(neighbors[:, k].contiguous() for k in range(2)))
-        return tuple(sk.mplp(case.memory, index, THRESHOLD, MIN_RANK) for index in rows)
+        case, stored = self.case, self.case.label_memory
+        neighbor = sk.nearest_neighbors(case.memory, self.index, lists=case.lists)[0][:, 0]
+        return stored.rows(self.index), stored.columns(self.index), stored.rows(neighbor)
 
     @cached_property
     def expected_labels(self) -> Tensor:

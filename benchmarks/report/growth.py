@@ -36,20 +36,6 @@ class Curve(NamedTuple):
         logs = np.log([(point.n, point.seconds) for point in self.points])
         return float(np.polyfit(*logs.T, 1)[0]) if len(logs) > 1 else None
 
-    def linearity(self, n: int) -> float | None:
-        """Time an image at the largest n over that at ``n``: 1 is linear growth."""
-        start, last = next((point for point in self.points if point.n == n), None), self.points[-1]
-        return None if start is None or last.n == n else (last.seconds / last.n) / (start.seconds / n)
-
-    @property
-    def bend(self) -> float | None:
-        """Time of each further image between the last two sizes over that between the two before: 1 is a line."""
-        if len(self.points) < 3:
-            return None
-        first, middle, last = self.points[-3:]
-        before = (middle.seconds - first.seconds) / (middle.n - first.n)
-        return (last.seconds - middle.seconds) / (last.n - middle.n) / before
-
 
 def curves(run: Run) -> list[Curve]:
     """The growth of every contender."""

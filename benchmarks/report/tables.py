@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from ..floors import BOUNDS, Floor, Verdict, read_floors, verdicts
 from ..results import Run
-from ..shapes import GROWTH, SIZES, is_growth
+from ..shapes import SIZES, is_growth
 from .growth import curves
 from .words import in_words
 
 DIMS = ("d2048", "d512")  # the columns of the short table
-INSTRUCTIONS = Path(__file__).parent.parent / "instructions.json"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -39,10 +36,6 @@ def megabytes(count: int | None) -> str:
     if count is None:
         return ""
     return f"{count / 1e6:.1f}" if count < 99.5e5 else f"{count / 1e6:,.0f}"
-
-
-def hundredths(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
 
 
 def stated(run: Run) -> str:
@@ -135,7 +128,7 @@ def operation(run: Run, name: str) -> str:
 
 
 def growth(run: Run) -> str:
-    """Time over n of the label step, over ours at the smallest n; exponents, share of linear growth, and bend."""
+    """Time over n of the label step, over ours at the smallest n, and the exponents."""
     found = curves(run)
     sizes = sorted({point.n for curve in found for point in curve.points})
     ours = next((curve for curve in found if curve.contender == "snnet"), None)
@@ -144,14 +137,6 @@ def growth(run: Run) -> str:
     rows = []
     for curve in found:
         by_n = {point.n: ratio(point.seconds / ours.points[0].seconds) for point in curve.points}
-        fits = map(hundredths, (curve.exponent, curve.linearity(GROWTH[1]), curve.bend))
-        rows.append([in_words(curve.contender), *(by_n.get(n, "") for n in sizes), *fits])
-    return table(("form", *(f"n {n:,}" for n in sizes), "exponent", "of linear", "bend"), rows)
-
-
-def instructions() -> str:
-    """The committed instruction counts."""
-    counts = json.loads(INSTRUCTIONS.read_text())["counts"]
-    names = next(iter(counts.values()))
-    rows = [[name, *(f"{of[name]:,}" for of in counts.values())] for name in names]
-    return table(("operation", *counts), rows)
+        exponent = "" if curve.exponent is None else f"{curve.exponent:.2f}"
+        rows.append([in_words(curve.contender), *(by_n.get(n, "") for n in sizes), exponent])
+    return table(("form", *(f"n {n:,}" for n in sizes), "exponent"), rows)

@@ -240,12 +240,7 @@ def test_exponents_are_those_of_power_laws(run):
     ours, loop = curves(run)
     assert (ours.contender, loop.contender) == ("snnet", "loop")
     assert ours.exponent == pytest.approx(1) and loop.exponent == pytest.approx(1.5)
-    assert loop.linearity(1000) == pytest.approx(12.936**0.5)
-    assert ours.linearity(12_936) is None  # nothing beyond it
-    line = Curve("line", tuple(replace(ours.points[0], n=n, seconds=2 + 3e-3 * n) for n in (10, 200, 5000)))
-    assert line.bend == pytest.approx(1) and line.linearity(10) < 0.1
-    assert Curve("short", line.points[:2]).bend is None
-    assert Curve("one", line.points[:1]).exponent is None
+    assert Curve("one", ours.points[:1]).exponent is None
 
 
 def test_tables_show_ratios_and_no_times_of_a_cpu(run):
@@ -258,7 +253,7 @@ def test_tables_show_ratios_and_no_times_of_a_cpu(run):
     gpu = Run(MACHINE | {"device": "cuda", "gpu": "GPU"}, results=run.results)
     assert "1,000 µs, 1.00 ×" in tables.operation(gpu, "label-step")
     over_n = tables.growth(run)
-    assert "| **snnet_kernels** | 1.00 | 4.00 | 12.9 | 1.00 |  |" in over_n
+    assert "| **snnet_kernels** | 1.00 | 4.00 | 12.9 | 1.00 |" in over_n
     assert "| 1.50 |" in over_n
     assert "| ✗ 70.0 |" in tables.stated(run)
 
