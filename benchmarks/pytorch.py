@@ -13,10 +13,9 @@ from torch.nn.functional import normalize
 
 from snnet_kernels.reference.label_prediction import first_inconsistent_candidate, select_candidates
 
-from .case import MIN_RANK, ROWS_AT_ONCE, THRESHOLD, WEIGHTS
+from .case import DELTA, MIN_RANK, RATIO, ROWS_AT_ONCE, THRESHOLD, WEIGHTS
 from .clock import clock_of
 
-DELTA, RATIO = 5.0, 0.01
 ROWS_IN_CACHE = 32
 # Ways to write the product of the rows of two matrices.
 PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

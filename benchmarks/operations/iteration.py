@@ -20,7 +20,7 @@ from torch import Tensor
 
 from snnet_kernels import reference
 
-from ..case import MIN_RANK, THRESHOLD, WEIGHTS, Batch, Case
+from ..case import DELTA, MIN_RANK, RATIO, THRESHOLD, WEIGHTS, Batch, Case
 from ..equality import (
     as_bool,
     close,
@@ -34,7 +34,7 @@ from ..equality import (
 from ..forms import FORMS, Form, add_forms
 from ..operation import GPU, Operation
 from ..ours import Head, Ours
-from ..pytorch import DELTA, RATIO, fastest_product
+from ..pytorch import fastest_product
 from ..shapes import Shape, shapes
 
 TF32_LOSS = 1e-2  # of a loss with products in tf32, relative

@@ -15,10 +15,10 @@ from torch import Tensor
 import snnet_kernels as sk
 from snnet_kernels import reference
 
-from ..case import WEIGHTS, Batch, Case
+from ..case import DELTA, RATIO, WEIGHTS, Batch, Case
 from ..equality import close_losses
 from ..operation import Operation
-from ..pytorch import DELTA, PRODUCTS, RATIO, compiled, dense_mmcl, fastest_product, static
+from ..pytorch import PRODUCTS, compiled, dense_mmcl, fastest_product, static
 
 
 def dense_l2(similarity: Tensor, labels: Sequence[Tensor]) -> Tensor:

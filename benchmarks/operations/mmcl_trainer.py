@@ -15,10 +15,9 @@ from snnet_kernels import reference
 from snnet_kernels.compat import MMCL, MPLP, Memory
 from snnet_kernels.compat.mmcl import EPOCHS
 
-from ..case import MIN_RANK, MOMENTUM, THRESHOLD, Batch, Case
+from ..case import DELTA, MIN_RANK, MOMENTUM, RATIO, THRESHOLD, Batch, Case
 from ..equality import close_losses, same_labels, same_update
 from ..operation import Operation
-from ..pytorch import DELTA, RATIO
 from .cluster_memory import LoopedMemory
 
 EPOCH = 2 * EPOCHS * MOMENTUM  # in which their schedule has this momentum
