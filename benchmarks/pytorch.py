@@ -1,4 +1,7 @@
-"""What a good engineer would write in plain PyTorch: labels, search, update, ``mmcl`` loss, and torch.compile of it."""
+"""What a good engineer would write in plain PyTorch: labels, search, update, ``mmcl`` loss, and torch.compile of it.
+
+The last class is the layer of a memory as trainers have it, with a loop.
+"""
 
 from __future__ import annotations
 
@@ -176,3 +179,33 @@ def dense_mmcl(similarity: Tensor, labels: Sequence[Tensor]) -> Tensor:
         negative_part = ((1 + hardest).square() * taken).sum(1) / hard.to(similarity.dtype)
         total = total + weight * (DELTA * positive_part + negative_part).mean()
     return total / sum(WEIGHTS)
+
+
+class LoopedMemory(torch.autograd.Function):
+    """The usual layer of MMCL and of clustering trainers: logits; in backward each entry in turn moves its centre.
+
+    A centre is a row of the memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, targets: Tensor, centres: Tensor, momentum: float) -> Tensor:
+        ctx.save_for_backward(inputs, targets)
+        ctx.centres, ctx.momentum = centres, momentum
+        return inputs @ centres.t()
+
+    @staticmethod
+    def moving(inputs: Tensor, targets: Tensor, centres: Tensor) -> Any:
+        """(entry, its centre), in the order in which they move."""
+        return zip(inputs, targets, strict=True)
+
+    @classmethod
+    def backward(cls, ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        before = gradient @ ctx.centres
+        cls.move(*ctx.saved_tensors, ctx.centres, ctx.momentum)
+        return before, None, None, None
+
+    @classmethod
+    def move(cls, inputs: Tensor, targets: Tensor, centres: Tensor, momentum: float) -> None:
+        for row, target in cls.moving(inputs, targets, centres):
+            centres[target] = momentum * centres[target] + (1 - momentum) * row
+            centres[target] /= centres[target].norm()

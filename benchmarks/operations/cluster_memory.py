@@ -16,7 +16,7 @@ from snnet_kernels.compat.cluster_contrast import ClusterMemory
 from ..case import Batch, Inputs
 from ..equality import close
 from ..operation import Operation
-from ..pytorch import fastest_product
+from ..pytorch import LoopedMemory, fastest_product
 from ..shapes import DIMS, Shape, fixed
 
 CLUSTERS, BATCH, INSTANCES = 700, 64, 4  # of Market-1501 in training
@@ -51,35 +51,8 @@ class Centres(Inputs):
         self.rows = {batch: normalize(batch.features, dim=1) for batch in self.batches}
 
 
-class LoopedMemory(torch.autograd.Function):
-    """Logits of the centres as clustering trainers write it; in backward each entry in turn moves its centre."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, targets: Tensor, centres: Tensor, momentum: float) -> Tensor:
-        ctx.save_for_backward(inputs, targets)
-        ctx.centres, ctx.momentum = centres, momentum
-        return inputs @ centres.t()
-
-    @staticmethod
-    def moving(inputs: Tensor, targets: Tensor, centres: Tensor) -> Any:
-        """(entry, its centre), in the order in which they move."""
-        return zip(inputs, targets, strict=True)
-
-    @classmethod
-    def backward(cls, ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        before = gradient @ ctx.centres
-        cls.move(*ctx.saved_tensors, ctx.centres, ctx.momentum)
-        return before, None, None, None
-
-    @classmethod
-    def move(cls, inputs: Tensor, targets: Tensor, centres: Tensor, momentum: float) -> None:
-        for row, target in cls.moving(inputs, targets, centres):
-            centres[target] = momentum * centres[target] + (1 - momentum) * row
-            centres[target] /= centres[target].norm()
-
-
 class LoopedHardMemory(LoopedMemory):
-    """The same with the least similar entry of each centre alone."""
+    """Here the least similar entry of each centre alone moves it."""
 
     @staticmethod
     def moving(inputs: Tensor, targets: Tensor, centres: Tensor) -> Any:

@@ -18,7 +18,7 @@ from snnet_kernels.compat.mmcl import EPOCHS
 from ..case import DELTA, MIN_RANK, MOMENTUM, RATIO, THRESHOLD, Batch, Case
 from ..equality import close_losses, same_labels, same_update
 from ..operation import Operation
-from .cluster_memory import LoopedMemory
+from ..pytorch import LoopedMemory
 
 EPOCH = 2 * EPOCHS * MOMENTUM  # in which their schedule has this momentum
 Answer = tuple[Tensor, Tensor, Tensor, Tensor]  # labels [B, n], loss, gradient, the memory afterwards
