@@ -2,8 +2,8 @@
 
 Features are clustered like those of a re-identification network in training
 (:func:`snnet_kernels.testing.clustered_features`): unequal clusters, hubs between them, about 17 images above
-the threshold 0.6 for each image, a fifth or more of which fail the cycle check. The batches are fixed. Every round
-takes the next one, so that a processor's cache holds no row of it.
+the threshold 0.6 for each image, a fifth or more of which fail the cycle check. The batches are fixed. Each round
+takes the next one, so no row of it is in the processor's cache.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def call_itself(made: Any, batch: Any) -> Any:
 
 
 def called(made: Any, batch: Any) -> Any:
-    """The same for a gate that tries the function itself on other inputs: its answer is the function."""
+    """Call ``made``, and answer ``made`` itself: for gates that call it again on a smaller input."""
     made(batch)
     return made
 

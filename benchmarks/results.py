@@ -115,7 +115,7 @@ def _result(benchmark: dict[str, Any]) -> Result:
 
 
 def _compared(result: Result) -> tuple[str, str]:
-    """What results have in common that stand beside one another."""
+    """What belongs to one comparison: an operation at one shape, or all of its growth."""
     return result.operation, "growth" if is_growth(result.shape) else result.shape
 
 

@@ -74,7 +74,7 @@ def growth_shapes(device: str, sizes: Collection[str] = ()) -> list[Shape]:
 def fixed(
     full: dict[str, list[Shape]], tiny: list[Shape], *, asked: bool = False
 ) -> Callable[[str, Collection[str], Collection[int]], list[Shape]]:
-    """Shapes of their own, whatever sizes are asked for: ``full`` by device, and ``tiny`` in place of each.
+    """Shapes that do not follow --size: ``full[device]``, or ``tiny`` if --size is tiny alone.
 
     With ``asked`` there are none unless a size is given.
     """

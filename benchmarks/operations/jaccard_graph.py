@@ -25,11 +25,11 @@ from ..shapes import SIZES, Shape
 K1, K2, EPS, MIN_SAMPLES = 30, 6, 0.6, 4
 IMAGES_OF_ONE = 17  # of an identity, as in Market-1501
 DENSE_MATRICES = 4  # of float32 [n, n] at the peak, with the temporaries of DBSCAN
-WARM_UP = 64  # images
+FEW_IMAGES = 64
 PART = 1000  # images on which a form is compared before its time counts
 # Share of the near pairs that may differ: rounding can swap two neighbours of an image, which moves its distances.
 MOVED = 0.01
-Way = Callable[[Batch], Any]  # gives distances, or labels
+Function = Callable[[Batch], Any]  # gives distances, or labels
 
 
 def jaccard_shapes(device: str, sizes: Collection[str], dims: Collection[int]) -> list[Shape]:
@@ -123,7 +123,7 @@ def graph(batch: Batch) -> Any:
     return sk.jaccard_graph(batch.features, K1, K2, max_distance=EPS).to_scipy()
 
 
-def graph_after_search(case: TrainingSet) -> Way:
+def graph_after_search(case: TrainingSet) -> Function:
     """The graph of all images from lists at hand; of others with the search."""
     (whole,) = case.batches
 
@@ -154,7 +154,7 @@ def near_pairs(distances: Any) -> np.ndarray:
     return np.where(distances <= np.float32(EPS), distances, 1)
 
 
-def distances_gate(case: TrainingSet, batch: Batch, form: Way) -> None:
+def distances_gate(case: TrainingSet, batch: Batch, form: Function) -> None:
     """Distances of a part of the images.
 
     A form of products rounds as it likes: where that swaps two neighbours of an image, its distances move.
@@ -165,7 +165,7 @@ def distances_gate(case: TrainingSet, batch: Batch, form: Way) -> None:
     require(moved <= MOVED * near, f"distances: {moved} differ by more than 1e-5, of {near} near pairs")
 
 
-def labels_gate(case: TrainingSet, batch: Batch, form: Way) -> None:
+def labels_gate(case: TrainingSet, batch: Batch, form: Function) -> None:
     """Labels of a part: as DBSCAN gives them for dense distances, but for images whose neighbours were swapped."""
     other = float((form(case.part) != dbscan(expected(case.part))).mean())
     require(other <= 1e-2, f"labels: {100 * other:.3g} % of them are others")
@@ -174,21 +174,21 @@ def labels_gate(case: TrainingSet, batch: Batch, form: Way) -> None:
 ONCE = {"devices": ("cpu",), "once": True}  # a call takes too long for a second
 
 
-def warm(form: Way, case: TrainingSet) -> Way:
-    """Packages are imported before the clock runs."""
-    form(case.batches[0].first(WARM_UP))
+def imported(form: Function, case: TrainingSet) -> Function:
+    """Call it once on a few images: packages are imported then."""
+    form(case.batches[0].first(FEW_IMAGES))
     return form
 
 
-def operation(name: str, title: str, gate: Any, graph: Way, dense: Way) -> Operation:
+def operation(name: str, title: str, gate: Any, graph: Function, dense: Function) -> Operation:
     """``graph`` beside ``dense``."""
 
-    def with_room(case: TrainingSet) -> Way:
+    def with_room(case: TrainingSet) -> Function:
         case.check_room("dense matrices", DENSE_MATRICES * 4 * case.shape.n**2)
-        return warm(dense, case)
+        return imported(dense, case)
 
     made = Operation(name, title, gate, called, make_case=TrainingSet, shapes=jaccard_shapes)
-    made.contender("snnet", lambda case: warm(graph, case), **ONCE)
+    made.contender("snnet", lambda case: imported(graph, case), **ONCE)
     made.contender("dense", with_room, **ONCE)
     return made
 
@@ -212,5 +212,5 @@ after_search = Operation(
     shapes=lambda *asked: [],
     grows=("snnet",),
 )
-after_search.contender("snnet", lambda case: warm(graph_after_search(case), case), **ONCE)
+after_search.contender("snnet", lambda case: imported(graph_after_search(case), case), **ONCE)
 OPERATIONS = (jaccard, clustering, after_search)

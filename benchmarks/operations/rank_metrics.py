@@ -115,19 +115,19 @@ def gate(case: Gallery, batch: Queries, form: Any) -> None:
         require(0.2 < got.mAP < 0.95, f"mAP {got.mAP:.2f}: these inputs are too easy or too hard")
 
 
-def form(batch: Queries, definition: str = "step") -> RankMetrics:
+def compiled_form(batch: Queries, definition: str = "step") -> RankMetrics:
     return rank_metrics(*batch, average_precision=definition)
 
 
 def numpy_form(batch: Queries, definition: str = "step") -> RankMetrics:
     with mock.patch.object(evaluation, "_native", None):
-        return form(batch, definition)
+        return compiled_form(batch, definition)
 
 
 def ours(case: Gallery) -> Any:
     if evaluation._native is None:
         raise Unavailable("snnet._rank_metrics is not built")
-    return form
+    return compiled_form
 
 
 title = "CMC, mAP and mINP"
