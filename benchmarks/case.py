@@ -28,7 +28,7 @@ from .shapes import SIZES, Shape
 
 THRESHOLD, MIN_RANK, MOMENTUM = 0.6, 10, 0.3
 WEIGHTS = (1.0, 0.8, 0.6)
-DELTA, RATIO = 5.0, 0.01  # of `mmcl`: the weight of positives, the share of negatives
+DELTA, RATIO = 5.0, 0.01  # of `mmcl`: weight of the positives, share of hard negatives
 NEIGHBORS = 256  # places of a list
 IDENTITIES_OF_MARKET = 751
 MOST_OF_FREE_MEMORY = 0.7
