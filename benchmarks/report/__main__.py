@@ -41,11 +41,25 @@ def main() -> int:
 
 
 def keep(path: Path) -> Path:
-    """Copy a run's JSON to the folder of its machine, under the name of the file."""
+    """Copy a run's JSON to the folder of its machine, under the name of the file.
+
+    Raises ValueError if a file of that name has results that this run does not have.
+    """
     target = FOLDER / slug(read_run([path]).machine) / path.name
+    if target.exists():
+        lost = sorted(_measured(target) - _measured(path))
+        if lost:
+            raise ValueError(
+                f"{path}: {path.name} of this machine has {len(lost)} results that it lacks ({' '.join(lost[0])}): "
+                f"rename it, or delete {target.relative_to(ROOT)} first"
+            )
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(json.loads(path.read_text()), indent=1) + "\n")
     return target
+
+
+def _measured(path: Path) -> set[tuple[str, str, str]]:
+    return {(result.operation, result.shape, result.contender) for result in read_run([path]).results}
 
 
 def page(runs: Mapping[str, Run], figures: Mapping[str, Mapping[str, Path]], folder: Path) -> str:

@@ -16,6 +16,7 @@ from benchmarks import check, instructions
 from benchmarks.conftest import selected
 from benchmarks.floors import Floor, read_floors, verdicts
 from benchmarks.operations import OPERATIONS
+from benchmarks.report import __main__ as report
 from benchmarks.report import growth, tables, words
 from benchmarks.report.__main__ import page, write_head
 from benchmarks.report.growth import Curve, curves
@@ -362,6 +363,24 @@ def test_the_newest_run_stands_and_no_ratio_is_of_two_runs(tmp_path):
     message = r"b\.json: torch is 2\.10\.0, in the newer .*a\.json it is 2\.14\.1; keep one of them"
     with pytest.raises(ValueError, match=message):
         read_run(paths)
+
+
+def test_a_smaller_run_does_not_take_the_place_of_a_larger_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "FOLDER", tmp_path / "results")
+    step = ("label-step", "market-d512-b64")
+    path = written(
+        tmp_path / "run.json", "2031-01-01T00:00:00", {(*step, "snnet"): 5.0, (*step, "loop"): 6.0}
+    )
+    kept = report.keep(path)
+    assert report.keep(path) == kept  # the same again
+    before = kept.read_text()
+    written(path, "2032-01-01T00:00:00", {(*step, "snnet"): 4.0})
+    with pytest.raises(
+        ValueError, match=r"has 1 results that it lacks \(label-step market-d512-b64 loop\): rename"
+    ):
+        report.keep(path)
+    assert kept.read_text() == before
 
 
 def test_instructions_are_counted_in_the_library_alone():
