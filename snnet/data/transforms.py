@@ -61,9 +61,9 @@ def draw_augmentation(uniforms: np.ndarray, sizes: np.ndarray, height: int, widt
     """The augmentation that uniform random numbers stand for.
 
     Random resized crop of area 0.64 to 1 and height/width 2 to 3 (for an input twice as high as wide; in
-    proportion for others), horizontal flip with probability 1/2, rotation by up to 10 degrees, brightness,
-    contrast and saturation factors from 0.8 to 1.2, random erasing with probability 1/2 of 2 to 33 % of the
-    area with height/width 0.3 to 3.3. Ratios are log-uniform, all else is uniform.
+    proportion for others), or the whole image where none fits. Horizontal flip with probability 1/2, rotation by
+    up to 10 degrees, brightness, contrast and saturation factors from 0.8 to 1.2, random erasing with probability
+    1/2 of 2 to 33 % of the area with height/width 0.3 to 3.3. Ratios are log-uniform, all else is uniform.
 
     Args:
         uniforms: float64 [B, UNIFORMS] in [0, 1).
@@ -75,7 +75,7 @@ def draw_augmentation(uniforms: np.ndarray, sizes: np.ndarray, height: int, widt
     )
     ratio = (CROP_STRETCH[0] * height / width, CROP_STRETCH[1] * height / width)
     crop, fits = _draw_rectangles(crop_uniforms, sizes, CROP_AREA, ratio)
-    crop = np.where(fits[:, None], crop, _central_rectangles(sizes, ratio))
+    crop = np.where(fits[:, None], crop, np.concatenate([np.zeros_like(sizes), sizes], axis=1))
     output_sizes = np.broadcast_to(np.array([height, width]), sizes.shape)
     erase, fits = _draw_rectangles(erase_uniforms, output_sizes, ERASE_AREA, ERASE_RATIO)
     erases = fits & (rest[:, 5] < ERASE_PROBABILITY)
@@ -103,13 +103,6 @@ def _draw_rectangles(
     extents = extents[np.arange(len(sizes)), fit.argmax(axis=1)]
     corners = np.floor(uniforms[:, 2 * ATTEMPTS :] * (sizes - extents + 1)).astype(np.int64)
     return np.concatenate([corners, extents], axis=1), fit.any(axis=1)
-
-
-def _central_rectangles(sizes: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
-    """The largest centred rectangles with height/width in the range ``ratio``, int64 [B, 4]."""
-    largest = np.stack([sizes[:, 1] * ratio[1], sizes[:, 0] / ratio[0]], axis=1)
-    extents = np.maximum(np.minimum(sizes, np.rint(largest).astype(np.int64)), 1)
-    return np.concatenate([(sizes - extents) // 2, extents], axis=1)
 
 
 def augment(

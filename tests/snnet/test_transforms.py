@@ -168,13 +168,15 @@ def test_crop_ratio_follows_the_input_for_other_shapes() -> None:
     assert ratio.min() > 0.97 and ratio.max() < 1.54
 
 
-def test_crop_falls_back_to_the_centre_where_nothing_fits() -> None:
-    wide = draw(3, native=(20, 100))
-    assert wide.crop.tolist() == [[0, 45, 20, 10]] * 3
-    tall = draw(3, native=(100, 10))
-    assert tall.crop.tolist() == [[35, 0, 30, 10]] * 3
-    pixel = draw(1, native=(1, 1))
-    assert pixel.crop.tolist() == [[0, 0, 1, 1]]
+def test_the_whole_image_is_taken_where_no_crop_fits() -> None:
+    for native in ((20, 100), (100, 100), (60, 120), (100, 10), (1, 1)):
+        assert draw(3, native=native).crop.tolist() == [[0, 0, *native]] * 3
+
+
+def test_crops_of_unusual_shape_keep_the_stated_area() -> None:
+    for native in ((128, 100), (150, 100), (300, 100), (400, 100)):
+        area = draw(2000, native=native).crop[:, 2:].prod(axis=1) / math.prod(native)
+        assert 0.62 < area.min() < 0.7 and area.max() <= 1.0
 
 
 def test_drawn_flips_angles_and_colours() -> None:
