@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from snnet.checks import check_unit_rows
 from snnet.config.options import AveragePrecision, Config
 from snnet.data import BatchLoader, DecodedImages, ImageSet, ReIDDataset, decode_images, extraction_loader
 from snnet.errors import UserError
@@ -227,13 +228,18 @@ def shot_seed(config: Config) -> int | None:
 
 
 def rank_gallery(
-    query: Tensor,  # [q, d]
-    gallery: Tensor,  # [g, d]
+    query: Tensor,  # [q, d], rows of norm 1
+    gallery: Tensor,  # [g, d], rows of norm 1
     identities: Identities,
     average_precision: AveragePrecision,
     single_gallery_shot: int | None = None,
 ) -> RankMetrics:
-    """CMC and mAP of features by cosine similarity, in float32; the last two as in :func:`rank_metrics`."""
+    """CMC and mAP of features by cosine similarity, in float32; the last two as in :func:`rank_metrics`.
+
+    Raises :class:`~snnet.errors.UserError` for a row that is not of norm 1, and where no query has a match.
+    """
+    for name, features in (("query", query), ("gallery", gallery)):
+        check_unit_rows(name, features, "ranking compares directions")
     generator = None if single_gallery_shot is None else np.random.default_rng(single_gallery_shot)
     matched = np.flatnonzero(have_match(*identities.arrays()))
     if len(matched) == 0:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from snnet.checks import check_unit_rows
 from snnet.errors import UserError
 from snnet.retrieval.rank_metrics import have_match
 from snnet_kernels.ops.similarity import float32_similarity
@@ -16,8 +17,8 @@ PAIRS_AT_A_TIME = 1 << 24
 
 
 def true_positive_rates(
-    query: Tensor,  # float32 [q, d]
-    gallery: Tensor,  # float32 [g, d]
+    query: Tensor,  # float32 [q, d], rows of norm 1
+    gallery: Tensor,  # float32 [g, d], rows of norm 1
     query_pids: np.ndarray,  # int64 [q]
     gallery_pids: np.ndarray,  # int64 [g]
     query_cams: np.ndarray,  # int64 [q]
@@ -31,10 +32,12 @@ def true_positive_rates(
     lowest that keeps to it.
 
     Raises:
-        UserError: no true or no false pair, or a rate outside of [0, 1).
+        UserError: a row that is not of norm 1, no true or no false pair, or a rate outside of [0, 1).
     """
     if not all(0 <= rate < 1 for rate in rates):
         raise UserError(f"rates must be from 0 to below 1, got {list(rates)}")
+    for name, features in (("query", query), ("gallery", gallery)):
+        check_unit_rows(name, features, "ranking compares directions")
     kept = np.flatnonzero(gallery_pids != -1)
     asked = np.flatnonzero(have_match(query_pids, gallery_pids, query_cams, gallery_cams))
     query, query_pids, query_cams = query[asked.tolist()], query_pids[asked], query_cams[asked]

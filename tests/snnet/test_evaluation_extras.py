@@ -136,6 +136,20 @@ def test_ties_are_accepted_together() -> None:
     assert true_positive_rates(*given, rates=(0.0, 0.49, 0.5)) == {0.0: 0.5, 0.49: 0.5, 0.5: 1.0}
 
 
+@pytest.mark.parametrize("rank", [rank_gallery, true_positive_rates])
+@pytest.mark.parametrize(("factor", "norm"), [(2.0, "2"), (float("nan"), "nan")])
+def test_rows_that_are_not_of_norm_1_are_not_ranked(rank: Any, factor: float, norm: str) -> None:
+    identities = Identities(PIDS[:Q], PIDS[Q:], CAMS[:Q], CAMS[Q:])
+    rest = (identities, "step") if rank is rank_gallery else identities.arrays()
+    scaled = FEATURES.clone()
+    scaled[[3, Q + 4]] *= factor
+    message = f"must have rows of norm 1, row {{}} has {norm}: ranking compares directions"
+    with pytest.raises(UserError, match=f"^query {message.format(3)}"):
+        rank(scaled[:Q], FEATURES[Q:], *rest)
+    with pytest.raises(UserError, match=f"^gallery {message.format(4)}"):
+        rank(FEATURES[:Q], scaled[Q:], *rest)
+
+
 def test_what_cannot_be_computed_is_named() -> None:
     one = torch.tensor([[1.0, 0.0]])
     pid, cam = np.array([1]), np.array([0])
