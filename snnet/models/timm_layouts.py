@@ -28,10 +28,13 @@ _PART_TOKEN = re.compile(r"part_token\d+")
 _QUARTERS = [0, 2, 1, 3]  # of a 2 x 2 patch: by columns for timm, by rows for torch's unfold
 
 
-def as_timm(state: dict[str, Tensor], network: Any, arch: str, source: str) -> dict[str, Tensor]:
+def as_timm(
+    state: dict[str, Tensor], network: Any, arch: str, source: str, size: tuple[int, int] | None = None
+) -> dict[str, Tensor]:
     """``state`` in the names and shapes that ``network``, timm's ``arch``, takes; an unknown layout is left as it is.
 
-    Classifiers are left out; position embeddings and bias tables of other sizes are resampled. Raises
+    Classifiers are left out; position embeddings and bias tables of other sizes are resampled. ``size`` is the height
+    and width of the images that the weights are for, where that is known. Raises
     :class:`~snnet.errors.UserError` for a layout that the network has no place for.
     """
     wanted = network.state_dict()
@@ -55,7 +58,7 @@ def as_timm(state: dict[str, Tensor], network: Any, arch: str, source: str) -> d
             for name, value in state.items()
             if name in wanted or not (name.startswith(_HEADS) or name.endswith(_BUFFERS))
         }
-        return {name: _fitted(name, value, network, wanted, source) for name, value in state.items()}
+        return {name: _fitted(name, value, network, wanted, source, size) for name, value in state.items()}
     except (
         LookupError,
         AssertionError,
@@ -66,21 +69,23 @@ def as_timm(state: dict[str, Tensor], network: Any, arch: str, source: str) -> d
         raise UserError(f"weights: {source} does not fit {arch}: {words}") from error
 
 
-def _fitted(name: str, value: Tensor, network: Any, wanted: dict[str, Tensor], source: str) -> Tensor:
+def _fitted(
+    name: str,
+    value: Tensor,
+    network: Any,
+    wanted: dict[str, Tensor],
+    source: str,
+    size: tuple[int, int] | None,
+) -> Tensor:
     """A position embedding or bias table resampled to the network's size; anything else as it is."""
     own = wanted.get(name)
-    if (
-        own is None
-        or own.shape == value.shape
-        or own.dim() != value.dim()
-        or own.shape[-1] != value.shape[-1]
-    ):
+    if own is None or own.dim() != value.dim() or own.shape[-1] != value.shape[-1]:
         return value
     if not value.is_floating_point():
         return value
     if name == "pos_embed" and hasattr(network, "patch_embed"):
-        return _resampled_positions(value, network, source)
-    if name.endswith(_BIAS_TABLE):
+        return _positions(value, own, network, source, size)
+    if name.endswith(_BIAS_TABLE) and own.shape != value.shape:
         from timm.layers import resize_rel_pos_bias_table
 
         window = getattr(network.get_submodule(name.removesuffix(f".{_BIAS_TABLE}")), "window_size", None)
@@ -90,20 +95,45 @@ def _fitted(name: str, value: Tensor, network: Any, wanted: dict[str, Tensor], s
     return value
 
 
-def _resampled_positions(value: Tensor, network: Any, source: str) -> Tensor:
-    """Position embeddings [1, tokens + patches, d] for the network's grid of patches, where theirs can be told."""
-    from timm.layers import resample_abs_pos_embed
+def _positions(value: Tensor, own: Tensor, network: Any, source: str, size: tuple[int, int] | None) -> Tensor:
+    """Position embeddings [1, tokens + patches, d] for the network's grid of patches, where theirs can be told.
 
-    prefix = 0 if getattr(network, "no_embed_class", False) else getattr(network, "num_prefix_tokens", 1)
-    old, new = _grid(value.shape[1] - prefix), tuple(network.patch_embed.grid_size)
-    if old is None:
+    The grid of a file that does not say the ``size`` of its images is taken from the number of its patches. Where the
+    network has as many, its grid is taken: it may be any.
+    """
+    tokens = 0 if getattr(network, "no_embed_class", False) else getattr(network, "num_prefix_tokens", 1)
+    new = tuple(getattr(network.patch_embed, "grid_size", None) or ())
+    if not new or own.shape[:-1] != (1, tokens + math.prod(new)):
+        return value
+    patches = value.shape[1] - tokens
+    old = None if size is None else _grid_of_images(size, network)
+    if old is None or math.prod(old) != patches:
+        old = _grid(patches)
+        if value.shape == own.shape and old != new:
+            say(
+                f"weights of {source}: position embeddings of {patches} patches, taken to be {new[0]} x {new[1]} "
+                "as the network's"
+            )
+            return value
+    if old is None or old == new:
         return value
     say(
         f"weights of {source}: position embeddings of {old[0]} x {old[1]} patches, resampled to {new[0]} x {new[1]}"
     )
-    return resample_abs_pos_embed(
-        value.float(), new_size=list(new), old_size=list(old), num_prefix_tokens=prefix
-    )
+    return _resampled(value.float(), tokens, old, new)
+
+
+def _resampled(value: Tensor, tokens: int, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """As timm's ``resample_abs_pos_embed``; that of older versions leaves a grid that becomes a square of as many."""
+    grid = value[:, tokens:].unflatten(1, old).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, new, mode="bicubic", antialias=True)
+    return torch.cat([value[:, :tokens], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _grid_of_images(size: tuple[int, int], network: Any) -> tuple[int, int] | None:
+    """Rows and columns of patches of images of that height and width, where the network's patches have a size."""
+    patch = getattr(network.patch_embed, "patch_size", None)
+    return (size[0] // patch[0], size[1] // patch[1]) if isinstance(patch, tuple) else None
 
 
 def _grid(patches: int) -> tuple[int, int] | None:

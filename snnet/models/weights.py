@@ -11,6 +11,7 @@ from torch import Tensor
 from snnet.config.timm_names import is_timm
 from snnet.errors import UserError
 from snnet.files.paths import expand_home
+from snnet.files.run_files import CHECKPOINT_FORMAT
 from snnet.files.safetensors_files import open_safetensors
 from snnet.files.text import Damaged, FileFault, first_line, shown
 from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault
@@ -58,11 +59,15 @@ def load_weights(model: ReIDModel, weights: str) -> tuple[str, ...]:
     (``classifier.*``; ``fc.*`` too where the embedding is "pool") is left out, and the neck stays as it is
     where the file has none. Raises :class:`UserError` with the model unchanged.
     """
-    state = _pretrained_state(model) if weights == "imagenet" else read_state_dict(weights, _mark(model))
+    if weights == "imagenet":
+        state, size = _pretrained_state(model), getattr(model, "input_size", None)
+    else:
+        content = _read(weights)
+        state, size = _named_tensors(content, weights, _mark(model)), _trained_size(content)
     own = any(name.startswith(_BACKBONE) for name in state)
     prefix = "" if own else _BACKBONE
     if is_timm(model.arch):
-        state = _as_timm(model, state, weights)
+        state = _as_timm(model, state, weights, size)
     ignored = (f"{_BACKBONE}classifier.", *((f"{_BACKBONE}fc.",) if model.embedding == "pool" else ()))
     state = {prefix + name: value for name, value in state.items()}
     state = {name: value for name, value in state.items() if not name.startswith(ignored)}
@@ -81,11 +86,26 @@ def read_state_dict(path: str, mark: str | None = None) -> dict[str, Tensor]:
     line that says so, but for "state_dict", "model" and "module."; a prefix that only some names have is taken off
     where those names are a network's, and the others are left out. Raises :class:`UserError` naming the file.
     """
+    return _named_tensors(_read(path), path, mark)
+
+
+def _read(path: str) -> Any:
+    """All that a file of weights holds."""
     file = Path(expand_home(str(path)))
     if not file.is_file():
         raise UserError(f"weights: {path} is no file; needed is 'imagenet' or the path of a weights file")
-    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
-    return _named_tensors(content, path, mark)
+    return _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+
+
+def _trained_size(content: Any) -> tuple[int, int] | None:
+    """Height and width of the images of the run that a checkpoint of this package is of; None for other files."""
+    if not isinstance(content, dict) or shown(content.get("format")) != CHECKPOINT_FORMAT:
+        return None
+    config = content.get("config")
+    if not isinstance(config, dict):
+        return None
+    height, width = config.get("height"), config.get("width")
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
 def _named_tensors(content: Any, source: str, mark: str | None = None) -> dict[str, Tensor]:
@@ -147,7 +167,9 @@ def _mark(model: ReIDModel) -> str | None:
     return next((name for name in names if name.count(".") > 1), names[0])
 
 
-def _as_timm(model: ReIDModel, state: dict[str, Tensor], weights: str) -> dict[str, Tensor]:
+def _as_timm(
+    model: ReIDModel, state: dict[str, Tensor], weights: str, size: tuple[int, int] | None
+) -> dict[str, Tensor]:
     """The weights of the backbone as timm's network takes them; those of this package's own files as they are."""
     from snnet.models.timm_layouts import as_timm
 
@@ -155,7 +177,7 @@ def _as_timm(model: ReIDModel, state: dict[str, Tensor], weights: str) -> dict[s
     prefix = _BACKBONE if own else ""
     backbone = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     others = {name: value for name, value in state.items() if not name.startswith(prefix)}
-    backbone = as_timm(backbone, model.backbone, model.arch, weights)
+    backbone = as_timm(backbone, model.backbone, model.arch, weights, size)
     return {prefix + name: value for name, value in backbone.items()} | others
 
 

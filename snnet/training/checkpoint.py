@@ -20,13 +20,12 @@ from torch import Tensor, nn
 
 from snnet.errors import UserError
 from snnet.files.outputs import write_atomically
-from snnet.files.run_files import CHECKPOINT_FILE
+from snnet.files.run_files import CHECKPOINT_FILE, CHECKPOINT_FORMAT
 from snnet.files.text import Damaged, FileFault, shown
 from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault, write_torch
 from snnet.training.metric_checks import check_record, checked_ranks
 from snnet_kernels import PseudoLabelMemory
 
-FORMAT = "snnet-checkpoint"
 VERSION = 1  # the memories are in "head"
 VERSION_IN_PIECES = 2  # they are in the files that "pieces" names
 _CONTENTS = {
@@ -42,7 +41,7 @@ def save_checkpoint(path: Path, *, pieces: list[list[Any]] | None = None, **cont
     """
     if contents.keys() != _CONTENTS.keys():
         raise TypeError(f"a checkpoint holds {sorted(_CONTENTS)}, got {sorted(contents)}")
-    state = {"format": FORMAT, "version": VERSION, **contents}
+    state = {"format": CHECKPOINT_FORMAT, "version": VERSION, **contents}
     if pieces is not None:
         state |= {"version": VERSION_IN_PIECES, "pieces": pieces}
     write_atomically(path, functools.partial(write_torch, state))
@@ -78,7 +77,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or not a checkpoint ({error.reason})") from error
     except FileFault as error:
         raise UserError(f"{path} {error}") from error
-    if not isinstance(state, dict) or shown(state.get("format")) != FORMAT:
+    if not isinstance(state, dict) or shown(state.get("format")) != CHECKPOINT_FORMAT:
         raise UserError(
             f"{path} is not a training checkpoint of this package (its weights alone can go to --weights)"
         )

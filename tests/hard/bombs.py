@@ -19,11 +19,12 @@ from PIL import Image
 from snnet.config.resolve import load_yaml
 from snnet.data import build_dataset
 from snnet.data.decoding import decode_images
+from snnet.files.run_files import CHECKPOINT_FORMAT
 from snnet.models.weights import read_state_dict
 from snnet.reporting.run import load_run
 from snnet.retrieval.feature_files import load_features
 from snnet.retrieval.sparse_labels import load_labels
-from snnet.training.checkpoint import FORMAT, VERSION, load_checkpoint
+from snnet.training.checkpoint import VERSION, load_checkpoint
 from tests.hard.formats import resumable
 
 Try = tuple[str, Callable[[], str]]
@@ -46,8 +47,8 @@ def _reading(read: Callable[[Any], Any], argument: Any) -> Callable[[], str]:
 
 def _checkpoint(path: Path, **others: Any) -> Path:
     contents: dict[str, Any] = {
-        "format": FORMAT, "version": VERSION, "model": {}, "optimizer": {}, "head": {}, "config": {}, "rng": {},
-        "before": {}, "metrics": [], "images": 0, "torch": "2.0", **others,
+        "format": CHECKPOINT_FORMAT, "version": VERSION, "model": {}, "optimizer": {}, "head": {}, "config": {},
+        "rng": {}, "before": {}, "metrics": [], "images": 0, "torch": "2.0", **others,
     }  # fmt: skip
     torch.save(contents, path)
     return path

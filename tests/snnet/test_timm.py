@@ -127,6 +127,67 @@ def test_own_weights_round_trip_and_other_sizes_are_resampled(
     assert float(positions[:, 1:].detach().mean()) == pytest.approx(float(small), abs=1e-3)
 
 
+def with_positions(height: int, width: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Weights for images of that size, and their position embeddings as a picture [1, d, rows, columns]."""
+    model = built(VIT, height, width)
+    rows, columns = height // 16, width // 16
+    grid = torch.randn(1, 192, rows, columns, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        model.backbone.pos_embed[:, 1:] = grid.flatten(2).transpose(1, 2)
+    return model.state_dict(), grid
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ((128, 256), (256, 128)),
+        ((128, 256), (256, 256)),
+        ((256, 64), (256, 128)),
+        ((256, 64), (128, 128)),
+        ((256, 128), (384, 128)),
+    ],
+)
+def test_positions_of_a_checkpoint_are_resampled_from_its_own_grid(
+    old: tuple[int, int], new: tuple[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, grid = with_positions(*old)
+    config = {"height": old[0], "width": old[1]}
+    torch.save({"format": "snnet-checkpoint", "model": state, "config": config}, tmp_path / "w.pt")
+    positions = built(VIT, *new, weights=tmp_path / "w.pt").backbone.pos_embed.detach()
+    (rows, columns), (new_rows, new_columns) = (tuple(side // 16 for side in size) for size in (old, new))
+    expected = torch.nn.functional.interpolate(grid, (new_rows, new_columns), mode="bicubic", antialias=True)
+    assert torch.equal(positions[:, 1:], expected.flatten(2).transpose(1, 2))
+    assert torch.equal(positions[:, 0], state["backbone.pos_embed"][:, 0])
+    said = f"position embeddings of {rows} x {columns} patches, resampled to {new_rows} x {new_columns}\n"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("of_checkpoint", [True, False])
+@pytest.mark.parametrize("size", [(128, 256), (256, 64), (256, 128)])
+def test_positions_for_the_networks_own_grid_stay(
+    size: tuple[int, int], of_checkpoint: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, _ = with_positions(*size)
+    config = {"height": size[0], "width": size[1]}
+    checkpoint = {"format": "snnet-checkpoint", "model": state, "config": config}
+    torch.save(checkpoint if of_checkpoint else state, tmp_path / "w.pt")
+    model = built(VIT, *size, weights=tmp_path / "w.pt")
+    assert torch.equal(model.backbone.pos_embed, state["backbone.pos_embed"])
+    rows, columns = size[0] // 16, size[1] // 16
+    told = (
+        f"position embeddings of {rows * columns} patches, taken to be {rows} x {columns} as the network's\n"
+    )
+    assert (told in capsys.readouterr().out) == (not of_checkpoint and size != (256, 128))
+
+
+def test_a_size_in_a_checkpoint_that_is_not_that_of_its_positions_does_not_count(tmp_path: Path) -> None:
+    state, _ = with_positions(256, 128)
+    for config in ({"height": 4, "width": 2}, {"height": "256"}, {"height": torch.zeros(2), "width": 3}, []):
+        torch.save({"format": "snnet-checkpoint", "model": state, "config": config}, tmp_path / "w.pt")
+        model = built(VIT, 256, 128, weights=tmp_path / "w.pt")
+        assert torch.equal(model.backbone.pos_embed, state["backbone.pos_embed"])
+
+
 @pytest.mark.parametrize(
     ("container", "prefix"),
     [
