@@ -34,16 +34,20 @@ _CONTENTS = {
 }  # fmt: skip
 
 
-def save_checkpoint(path: Path, *, pieces: list[list[Any]] | None = None, **contents: Any) -> None:
+def save_checkpoint(
+    path: Path, *, pieces: list[list[Any]] | None = None, styles: int | None = None, **contents: Any
+) -> None:
     """Write a checkpoint; ``contents`` are the entries that :func:`load_checkpoint` returns.
 
-    ``pieces`` names those that :mod:`snnet.training.pieces` wrote.
+    ``pieces`` names those that :mod:`snnet.training.pieces` wrote; ``styles`` is None where CamStyle is off.
     """
     if contents.keys() != _CONTENTS.keys():
         raise TypeError(f"a checkpoint holds {sorted(_CONTENTS)}, got {sorted(contents)}")
     state = {"format": CHECKPOINT_FORMAT, "version": VERSION, **contents}
     if pieces is not None:
         state |= {"version": VERSION_IN_PIECES, "pieces": pieces}
+    if styles is not None:
+        state["styles"] = styles
     write_atomically(path, functools.partial(write_torch, state))
 
 
@@ -52,8 +56,9 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 
     Returns ``model``, ``optimizer`` and ``head`` (state dicts), ``config`` (flat values), ``rng``, ``before``
     (metrics before training, empty where nothing can be evaluated), ``metrics`` (one dict for each epoch
-    done), ``images`` (fingerprint of the training images) and ``torch`` (its version). What several processes wrote
-    has an empty ``head``, and ``pieces`` for :func:`snnet.training.pieces.memory_state`. Raises
+    done), ``images`` (fingerprint of the training images) and ``torch`` (its version). That of a run with CamStyle
+    has ``styles`` (fingerprint of the CamStyle files) too, unless an earlier version wrote it. What several processes
+    wrote has an empty ``head``, and ``pieces`` for :func:`snnet.training.pieces.memory_state`. Raises
     :class:`~snnet.errors.UserError` for anything that is not a whole checkpoint of this format.
     """
     path = Path(path)
@@ -87,6 +92,8 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
             f"{path} has checkpoint version {shown(version)}; this package reads {VERSION} and {VERSION_IN_PIECES}"
         )
     contents = _CONTENTS if version == VERSION else {**_CONTENTS, "pieces": list}
+    if "styles" in state:
+        contents = {**contents, "styles": int}
     for name, kind in contents.items():
         if not isinstance(state.get(name), kind):
             raise UserError(f"{path} is not a whole checkpoint: '{name}' is missing or of the wrong type")

@@ -41,6 +41,7 @@ class Learner(PlacedModel):
     head: SNNetHead
     optimizer: torch.optim.Optimizer
     fingerprint: int  # of the training images, whose order the rows of M and P follow
+    style_fingerprint: int | None = None  # of the CamStyle files; None where CamStyle is off
 
     processes: Processes = ALONE
     group: dist.ProcessGroup | None = None  # of several processes
@@ -92,6 +93,7 @@ class Learner(PlacedModel):
         save_checkpoint(
             path,
             pieces=pieces,
+            styles=self.style_fingerprint,
             model={name: value.contiguous() for name, value in self.model.state_dict().items()},
             optimizer=self.optimizer.state_dict(),
             head=head,
@@ -108,6 +110,8 @@ class Learner(PlacedModel):
         """Continue from what :meth:`save` of any number of processes wrote to ``path``, random state included."""
         if checkpoint["images"] != self.fingerprint:
             raise UserError(f"{path} was written for other training images than those that were found")
+        if checkpoint.get("styles", self.style_fingerprint) != self.style_fingerprint:
+            raise UserError(f"{path} was written for other CamStyle images than those that were found")
         load_state(self.model, checkpoint["model"], path, "network")
         head = memory_state(checkpoint, path, self.rows)
         load_state(self.head, head, path, "exemplar and label memory", optional=LISTS)
@@ -131,8 +135,9 @@ def build_learner(
     """
     config, placement = placed.config, placed.placement
     method, training = config.method, config.training
-    fingerprint = image_fingerprint(images.paths)
-    if (ranks := processes.everywhere(fingerprint)) != [fingerprint] * processes.count:
+    styles = None if images.styles is None else [file for files in images.styles for file in files]
+    own = image_fingerprint(images.paths), None if styles is None else image_fingerprint(styles)
+    if (ranks := processes.everywhere(own)) != [own] * processes.count:
         other = next(rank for rank, found in enumerate(ranks) if found != ranks[0])
         raise UserError(f"rank {other} has found other training images than rank 0: all need the same files")
     model = divide_batch_norm(placed.model, config, processes, placement.device, group)
@@ -168,4 +173,4 @@ def build_learner(
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         devices = [torch.cuda.current_device()] if placement.device.type == "cuda" else None
         parallel = DistributedDataParallel(model, devices, process_group=group)
-    return Learner(model, config, placement, head, optimizer, fingerprint, processes, group, parallel)
+    return Learner(model, config, placement, head, optimizer, *own, processes, group, parallel)

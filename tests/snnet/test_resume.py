@@ -195,9 +195,42 @@ def test_a_trained_epoch_outlives_what_fails_behind_it(
     assert_same(outcome(tmp_path), outcome(reranked))
 
 
+def entries(folder: Path) -> dict[str, Any]:
+    """Those of the run's checkpoint, as :func:`save_checkpoint` takes them."""
+    return {key: value for key, value in load_checkpoint(folder).items() if key not in ("format", "version")}
+
+
+def test_a_run_goes_on_with_its_own_camstyle_images_alone(options: dict[str, Any], tmp_path: Path) -> None:
+    data, folder = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(options["data_dir"], data)
+    styles = [
+        data / "bounding_box_train_camstyle" / f"{file.stem}_fake_1to2.png"
+        for file in sorted((data / "bounding_box_train").glob("*_c1*.png"))
+    ]
+    styles[0].parent.mkdir()
+    for style in styles:
+        shutil.copy(data / "bounding_box_train" / style.name.replace("_fake_1to2", ""), style)
+    stop({**options, "data_dir": str(data), "camstyle": True, "epochs": 2, "eval_every": 0}, folder, 1)
+    resume = TrainCommand.parse(["--resume", str(folder)]).config
+    styles[0].rename(tmp_path / styles[0].name)
+    with pytest.raises(
+        UserError, match=r"checkpoint.pt was written for other CamStyle images than those that were"
+    ):
+        train(resume, resume=folder)
+    earlier = shutil.copytree(folder, tmp_path / "earlier")  # a run of a version that did not compare them
+    state = entries(folder)
+    del state["styles"]
+    save_checkpoint(earlier / "checkpoint.pt", **state)
+    train(resume, resume=earlier)
+    assert len(load_checkpoint(earlier)["metrics"]) == 2
+    (tmp_path / styles[0].name).rename(styles[0])
+    train(resume, resume=folder)
+    assert len(load_checkpoint(folder)["metrics"]) == 2
+
+
 def without_lists(folder: Path) -> None:
     """Make the run one of an earlier version, which kept no lists and had a matrix to choose."""
-    state = {key: value for key, value in load_checkpoint(folder).items() if key not in ("format", "version")}
+    state = entries(folder)
     state["head"] = {name: value for name, value in state["head"].items() if "memory.lists." not in name}
     state["config"]["cache"] = "auto"
     save_checkpoint(folder / "checkpoint.pt", **state)
