@@ -9,7 +9,7 @@ from snnet.config.options import AveragePrecision
 from snnet.files.text import quoted, shown
 from snnet.training.runlog import RANKS
 
-LARGEST = 1e12  # of any number that a run measures: seconds, loss, images
+LARGEST = 3.5e38  # of any number that a run measures: the loss can be anything that float32 holds
 # How the names of values from 0 to 1 begin.
 FRACTIONS = ("rank", "mAP", "mINP", "reranked_", "label_", "agreement_")
 _COUNTS = ("queries", "queries_without_match")

@@ -22,6 +22,7 @@ from snnet.models.weights import read_state_dict
 from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
 from snnet.retrieval.sparse_labels import load_labels, predict_sparse_labels, save_labels
 from snnet.training.checkpoint import check_measurements, load_checkpoint, save_checkpoint
+from snnet.training.metric_checks import check_record
 from tests.snnet.tiny_run import contents
 
 MARK = b"\x01\x23\x45\x67\x89\xab\xcd\xef"  # a float64, or two float32, that the written values hold
@@ -176,7 +177,7 @@ def test_weights_of_a_checkpoint_that_are_no_plain_numbers(value: Any, message: 
         ("metrics", [{**EPOCH, 7: 1.0}], "of epoch 0: a name must be text, got 7"),
         ("metrics", [{**EPOCH, 7: float("nan")}], "of epoch 0: a name must be text, got 7"),
         ("metrics", [{"epoch": 0, "loss": 1.0}], "of epoch 0: seconds is missing"),
-        ("metrics", [{**EPOCH, "loss": -2e12}], "of epoch 0: loss must be a number from -1e[+]12 to 1e[+]12, got"),
+        ("metrics", [{**EPOCH, "loss": -2e39}], "of epoch 0: loss must be a number from -3.5e[+]38 to 3.5e[+]38, got"),
         ("metrics", [{**EPOCH, "products": 10**400}], "of epoch 0: products must be .*, got a whole number of 1,"),
         ("metrics", [{**EPOCH, "mAP": 0.5}], "of epoch 0: rank1 is missing"),
         ("metrics", [{**EPOCH, "reranked_mAP": 0.5}], "of epoch 0: reranked_rank1 is missing"),
@@ -193,6 +194,12 @@ def test_what_cannot_be_measured_where_a_checkpoint_has_numbers(
     save_checkpoint(path, **{**contents(), "metrics": [EPOCH], entry: value})
     with pytest.raises(UserError, match=f"checkpoint.pt is not a whole checkpoint: the {what}:? {message}"):
         check_measurements(load_checkpoint(tmp_path), path)
+
+
+def test_whatever_loss_and_learning_rate_a_run_can_have_is_read_back() -> None:
+    assert check_record({**EPOCH, "loss": 1e30, "lr": 1e15}, 0) == []
+    largest = torch.finfo(torch.float32).max
+    assert check_record({**EPOCH, "loss": largest, "lr": 1e15}, 0) == []
 
 
 def test_what_a_checkpoint_has_measured_is_kept_without_what_else_there_is(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def styled(chart: Chart) -> tuple[Figure, list[str]]:
         return draw(chart)
 
 
-@pytest.mark.parametrize("high", [0.0, 1e-3, 0.013, 3.0, 4.6, 100.0, 123456.0, 1e12])
+@pytest.mark.parametrize("high", [0.0, 1e-3, 0.013, 3.0, 4.6, 100.0, 123456.0, 1e12, 3e30, 3.4e38])
 def test_the_axis_begins_at_0_and_its_last_number_is_above_every_value(high: float) -> None:
     figure, _ = styled(chart([(1, 0.0), (2, high)], limits=None))
     low, top = figure.axes[0].get_ylim()
