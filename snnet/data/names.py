@@ -35,15 +35,15 @@ class NamePattern:
         """What the groups matched in each of ``files``: lists under "pid" and "cam", if it has that group.
 
         Raises:
-            UserError: a name does not match, or the identity leaves out the minus sign that the name begins with;
-                the first is named.
+            UserError: a name does not match, or a group matches nothing in it, or the identity leaves out the minus
+                sign that the name begins with; the first is named.
         """
         expression = re.compile(self.text)
         values: dict[str, list[str]] = {key: [] for key in ("pid", "cam") if key in expression.groupindex}
         for file in files:
             match = expression.search(file)
             path = os.path.join(folder, file)
-            if match is None or any(match[key] is None for key in values):
+            if match is None or any(not (match[key] or "").strip() for key in values):
                 raise UserError(f"dataset {name}: the name of {path!r} does not match {self.text!r}")
             if "pid" in values and _cuts_minus(file, match):
                 raise UserError(

@@ -296,6 +296,15 @@ def test_a_name_that_does_not_match_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "pattern", [r"(?P<pid>-?\d*)", r"_(?P<pid>\d)(?P<cam>\d*)", r"_(?P<pid>\d)(?P<cam>\s?)"]
+)
+def test_an_identity_or_camera_that_is_empty_does_not_match(pattern: str, tmp_path: Path) -> None:
+    write_files(tmp_path, {split: ["alice_1 .jpg"] for split in ("train", "query", "gallery")})
+    with pytest.raises(UserError, match=r"train/alice_1 \.jpg' does not match"):
+        build_dataset("custom", str(tmp_path), name_pattern=pattern)
+
+
+@pytest.mark.parametrize(
     ("name", "files", "message"),
     [
         ("market1501", {}, "looked for bounding_box_train, query, bounding_box_test in .*Market-1501"),
