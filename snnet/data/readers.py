@@ -36,9 +36,8 @@ MSMT17_SPLITS = (
 )
 LIST_BYTES = 1 << 28  # the most of a list of images; MSMT17's has 3 MB
 CAMSTYLE_FOLDER = "bounding_box_train_camstyle"
-MSMT17_LINE = re.compile(
-    r"(?P<file>(?:.*/)?[^_/]+_[^_/]+_(?P<cam>[0-9]{1,18})_[^/]*)\s+(?P<pid>[-−]?[0-9]{1,18})"
-)
+MSMT17_FILE = re.compile(r"(?:.*/)?[^_/]+_[^_/]+_(?P<cam>[0-9]{1,18})_[^/]*")
+MSMT17_PID = re.compile(r"[-−]?[0-9]{1,18}")
 STYLE_PATTERN = re.compile(r"(?P<stem>.+)_fake_(?:(?P<source>\d+)to)?(?P<target>\d+)")
 
 
@@ -128,14 +127,15 @@ def _read_list(name: str, path: str) -> list[tuple[str, int, int]]:
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
         if not line.strip():
             continue
-        match = MSMT17_LINE.fullmatch(line.strip())
-        if match is None:
+        file, *rest = line.strip().rsplit(None, 1)  # at the last space
+        name_match = MSMT17_FILE.fullmatch(file)
+        if name_match is None or not rest or MSMT17_PID.fullmatch(rest[0]) is None:
             raise UserError(
                 f"dataset {name}: line {number} of {path!r} is {shown(line.strip())!r}, "
                 "not a file name with the camera as its third field, a space and an identity"
             )
-        pid = to_numbers([[match["pid"]]], identities=True)[0]
-        entries.append((match["file"], int(pid[0]), int(match["cam"])))
+        pid = to_numbers([rest], identities=True)[0]
+        entries.append((file, int(pid[0]), int(name_match["cam"])))
     if not entries:
         raise UserError(f"dataset {name}: the list {path!r} is empty")
     return entries

@@ -142,6 +142,8 @@ def test_msmt17_lists_that_are_no_text(tmp_path: Path) -> None:
         (b"a\0b", r"list_train.txt' is no text: it has zero bytes"),
         (b"\xff\xfea", r"list_train.txt' is no UTF-16 text \(byte 0\)|byte 2"),
         (b"0001/0001_000_14_x.jpg " + b"9" * 5000, r"line 1 of '.*list_train.txt' is '0001/.*…', not a file"),
+        (b"0001/0001_000_14_x.jpg", r"line 1 of '.*list_train.txt' is '0001/0001_000_14_x.jpg', not a file"),
+        (b"1_1_1_" + b" " * 1_000_000 + b"x", r"line 1 of '.*list_train.txt' is '1_1_1_ *…', not a file"),
     ):
         (tmp_path / "list_train.txt").write_bytes(content)
         with pytest.raises(UserError, match=message):
