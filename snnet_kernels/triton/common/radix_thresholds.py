@@ -117,12 +117,11 @@ def count_digits_kernel(
     if tl.max(flagged.to(tl.int32), 0) > 0:
         start = (tl.program_id(0) // row_tiles) * span
         plane = SETS * batch_size.to(tl.int64)
-        # Every program stores what it reads below; those of one row store the same.
-        stores = flagged & (step > 0)
-        for k in tl.static_range(SETS):
-            place = k * batch_size + sample
-            store_prefix(prefixes, left, counts, step, shift_before, place, plane, stores)
-        tl.debug_barrier()
+        if step > 0:  # every program stores what it reads below; those of one row store the same
+            for k in tl.static_range(SETS):
+                place = k * batch_size + sample
+                store_prefix(prefixes, left, counts, step, shift_before, place, plane, flagged)
+            tl.debug_barrier()
         for first in tl.range(start, tl.minimum(start + span, n), BLOCK_B, disable_licm=True):
             column = first + tl.arange(0, BLOCK_B)
             row = tl.minimum(column, n - 1).to(tl.int64)
