@@ -16,7 +16,7 @@ from snnet.files.run_files import CHECKPOINT_FILE, CONFIG_FILE
 from snnet.files.text import FileFault, shown
 
 PRESETS = Path(__file__).parent / "presets"
-# What may differ between the parts of a resumed run: it changes nothing in training.
+# What may differ between the parts of a resumed run: it changes nothing in training but rounding (another device).
 RESUME_MAY_CHANGE = (
     "device", "workers", "image_cache", "data_dir", "rerank", "eval_every", "checkpoint_every", "output_dir",
 )  # fmt: skip
