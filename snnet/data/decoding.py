@@ -324,13 +324,13 @@ def _naming(path: str, read: Callable[[], Result]) -> Result:
 
 
 def _attempt(function: Callable[[Item], Result]) -> Callable[[Item], Result | UserError]:
-    """``function`` returning the :class:`UserError` that it would raise."""
+    """``function`` returning the :class:`UserError` that it would raise, without the pixels that its cause holds."""
 
     def attempt(item: Item) -> Result | UserError:
         try:
             return function(item)
         except UserError as error:
-            return error.with_traceback(None)
+            return UserError(*error.args)
 
     return attempt
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from pathlib import Path
 
@@ -103,6 +104,18 @@ def test_damaged_images_are_skipped_with_a_count(images: ImageSet, tmp_path: Pat
     for position, index in enumerate(kept):
         expected = pixels(index, SIZES[index])
         assert np.array_equal(decoded.image(position).permute(1, 2, 0).numpy(), expected)
+
+
+def test_a_skipped_image_keeps_no_pixels(images: ImageSet, tmp_path: Path) -> None:
+    def images_in_memory() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), Image.Image) for thing in gc.get_objects())
+
+    damaged, before = damage(images, tmp_path), images_in_memory()
+    decoded = decode_images(damaged, skip_bad=True, tell_skipped=False)
+    assert len(decoded.skipped) == 3 and images_in_memory() == before
+    for error in decoded.skipped:
+        assert error.__cause__ is error.__context__ is error.__traceback__ is None
 
 
 def test_of_many_damaged_images_five_are_named(images: ImageSet, tmp_path: Path) -> None:
