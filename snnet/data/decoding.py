@@ -22,6 +22,7 @@ from snnet.data.image_formats import readable_formats
 from snnet.data.image_set import ImageSet
 from snnet.data.transparency import BACKGROUND, on_background, transparent_grey
 from snnet.errors import UserError
+from snnet.system.cpus import available_cpus
 from snnet.system.processes import processes_here
 from snnet.system.progress import progress
 from snnet_kernels.memory_size import free_memory
@@ -124,7 +125,7 @@ def decode_images(
         raise TypeError(f"images must be an ImageSet, as a dataset's .train is, got {type(images).__name__}")
     if cache not in ("auto", True, False):
         raise UserError(f"cache must be 'auto', True or False, got {cache!r}")
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(available_cpus()) as pool:
         images = _readable_styles(pool, images, skip_bad)
         # The headers give the sizes, so that all pixels can be decoded into one tensor of the right length.
         with warnings.catch_warnings():

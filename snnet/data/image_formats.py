@@ -9,14 +9,15 @@ import re
 
 from PIL import Image, ImageFile, features
 
-# EPS runs another program on the file, MPEG is told by its header alone.
-_NOT_DECODED = ("EPS", "MPEG")
+# EPS runs another program on the file. MPEG is told by its header alone. The others hold a file of another format. Its
+# size may differ from the size in their header; Pillow even decodes an ICO before it tells any size.
+_NOT_DECODED = ("EPS", "MPEG", "ICO", "ICNS", "IPTC", "BLP")
 # Formats that Pillow registers whether or not its library was built in.
 _LIBRARIES = {"JPEG": "jpg", "JPEG2000": "jpg_2000", "PNG": "zlib", "WEBP": "webp", "AVIF": "avif"}
 # Images that Python's table of media types, in some version that is supported, does not know.
 _OTHER_IMAGES = (
     ".heic", ".heif", ".avif", ".webp", ".jxl", ".jxr", ".jp2", ".svg", ".eps", ".wmf", ".emf",
-    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2",
+    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".ico", ".icns", ".iim", ".blp",
 )  # fmt: skip
 _MEDIA_TYPES = (
     mimetypes.MimeTypes()
