@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from snnet.config.timm_names import PREFIX, TimmInput, import_timm, parse_timm, timm_input
+from snnet.config.timm_names import TimmInput, import_timm, parse_timm, timm_input
 from snnet.errors import UserError
 from snnet.files.text import first_line
 
@@ -17,11 +18,13 @@ def build_timm(arch: str, height: int | None, width: int | None) -> tuple[Any, T
 
     It takes images [B, 3, height, width] normalised as its configuration says, which is returned too, to
     features [B, pooled_dim]. Without a height or width it is built for those of its configuration. Raises
-    :class:`~snnet.errors.UserError` where timm cannot build it.
+    :class:`~snnet.errors.UserError` where timm cannot build it, or it cannot take such images.
     """
     own = timm_input(arch)
-    network = _create(arch, own, height or own.height, width or own.width)
+    height, width = height or own.height, width or own.width
+    network = _create(arch, own, height, width)
     network.pooled_dim = int(network.head_hidden_size)
+    _try_image(arch, network, height, width)
     return network, own
 
 
@@ -58,7 +61,25 @@ def _create(arch: str, own: TimmInput, height: int, width: int, pretrained: bool
     except Exception as error:  # what a network says to arguments that it has no use for is its own
         if pretrained:
             raise
-        raise UserError(
-            f"--arch {arch}: timm {timm.__version__} cannot build {name.removeprefix(PREFIX)} for images of "
-            f"{height}x{width} ({first_line(error)})"
-        ) from error
+        raise _cannot_build(arch, height, width, first_line(error)) from error
+
+
+def _try_image(arch: str, network: Any, height: int, width: int) -> None:
+    """Pass one image through the network: many are built for any size, and fail at the first image."""
+    try:
+        # Some networks keep tensors of their first image, on its device: a copy gets it.
+        with torch.no_grad():
+            feature = copy.deepcopy(network).eval()(torch.zeros(1, 3, height, width))
+    except Exception as error:
+        raise _cannot_build(arch, height, width, first_line(error)) from error
+    if feature.shape != (1, network.pooled_dim):
+        reason = f"the feature of an image is {list(feature.shape)}, needed is [1, {network.pooled_dim}]"
+        raise _cannot_build(arch, height, width, reason)
+
+
+def _cannot_build(arch: str, height: int, width: int, reason: str) -> UserError:
+    name, _ = parse_timm(arch)
+    version = import_timm(arch).__version__
+    return UserError(
+        f"--arch {arch}: timm {version} cannot build {name} for images of {height}x{width} ({reason})"
+    )

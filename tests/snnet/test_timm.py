@@ -64,9 +64,21 @@ def test_names_that_there_are_not() -> None:
     with pytest.raises(UserError, match=r"cannot build resnet10t for images of 64x32 \(TypeError"):
         built("timm:resnet10t,no_such_argument=1")
     with pytest.raises(
+        UserError, match=r"cannot build convit_tiny for images of 64x32 \(RuntimeError: The exp"
+    ):
+        built("timm:convit_tiny")
+    with pytest.raises(
         UserError, match=f"'fc' is the Linear layer that OSNet has of its own; {CONV} has none"
     ):
         built(CONV, embedding="fc")
+
+
+def test_a_network_whose_features_have_another_length_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = timm.create_model("resnet10t", num_classes=0)
+    network.head_hidden_size = 513
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: network)
+    with pytest.raises(UserError, match=r"the feature of an image is \[1, 512\], needed is \[1, 513\]\)$"):
+        built(CONV)
 
 
 def test_the_extra_is_named_where_timm_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +100,16 @@ def test_the_input_size_is_the_networks_own_unless_it_is_given() -> None:
     assert size("--config", "paper_resnet50") == (256, 128)
     values = flatten(config_from({"arch": CONV}))
     assert (values["arch"], values["height"]) == (CONV, 176)
+
+
+def test_building_draws_the_random_numbers_of_timm_alone() -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=(64, 32)).state_dict()
+    after = torch.get_rng_state()
+    model = built(VIT)
+    assert torch.equal(torch.get_rng_state(), after)
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
 
 
 @pytest.mark.parametrize(("arch", "dim"), [(CONV, 512), (VIT, 192), (PASS, 192)])
