@@ -278,9 +278,9 @@ def test_images_are_bounded_by_their_pixels(tmp_path: Path, monkeypatch: pytest.
 def test_a_large_image_needs_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("I;16", (4, 8), 257 * 9).save(tmp_path / "x.png")
     monkeypatch.setattr(decoding, "LARGE_PIXELS", 31)
-    monkeypatch.setattr(decoding, "free_memory", lambda device: 16 * 32)
+    monkeypatch.setattr(decoding, "free_memory", lambda device: 32 * 32)
     assert load_one(tmp_path / "x.png").tolist() == [[[9] * 3] * 4] * 8
-    monkeypatch.setattr(decoding, "free_memory", lambda device: 16 * 32 - 1)
+    monkeypatch.setattr(decoding, "free_memory", lambda device: 32 * 32 - 1)
     with pytest.raises(UserError, match=r"x.png': 32 pixels take 0.0 GiB to decode of the 0.0 that are free"):
         decoding.load_image(str(tmp_path / "x.png"))
     monkeypatch.setattr(decoding, "free_memory", lambda device: 95)
