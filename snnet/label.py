@@ -93,6 +93,11 @@ def label(command: LabelCommand, processes: Processes = ALONE) -> Labelled | Non
     group = processes.group(device, command.timeout)
     with processes.one_warns():
         content = load_features(command.features, command.key, rows=_own_part(processes))
+    if processes.is_first and content.metadata.get("retrieval_feature") == "before":
+        complain(
+            f"warning: {command.features} has features from before the neck, and training compares those after it: "
+            "for labels like those of training, use snnet.extract --retrieval-feature after"
+        )
     names, pids = _of_all(content.names, processes), _of_all(content.pids, processes)
     groups = _groups(command, names, processes)
     say(kernels_line(device))

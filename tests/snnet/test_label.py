@@ -267,6 +267,24 @@ def test_labels_that_tell_nobody_apart_are_a_warning(
     assert warned.startswith("warning: 300 of 300 images have more than 10% of all as positives: --threshold")
 
 
+def test_features_from_before_the_neck_are_a_warning(
+    features: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "f.safetensors"
+    for metadata, warned in (
+        ({"retrieval_feature": "before"}, True),
+        ({"retrieval_feature": "after"}, False),
+        ({}, False),
+    ):
+        save_features(path, FeatureSet(features.numpy(), metadata=metadata))
+        labelled(path, "--output", tmp_path / "y.npz")
+        told = (
+            f"warning: {path} has features from before the neck, and training compares those after it: "
+            "for labels like those of training, use snnet.extract --retrieval-feature after\n"
+        )
+        assert capsys.readouterr().err == (told if warned else "")
+
+
 def test_an_image_by_itself_is_no_sign_of_a_low_threshold(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
