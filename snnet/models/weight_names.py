@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +100,11 @@ def without_prefix(state: dict[str, Any], mark: str | None = None) -> tuple[dict
             prefix = outer
     kept = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     return kept, prefix
+
+
+def is_network(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether tensors of these names and shapes are a network for images: one is the weight of a convolution."""
+    return any(name.endswith(".weight") and len(shape) == 4 for name, shape in shapes.items())
 
 
 def recognised(state: dict[str, Tensor]) -> Recognised | None:

@@ -12,23 +12,23 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 import safetensors.numpy
-import torch
-from torch import Tensor
 
 from snnet.data.names import to_numbers
 from snnet.errors import UserError
 from snnet.files.archive import check_room
-from snnet.files.arrays import ArrayType, open_arrays, write_arrays
+from snnet.files.arrays import BARE, ArrayType, open_arrays, write_arrays
 from snnet.files.outputs import check_output, write_atomically
 from snnet.files.safetensors_files import (
     MOST_HEADER_BYTES,
     SafetensorsFile,
-    as_array,
     open_safetensors,
     write_with_checksum,
 )
 from snnet.files.text import Damaged, FileFault, parse_json, shown
-from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault
+from snnet.files.torch_files import NeedsCode
+from snnet.models.weight_names import is_network
+from snnet.retrieval.torch_features import NETWORK, TorchFeatures
+from snnet.system.progress import say
 
 SUFFIXES = (".npz", ".safetensors")
 TORCH_SUFFIXES = (".pt", ".pth")  # read, and not written
@@ -136,14 +136,14 @@ def load_features(
         path: the file. No file can run code: Python objects are refused. One of ``torch.save`` holds a tensor, or a
             dict with tensors by name.
         key: the name of the array [n, d] in a file that holds several; None: ``features``, or the only
-            two-dimensional array of real numbers.
+            two-dimensional array of real numbers. A line says which, unless it is ``features``.
         rows: which consecutive images to keep, of the number that the file has; None: all of them. All are looked at,
             and of the features no more than these are held (but for a file of ``torch.save``, or an array in Fortran
             order).
 
     Raises:
-        UserError: the file cannot be read, holds no such array or several, one that does not fit into memory, or
-            values that are not finite; or identities, cameras or names of another length.
+        UserError: the file cannot be read, holds a network, no such array or several, one that does not fit into
+            memory, or values that are not finite; or identities, cameras or names of another length.
     """
     path = Path(path)
     if path.suffix not in (".npy", *SUFFIXES, *TORCH_SUFFIXES):
@@ -184,45 +184,7 @@ class _Source(Protocol):
 def _open(path: Path) -> AbstractContextManager[_Source]:
     if path.suffix == ".safetensors":
         return open_safetensors(path)
-    return nullcontext(_TorchSource(path)) if path.suffix in TORCH_SUFFIXES else open_arrays(path)
-
-
-class _TorchSource:
-    """What ``torch.save`` wrote: a tensor, or a dict with tensors, and lists of text, by name."""
-
-    def __init__(self, path: Path) -> None:
-        content = read_torch(path)
-        if isinstance(content, Tensor):
-            content = {"features": content}
-        if not isinstance(content, dict):
-            raise FileFault(f"must hold a tensor or a dict of tensors, got {type(content).__name__}")
-        self.content = {name: value for name, value in content.items() if isinstance(name, str)}
-        self.types = {
-            name: _type_of(value) for name, value in self.content.items() if isinstance(value, Tensor)
-        }
-
-    def read(self, name: str) -> np.ndarray:
-        value = self.content[name]
-        fault = tensor_fault(value)
-        if fault is not None:
-            raise FileFault(f"cannot be used: '{shown(name)}' is {fault}")
-        return as_array(value)
-
-    def blocks(self, name: str, rows: int) -> Iterator[np.ndarray]:
-        yield self.read(name)
-
-
-def _type_of(tensor: Tensor) -> ArrayType:
-    """What the array will be; objects for what is no dense tensor of numbers."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
-        return ArrayType(() if tensor.is_nested else tuple(tensor.shape), np.dtype(object))
-    name = str(tensor.dtype).removeprefix("torch.")
-    if tensor.is_floating_point() and name not in ("float16", "float32", "float64"):
-        name = "float32"
-    try:
-        return ArrayType(tuple(tensor.shape), np.dtype(name))
-    except TypeError:
-        return ArrayType(tuple(tensor.shape), np.dtype(object))
+    return nullcontext(TorchFeatures(path)) if path.suffix in TORCH_SUFFIXES else open_arrays(path)
 
 
 def _read(
@@ -283,8 +245,12 @@ def _some_rows(source: _Source, key: str, kept: range) -> tuple[np.ndarray, np.n
 def _chosen(types: dict[str, ArrayType], key: str | None, path: Path) -> str:
     """The name of the features, found by types and shapes alone."""
     fitting = [name for name, kind in types.items() if len(kind.shape) == 2 and kind.dtype.kind in "fiu"]
+    if key is None and BARE in types:
+        key = BARE
     if key is None:
-        key = "features" if "features" in types else fitting[0] if len(fitting) == 1 else None
+        if is_network({name: kind.shape for name, kind in types.items()}):
+            raise UserError(f"{path} {NETWORK}")
+        key = fitting[0] if len(fitting) == 1 else None
     if key is None or key not in types:
         listing = [f"{shown(name)} {kind}" for name, kind in types.items()][:_LISTED]
         more = f" and {len(types) - _LISTED} more" if len(types) > _LISTED else ""
@@ -295,6 +261,8 @@ def _chosen(types: dict[str, ArrayType], key: str | None, path: Path) -> str:
     kind = types[key]
     if kind.is_plain and (key not in fitting or min(kind.shape) < 1):
         raise UserError(f"{path}: '{key}' must be real numbers [images, dimensions], got {_swapped(kind)}")
+    if key != BARE:
+        say(f"features of {path}: '{shown(key)}' {kind}")
     return key
 
 
@@ -349,7 +317,7 @@ def _texts(source: _Source, name: str, images: int) -> tuple[str, ...] | None:
     if isinstance(source, SafetensorsFile):
         values = _from_json(source.metadata.get(name, "null"))
         return tuple(map(str, values)) if isinstance(values, list) else None
-    if isinstance(source, _TorchSource):
+    if isinstance(source, TorchFeatures):
         values = source.content.get(name)
         if not isinstance(values, (list, tuple)):
             return None
@@ -374,7 +342,7 @@ def _metadata(source: _Source) -> dict[str, Any]:
     text: Any = None
     if isinstance(source, SafetensorsFile):
         text = source.metadata.get("metadata")
-    elif not isinstance(source, _TorchSource):
+    elif not isinstance(source, TorchFeatures):
         kind = source.types.get("metadata")
         if kind is not None and kind.dtype.kind == "U" and kind.shape == ():
             text = source.read("metadata").item()

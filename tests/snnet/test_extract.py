@@ -20,7 +20,7 @@ from snnet.data import build_dataset
 from snnet.errors import UserError
 from snnet.extract import extract
 from snnet.files import safetensors_files
-from snnet.models import build_model
+from snnet.models import ReIDModel, build_model
 from snnet.retrieval import feature_files
 from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
 from snnet.retrieval.features import decode, extract_features
@@ -136,6 +136,38 @@ def test_files_of_torch_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.features, rounded)
     assert found.pids is not None and found.pids.tolist() == [0, 1, 2, 3, 4]
     assert found.names == ("a", "b", "c", "d", "e")
+
+
+def test_the_array_that_is_taken_is_named_unless_it_is_called_features(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "f.npz"
+    for arrays, key, said in (
+        ({"embeddings": np.eye(3), "labels": np.arange(3)}, None, "'embeddings' [3, 3] float64"),
+        ({"a": np.eye(3), "b": np.eye(3, 2)}, "b", "'b' [3, 2] float64"),
+        ({"features": np.eye(3), "b": np.eye(3, 2)}, None, None),
+        # An array of images is no layer of a network.
+        ({"images": np.zeros((3, 3, 8, 4)), "f": np.eye(3)}, None, "'f' [3, 3] float64"),
+    ):
+        np.savez(path, **arrays)
+        load_features(path, key)
+        assert capsys.readouterr().out == (f"features of {path}: {said}\n" if said else "")
+
+
+@pytest.mark.parametrize("container", [None, "state_dict", "model"])
+def test_weights_of_a_network_are_no_features(container: str | None, tmp_path: Path) -> None:
+    weights = dict(ReIDModel("osnet_x0_25", "fc").state_dict())
+    assert [name for name, value in weights.items() if value.dim() == 2] == ["backbone.fc.0.weight"]
+    torch.save(weights if container is None else {container: weights, "epoch": 3}, tmp_path / "w.pth")
+    safetensors.torch.save_file(weights, tmp_path / "w.safetensors")
+    for path in (tmp_path / "w.pth", tmp_path / "w.safetensors"):
+        with pytest.raises(UserError) as caught:
+            load_features(path)
+        assert str(caught.value) == (
+            f"{path} holds the weights of a network, not features: snnet.extract makes features with them"
+        )
+    asked = load_features(tmp_path / "w.safetensors", "backbone.fc.0.weight")  # whoever names it gets it
+    assert asked.features.shape == (512, 128)
 
 
 def test_fields_that_are_no_arrays_are_named() -> None:
