@@ -134,7 +134,7 @@ def load_features(
 
     Args:
         path: the file. No file can run code: Python objects are refused. One of ``torch.save`` holds a tensor, or a
-            dict with tensors by name.
+            dict with tensors by name, or one with a tensor [d] for each image, by the image's name or number.
         key: the name of the array [n, d] in a file that holds several; None: ``features``, or the only
             two-dimensional array of real numbers. A line says which, unless it is ``features``.
         rows: which consecutive images to keep, of the number that the file has; None: all of them. All are looked at,

@@ -10,18 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snnet.files.archive import check_room
 from snnet.files.arrays import BARE, ArrayType
 from snnet.files.safetensors_files import as_array
 from snnet.files.text import FileFault, shown
 from snnet.files.torch_files import read_torch, tensor_fault
 from snnet.models.weight_names import is_network, open_container
+from snnet.system.progress import say
+from snnet.training.checkpoint import FORMAT
 
 # What the error of a file of weights says behind the file's name.
 NETWORK = "holds the weights of a network, not features: snnet.extract makes features with them"
 
 
 class TorchFeatures:
-    """What ``torch.save`` wrote: a tensor, or a dict with tensors, and lists of text, by name."""
+    """What ``torch.save`` wrote: a tensor, or a dict with tensors, and lists of text, by name.
+
+    A dict may also have one tensor [d] an image: they become ``features``, and the keys ``names``.
+    """
 
     def __init__(self, path: Path) -> None:
         content = read_torch(path)
@@ -29,12 +35,17 @@ class TorchFeatures:
             content = {BARE: content}
         if not isinstance(content, dict):
             raise FileFault(f"must hold a tensor or a dict of tensors, got {type(content).__name__}")
-        if not any(isinstance(value, Tensor) for value in content.values()):
-            _refuse_network(content)
+        if _is_by_image(content):
+            rows = list(content.values())
+            say(f"features of {path}: {len(rows):,} tensors {_type_of(rows[0])}, one an image")
+            check_room(len(rows) * rows[0].numel() * rows[0].element_size(), "one array of its tensors")
+            content = {BARE: torch.stack(rows), "names": list(map(str, content))}
         self.content = {name: value for name, value in content.items() if isinstance(name, str)}
         self.types = {
             name: _type_of(value) for name, value in self.content.items() if isinstance(value, Tensor)
         }
+        if content and not self.types:
+            raise _without_tensors(content)
 
     def read(self, name: str) -> np.ndarray:
         value = self.content[name]
@@ -47,12 +58,35 @@ class TorchFeatures:
         yield self.read(name)
 
 
-def _refuse_network(content: dict[Any, Any]) -> None:
-    """Raise where the file keeps the weights of a network under a name such as "state_dict"."""
+def _is_by_image(content: dict[Any, Any]) -> bool:
+    """Whether each entry is the feature of an image, by its name or number, as SpCL and cluster-contrast extract."""
+    values = list(content.values())
+    return (
+        len(values) > 1
+        and BARE not in content
+        and {type(name) for name in content} in ({str}, {int})
+        and all(tensor_fault(value) is None for value in values)
+        and values[0].dim() == 1
+        and values[0].is_floating_point()
+        and len({(value.shape, value.dtype) for value in values}) == 1
+    )
+
+
+def _without_tensors(content: dict[Any, Any]) -> FileFault:
+    """What a file holds that has no tensor by name."""
+    if shown(content.get("format")) == FORMAT:
+        return FileFault("is a training checkpoint: snnet.extract --checkpoint makes features with it")
     weights = open_container(content)[0]
     tensors = weights.items() if isinstance(weights, dict) else ()
     if is_network({str(name): value.shape for name, value in tensors if isinstance(value, Tensor)}):
-        raise FileFault(NETWORK)
+        return FileFault(NETWORK)
+    keys, values = (
+        " and ".join(sorted({type(part).__name__ for part in parts}))
+        for parts in (content.keys(), content.values())
+    )
+    return FileFault(
+        f"has no tensor by name: of its {len(content):,} entries the keys are {keys}, the values {values}"
+    )
 
 
 def _type_of(tensor: Tensor) -> ArrayType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,59 @@ def test_weights_of_a_network_are_no_features(container: str | None, tmp_path: P
         )
     asked = load_features(tmp_path / "w.safetensors", "backbone.fc.0.weight")  # whoever names it gets it
     assert asked.features.shape == (512, 128)
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tensor_an_image_by_its_name_is_read(
+    numbered: bool, dtype: torch.dtype, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    names = list(range(5)) if numbered else [f"{i:04d}_c1.jpg" for i in range(5)]
+    path = tmp_path / "f.pth"
+    torch.save(OrderedDict(zip(names, rows, strict=True)), path)
+    for kept in (range(5), range(2, 4)):
+        found = load_features(path, rows=lambda _, kept=kept: kept)
+        np.testing.assert_array_equal(found.features, rows.float().numpy()[kept.start : kept.stop])
+        assert found.names == tuple(map(str, names))[kept.start : kept.stop]
+        assert capsys.readouterr().out == f"features of {path}: 5 tensors [4] float32, one an image\n"
+
+
+def test_tensors_by_name_that_are_not_one_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, one = tmp_path / "f.pt", torch.ones(4)
+    for content, message in (
+        (
+            {"a": one, "b": torch.ones(3)},
+            "has 0 arrays that may be features: .* a \\[4\\] float32, b \\[3\\] float32",
+        ),
+        ({"a": one, "b": one.double()}, "has 0 arrays that may be features"),
+        ({"pids": torch.arange(4), "camids": torch.arange(4)}, "has 0 arrays that may be features"),
+        ({"features": one, "b": one}, "'features' must be real numbers"),
+        ({"a": one, "b": torch.ones(1).expand(4)}, "has 0 arrays that may be features"),
+        ({"a": {"b": one}}, "has no tensor by name: of its 1 entries the keys are str, the values dict$"),
+        (
+            {("a", 1): one, 2: torch.eye(2)},
+            "has no tensor by name: of its 2 entries the keys are int and tuple, the values Tensor$",
+        ),
+    ):
+        torch.save(content, path)
+        with pytest.raises(UserError, match=message):
+            load_features(path)
+    shared = torch.ones(1000)
+    torch.save({f"{i}.jpg": shared for i in range(100)}, path)
+    assert path.stat().st_size < 100_000
+    monkeypatch.setattr("snnet.files.archive.free_memory", lambda _: 399_999)
+    with pytest.raises(UserError, match="is not read: one array of its tensors takes"):
+        load_features(path)
+
+
+def test_a_checkpoint_is_no_file_of_features(finished_run: Path) -> None:
+    path = finished_run / "checkpoint.pt"
+    with pytest.raises(UserError) as caught:
+        load_features(path)
+    assert str(caught.value) == (
+        f"{path} is a training checkpoint: snnet.extract --checkpoint makes features with it"
+    )
 
 
 def test_fields_that_are_no_arrays_are_named() -> None:
