@@ -62,7 +62,7 @@ def load_weights(model: ReIDModel, weights: str) -> tuple[str, ...]:
     if weights == "imagenet":
         state, size = _pretrained_state(model), getattr(model, "input_size", None)
     else:
-        content = _read(weights)
+        content = _read(weights, _sources(model.arch))
         state, size = _named_tensors(content, weights, _mark(model)), _trained_size(content)
     own = any(name.startswith(_BACKBONE) for name in state)
     prefix = "" if own else _BACKBONE
@@ -77,23 +77,26 @@ def load_weights(model: ReIDModel, weights: str) -> tuple[str, ...]:
     return tuple(state)
 
 
-def read_state_dict(path: str, mark: str | None = None) -> dict[str, Tensor]:
+def read_state_dict(
+    path: str, mark: str | None = None, sources: str = "a file of weights"
+) -> dict[str, Tensor]:
     """Tensors by name from a ``.safetensors`` file or one that ``torch.save`` wrote.
 
     ``mark`` is the name of a weight that the wanted network has; known networks are found by names of their own. A
     container with the tensors under a usual name ("state_dict", "model", "net", ...) is opened, and a prefix that
     all names have in front of a known network's ("module.", "model.", "encoder_q.", ...) is taken off, both with a
     line that says so, but for "state_dict", "model" and "module."; a prefix that only some names have is taken off
-    where those names are a network's, and the others are left out. Raises :class:`UserError` naming the file.
+    where those names are a network's, and the others are left out. Raises :class:`UserError` naming the file;
+    ``sources`` is what to give in the place of a file that is not there.
     """
-    return _named_tensors(_read(path), path, mark)
+    return _named_tensors(_read(path, sources), path, mark)
 
 
-def _read(path: str) -> Any:
+def _read(path: str, sources: str) -> Any:
     """All that a file of weights holds."""
     file = Path(expand_home(str(path)))
     if not file.is_file():
-        raise UserError(f"weights: {path} is no file; needed is 'imagenet' or the path of a weights file")
+        raise UserError(f"weights: {path} is no file; give {sources}")
     return _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
 
 
@@ -106,6 +109,13 @@ def _trained_size(content: Any) -> tuple[int, int] | None:
         return None
     height, width = config.get("height"), config.get("width")
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def _sources(arch: str) -> str:
+    """Where weights of ``arch`` come from, as a message advises."""
+    if arch.startswith("osnet"):
+        return f"torchreid's file of {arch} (its MODEL_ZOO has it), or none for random weights"
+    return "a file of weights, imagenet, or none for random weights"
 
 
 def _named_tensors(content: Any, source: str, mark: str | None = None) -> dict[str, Tensor]:
@@ -150,13 +160,19 @@ def _read_torch(file: Path) -> Any:
                 f"weights: {file} can be read only by running code ({error.name}), which is refused; "
                 "save its state_dict alone and give that"
             ) from error
-        raise UserError(f"weights: {file} is damaged or no PyTorch file ({error.reason})") from error
+        raise _no_weights(file, error.reason) from error
     except Damaged as error:
-        raise UserError(f"weights: {file} is damaged or no PyTorch file ({error.reason})") from error
+        raise _no_weights(file, error.reason) from error
     except FileFault as error:
         raise UserError(f"weights: {file} {error}") from error
     except OSError as error:
         raise UserError(f"weights: cannot read {file}: {error.strerror or error}") from error
+
+
+def _no_weights(file: Path, reason: str) -> UserError:
+    if file.suffix in (".npz", ".npy"):
+        return UserError(f"weights: {file} is a {file.suffix} of features or labels, no weights")
+    return UserError(f"weights: {file} is damaged or no PyTorch file ({reason})")
 
 
 def _mark(model: ReIDModel) -> str | None:
@@ -193,10 +209,7 @@ def _pretrained_state(model: ReIDModel) -> dict[str, Tensor]:
 def _imagenet_state(arch: str) -> dict[str, Tensor]:
     """torchvision's first ImageNet weights (V1): what published re-identification figures start from."""
     if not arch.startswith("resnet"):
-        raise UserError(
-            f"weights: 'imagenet' is torchvision's, which has no {arch}; "
-            "give the path of torchreid's published file"
-        )
+        raise UserError(f"--weights: its default, imagenet, has no weights of {arch}: give {_sources(arch)}")
     import torchvision  # takes seconds
 
     entry = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]

@@ -74,8 +74,22 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_weights(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"absent\.pth is no file.*'imagenet' or the path"):
-        build_model(ARCH, weights=str(tmp_path / "absent.pth"))
+    for arch, needed in (
+        (ARCH, f"torchreid's file of {ARCH} (its MODEL_ZOO has it), or none for random weights"),
+        ("resnet18", "a file of weights, imagenet, or none for random weights"),
+    ):
+        with pytest.raises(UserError) as missing:
+            build_model(arch, weights=str(tmp_path / "absent.pth"))
+        assert str(missing.value) == f"weights: {tmp_path / 'absent.pth'} is no file; give {needed}"
+    np.savez(tmp_path / "f.npz", features=np.eye(3))
+    np.save(tmp_path / "f.npy", np.eye(3))
+    for name in ("f.npz", "f.npy"):
+        with pytest.raises(UserError) as arrays:
+            build_model(ARCH, weights=str(tmp_path / name))
+        assert (
+            str(arrays.value)
+            == f"weights: {tmp_path / name} is a {name[1:]} of features or labels, no weights"
+        )
     with pytest.raises(UserError, match="is no file"):
         build_model(ARCH, weights=str(tmp_path))
     for name, data in (("text.pth", b"hello there"), ("empty.pth", b""), ("x.safetensors", b"\0" * 64)):

@@ -124,7 +124,8 @@ def test_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         build_model("resnet18", weights="imagenet")
     assert "\n" not in str(error.value)
     with pytest.raises(
-        UserError, match="which has no osnet_x0_25; give the path of torchreid's published file"
+        UserError,
+        match=r"^--weights: its default, imagenet, has no weights of osnet_x0_25: give torchreid's file",
     ):
         build_model(ARCH, weights="imagenet")
     # A file that torchvision has downloaded before is used without a network.
