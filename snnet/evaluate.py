@@ -75,7 +75,8 @@ def evaluate(command: EvaluateCommand, processes: Processes = ALONE) -> dict[str
     several ``processes`` each extracts its share. Rank 0 ranks and returns the result, the others return None. Raises
     :class:`~snnet.errors.UserError` for a checkpoint, weights or data that cannot be used.
     """
-    trained = load_trained_model(command.checkpoint, command.preset, command.given)
+    with processes.one_warns():
+        trained = load_trained_model(command.checkpoint, command.preset, command.given)
     processes.check_device(trained.placement.device)
     config, data = trained.config, trained.config.data
     dataset = processes.first_ahead(lambda: dataset_of(data))

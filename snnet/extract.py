@@ -57,7 +57,8 @@ def extract(command: ExtractCommand, processes: Processes = ALONE) -> FeatureSet
     """
     if processes.is_first:
         check_output(command.output, SUFFIXES, read=command.network_files)
-    trained = load_trained_model(command.checkpoint, command.preset, command.given)
+    with processes.one_warns():
+        trained = load_trained_model(command.checkpoint, command.preset, command.given)
     processes.check_device(trained.placement.device)
     data = trained.config.data
     dataset = processes.first_ahead(lambda: dataset_of(data))

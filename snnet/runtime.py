@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snnet.config.options import Config, RuntimeConfig
+from snnet.config.options import OPTIONS, Config, RuntimeConfig, flatten
 from snnet.errors import UserError
 from snnet.models.embedding import ReIDModel, build_model
 from snnet.system.cpus import available_cpus
@@ -78,9 +78,25 @@ class PlacedModel:
 def network_of(config: Config, weights: str | None) -> ReIDModel:
     """The network that ``config`` describes, from these ``weights`` (a file, "imagenet", or None: random)."""
     model, data = config.model, config.data
-    return build_model(
+    built = build_model(
         model.arch, embedding=model.embedding, weights=weights, height=data.height, width=data.width
     )
+    _warn_of_other_settings(built.settings_of_weights, config, weights)
+    return built
+
+
+def _warn_of_other_settings(theirs: dict[str, str], config: Config, weights: str | None) -> None:
+    """Warn where a file of this package says that its network was used in another way."""
+    ours = flatten(config)
+    other = [name for name, value in theirs.items() if value != str(ours[name])]
+    if other:
+        was, now = (
+            " ".join(f"{OPTIONS[name].flag} {values[name]}" for name in other) for values in (theirs, ours)
+        )
+        warnings.warn(
+            f"weights of {weights} are of a network with {was}, and are used with {now}: features and ranks differ",
+            stacklevel=3,
+        )
 
 
 def choose_device(name: str) -> torch.device:

@@ -111,7 +111,8 @@ def _train(
     dataset = processes.first_ahead(lambda: dataset_of(config.data, camstyle=config.data.camstyle))
     # A resumed run has its weights in the checkpoint: the file that they began with is not needed again.
     weights = config.model.weights if checkpoint is None else None
-    model = processes.first_ahead(lambda: network_of(config, weights))
+    with processes.one_warns():
+        model = processes.first_ahead(lambda: network_of(config, weights))
     data = load_data(dataset, config, placement, processes)
     learner = build_learner(PlacedModel(model, config, placement), data.images.images, processes, group)
 

@@ -34,7 +34,8 @@ class ReIDModel(nn.Module):
     Everything from the pooled feature on runs in float32, under autocast too; after ``.half()`` or ``.bfloat16()``
     the neck runs in that type, and pooling and L2 norm in float32.
 
-    Attributes: ``feature_dim`` (d), ``pretrained`` (whether weights were loaded into the backbone).
+    Attributes: ``feature_dim`` (d), ``pretrained`` (whether weights were loaded into the backbone),
+    ``settings_of_weights`` (what a file of this package says of the network that its weights are of).
     """
 
     input_scale: Tensor  # [3, 1, 1], of networks of timm alone
@@ -58,6 +59,7 @@ class ReIDModel(nn.Module):
         self.embedding = embedding
         self.pretrained = False
         self.neck_pretrained = False
+        self.settings_of_weights: dict[str, str] = {}
         if is_timm(arch):
             self._build_timm(arch, height, width)
         else:
@@ -141,7 +143,8 @@ def build_model(
     if weights is not None:
         loaded = load_weights(model, str(weights))
         model.pretrained = True
-        model.neck_pretrained = any(name.startswith("neck.") for name in loaded)
+        model.neck_pretrained = any(name.startswith("neck.") for name in loaded.names)
+        model.settings_of_weights = loaded.settings
     return model
 
 

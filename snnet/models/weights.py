@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _BACKBONE = "backbone."
 _LISTED_KEYS = 10
+# What the features of a network depend on besides its weights.
+SETTINGS = ("embedding", "height", "width", "retrieval_feature")
 
 
 class _Discarded:
@@ -52,63 +55,85 @@ _STAND_INS: list[Any] = [
 ]
 
 
-def load_weights(model: ReIDModel, weights: str) -> tuple[str, ...]:
-    """Copy ``weights`` into a :class:`ReIDModel`; return the names of the parameters and buffers copied.
+@dataclass(frozen=True)
+class LoadedWeights:
+    """The names of the parameters and buffers that were copied into a model.
+
+    ``settings`` are those that the features of the file's network depend on, by flat name and as text: this package
+    writes them into its files. Empty for other files.
+    """
+
+    names: tuple[str, ...]
+    settings: dict[str, str]
+
+
+def load_weights(model: ReIDModel, weights: str) -> LoadedWeights:
+    """Copy ``weights`` into a :class:`ReIDModel`.
 
     All of the backbone must be in the file, and nothing that the model has no place for; only a classifier
     (``classifier.*``; ``fc.*`` too where the embedding is "pool") is left out, and the neck stays as it is
     where the file has none. Raises :class:`UserError` with the model unchanged.
     """
+    settings: dict[str, str] = {}
     if weights == "imagenet":
         state, size = _pretrained_state(model), getattr(model, "input_size", None)
     else:
-        content = _read(weights, _sources(model.arch))
-        state, size = _named_tensors(content, weights, _mark(model)), _trained_size(content)
+        state, settings = _read(weights, _mark(model), _sources(model.arch))
+        size = _size(settings)
     own = any(name.startswith(_BACKBONE) for name in state)
     prefix = "" if own else _BACKBONE
     if is_timm(model.arch):
         state = _as_timm(model, state, weights, size)
     ignored = (f"{_BACKBONE}classifier.", *((f"{_BACKBONE}fc.",) if model.embedding == "pool" else ()))
     state = {prefix + name: value for name, value in state.items()}
+    has_fc = model.arch.startswith("osnet") and any(name.startswith(f"{_BACKBONE}fc.") for name in state)
     state = {name: value for name, value in state.items() if not name.startswith(ignored)}
     _check_fit(model, state, weights, prefix)
     _check_values(model, state, weights, prefix)
     model.load_state_dict(state, strict=False)
-    return tuple(state)
+    if has_fc and model.embedding == "pool":
+        say(f"weights of {weights}: its layer fc is left out (--embedding fc keeps it)")
+    return LoadedWeights(tuple(state), settings)
 
 
-def read_state_dict(
-    path: str, mark: str | None = None, sources: str = "a file of weights"
-) -> dict[str, Tensor]:
+def read_state_dict(path: str, mark: str | None = None) -> dict[str, Tensor]:
     """Tensors by name from a ``.safetensors`` file or one that ``torch.save`` wrote.
 
     ``mark`` is the name of a weight that the wanted network has; known networks are found by names of their own. A
     container with the tensors under a usual name ("state_dict", "model", "net", ...) is opened, and a prefix that
     all names have in front of a known network's ("module.", "model.", "encoder_q.", ...) is taken off, both with a
     line that says so, but for "state_dict", "model" and "module."; a prefix that only some names have is taken off
-    where those names are a network's, and the others are left out. Raises :class:`UserError` naming the file;
-    ``sources`` is what to give in the place of a file that is not there.
+    where those names are a network's, and the others are left out. Raises :class:`UserError` naming the file.
     """
-    return _named_tensors(_read(path, sources), path, mark)
+    return _read(path, mark, "a file of weights")[0]
 
 
-def _read(path: str, sources: str) -> Any:
-    """All that a file of weights holds."""
+def _read(path: str, mark: str | None, sources: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights of a file, and its settings; ``sources`` is what to give in the place of a file that is not there."""
     file = Path(expand_home(str(path)))
     if not file.is_file():
         raise UserError(f"weights: {path} is no file; give {sources}")
-    return _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    settings: Any
+    if file.suffix == ".safetensors":
+        content, settings = _read_safetensors(file)
+    else:
+        content = _read_torch(file)
+        settings = content.get("config") if isinstance(content, dict) else None
+    return _named_tensors(content, path, mark), _settings(settings)
 
 
-def _trained_size(content: Any) -> tuple[int, int] | None:
-    """Height and width of the images of the run that a checkpoint of this package is of; None for other files."""
-    if not isinstance(content, dict) or shown(content.get("format")) != CHECKPOINT_FORMAT:
-        return None
-    config = content.get("config")
-    if not isinstance(config, dict):
-        return None
-    height, width = config.get("height"), config.get("width")
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+def _settings(values: Any) -> dict[str, str]:
+    """What a file says of :data:`SETTINGS`, where it says all as this package does."""
+    if not isinstance(values, dict) or not all(isinstance(values.get(name), (str, int)) for name in SETTINGS):
+        return {}
+    return {name: shown(values[name]) for name in SETTINGS}
+
+
+def _size(settings: dict[str, str]) -> tuple[int, int] | None:
+    """Height and width of the images that a network of this package was trained on; None for other files."""
+    sides = [settings.get(name, "") for name in ("height", "width")]
+    known = all(side.isdecimal() and len(side) < 6 for side in sides)
+    return (int(sides[0]), int(sides[1])) if known else None
 
 
 def _sources(arch: str) -> str:
@@ -139,10 +164,10 @@ def _named_tensors(content: Any, source: str, mark: str | None = None) -> dict[s
     return state
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
+def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with open_safetensors(file) as content:
-            return {name: content.tensor(name) for name in content.types}
+            return {name: content.tensor(name) for name in content.types}, content.metadata
     except Damaged as error:
         raise UserError(f"weights: {file} is damaged or no safetensors file ({error.reason})") from error
     except FileFault as error:

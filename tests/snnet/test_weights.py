@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from snnet.config.options import config_from
 from snnet.errors import UserError
 from snnet.models import ReIDModel, build_model
 from snnet.models.weights import read_state_dict
+from snnet.runtime import network_of
 from tests.snnet.weight_files import ARCH, Malicious, assert_equal, filled, torchreid_state
 
 
@@ -62,6 +66,51 @@ def test_pool_leaves_the_published_head_out(tmp_path: Path) -> None:
     assert (backbone["lr"], neck["lr"]) == (0.025, 0.1)
     assert len(neck["params"]) == 2
     assert len(backbone["params"]) + 2 == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_layer_fc_that_is_left_out_is_named(
+    own: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, source = tmp_path / "w.pth", filled()
+    torch.save({"model": source.state_dict()} if own else torchreid_state(source), path)
+    build_model(ARCH, weights=path)
+    assert capsys.readouterr().out == (
+        f"weights of {path}: its layer fc is left out (--embedding fc keeps it)\n"
+    )
+    build_model(ARCH, embedding="fc", weights=path)
+    # The fc of a ResNet is its classifier.
+    resnet = dict(filled("resnet18", "pool").backbone.state_dict())
+    torch.save({**resnet, "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}, path)
+    build_model("resnet18", weights=path)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_settings_other_than_those_of_the_files_network_are_a_warning(suffix: str, tmp_path: Path) -> None:
+    path, state = tmp_path / f"w{suffix}", filled().state_dict()
+    settings = {"embedding": "fc", "height": 128, "width": 64, "retrieval_feature": "before"}
+
+    def write(values: dict[str, Any]) -> None:
+        if suffix == ".pt":
+            torch.save({"model": state, "config": values}, path)
+        else:
+            safetensors.torch.save_file(state, path, {name: str(value) for name, value in values.items()})
+
+    def warned(**values: object) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            network_of(config_from({"arch": ARCH, **settings, **values}), str(path))
+        return [str(warning.message) for warning in caught]
+
+    write(settings)
+    assert warned() == []
+    assert warned(embedding="pool", height=256, retrieval_feature="after") == [
+        f"weights of {path} are of a network with --embedding fc --height 128 --retrieval-feature before, and are "
+        "used with --embedding pool --height 256 --retrieval-feature after: features and ranks differ"
+    ]
+    write({"height": 128, "width": 64})  # another program's
+    assert warned(height=256) == []
 
 
 def test_own_fc_file_serves_pool(tmp_path: Path) -> None:
