@@ -12,7 +12,6 @@ from torch import Tensor
 from snnet.config.timm_names import is_timm
 from snnet.errors import UserError
 from snnet.files.paths import expand_home
-from snnet.files.run_files import CHECKPOINT_FORMAT
 from snnet.files.safetensors_files import open_safetensors
 from snnet.files.text import Damaged, FileFault, first_line, shown
 from snnet.files.torch_files import NeedsCode, read_torch, tensor_fault

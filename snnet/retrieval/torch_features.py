@@ -12,12 +12,12 @@ from torch import Tensor
 
 from snnet.files.archive import check_room
 from snnet.files.arrays import BARE, ArrayType
+from snnet.files.run_files import CHECKPOINT_FORMAT
 from snnet.files.safetensors_files import as_array
 from snnet.files.text import FileFault, shown
 from snnet.files.torch_files import read_torch, tensor_fault
 from snnet.models.weight_names import is_network, open_container
 from snnet.system.progress import say
-from snnet.training.checkpoint import FORMAT
 
 # What the error of a file of weights says behind the file's name.
 NETWORK = "holds the weights of a network, not features: snnet.extract makes features with them"
@@ -74,7 +74,7 @@ def _is_by_image(content: dict[Any, Any]) -> bool:
 
 def _without_tensors(content: dict[Any, Any]) -> FileFault:
     """What a file holds that has no tensor by name."""
-    if shown(content.get("format")) == FORMAT:
+    if shown(content.get("format")) == CHECKPOINT_FORMAT:
         return FileFault("is a training checkpoint: snnet.extract --checkpoint makes features with it")
     weights = open_container(content)[0]
     tensors = weights.items() if isinstance(weights, dict) else ()

@@ -173,7 +173,7 @@ def test_positions_of_a_checkpoint_are_resampled_from_its_own_grid(
     old: tuple[int, int], new: tuple[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state, grid = with_positions(*old)
-    config = {"height": old[0], "width": old[1]}
+    config = {"height": old[0], "width": old[1], "embedding": "pool", "retrieval_feature": "before"}
     torch.save({"format": "snnet-checkpoint", "model": state, "config": config}, tmp_path / "w.pt")
     positions = built(VIT, *new, weights=tmp_path / "w.pt").backbone.pos_embed.detach()
     (rows, columns), (new_rows, new_columns) = (tuple(side // 16 for side in size) for size in (old, new))
@@ -190,7 +190,7 @@ def test_positions_for_the_networks_own_grid_stay(
     size: tuple[int, int], of_checkpoint: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state, _ = with_positions(*size)
-    config = {"height": size[0], "width": size[1]}
+    config = {"height": size[0], "width": size[1], "embedding": "pool", "retrieval_feature": "before"}
     checkpoint = {"format": "snnet-checkpoint", "model": state, "config": config}
     torch.save(checkpoint if of_checkpoint else state, tmp_path / "w.pt")
     model = built(VIT, *size, weights=tmp_path / "w.pt")
@@ -204,7 +204,14 @@ def test_positions_for_the_networks_own_grid_stay(
 
 def test_a_size_in_a_checkpoint_that_is_not_that_of_its_positions_does_not_count(tmp_path: Path) -> None:
     state, _ = with_positions(256, 128)
-    for config in ({"height": 4, "width": 2}, {"height": "256"}, {"height": torch.zeros(2), "width": 3}, []):
+    rest = {"embedding": "pool", "retrieval_feature": "before"}
+    sizes = (
+        {"height": 4, "width": 2},
+        {"height": "256"},
+        {"height": torch.zeros(2), "width": 3},
+        {"height": "x", "width": "1" * 5000},
+    )
+    for config in (*({**size, **rest} for size in sizes), []):
         torch.save({"format": "snnet-checkpoint", "model": state, "config": config}, tmp_path / "w.pt")
         model = built(VIT, 256, 128, weights=tmp_path / "w.pt")
         assert torch.equal(model.backbone.pos_embed, state["backbone.pos_embed"])
