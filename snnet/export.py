@@ -199,7 +199,8 @@ def _require_onnx() -> None:
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"--output .onnx needs {', '.join(missing)}, which is not installed: pip install 'snnet[onnx]'"
+            f"--output .onnx needs {', '.join(missing)}, which is not installed: "
+            "pip install '.[onnx]' in the checkout"
         )
 
 

@@ -88,7 +88,8 @@ def import_timm(arch: str) -> Any:
         import timm.data
     except ImportError as error:
         raise UserError(
-            f"--arch {shown(arch)} needs timm, which cannot be imported ({error}): pip install 'snnet[timm]'"
+            f"--arch {shown(arch)} needs timm, which cannot be imported ({error}): "
+            "pip install '.[timm]' in the checkout"
         ) from error
     return timm
 

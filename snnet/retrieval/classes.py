@@ -17,7 +17,7 @@ from snnet.training.label_quality import pairs_within, precision_and_recall
 from snnet_kernels import jaccard_graph
 
 CLUSTERING = {"k1": 30, "k2": 6, "eps": 0.6, "min_samples": 4}  # cluster-contrast's
-_EXTRA = "needs scipy and scikit-learn: pip install 'snnet[cluster]'"
+_EXTRA = "needs scipy and scikit-learn: pip install '.[cluster]' in the checkout"
 
 
 def component_classes(y: SparseMatrix) -> np.ndarray:

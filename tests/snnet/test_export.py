@@ -121,7 +121,9 @@ def test_missing_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
     )
     if any(find(name) is None for name in ("onnx", "onnxruntime")):
         pytest.skip("more of the extra 'onnx' is missing")
-    with pytest.raises(UserError, match=r"needs onnxscript, which .* pip install 'snnet\[onnx\]'"):
+    with pytest.raises(
+        UserError, match=r"needs onnxscript, which .* pip install '\.\[onnx\]' in the checkout$"
+    ):
         exported("--arch", "resnet18", *MODEL, "--output", tmp_path / "m.onnx")
 
 

@@ -135,7 +135,8 @@ def test_classes_and_groups_that_cannot_be_had_are_named(
             labelled(tmp_path / words[0], *output, *words[1:])
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     with pytest.raises(
-        UserError, match=r"--classes needs scipy and scikit-learn: pip install 'snnet\[cluster\]'"
+        UserError,
+        match=r"--classes needs scipy and scikit-learn: pip install '\.\[cluster\]' in the checkout$",
     ):
         labelled(tmp_path / "f.npz", *output, "--classes", "dbscan")
     with pytest.raises(ValueError, match=r"groups must be int64 \[300\], got int64 \[3\]"):

@@ -83,7 +83,9 @@ def test_a_network_whose_features_have_another_length_than_it_says(monkeypatch: 
 
 def test_the_extra_is_named_where_timm_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=f"^--arch {CONV} needs timm, .*: pip install 'snnet.timm.'$"):
+    with pytest.raises(
+        UserError, match=f"^--arch {CONV} needs timm, .*: pip install '..timm.' in the checkout$"
+    ):
         TrainCommand.parse(["--arch", CONV, "--dataset", "folder", "--data-dir", "d"])
 
 
