@@ -58,8 +58,10 @@ docs:
 # torch and what builds come first: the build uses them here, and no copies of its own. The install is editable:
 # what runs is this checkout, and compiled libraries lie beside their sources.
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(NATIVE)
+	@echo 'installing torch and the rest into $(VENV): some GB, some minutes'
 	$(PYTHON) -m venv $(VENV)
 	scripts/install.sh $(VENV) torch torchvision 'setuptools>=77' ninja pybind11
+	@echo 'compiling the kernels; where nvcc is found also those for GPUs, some minutes (SNNET_CUDA=0 leaves them out)'
 	scripts/install.sh $(VENV) --no-build-isolation --editable '.[test,bench]'
 	touch $@
 

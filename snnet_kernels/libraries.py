@@ -70,7 +70,8 @@ def find_libraries(name: str, package: Path) -> list[Path]:
         raise ImportError(
             f"not usable: {there[0]} was compiled from other sources than {csrc} (run `{install}` in {package.parent})"
         )
-    raise ImportError("not built for this Python (`pip install -v .` builds it, or shows why not)")
+    needless = ", and needed on a GPU only" if name == "_C_cuda" else ""
+    raise ImportError(f"not built for this Python{needless} (`pip install -v .` builds it, or shows why not)")
 
 
 def load_library(name: str, package: Path, load: Callable[[Path], Loaded]) -> tuple[Path, Loaded]:

@@ -90,6 +90,8 @@ def test_an_installed_package_takes_its_own_library_only(tmp_path, monkeypatch):
     (tmp_path / "site" / "csrc").mkdir()  # another package's
     with pytest.raises(ImportError, match=r"^not built for this Python \(`pip install -v \.` builds it"):
         find(tmp_path / "site")
+    with pytest.raises(ImportError, match=r"^not built for this Python, and needed on a GPU only \(`pip "):
+        find_libraries("_C_cuda", tmp_path / "site" / "snnet_kernels")
     own = library(tmp_path / "site" / "snnet_kernels", None)
     assert find(tmp_path / "site") == [own]
 
