@@ -79,7 +79,13 @@ class _Parser(argparse.ArgumentParser):
             raise OutputLost(error) from error
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message.removeprefix("argument "))
+        message = message.removeprefix("argument ")
+        flag = message.removesuffix(": expected one argument")
+        if flag in self._option_string_actions:
+            action = self._option_string_actions[flag]
+            text = (action.help or "").replace("%%", "%")
+            raise UserError(f"{flag} needs a value ({action.metavar}): {text}")
+        raise UserError(message)
 
 
 def _parser(command: type[Command]) -> _Parser:
