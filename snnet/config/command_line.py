@@ -6,18 +6,23 @@ By argparse: of jsonargparse, tyro, simple-parsing and pydantic-settings none re
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import MISSING, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from snnet.config.fields import Option, option, options_of, suggestion
 from snnet.config.options import GROUPS, OPTIONS, config_from, members
 from snnet.config.resolve import PRESETS, load_yaml
 from snnet.errors import UserError
+from snnet.files.run_files import CHECKPOINT_FILE, CONFIG_FILE
 from snnet.system.terminal import OutputLost
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_FLAGS_FOR_RUNS = ("--checkpoint", "--resume")  # of these a command has one, or none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +72,21 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             word = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
             kind = "unknown flag" if word.startswith("-") else "unexpected argument"
-            meant = suggestion(word, self._option_string_actions)
-            raise UserError(f"{kind} '{word}'{meant} (--help lists the flags)")
+            raise UserError(f"{kind} '{word}'{self._meant(word)} (--help lists the flags)")
         return vars(given)
+
+    def _meant(self, word: str) -> str:
+        """What an error about an unknown ``word`` ends with: how this command takes a run, or a similar flag."""
+        flags = self._option_string_actions
+        for_runs = next((flag for flag in _FLAGS_FOR_RUNS if flag in flags), None)
+        if word in _FLAGS_FOR_RUNS and for_runs is not None:
+            return f"; did you mean '{for_runs}'?"
+        if word in _FLAGS_FOR_RUNS and any(action.metavar == "RUN" for action in self._actions):
+            return "; give RUN without a flag"
+        is_run = os.path.isfile(Path(word, CONFIG_FILE)) or Path(word).name == CHECKPOINT_FILE
+        if for_runs is not None and is_run:
+            return f"; did you mean {for_runs} {word}?"
+        return suggestion(word, flags)
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print the help; argparse itself goes on where stdout does not take it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,9 @@ def preset_values(preset: str | None) -> dict[str, Any]:
         return load_yaml(PRESETS / f"{preset}.yaml")
     if preset.endswith((".yaml", ".yml")):
         return load_yaml(Path(expand_home(preset)))
-    raise UserError(
-        f"unknown preset '{preset}'{suggestion(preset, names)}; presets: {', '.join(names)}; or a .yaml file"
-    )
+    of_run = Path(expand_home(preset), CONFIG_FILE)
+    meant = f"; did you mean {of_run}?" if os.path.isfile(of_run) else suggestion(preset, names)
+    raise UserError(f"unknown preset '{preset}'{meant}; presets: {', '.join(names)}; or a .yaml file")
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import snnet.__main__ as listing
 from snnet.config.command_line import Command
 from snnet.config.commands import (
     EvaluateCommand,
@@ -354,6 +355,44 @@ def test_evaluate_command_needs_something_to_evaluate() -> None:
         EvaluateCommand.parse(["--checkpoint", "x", "--lr", "1"])
     command = EvaluateCommand.parse(["--checkpoint", "run", "--json", "--batch-size", "8"])
     assert (command.checkpoint, command.json, command.given) == (Path("run"), True, {"batch_size": 8})
+
+
+def test_a_run_that_is_named_in_another_commands_way_is_answered_with_this_commands_way(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "config.yaml").write_text("epochs: 3\n")
+    (tmp_path / "sub").mkdir()
+    many = "a" * 300  # no name of a file
+    for command, line, meant in (
+        (EvaluateCommand, f"{tmp_path} --json", f"unexpected argument '{tmp_path}'; did you mean --checkpoint /"),
+        (TrainCommand, f"{tmp_path}", f"unexpected argument '{tmp_path}'; did you mean --resume {tmp_path}?"),
+        (SearchCommand, "a/checkpoint.pt", "unexpected argument 'a/checkpoint.pt'; did you mean --checkpoint a/check"),
+        (ExportCommand, f"{tmp_path}/sub", f"unexpected argument '{tmp_path}/sub' (--help lists the flags)"),
+        (ExportCommand, many, f"unexpected argument '{many}' (--help lists the flags)"),
+        (TrainCommand, "--checkpoint run", "unknown flag '--checkpoint'; did you mean '--resume'? (--help"),
+        (ExtractCommand, "--resume=run", "unknown flag '--resume'; did you mean '--checkpoint'? (--help"),
+        (ReportCommand, "--checkpoint run", "unknown flag '--checkpoint'; give RUN without a flag (--help"),
+        (LabelCommand, "--checkpoint run", "unknown flag '--checkpoint' (--help lists the flags)"),
+        (TrainCommand, f"--config {tmp_path}", f"unknown preset '{tmp_path}'; did you mean {tmp_path}/config.yaml"),
+        (TrainCommand, f"--config {many}", f"unknown preset '{many}'; presets: "),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"^{re.escape(meant)}"):
+            command.parse(line.split())
+
+
+def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {f"snnet.{name}" for name in listing.COMMANDS} == {command.module for command in COMMANDS}
+    for words in ([], ["--help"]):
+        listing.main(words)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1] == "  python -m snnet.train     train a network on images without labels"
+        assert len(lines) == 1 + len(COMMANDS)
+    with pytest.raises(UserError, match=r"^the name of this command has a dot: python -m snnet\.label$"):
+        listing.main(["label", "--output", "x"])
+    with pytest.raises(
+        UserError, match=r"^unknown command 'trian'; did you mean 'train'\? \(python -m snnet lists"
+    ):
+        listing.main(["trian"])
 
 
 def test_help_names_every_flag_once_with_its_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,7 @@ LEVELS = (
         {"runtime"},
     ),
     *({"training"}, {"retrieval"}, {"reporting"}),
-    {"train", "evaluate", "extract", "label", "search", "export", "report"},
+    {"train", "evaluate", "extract", "label", "search", "export", "report", "__main__"},
 )
 
 
