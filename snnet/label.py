@@ -52,6 +52,8 @@ from snnet_kernels.version import __version__
 
 # With more than this share of all images as other positives, a label separates no identities.
 FULL_ROW = 0.1
+# A class with more than this share of all images probably joins several persons.
+FULL_CLASS = 1 / 3
 
 Values = TypeVar("Values")
 
@@ -129,6 +131,11 @@ def label(command: LabelCommand, processes: Processes = ALONE) -> Labelled | Non
             f"warning: {full:,} of {len(labels.y):,} images have more than {FULL_ROW:.0%} of all as positives: "
             f"--threshold {method.threshold} is low for these features"
         )
+    if classes is not None:
+        settings = f"--threshold {method.threshold} is low"
+        if command.classes == "dbscan":
+            settings = f"--k1 {clustering['k1']} or --eps {clustering['eps']} is high"
+        _warn_of_full_class(classes, settings)
     return labels, None if pids is None else np.concatenate(pids)
 
 
@@ -159,6 +166,16 @@ def _groups(
     return processes.everywhere(found)[0]
 
 
+def _warn_of_full_class(classes: np.ndarray, settings: str) -> None:
+    """Warn where one class has so many images that it joins several persons; ``settings`` says what may be wrong."""
+    largest = int(np.bincount(classes[classes >= 0]).max(initial=0))
+    if largest > FULL_CLASS * len(classes):
+        complain(
+            f"warning: one class has {largest:,} of {len(classes):,} images: {settings} for these features, "
+            "unless the images show very few persons"
+        )
+
+
 def _asked_for(command: LabelCommand) -> dict[str, Any]:
     """What the metadata of the file says about classes and groups."""
     asked = {"classes": command.classes, "group_pattern": command.group_pattern}
@@ -167,10 +184,12 @@ def _asked_for(command: LabelCommand) -> dict[str, Any]:
 
 def label_table(labels: SparseLabels, pids: np.ndarray | None) -> str:
     """Positives per row, agreement (intersection over union) with y, and precision and recall against ``pids``."""
-    head = f"{'':<7}{'positives a row':>24}{'agreement':>11}"
+    lines = [
+        f"{'':<7}{'positives a row':>24}{'agreement':>11}",
+        f"{'':<7}{'mean':>12}{'most':>12}{'with y':>11}",
+    ]
     if pids is not None:
-        head += f"{'precision':>11}{'recall':>9}"
-    lines = [head, f"{'':<7}{'mean':>12}{'most':>12}{'with y':>11}"]
+        lines = [lines[0] + f"{'precision':>11}{'recall':>9}", lines[1] + f"{'in %':>11}{'in %':>9}"]
     for name in LABEL_SETS:
         matrix = getattr(labels, name)
         counts = matrix.counts()

@@ -174,7 +174,12 @@ class LabelCommand(Command):
         "> 0 and < 1",
     )
     min_samples: int | None = option(None, "dbscan: neighbours that make a core sample (default 4)", COUNT)
-    k1: int | None = option(None, "dbscan: neighbours that the Jaccard distance compares (default 30)", COUNT)
+    k1: int | None = option(
+        None,
+        "dbscan: neighbours that the Jaccard distance compares (default 30); lower it where a person usually has far "
+        "fewer images, or different persons become one class",
+        COUNT,
+    )
     k2: int | None = option(None, "dbscan: neighbours that it averages (default 6)", COUNT)
     group_pattern: str | None = option(
         None,

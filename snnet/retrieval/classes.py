@@ -84,7 +84,7 @@ def class_summary(classes: np.ndarray, pids: np.ndarray | None) -> str:
     both = np.stack([classes, pids])[:, (classes >= 0) & (pids >= 0)]
     correct = pairs_within(np.unique(both, axis=1, return_inverse=True)[1].reshape(-1))
     precision, recall = precision_and_recall(correct, pairs_within(classes), pairs_within(pids))
-    return f"{line}; pairs: precision {precision}, recall {recall}"
+    return f"{line}; pairs: precision {precision}, recall {recall} (in percent)"
 
 
 def _counted(classes: np.ndarray) -> np.ndarray:

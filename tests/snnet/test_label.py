@@ -306,6 +306,7 @@ def test_the_table_counts_pairs_against_identities(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dense(labels.y_nh)[:4], dense(y)[[1, 0, 3, 2]])
     assert labels.y_nh.counts().tolist() == [2, 2, 1, 2, 0]
     lines = label_table(labels, pids).splitlines()
+    assert lines[1].split() == ["mean", "most", "with", "y", "in", "%", "in", "%"]
     # y has the pairs 01, 10, 21, 42: two right; there are four true pairs.
     assert lines[2].split() == ["y", "1.80", "2", "1.000", "50.0", "50.0"]
     # Rows of y and of its transpose share 2, 2, 1, 1 and 1 ones of 2, 3, 3, 1 and 2.

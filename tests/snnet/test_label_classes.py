@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet.errors import UserError
@@ -71,6 +72,27 @@ def test_dbscan_classes_are_those_of_the_dense_distances(tmp_path: Path) -> None
     assert [metadata[name] for name in ("k1", "k2", "eps", "min_samples")] == [10, 3, 0.5, 5]
 
 
+def test_a_class_with_most_of_the_images_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn.cluster")
+    centres = normalize(torch.randn(20, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+    noise = torch.randn(200, 32, generator=torch.Generator().manual_seed(1)) / 32**0.5
+    save_features(tmp_path / "f.npz", FeatureSet(normalize(centres.repeat(10, 1) + noise, dim=1).numpy()))
+    output = ("--output", tmp_path / "y.npz", "--classes")
+    told = []
+    for words in (("dbscan",), ("dbscan", "--k1", 10), ("components", "--threshold", -0.5), ("components",)):
+        found, _ = labelled(tmp_path / "f.npz", *output, *words)
+        assert found.classes is not None
+        largest = np.bincount(found.classes[found.classes >= 0]).max()
+        lines = [line for line in capsys.readouterr().err.splitlines() if "one class" in line]
+        assert len(lines) == (largest > 200 / 3)
+        told += [line.replace(str(largest), "MANY", 1) for line in lines]
+    end = "for these features, unless the images show very few persons"
+    assert told == [
+        f"warning: one class has MANY of 200 images: --k1 30 or --eps 0.6 is high {end}",
+        f"warning: one class has MANY of 200 images: --threshold -0.5 is low {end}",
+    ]
+
+
 def test_images_of_one_group_are_not_each_others_neighbours(features: torch.Tensor, tmp_path: Path) -> None:
     """Tracks of 5 images, by the names of their folders."""
     track = np.arange(N) // 5
@@ -93,12 +115,11 @@ def test_images_of_one_group_are_not_each_others_neighbours(features: torch.Tens
 def test_the_summary_of_classes_counts_pairs() -> None:
     classes, pids = np.array([0, 0, 0, 1, 1, -1, -1]), np.array([4, 4, 5, 5, -1, 5, 4])
     # Four pairs of one class, one of them right; three pairs of identity 4, three of 5.
-    assert (
-        class_summary(classes, pids) == "2 classes of 5 images, 2 in none; pairs: precision 25.0, recall 16.7"
-    )
+    found = class_summary(classes, pids)
+    assert found == "2 classes of 5 images, 2 in none; pairs: precision 25.0, recall 16.7 (in percent)"
     assert class_summary(classes, None) == "2 classes of 5 images, 2 in none"
     nothing = class_summary(np.full(3, -1), np.arange(3))
-    assert nothing == "0 classes of 0 images, 3 in none; pairs: precision -, recall -"
+    assert nothing == "0 classes of 0 images, 3 in none; pairs: precision -, recall - (in percent)"
 
 
 def test_classes_and_groups_that_cannot_be_had_are_named(
