@@ -162,10 +162,20 @@ def _train(
     if before:
         rows = {"before": results["before"], "after": results["after"]}
         rows |= {"re-ranked": results["reranked"]} if "reranked" in results else {}
-        tell(*rank_table(rows).split("\n"))
+        tell(*rank_table(rows).split("\n"), *if_worse(results["before"]["mAP"], results["after"]["mAP"]))
     say(time_line(results["seconds_by_part"]))
     tell(f"run folder: {folder}")
     return results
+
+
+def if_worse(before: float, after: float) -> list[str]:
+    """A line that says so where training lowered mAP; losses and labels do not show it."""
+    if after >= before:
+        return []
+    return [
+        f"training made the network worse: mAP {100 * before:.2f} before, {100 * after:.2f} after; "
+        "usual reasons are too few images and a high --lr"
+    ]
 
 
 @dataclass(frozen=True, eq=False)

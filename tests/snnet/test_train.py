@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from snnet import train as trainer
 from snnet.config.options import config_from
-from snnet.config.resolve import load_yaml, to_yaml
+from snnet.config.resolve import load_yaml, resumed, to_yaml
 from snnet.errors import UserError
 from snnet.models import ReIDModel
 from snnet.retrieval.trained import load_trained_model
@@ -101,6 +102,29 @@ def test_results_are_those_of_the_first_and_the_last_evaluation(run: tuple[Path,
     assert results["before"]["mAP"] != results["after"]["mAP"]
     assert (results["before"]["queries"], results["before"]["queries_without_match"]) == (16, 0)
     assert results["seconds"] == pytest.approx(sum(record["seconds"] for record in lines(folder)))
+
+
+def test_a_network_that_training_made_worse_is_told(
+    run: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(run[0], tmp_path / "run")
+    results = json.loads((run[0] / "results.json").read_text())
+    for before, after in ((0.713, 0.373), (0.373, 0.713), (0.5, 0.5)):
+        changed = {name: results[name] | {"mAP": mAP} for name, mAP in (("before", before), ("after", after))}
+        monkeypatch.setattr(trainer, "run_results", lambda *_, changed=changed: results | changed)
+        train(resumed(tmp_path / "run", {}), resume=tmp_path / "run")
+        told = [line for line in capsys.readouterr().out.splitlines() if "worse" in line]
+        assert told == (
+            [
+                "training made the network worse: mAP 71.30 before, 37.30 after; "
+                "usual reasons are too few images and a high --lr"
+            ]
+            if before > after
+            else []
+        )
 
 
 def test_run_folder_holds_the_run(run: tuple[Path, dict[str, Any]]) -> None:
