@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch.distributed as dist
@@ -76,7 +77,8 @@ def _slice(part: range, whole: range) -> slice:
 
 
 def _chunks(part: range, rows: Tensor) -> Iterator[range]:
-    """``part`` in messages of a few rows each."""
-    step = max(1, CHUNK // max(1, rows[:1].nbytes))
+    """``part`` in messages of a few rows each, as many in all processes: who has no ``rows`` may receive some."""
+    width = rows.element_size() * math.prod(rows.shape[1:])  # bytes
+    step = max(1, CHUNK // max(1, width))
     for first in range(part.start, part.stop, step):
         yield range(first, min(first + step, part.stop))

@@ -9,14 +9,14 @@ from snnet.system.processes import ALONE
 from snnet.system.row_exchange import moved_rows, rows_in_turn, rows_of_all
 from tests.forks import run_processes
 
-# As a command would: in processes that have met. Messages of two rows each.
+# As a command would: in processes that have met. Messages of two rows each, of which one without rows gets three.
 PROGRAM = """
 import torch
 from snnet.system import row_exchange
 from snnet.system.processes import several_processes
 row_exchange.CHUNK = 2 * 3 * 4
 matrix = torch.arange(33.0).view(11, 3)
-have, want = [range(0, 4), range(4, 4), range(4, 11)], [range(2, 9), range(9, 11), range(0, 0)]
+have, want = [range(0, 4), range(4, 4), range(4, 11)], [range(2, 9), range(6, 11), range(0, 0)]
 with several_processes() as processes:
     mine, wanted = have[processes.rank], want[processes.rank]
     rows = matrix[mine.start : mine.stop]
