@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     samples: Samples
     features: Tensor  # [B, d]
     similarity: Tensor  # [B, m] with the own rows
-    own_index: Tensor  # [b], the samples of this process
+    own_index: Tensor  # [b], the samples of this process, as they were then
     source: Source  # its features [b, d]
     memory_version: int
 
@@ -99,7 +99,7 @@ class ShardedHead(SNNetHead):
         if not features.is_inference():  # such tensors do not count their writes
             source.remember_rows(features)
         similarity = memory_similarity(rows, self.memory.features)
-        return Batch(samples, rows, similarity, index, source, self.memory.version)
+        return Batch(samples, rows, similarity, index.clone(), source, self.memory.version)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss of the own samples and its gradient; in training P gets the main labels."""

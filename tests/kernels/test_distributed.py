@@ -226,6 +226,19 @@ def test_a_row_written_between_forward_and_update_is_noticed(one_process_group):
     assert lists[0] == lists[1]
 
 
+def test_an_index_written_between_forward_and_update_is_noticed(one_process_group):
+    features, index = made_features(4, 16, 5, 2, exact=False), torch.arange(4)
+    one, own = pair_of_heads(60)
+    for head in (one, own):
+        head.momentum = 0.5
+        given = index.clone()
+        head(features, given)
+        given += 30
+        head.update_(given, features)
+    assert torch.equal(one.memory.features, own.memory.features)
+    assert torch.equal(own.memory.features[:4], pair_of_heads(60)[1].memory.features[:4])
+
+
 def test_a_long_walk_beside_the_lists_takes_few_exchanges(one_process_group, monkeypatch):
     group = torch.distributed.group.WORLD
     centres = torch.eye(16)[torch.arange(300) % 2]
