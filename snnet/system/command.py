@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from snnet.errors import ProcessesEnded, UserError
+from snnet.system.launch import own_place
 from snnet.system.terminal import (
     OutputLost,
     close_streams,
@@ -41,7 +42,8 @@ def parse_early(parse: Callable[[list[str]], Result]) -> Result:
             raise UserError(str(error)) from error
         return command
 
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    _, count, local_rank = own_place()
+    if count == 1 or local_rank == 0:
         return run_command(main)
     # The first process of this machine says the same.
     with open(os.devnull, "w") as to, contextlib.redirect_stdout(to), contextlib.redirect_stderr(to):

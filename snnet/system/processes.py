@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from snnet.errors import ProcessesEnded, UserError
+from snnet.system.launch import own_place
 from snnet.system.meeting import fresh_store
 from snnet.system.progress import set_quiet
 from snnet.system.terminal import speak_as
@@ -172,11 +173,7 @@ def processes_here() -> int:
 
 
 def _found() -> Processes:
-    """What torchrun says in the environment."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if not all(os.environ.get(name, "").isdecimal() for name in names):
-        return Processes()
-    return Processes(*(int(os.environ[name]) for name in names))
+    return Processes(*own_place())
 
 
 def _is_first_to_tell(error: UserError, processes: Processes) -> bool:

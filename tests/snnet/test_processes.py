@@ -20,6 +20,7 @@ from snnet.label import label, label_table
 from snnet.retrieval.classes import class_summary
 from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
 from snnet.runtime import choose_device
+from snnet.system.command import parse_early
 from snnet.system.processes import Processes
 from snnet.train import _own_folder, seed_masks
 from snnet.training.learner import Learner
@@ -161,6 +162,32 @@ def test_gpus_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
         UserError, match=r"^--device cuda:0 is one GPU for 2 processes: with cuda each has its own$"
     ):
         Processes(0, 2, 0).check_device(torch.device("cuda:0"))
+
+
+@pytest.mark.parametrize(
+    ("place", "answers"),
+    [
+        ({"LOCAL_RANK": "1"}, True),  # left in a shell: torchrun sets three variables
+        ({"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "1"}, True),
+        ({"LOCAL_RANK": "0", "RANK": "2", "WORLD_SIZE": "4"}, True),  # of a second machine
+        ({"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}, False),
+    ],
+)
+def test_one_process_of_each_machine_answers_help(
+    place: dict[str, str],
+    answers: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["extract", "--help"])
+    with pytest.raises(SystemExit) as end:
+        parse_early(ExtractCommand.parse)
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: ") == answers
 
 
 def test_a_gpu_is_taken_where_the_device_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
