@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -118,8 +119,10 @@ class MemoryLists(nn.Module):
         self, memory: Tensor, index: Tensor, threshold: float, min_rank: int, query_rows: Tensor | None
     ) -> Tensor:
         """Packed pseudo labels uint8 [B, label_bytes(n)] as :func:`snnet_kernels.mplp` predicts them."""
-        if self._is_new and memory.device.type == "cpu" and has_values(memory):
-            self._warn_of_a_long_wait(memory, index[:PROBED], threshold, query_rows)
+        if memory.device.type == "cpu" and has_values(memory):
+            self._warn_of_a_long_wait(
+                lambda: _candidates(memory, index[:PROBED], threshold, query_rows), threshold
+            )
         labels, products = mplp_from_lists(
             memory, index, *self._tables_read(), query_rows, threshold, min_rank
         )
@@ -147,23 +150,25 @@ class MemoryLists(nn.Module):
         if products.device.type == "cpu" and not self._has_warned:
             self._warn_if_slow(int(self.products))
 
-    def _warn_of_a_long_wait(
-        self, memory: Tensor, index: Tensor, threshold: float, query_rows: Tensor | None
-    ) -> None:
-        """Once, before the first labels: if images have far more candidates than places, labels can take minutes."""
-        self._is_new = False
-        if self._has_warned or len(index) == 0:
+    def _warn_of_a_long_wait(self, candidates: Callable[[], Tensor], threshold: float) -> None:
+        """Once, before the first labels: if images have far more candidates than places, labels can take minutes.
+
+        ``candidates()`` int64 [m] of the first images are only counted where they are needed.
+        """
+        if not self._is_new:
             return
-        rows = memory_similarity(memory[index], memory) if query_rows is None else query_rows[: len(index)]
-        candidates = int((rows > threshold).sum()) // len(index)
-        if candidates <= max(FAR_TOO_MANY, 16 * self.capacity):
+        self._is_new = False
+        if self._has_warned:
+            return
+        found = candidates()
+        each = int(found.sum()) // max(len(found), 1)
+        if each <= max(FAR_TOO_MANY, 16 * self.capacity):
             return
         self._has_warned = True
-        warnings.warn(
-            f"the first {len(index)} images have {candidates} candidates each above the threshold {threshold:g}, and "
+        _warn_caller(
+            f"the first {len(found)} images have {each} candidates each above the threshold {threshold:g}, and "
             f"neighbour lists of {self.capacity} places: a label may take a product of a row for each candidate, "
-            "which is right but slow. Raise the threshold",
-            stacklevel=5,
+            "which is right but slow. Raise the threshold"
         )
 
     def _warn_if_slow(self, products: int) -> None:
@@ -184,10 +189,9 @@ class MemoryLists(nn.Module):
                 "Give more places (neighbors=... of a head or memory), or a higher threshold; renew_lists_() once an "
                 "epoch lowers floors that have risen"
             )
-        warnings.warn(
+        _warn_caller(
             f"{lists}: {made} products of a row were made beside them for {int(self.asked)} labels and neighbours, "
-            f"which is right but slow. {remedy}",
-            stacklevel=5,
+            f"which is right but slow. {remedy}"
         )
 
     def save_(self, destination: dict[str, Tensor], prefix: str, features: Tensor) -> None:
@@ -232,6 +236,20 @@ class MemoryLists(nn.Module):
         """Whether the tables are such lists of the features, as far as that can be seen without products."""
         n = len(features)
         return tables.columns.shape == (n, min(self.capacity, n)) and are_symmetric(tables)
+
+
+def _candidates(memory: Tensor, index: Tensor, threshold: float, query_rows: Tensor | None) -> Tensor:
+    """How many candidates each image of ``index`` [m] has above the threshold, int64 [m]."""
+    rows = memory_similarity(memory[index], memory) if query_rows is None else query_rows[: len(index)]
+    return (rows > threshold).sum(1)
+
+
+def _warn_caller(message: str) -> None:
+    """Warn of the line that has called this package, perhaps through a module of torch's."""
+    frame, level = inspect.currentframe(), 1
+    while frame and frame.f_globals.get("__name__", "").split(".")[0] in ("snnet_kernels", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def _is_dense(tensor: Tensor) -> bool:

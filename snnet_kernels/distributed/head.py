@@ -149,8 +149,7 @@ class ShardedHead(SNNetHead):
         made = torch.tensor(products, device=common.device)
         self._counted = sets.positives, common, None if self.warmup else made
         if not self.warmup and len(sets.positives):  # else there may be no lists
-            asked = 2 * len(sets.positives)  # labels and neighbours
-            self.memory.lists._count(made, asked, self.threshold)
+            self.memory.lists.asked.add_(len(sets.positives))  # neighbours, which came with the labels
 
     def _bytes_of_update(self, batch: Batch) -> int:
         """What an update of this batch has to carry."""

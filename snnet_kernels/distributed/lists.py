@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..memory_lists import MemoryLists
+from ..memory_lists import PROBED, MemoryLists
 from ..neighbor_list_layout import NeighborLists, first_of_each
 from ..ops.shard_lists import blended_rows, follow_moved_rows_, insert_pairs_, moved_pairs, remove_pairs_
 from ..ops.similarity import float32_similarity
@@ -35,7 +35,8 @@ class Pairs(NamedTuple):
 
 
 class ShardedLists(MemoryLists):
-    """Lists of the own rows, symmetric over all processes, without mirrors; ``products`` counts rows of all."""
+    """Lists of the own rows, symmetric over all processes, without mirrors; ``products`` and ``asked`` count those
+    of all, and rank 0 alone warns."""
 
     parts = NeighborLists._fields[:4]
 
@@ -56,6 +57,11 @@ class ShardedLists(MemoryLists):
     def _warn_if_slow(self, products: int) -> None:
         if self.exchange.rank == 0:
             super()._warn_if_slow(products)
+
+    def look_at_candidates(self, number: Tensor, threshold: float) -> None:
+        """Warn before the first labels are predicted, if they will take long; ``number`` [B] of all samples."""
+        if self.exchange.rank == 0 and number.device.type == "cpu":
+            self._warn_of_a_long_wait(lambda: number[:PROBED], threshold)
 
     def build_(self, features: Tensor) -> None:
         """Make the lists of all processes' own rows ``features`` [m, d]: those of :func:`snnet_kernels.neighbor_lists`.

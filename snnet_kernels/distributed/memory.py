@@ -163,11 +163,21 @@ class ShardedExemplarMemory(ExemplarMemory):
         stale = self._are_stale(samples.rows)
         while True:
             own = OwnRows(self.features, self.lists.tables, self.exchange, self.division)
-            found = own.predict(samples, threshold, min_rank, query_rows, stale=stale, inquiry=inquiry)
+            found = own.predict(
+                samples, threshold, min_rank, query_rows,
+                stale=stale, look=lambda number: self.lists.look_at_candidates(number, threshold), inquiry=inquiry,
+            )  # fmt: skip
             if found is not None:
+                self._count(found.products, samples, threshold)
                 return found
             self.build_lists_()
             stale = False
+
+    def _count(self, products: int, samples: Samples, threshold: float | None = None) -> None:
+        """See :meth:`MemoryLists._count`."""
+        asked = len(samples.positions)
+        if asked:  # else there may be no lists
+            self.lists._count(torch.tensor(products, device=self.features.device), asked, threshold)
 
     def nearest(
         self, index: Tensor, k: int = 1, *, query_rows: Tensor | None = None
@@ -178,7 +188,10 @@ class ShardedExemplarMemory(ExemplarMemory):
             return {"k": checks.check_neighbors(k, self.num_instances)}
 
         samples, rows = self._asked("nearest", index, query_rows, options)
-        columns, values = self._own_rows(samples).nearest(samples, k, rows)
+        own = self._own_rows(samples)
+        columns, values = own.nearest(samples, k, rows)
+        if rows is None:
+            self._count(own.products, samples)
         packed = torch.cat([columns.to(torch.int32), values.view(torch.int32)], dim=1)
         answer = samples.to_loaders(packed, self.exchange)
         return answer[:, :k].long(), answer[:, k:].contiguous().view(torch.float32)

@@ -81,18 +81,21 @@ class OwnRows:
         query_rows: Tensor | None,
         *,
         stale: bool,
+        look: Callable[[Tensor], None],
         inquiry: Inquiry | None = None,
     ) -> Predicted | None:
         """Labels as :func:`snnet_kernels.mplp` and the neighbour as :func:`snnet_kernels.nearest_neighbors` find them.
 
         ``query_rows`` [b, n] stand in the place of the own samples' rows of S. None where the lists of one of the
-        processes are ``stale``.
+        processes are ``stale``. ``look`` gets the number of candidates of all samples, int32 [B], before
+        these are checked.
         """
         self.products = 0
         told = self._told_candidates(samples, threshold, query_rows, stale, inquiry)
         if told is None:
             return None
         found, rows, most, asked = told
+        look(rows[:, NUMBER])
         neighbor, aboard = rows[:, NEIGHBOR].long(), list[Tensor]()
         if inquiry is not None:
             aboard = [padded(inquiry.entries, asked), inquiry.tell(neighbor)]
@@ -193,6 +196,7 @@ class OwnRows:
         at = samples.rows
         keys, incomplete = self._listed(at, k)
         counts = self._counts(int(incomplete.sum()))
+        self.products += sum(counts)
         if sum(counts):
             which, width = (
                 incomplete.nonzero().flatten(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -217,7 +218,31 @@ def modules(n: str) -> None:
             memory.features.data[at] = memory.features[at].flip(0)
     assert torch.equal(own.predict_labels(mine, 0.5, 4), one.predict_labels(mine, 0.5, 4))
     one.renew_lists_(), own.renew_lists_()
+    short_lists(features)
     print("as one")
+
+
+def short_lists(features: torch.Tensor) -> None:
+    """Lists that do not tell are worn after a while, as in one process; rank 0 says so once, of the line that asked."""
+    n, rank, size = len(features), dist.get_rank(), dist.get_world_size()
+    index = torch.arange(4 * size) * (n // (4 * size))
+    told = []
+    for group, asked in ((None, index), (dist.group.WORLD, index[4 * rank : 4 * rank + 4])):
+        memory = sk.ExemplarMemory(n, 16, neighbors=2, process_group=group)
+        memory.initialize_(features)
+        rounds = n // len(index) + 1
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(rounds):
+                memory.predict_labels(asked, 0.5, 2)
+                before = int(memory.lists.products)
+                memory.nearest(asked, n // 2)
+                assert int(memory.lists.products) == before + len(index)
+        assert int(memory.lists.asked) == 2 * rounds * len(index) and memory.lists.are_worn()
+        memory.renew_lists_()
+        assert int(memory.lists.products) == int(memory.lists.asked) == 0
+        told.append([warning.filename for warning in caught])
+    assert told == [[__file__], [__file__] if rank == 0 else []]
 
 
 def apart(n: str) -> None:

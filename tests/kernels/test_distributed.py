@@ -256,6 +256,32 @@ def test_a_long_walk_beside_the_lists_takes_few_exchanges(one_process_group, mon
     assert len(rounds) == 9  # of 1, 2, 4, 8, 16 and 32 candidates
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_thousands_of_candidates_are_told_before_the_wait(one_process_group, live):
+    n = 2048  # all are copies of one image but for the last 40
+    features = torch.zeros(n, 2)
+    features[:-40, 0] = features[-40:, 1] = 1
+    memory = sk.ExemplarMemory(n, 2, neighbors=125, process_group=torch.distributed.group.WORLD)
+    memory.initialize_(features)
+    index = torch.arange(5)
+    with pytest.warns(UserWarning) as caught:
+        for _ in range(2):
+            memory.predict_labels(index, 0.3, query_rows=memory.similarity(features[index]) if live else None)
+            memory.build_lists_()
+    (warning,) = caught
+    assert str(warning.message).startswith(
+        "the first 4 images have 2008 candidates each above the threshold 0.3"
+    )
+    assert warning.filename == __file__
+
+
+@pytest.mark.parametrize("source", ["memory", "feature"])
+def test_a_step_asks_for_a_label_and_a_neighbour_of_each_sample(one_process_group, source):
+    for head in pair_of_heads(60, label_source=source):
+        head(made_features(4, 16, 5, 2, exact=False), torch.arange(4))
+        assert int(head.memory.lists.asked) == 8
+
+
 def test_updates_build_no_lists(one_process_group, builds):
     features, index = made_features(4, 16, 5, 2, exact=False), torch.arange(4)
     one, own = pair_of_heads(60)
