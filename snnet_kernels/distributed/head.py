@@ -18,6 +18,7 @@ from .column_loss import ColumnLoss
 from .exchange import Facts, check_group
 from .label_memory import LabelSets, ShardedPseudoLabelMemory
 from .memory import ShardedExemplarMemory
+from .prediction import sent_keys
 from .rows import Samples
 
 OTHER_BATCH, STALE_LISTS = 1, 2  # told before an update
@@ -111,7 +112,7 @@ class ShardedHead(SNNetHead):
                 samples,
                 self.threshold,
                 self.min_rank,
-                self._query_rows(batch),
+                self._live_keys(batch),
                 self.pseudo_labels._inquiry(samples),
             )
             sets, products = self.pseudo_labels._label_sets(samples, predicted), predicted.products
@@ -127,14 +128,13 @@ class ShardedHead(SNNetHead):
         self._keep_statistics(sets, common, products)
         return loss, gradient
 
-    def _query_rows(self, batch: Batch) -> Tensor | None:
-        """With ``label_source="feature"``: s [b', n] of the samples that this process works on."""
+    def _live_keys(self, batch: Batch) -> Tensor | None:
+        """With ``label_source="feature"``: what s tells of the samples that this process works on."""
         if self.label_source == "memory":
             return None
-        samples, size = batch.samples, self.exchange.size
-        parts = [batch.similarity[samples.places(rank)] for rank in range(size)]
-        shapes = [(len(samples.own), len(self.division.rows(rank))) for rank in range(size)]
-        return torch.cat(self.exchange.send_parts(parts, shapes), dim=1)
+        return sent_keys(
+            batch.similarity, self.division.first, slice(None), batch.samples, self.threshold, self.exchange
+        )
 
     def _one_hot(self, index: Tensor) -> LabelSets:
         own = self.memory.own_rows

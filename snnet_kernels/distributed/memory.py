@@ -16,7 +16,7 @@ from ..ops.similarity import float32_similarity
 from ..precision import rounds_products
 from .exchange import Exchange, Facts
 from .lists import ShardedLists
-from .prediction import Inquiry, OwnRows, Predicted
+from .prediction import Inquiry, OwnRows, Predicted, sent_keys
 from .rows import Division, Samples
 
 
@@ -145,9 +145,14 @@ class ShardedExemplarMemory(ExemplarMemory):
             return dict(zip(("threshold", "min_rank"), checked, strict=True))
 
         samples, rows = self._asked("predict_labels", index, query_rows, options)
-        found = self._predicted(samples, float(threshold), int(min_rank), rows)
         loaded = len(samples.positions) // self.exchange.size
-        row = found.sample - self.exchange.rank * loaded
+        before = self.exchange.rank * loaded
+        live = None
+        if rows is not None:
+            part = slice(before, before + loaded)
+            live = sent_keys(rows, 0, part, samples, float(threshold), self.exchange)
+        found = self._predicted(samples, float(threshold), int(min_rank), live)
+        row = found.sample - before
         own = (row >= 0) & (row < loaded)
         return packed_entries(row[own], found.column[own], loaded, self.num_instances)
 
@@ -156,7 +161,7 @@ class ShardedExemplarMemory(ExemplarMemory):
         samples: Samples,
         threshold: float,
         min_rank: int,
-        query_rows: Tensor | None,
+        live: Tensor | None,
         inquiry: Inquiry | None = None,
     ) -> Predicted:
         """Labels of the samples of all processes, in all of them; lists that are not those of M are made afresh."""
@@ -164,7 +169,7 @@ class ShardedExemplarMemory(ExemplarMemory):
         while True:
             own = OwnRows(self.features, self.lists.tables, self.exchange, self.division)
             found = own.predict(
-                samples, threshold, min_rank, query_rows,
+                samples, threshold, min_rank, live,
                 stale=stale, look=lambda number: self.lists.look_at_candidates(number, threshold), inquiry=inquiry,
             )  # fmt: skip
             if found is not None:
@@ -189,6 +194,9 @@ class ShardedExemplarMemory(ExemplarMemory):
 
         samples, rows = self._asked("nearest", index, query_rows, options)
         own = self._own_rows(samples)
+        if rows is not None:  # they go to the owners of the samples
+            owner = self.division.owner(index)
+            rows = self.exchange.send_rows([rows[owner == rank] for rank in range(self.exchange.size)])
         columns, values = own.nearest(samples, k, rows)
         if rows is None:
             self._count(own.products, samples)
@@ -199,7 +207,7 @@ class ShardedExemplarMemory(ExemplarMemory):
     def _asked(
         self, call: str, index: Tensor, query_rows: Tensor | None, options: Callable[[], Facts]
     ) -> tuple[Samples, Tensor | None]:
-        """The samples of all processes, and the ``query_rows`` of those that this one works on.
+        """The samples of all processes, and the checked ``query_rows`` of the own ones.
 
         ``options`` checks the other arguments and states them.
         """
@@ -223,12 +231,7 @@ class ShardedExemplarMemory(ExemplarMemory):
                 **self._facts(),
             },
         )
-        samples = Samples(self.exchange.gather(asked).flatten(), self.division)
-        if given is None:
-            return samples, None
-        owner = self.division.owner(asked)
-        parts = [given[owner == rank] for rank in range(self.exchange.size)]
-        return samples, self.exchange.send_rows(parts)
+        return Samples(self.exchange.gather(asked).flatten(), self.division), given
 
     def _own_rows(self, samples: Samples) -> OwnRows:
         tables = self._current_lists(samples.rows).tables

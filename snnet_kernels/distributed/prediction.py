@@ -78,7 +78,7 @@ class OwnRows:
         samples: Samples,
         threshold: float,
         min_rank: int,
-        query_rows: Tensor | None,
+        live: Tensor | None,
         *,
         stale: bool,
         look: Callable[[Tensor], None],
@@ -86,12 +86,12 @@ class OwnRows:
     ) -> Predicted | None:
         """Labels as :func:`snnet_kernels.mplp` and the neighbour as :func:`snnet_kernels.nearest_neighbors` find them.
 
-        ``query_rows`` [b, n] stand in the place of the own samples' rows of S. None where the lists of one of the
-        processes are ``stale``. ``look`` gets the number of candidates of all samples, int32 [B], before
-        these are checked.
+        ``live`` int64 [b, K], of :func:`sent_keys`, stands in the place of the own samples' rows of S. None where the
+        lists of one of the processes are ``stale``. ``look`` gets the number of candidates of all samples, int32 [B],
+        before these are checked.
         """
         self.products = 0
-        told = self._told_candidates(samples, threshold, query_rows, stale, inquiry)
+        told = self._told_candidates(samples, threshold, live, stale, inquiry)
         if told is None:
             return None
         found, rows, most, asked = told
@@ -114,7 +114,7 @@ class OwnRows:
         self,
         samples: Samples,
         threshold: float,
-        query_rows: Tensor | None,
+        live: Tensor | None,
         stale: bool,
         inquiry: Inquiry | None,
     ) -> tuple[Tensor, Tensor, int, int] | None:
@@ -123,8 +123,8 @@ class OwnRows:
         own, width = samples.positions[samples.own], max(self.exchange.candidates_told, CANDIDATES_AT_ONCE)
         if stale:
             found = torch.zeros(len(own), TOLD + width, dtype=torch.int32, device=own.device)
-        elif query_rows is not None:
-            found = self._row_candidates(own, query_rows, threshold, width)
+        elif live is not None:
+            found = _row_candidates(own, live, threshold, width)
         else:
             places = max(self.lists.capacity, width)
             found = listed_candidates(*self.lists[:4], samples.rows, self.first, threshold, places)
@@ -151,7 +151,8 @@ class OwnRows:
             self.products += sum(counts)
             which = found[:, MISSING].nonzero().flatten()
             for part, products in self._whole_rows(samples.rows[which], counts):
-                made = self._row_candidates(own[which[part]], products, threshold, width)
+                images = own[which[part]]
+                made = _row_candidates(images, _telling_rows(products, images, threshold), threshold, width)
                 made = made[:, : TOLD + int(made[:, NUMBER].max()) + width]
                 wider = made.shape[1] - found.shape[1]
                 found, made = (
@@ -159,23 +160,6 @@ class OwnRows:
                     for table, more in ((found, wider), (made, -wider))
                 )
                 found[which[part]] = made
-
-    def _row_candidates(self, own: Tensor, rows: Tensor, threshold: float, width: int) -> Tensor:
-        """Of the images ``own`` [m] with their rows of S, [m, n]: int32 [m, 4 + n + width], as lists would tell."""
-        keys = self._row_keys(rows).sort(dim=1, descending=True).values
-        columns = columns_of(keys)
-        there = (columns != own[:, None]) & (keys > key_of(-torch.inf, 0))
-        place = there.to(torch.uint8).argmax(1, keepdim=True)
-        neighbor = torch.where(there.any(1), columns.gather(1, place).squeeze(1), -1)
-        bar, nan = key_of(threshold, 0), key_of(torch.inf, 0)  # the highest keys of these values
-        if bool((keys > nan).any()):  # NaN, which is above nothing, comes first
-            keys = keys.masked_fill(keys > nan, NO_KEY).sort(dim=1, descending=True).values
-            columns = columns_of(keys)
-        above = keys > bar
-        nothing = torch.zeros_like(neighbor)
-        head = torch.stack([above.sum(1), neighbor, nothing, nothing], dim=1)
-        candidates = torch.nn.functional.pad(columns.masked_fill(~above, -1), (0, width), value=-1)
-        return torch.cat([head, candidates], dim=1).to(torch.int32)
 
     def nearest(self, samples: Samples, k: int, query_rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """The k nearest other images of the own samples, int64 [b, k], and their similarities [b, k].
@@ -324,6 +308,79 @@ class OwnRows:
         behind = torch.zeros_like(untold)
         behind[sample, place] = above > rank[sample]
         return behind
+
+
+def sent_keys(
+    values: Tensor, first: int, part: slice, samples: Samples, threshold: float, exchange: Exchange
+) -> Tensor:
+    """Of s, of which each process has some rows or columns, what tells candidates and neighbour of the own samples.
+
+    ``values`` [m, w] are those of the ``part`` of the batch with the columns from ``first`` on. Returns the keys int64
+    [b, K] of each own sample from the highest on, NO_KEY behind the last: those above the threshold, and the highest of
+    another image that each process has.
+    """
+    keys, counts = _telling_keys(values, samples.positions[part], threshold, first)
+    owner = samples.owner[part].repeat_interleave(counts)
+    number = torch.zeros_like(samples.positions, dtype=torch.int32)
+    number[part] = counts.to(torch.int32)
+    coming = exchange.gather(number)[:, samples.own]
+    going = torch.bincount(owner, minlength=exchange.size).tolist()
+    found = exchange.send(keys[owner.argsort(stable=True)], going, coming.sum(1).tolist())
+    own = torch.arange(len(samples.own), device=found.device).repeat(exchange.size)
+    return _in_rows(found, own.repeat_interleave(coming.flatten()), len(samples.own))
+
+
+def _telling_keys(values: Tensor, images: Tensor, threshold: float, first: int) -> tuple[Tensor, Tensor]:
+    """Keys int64 [E] of the entries of rows of s, [m, w], that are above the threshold, and of the highest one of
+    another image than the row's own in ``images`` [m], row by row; and how many each row has, int64 [m]."""
+    keys, counts, width = list[Tensor](), list[Tensor](), values.shape[1]
+    step = max(1, WHOLE_ROWS_AT_ONCE // max(1, width))
+    for rows, own in zip(values.split(step), images.split(step), strict=True):
+        chosen = rows > threshold
+        if width:
+            is_own = torch.arange(first, first + width, device=rows.device) == own[:, None]
+            highest = rows.masked_fill(is_own, -torch.inf).argmax(1, keepdim=True)  # NaN before all others
+            chosen.scatter_(1, highest, True)
+        row, column = chosen.nonzero().unbind(1)
+        keys.append(keys_of(rows[row, column], column + first))
+        counts.append(chosen.sum(1))
+    return torch.cat(keys), torch.cat(counts)
+
+
+def _telling_rows(rows: Tensor, images: Tensor, threshold: float) -> Tensor:
+    """As :func:`sent_keys`, of whole rows [m, n] of s that this process has."""
+    keys, counts = _telling_keys(rows, images, threshold, 0)
+    row = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
+    return _in_rows(keys, row, len(rows))
+
+
+def _in_rows(keys: Tensor, row: Tensor, m: int) -> Tensor:
+    """The ``keys`` [E] of ``m`` rows, each row from its highest on, NO_KEY behind its last: [m, K], K at least 1."""
+    keys, order = keys.sort(descending=True)
+    row, by_row = row[order].sort(stable=True)
+    counts = torch.bincount(row, minlength=m)
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    table = keys.new_full((m, max([1, *counts.tolist()])), NO_KEY)
+    table[row, place] = keys[by_row]
+    return table
+
+
+def _row_candidates(own: Tensor, keys: Tensor, threshold: float, width: int) -> Tensor:
+    """What lists would tell of the images ``own`` [m], int32 [m, 4 + K + width], from the ``keys`` [m, K] of their rows
+    of s, as :func:`sent_keys` gives them."""
+    columns = columns_of(keys)
+    there = (columns != own[:, None]) & (keys > key_of(-torch.inf, 0))
+    place = there.to(torch.uint8).argmax(1, keepdim=True)
+    neighbor = torch.where(there.any(1), columns.gather(1, place).squeeze(1), -1)
+    bar, nan = key_of(threshold, 0), key_of(torch.inf, 0)  # the highest keys of these values
+    if bool((keys > nan).any()):  # NaN, which is above nothing, comes first
+        keys = keys.masked_fill(keys > nan, NO_KEY).sort(dim=1, descending=True).values
+        columns = columns_of(keys)
+    above = keys > bar
+    nothing = torch.zeros_like(neighbor)
+    head = torch.stack([above.sum(1), neighbor, nothing, nothing], dim=1)
+    candidates = torch.nn.functional.pad(columns.masked_fill(~above, -1), (0, width), value=-1)
+    return torch.cat([head, candidates], dim=1).to(torch.int32)
 
 
 def _next_ones(found: Tensor, ends: Tensor, position: Tensor, width: int) -> Tensor:

@@ -177,7 +177,9 @@ def modules(n: str) -> None:
     rows = torch.randn(5, n_, generator=generator)
     assert torch.equal(own.predict_labels(mine, 0.5, 4), one.predict_labels(mine, 0.5, 4))
     live = rows.clone().requires_grad_()
-    for given in (rows, live):
+    odd = (2 * rows).round() / 2  # with ties
+    odd[rows > 2.5], odd[rows < -2.5], odd[:, ::97] = torch.inf, -torch.inf, torch.nan
+    for given in (rows, live, odd, odd - 4):
         labels = own.predict_labels(mine, query_rows=given)
         assert torch.equal(labels, one.predict_labels(mine, query_rows=given))
     sent = torch.full((2,), rank)  # a message of the caller's own, with any tag, is not taken for another
@@ -367,9 +369,9 @@ def refusals(n: str) -> None:
     print("\n".join(told))
 
 
-def traffic(n: str, d: str, each: str) -> None:
+def traffic(n: str, d: str, each: str, source: str) -> None:
     """Bytes and collectives of a step of all processes, and what is held, beside the formulas of docs/scale.md."""
-    pair = Pair(int(n), int(d), neighbors=64, min_rank=4)
+    pair = Pair(int(n), int(d), neighbors=64, min_rank=4, label_source=source)
     exchange = pair.own.exchange
     b, size = int(each), pair.size
     generator = torch.Generator().manual_seed(3)
@@ -379,6 +381,7 @@ def traffic(n: str, d: str, each: str) -> None:
     own = index[pair.own.division.owner(index) == pair.rank] - pair.rows.start
     for _ in range(3):  # lists are there in the second, and room for what travels in the third
         sent, rounds = exchange.sent, exchange.rounds
+        memory = pair.own.memory.features.clone()
         labels = pair.own.pseudo_labels.tables.lists("column")[2][own].sum()
         live = features[part].clone().requires_grad_()
         loss = pair.own(live, index[part])
@@ -391,6 +394,9 @@ def traffic(n: str, d: str, each: str) -> None:
     rounds = exchange.rounds - rounds
     dist.all_reduce(all_sent)
     dist.all_reduce(labels, dist.ReduceOp.MAX)
+    entries = (features @ memory.t() > pair.own.threshold)[pair.own.division.owner(index) != pair.rank]
+    candidates = entries.sum() + (~entries.any(1)).sum()  # who has none tells its highest entry
+    dist.all_reduce(candidates)
     most = int(torch.bincount(pair.own.division.owner(index)).max())  # samples of the busiest process
     k, negatives = pair.own.memory.lists.capacity, max(1, int(0.01 * int(n)))
     keys = negatives // size + 4 * math.isqrt(negatives) + 8
@@ -404,6 +410,8 @@ def traffic(n: str, d: str, each: str) -> None:
         + 192 + most * 4 * (int(d) + k + 2)  # rows that have moved
         + 8 * pairs + 4 * b * size  # pairs
     )  # fmt: skip
+    if source == "feature":
+        formula += 4 * b * size * size * (size - 1) + 8 * int(candidates)
     pair.one(features, index)  # which builds its lists
     held = sum(tensor.nbytes for tensor in pair.own.buffers())
     everything = sum(tensor.nbytes for tensor in pair.one.buffers())

@@ -25,7 +25,8 @@ CASES = {
         "fewer images than places": "steps 40 16 2 3 neighbors=64",
         "memories by themselves": "modules 1300",
         "pieces": "state 1300 {folder}",
-        "traffic": "traffic 2600 512 16",
+        "traffic": "traffic 2600 512 16 memory",
+        "traffic of live features": "traffic 2600 512 16 feature",
     },
     1: {"one process": "steps 700 16 4 4", "goes on from three": "resumed 1300 {folder} 3"},
     2: {
@@ -40,7 +41,8 @@ CASES = {
         "what one does alone": "apart 1300",
         "autocast": "autocast 1300 mmcl",
         "autocast, l2": "autocast 1300 l2",
-        "traffic": "traffic 1300 256 16",
+        "traffic": "traffic 1300 256 16 memory",
+        "traffic of live features": "traffic 1300 256 16 feature",
         "refusals": "refusals 1300",
     },
     4: {
@@ -94,12 +96,13 @@ def test_processes_equal_one(printed, count, name):
     assert printed(count, name) == ["as one\n"] * count
 
 
+@pytest.mark.parametrize(("name", "collectives"), [("traffic", 8), ("traffic of live features", 10)])
 @pytest.mark.parametrize("processes", [2, 3])
-def test_bytes_sent_and_held_are_those_of_the_formulas(printed, processes):
-    for line in printed(processes, "traffic"):
+def test_bytes_sent_and_held_are_those_of_the_formulas(printed, processes, name, collectives):
+    for line in printed(processes, name):
         sent, formula, rounds, held, share = (int(word) for word in line.split())
         assert sent == pytest.approx(formula, rel=0.1)
-        assert rounds == 8
+        assert rounds == collectives
         assert held <= share + 24 * 2600  # 16 bytes of each row of P are in all processes
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import snnet_kernels as sk
+from snnet_kernels.distributed import prediction
 from snnet_kernels.selection_keys import columns_of, keys_of, values_of
 from snnet_kernels.testing import clustered_features
 from tests.kernels.list_checks import symmetric_lists
@@ -89,6 +90,30 @@ def test_a_walk_ends_at_what_is_inconsistent_and_stops_at_what_is_untold():
     ):
         assert triples(pairs) == sorted([*wanted, (2, 4)]) and told.tolist() == [0, 0]
         assert moved[0].tolist() == moved[1].tolist() == [6, 2, 2, 8, 7]
+
+
+@pytest.mark.parametrize("share", [1, 7, 30])
+@pytest.mark.parametrize("step", [1, 2**22])
+def test_entries_that_travel_tell_candidates_and_neighbour(monkeypatch, share, step):
+    monkeypatch.setattr(prediction, "WHOLE_ROWS_AT_ONCE", step)
+    rows = torch.randn(40, 30, generator=torch.Generator().manual_seed(3)).mul(2).round()
+    rows[10:, 4], rows[20:, 9:12], rows[30:, 20:], rows[33:, 2] = torch.nan, torch.inf, -torch.inf, -0.0
+    rows[36:] = -torch.inf
+    rows[38:, 5] = torch.nan
+    own = torch.arange(40) % 30
+    own[39] = 5
+    all_keys = keys_of(rows, torch.arange(30).expand_as(rows)).sort(dim=1, descending=True).values
+    for threshold in (-0.5, 0.0, 1.5, 9.0):
+        wanted = prediction._row_candidates(own, all_keys, threshold, 4)
+        keys, row = [], []
+        for first in range(0, 30, share):
+            found, counts = prediction._telling_keys(rows[:, first : first + share], own, threshold, first)
+            keys.append(found)
+            row.append(torch.arange(40).repeat_interleave(counts))
+        table = prediction._in_rows(torch.cat(keys), torch.cat(row), 40)
+        made = prediction._row_candidates(own, table, threshold, 4)
+        assert torch.equal(made, wanted[:, : made.shape[1]])
+        assert (wanted[:, made.shape[1] :] == -1).all()
 
 
 @pytest.mark.parametrize("ends", [[10], [4, 10], [4, 4, 10]])
