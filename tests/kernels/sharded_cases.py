@@ -418,6 +418,35 @@ def traffic(n: str, d: str, each: str, source: str) -> None:
     print(int(all_sent), formula, rounds, held, round(everything * len(pair.rows) / int(n)))
 
 
+def further(n: str) -> None:
+    """How many collectives a forward pass and an update make: as a rule, where the hard negatives lie with one process,
+    where the update gets other tensors, and where an image stands two and three times in the batch."""
+    rank, size, count, d = dist.get_rank(), dist.get_world_size(), int(n), 64
+    features = made_features(count, d, 1, count // 12, exact=False)
+    divided = features.clone()  # into two halves, each of which is more similar to itself
+    divided[: count // 2, 0] -= 0.5
+    divided[count // 2 :, 0] += 0.5
+    divided = torch.nn.functional.normalize(divided, dim=1)
+    index = torch.arange(4 * size) * 5 + count // 2
+    twice, thrice = index.clone(), index.clone()
+    twice[1] = thrice[1] = thrice[-1] = index[0]
+    for memory, positions, given in (
+        (features, index, True), (divided, index, True), (features, index, False), (features, twice, True),
+        (features, thrice, True),
+    ):  # fmt: skip
+        head = sk.SNNetHead(count, d, process_group=dist.group.WORLD, hard_negative_ratio=0.4, min_rank=4)
+        head.momentum = 0.5
+        head.initialize_(memory)
+        mine = positions[4 * rank : 4 * rank + 4]
+        for _ in range(3):  # lists are there in the second, and room for what travels in the third
+            before = head.exchange.rounds
+            live = memory[mine]
+            head(live, mine)
+            between = head.exchange.rounds
+            head.update_(mine, live if given else live.clone())
+        print(between - before, head.exchange.rounds - between)
+
+
 class Wrapped(torch.nn.Module):
     """A head with parameters beside it, as a user's model may be."""
 

@@ -43,6 +43,7 @@ CASES = {
         "autocast, l2": "autocast 1300 l2",
         "traffic": "traffic 1300 256 16 memory",
         "traffic of live features": "traffic 1300 256 16 feature",
+        "further collectives": "further 1300",
         "refusals": "refusals 1300",
     },
     4: {
@@ -89,7 +90,7 @@ def printed(tmp_path_factory) -> Callable[[int, str], list[str]]:
         (count, name)
         for count, cases in CASES.items()
         for name, case in cases.items()
-        if case.split()[0] not in ("traffic", "refusals")
+        if case.split()[0] not in ("traffic", "further", "refusals")
     ],
 )
 def test_processes_equal_one(printed, count, name):
@@ -104,6 +105,18 @@ def test_bytes_sent_and_held_are_those_of_the_formulas(printed, processes, name,
         assert sent == pytest.approx(formula, rel=0.1)
         assert rounds == collectives
         assert held <= share + 24 * 2600  # 16 bytes of each row of P are in all processes
+
+
+def test_collectives_that_follow_where_they_must_are_those_of_the_page(printed):
+    for lines in printed(2, "further collectives"):
+        usual, negatives, other_tensors, twice, thrice = (
+            [int(word) for word in line.split()] for line in lines.splitlines()
+        )
+        assert usual == [6, 2]
+        assert negatives == [8, 2]
+        assert other_tensors == [6, 5]
+        assert twice == [6, 5]  # two, and one of pairs: the last part of a batch has few
+        assert thrice == [6, 7]
 
 
 def test_what_differs_is_one_error_on_all(printed):
