@@ -25,6 +25,7 @@ from snnet.system.progress import set_quiet
 from snnet.system.terminal import speak_as
 
 PATIENCE = timedelta(days=1)  # how long one waits while others work; the end of a process is noticed at once
+TURN = 0.002  # seconds between two looks whether all have come
 LINGER = timedelta(seconds=2)  # how long rank 0 waits for others that may have met the error that it met
 
 Result = TypeVar("Result")
@@ -70,17 +71,18 @@ class Processes:
 
     def first_ahead(self, work: Callable[[], Result]) -> Result:
         """``work()`` in rank 0, then in the others: rank 0 alone makes what is made on first use."""
-        if self.count > 1 and not self.is_first:
-            dist.barrier()
+        if not self.is_first:
+            self.meet()
         result = work()
-        if self.count > 1 and self.is_first:
-            dist.barrier()
+        if self.is_first:
+            self.meet()
         return result
 
     def gathered(self, value: Any) -> list[Any] | None:
         """In rank 0 the values of all processes, in order; None in the others."""
         if self.count == 1:
             return [value]
+        self.meet()
         values = [None] * self.count if self.is_first else None
         dist.gather_object(value, values)
         return values
@@ -89,14 +91,20 @@ class Processes:
         """The values of all processes, in order."""
         if self.count == 1:
             return [value]
+        self.meet()
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value)
         return values
 
     def meet(self) -> None:
-        """Wait until all processes have come here, however long one of them works."""
-        if self.count > 1:
-            dist.barrier()
+        """Wait until all processes have come here, however long one of them works; signals are answered meanwhile."""
+        if self.count == 1:
+            return
+        work = dist.barrier(async_op=True)
+        assert work is not None  # this process is one of the group
+        while not work.is_completed():  # in wait() Python would hear of no signal
+            time.sleep(TURN)
+        work.wait()
 
     @contextmanager
     def one_warns(self) -> Iterator[None]:
@@ -143,7 +151,7 @@ def several_processes() -> Iterator[Processes]:
         store, rank, count = fresh_store(PATIENCE)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
         yield found
-        dist.barrier()
+        found.meet()
         dist.destroy_process_group()
     except UserError as error:
         if not _is_first_to_tell(error, found):

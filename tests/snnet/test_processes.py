@@ -25,7 +25,7 @@ from snnet.system.processes import Processes
 from snnet.train import _own_folder, seed_masks
 from snnet.training.learner import Learner
 from snnet_kernels.testing import clustered_features
-from tests.forks import run_processes
+from tests.forks import run_processes, start_processes
 from tests.snnet.tiny_run import GONE, SILENT
 
 
@@ -147,6 +147,30 @@ def test_a_killed_process_ends_the_others(rank: int, tiny_market: Path, tmp_path
     assert answers[rank].returncode == -9
     assert answers[1 - rank] == (1, "", GONE if rank else f"rank 1: {GONE}")
     assert list(tmp_path.iterdir()) == []
+
+
+# Rank 0 works for 3 seconds, and rank 1, which waits for it, is told to end.
+WAITING = """
+from snnet.system.signals import end_on_signals
+end_on_signals()
+import os, signal, threading, time
+from snnet.system.processes import several_processes
+with several_processes() as processes:
+    if processes.is_first:
+        time.sleep(3)
+        os._exit(0)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    processes.{}(0)
+"""
+
+
+@pytest.mark.parametrize("call", ["gathered", "everywhere"])
+def test_a_process_that_waits_for_others_answers_sigterm(call: str) -> None:
+    first, second = start_processes(2, "-c", WAITING.format(call))
+    code = second.wait(2.5)
+    assert code == 143
+    assert second.answer() == (143, "", "terminated\n")
+    first.answer()
 
 
 def test_gpus_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
