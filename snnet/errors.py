@@ -12,4 +12,4 @@ class UserError(Exception):
 
 
 class ProcessesEnded(Exception):
-    """Another process of the same command has ended, and has printed its own error."""
+    """Another process of the same command has ended, and has printed its own error; or it has never come."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import torch
 
 from snnet.config.commands import EvaluateCommand, ExtractCommand, LabelCommand
 from snnet.config.options import config_from
-from snnet.errors import UserError
+from snnet.errors import ProcessesEnded, UserError
 from snnet.evaluate import evaluate
 from snnet.extract import extract
 from snnet.label import label, label_table
@@ -21,6 +22,7 @@ from snnet.retrieval.classes import class_summary
 from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
 from snnet.runtime import choose_device
 from snnet.system.command import parse_early
+from snnet.system.meeting import _agreed_word
 from snnet.system.processes import Processes
 from snnet.train import _own_folder, seed_masks
 from snnet.training.learner import Learner
@@ -171,6 +173,13 @@ def test_a_process_that_waits_for_others_answers_sigterm(call: str) -> None:
     assert code == 143
     assert second.answer() == (143, "", "terminated\n")
     first.answer()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_never_comes_is_not_awaited_for_ever(rank: int) -> None:
+    store = torch.distributed.HashStore()
+    with pytest.raises(ProcessesEnded, match="has not come"):
+        _agreed_word(store, rank, 2, timedelta(seconds=0.1))
 
 
 def test_gpus_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
