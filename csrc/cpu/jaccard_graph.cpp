@@ -31,8 +31,10 @@ struct Nearest {
   // Calls found(j) for those of the first `size` neighbours of `image` that have it among their own first `size`.
   template <class Found>
   void each_reciprocal(int64_t image, int64_t size, const Found& found) const {
+    constexpr int64_t kAhead = 8;  // the rows are anywhere in memory
     const int32_t* own = row(image);
     for (int64_t i = 0; i < size; ++i) {
+      if (i + kAhead < size) prefetch(row(own[i + kAhead]), size);
       const int32_t* other = row(own[i]);
       if (std::find(other, other + size, static_cast<int32_t>(image)) != other + size) found(own[i]);
     }
@@ -74,6 +76,8 @@ struct ReciprocalSets {
   }
 };
 
+constexpr int64_t kFewFloats = 32;  // of a row: the processor sees by itself that the rest follows
+
 // The squared Euclidean distance of unit vectors over the largest one of the row; 0 where all are 0.
 float relative_distance(float similarity, float largest) { return largest > 0 ? (2 - 2 * similarity) / largest : 0; }
 
@@ -105,6 +109,7 @@ SparseTensors reciprocal_weights(const Tensor& nearest_table, const std::optiona
     nearest.each_reciprocal(image, nearest.listed, [&](int32_t j) { own.reciprocal.push_back(j); });
     for (const int32_t j : own.reciprocal) own.listed_for[j] = static_cast<int32_t>(image);
     own.members = own.reciprocal;
+    for (const int32_t j : own.reciprocal) prefetch(halves.members.data() + j * half, half);
     for (std::size_t r = 0; half > 0 && r < own.reciprocal.size(); ++r) {
       const int32_t* begin = halves.members.data() + own.reciprocal[r] * half;
       const int32_t* end = begin + halves.counts[own.reciprocal[r]];
@@ -118,7 +123,10 @@ SparseTensors reciprocal_weights(const Tensor& nearest_table, const std::optiona
     const std::size_t count = own.members.size();
     own.pointers.resize(count);
     own.similarities.resize(count);
-    for (std::size_t m = 0; m < count; ++m) own.pointers[m] = feature + own.members[m] * d;
+    for (std::size_t m = 0; m < count; ++m) {
+      own.pointers[m] = feature + own.members[m] * d;
+      prefetch(own.pointers[m], std::min<int64_t>(d, kFewFloats));
+    }
     vector_kernels().dots(own.pointers.data(), count, feature + image * d, d, own.similarities.data());
     own.weights.clear();
     double sum = 0;

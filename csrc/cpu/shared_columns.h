@@ -2,10 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <memory>
 #include <numeric>
 #include <vector>
 
 #include "../common/select.h"
+#include "large_pages.h"
 #include "sparse_rows.h"
 
 namespace snnet {
@@ -19,14 +21,15 @@ inline std::vector<int32_t> consecutive(int64_t begin, int64_t end) {
 // The rows `order` of a sparse matrix, by columns.
 struct ByColumn {
   std::vector<int64_t> starts;
-  std::vector<Entry> entries;  // places in `order`, rising within a column
+  std::unique_ptr<Entry[]> entries;  // places in `order`, rising within a column
 
   ByColumn(const SparseRows& matrix, const std::vector<int32_t>& order) : starts(matrix.n + 1, 0) {
     for (const int32_t row : order) {
       for (int64_t e = matrix.starts[row]; e < matrix.starts[row + 1]; ++e) ++starts[matrix.columns[e] + 1];
     }
     for (int64_t i = 0; i < matrix.n; ++i) starts[i + 1] += starts[i];
-    entries.resize(starts[matrix.n]);
+    entries.reset(new Entry[starts[matrix.n]]);
+    ask_for_large_pages(entries.get(), starts[matrix.n] * static_cast<int64_t>(sizeof(Entry)));
     std::vector<int64_t> next(starts.begin(), starts.end() - 1);
     for (std::size_t place = 0; place < order.size(); ++place) {
       const int32_t row = order[place];
