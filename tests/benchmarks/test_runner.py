@@ -436,12 +436,14 @@ def watched(call):
 def test_peak_memory_of_a_call():
     if "peak_bytes" not in watched(lambda: None):
         pytest.skip("this system does not tell its peak memory")
-    large, small = (lambda: torch.ones(5_000_000)), (lambda: torch.ones(500_000).sum())
-    large(), small()  # their code is in memory
-    for _ in range(2):  # the second could take what the first has freed
-        assert watched(large)["peak_bytes"] == pytest.approx(20e6, rel=0.1)
-        assert watched(small)["peak_bytes"] == pytest.approx(2e6, rel=0.5)
-    assert watched(lambda: None)["peak_bytes"] < 1e6
+
+    def peak(call):
+        """The middle of five: a first call may load code, and a system that reclaims pages lowers some."""
+        return sorted(watched(call)["peak_bytes"] for _ in range(5))[2]
+
+    assert peak(lambda: torch.ones(5_000_000)) == pytest.approx(20e6, rel=0.1)
+    assert peak(lambda: torch.ones(500_000).sum()) == pytest.approx(2e6, rel=0.5)
+    assert peak(lambda: None) < 1e6
 
 
 def test_peak_memory_of_a_call_on_a_gpu_is_that_of_its_allocator(monkeypatch):
