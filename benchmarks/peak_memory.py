@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
@@ -19,8 +20,13 @@ class Watch:
         self.device, self._gpu = device, device.type == "cuda"
         self._memory = memory and (self._gpu or _CLEAR_REFS.exists())
 
-    def start(self) -> None:
-        """The peak starts anew from the present size."""
+    def start(self, *, timed: bool = False) -> None:
+        """The peak starts anew from the present size.
+
+        Unless the call is ``timed``, its memory is mapped afresh: none that is still held serves it unseen.
+        """
+        if self._memory and not self._gpu:
+            _map_pieces_of(0 if timed else 2**16)
         if self._memory:
             self._before = _from_now_on_gpu(self.device) if self._gpu else _from_now_on()
         self._seconds = _processor_seconds()
@@ -31,7 +37,16 @@ class Watch:
         if self._memory:
             peak = torch.cuda.max_memory_allocated(self.device) if self._gpu else _resident("VmHWM")
             found["peak_bytes"] = max(0, peak - self._before)
+        if self._memory and not self._gpu:
+            _map_pieces_of(0)
         return found
+
+
+def _map_pieces_of(mapped: int) -> None:
+    """Let malloc map pieces of so many bytes for themselves; 0: as it does by itself after some large ones."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, mapped or 2**25)
+    libc.mallopt(_M_TRIM_THRESHOLD, 0 if mapped else 2**26)
 
 
 def _from_now_on_gpu(device: torch.device) -> int:

@@ -130,7 +130,7 @@ class Runner:
 
         def prepare() -> Any:
             prepared = self._cold(case, batch)
-            watch.start()
+            watch.start(timed=True)
             return prepared
 
         def after(batch: Any) -> None:
