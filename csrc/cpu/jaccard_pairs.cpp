@@ -2,64 +2,12 @@
 // least m. Columns of a row that sum to less than m cannot make a pair near by themselves: the pair must also share one
 // of the other columns. So the search skips such columns, those shared by most rows first. Each pair that it finds is
 // then compared over all columns.
+#include "jaccard_pairs.h"
+
 #include "shared_columns.h"
 
 namespace snnet {
 namespace {
-
-// All rows, sorted by their first column whose value is at least half of the row's largest. Images of one person mostly
-// have the same such column, so the columns that they share are still in the cache.
-std::vector<int32_t> by_main_column(const SparseRows& code) {
-  std::vector<int32_t> main(code.n, static_cast<int32_t>(code.n));
-  for (int64_t row = 0; row < code.n; ++row) {
-    const float* begin = code.values + code.starts[row];
-    const float* end = code.values + code.starts[row + 1];
-    if (begin == end) continue;
-    const float half = *std::max_element(begin, end) / 2;
-    const float* found = std::find_if(begin, end, [&](float value) { return value >= half; });
-    if (found != end) main[row] = code.columns[code.starts[row] + (found - begin)];
-  }
-  std::vector<int32_t> order = consecutive(0, code.n);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return main[a] < main[b]; });
-  return order;
-}
-
-// The symmetric matrix of which `upper` has each pair once: row and columns are places in `order`.
-SparseTensors both_triangles(const SparseRows& upper, const std::vector<int32_t>& order, const Tensor& like) {
-  const auto each_entry = [&](const auto& found) {
-    for (int64_t place = 0; place < upper.n; ++place) {
-      for (int64_t e = upper.starts[place]; e < upper.starts[place + 1]; ++e) {
-        const int32_t row = order[place], column = order[upper.columns[e]];
-        found(row, column, upper.values[e]);
-        if (row != column) found(column, row, upper.values[e]);
-      }
-    }
-  };
-  Tensor indptr = torch::stable::new_empty(like, {upper.n + 1}, ScalarType::Long);
-  int64_t* starts = indptr.mutable_data_ptr<int64_t>();
-  std::fill(starts, starts + upper.n + 1, 0);
-  each_entry([&](int32_t row, int32_t, float) { ++starts[row + 1]; });
-  for (int64_t i = 0; i < upper.n; ++i) starts[i + 1] += starts[i];
-  std::vector<Entry> entries(starts[upper.n]);
-  std::vector<int64_t> next(starts, starts + upper.n);
-  each_entry([&](int32_t row, int32_t column, float value) { entries[next[row]++] = {value, column}; });
-
-  Tensor indices = torch::stable::new_empty(like, {starts[upper.n]}, ScalarType::Int);
-  Tensor values = torch::stable::new_empty(like, {starts[upper.n]}, ScalarType::Float);
-  int32_t* column = indices.mutable_data_ptr<int32_t>();
-  float* value = floats(values);
-  torch::stable::parallel_for(0, upper.n, kRowsOfPart, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      std::sort(entries.begin() + starts[row], entries.begin() + starts[row + 1],
-                [](const Entry& a, const Entry& b) { return a.column < b.column; });
-    }
-    for (int64_t e = starts[begin]; e < starts[end]; ++e) {
-      column[e] = entries[e].column;
-      value[e] = entries[e].value;
-    }
-  });
-  return {indptr, indices, values};
-}
 
 constexpr float kMargin = 1e-4F;  // more than a sum of a row can round
 // The share of m that skipped columns may sum to. With 1, a row that shares almost nothing of the visited columns could
@@ -67,51 +15,47 @@ constexpr float kMargin = 1e-4F;  // more than a sum of a row can round
 // needlessly.
 constexpr float kLeftOut = 0.75F;
 
-// Finds the rows near one row, at its position in `order` or after it. Each thread has its own instance.
+// Finds the rows near one row, at its place or behind it. Each thread has its own instance.
 class NearRows {
  public:
-  NearRows(const SparseRows& code, const std::vector<int32_t>& order, const ByColumn& others, float limit)
-      : code_(code),
-        order_(order),
+  NearRows(const SparseRows& weights, const ByColumn& others, float limit)
+      : weights_(weights),
         others_(others),
         limit_(limit),
         least_overlap_(2 * (1 - limit) / (2 - limit) - kMargin),
-        overlaps_(code.n, 0.0F),
-        row_(code.n, 0.0F) {}
+        mean_entries_(static_cast<double>(weights.size()) / static_cast<double>(weights.n())),
+        overlaps_(weights.n(), 0.0F),
+        row_(weights.n(), 0.0F) {}
 
-  // Calls found(place, distance) for each.
+  // Calls found(other, distance) for each.
   template <class Found>
-  void find(int64_t place, const Found& found) {
-    const int64_t row = order_[place];
+  void find(int64_t row, const Found& found) {
     const float left_out = leave_out(row);
-    if (left_out == 0 || !compare_met(place, left_out, found)) sum_all(place, found);
+    if (left_out <= 0 || !compare_met(row, left_out, found)) sum_all(row, found);
   }
 
  private:
   struct Column {
     float cost;  // visits of rows over weight
-    int64_t entry;
+    Entry entry;
   };
-
-  int64_t sharers(int64_t entry) const {
-    return others_.starts[code_.columns[entry] + 1] - others_.starts[code_.columns[entry]];
-  }
 
   // Divides the row's entries into those to visit and others, whose sum it returns.
   float leave_out(int64_t row) {
     by_cost_.clear();
     visits_ = 0;
-    for (int64_t e = code_.starts[row]; e < code_.starts[row + 1]; ++e) {
-      const auto visits = static_cast<float>(sharers(e));
-      by_cost_.push_back({code_.values[e] > 0 ? visits / code_.values[e] : visits, e});  // never NaN
-      visits_ += sharers(e);
+    for (const Entry& entry : weights_.row(row)) {
+      const auto sharers = static_cast<int64_t>(others_.column(entry.column).size());
+      const auto visits = static_cast<float>(sharers);
+      by_cost_.push_back({entry.value > 0 ? visits / entry.value : visits, entry});  // never NaN
+      visits_ += sharers;
     }
     std::sort(by_cost_.begin(), by_cost_.end(), [](const Column& a, const Column& b) { return a.cost > b.cost; });
     visited_.clear();
     float left_out = 0;
     for (const Column& column : by_cost_) {
-      if (left_out + code_.values[column.entry] < kLeftOut * least_overlap_) {
-        left_out += code_.values[column.entry];
+      if (left_out + column.entry.value < kLeftOut * least_overlap_) {
+        left_out += column.entry.value;
       } else {
         visited_.push_back(column.entry);
       }
@@ -120,11 +64,11 @@ class NearRows {
   }
 
   // Adds what `entry` shares to the overlaps, and lists who is met first.
-  void add_sharers(int64_t entry, int64_t place) {
+  void add_sharers(const Entry& entry, int64_t row) {
     const std::size_t met = met_.size();
-    met_.resize(met + sharers(entry) + 1);
+    met_.resize(met + others_.column(entry.column).size() + 1);
     int32_t* next = met_.data() + met;
-    each_sharer(code_, entry, others_, place, [&](int32_t other, float smaller) {
+    each_sharer(entry, others_, row, [&](int32_t other, float smaller) {
       *next = other;
       next += overlaps_[other] == 0;  // no branch: it could not be foreseen
       overlaps_[other] += smaller;
@@ -134,35 +78,30 @@ class NearRows {
 
   // False where so many rows may be near that the sums by column take less.
   template <class Found>
-  bool compare_met(int64_t place, float left_out, const Found& found) {
+  bool compare_met(int64_t row, float left_out, const Found& found) {
     met_.clear();
-    for (const int64_t entry : visited_) add_sharers(entry, place);
+    for (const Entry& entry : visited_) add_sharers(entry, row);
     open_.clear();
     for (const int32_t other : met_) {
       if (overlaps_[other] + left_out >= least_overlap_) open_.push_back(other);
-      overlaps_[other] = -1;  // one that came back to 0 stands twice
+      overlaps_[other] = 0;  // one that came back to 0 stands twice
     }
-    for (const int32_t other : met_) overlaps_[other] = 0;
-    if (static_cast<int64_t>(open_.size()) * code_.starts[code_.n] > visits_ * code_.n) return false;
+    if (static_cast<double>(open_.size()) * mean_entries_ > static_cast<double>(visits_)) return false;
 
-    const int64_t row = order_[place], begin = code_.starts[row], end = code_.starts[row + 1];
-    for (int64_t e = begin; e < end; ++e) row_[code_.columns[e]] = code_.values[e];
+    for (const Entry& entry : weights_.row(row)) row_[entry.column] = entry.value;
     for (const int32_t other : open_) {
       float overlap = 0;
-      for (int64_t e = code_.starts[order_[other]]; e < code_.starts[order_[other] + 1]; ++e) {
-        overlap += std::min(row_[code_.columns[e]], code_.values[e]);
-      }
+      for (const Entry& entry : weights_.row(other)) overlap += std::min(row_[entry.column], entry.value);
       tell(other, overlap, found);
     }
-    for (int64_t e = begin; e < end; ++e) row_[code_.columns[e]] = 0;
+    for (const Entry& entry : weights_.row(row)) row_[entry.column] = 0;
     return true;
   }
 
   template <class Found>
-  void sum_all(int64_t place, const Found& found) {
+  void sum_all(int64_t row, const Found& found) {
     met_.clear();
-    const int64_t row = order_[place];
-    for (int64_t e = code_.starts[row]; e < code_.starts[row + 1]; ++e) add_sharers(e, place);
+    for (const Entry& entry : weights_.row(row)) add_sharers(entry, row);
     for (const int32_t other : met_) {
       tell(other, overlaps_[other], found);
       overlaps_[other] = 0;
@@ -175,33 +114,66 @@ class NearRows {
     if (overlap != 0 && distance <= limit_) found(other, distance);
   }
 
-  const SparseRows& code_;
-  const std::vector<int32_t>& order_;
+  const SparseRows& weights_;
   const ByColumn& others_;
   const float limit_, least_overlap_;
-  int64_t visits_ = 0;  // of all entries of the row
+  const double mean_entries_;  // of a row
+  int64_t visits_ = 0;         // of all entries of the row
   std::vector<Column> by_cost_;
-  std::vector<int64_t> visited_;
+  std::vector<Entry> visited_;
   std::vector<float> overlaps_;
   std::vector<int32_t> met_, open_;
   std::vector<float> row_;  // the values by column
 };
 
-// The pairs of rows that share something and whose Jaccard distance is at most max_distance. Either row of a pair adds
-// up the same values in the same order, by rising column, so that one sum serves both.
-SparseTensors jaccard_pairs(const Tensor& indptr, const Tensor& indices, const Tensor& values, double max_distance) {
-  const SparseRows code(indptr, indices, values);
-  const std::vector<int32_t> order = by_main_column(code);
-  const ByColumn others(code, order);
-  const NearRows fresh(code, order, others, static_cast<float>(max_distance));
-  const auto [starts, columns, distances] =
-      build_rows(values, consecutive(0, code.n), fresh, [&](int64_t place, NearRows& near, SparsePart& part) {
-        near.find(place, [&](int32_t other, float distance) { part.append(other, distance); });
-      });
-  return both_triangles(SparseRows(starts, columns, distances), order, values);
+// The symmetric matrix of which `upper` has each pair once, by images: row i of `upper` is that of images[i].
+SparseRows both_triangles(const SparseRows& upper, const std::vector<int32_t>& images) {
+  const ByColumn lower(upper, 0);
+  std::vector<int32_t> place_of(images.size());
+  for (std::size_t place = 0; place < images.size(); ++place) place_of[images[place]] = static_cast<int32_t>(place);
+  return SparseRows(upper.n(), 0, [&](int64_t image, int, std::vector<Entry>& row) {
+    const int32_t place = place_of[image];
+    const auto begin = static_cast<std::ptrdiff_t>(row.size());
+    for (const Entry& entry : lower.column(place)) {
+      if (entry.column != place) row.push_back({entry.value, images[entry.column]});
+    }
+    for (const Entry& entry : upper.row(place)) row.push_back({entry.value, images[entry.column]});
+    std::sort(row.begin() + begin, row.end(), [](const Entry& a, const Entry& b) { return a.column < b.column; });
+  });
+}
+
+SparseTensors as_tensors(const SparseRows& matrix, const Tensor& like) {
+  Tensor indptr = torch::stable::new_empty(like, {matrix.n() + 1}, ScalarType::Long);
+  int64_t* starts = indptr.mutable_data_ptr<int64_t>();
+  starts[0] = 0;
+  for (int64_t i = 0; i < matrix.n(); ++i) starts[i + 1] = starts[i] + static_cast<int64_t>(matrix.row(i).size());
+  Tensor indices = torch::stable::new_empty(like, {starts[matrix.n()]}, ScalarType::Int);
+  Tensor values = torch::stable::new_empty(like, {starts[matrix.n()]}, ScalarType::Float);
+  int32_t* columns = indices.mutable_data_ptr<int32_t>();
+  float* value = floats(values);
+  torch::stable::parallel_for(0, matrix.n(), grain(16), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t place = starts[i];
+      for (const Entry& entry : matrix.row(i)) {
+        columns[place] = entry.column;
+        value[place++] = entry.value;
+      }
+    }
+  });
+  return {indptr, indices, values};
 }
 
 }  // namespace
-}  // namespace snnet
 
-STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) { m.impl("jaccard_pairs", TORCH_BOX(&snnet::jaccard_pairs)); }
+// Either row of a pair adds up the same values in the same order, by rising column, so that one sum serves both.
+SparseTensors near_pairs(const SparseRows& weights, float limit, const std::vector<int32_t>& images,
+                         const Tensor& like) {
+  const ByColumn others(weights, 0);
+  const NearRows fresh(weights, others, limit);
+  const SparseRows upper(weights.n(), fresh, [](int64_t row, NearRows& near, std::vector<Entry>& entries) {
+    near.find(row, [&](int32_t other, float distance) { entries.push_back({distance, other}); });
+  });
+  return as_tensors(both_triangles(upper, images), like);
+}
+
+}  // namespace snnet

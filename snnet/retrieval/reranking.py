@@ -66,14 +66,13 @@ def rerank(
     forward, half, averaged = (min(k, len(features)) for k in (k1 + 1, round(k1 / 2) + 1, k2))
     lists, lowest = ops.lists_and_lowest(features, max(forward, averaged))
     nearest, largest = lists.columns.cpu(), 2 - 2 * lowest.cpu()
-    code = ops.reciprocal_weights(nearest[:, :forward], None, half, features.cpu(), largest)
-    if k2 > 1:
-        code = ops.expand_query(*code, nearest[:, :averaged])
     similarity = torch.empty(len(query), len(gallery))
     for first in range(0, len(query), ROWS_AT_ONCE):
         rows = features[first : min(first + ROWS_AT_ONCE, len(query))]
         similarity[first : first + len(rows)] = float32_similarity(rows, features[len(query) :])  # as ranked
-    ops.blend_jaccard_(similarity, *code, largest, float(original_weight))
+    means = nearest[:, :averaged] if k2 > 1 else None
+    compared = nearest[:, :forward], half, largest, means
+    ops.blend_jaccard_(similarity, features.cpu(), *compared, float(original_weight))
     return similarity.numpy()
 
 

@@ -12,7 +12,7 @@ similarities and memory are float32, indices int64, label bits uint8.
 # These files define operations, and have no name that is read from here.
 from . import checksums, label_lists, list_labels, shard_lists, shard_loss, shard_prediction  # noqa: F401
 from .cluster_memory import update_memory_by_hardest_
-from .jaccard_graph import blend_jaccard_, expand_query, jaccard_graph, reciprocal_weights
+from .jaccard_graph import blend_jaccard_, jaccard_graph
 from .label_memory import gather_labels, label_bytes, pack_labels, unpack_labels, write_labels_
 from .label_prediction import mplp
 from .loss import fused_mutual_label_loss, mutual_label_loss
@@ -23,7 +23,6 @@ from .similarity import memory_similarity
 
 __all__ = [
     "blend_jaccard_",
-    "expand_query",
     "fused_mutual_label_loss",
     "gather_labels",
     "jaccard_graph",
@@ -35,7 +34,6 @@ __all__ = [
     "nearest_neighbors",
     "neighbor_lists",
     "pack_labels",
-    "reciprocal_weights",
     "unpack_labels",
     "update_memory_",
     "update_memory_by_hardest_",

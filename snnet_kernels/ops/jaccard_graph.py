@@ -1,7 +1,6 @@
 """The Jaccard distance of k-reciprocal neighbours (Zhong, Zheng, Cao and Li, CVPR 2017) as a sparse graph.
 
-n images, d feature dimensions. Operations take and return a sparse matrix as three tensors: indptr int64 [n + 1],
-indices int32 [entries], values float32 [entries].
+n images, d feature dimensions.
 """
 
 from __future__ import annotations
@@ -18,55 +17,49 @@ from .neighbor_lists import lists_and_lowest
 from .operation import operation
 
 
-def _empty_rows(n: int | torch.SymInt, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _graph(features: Tensor, nearest: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     entries = torch.library.get_ctx().new_dynamic_size()
     return (
-        like.new_empty(n + 1, dtype=torch.int64),
-        like.new_empty(entries, dtype=torch.int32),
-        like.new_empty(entries),
+        features.new_empty(nearest.shape[0] + 1, dtype=torch.int64),
+        features.new_empty(entries, dtype=torch.int32),
+        features.new_empty(entries),
     )
 
 
-@operation(lambda nearest, more, half, features, largest: _empty_rows(nearest.shape[0], features))
-def reciprocal_weights(
-    nearest: Tensor, more: Tensor | None, half: int, features: Tensor, largest: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """V [n, n]: the weights of each image's reciprocal neighbours, expanded by the sets of the first ``half`` columns.
-
-    ``nearest`` int32 [n, c] and ``more`` [n, e] are lists of neighbours. Their reciprocal sets are joined; only the
-    set of ``nearest`` is expanded. The weights are exp(2s − 2), or exp((2s − 2) / largest) with ``largest`` float32
-    [n]. Each row is divided by its sum.
-    """
-    return reference.reciprocal_weights(nearest, more, half, features, largest)
-
-
-@operation(lambda indptr, indices, values, nearest: _empty_rows(nearest.shape[0], values))
-def expand_query(
-    indptr: Tensor, indices: Tensor, values: Tensor, nearest: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Each row of V as the mean of the rows of the image's ``nearest``, int32 [n, k]."""
-    return reference.expand_query(indptr, indices, values, nearest)
-
-
-@operation(lambda indptr, indices, values, max_distance: _empty_rows(indptr.shape[0] - 1, values))
+@operation(_graph)
 def jaccard_pairs(
-    indptr: Tensor, indices: Tensor, values: Tensor, max_distance: float
+    features: Tensor,
+    nearest: Tensor,
+    more: Tensor | None,
+    half: int,
+    largest: Tensor | None,
+    averaged: Tensor | None,
+    max_distance: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of rows of V that share a column and have a Jaccard distance of at most ``max_distance``."""
-    return reference.jaccard_pairs(indptr, indices, values, max_distance)
+    """Steps 1 to 5 of :func:`jaccard_graph` from given lists of neighbours: indptr int64 [n + 1], indices, values.
+
+    ``nearest`` int32 [n, c] and ``more`` [n, e] are compared. Their reciprocal sets are joined; only the set of
+    ``nearest`` is expanded, by the sets of its first ``half`` columns. The rows of ``averaged`` [n, k] are averaged.
+    With ``largest`` float32 [n] the weights are exp((2s − 2) / largest) instead of exp(2s − 2).
+    """
+    return reference.jaccard_pairs(features, nearest, more, half, largest, averaged, max_distance)
 
 
 @operation(lambda *_: None, writes=("similarity",))
 def blend_jaccard_(
     similarity: Tensor,
-    indptr: Tensor,
-    indices: Tensor,
-    values: Tensor,
+    features: Tensor,
+    nearest: Tensor,
+    half: int,
     largest: Tensor,
+    averaged: Tensor | None,
     original_weight: float,
 ) -> None:
-    """Last step of re-ranking: turns the similarities [q, n − q] of the first q images to the others into distances."""
-    reference.blend_jaccard_(similarity, indptr, indices, values, largest, original_weight)
+    """Re-ranking: turns the similarities [q, n − q] of the first q images to the others into distances.
+
+    They are (1 − λ) times the distance of :func:`jaccard_pairs`, and λ = ``original_weight`` times (2 − 2s) / largest.
+    """
+    reference.blend_jaccard_(similarity, features, nearest, half, largest, averaged, original_weight)
 
 
 def jaccard_graph(
@@ -154,10 +147,8 @@ def graph_from_lists(
     features: Tensor, lists: ComparedLists, largest: Tensor | None, limit: float
 ) -> SparseGraph:
     """Steps 1 to 5 of :func:`jaccard_graph` from given lists; ``largest`` float32 [n] for relative weights."""
-    code = reciprocal_weights(lists.nearest, lists.more, lists.half, features.cpu(), largest)
-    if lists.averaged is not None:
-        code = expand_query(*code, lists.averaged)
-    return SparseGraph(*jaccard_pairs(*code, limit))
+    compared = (lists.nearest, lists.more, lists.half)
+    return SparseGraph(*jaccard_pairs(features.cpu(), *compared, largest, lists.averaged, limit))
 
 
 class ComparedLists(NamedTuple):

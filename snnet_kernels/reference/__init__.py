@@ -10,7 +10,7 @@ from . import loop
 from .camera_lists import camera_lists
 from .checksums import checksums, checksums_match
 from .cluster_memory import update_memory_by_hardest_
-from .jaccard_graph import blend_jaccard_, expand_query, jaccard_pairs, reciprocal_weights
+from .jaccard_graph import blend_jaccard_, jaccard_pairs
 from .label_lists import gather_label_lists, gather_list_entries, write_label_lists_
 from .label_memory import gather_labels, pack_labels, unpack_labels, write_labels_
 from .label_prediction import mplp
@@ -48,7 +48,6 @@ __all__ = [
     "checksums",
     "checksums_match",
     "divided_samples",
-    "expand_query",
     "follow_moved_rows_",
     "fused_mutual_label_loss",
     "fused_mutual_label_loss_with_grad",
@@ -79,7 +78,6 @@ __all__ = [
     "own_label_sets",
     "pack_labels",
     "pause",
-    "reciprocal_weights",
     "remove_pairs_",
     "symmetric_lists",
     "unpack_labels",

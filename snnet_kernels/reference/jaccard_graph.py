@@ -17,12 +17,59 @@ TILE = 256  # rows at once
 Sparse = tuple[Tensor, Tensor, Tensor]
 
 
-def reciprocal_weights(
+def jaccard_pairs(
+    features: Tensor,  # float32 [n, d]
     nearest: Tensor,  # int32 [n, c]
     more: Tensor | None,  # int32 [n, e]
     half: int,
-    features: Tensor,  # float32 [n, d]
     largest: Tensor | None,  # float32 [n]
+    averaged: Tensor | None,  # int32 [n, k]
+    max_distance: float,
+) -> Sparse:
+    """The pairs of images that share something and whose Jaccard distance is at most ``max_distance``."""
+    weights = _weights(features, nearest, more, half, largest, averaged)
+    parts = [
+        _nonzero((overlap > 0) & (_jaccard(overlap) <= max_distance), _jaccard(overlap))
+        for overlap in _overlaps(weights, 0, len(nearest))
+    ]
+    return _joined(parts, features)
+
+
+def blend_jaccard_(
+    similarity: Tensor,  # float32 [q, n - q], overwritten
+    features: Tensor,
+    nearest: Tensor,
+    half: int,
+    largest: Tensor,
+    averaged: Tensor | None,
+    original_weight: float,
+) -> None:
+    """(1 - λ) Jaccard distance + λ original distance of the first q images with the others."""
+    weights = _weights(features, nearest, None, half, largest, averaged)
+    queries = len(similarity)
+    done = 0
+    for overlap in _overlaps(weights, queries, queries):
+        rows = slice(done, done + len(overlap))
+        of_row = largest[rows, None]
+        original = torch.where(of_row > 0, (2 - 2 * similarity[rows]) / of_row, 0.0)
+        similarity[rows] = (1 - original_weight) * _jaccard(overlap) + original_weight * original
+        done += len(overlap)
+
+
+def _weights(
+    features: Tensor,
+    nearest: Tensor,
+    more: Tensor | None,
+    half: int,
+    largest: Tensor | None,
+    averaged: Tensor | None,
+) -> Sparse:
+    weights = _reciprocal_weights(features, nearest, more, half, largest)
+    return weights if averaged is None else _expand_query(*weights, averaged)
+
+
+def _reciprocal_weights(
+    features: Tensor, nearest: Tensor, more: Tensor | None, half: int, largest: Tensor | None
 ) -> Sparse:
     """V: of each image the weights of its expanded reciprocal neighbours, which sum to 1."""
     reciprocal = _reciprocal(nearest)
@@ -68,7 +115,7 @@ def _members(columns: Tensor, chosen: Tensor, n: int) -> Tensor:
     return bits
 
 
-def expand_query(indptr: Tensor, indices: Tensor, values: Tensor, nearest: Tensor) -> Sparse:
+def _expand_query(indptr: Tensor, indices: Tensor, values: Tensor, nearest: Tensor) -> Sparse:
     """Each row as the mean of the rows of its ``nearest``, int32 [n, k]."""
     n, k = nearest.shape
 
@@ -90,36 +137,9 @@ def _entries(indptr: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     return position, torch.arange(len(position), device=rows.device) - before[position] + start[position]
 
 
-def jaccard_pairs(indptr: Tensor, indices: Tensor, values: Tensor, max_distance: float) -> Sparse:
-    """The pairs of rows that share something and whose Jaccard distance is at most ``max_distance``."""
-    tiles = _overlaps(indptr, indices, values, 0, len(indptr) - 1)
-    parts = [
-        _nonzero((overlap > 0) & (_jaccard(overlap) <= max_distance), _jaccard(overlap)) for overlap in tiles
-    ]
-    return _joined(parts, values)
-
-
-def blend_jaccard_(
-    similarity: Tensor,  # float32 [q, n - q], overwritten
-    indptr: Tensor,
-    indices: Tensor,
-    values: Tensor,
-    largest: Tensor,
-    original_weight: float,
-) -> None:
-    """(1 - λ) Jaccard distance + λ original distance of the first q images with the others."""
-    queries = len(similarity)
-    done = 0
-    for overlap in _overlaps(indptr, indices, values, queries, queries):
-        rows = slice(done, done + len(overlap))
-        of_row = largest[rows, None]
-        original = torch.where(of_row > 0, (2 - 2 * similarity[rows]) / of_row, 0.0)
-        similarity[rows] = (1 - original_weight) * _jaccard(overlap) + original_weight * original
-        done += len(overlap)
-
-
-def _overlaps(indptr: Tensor, indices: Tensor, values: Tensor, first: int, count: int) -> Iterator[Tensor]:
+def _overlaps(weights: Sparse, first: int, count: int) -> Iterator[Tensor]:
     """The overlaps of the rows below ``count`` with those from ``first`` on, tile by tile: [TILE, n - first]."""
+    indptr, indices, values = weights
     n = len(indptr) - 1
     begin = int(indptr[first]) if len(indptr) else 0
     rows = torch.arange(n, device=values.device).repeat_interleave(indptr.diff())[begin:] - first

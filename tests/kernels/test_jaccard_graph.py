@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import snnet_kernels as sk
-from snnet_kernels import ops, reference
+from snnet_kernels import reference
 from snnet_kernels.sparse_graph import SparseGraph
 from snnet_kernels.testing import clustered_features
 from tests import jaccard_definition
@@ -27,7 +27,6 @@ from tests.paths import DATA
 pytest.importorskip("scipy")
 
 MODULE = sys.modules["snnet_kernels.ops.jaccard_graph"]
-STEPS = ("reciprocal_weights", "expand_query", "jaccard_pairs")
 GOLDEN = dict(np.load(DATA / "cluster_reference.npz"))
 GRAPHS = [name for name in GOLDEN if name.split("/")[0] in ("cluster_contrast", "one_more", "re_ranking")]
 CAMERAS = [name for name in GOLDEN if name.startswith("ca_jaccard/")]
@@ -36,12 +35,11 @@ TOLERANCE = 1e-6  # of distances in 0..1: a few roundings of float32
 
 @pytest.fixture(params=["compiled", "reference"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs the test with either form of the steps, over several tiles of the products and of the rows."""
+    """Runs the test with either form of the operation, over several tiles of the products and of the rows."""
     monkeypatch.setattr(sys.modules["snnet_kernels.ops.camera_lists"], "TILE_ENTRIES", 2000)
     if request.param == "reference":
         monkeypatch.setattr(sys.modules["snnet_kernels.reference.jaccard_graph"], "TILE", 32)
-        for step in STEPS:
-            monkeypatch.setattr(MODULE, step, getattr(reference, step))
+        monkeypatch.setattr(MODULE, "jaccard_pairs", reference.jaccard_pairs)
 
 
 def distances(graph: SparseGraph) -> np.ndarray:
@@ -87,11 +85,11 @@ def test_relative_weights_divide_by_the_largest_distance(form, monkeypatch, pair
     """Whichever lists were searched."""
     given = []
 
-    def weights(*arguments):
-        given.append(arguments[-1])
-        return ops.reciprocal_weights(*arguments)
+    def pairs_of(features, nearest, more, half, largest, *others):
+        given.append(largest)
+        return reference.jaccard_pairs(features, nearest, more, half, largest, *others)
 
-    monkeypatch.setattr(MODULE, "reciprocal_weights", weights)
+    monkeypatch.setattr(MODULE, "jaccard_pairs", pairs_of)
     features = features_of("exact", 50)
     cameras = torch.arange(50) % 3
     sk.jaccard_graph(features, 8, 3, cameras=cameras, weights="relative", **pairs)
@@ -184,6 +182,17 @@ def test_threads_change_no_bit():
     assert len(graphs[0].values) > 5000
 
 
+def test_many_images_in_any_order(monkeypatch):
+    """Rows are computed in an order of their own, in several parts."""
+    features = features_of("clustered", 700)
+    features = features[torch.randperm(700, generator=torch.Generator().manual_seed(0))]
+    got = sk.jaccard_graph(features, 20, 6, max_distance=1)
+    monkeypatch.setattr(MODULE, "jaccard_pairs", reference.jaccard_pairs)
+    expected = sk.jaccard_graph(features, 20, 6, max_distance=1)
+    assert torch.equal(got.indptr, expected.indptr) and torch.equal(got.indices, expected.indices)
+    torch.testing.assert_close(got.values, expected.values, rtol=0, atol=TOLERANCE)
+
+
 def test_any_type_and_strides_of_features():
     features = features_of("exact", 40)
     expected = sk.jaccard_graph(features, 8, 3)
@@ -251,29 +260,41 @@ def test_bad_arguments_are_named(change, error, message):
         sk.jaccard_graph(**{"features": FEATURES, **change})
 
 
-def test_direct_calls_check_what_would_lead_outside():
-    operations = torch.ops.snnet
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nearest": 20}, r"nearest must lie in \[0, 20\)"),
+        ({"nearest": -1}, r"nearest must lie in \[0, 20\)"),
+        ({"more": 20}, r"more must lie in \[0, 20\)"),
+        ({"averaged": -1}, r"averaged must lie in \[0, 20\)"),
+        ({"half": 4}, r"half must lie in \[0, 3\], got 4"),
+        ({"averaged": torch.zeros(20, 0, dtype=torch.int32)}, "averaged must have a column"),
+        ({"features": FEATURES[:19]}, "features must have shape"),
+        ({"largest": torch.ones(19)}, "largest must have"),
+    ],
+)
+def test_direct_calls_check_what_would_lead_outside(change, message):
+    def lists(value: object) -> object:
+        if not isinstance(value, int):
+            return value
+        bad = torch.zeros(20, 3, dtype=torch.int32)
+        bad[7, 1] = value
+        return bad
+
+    given = {"features": FEATURES, "nearest": 0, "more": None, "half": 2, "largest": torch.ones(20)}
+    given |= {"averaged": 0} | change
+    tables = {name: lists(value) for name, value in given.items() if name in ("nearest", "more", "averaged")}
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        torch.ops.snnet.jaccard_pairs(*(given | tables).values(), 0.5)
+
+
+def test_re_ranking_checks_its_similarities():
     nearest = torch.zeros(20, 3, dtype=torch.int32)
-    for wrong in (20, -1):
-        bad = nearest.clone()
-        bad[7, 1] = wrong
-        with pytest.raises((ValueError, RuntimeError), match=r"nearest must lie in \[0, 20\)"):
-            operations.reciprocal_weights(bad, None, 2, FEATURES, None)
-        with pytest.raises((ValueError, RuntimeError), match=r"more must lie in \[0, 20\)"):
-            operations.reciprocal_weights(nearest, bad, 2, FEATURES, None)
-    with pytest.raises((ValueError, RuntimeError), match=r"half must lie in \[0, 3\], got 4"):
-        operations.reciprocal_weights(nearest, None, 4, FEATURES, None)
-    code = ops.reciprocal_weights(nearest, None, 2, FEATURES, None)
-    for place, value, message in (
-        (0, code[0].flip(0), "indptr must rise"),
-        (1, code[1] + 20, r"indices must lie in \[0, 20\)"),
-        (2, code[2][:-1], "which values must have too"),
-    ):
-        bad = [*code[:place], value, *code[place + 1 :]]
+    for shape, message in (((4, 17), "similarity must have shape"), ((21, 3), "at most 20 rows, got 21")):
         with pytest.raises((ValueError, RuntimeError), match=message):
-            operations.jaccard_pairs(*bad, 0.5)
-    with pytest.raises((ValueError, RuntimeError), match="similarity must have shape"):
-        operations.blend_jaccard_(torch.zeros(4, 17), *code, torch.ones(20), 0.3)
+            torch.ops.snnet.blend_jaccard_(
+                torch.zeros(shape), FEATURES, nearest, 2, torch.ones(20), None, 0.3
+            )
 
 
 def test_camera_lists_hold_own_and_others_in_order():

@@ -29,7 +29,7 @@ def arguments() -> dict[str, tuple]:
     differentiable = features.clone().requires_grad_()
     lists = reference.symmetric_lists(reference.neighbor_lists(memory, 10), 20)
     nearest = reference.neighbor_lists(memory, 6).columns
-    code = reference.reciprocal_weights(nearest, None, 3, memory, None)
+    means = nearest[:, :2].contiguous()
     tables = sk.PseudoLabelMemory(N, storage="lists").tables
     shard = [table[30:].clone() for table in lists[:4]]
     pairs = (torch.tensor([0, 0, 59]), torch.tensor([0, 31, 7]), torch.tensor([0.9, 0.1, 0.5]))
@@ -63,9 +63,7 @@ def arguments() -> dict[str, tuple]:
         "nearest_from_lists": (memory, index, *lists[:4], 3),
         "update_memory_lists_": (memory, index, features, torch.tensor(0.3), *lists, None),
         "update_memory_by_hardest_": (memory, index, features, torch.tensor(0.3)),
-        "reciprocal_weights": (nearest, nearest.flip(0).contiguous(), 3, memory, torch.ones(N)),
-        "expand_query": (*code, nearest[:, :2]),
-        "jaccard_pairs": (*code, 0.7),
+        "jaccard_pairs": (memory, nearest, nearest.flip(0).contiguous(), 3, torch.ones(N), means, 0.7),
         "divided_samples": (index, torch.tensor([40, 90])),
         "listed_candidates": (*shard, torch.tensor([3, 50, 3]), 30, 0.4, 22),
         "listed_verdicts": (*shard, 30, N, *candidates, 10),
@@ -143,7 +141,7 @@ def arguments() -> dict[str, tuple]:
             N,
             0.05,
         ),
-        "blend_jaccard_": (memory[:B] @ memory[B:].t(), *code, torch.ones(N), 0.3),
+        "blend_jaccard_": (memory[:B] @ memory[B:].t(), memory, nearest, 3, torch.ones(N), means, 0.3),
     }
 
 
