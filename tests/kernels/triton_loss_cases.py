@@ -88,6 +88,19 @@ def test_loss_of_sets_without_weight():
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("sets", [1, 2, 3])
+@pytest.mark.parametrize("n", [61, 90, 257])
+def test_bits_past_the_columns_are_no_positives(n, sets):
+    """As ``~labels`` sets them."""
+    features, memory, weights = exact_rows(3, 12, 1), exact_rows(n, 12), WEIGHTS[:sets]
+    clean = sets_with_an_empty_and_a_full_row(3, n, sets)
+    past = ~reference.pack_labels(torch.ones(3, n, dtype=torch.bool))
+    for loss in (square_loss, lambda *a: hard_negative_loss(*a, 5.0, 0.03)):
+        expected, gradient = loss(features, memory, clean, weights)
+        ours, other_gradient = loss(features, memory, [label | past for label in clean], weights)
+        assert torch.equal(ours, expected) and torch.equal(other_gradient, gradient)
+
+
 def test_loss_of_no_batch():
     for loss in (square_loss, lambda *a: hard_negative_loss(*a, 5.0, 0.03)):
         value, gradient = loss(

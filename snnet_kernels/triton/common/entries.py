@@ -57,6 +57,13 @@ def label_bytes(n):
 
 
 @triton.jit
+def load_label_bits(labels, byte, n):
+    """int32: the bytes of a packed label row at pointers ``labels + byte``, without the bits past column n."""
+    packed = tl.load(labels + byte, mask=8 * byte < n, other=0).to(tl.int32)
+    return packed & (0xFF >> tl.minimum(tl.maximum(8 * byte + 8 - n, 0), 8))
+
+
+@triton.jit
 def pack_bits(flags, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """bool [ROWS, COLUMNS] to uint8 [ROWS, COLUMNS / 8]; column j is bit j % 8 of byte j // 8."""
     flags = tl.reshape(flags.to(tl.int32), (ROWS, COLUMNS // 8, 8))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...precision import matmul
 from . import launching
-from .entries import column_of_key, count_bits, label_bytes, selection_key
+from .entries import column_of_key, count_bits, label_bytes, load_label_bits, selection_key
 from .launching import Tile
 from .loss_gradient import REGISTERS, label_tile, programs_of_columns
 from .products import tile_products
@@ -142,7 +142,7 @@ def select_kernel(
     bits = tl.zeros((LABEL_BLOCK,), tl.int32)
     for first in range(0, label_bytes(n), LABEL_BLOCK):
         byte = first + tl.arange(0, LABEL_BLOCK)
-        bits += count_bits(tl.load(row_bits + byte, mask=byte < label_bytes(n), other=0).to(tl.int32))
+        bits += count_bits(load_label_bits(row_bits, byte, n))
     positives = tl.sum(bits, 0)
     negatives = n - positives
     ratio = ratio_bits.to(tl.int64).to(tl.float64, bitcast=True)

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launching
-from .entries import label_bytes
+from .entries import label_bytes, load_label_bits
 from .launching import Tile
 from .products import multiply_add
 
@@ -85,12 +85,11 @@ def partials(batch_size: int, n: int, d: int, tile: Tile, device: torch.device) 
 def label_tile(labels, sample, first, n, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr):
     """0 or 1, int32 [BLOCK_A, BLOCK_B]: the label bits of ``sample`` int64 [BLOCK_A] from column ``first`` on.
 
-    ``sample`` lies inside; ``first`` is a multiple of 8; past the row the bits are 0.
+    ``sample`` lies inside; ``first`` is a multiple of 8; past column n the bits are 0, whatever the labels have there.
     """
     byte = first // 8 + tl.arange(0, BLOCK_B // 8)
-    inside = (byte < label_bytes(n))[None, :]
-    packed = tl.load(labels + sample[:, None] * label_bytes(n) + byte[None, :], mask=inside, other=0)
-    bits = (packed.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
+    packed = load_label_bits(labels + sample[:, None] * label_bytes(n), byte[None, :], n)
+    bits = (packed[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
     return tl.reshape(bits, (BLOCK_A, BLOCK_B))
 
 
