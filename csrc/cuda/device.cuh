@@ -25,7 +25,7 @@ __device__ __forceinline__ T* dynamic_shared() {
   return reinterpret_cast<T*>(shared_words);
 }
 
-// ---- Sums over a block in a fixed order.
+// ---- What a warp finds, for all its lanes, and sums over a block in a fixed order.
 
 template <class Value>
 __device__ __forceinline__ Value warp_sum(Value value) {
@@ -33,7 +33,20 @@ __device__ __forceinline__ Value warp_sum(Value value) {
   return value;
 }
 
+template <class Value>
+__device__ __forceinline__ Value warp_maximum(Value value) {
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    const Value other = __shfl_xor_sync(kAllLanes, value, step);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // one instruction for integers
 __device__ __forceinline__ int32_t warp_sum(int32_t value) { return __reduce_add_sync(kAllLanes, value); }
+__device__ __forceinline__ int32_t warp_maximum(int32_t value) { return __reduce_max_sync(kAllLanes, value); }
+__device__ __forceinline__ unsigned warp_maximum(unsigned value) { return __reduce_max_sync(kAllLanes, value); }
+#endif
 
 // The sum of every thread's value, for every thread; parts [threads / 32] is shared memory.
 template <class Value>
@@ -146,8 +159,8 @@ struct NearestOther {
 
 __device__ __forceinline__ Key warp_largest(Key key) {
   const auto high = static_cast<unsigned>(key >> 32);
-  const unsigned top = __reduce_max_sync(kAllLanes, high);
-  const unsigned low = __reduce_max_sync(kAllLanes, high == top ? static_cast<unsigned>(key) : 0u);
+  const unsigned top = warp_maximum(high);
+  const unsigned low = warp_maximum(high == top ? static_cast<unsigned>(key) : 0u);
   return static_cast<Key>(top) << 32 | low;
 }
 
@@ -188,13 +201,7 @@ struct WarpGroup {
 
   __device__ __forceinline__ void sync() const { __syncwarp(); }
   __device__ __forceinline__ int sum(int value) const { return warp_sum(value); }
-  __device__ __forceinline__ float maximum(float value) const {
-    for (int step = kWarp / 2; step > 0; step /= 2) {
-      const float other = __shfl_xor_sync(kAllLanes, value, step);
-      value = other > value ? other : value;
-    }
-    return value;
-  }
+  __device__ __forceinline__ float maximum(float value) const { return warp_maximum(value); }
   __device__ __forceinline__ int place(bool flag, int& total) const {
     const unsigned flags = __ballot_sync(kAllLanes, flag);
     total = __popc(flags);

@@ -48,7 +48,7 @@ __device__ __forceinline__ void find_column(const int32_t* const (&rows)[kRows],
     if (found) break;
   }
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) places[r] = __reduce_max_sync(kAllLanes, places[r]);
+  for (int r = 0; r < kRows; ++r) places[r] = warp_maximum(places[r]);
 }
 
 __device__ __forceinline__ int32_t find_column(const int32_t* columns, int32_t count, int32_t column) {
