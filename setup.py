@@ -47,7 +47,7 @@ sources_digest = runpy.run_path("snnet_kernels/libraries.py")["sources_digest"]
 
 # One build serves torch 2.10 and later; py_limited_api below makes it serve every CPython from 3.10.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
+CUDA_ARCHITECTURES = ("8.0", "9.0", "10.0")  # by default, where nvcc knows them; the last one as PTX too
 FLAGS = ["-O3", "-std=c++20", "-g0", "-fvisibility=hidden"]
 # The compiler must not fuse a product and a sum: it would do so for some instruction sets only. `panels.inl` fuses
 # where it wants to.
@@ -74,21 +74,28 @@ def warn(message: str) -> None:
     print(f"\nWARNING: {message}\n", file=sys.stderr)
 
 
-def nvcc_version() -> str | None:
-    """Version of the nvcc that torch would use, or None."""
+def ask_nvcc(question: str) -> str:
+    """The answer of the nvcc that torch would use, or nothing."""
     if cpp_extension.CUDA_HOME is None:
-        return None
+        return ""
+    command = [os.path.join(cpp_extension.CUDA_HOME, "bin", "nvcc"), question]
     try:
-        output = subprocess.run(
-            [os.path.join(cpp_extension.CUDA_HOME, "bin", "nvcc"), "--version"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return None
-    match = re.search(r"release (\d+\.\d+)", output)
+        return ""
+
+
+def nvcc_version() -> str | None:
+    match = re.search(r"release (\d+\.\d+)", ask_nvcc("--version"))
     return match.group(1) if match else None
+
+
+def default_architectures() -> str:
+    """Those that nvcc knows: before CUDA 12.8 that is not 10.0."""
+    known = ask_nvcc("--list-gpu-arch").split()
+    return (
+        ";".join(name for name in CUDA_ARCHITECTURES if f"compute_{name.replace('.', '')}" in known) + "+PTX"
+    )
 
 
 def cuda_extension() -> Extension | None:
@@ -107,7 +114,7 @@ def cuda_extension() -> Extension | None:
         if CUDA_MODE == "1":
             raise SystemExit(f"SNNET_CUDA=1, but {reason}")
         return None
-    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_architectures())
     build = re.sub(r"[;\s]+", " ", f"CUDA {nvcc} for {architectures}")
     return cpp_extension.CUDAExtension(
         "snnet_kernels._C_cuda",

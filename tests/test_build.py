@@ -6,8 +6,11 @@ import runpy
 import shutil
 import sys
 import zipfile
+from unittest import mock
 
 import pytest
+import torch
+import torch.utils.cpp_extension
 
 import snnet_kernels as sk
 from snnet.retrieval import compiled
@@ -72,6 +75,34 @@ def test_forced_cuda_is_fatal_where_it_cannot_be_built(tmp_path):
     result = run_setup("--version", CUDA_HOME=str(tmp_path), SNNET_CUDA="1")
     assert result.returncode != 0
     assert "SNNET_CUDA=1, but" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("release", "known", "chosen", "compiled"),
+    [
+        ("12.6", "75 80 90", None, "8.0;9.0+PTX"),
+        ("12.8", "75 80 90 100", None, "8.0;9.0;10.0+PTX"),
+        ("12.6", "75 80 90", "7.5", "7.5"),
+    ],
+)
+def test_cuda_is_compiled_for_what_nvcc_knows(release, known, chosen, compiled, monkeypatch, tmp_path):
+    pytest.importorskip("setuptools")
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(
+        f"#!/bin/sh\n[ $1 = --version ] && echo release {release} || printf 'compute_%s\\n' {known}\n"
+    )
+    nvcc.chmod(0o755)
+    monkeypatch.setattr(torch.utils.cpp_extension, "CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.version, "cuda", release)
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--name"])
+    monkeypatch.chdir(ROOT)
+    with mock.patch.dict(os.environ, CUDA_HOME=str(tmp_path), SNNET_CUDA="1"):
+        os.environ.pop("TORCH_CUDA_ARCH_LIST", None)
+        if chosen:
+            os.environ["TORCH_CUDA_ARCH_LIST"] = chosen
+        runpy.run_path("setup.py")
+        assert os.environ["TORCH_CUDA_ARCH_LIST"] == compiled
 
 
 @pytest.mark.parametrize(("jobs", "units"), [("1", 1), ("2", 2), ("64", 3)])
