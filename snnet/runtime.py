@@ -24,7 +24,7 @@ from snnet.system.cpus import available_cpus
 from snnet.system.processes import take_own_gpu
 from snnet.system.terminal import printable, speaker
 from snnet_kernels import backend_info
-from snnet_kernels.backends import instruction_set, servers
+from snnet_kernels.backends import instruction_set, servers_on
 from snnet_kernels.version import __version__
 
 
@@ -128,12 +128,11 @@ def show_warnings_as_lines() -> None:
 
 def kernels_line(device: torch.device) -> str:
     """Which kernels run on ``device``, as one line; ``python -m snnet_kernels`` shows the table."""
-    info = backend_info()
-    served = {name for operation in info.operations for name in servers(operation, device.type)}
+    served = {name for names in servers_on(device).values() for name in names}
     titles = {"cpu": "CPU", "cuda": "CUDA", "triton": "Triton"}
     found = " and ".join(title for name, title in titles.items() if name in served)
     notes = [instruction_set()] if "cpu" in served else []
-    notes += [f"SNNET_BACKEND={info.forced}"] if info.forced else []
+    notes += [f"SNNET_BACKEND={forced}"] if (forced := backend_info().forced) else []
     kernels = f"{found} kernels" if found else "plain PyTorch"
     return f"snnet_kernels: {kernels}" + (f" ({', '.join(notes)})" if notes else "")
 
@@ -142,7 +141,6 @@ def environment(placement: Placement, processes: int = 1) -> dict[str, Any]:
     """The machine, versions and number of processes that a run's results depend on, to be recorded."""
     device = placement.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    operations = backend_info().operations
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "device": str(device),
@@ -157,7 +155,7 @@ def environment(placement: Placement, processes: int = 1) -> dict[str, Any]:
             **{name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
         },
         "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "backends": {name: served[device.type] for name, served in operations.items()},
+        "backends": {name: ", ".join(names) for name, names in sorted(servers_on(device).items())},
     }
 
 

@@ -7,8 +7,9 @@ from .loaded import (
     backend_info,
     instruction_set,
     select_instruction_set,
+    servers_on,
 )
-from .table import BACKENDS, servers
+from .table import BACKENDS
 
 __all__ = [
     "BACKENDS",
@@ -18,5 +19,5 @@ __all__ = [
     "backend_info",
     "instruction_set",
     "select_instruction_set",
-    "servers",
+    "servers_on",
 ]

@@ -6,8 +6,6 @@ goes, to Triton. Where one of the two is missing the other serves if it can, els
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +15,8 @@ from torch import Tensor
 from ..ops.operation import LIBRARY, OPERATIONS
 from ..precision import exact_float32, get_matmul_precision, tf32_product
 from . import cuda_library, table
-from .loaded import backend_info
-from .usable import has_code_for, triton_problem
+from .loaded import cuda_library_serves
+from .usable import triton_problem
 
 _compiled = torch.ops.snnet_cuda
 # Bytes of similarities [B, n] up to which a loss from features makes them all: about what the L2 cache holds. That is
@@ -31,30 +29,9 @@ TILE, SORTED_ROWS = 4096, 65_536
 _SPARSE_UP_TO = {"ieee": 0.05, "bf16": 0.05, "tf32x3": 0.05, "tf32": 0.01}
 
 
-def choose(operation: str, at_hand: bool = True) -> str:
-    """The backend of a call: see :func:`.table.choose`."""
-    _look_at_devices()
-    return table.choose(operation, at_hand)
-
-
-@functools.cache
-def _look_at_devices() -> None:
-    """At the first call, as it starts CUDA: leave out the compiled library if it has no code for a device."""
-    if not table.AVAILABLE["cuda"] or not torch.cuda.is_available():
-        return
-    (build,) = (library.detail for library in backend_info().libraries if library.name == "_C_cuda")
-    architectures = build.partition(" for ")[2].partition(",")[0]
-    for device in range(torch.cuda.device_count()):
-        capability = torch.cuda.get_device_capability(device)
-        if not has_code_for(capability, architectures):
-            table.AVAILABLE["cuda"] = False
-            warnings.warn(
-                f"snnet_kernels: the CUDA library is compiled for {architectures}, and cuda:{device} has compute "
-                f"capability {capability[0]}.{capability[1]}: other kernels serve (install with TORCH_CUDA_ARCH_LIST "
-                "to compile for it)",
-                stacklevel=2,
-            )
-            return
+def choose(operation: str, first: Tensor, at_hand: bool = True) -> str:
+    """The backend of a call with this first argument: see :func:`.table.choose`."""
+    return table.choose(operation, at_hand, cuda_library_serves(first.get_device()))
 
 
 def similarity_of(features: Tensor, memory: Tensor) -> Tensor:
@@ -80,7 +57,7 @@ def _compiled_or_plain(name: str) -> Callable[..., Any]:
     """An operation that the compiled library has as it is."""
 
     def serve(*args: Any) -> Any:
-        if choose(name) == "cuda":
+        if choose(name, args[0]) == "cuda":
             return getattr(_compiled, name).default(*args)
         return OPERATIONS[name].plain(*args)
 
@@ -88,7 +65,7 @@ def _compiled_or_plain(name: str) -> Callable[..., Any]:
 
 
 def _mplp(*args: Any) -> Tensor:
-    if choose("mplp") == "triton":
+    if choose("mplp", args[0]) == "triton":
         from ..triton.label_prediction import mplp
 
         return mplp(*args)
@@ -98,7 +75,7 @@ def _mplp(*args: Any) -> Tensor:
 def _nearest_neighbors(
     memory: Tensor, index: Tensor, query_rows: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    match choose("nearest_neighbors", at_hand=query_rows is not None):
+    match choose("nearest_neighbors", memory, at_hand=query_rows is not None):
         case "cuda":
             rows = similarity_of(memory[index], memory) if query_rows is None else query_rows
             return _compiled.nearest_neighbors.default(index, rows, *options)
@@ -120,7 +97,7 @@ def _fused_mutual_label_loss(
 ) -> tuple[Tensor, Tensor]:
     few = 4 * len(features) * len(memory) <= HELD_SIMILARITIES
     features = features.contiguous()
-    match choose("fused_mutual_label_loss", at_hand=similarity is not None or few):
+    match choose("fused_mutual_label_loss", features, at_hand=similarity is not None or few):
         case "cuda":
             s = similarity_of(features, memory) if similarity is None else similarity
             _, hard_negative_ratio = options
@@ -137,7 +114,7 @@ def _fused_mutual_label_loss(
 
 
 def _neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if choose("neighbor_lists") != "cuda":
+    if choose("neighbor_lists", features) != "cuda":
         return OPERATIONS["neighbor_lists"].plain(features, k, floor)
     n = features.shape[0]
     columns = features.new_full((n, min(k, n)), -1, dtype=torch.int32)

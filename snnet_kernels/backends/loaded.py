@@ -7,6 +7,7 @@ widest that the processor supports is used.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import pathlib
 import warnings
@@ -16,7 +17,7 @@ import torch
 
 from ..libraries import load_library
 from . import table
-from .usable import triton_problem
+from .usable import LOWEST_CAPABILITY, has_code_for, triton_problem
 
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
@@ -35,16 +36,24 @@ class LibraryInfo:
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """What :func:`backend_info` found; ``print`` it for a table.
-
-    ``operations`` maps each operation to the backend that runs it for ``cpu`` and for ``cuda`` tensors. Of two names,
-    such as ``cuda, triton``, the first runs calls that give the similarities, or need few, and the second all others.
-    ``reference`` is plain PyTorch, but for one thing: in "tf32x3" precision Triton serves ``memory_similarity``.
-    """
+    """What :func:`backend_info` found; ``print`` it for a table."""
 
     forced: str | None
     libraries: tuple[LibraryInfo, ...]
-    operations: dict[str, dict[str, str]]
+
+    @property
+    def operations(self) -> dict[str, dict[str, str]]:
+        """The backend of each operation for ``cpu`` and for ``cuda`` tensors, those on the current device.
+
+        Of two names, such as ``cuda, triton``, the first runs calls that give the similarities, or need few, and the
+        second all others. ``reference`` is plain PyTorch, but for one thing: in "tf32x3" precision Triton serves
+        ``memory_similarity``. To read this starts CUDA, if it is there.
+        """
+        served = {device: servers_on(torch.device(device)) for device in ("cpu", "cuda")}
+        return {
+            name: {device: ", ".join(names[name]) for device, names in served.items()}
+            for name in sorted(served["cpu"])
+        }
 
     def __str__(self) -> str:
         lines = [f"snnet_kernels on torch {torch.__version__}"]
@@ -141,12 +150,37 @@ if table.FORCED is None and (_missing := [library for library in _LOADED if _lac
     )
 
 
-def backend_info() -> BackendInfo:
-    """The loaded libraries and, for each operation, the backend that serves it on CPU and CUDA tensors."""
+@functools.cache
+def cuda_library_serves(device: int) -> bool:
+    """Whether the loaded CUDA library has code for this device, -1 for none; says so if not."""
+    (library,) = (library for library in _LOADED if library.name == "_C_cuda")
+    if device < 0 or not library.loaded:
+        return True
+    architectures = library.detail.partition(" for ")[2].partition(",")[0]
+    capability = torch.cuda.get_device_capability(device)
+    if has_code_for(capability, architectures):
+        return True
+    number = f"{capability[0]}.{capability[1]}"
+    advice = f" (install with {number} in TORCH_CUDA_ARCH_LIST to compile for it)"
+    warnings.warn(
+        f"snnet_kernels: the CUDA library is compiled for {architectures}, and cuda:{device} has compute capability "
+        f"{number}: other kernels serve{advice if capability >= LOWEST_CAPABILITY else ''}",
+        stacklevel=2,
+    )
+    return False
+
+
+def servers_on(device: torch.device) -> dict[str, tuple[str, ...]]:
+    """The backends that run each operation on a device: see :func:`.table.servers`."""
     from ..ops.operation import OPERATIONS  # it needs this package first
 
-    operations = {
-        name: {device: ", ".join(table.servers(name, device)) for device in ("cpu", "cuda")}
-        for name in sorted(OPERATIONS)
-    }
-    return BackendInfo(table.FORCED, _LOADED, operations)
+    number = -1
+    if device.type == "cuda" and torch.cuda.is_available():
+        number = torch.cuda.current_device() if device.index is None else device.index
+    has_code = cuda_library_serves(number)
+    return {name: table.servers(name, device.type, has_code) for name in OPERATIONS}
+
+
+def backend_info() -> BackendInfo:
+    """The loaded libraries and, for each operation, the backend that serves it on CPU and CUDA tensors."""
+    return BackendInfo(table.FORCED, _LOADED)

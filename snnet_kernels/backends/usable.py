@@ -9,6 +9,8 @@ import re
 import shutil
 import sysconfig
 
+LOWEST_CAPABILITY = 7, 5  # that the CUDA library is tested to compile for
+
 
 def triton_problem() -> str | None:
     """Why Triton launches nothing here, None if it does. It compiles a part of itself in C before its first launch."""

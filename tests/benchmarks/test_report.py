@@ -436,7 +436,7 @@ def test_plain_pytorch_does_not_race_against_itself(monkeypatch):
     from snnet_kernels import BackendInfo, LibraryInfo
 
     libraries = (LibraryInfo("_C", False, "not built"), LibraryInfo("_C_cuda", True, "CUDA 13.0"))
-    monkeypatch.setattr("snnet_kernels.backend_info", lambda: BackendInfo(None, libraries, {}))
+    monkeypatch.setattr("snnet_kernels.backend_info", lambda: BackendInfo(None, libraries))
     _refuse_plain("cuda")
     message = (
         "^the compiled library _C is not built: without it plain PyTorch races against itself "
@@ -444,5 +444,5 @@ def test_plain_pytorch_does_not_race_against_itself(monkeypatch):
     )
     with pytest.raises(pytest.UsageError, match=message):
         _refuse_plain("cpu")
-    monkeypatch.setattr("snnet_kernels.backend_info", lambda: BackendInfo("reference", libraries, {}))
+    monkeypatch.setattr("snnet_kernels.backend_info", lambda: BackendInfo("reference", libraries))
     _refuse_plain("cpu")

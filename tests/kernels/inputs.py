@@ -7,11 +7,12 @@ import torch
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from snnet_kernels import backends, reference
+from snnet_kernels import reference
+from snnet_kernels.backends import table
 from snnet_kernels.testing import clustered_features
 
 needs_cpu_library = pytest.mark.skipif(
-    "cpu" not in backends.servers("mplp", "cpu"), reason="the compiled CPU library is not loaded"
+    "cpu" not in table.servers("mplp", "cpu"), reason="the compiled CPU library is not loaded"
 )
 
 # Around a 64-float block, a 512-float step, a 128-bit label word, and sizes with every kind of rest.

@@ -7,14 +7,16 @@ import os
 import re
 import runpy
 import sys
+import types
 
 import pytest
 import torch
 
 import snnet_kernels as sk
-from snnet_kernels import backends, reference
+from snnet_kernels import reference
 from snnet_kernels.__main__ import main
-from snnet_kernels.backends import cuda_library, gpu, table, usable
+from snnet_kernels.backends import cuda_library, gpu, loaded, table, usable
+from snnet_kernels.backends.loaded import servers_on
 from snnet_kernels.backends.usable import has_code_for
 from snnet_kernels.ops.operation import OPERATIONS
 from tests.forks import Answer, python
@@ -54,7 +56,7 @@ def test_what_gpu_kernels_serve(monkeypatch):
 
 @needs_cpu_library
 def test_torch_knows_what_the_cpu_library_has():
-    registered = {name for name in OPERATIONS if backends.servers(name, "cpu") == ("cpu",)}
+    registered = {name for name in OPERATIONS if table.servers(name, "cpu") == ("cpu",)}
     assert registered == set(stems(r'm\.impl\("(\w+)"', "csrc/cpu/*.cpp"))
 
 
@@ -218,18 +220,55 @@ def test_devices_that_the_cuda_library_has_code_for(capability, compiled, runs):
     assert has_code_for(capability, compiled) is runs
 
 
-def test_a_device_without_code_is_served_by_others(monkeypatch):
-    libraries = (sk.backends.LibraryInfo("_C_cuda", True, "CUDA 13.0 for 8.0 9.0, nvcc, torch 2.14"),)
-    monkeypatch.setitem(table.AVAILABLE, "cuda", True)
-    monkeypatch.setattr(gpu, "backend_info", lambda: sk.backends.BackendInfo(None, libraries, {}))
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """A library for 8.0 and 9.0, and devices of 8.9 and 6.1, the second of which is the current one."""
+    library = sk.LibraryInfo("_C_cuda", True, "CUDA 13.0 for 8.0 9.0, nvcc, torch 2.14")
+    monkeypatch.setattr(loaded, "_LOADED", (library,))
+    monkeypatch.setattr(table, "AVAILABLE", {"cuda": True, "triton": True})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: ((9, 0), (7, 5))[device])
-    gpu._look_at_devices.cache_clear()
-    with pytest.warns(UserWarning, match=r"compiled for 8\.0 9\.0, and cuda:1 has compute capability 7\.5"):
-        assert gpu.choose("pack_labels") == "reference"
-    assert gpu.choose("pack_labels") == "reference"
-    gpu._look_at_devices.cache_clear()
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: ((8, 9), (6, 1))[device])
+    loaded.cuda_library_serves.cache_clear()
+    yield
+    loaded.cuda_library_serves.cache_clear()
+
+
+ON_FIRST, ON_SECOND = (types.SimpleNamespace(get_device=lambda own=device: own) for device in (0, 1))
+
+
+def test_each_device_is_served_by_what_has_code_for_it(two_gpus, recwarn):
+    assert gpu.choose("pack_labels", ON_FIRST) == "cuda" and not recwarn
+    told = "compiled for 8.0 9.0, and cuda:1 has compute capability 6.1: other kernels serve"
+    with pytest.warns(UserWarning, match=f"{re.escape(told)}$"):
+        assert gpu.choose("pack_labels", ON_SECOND) == "reference"
+    assert gpu.choose("nearest_neighbors", ON_SECOND) == "triton"
+    assert gpu.choose("nearest_neighbors", ON_FIRST) == "cuda"
+    assert not recwarn
+
+
+def test_a_forced_library_without_code_for_a_device_raises(two_gpus, monkeypatch):
+    monkeypatch.setattr(table, "FORCED", "cuda")
+    with pytest.warns(UserWarning), pytest.raises(NotImplementedError, match=r"there are: triton\)"):
+        gpu.choose("nearest_neighbors", ON_SECOND)
+
+
+def test_a_device_that_the_library_can_be_compiled_for(two_gpus, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.warns(UserWarning, match=r"\(install with 7\.5 in TORCH_CUDA_ARCH_LIST to compile for it\)$"):
+        assert gpu.choose("pack_labels", ON_FIRST) == "reference"
+
+
+def test_what_is_told_is_what_runs(two_gpus, capsys):
+    """Nothing has been looked at before; the table is that of the current device."""
+    with pytest.warns(UserWarning, match="cuda:1 has compute capability 6.1"):
+        assert main() == 0
+    assert re.search(r"pack_labels +\w+ +reference\n", capsys.readouterr().out)
+    assert sk.backend_info().operations["nearest_neighbors"]["cuda"] == "triton"
+    served = [
+        servers_on(torch.device(name))["nearest_neighbors"] for name in ("cuda", "cuda:0", "cuda:1", "cpu")
+    ]
+    assert served == [("triton",), ("cuda", "triton"), ("triton",), table.servers("nearest_neighbors", "cpu")]
 
 
 def test_triton_needs_what_it_compiles_with(monkeypatch, tmp_path):

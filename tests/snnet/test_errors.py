@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from snnet import runtime
 from snnet.errors import UserError
 from snnet.runtime import kernels_line
 from snnet.system.command import run_command
@@ -120,3 +121,14 @@ def test_kernels_are_one_line() -> None:
     else:
         assert line.startswith("snnet_kernels: plain PyTorch")
     assert line.count("\n") == 0
+
+
+def test_kernels_are_those_of_the_device(monkeypatch) -> None:
+    served = {0: {"mplp": ("triton",), "pack_labels": ("cuda",)}, 1: {"mplp": ("triton",)}}
+    monkeypatch.setattr(runtime, "servers_on", lambda device: served[device.index])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some GPU")
+    first, second = (torch.device("cuda", number) for number in served)
+    assert kernels_line(first) == "snnet_kernels: CUDA and Triton kernels"
+    assert kernels_line(second) == "snnet_kernels: Triton kernels"
+    recorded = runtime.environment(runtime.Placement(first, amp=False, channels_last=False))["backends"]
+    assert recorded == {"mplp": "triton", "pack_labels": "cuda"}
