@@ -11,7 +11,7 @@
 namespace snnet {
 namespace {
 
-constexpr int kProductFloats = 4 << 20;  // of rows that are multiplied for neighbours at once
+constexpr int kProductFloats = 64 << 20;  // of rows that the whole GPU multiplies for neighbours, at most B n
 
 // What an inquiry of lists is about, checked.
 struct ListInquiry {

@@ -77,6 +77,20 @@ def test_whoever_multiplies_last_decides(cuda_on_cpu, small_constants, small, n,
         check_neighbors(build, memory, index, lists, 7, seed=seed, blocks_at_once=4)
 
 
+@pytest.mark.parametrize(("n", "size", "rows"), [(100_000, 64, 64), (1_200_000, 64, 55)])
+def test_the_whole_gpu_multiplies_for_a_batch_or_as_much_as_there_is_room_for(cuda_on_cpu, n, size, rows):
+    column = (torch.arange(n, dtype=torch.int32) + 1) % n
+    one = torch.ones(n, dtype=torch.int32)
+    lists = column[:, None], torch.full((n, 1), 0.5), one, torch.zeros(n)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        index, _, made = cuda_on_cpu.operations.nearest_from_lists(
+            torch.ones(n, 1), torch.arange(size), *lists, 1
+        )
+    assert torch.equal(index[:, 0], torch.arange(size) + 1) and made == 0
+    taken = max(event.self_cpu_memory_usage for event in profile.events())
+    assert 4 * rows * n <= taken < 4 * rows * n + 4096
+
+
 def test_a_label_step_is_twelve_launches(cuda_on_cpu):
     """What benchmarks/floors.yaml counts with: labels, neighbours, two reads of P and a write, the update."""
     memory, index = clustered_features(40, 8), torch.arange(6)
