@@ -173,7 +173,9 @@ class RuntimeConfig:
         0, "seed of everything random in a run; the drawn set is always the same", ">= 0 and < 4294967296"
     )
     deterministic: bool = option(
-        False, "use only algorithms that give the same bits every time (slower on CUDA)"
+        False,
+        "use only algorithms that give the same bits every time (slower on CUDA, and there not in a step in which more "
+        "than twice --neighbors pairs of one image pass the floors of the neighbour lists)",
     )
     amp: bool = option(
         False,
