@@ -40,12 +40,14 @@ from tests.paths import ROOT
 # processes of a session, and the next one. `make clean` empties it.
 KEPT = ROOT / "build" / "triton_ahead"
 KIB = 1024
-# Shared memory that a block can have, by compute capability.
-MOST_SHARED = {80: 163 * KIB, 90: 227 * KIB, 100: 227 * KIB}
-# Bytes that a thread stores to and loads from local memory at most: with the default tile, and with the others, where
-# the loss with hard negatives has 1,804 of them on 8.0 and 1,712 on 9.0, all else fewer. The deeper fp32 products of
-# Triton before 3.8 take more.
+# Shared memory that a block can have, by compute capability. What a kernel takes on 8.6 and 8.9, which have 99 KB, it
+# takes on 8.0.
+MOST_SHARED = {80: 163 * KIB, 90: 227 * KIB, 100: 227 * KIB, 120: 99 * KIB}
+# Bytes that a thread stores to and loads from local memory at most: with the default tile (on 12.0 the nearest
+# neighbours in "bf16" have 120 of them), and with the others, where the loss with hard negatives has 1,804 on 8.0 and
+# 1,712 on 9.0, all else fewer. The deeper fp32 products of Triton before 3.8 take more.
 MOST_SPILLED_BY_DEFAULT, MOST_SPILLED = (256, 4096) if OLD_TRITON else (0, 2048)
+MOST_SPILLED_BY_DEFAULT_ON = {120: 128}
 _TENSOR_CORES = re.compile(r"\b(mma|wgmma|tcgen05\.mma)\.")
 _MULTIPLY_ADD = re.compile(r"fma\.rn\.f32\s+(%\w+), (%\w+), (%\w+), (\S+);")
 _SHARED_LOAD = re.compile(r"ld\.shared\S*\s+\{?([^[}]+)\}?, \[")
@@ -158,7 +160,8 @@ def check(kernel: Compiled, is_default: bool) -> None:
     assert kernel.shared <= (min(MOST_SHARED.values()) if is_default else MOST_SHARED[kernel.architecture]), (
         kernel
     )
-    assert kernel.spilled <= (MOST_SPILLED_BY_DEFAULT if is_default else MOST_SPILLED), kernel
+    by_default = MOST_SPILLED_BY_DEFAULT_ON.get(kernel.architecture, MOST_SPILLED_BY_DEFAULT)
+    assert kernel.spilled <= (by_default if is_default else MOST_SPILLED), kernel
     precision = kernel.options.get("PRECISION", "tf32x3" if kernel.name == "similarity_kernel" else "ieee")
     multiplies = "BLOCK_K" in kernel.options and not kernel.options.get("GIVEN", False)
     assert bool(_TENSOR_CORES.search(kernel.ptx)) == (multiplies and precision != "ieee"), kernel
