@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..ops.operation import LIBRARY, OPERATIONS
 from ..precision import exact_float32, get_matmul_precision, tf32_product
@@ -124,6 +125,10 @@ def _neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tensor, Ten
     floors = torch.full((n,), floor, dtype=torch.float64, device=features.device).to(features.dtype)
     lowest = torch.full_like(floors, torch.inf)
 
+    def tile(first: int) -> Tensor:
+        rows = features[first : first + TILE]  # all tiles of one shape: it may choose how cuBLAS rounds
+        return rows if n <= TILE or len(rows) == TILE else pad(rows, (0, 0, 0, TILE - len(rows)))
+
     def take(products: Tensor, top: int, left: int) -> None:
         rows = lowest[top : top + TILE]
         rows.copy_(rows.minimum(products.amin(1)))
@@ -132,7 +137,7 @@ def _neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tensor, Ten
     for top in range(0, n, TILE):  # tiles of the upper triangle, each for its rows and its columns
         for left in range(top, n, TILE):
             with exact_float32(features.device):
-                products = features[top : top + TILE] @ features[left : left + TILE].t()
+                products = (tile(top) @ tile(left).t())[: n - top, : n - left].contiguous()
             if top == left:
                 products = products.tril() + products.tril(-1).t()
             take(products, top, left)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from snnet_kernels import reference
+from snnet_kernels.backends import gpu
 from snnet_kernels.neighbor_list_layout import NeighborLists
 from snnet_kernels.reference.neighbor_lists import neighbor_lists, symmetric_lists
 from snnet_kernels.testing import clustered_features
@@ -45,6 +47,33 @@ def test_lists_are_built_from_tiles(cuda_on_cpu, small_constants, kind, n, k, ti
             assert torch.equal(dense(lists).nan_to_num(-99), dense(expected).nan_to_num(-99))
             assert torch.equal(lists.floors, expected.floors)
         assert torch.equal(lists.counts, expected.counts)
+
+
+class ShapesOfProducts(TorchDispatchMode):
+    """The shapes of the operands of matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.mm.default:
+            self.found.add(tuple(tuple(operand.shape) for operand in args))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("n", "rows"), [(16, 16), (7, 7), (40, 16), (32, 16)])
+def test_products_of_lists_have_one_shape(cuda_on_cpu, monkeypatch, n, rows):
+    monkeypatch.setattr(gpu, "TILE", 16)
+    monkeypatch.setattr(gpu, "choose", lambda *_: "cuda")
+    features = memory_of("exact", n, 8, seed=n)
+    with ShapesOfProducts() as shapes:
+        *lists, lowest = gpu._neighbor_lists(features, 5, -torch.inf)
+    assert shapes.found == {((rows, 8), (8, rows))}
+    expected = neighbor_lists(features, 5)
+    for ours, theirs in zip(lists, expected, strict=False):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(lowest, (features @ features.t()).amin(1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
