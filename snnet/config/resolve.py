@@ -42,7 +42,8 @@ def resumed(run: Path, given: dict[str, Any]) -> Config:
     if not path.is_file():
         raise UserError(f"--resume {run}: no run there ({CONFIG_FILE} is missing)")
     values = load_yaml(path)
-    if "output_dir" in given and Path(given["output_dir"]).resolve() != run.resolve():
+    asked_for = given.get("output_dir", str(run))
+    if asked_for is None or Path(asked_for).resolve() != run.resolve():
         raise UserError(f"--output-dir cannot be given with --resume: the run continues in {run}")
     given = with_whole_paths(given)
     for name, value in given.items():

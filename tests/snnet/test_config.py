@@ -280,9 +280,35 @@ def test_a_resumed_run_keeps_its_configuration(tmp_path: Path) -> None:
     assert complaint(f"--resume {tmp_path} --embedding fc-relu --arch resnet50").startswith(
         "--embedding fc-relu contradicts the run in"
     )
-    assert complaint(f"--resume {tmp_path} --output-dir o").startswith(
-        "--output-dir cannot be given with --resume"
-    )
+    for folder in ("o", "none"):
+        assert complaint(f"--resume {tmp_path} --output-dir {folder}").startswith(
+            "--output-dir cannot be given with --resume"
+        )
+    assert parse(f"--resume {tmp_path} --output-dir {tmp_path}/.").output.output_dir == str(tmp_path)
+
+
+def test_no_value_of_any_flag_is_more_than_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(parse("--dataset market1501")))
+    network = ["--arch", "resnet18", "--weights", "none"]
+    for command, words in (
+        (TrainCommand, []),
+        (TrainCommand, ["--resume", str(tmp_path)]),
+        (EvaluateCommand, network),
+        (ExtractCommand, [*network, "--output", "o.npz"]),
+        (LabelCommand, ["f.npz", "--output", "l.npz"]),
+        (SearchCommand, [*network, "--gallery", "g", "--query", "q"]),
+        (ExportCommand, [*network, "--output", "o.onnx"]),
+        (ReportCommand, ["run"]),
+    ):
+        own = [declared.flag for declared in options_of(command).values() if declared.flag]
+        for flag in [*own, *(OPTIONS[name].flag for name in command.shared)]:
+            for value in ("none", "-1", "nan", "", "~nobody/x", "\udcff"):
+                try:
+                    found = command.parse([*words, f"{flag}={value}"])
+                except UserError as error:
+                    assert "\n" not in str(error)
+                else:
+                    assert isinstance(found, command)
 
 
 def test_a_folder_alone_does_not_say_which_dataset_is_in_it(tmp_path: Path) -> None:
