@@ -18,6 +18,7 @@ import contextlib
 import importlib.util
 import io
 import logging
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ def _write_safetensors(trained: TrainedModel, path: Path) -> list[str]:
     model, data = trained.config.model, trained.config.data
     return [
         f"{path}: {len(state)} tensors of {model.arch}, embedding {model.embedding}, {_megabytes(path.stat().st_size)}",
-        f"  load it with --arch {model.arch} --embedding {model.embedding} --weights {path} "
+        f"  load it with --arch {shlex.quote(model.arch)} --embedding {model.embedding} "
+        f"--weights {shlex.quote(str(path))} "
         f"--height {data.height} --width {data.width} --retrieval-feature {model.retrieval_feature}",
     ]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from dataclasses import MISSING, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -85,7 +86,7 @@ class _Parser(argparse.ArgumentParser):
             return "; give RUN without a flag"
         is_run = os.path.isfile(Path(word, CONFIG_FILE)) or Path(word).name == CHECKPOINT_FILE
         if for_runs is not None and is_run:
-            return f"; did you mean {for_runs} {word}?"
+            return f"; did you mean {for_runs} {shlex.quote(word)}?"
         return suggestion(word, flags)
 
     def _print_message(self, message: str, file: Any = None) -> None:

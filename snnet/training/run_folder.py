@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import platform
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,8 @@ def check_new(folder: Path) -> None:
     """
     if (folder / CHECKPOINT_FILE).exists():
         raise UserError(
-            f"{folder} has the checkpoint of a run: continue it with --resume {folder}, or choose another --output-dir"
+            f"{folder} has the checkpoint of a run: continue it with --resume {shlex.quote(str(folder))}, "
+            "or choose another --output-dir"
         )
     names = (CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE)
     found = [folder / name for name in names if os.path.lexists(folder / name)]

@@ -404,6 +404,8 @@ def test_a_run_that_is_named_in_another_commands_way_is_answered_with_this_comma
     ):  # fmt: skip
         with pytest.raises(UserError, match=f"^{re.escape(meant)}"):
             command.parse(line.split())
+    with pytest.raises(UserError, match=r"did you mean --resume 'my run/checkpoint\.pt'\?"):
+        TrainCommand.parse(["my run/checkpoint.pt"])
 
 
 def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:

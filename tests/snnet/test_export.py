@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import safetensors
 import torch
 
 from snnet import export as command
-from snnet.config.commands import ExportCommand
+from snnet.config.commands import EvaluateCommand, ExportCommand
 from snnet.errors import UserError
 from snnet.export import export
 from snnet.models import build_model
@@ -100,16 +101,18 @@ def test_a_network_that_differs_is_not_written(tmp_path: Path, monkeypatch: pyte
 
 
 def test_safetensors_are_the_weights_to_the_bit_and_load_again(finished_run: Path, tmp_path: Path) -> None:
-    path = tmp_path / "weights.safetensors"
+    path = tmp_path / "$my weights.safetensors"
     lines = exported("--checkpoint", finished_run, "--output", path)
     state = load_checkpoint(finished_run)["model"]
     model = build_model("osnet_x0_25", weights=str(path))
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert lines[0].startswith(f"{path}: {len(state)} tensors of osnet_x0_25, embedding pool")
-    assert lines[1].endswith(
-        f"--arch osnet_x0_25 --embedding pool --weights {path} --height 32 --width 16 --retrieval-feature before"
-    )
+    flags = shlex.split(lines[1].removeprefix("  load it with "))
+    assert EvaluateCommand.parse(flags).given == {
+        "arch": "osnet_x0_25", "embedding": "pool", "weights": str(path), "height": 32, "width": 16,
+        "retrieval_feature": "before",
+    }  # fmt: skip
     with safetensors.safe_open(path, framework="pt") as file:
         assert file.metadata()["mean"] == "[0.485, 0.456, 0.406]" and file.metadata()["height"] == "32"
 

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import pytest
 
 from snnet.errors import UserError
 from snnet.training import run_folder as module
-from snnet.training.run_folder import LOCK_FILE, new_run_folder, run_folder
+from snnet.training.run_folder import LOCK_FILE, check_new, new_run_folder, run_folder
 
 
 def refusal(folder: Path) -> str:
@@ -39,6 +40,16 @@ def test_a_second_run_is_told_who_has_the_folder(tmp_path: Path) -> None:
     assert os.listdir(folder) == ["config.yaml"]
     with run_folder(folder, "--resume"):
         assert len(os.listdir(folder)) == 2
+
+
+def test_the_command_that_continues_a_run_finds_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "my run's"
+    folder.mkdir()
+    (folder / "checkpoint.pt").touch()
+    with pytest.raises(UserError) as caught:
+        check_new(folder)
+    words = str(caught.value).partition("continue it with ")[2].partition(", or choose")[0]
+    assert shlex.split(words) == ["--resume", str(folder)]
 
 
 def test_a_folder_in_which_nothing_was_written_is_gone(tmp_path: Path) -> None:
