@@ -50,10 +50,12 @@ from snnet.training.label_quality import pairs_within, precision_and_recall
 from snnet_kernels.distributed import own_rows
 from snnet_kernels.version import __version__
 
-# With more than this share of all images as other positives, a label separates no identities.
+# With more than this share of all images as other positives, a label probably joins several persons.
 FULL_ROW = 0.1
 # A class with more than this share of all images probably joins several persons.
 FULL_CLASS = 1 / 3
+# Where either is so, a setting is named that may be wrong.
+UNLESS = "for these features, unless the images show very few persons"
 
 Values = TypeVar("Values")
 
@@ -129,7 +131,7 @@ def label(command: LabelCommand, processes: Processes = ALONE) -> Labelled | Non
     if full > len(labels.y) / 2:
         complain(
             f"warning: {full:,} of {len(labels.y):,} images have more than {FULL_ROW:.0%} of all as positives: "
-            f"--threshold {method.threshold} is low for these features"
+            f"--threshold {method.threshold} is low {UNLESS}"
         )
     if classes is not None:
         settings = f"--threshold {method.threshold} is low"
@@ -170,10 +172,7 @@ def _warn_of_full_class(classes: np.ndarray, settings: str) -> None:
     """Warn where one class has so many images that it joins several persons; ``settings`` says what may be wrong."""
     largest = int(np.bincount(classes[classes >= 0]).max(initial=0))
     if largest > FULL_CLASS * len(classes):
-        complain(
-            f"warning: one class has {largest:,} of {len(classes):,} images: {settings} for these features, "
-            "unless the images show very few persons"
-        )
+        complain(f"warning: one class has {largest:,} of {len(classes):,} images: {settings} {UNLESS}")
 
 
 def _asked_for(command: LabelCommand) -> dict[str, Any]:

@@ -264,7 +264,14 @@ def test_labels_that_tell_nobody_apart_are_a_warning(
     assert capsys.readouterr().err == ""
     labelled(tmp_path / "f.npy", "--output", tmp_path / "b.npz", "--threshold", -0.5, "--min-rank", N)
     warned = capsys.readouterr().err
-    assert warned.startswith("warning: 300 of 300 images have more than 10% of all as positives: --threshold")
+    unless = "for these features, unless the images show very few persons\n"
+    told = "images have more than 10% of all as positives: --threshold"
+    assert warned == f"warning: 300 of 300 {told} -0.5 is low {unless}"
+    # As of eight persons, whose labels are right.
+    np.save(tmp_path / "few.npy", np.repeat(np.eye(8), 10, axis=0))
+    found, _ = labelled(tmp_path / "few.npy", "--output", tmp_path / "c.npz")
+    assert found.y.counts().tolist() == [10] * 80
+    assert capsys.readouterr().err == f"warning: 80 of 80 {told} 0.6 is low {unless}"
 
 
 def test_features_from_before_the_neck_are_a_warning(
