@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -37,6 +37,7 @@ class Command:
     module: ClassVar[str]
     usage: ClassVar[str] = "[flags]"
     shared: ClassVar[tuple[str, ...]]  # the options of the configuration that are its flags too
+    without_default: ClassVar[tuple[str, ...]] = ()  # those of them that must be named
 
     quiet: bool = option(
         False, "no progress bars and no lines about what is being done: results, warnings and errors only"
@@ -123,7 +124,10 @@ def _parser(command: type[Command]) -> _Parser:
         names = [name for name in members(group) if name in command.shared]
         section = parser.add_argument_group(group, cls.__doc__) if names else parser
         for name in names:
-            _add(section, OPTIONS[name], synthetic)
+            declared = OPTIONS[name]
+            if name in command.without_default:
+                declared = replace(declared, default=MISSING)
+            _add(section, declared, synthetic)
     return parser
 
 
@@ -144,7 +148,7 @@ def _add(section: argparse._ActionsContainer, declared: Option, synthetic: dict[
 def _help(declared: Option, synthetic: dict[str, Any]) -> str:
     """With the default unless the text names it, and the value of the preset ``synthetic`` where that is another."""
     default, value = declared.default, synthetic.get(declared.name, declared.default)
-    if "default" in declared.help or (not declared.group and default in (None, False, MISSING)):
+    if "default" in declared.help or default is MISSING or (not declared.group and default in (None, False)):
         return declared.help
     preset = "" if value == default else f"; preset synthetic: {declared.text(value)}"
     return f"{declared.help} (default {declared.text(default)}{preset})"

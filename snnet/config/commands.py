@@ -31,6 +31,8 @@ def _timeout() -> Any:
 class NetworkCommand(Command):
     """A command that works with a network: that of a checkpoint, or that of --arch and --weights."""
 
+    without_default = ("weights",)
+
     checkpoint: Path | None = option(
         None,
         "a checkpoint, or the folder of a run: settings that are not given come from it, but for those of its machine "

@@ -446,6 +446,7 @@ def test_every_command_explains_each_of_its_flags_once(
     flags += [OPTIONS[name].flag for name in command.shared]
     assert [len(re.findall(rf"^  {flag}(?![-\w])", text, re.M)) for flag in flags] == [1] * len(flags)
     assert ") (default none)" not in (words := " ".join(text.split()))
+    assert ("(default imagenet" in words) == (command is TrainCommand)  # another takes none that is not named
     source = {
         LabelCommand: "",
         TrainCommand: "",
