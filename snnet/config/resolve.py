@@ -127,11 +127,13 @@ def load_yaml(path: Path) -> dict[str, Any]:
 def to_yaml(config: Config) -> str:
     """The configuration as a preset, all but ``output_dir``: the file lies in that folder, which may move."""
     values = flatten(config)
+    # PyYAML writes these line breaks as they are, and reads them as others: a file with one has escapes.
+    readable = not any(mark in str(value) for value in values.values() for mark in "\x85\u2028\u2029")
     lines = []
     for group in GROUPS:
         lines.append(f"# {group}\n")
         written = {name: values[name] for name in members(group, but=("output_dir",))}
-        lines.append(yaml.safe_dump(written, sort_keys=False, allow_unicode=True))
+        lines.append(yaml.safe_dump(written, sort_keys=False, allow_unicode=readable))
     return "".join(lines)
 
 

@@ -25,6 +25,7 @@ from snnet.config.fields import options_of
 from snnet.config.options import OPTIONS, Config, config_from, flatten
 from snnet.config.resolve import PRESETS, load_yaml, preset_names, to_yaml
 from snnet.errors import UserError
+from snnet.files.outputs import write_text
 from tests.snnet.command_lines import COMMANDS
 
 
@@ -157,6 +158,17 @@ def test_written_configuration_reads_back_equal(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     again = parse(f"--config {tmp_path / 'config.yaml'}")
     assert again == dataclasses.replace(config, output=dataclasses.replace(config.output, output_dir=None))
+
+
+def test_a_path_of_any_characters_reads_back_equal(tmp_path: Path) -> None:
+    for mark in [*"\x85\u2028\u2029\n\t\x7f\ufeffé\udcff'\"", ": ", " #"]:
+        folder = f"/a{mark}b {mark} c" + 100 * " é" + mark
+        config = config_from({"dataset": "folder", "data_dir": folder, "weights": f"{mark}w"})
+        write_text(tmp_path / "config.yaml", to_yaml(config))
+        values = load_yaml(tmp_path / "config.yaml")
+        assert (values["data_dir"], values["weights"]) == (folder, f"{mark}w")
+        escaped = mark in "\x85\u2028\u2029"
+        assert ("é" in (tmp_path / "config.yaml").read_text(encoding="utf-8")) != escaped
 
 
 @pytest.mark.parametrize(
