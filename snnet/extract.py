@@ -14,6 +14,7 @@ from snnet.system.command import parse_early, run_command
 if __name__ == "__main__":
     command = parse_early(ExtractCommand.parse)
 
+import dataclasses
 import os
 from typing import get_args, overload
 
@@ -61,7 +62,7 @@ def extract(command: ExtractCommand, processes: Processes = ALONE) -> FeatureSet
         trained = load_trained_model(command.checkpoint, command.preset, command.given)
     processes.check_device(trained.placement.device)
     data = trained.config.data
-    dataset = processes.first_ahead(lambda: dataset_of(data))
+    dataset = _numbered(processes.first_ahead(lambda: dataset_of(data)))
     folder = _folder(dataset, data.data_dir if data.dataset == "folder" else None)
     chosen = _chosen(dataset, command.split)
     if processes.is_first and command.output.suffix == ".safetensors":
@@ -85,6 +86,21 @@ def extract(command: ExtractCommand, processes: Processes = ALONE) -> FeatureSet
     content = FeatureSet(np.concatenate(features), names, whole.pids, whole.cams, tuple(splits), metadata)
     save_features(command.output, content)
     return content
+
+
+def _numbered(dataset: ReIDDataset) -> ReIDDataset:
+    """The dataset with one number for each person over all splits, as the written file has them.
+
+    MSMT17 numbers training and test identities from 0 each: here the latter follow the former.
+    """
+    train, query, gallery = dataset.train.pids, dataset.query, dataset.gallery
+    if train is None or query is None or gallery is None or query.pids is None or gallery.pids is None:
+        return dataset
+    asked, ranked = query.pids, gallery.pids
+    if dataset.name == "msmt17":
+        asked, ranked = (np.where(pids < 0, pids, pids + train.max() + 1) for pids in (asked, ranked))
+    query, gallery = dataclasses.replace(query, pids=asked), dataclasses.replace(gallery, pids=ranked)
+    return dataclasses.replace(dataset, query=query, gallery=gallery)
 
 
 def _chosen(dataset: ReIDDataset, split: str) -> dict[str, ImageSet]:

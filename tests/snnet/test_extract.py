@@ -13,6 +13,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from PIL import Image
 
 from snnet import extract as command
 from snnet.config.commands import ExtractCommand
@@ -76,6 +77,34 @@ def test_a_checkpoints_features_with_names_identities_cameras_and_splits(
     np.testing.assert_array_equal(query.features, wanted["query"])
     assert query.names is not None and query.names[0] == "query/0101_c1s1_000050_00.png"
     assert sorted(os.listdir(tmp_path)) == ["all.npz", "all.safetensors", "query.npz"]
+
+
+def drawn(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (16, 32)).save(path, "png")
+
+
+def test_a_person_has_one_number_over_all_splits_of_msmt17(tmp_path: Path) -> None:
+    root = tmp_path / "MSMT17_V1"
+    for split, listed, pids in (
+        ("train", "train", (1, 0)), ("train", "val", (0, 2, -1)), ("test", "query", (0, 1)),
+        ("test", "gallery", (-1, 0, 1, 1, 3)),
+    ):  # fmt: skip
+        files = [f"{pid:04d}/{pid:04d}_{listed}_{i:02d}_x.jpg" for i, pid in enumerate(pids)]
+        for file in files:
+            drawn(root / split / file)
+        lines = [f"{file} {pid}\n" for file, pid in zip(files, pids, strict=True)]
+        (root / f"list_{listed}.txt").write_text("".join(lines))
+    words = ("--arch", "osnet_x0_25", "--weights", "none", *SIZE, "--dataset", "msmt17", "--data-dir", root)
+    found = extracted(*words, "--output", tmp_path / "f.npz")
+    assert found.names is not None and found.splits is not None and found.pids is not None
+    for name, split, pid in zip(found.names, found.splits, found.pids, strict=True):
+        published = int(os.path.basename(name).split("_")[0])
+        assert pid == (published if split == "train" or published < 0 else published + 3)
+    assert sorted(found.pids) == [-1, 0, 0, 1, 2, 3, 3, 4, 4, 4, 6]
+    # A split has the same numbers in a file of its own.
+    query = extracted(*words, "--output", tmp_path / "q.npz", "--split", "query")
+    assert query.pids is not None and query.pids.tolist() == [3, 4]
 
 
 def test_any_folder_with_weights_of_a_seed(tiny_market: Path, tmp_path: Path) -> None:
