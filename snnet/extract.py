@@ -91,7 +91,9 @@ def extract(command: ExtractCommand, processes: Processes = ALONE) -> FeatureSet
 def _numbered(dataset: ReIDDataset) -> ReIDDataset:
     """The dataset with one number for each person over all splits, as the written file has them.
 
-    MSMT17 numbers training and test identities from 0 each: here the latter follow the former.
+    MSMT17 numbers training and test identities from 0 each: here the latter follow the former. The gallery of
+    Market-1501, and that of the built-in set, has distractors under the number 0, which no query has: each gets a
+    number of its own.
     """
     train, query, gallery = dataset.train.pids, dataset.query, dataset.gallery
     if train is None or query is None or gallery is None or query.pids is None or gallery.pids is None:
@@ -99,6 +101,10 @@ def _numbered(dataset: ReIDDataset) -> ReIDDataset:
     asked, ranked = query.pids, gallery.pids
     if dataset.name == "msmt17":
         asked, ranked = (np.where(pids < 0, pids, pids + train.max() + 1) for pids in (asked, ranked))
+    elif dataset.name in ("market1501", "synthetic"):
+        alone = (ranked == 0) & (0 not in asked)
+        highest = max(pids.max() for pids in (train, asked, ranked))
+        ranked = np.where(alone, highest + np.cumsum(alone), ranked)
     query, gallery = dataclasses.replace(query, pids=asked), dataclasses.replace(gallery, pids=ranked)
     return dataclasses.replace(dataset, query=query, gallery=gallery)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from snnet.data import build_dataset
 from snnet.errors import UserError
 from snnet.extract import extract
 from snnet.files import safetensors_files
+from snnet.label import label_table
 from snnet.models import ReIDModel, build_model
 from snnet.retrieval import feature_files
 from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
 from snnet.retrieval.features import decode, extract_features
 from snnet.runtime import PlacedModel, Placement
 from snnet.training.checkpoint import load_checkpoint
+from tests.snnet.label_checks import labelled
 
 SIZE = ("--height", 32, "--width", 16, "--workers", 0, "--device", "cpu")
 
@@ -105,6 +108,27 @@ def test_a_person_has_one_number_over_all_splits_of_msmt17(tmp_path: Path) -> No
     # A split has the same numbers in a file of its own.
     query = extracted(*words, "--output", tmp_path / "q.npz", "--split", "query")
     assert query.pids is not None and query.pids.tolist() == [3, 4]
+
+
+def test_each_distractor_is_a_person_of_its_own(tmp_path: Path) -> None:
+    root = tmp_path / "Market-1501"
+    for folder, pids in (
+        ("bounding_box_train", (7, 2)), ("query", (3,)), ("bounding_box_test", (-1, 0, 3, 0, 5, 3)),
+    ):  # fmt: skip
+        for i, pid in enumerate(pids):
+            drawn(root / folder / f"{pid:04d}_c{i + 1}s1_000000_00.jpg")
+    network = ("--arch", "osnet_x0_25", "--weights", "none", *SIZE, "--dataset", "market1501")
+    found = extracted(*network, "--data-dir", root, "--output", tmp_path / "f.npz")
+    assert found.pids is not None and found.pids.tolist() == [2, 7, 3, -1, 8, 9, 3, 3, 5]
+    # Labels that are right for each identity that is known are all right, and all that there are.
+    persons = np.unique(found.pids, return_inverse=True)[1]
+    save_features(tmp_path / "ideal.npz", replace(found, features=np.eye(9, dtype=np.float32)[persons]))
+    table = label_table(*labelled(tmp_path / "ideal.npz", "--output", tmp_path / "y.npz"))
+    assert [line.split()[-2:] for line in table.splitlines()[2:4]] == 2 * [["100.0", "100.0"]]
+    # Where a query has the number, it is an identity like any other.
+    drawn(root / "query" / "0000_c9s1_000000_00.jpg")
+    found = extracted(*network, "--data-dir", root, "--output", tmp_path / "f.npz")
+    assert found.pids is not None and found.pids.tolist() == [2, 7, 0, 3, -1, 0, 0, 3, 3, 5]
 
 
 def test_any_folder_with_weights_of_a_seed(tiny_market: Path, tmp_path: Path) -> None:
