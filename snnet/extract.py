@@ -24,7 +24,7 @@ from snnet.data import ImageSet, ReIDDataset, dataset_of
 from snnet.files.outputs import check_output
 from snnet.files.paths import expand_home
 from snnet.retrieval.feature_files import SUFFIXES, FeatureSet, check_header, save_features
-from snnet.retrieval.features import decode, own_share
+from snnet.retrieval.features import decode_share
 from snnet.retrieval.trained import load_trained_model
 from snnet.runtime import show_warnings_as_lines
 from snnet.system.processes import ALONE, Processes, several_processes
@@ -72,12 +72,10 @@ def extract(command: ExtractCommand, processes: Processes = ALONE) -> FeatureSet
     images: list[ImageSet] = []  # those that were decoded, in the order of the features
     splits: list[str] = []
     for split, found in chosen.items():
-        share = np.array(own_share(len(found), trained.config, processes), dtype=np.int64)
-        decoded = decode(found.select(share), trained.config)
+        decoded, kept = decode_share(found, trained.config, processes)
         features.append(rows_of_all(trained.features(decoded, processes), processes).cpu().numpy())
-        kept = processes.gathered(decoded.images) or []
-        images += kept
-        splits += [split] * sum(map(len, kept))
+        images.append(kept)
+        splits += [split] * len(kept)
     if not processes.is_first:
         return None
     whole = ImageSet.joined(images)

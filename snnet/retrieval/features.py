@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 from snnet.checks import check_unit_rows
 from snnet.config.options import AveragePrecision, Config
 from snnet.data import BatchLoader, DecodedImages, ImageSet, ReIDDataset, decode_images, extraction_loader
+from snnet.data.decoding import warn_of_skipped
 from snnet.errors import UserError
 from snnet.retrieval.query_expansion import expand_queries
 from snnet.retrieval.rank_metrics import RankMetrics, have_match, rank_metrics, why_no_match
@@ -80,15 +81,27 @@ def decode_retrieval_set(
     asked, ranked = dataset.query, dataset.gallery
     if asked is None or ranked is None or asked.pids is None or ranked.pids is None:
         return None
-    query, gallery = (
-        decode(images.select(np.array(own_share(len(images), config, processes), np.int64)), config)
-        for images in (asked, ranked)
+    (query, queries), (gallery, others) = (
+        decode_share(images, config, processes) for images in (asked, ranked)
     )
-    found = processes.gathered((query.images, gallery.images)) or [(query.images, gallery.images)]
-    queries, others = (ImageSet.joined(parts) for parts in zip(*found, strict=True))
     kept = dataclasses.replace(dataset, query=queries, gallery=others)
     assert queries.pids is not None and others.pids is not None  # since those of the whole splits are known
     return RetrievalSet(queries.pids, others.pids, *kept.evaluation_cams(), query, gallery)
+
+
+def decode_share(
+    images: ImageSet, config: Config, processes: Processes = ALONE
+) -> tuple[DecodedImages, ImageSet]:
+    """Decode this process's share of a split. Rank 0 also gets all images of the split that could be read.
+
+    Those that are left out are told once for the whole split; :class:`~snnet.errors.UserError` where all of them are.
+    """
+    share = np.array(own_share(len(images), config, processes), np.int64)
+    decoded = decode(images.select(share), config, tell_skipped=False)
+    skipped = list(itertools.chain(*processes.everywhere(decoded.skipped)))
+    with processes.one_warns():
+        warn_of_skipped(skipped, len(images))
+    return decoded, ImageSet.joined(processes.gathered(decoded.images) or [decoded.images])
 
 
 def own_share(images: int, config: Config, processes: Processes) -> range:

@@ -86,15 +86,21 @@ def test_three_processes_extract_what_one_does(tiny_market: Path, tmp_path: Path
 def test_three_processes_evaluate_what_one_does(tiny_market: Path, tmp_path: Path) -> None:
     bad = tmp_path / "data"
     shutil.copytree(tiny_market, bad)
-    (bad / "bounding_box_test" / "0108_c2s1_000002_00.png").write_bytes(b"")  # the last rank's
+    images = sorted((bad / "bounding_box_test").iterdir())[-16:]  # all of the last rank's
+    for image in images:
+        image.write_bytes(b"")
     given = [*network(bad), "--skip-bad-images", "--rerank", "--roc", "--query-expansion", "2", "--json"]
-    with pytest.warns(UserWarning, match="left out 1 of 48 images"):
+    reasons = [f"cannot read image '{image}': the file is empty" for image in images[:5]]
+    with pytest.warns(UserWarning, match="left out 16 of 48 images"):
         wanted = evaluate(EvaluateCommand.parse(given))
     answers = run_processes(3, "-m", "snnet.evaluate", *given)
     assert [answer.returncode for answer in answers] == [0, 0, 0]
     assert json.loads(answers[0].stdout) == wanted
     assert [answer.stdout for answer in answers[1:]] == ["", ""]
-    assert [answer.stderr[:40] for answer in answers[1:]] == ["", "rank 2: warning: left out 1 of 16 images"]
+    assert [answer.stderr for answer in answers[1:]] == ["", ""]
+    assert [line for line in answers[0].stderr.splitlines() if "left out" in line] == [
+        f"warning: left out 16 of 48 images: {'; '.join(reasons)}; and 11 more"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -102,12 +108,17 @@ def test_three_processes_evaluate_what_one_does(tiny_market: Path, tmp_path: Pat
     [
         (["--split", "val"], "--split: must be one of"),  # before torch is imported
         (["--checkpoint", "gone"], "no checkpoint at gone"),
+        (["--split", "query", "--skip-bad-images", "--quiet"], "none of the 16 images can be read"),
     ],
 )
 def test_an_error_of_all_is_told_once(
     others: list[str], line: str, tiny_market: Path, tmp_path: Path
 ) -> None:
-    given = words(tiny_market, tmp_path / "f.npz")
+    data = tmp_path / "data"
+    shutil.copytree(tiny_market, data)
+    for image in (data / "query").iterdir():
+        image.write_bytes(b"")
+    given = words(data, tmp_path / "f.npz")
     if "--checkpoint" in others:
         given = given[4:]
     late = (
