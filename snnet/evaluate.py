@@ -24,6 +24,7 @@ from snnet.data import dataset_of
 from snnet.retrieval.features import (
     decode_retrieval_set,
     expand_and_rank,
+    known_identities,
     rank_gallery,
     rerank_gallery,
     retrieval_features,
@@ -31,7 +32,7 @@ from snnet.retrieval.features import (
 )
 from snnet.retrieval.rank_tables import rank_record, rank_table
 from snnet.retrieval.trained import load_trained_model
-from snnet.retrieval.verification import true_positive_rates
+from snnet.retrieval.verification import false_pairs, true_positive_rates
 from snnet.runtime import show_warnings_as_lines
 from snnet.system.processes import ALONE, Processes, several_processes
 from snnet.system.progress import set_quiet
@@ -80,9 +81,13 @@ def evaluate(command: EvaluateCommand, processes: Processes = ALONE) -> dict[str
     processes.check_device(trained.placement.device)
     config, data = trained.config, trained.config.data
     dataset = processes.first_ahead(lambda: dataset_of(data))
-    retrieval = decode_retrieval_set(dataset, config, processes)
-    if retrieval is None:
+    identities = known_identities(dataset)
+    if identities is None:
         raise UserError(f"dataset {data.dataset} has no query and gallery: there is nothing to evaluate on")
+    if command.roc:
+        false_pairs(*identities.arrays())  # raises where there are none
+    retrieval = decode_retrieval_set(dataset, config, processes)
+    assert retrieval is not None  # since its identities are known
     features = retrieval_features(trained, retrieval, processes)
     if not processes.is_first:
         return None

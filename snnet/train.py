@@ -41,6 +41,7 @@ from snnet.retrieval.features import (
     decode,
     decode_retrieval_set,
     extract_features,
+    known_identities,
     own_share,
     rank_gallery,
     rerank_gallery,
@@ -109,6 +110,7 @@ def _train(
     if checkpoint is None:
         config = with_groups(config, processes)
     dataset = processes.first_ahead(lambda: dataset_of(config.data, camstyle=config.data.camstyle))
+    known_identities(dataset)  # raises where no ranking is possible
     # A resumed run has its weights in the checkpoint: the file that they began with is not needed again.
     weights = config.model.weights if checkpoint is None else None
     with processes.one_warns():

@@ -74,12 +74,29 @@ def decode(images: ImageSet, config: Config, *, tell_skipped: bool = True) -> De
     return decode_images(images, skip_bad=data.skip_bad_images, cache=cache, tell_skipped=tell_skipped)
 
 
+def known_identities(dataset: ReIDDataset) -> Identities | None:
+    """What ranking needs of the files' names, before an image is read; None where there is nothing to rank.
+
+    Raises :class:`~snnet.errors.UserError` where no query has a match.
+    """
+    query, gallery = dataset.query, dataset.gallery
+    if query is None or gallery is None or query.pids is None or gallery.pids is None:
+        return None
+    found = Identities(query.pids, gallery.pids, *dataset.evaluation_cams())
+    if not have_match(*found.arrays()).any():
+        raise UserError(why_no_match(*found.arrays()))
+    return found
+
+
 def decode_retrieval_set(
     dataset: ReIDDataset, config: Config, processes: Processes = ALONE
 ) -> RetrievalSet | None:
-    """Decode query and gallery; None for a dataset that has none, or no identities."""
+    """Decode query and gallery; None for a dataset that has none, or no identities.
+
+    Raises :class:`~snnet.errors.UserError` before that where no query has a match.
+    """
     asked, ranked = dataset.query, dataset.gallery
-    if asked is None or ranked is None or asked.pids is None or ranked.pids is None:
+    if asked is None or ranked is None or known_identities(dataset) is None:
         return None
     (query, queries), (gallery, others) = (
         decode_share(images, config, processes) for images in (asked, ranked)

@@ -38,11 +38,11 @@ def true_positive_rates(
         raise UserError(f"rates must be from 0 to below 1, got {list(rates)}")
     for name, features in (("query", query), ("gallery", gallery)):
         check_unit_rows(name, features, "ranking compares directions")
+    false = false_pairs(query_pids, gallery_pids, query_cams, gallery_cams)
     kept = np.flatnonzero(gallery_pids != -1)
     asked = np.flatnonzero(have_match(query_pids, gallery_pids, query_cams, gallery_cams))
     query, query_pids, query_cams = query[asked.tolist()], query_pids[asked], query_cams[asked]
     gallery, gallery_pids, gallery_cams = gallery[kept.tolist()], gallery_pids[kept], gallery_cams[kept]
-    false = sum(int((gallery_pids != pid).sum()) for pid in query_pids)
     allowed = [int(rate * false) for rate in rates]
     most = max(allowed, default=0) + 1
     genuine: list[np.ndarray] = []
@@ -56,8 +56,21 @@ def true_positive_rates(
         highest = np.concatenate([highest, similarity[~same]])
         if len(highest) > most:
             highest = np.partition(highest, len(highest) - most)[len(highest) - most :]
-    found = np.concatenate(genuine) if genuine else highest
-    if len(found) == 0 or false == 0:
-        raise UserError("a ROC needs pairs of one identity in two cameras, and pairs of two identities")
+    found = np.concatenate(genuine)
     highest = np.sort(highest)[::-1]
     return {rate: float((found > highest[count]).mean()) for rate, count in zip(rates, allowed, strict=True)}
+
+
+def false_pairs(
+    query_pids: np.ndarray, gallery_pids: np.ndarray, query_cams: np.ndarray, gallery_cams: np.ndarray
+) -> int:
+    """How many of the pairs of :func:`true_positive_rates` are of two identities.
+
+    Raises :class:`~snnet.errors.UserError` where none is, or none is true.
+    """
+    ranked = gallery_pids[gallery_pids != -1]
+    asked = query_pids[have_match(query_pids, gallery_pids, query_cams, gallery_cams)]
+    count = sum(int((ranked != pid).sum()) for pid in asked)
+    if count == 0:
+        raise UserError("a ROC needs pairs of one identity in two cameras, and pairs of two identities")
+    return count

@@ -14,11 +14,13 @@ from snnet import evaluate as command
 from snnet.config.commands import EvaluateCommand
 from snnet.errors import UserError
 from snnet.evaluate import evaluate
+from snnet.retrieval import features as features_module
 from snnet.retrieval import query_expansion, verification
 from snnet.retrieval.features import Identities, expand_and_rank, rank_gallery, rerank_gallery
 from snnet.retrieval.query_expansion import expand_queries
 from snnet.retrieval.verification import true_positive_rates
 from snnet_kernels.testing import clustered_features
+from tests.snnet.tiny_run import draw_market
 
 Q, G = 20, 90
 FEATURES = clustered_features(Q + G, 16)
@@ -165,6 +167,21 @@ def test_what_cannot_be_computed_is_named() -> None:
         UserError, match=r"^--query-expansion: must be a whole number >= 1 and < 1000000000, or none"
     ):
         EvaluateCommand.parse(["--checkpoint", "x", "--query-expansion", "0"])
+
+
+def test_what_no_ranking_can_give_is_said_before_an_image_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_module, "decode", lambda *_, **__: pytest.fail("an image is read"))
+    network = ["--arch", "osnet_x0_25", "--weights", "none", "--dataset", "market1501", "--device", "cpu"]
+    one_camera = draw_market(tmp_path / "camera", cameras=1, identities=2)
+    with pytest.raises(
+        UserError, match="none of the 2 queries has a match in the gallery: all images are of one"
+    ):
+        evaluate(EvaluateCommand.parse([*network, "--data-dir", str(one_camera)]))
+    one_person = draw_market(tmp_path / "person", identities=1)
+    with pytest.raises(UserError, match="a ROC needs pairs of one identity in two cameras, and pairs of two"):
+        evaluate(EvaluateCommand.parse([*network, "--data-dir", str(one_person), "--roc"]))
 
 
 def test_evaluate_reports_both(

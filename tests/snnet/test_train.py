@@ -272,7 +272,10 @@ def test_a_run_that_ends_before_it_predicts_labels_is_told(start: int, warned: b
     assert [str(warning.message) for warning in found] == [line] * warned
 
 
-def test_one_camera_only_is_explained(tiny_options: dict[str, Any], tmp_path: Path) -> None:
+def test_one_camera_only_is_explained_before_an_image_is_read(
+    tiny_options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "decode", lambda *_: pytest.fail("an image is read"))
     data = draw_market(tmp_path / "data", cameras=1)
     with pytest.raises(UserError, match="camera"):
         train(config_from({**tiny_options, "data_dir": str(data), "output_dir": str(tmp_path / "run")}))
