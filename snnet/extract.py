@@ -16,12 +16,13 @@ if __name__ == "__main__":
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import get_args, overload
 
 import numpy as np
 
 from snnet.data import ImageSet, ReIDDataset, dataset_of
-from snnet.files.outputs import check_output
+from snnet.files.outputs import check_disk, check_output
 from snnet.files.paths import expand_home
 from snnet.retrieval.feature_files import SUFFIXES, FeatureSet, check_header, save_features
 from snnet.retrieval.features import decode_share
@@ -65,9 +66,8 @@ def extract(command: ExtractCommand, processes: Processes = ALONE) -> FeatureSet
     dataset = _numbered(processes.first_ahead(lambda: dataset_of(data)))
     folder = _folder(dataset, data.data_dir if data.dataset == "folder" else None)
     chosen = _chosen(dataset, command.split)
-    if processes.is_first and command.output.suffix == ".safetensors":
-        listed = [name for found in chosen.values() for name in _names(found, folder)]
-        check_header(command.output, listed, [split for split, found in chosen.items() for _ in found.paths])
+    if processes.is_first:
+        _check_room(command.output, chosen, folder, trained.model.feature_dim)
     features: list[np.ndarray] = []
     images: list[ImageSet] = []  # those that were decoded, in the order of the features
     splits: list[str] = []
@@ -115,6 +115,15 @@ def _chosen(dataset: ReIDDataset, split: str) -> dict[str, ImageSet]:
     if split not in found:
         raise UserError(f"--split {split}: dataset {dataset.name} has only {', '.join(found)}")
     return {split: found[split]}
+
+
+def _check_room(output: Path, chosen: dict[str, ImageSet], folder: str, dim: int) -> None:
+    """Raise :class:`~snnet.errors.UserError` where the features do not fit onto the disk, or names into the header."""
+    images = sum(map(len, chosen.values()))
+    check_disk(output, 4 * images * dim, f"{images:,} features of {dim} dimensions")
+    if output.suffix == ".safetensors":
+        names = [name for found in chosen.values() for name in _names(found, folder)]
+        check_header(output, names, [split for split, found in chosen.items() for _ in found.paths])
 
 
 def _names(images: ImageSet, folder: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -86,6 +87,18 @@ def check_output(
         raise UserError(f"{flag} {path}: {what}")
     if path.exists() and any(os.path.exists(source) and path.samefile(source) for source in read):
         raise UserError(f"{flag} {path}: the command reads this file, which would be lost: name another")
+
+
+def check_disk(path: Path, size: int, what: str) -> None:
+    """Raise :class:`~snnet.errors.UserError` where ``path``, --output, has no room for ``what``, of ``size`` bytes.
+
+    For a command to call before its work, not after it. A file that is there stays until the new one is whole.
+    """
+    disk = shutil.disk_usage(path.parent)
+    if disk.total and disk.free < size:  # a file system that does not count says 0 of 0
+        raise UserError(
+            f"--output {path}: {what} take {size / 2**30:,.1f} GiB, and {path.parent} has {disk.free / 2**30:,.1f} free"
+        )
 
 
 def check_output_folder(folder: Path, flag: str) -> None:

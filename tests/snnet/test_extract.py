@@ -7,6 +7,7 @@ import os
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from snnet.config.options import config_from
 from snnet.data import build_dataset
 from snnet.errors import UserError
 from snnet.extract import extract
-from snnet.files import safetensors_files
+from snnet.files import outputs, safetensors_files
 from snnet.label import label_table
 from snnet.models import ReIDModel, build_model
 from snnet.retrieval import feature_files
@@ -401,6 +402,34 @@ def test_names_that_no_header_holds_are_refused_before_the_first_image_is_read(
         UserError, match=r"cannot write .*f.safetensors: a header of .safetensors has at most 26,384"
     ):
         save_features(tmp_path / "f.safetensors", content)
+
+
+def test_a_disk_that_is_too_full_is_said_before_the_first_image_is_read(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--checkpoint", finished_run, "--device", "cpu", "--output", tmp_path / "f.npz")
+    needed = 4 * 112 * 128
+    asked: list[Path] = []
+
+    def usage(total: int, free: int) -> None:
+        monkeypatch.setattr(
+            outputs.shutil,
+            "disk_usage",
+            lambda path: asked.append(path) or SimpleNamespace(total=total, free=free),
+        )
+
+    monkeypatch.setattr(command, "decode_share", lambda *_: pytest.fail("an image is read"))
+    usage(2**30, needed - 1)
+    with pytest.raises(UserError) as caught:
+        extracted(*words)
+    assert str(caught.value) == (
+        f"--output {tmp_path / 'f.npz'}: 112 features of 128 dimensions take 0.0 GiB, and {tmp_path} has 0.0 free"
+    )
+    for total, free in ((2**30, needed), (0, 0)):  # enough; a file system that does not count
+        usage(total, free)
+        with pytest.raises(pytest.fail.Exception, match="an image is read"):
+            extracted(*words)
+    assert asked == [tmp_path] * 3 and os.listdir(tmp_path) == []
 
 
 def test_the_command_says_what_it_wrote(
