@@ -11,6 +11,7 @@ from snnet.errors import UserError
 
 UNIT_SLACK = 1e-3  # how far from 1 the norm of a feature may be
 HALF_UNIT_SLACK = 1e-2  # the same in float16 and bfloat16
+NUMBERS_AT_A_TIME = 1 << 22  # that are taken to float64: 32 MB
 
 
 def positive(value: object, name: str) -> int:
@@ -23,7 +24,8 @@ def positive(value: object, name: str) -> int:
 def check_unit_rows(name: str, features: Tensor, why: str) -> None:
     """Raise :class:`~snnet.errors.UserError` unless each row of ``features`` [n, d] has norm 1 or 0."""
     slack = HALF_UNIT_SLACK if features.dtype in (torch.float16, torch.bfloat16) else UNIT_SLACK
-    norms = torch.linalg.vector_norm(features, dim=1, dtype=torch.float64)
+    blocks = features.split(max(1, NUMBERS_AT_A_TIME // max(1, features.shape[1])))
+    norms = torch.cat([torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in blocks])
     wrong = ~(((norms - 1).abs() <= slack) | (norms == 0))  # NaN is wrong, too
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])

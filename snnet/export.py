@@ -23,7 +23,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -66,10 +65,9 @@ def export(command: ExportCommand) -> list[str]:
 
 
 def _write_safetensors(trained: TrainedModel, path: Path) -> list[str]:
-    state = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
+    state = trained.model.state_dict()
     header = {name: str(value) for name, value in trained.description().items()}
-    content = safetensors.torch.save(state)
-    write_atomically(path, lambda file: write_with_checksum(content, file, header))
+    write_atomically(path, lambda file: write_with_checksum(state, file, header))
     model, data = trained.config.model, trained.config.data
     return [
         f"{path}: {len(state)} tensors of {model.arch}, embedding {model.embedding}, {_megabytes(path.stat().st_size)}",

@@ -74,6 +74,7 @@ def extract(command: ExtractCommand, processes: Processes = ALONE) -> FeatureSet
     for split, found in chosen.items():
         decoded, kept = decode_share(found, trained.config, processes)
         features.append(rows_of_all(trained.features(decoded, processes), processes).cpu().numpy())
+        del decoded  # before the images of the next split are
         images.append(kept)
         splits += [split] * len(kept)
     if not processes.is_first:
@@ -81,9 +82,22 @@ def extract(command: ExtractCommand, processes: Processes = ALONE) -> FeatureSet
     whole = ImageSet.joined(images)
     metadata = {"dataset": data.dataset, **trained.description()}
     names = _names(whole, folder)
-    content = FeatureSet(np.concatenate(features), names, whole.pids, whole.cams, tuple(splits), metadata)
+    content = FeatureSet(_joined(features), names, whole.pids, whole.cams, tuple(splits), metadata)
     save_features(command.output, content)
     return content
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """The rows of all ``parts``, each of which is taken from the list when its rows are in their place."""
+    if len(parts) == 1:
+        return parts.pop()
+    whole = np.empty((sum(map(len, parts)), parts[0].shape[1]), parts[0].dtype)
+    end = len(whole)
+    while parts:
+        rows = parts.pop()
+        whole[end - len(rows) : end] = rows
+        end -= len(rows)
+    return whole
 
 
 def _numbered(dataset: ReIDDataset) -> ReIDDataset:

@@ -221,19 +221,20 @@ def _quality(matrix: SparseMatrix, pids: np.ndarray) -> tuple[str, str]:
 
 
 def _of_length_one(content: FeatureSet, processes: Processes) -> np.ndarray:
-    """The features of this process: unchanged if all rows of all processes have length 1, else L2-normalised.
+    """The features of this process: unchanged if all rows of all processes have length 1, else L2-normalised in place.
 
     A zero row stays zero.
     """
+    features = content.features
     # In float64, which holds the square of every float32.
-    squares = np.einsum("nd,nd->n", content.features, content.features, dtype=np.float64)
+    squares = np.einsum("nd,nd->n", features, features, dtype=np.float64)
     lengths = np.sqrt(squares)[:, None]
     own = int(((np.abs(lengths - 1) > UNIT_SLACK) & (lengths > 0)).sum())
     far, images = (sum(counts) for counts in zip(*processes.everywhere((own, len(lengths))), strict=True))
-    if far == 0:
-        return content.features
-    say(f"{far:,} of {images:,} features are not of length 1: all are normalised")
-    return (content.features / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+    if far > 0:
+        say(f"{far:,} of {images:,} features are not of length 1: all are normalised")
+        np.divide(features, np.where(lengths > 0, lengths, 1.0), out=features, casting="same_kind")
+    return features
 
 
 if __name__ == "__main__":

@@ -32,25 +32,50 @@ _TYPES = {
     "F8_E5M2": "float32", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64", "U8": "uint8",
     "U16": "uint16", "U32": "uint32", "U64": "uint64", "BOOL": "bool", "C64": "complex64",
 }  # fmt: skip
+_CODES = {  # of the types that are written
+    torch.float16: "F16", torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.int8: "I8",
+    torch.int16: "I16", torch.int32: "I32", torch.int64: "I64", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
-def write_with_checksum(content: bytes, file: IO[bytes], metadata: Mapping[str, str] | None = None) -> str:
-    """Write the bytes that ``safetensors`` made, with ``metadata`` and their checksum, which is returned.
+def write_with_checksum(
+    tensors: Mapping[str, Tensor], file: IO[bytes], metadata: Mapping[str, str] | None = None
+) -> str:
+    """Write ``tensors`` as ``safetensors`` does, with ``metadata`` and their checksum, which is returned.
 
-    Raises OSError where the header would be longer than any that is read.
+    ``safetensors`` itself would hold all of them twice more. Here one is copied at a time, and only if it is on a GPU
+    or its values do not stand one after the other. Raises OSError where the header would be longer than any that is
+    read.
     """
-    length = int.from_bytes(content[:8], "little")
-    header, data = json.loads(content[8 : 8 + length]), memoryview(content)[8 + length :]
+    # The larger types first: so each tensor begins at a multiple of its type's size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {}
+    end = 0
+    for name in names:
+        tensor, begin = tensors[name], end
+        end += tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
     header[_METADATA] = dict(metadata or {})
-    checksum = f"{zlib.crc32(data, _start(header)):08x}"
-    header[_METADATA][CHECKSUM] = checksum
+    number = _start(header)
+    for name in names:
+        number = zlib.crc32(_bytes(tensors[name]), number)
+    header[_METADATA][CHECKSUM] = checksum = f"{number:08x}"
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
     if len(text) > MOST_HEADER_BYTES:
         raise OSError(f"a header of .safetensors has at most {MOST_HEADER_BYTES:,} bytes, got {len(text):,}")
     file.write(len(text).to_bytes(8, "little") + text)
-    file.write(data)
+    for name in names:
+        file.write(_bytes(tensors[name]))
     return checksum
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 class SafetensorsFile:

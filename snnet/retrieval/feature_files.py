@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
-import safetensors.numpy
+import torch
 
 from snnet.data.names import to_numbers
 from snnet.errors import UserError
@@ -93,8 +93,8 @@ def save_features(path: Path | str, content: FeatureSet) -> None:
         for name in _NUMBERS
         if (values := getattr(content, name)) is not None
     }
-    # safetensors writes what lies in memory from the first entry on, whatever the strides.
-    arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    # Rows one after the other, which every reader takes; torch warns of what cannot be written to.
+    arrays = {name: np.require(values, None, ("C", "W")) for name, values in arrays.items()}
     texts = {name: list(values) for name in _TEXT if (values := getattr(content, name)) is not None}
 
     def write(file: IO[bytes]) -> None:
@@ -106,7 +106,8 @@ def save_features(path: Path | str, content: FeatureSet) -> None:
         else:
             header = {name: json.dumps(values) for name, values in texts.items()}
             header["metadata"] = json.dumps(content.metadata)
-            write_with_checksum(safetensors.numpy.save(arrays), file, header)
+            tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
+            write_with_checksum(tensors, file, header)
 
     write_atomically(path, write)
 
@@ -130,7 +131,7 @@ def load_features(
     """Read features from a ``.npz``, ``.npy``, ``.safetensors``, ``.pt`` or ``.pth`` file, of this package or another.
 
     Only what is needed is read. Identities, cameras or names that cannot be read without running code are left out,
-    with a warning. Checksums are compared where a file has them.
+    with a warning. Checksums are compared where a file has them. Writing to the features changes no file.
 
     Args:
         path: the file. No file can run code: Python objects are refused. One of ``torch.save`` holds a tensor, or a
@@ -194,7 +195,7 @@ def _read(
     if rows is None or not source.types[key].is_plain:  # which is an error of read
         features = _as_float32(source.read(key))
         images, kept = len(features), range(len(features))
-        bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        bad = _not_finite(features)
     else:
         images = source.types[key].shape[0]
         kept = rows(images)
@@ -228,13 +229,13 @@ def _read(
 def _some_rows(source: _Source, key: str, kept: range) -> tuple[np.ndarray, np.ndarray]:
     """The rows ``kept`` as float32, and which rows of all are not finite."""
     kind = source.types[key]
-    check_room(5 * len(kept) * kind.shape[1], "the share of its features as float32")
+    check_room(4 * len(kept) * kind.shape[1], "the share of its features as float32")
     features = np.empty((len(kept), kind.shape[1]), np.float32)
     bad, first = [], 0
     for block in source.blocks(key, max(1, _BLOCK_BYTES // (kind.shape[1] * kind.dtype.itemsize))):
         with np.errstate(over="ignore"):
             values = block.astype(np.float32, copy=False)
-        bad.append(first + np.flatnonzero(~np.isfinite(values).all(axis=1)))
+        bad.append(first + _not_finite(values))
         start, stop = max(first, kept.start), min(first + len(values), kept.stop)
         if start < stop:
             features[start - kept.start : stop - kept.start] = values[start - first : stop - first]
@@ -271,9 +272,17 @@ def _swapped(kind: ArrayType) -> str:
 
 
 def _as_float32(array: np.ndarray) -> np.ndarray:
-    check_room(5 * array.size, "its features as float32")  # and a truth value of each
+    """The same values in rows one after the other, which may be written to: the array itself where it is so."""
+    if array.dtype != np.float32 or not array.flags.c_contiguous:
+        check_room(4 * array.size, "its features as float32")
     with np.errstate(over="ignore"):  # what is too large becomes infinite, which is an error of its own
-        return np.ascontiguousarray(array, dtype=np.float32)
+        return np.require(array, np.float32, ("C", "W"))
+
+
+def _not_finite(features: np.ndarray) -> np.ndarray:
+    """Which rows have a number that is not finite, without a truth value of each number."""
+    with np.errstate(invalid="ignore"):
+        return np.flatnonzero(~np.isfinite(features.min(axis=1)) | ~np.isfinite(features.max(axis=1)))
 
 
 class _LeftOut(Exception):

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
 from snnet.errors import UserError
@@ -40,10 +39,7 @@ def write_pieces(
     stem = f"checkpoint-{epochs}-{processes.rank}-of-{processes.count}"
     names = itertools.chain([f"{stem}.safetensors"], (f"{stem}-{n}.safetensors" for n in itertools.count(2)))
     name = next(name for name in names if not (folder / name).exists())
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    content = safetensors.torch.save(tensors)
-    del tensors
-    checksum = write_atomically(folder / name, lambda file: write_with_checksum(content, file))
+    checksum = write_atomically(folder / name, lambda file: write_with_checksum(state, file))
     return processes.gathered([name, rows.start, rows.stop, checksum])
 
 

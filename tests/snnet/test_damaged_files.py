@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import zipfile
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def write_features(path: Path) -> None:
 def write_weights(path: Path) -> None:
     state = {"weight": torch.frombuffer(bytearray(MARK), dtype=torch.float32)}
     with open(path, "wb") as file:
-        write_with_checksum(safetensors.torch.save(state), file)
+        write_with_checksum(state, file)
 
 
 def write_labels(path: Path) -> None:
@@ -114,7 +115,7 @@ def test_the_longest_header_is_written_and_a_longer_one_is_not(monkeypatch: pyte
     for length, fault in ((MOST_HEADER_BYTES, "invalid header length"), (MOST_HEADER_BYTES + 1, "too large")):
         with pytest.raises(safetensors.SafetensorError, match=fault):
             safetensors.torch.load(length.to_bytes(8, "little"))
-    content = safetensors.torch.save({"weight": torch.ones(2)})
+    content = {"weight": torch.ones(2)}
     monkeypatch.setattr(safetensors_files, "MOST_HEADER_BYTES", 1000)
     write_with_checksum(content, file := io.BytesIO(), {"text": ""})
     room = 1000 - len(file.getvalue()[8:-8].rstrip())
@@ -124,6 +125,37 @@ def test_the_longest_header_is_written_and_a_longer_one_is_not(monkeypatch: pyte
     with pytest.raises(OSError, match=r"a header of .safetensors has at most 1,000 bytes, got 1,008"):
         write_with_checksum(content, file := io.BytesIO(), {"text": "a" * (room + 1)})
     assert file.getvalue() == b""
+
+
+def test_tensors_of_every_kind_are_written_as_safetensors_reads_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        str(dtype): torch.randint(0, 2, (3, 5), generator=generator).to(dtype)
+        for dtype in safetensors_files._CODES
+    }
+    tensors |= {
+        "turned": torch.randn(4, 6, generator=generator).t(),
+        "number": torch.tensor(7),
+        "nothing": torch.zeros(0, 3),
+        "weight": torch.nn.Parameter(torch.ones(2)),
+        "ä": torch.arange(8)[::2],
+    }
+    write_with_checksum(tensors, file := io.BytesIO(), {"text": "ü"})
+    content = file.getvalue()
+    found = safetensors.torch.load(content)
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    assert header.pop("__metadata__").keys() == {"text", "crc32"} and length % 8 == 0
+    assert all(entry["data_offsets"][0] % tensors[name].element_size() == 0 for name, entry in header.items())
+    # The data of the same type are as safetensors itself writes them.
+    alike = {name: tensor for name, tensor in tensors.items() if tensor.dtype == torch.int64}
+    write_with_checksum(alike, file := io.BytesIO())
+    own = safetensors.torch.save({name: tensor.contiguous() for name, tensor in alike.items()})
+    data = [part[8 + int.from_bytes(part[:8], "little") :] for part in (file.getvalue(), own)]
+    assert data[0] == data[1]
 
 
 def test_safetensors_in_a_folder_whose_name_is_no_utf8(tmp_path: Path) -> None:

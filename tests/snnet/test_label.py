@@ -17,8 +17,9 @@ from snnet.errors import UserError
 from snnet.label import label_table
 from snnet.retrieval import candidates
 from snnet.retrieval import sparse_labels as module
-from snnet.retrieval.feature_files import FeatureSet, save_features
+from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
 from snnet.retrieval.sparse_labels import SparseMatrix, load_labels, predict_sparse_labels
+from snnet.system.processes import ALONE
 from snnet_kernels.testing import clustered_features
 from tests.snnet.label_checks import D, N, dense, labelled, reference_labels, similarities
 
@@ -239,6 +240,29 @@ def test_features_of_others_are_normalised_and_ours_left_to_the_bit(
     lengths = np.linalg.norm(tripled.astype(np.float64), axis=1, keepdims=True)
     again = torch.from_numpy((tripled / lengths).astype(np.float32))
     np.testing.assert_array_equal(dense(scaled.y), reference_labels(again))
+
+
+def test_files_stay_as_they_are_while_their_features_are_normalised_in_place(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 24)).astype(np.float32)
+    rows[7] = 0
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))[:, None]
+    wanted = (rows / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+    for name in ("f.npz", "f.safetensors"):
+        save_features(tmp_path / name, FeatureSet(rows))
+    for name, array in (
+        ("f", rows),
+        ("columns", np.asfortranarray(rows)),
+        ("double", rows.astype(np.float64)),
+    ):
+        np.save(tmp_path / f"{name}.npy", array)
+    torch.save(torch.from_numpy(rows), tmp_path / "f.pt")
+    torch.save({f"{i}.jpg": torch.from_numpy(row) for i, row in enumerate(rows)}, tmp_path / "images.pt")
+    for path in sorted(tmp_path.iterdir()):
+        written = path.read_bytes()
+        for kept in (None, lambda images: range(images)):
+            found = command._of_length_one(load_features(path, rows=kept), ALONE)
+            np.testing.assert_array_equal(found, wanted)
+        assert path.read_bytes() == written
 
 
 @pytest.mark.parametrize("power", [-100, 100])
