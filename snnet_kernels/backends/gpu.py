@@ -125,17 +125,20 @@ def _neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tensor, Ten
     floors = torch.full((n,), floor, dtype=torch.float64, device=features.device).to(features.dtype)
     lowest = torch.full_like(floors, torch.inf)
 
+    size = -(-n // max(1, -(-n // TILE)))  # of a tile: as few tiles as may be, all of nearly that many rows
+
     def tile(first: int) -> Tensor:
-        rows = features[first : first + TILE]  # all tiles of one shape: it may choose how cuBLAS rounds
-        return rows if n <= TILE or len(rows) == TILE else pad(rows, (0, 0, 0, TILE - len(rows)))
+        rows = features[first : first + size]
+        # All products have one shape: it may choose how cuBLAS rounds.
+        return rows if len(rows) == size else pad(rows, (0, 0, 0, size - len(rows)))
 
     def take(products: Tensor, top: int, left: int) -> None:
-        rows = lowest[top : top + TILE]
+        rows = lowest[top : top + size]
         rows.copy_(rows.minimum(products.amin(1)))
         _compiled.take_products_.default(products, top, left, columns, values, counts, floors)
 
-    for top in range(0, n, TILE):  # tiles of the upper triangle, each for its rows and its columns
-        for left in range(top, n, TILE):
+    for top in range(0, n, max(1, size)):  # tiles of the upper triangle, each for its rows and its columns
+        for left in range(top, n, size):
             with exact_float32(features.device):
                 products = (tile(top) @ tile(left).t())[: n - top, : n - left].contiguous()
             if top == left:

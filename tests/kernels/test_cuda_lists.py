@@ -62,7 +62,7 @@ class ShapesOfProducts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("n", "rows"), [(16, 16), (7, 7), (40, 16), (32, 16)])
+@pytest.mark.parametrize(("n", "rows"), [(16, 16), (7, 7), (40, 14), (32, 16)])
 def test_products_of_lists_have_one_shape(cuda_on_cpu, monkeypatch, n, rows):
     monkeypatch.setattr(gpu, "TILE", 16)
     monkeypatch.setattr(gpu, "choose", lambda *_: "cuda")
