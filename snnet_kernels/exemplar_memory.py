@@ -42,8 +42,8 @@ class ExemplarMemory(FixedTypeModule):
 
     The buffer ``features`` is float32 [n, d]; ``own_rows`` is range(n). ``lists`` is a :class:`.MemoryLists`, or None
     with ``neighbors=0``. Lists are built when they are first needed, and saved in ``state_dict()`` unless M has changed
-    since. Once built, their tensors keep their storage until :meth:`drop_lists_` or a move to another device, so that a
-    captured CUDA graph can use them.
+    since, or a compiled step has updated them. Once built, their tensors keep their storage until :meth:`drop_lists_`
+    or a move to another device, so that a captured CUDA graph can use them.
     """
 
     features: Tensor
@@ -78,6 +78,9 @@ class ExemplarMemory(FixedTypeModule):
         self._source = Source()  # the features as last seen
         self._changes = 0  # of the features, as far as they were detected
         self._lists_follow = False  # whether lists are those of the features as last seen
+        self._traced = (
+            False  # whether a traced call updated both last: what else wrote the features is not known then
+        )
 
     def _join(self, process_group: ProcessGroup | None) -> range:
         """The rows that this process holds."""
@@ -101,21 +104,21 @@ class ExemplarMemory(FixedTypeModule):
     def _notice(self, rows: Tensor | None = None) -> None:
         """Count a change if the features, or their ``rows`` int64 [B], differ from those last seen."""
         if not torch.compiler.is_compiling() and not self._source.holds(self.features, rows):
-            self._count_change()
+            self._count_change(lists_follow=self._lists_follow and self._traced)
 
-    def _count_change(self) -> None:
-        """The features have changed: lists are rebuilt when they are next needed."""
-        self._lists_follow = False
+    def _count_change(self, *, lists_follow: bool = False) -> None:
+        """The features have changed: lists that do not follow are rebuilt when they are next needed."""
+        self._lists_follow = lists_follow
         if not torch.compiler.is_compiling():
             self._changes += 1
             self._source.remember(self.features)
 
     def _vouch_for_lists(self, rows: Tensor | None = None) -> None:
         """Lists are current: ``rows`` int64 [B] of the features were just written, or, without them, all were read."""
-        if not torch.compiler.is_compiling():
+        self._lists_follow, self._traced = True, torch.compiler.is_compiling()
+        if not self._traced:
             self._changes += rows is not None
             self._source.remember_rows(self.features, rows)
-        self._lists_follow = True
 
     def mark_written_(self) -> None:
         """Declare that ``features`` were written unseen by autograd. Lists that are built are rebuilt in place.
@@ -146,9 +149,13 @@ class ExemplarMemory(FixedTypeModule):
     def renew_lists_(self) -> None:
         """Rebuild the lists if more than n/2 rows of S were computed since they were built: a build costs as much.
 
-        The floors of full rows rise, and only a build lowers them. Call it once per epoch. On a GPU the host waits.
+        The floors of full rows rise, and only a build lowers them. Lists that are built, but not those of M, are
+        rebuilt too: compiled steps take none else. Call it once per epoch. On a GPU the host waits.
         """
-        if self.lists is not None and self.lists.are_worn():
+        if self.lists is None or self.lists.tables is None:
+            return
+        self._notice()
+        if not self._lists_follow or self.lists.are_worn():
             self.build_lists_()
 
     def current_lists(self, rows: Tensor | None = None) -> MemoryLists | None:
@@ -166,9 +173,14 @@ class ExemplarMemory(FixedTypeModule):
         return self._lists_at_hand()
 
     def _lists_at_hand(self) -> MemoryLists | None:
-        """Lists that are built and follow the features as last seen."""
+        """Lists that are built and follow the features as last seen.
+
+        Those that a traced call has updated are at hand for traced calls alone: an eager one cannot tell whether
+        anything else has written the features.
+        """
         built = self.lists is not None and self.lists.columns is not None
-        return self.lists if built and self._lists_follow else None
+        follow = self._lists_follow and (torch.compiler.is_compiling() or not self._traced)
+        return self.lists if built and follow else None
 
     def initialize_(self, features: Tensor) -> None:
         """Fill the memory with the L2-normalised ``features`` [n, d] of an extraction pass.
@@ -274,12 +286,13 @@ class ExemplarMemory(FixedTypeModule):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.lists is None or self.lists.tables is None:
+        lists = self._lists_at_hand()
+        if lists is None:
             return
-        if not self._source.holds_all(self.features):
+        if self._source.holds_all(self.features):
+            lists.save_(destination, f"{prefix}lists.", self.features)
+        else:
             self._count_change()
-        if self._lists_follow:
-            self.lists.save_(destination, f"{prefix}lists.", self.features)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Lists are optional: a state may have none, and this memory may keep none.

@@ -129,7 +129,7 @@ class ShardedExemplarMemory(ExemplarMemory):
     def _are_stale(self, rows: Tensor | None) -> bool:
         """Whether the own lists are not those of the own features, of which ``rows`` int64 [k] are compared."""
         self._notice(rows)
-        return self.lists.tables is None or not self._lists_follow
+        return self._lists_at_hand() is None
 
     def similarity(self, features: Tensor) -> Tensor:
         """s [B, len(own_rows)] of ``features`` [B, d] with the own rows; not collective."""

@@ -309,6 +309,99 @@ def test_a_compiled_iteration_reads_and_writes_the_lists():
         assert (one.nan_to_num(0, 9, -9) - other.nan_to_num(0, 9, -9)).abs().max() < 1e-6
 
 
+def compiled_steps(head: sk.SNNetHead, count: int) -> None:
+    """Whole iterations in one graph. ``head.label_statistics()`` then has "products" if lists were read."""
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def step(features, index):
+        loss = head(features, index)
+        head.update_(index, features)
+        return loss
+
+    for number in range(count):
+        features, index = batch(number)
+        step(features.detach(), index)
+
+
+def reads_lists(head: sk.SNNetHead) -> bool:
+    """Whether a compiled iteration does, and leaves lists that are right."""
+    compiled_steps(head, 1)
+    if "products" not in head.label_statistics():
+        return False
+    check_lists(head.memory.lists.tables, exact(head.memory), 1e-6)
+    return True
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda head: head.state_dict(),
+        lambda head: head.memory.version,
+        lambda head: (
+            head.memory.version,
+            head.state_dict(),
+            head.memory.renew_lists_(),
+            head.memory.version,
+        ),
+    ],
+    ids=["state", "version", "both"],
+)
+def test_a_look_at_the_state_leaves_the_lists_of_compiled_steps(builds, look):
+    head = make_head(neighbors=N)
+    head.memory.build_lists_()
+    version = head.memory.version
+    compiled_steps(head, 2)
+    look(head)
+    assert reads_lists(head)
+    assert not any("lists" in name for name in head.state_dict())  # they may be those of no known memory
+    assert head.memory.version > version
+    assert len(builds) == 1
+    head.memory.features.copy_(
+        clustered_features(N, D, seed=7)
+    )  # an eager call trusts no list of a compiled step
+    look(head)
+    every = torch.arange(N)
+    expected = reference.mplp(
+        head.memory.features, every, cache=head.memory.features @ head.memory.features.t()
+    )
+    assert torch.equal(head.memory.predict_labels(every), expected)
+    assert any("lists" in name for name in head.state_dict())
+
+
+@pytest.mark.parametrize("look", [lambda head: head.state_dict(), lambda head: head.memory.version])
+def test_a_change_by_hand_that_is_seen_leaves_compiled_steps_no_stale_lists(look):
+    head = make_head(neighbors=N)
+    head.memory.build_lists_()
+    head.memory.features.copy_(clustered_features(N, D, seed=7))
+    look(head)
+    assert not reads_lists(head)
+    head.memory.renew_lists_()
+    assert reads_lists(head)
+    head.memory.features[3] = head.memory.features[4].clone()
+    head.mark_written_()
+    assert reads_lists(head)
+
+
+def test_a_compiled_loop_reads_the_lists_that_are_built_after_its_warmup(builds):
+    """The loop of docs/using-the-ops.md, compiled, with the line that it asks for."""
+    head = make_head(neighbors=N)
+    found = []
+    for epoch in range(4):
+        head.warmup = epoch < 2
+        head.memory.renew_lists_()
+        if epoch == 2:
+            head.memory.build_lists_()
+        compiled_steps(head, 2)
+        found.append("products" in head.label_statistics())
+    assert found == [False, False, True, True] and len(builds) == 1
+    head.warmup = True  # moves the memory and not the lists
+    compiled_steps(head, 1)
+    head.warmup = False
+    head.memory.renew_lists_()
+    assert reads_lists(head) and len(builds) == 2
+
+
 def test_products_are_those_of_the_last_batch():
     """A list of three places tells little, one of all images everything."""
     for neighbors, few in ((3, False), (N, True)):
