@@ -48,7 +48,7 @@ class SNNetHead(FixedTypeModule):
     Neighbour lists and the transpose of P are kept up to date. Call :meth:`mark_written_` after a write that autograd
     does not see. Wrap only the network in ``DistributedDataParallel``: a head inside of it raises RuntimeError.
 
-    A row of features that is not finite makes the loss NaN and is not written to M.
+    A row of features that is not finite makes the loss NaN. It changes neither M nor P.
 
     Args:
         num_instances: number of training images n.
@@ -173,7 +173,10 @@ class SNNetHead(FixedTypeModule):
             self._products = None
         else:
             label_sets = self._label_sets_of(index, similarity)
-            if self.training:
+            if self.training and self.label_source == "feature":
+                old = self.pseudo_labels.rows(index)
+                self.pseudo_labels.write_(*labels_to_write(features.detach(), index, label_sets[0], old))
+            elif self.training:
                 self.pseudo_labels.write_(index, label_sets[0])
         weights = (1.0,) if self.warmup else self.loss.weights
         loss = ops.fused_mutual_label_loss(
@@ -273,6 +276,17 @@ class SNNetHead(FixedTypeModule):
         main, *others = self._label_sets
         positives = [_count(labels) for labels in self._label_sets]
         return statistics(positives, [_count(main & labels) for labels in others], self._products)
+
+
+def labels_to_write(features: Tensor, index: Tensor, labels: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
+    """The index [B] and the rows of P to write of ``labels`` [B, L] that ``features`` [B, d] told.
+
+    Features that are not finite tell nothing: their images keep the ``old`` rows [B, L], which come first, so that
+    another entry of the same image counts.
+    """
+    finite = features.isfinite().all(1)
+    order = finite.to(torch.uint8).argsort(stable=True)
+    return index[order], torch.where(finite[:, None], labels, old)[order]
 
 
 def statistics(

@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 
 from .. import checks
 from ..derived import Source
-from ..head import SNNetHead, statistics
+from ..head import SNNetHead, labels_to_write, statistics
 from ..layout import packed_entries
 from ..ops.similarity import memory_similarity
 from .column_loss import ColumnLoss
@@ -117,7 +117,11 @@ class ShardedHead(SNNetHead):
             )
             sets, products = self.pseudo_labels._label_sets(samples, predicted), predicted.products
             if self.training:
-                self.pseudo_labels._write_own_(samples.positions, sets.packed[0])
+                index, labels = samples.positions, sets.packed[0]
+                if self.label_source == "feature":
+                    old = self.pseudo_labels.tables.rows(index)
+                    index, labels = labels_to_write(batch.features, index, labels, old)
+                self.pseudo_labels._write_own_(index, labels)
         if len(samples.positions) == 0:
             self._keep_statistics(sets, sets.common[None], products)
             return batch.features.new_zeros(()), batch.features

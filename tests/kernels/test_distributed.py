@@ -298,6 +298,19 @@ def test_a_step_asks_for_a_label_and_a_neighbour_of_each_sample(one_process_grou
         assert int(head.memory.lists.asked) == 8
 
 
+def test_features_that_are_not_finite_leave_no_trace_in_p(one_process_group):
+    features, index = made_features(4, 16, 5, 2, exact=False), torch.tensor([3, 4, 3, 7])
+    one, own = pair_of_heads(60, label_source="feature", threshold=0.2, min_rank=3)
+    for head in (one, own):
+        head(features, index)
+    before = own.pseudo_labels.rows(index)
+    features[2:] = torch.nan
+    own(features, index)
+    one(features[:2], index[:2])
+    assert torch.equal(own.pseudo_labels.gather().to_dense(), one.pseudo_labels.to_dense())
+    assert torch.equal(own.pseudo_labels.rows(index)[3], before[3]) and (before[3] != 0).any()
+
+
 def test_updates_build_no_lists(one_process_group, builds):
     features, index = made_features(4, 16, 5, 2, exact=False), torch.arange(4)
     one, own = pair_of_heads(60)

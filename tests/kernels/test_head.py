@@ -202,6 +202,44 @@ def test_types_stay_under_half():
     assert torch.isfinite(head(features.detach().bfloat16(), index))
 
 
+@pytest.mark.parametrize(("storage", "traced"), [("bits", False), ("bits", True), ("lists", False)])
+def test_features_that_are_not_finite_leave_no_trace_in_p(storage, traced):
+    """With labels from features: P is as after a batch without them, also where an image is in it twice."""
+    torch._dynamo.reset()
+    options = {"label_source": "feature", "threshold": 0.4, "min_rank": 3, "label_storage": storage}
+    spoiled, skipped = (make_head(neighbors=N, **options) for _ in range(2))
+    for head in (spoiled, skipped):
+        head.memory.build_lists_()
+        one_step(head, 5)
+    call = torch.compile(spoiled, fullgraph=True, backend="aot_eager") if traced else spoiled
+    features, index = batch(5)
+    features = features.detach()
+    index[4] = index[3]
+    features[0, 2], features[4], features[7] = torch.nan, torch.inf, -torch.inf
+    kept = torch.tensor([1, 2, 3, 5, 6, 8, 9, 10, 11])
+    before = spoiled.pseudo_labels.rows(index)
+    assert not torch.isfinite(call(features, index))
+    spoiled.update_(index, features)
+    skipped(features[kept], index[kept])
+    skipped.update_(index[kept], features[kept])
+    assert torch.equal(spoiled.pseudo_labels.to_dense(), skipped.pseudo_labels.to_dense())
+    assert torch.equal(spoiled.pseudo_labels.columns(index), skipped.pseudo_labels.columns(index))
+    assert torch.equal(spoiled.pseudo_labels.rows(index)[0], before[0])
+    assert sk.unpack_labels(before, N).sum() > len(index)  # there was more to lose than the image itself
+    assert torch.equal(spoiled.memory.features, skipped.memory.features)
+    assert torch.equal(one_step(spoiled, 6), one_step(skipped, 6))
+
+
+def test_features_that_are_not_finite_change_no_label_from_the_memory():
+    spoiled, other = make_head(), make_head()
+    features, index = batch(0)
+    spoiled(torch.full_like(features, torch.nan), index)
+    other(features, index)
+    spoiled.update_(index, torch.full_like(features, torch.nan))
+    assert torch.equal(spoiled.pseudo_labels.row_bits, other.pseudo_labels.row_bits)
+    assert torch.equal(one_step(spoiled, 1), one_step(other, 1))
+
+
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_fewer_images_than_anything(size):
     head = sk.SNNetHead(size, 4)
