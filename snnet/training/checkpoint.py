@@ -32,10 +32,19 @@ _CONTENTS = {
     "model": dict, "optimizer": dict, "head": dict, "config": dict, "rng": dict, "before": dict,
     "metrics": list, "images": int, "torch": str,
 }  # fmt: skip
+_OPTIONAL = {"styles": int, "pictures": int}  # an earlier version may have written none
+
+# Of how many training images, and of how much of each file, the content is compared.
+_COMPARED_IMAGES, _COMPARED_BYTES = 1000, 1 << 16
 
 
 def save_checkpoint(
-    path: Path, *, pieces: list[list[Any]] | None = None, styles: int | None = None, **contents: Any
+    path: Path,
+    *,
+    pieces: list[list[Any]] | None = None,
+    styles: int | None = None,
+    pictures: int | None = None,
+    **contents: Any,
 ) -> None:
     """Write a checkpoint; ``contents`` are the entries that :func:`load_checkpoint` returns.
 
@@ -46,8 +55,8 @@ def save_checkpoint(
     state = {"format": CHECKPOINT_FORMAT, "version": VERSION, **contents}
     if pieces is not None:
         state |= {"version": VERSION_IN_PIECES, "pieces": pieces}
-    if styles is not None:
-        state["styles"] = styles
+    prints = {"styles": styles, "pictures": pictures}
+    state |= {name: value for name, value in prints.items() if value is not None}
     write_atomically(path, functools.partial(write_torch, state))
 
 
@@ -56,10 +65,11 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 
     Returns ``model``, ``optimizer`` and ``head`` (state dicts), ``config`` (flat values), ``rng``, ``before``
     (metrics before training, empty where nothing can be evaluated), ``metrics`` (one dict for each epoch
-    done), ``images`` (fingerprint of the training images) and ``torch`` (its version). That of a run with CamStyle
-    has ``styles`` (fingerprint of the CamStyle files) too, unless an earlier version wrote it. What several processes
-    wrote has an empty ``head``, and ``pieces`` for :func:`snnet.training.pieces.memory_state`. Raises
-    :class:`~snnet.errors.UserError` for anything that is not a whole checkpoint of this format.
+    done), ``images`` (fingerprint of the training images' names) and ``torch`` (its version). Unless an earlier version
+    wrote it, it has ``pictures`` (fingerprint of the images' content) too, and that of a run with CamStyle ``styles``
+    (of the CamStyle files' names). What several processes wrote has an empty ``head``, and ``pieces`` for
+    :func:`snnet.training.pieces.memory_state`. Raises :class:`~snnet.errors.UserError` for anything that is not a whole
+    checkpoint of this format.
     """
     path = Path(path)
     if path.is_dir():
@@ -92,8 +102,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
             f"{path} has checkpoint version {shown(version)}; this package reads {VERSION} and {VERSION_IN_PIECES}"
         )
     contents = _CONTENTS if version == VERSION else {**_CONTENTS, "pieces": list}
-    if "styles" in state:
-        contents = {**contents, "styles": int}
+    contents = contents | {name: kind for name, kind in _OPTIONAL.items() if name in state}
     for name, kind in contents.items():
         if not isinstance(state.get(name), kind):
             raise UserError(f"{path} is not a whole checkpoint: '{name}' is missing or of the wrong type")
@@ -245,6 +254,21 @@ def image_fingerprint(paths: Sequence[str]) -> int:
     folder = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
     names = "\n".join(os.path.relpath(path, folder) for path in paths)
     return zlib.crc32(names.encode(errors="surrogateescape"))  # the bytes of names that are no UTF-8, too
+
+
+def picture_fingerprint(paths: Sequence[str]) -> int:
+    """A checksum of what the files begin with, of up to 1,000 of them that are spread evenly over all.
+
+    Files of the same names may show other images.
+    """
+    found = 0
+    for path in paths[:: -(-len(paths) // _COMPARED_IMAGES) or 1]:
+        try:
+            with open(path, "rb") as file:
+                found = zlib.crc32(file.read(_COMPARED_BYTES), found)
+        except OSError as error:
+            raise UserError(f"cannot read image {path!r}: {error.strerror or error}") from error
+    return found
 
 
 def _shape(value: Any) -> str:

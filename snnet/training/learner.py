@@ -22,6 +22,7 @@ from snnet.training.checkpoint import (
     image_fingerprint,
     load_optimizer,
     load_state,
+    picture_fingerprint,
     rng_state,
     save_checkpoint,
     set_rng_state,
@@ -42,6 +43,7 @@ class Learner(PlacedModel):
     optimizer: torch.optim.Optimizer
     fingerprint: int  # of the training images, whose order the rows of M and P follow
     style_fingerprint: int | None = None  # of the CamStyle files; None where CamStyle is off
+    picture_fingerprint: int | None = None  # of what the training images show
 
     processes: Processes = ALONE
     group: dist.ProcessGroup | None = None  # of several processes
@@ -94,6 +96,7 @@ class Learner(PlacedModel):
             path,
             pieces=pieces,
             styles=self.style_fingerprint,
+            pictures=self.picture_fingerprint,
             model={name: value.contiguous() for name, value in self.model.state_dict().items()},
             optimizer=self.optimizer.state_dict(),
             head=head,
@@ -108,7 +111,8 @@ class Learner(PlacedModel):
 
     def load(self, checkpoint: dict[str, Any], path: Path) -> None:
         """Continue from what :meth:`save` of any number of processes wrote to ``path``, random state included."""
-        if checkpoint["images"] != self.fingerprint:
+        other = checkpoint.get("pictures", self.picture_fingerprint) != self.picture_fingerprint
+        if checkpoint["images"] != self.fingerprint or other:
             raise UserError(f"{path} was written for other training images than those that were found")
         if checkpoint.get("styles", self.style_fingerprint) != self.style_fingerprint:
             raise UserError(f"{path} was written for other CamStyle images than those that were found")
@@ -136,7 +140,11 @@ def build_learner(
     config, placement = placed.config, placed.placement
     method, training = config.method, config.training
     styles = None if images.styles is None else [file for files in images.styles for file in files]
-    own = image_fingerprint(images.paths), None if styles is None else image_fingerprint(styles)
+    own = (
+        image_fingerprint(images.paths),
+        None if styles is None else image_fingerprint(styles),
+        picture_fingerprint(images.paths),
+    )
     if (ranks := processes.everywhere(own)) != [own] * processes.count:
         other = next(rank for rank, found in enumerate(ranks) if found != ranks[0])
         raise UserError(f"rank {other} has found other training images than rank 0: all need the same files")

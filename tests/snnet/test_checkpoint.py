@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import random
@@ -22,6 +23,7 @@ from snnet.training.checkpoint import (
     image_fingerprint,
     load_checkpoint,
     load_state,
+    picture_fingerprint,
     rng_state,
     save_checkpoint,
     set_rng_state,
@@ -185,6 +187,39 @@ def test_fingerprint_follows_the_files_and_not_where_they_lie() -> None:
     assert here == image_fingerprint(["/b/c/id1/0.jpg", "/b/c/id2/0.jpg"])
     assert here != image_fingerprint(["/a/id7/0.jpg", "/a/id9/0.jpg"])
     assert here != image_fingerprint(["/a/id2/0.jpg", "/a/id1/0.jpg"])
+
+
+def test_the_content_of_images_that_are_spread_over_all_is_compared(tmp_path: Path) -> None:
+    def written(name: str, count: int, changed: int | None = None, behind: bytes = b"") -> list[str]:
+        folder = tmp_path / name
+        folder.mkdir()
+        for index in range(count):
+            (folder / f"{index}.bmp").write_bytes(
+                bytes([index % 7, index == changed]) + bytes(2**16 - 2) + behind
+            )
+        return [str(folder / f"{index}.bmp") for index in range(count)]
+
+    few = picture_fingerprint(written("few", 5))
+    assert few == picture_fingerprint(written("copied", 5))
+    assert few == picture_fingerprint(written("longer", 5, behind=b"more"))
+    assert few not in [picture_fingerprint(written(f"changed {index}", 5, index)) for index in range(5)]
+    assert picture_fingerprint([]) == 0
+    with pytest.raises(UserError, match=r"cannot read image '.*gone.png': No such file"):
+        picture_fingerprint([str(tmp_path / "gone.png")])
+
+
+def test_of_many_images_a_thousand_at_most_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def found(path: str, mode: str) -> io.BytesIO:
+        opened.append(path)
+        return io.BytesIO(path.encode())
+
+    monkeypatch.setattr("builtins.open", found)
+    for count, read in ((1000, 1000), (1001, 501), (200_000, 1000)):
+        opened.clear()
+        picture_fingerprint([str(index) for index in range(count)])
+        assert len(opened) == read and int(opened[-1]) >= count - count // 1000 - 2
 
 
 def test_one_of_several_processes_leaves_the_gpus_of_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:

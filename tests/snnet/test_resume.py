@@ -228,6 +228,27 @@ def test_a_run_goes_on_with_its_own_camstyle_images_alone(options: dict[str, Any
     assert len(load_checkpoint(folder)["metrics"]) == 2
 
 
+def test_a_run_goes_on_with_its_own_pictures_alone(options: dict[str, Any], tmp_path: Path) -> None:
+    """Row i of the memories belongs to what image i shows, whatever its name."""
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(options["data_dir"], moved)
+    stop({**options, "epochs": 2, "eval_every": 0}, folder, 1)
+    resume = TrainCommand.parse(["--resume", str(folder), "--data-dir", str(moved)]).config
+    one, other = sorted((moved / "bounding_box_train").glob("*.png"))[:2]
+    kept = one.read_bytes()
+    shutil.copy(other, one)
+    with pytest.raises(UserError, match=r"checkpoint.pt was written for other training images than those"):
+        train(resume, resume=folder)
+    earlier = shutil.copytree(folder, tmp_path / "earlier")  # a run of a version that compared names alone
+    state = entries(folder)
+    del state["pictures"]
+    save_checkpoint(earlier / "checkpoint.pt", **state)
+    train(resume, resume=earlier)
+    one.write_bytes(kept)
+    train(resume, resume=folder)
+    assert len(load_checkpoint(folder)["metrics"]) == len(load_checkpoint(earlier)["metrics"]) == 2
+
+
 def without_lists(folder: Path) -> None:
     """Make the run one of an earlier version, which kept no lists and had a matrix to choose."""
     state = entries(folder)
