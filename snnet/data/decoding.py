@@ -133,7 +133,7 @@ def decode_images(
         with warnings.catch_warnings():
             # _bounded refuses what it warns of.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            headers = _map(pool, _attempt(_read_size), images.paths)
+            headers = _map(pool, _attempt(image_size), images.paths)
             sizes = list(progress(headers, "reading headers", total=len(images), unit="image"))
         _raise_unless(skip_bad, sizes)
         lengths = np.array([0 if isinstance(size, UserError) else 3 * math.prod(size) for size in sizes])
@@ -271,8 +271,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(eight_bit)
 
 
-def _read_size(path: str) -> tuple[int, int]:
-    """Height and width of the image as :func:`_decode` turns it."""
+def image_size(path: str) -> tuple[int, int]:
+    """Height and width of an image file, from its header, as :func:`load_image` turns it."""
     with _open(path) as image:
         turn = _TURNS.get(_orientation(image))
         return (image.width, image.height) if turn in _SWAP_SIDES else (image.height, image.width)

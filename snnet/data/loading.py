@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from snnet.checks import positive
-from snnet.data.decoding import DecodedImages, load_image
+from snnet.data.decoding import DecodedImages, image_size, load_image
 from snnet.data.transforms import UNIFORMS, augment, draw_augmentation, prepare, resize
 from snnet.errors import UserError
 from snnet.system.cpus import available_cpus
@@ -287,21 +287,32 @@ class _TrainingBatches(Dataset[Any]):
                 for i in index.tolist()
             ]
         )
+        styles = [self._style(*pair) for pair in zip(index.tolist(), uniforms[:, 0], strict=True)]
+        sizes = self.decoded.sizes[index]
         try:
-            images = [self._image(*pair) for pair in zip(index.tolist(), uniforms[:, 0], strict=True)]
+            for place, style in enumerate(styles):
+                if style is not None:
+                    sizes[place] = image_size(style)
+            augmentation = draw_augmentation(uniforms[:, 1:], sizes, self.height, self.width)
+            with _one_thread():  # cropped and resized as they come: a batch of large images is never held
+                images = map(self._image, index.tolist(), styles, sizes.tolist())
+                batch = augment(images, augmentation, self.height, self.width)
         except UserError as error:
             return error
-        sizes = np.array([image.shape[1:] for image in images])
-        augmentation = draw_augmentation(uniforms[:, 1:], sizes, self.height, self.width)
-        with _one_thread():
-            batch = augment(images, augmentation, self.height, self.width)
         return _share(batch), index
 
-    def _image(self, index: int, choice: float) -> Tensor:
-        """The image, or with CamStyle which of it and its styles ``choice`` in [0, 1) picks."""
+    def _style(self, index: int, choice: float) -> str | None:
+        """Which of the image (None) and its CamStyle files ``choice`` in [0, 1) picks."""
         styles = self.styles[index] if self.styles is not None else ()
         picked = int(choice * (len(styles) + 1))
-        return load_image(styles[picked - 1]) if picked else self.decoded.image(index)
+        return styles[picked - 1] if picked else None
+
+    def _image(self, index: int, style: str | None, size: list[int]) -> Tensor:
+        image = self.decoded.image(index) if style is None else load_image(style)
+        if list(image.shape[1:]) != size:
+            path = self.decoded.images.paths[index] if style is None else style
+            raise UserError(f"cannot read image {path!r}: it had another size before")
+        return image
 
 
 class _ExtractionBatches(Dataset[Any]):

@@ -8,7 +8,7 @@ costs a fraction of an image-by-image chain of transforms.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -106,7 +106,7 @@ def _draw_rectangles(
 
 
 def augment(
-    images: Sequence[Tensor],  # uint8 [3, h, w], of any sizes
+    images: Iterable[Tensor],  # uint8 [3, h, w], of any sizes
     augmentation: Augmentation,
     height: int,
     width: int,
@@ -115,22 +115,24 @@ def augment(
 
     In this order: crop and resize, flip, rotation (what turns in from outside is black), colour, ImageNet
     normalisation, erasing to 0 (the mean colour). Brightness, contrast and saturation are linear and commute
-    as long as nothing is clipped, so they are applied as one map, clipped once at the end.
+    as long as nothing is clipped, so they are applied as one map, clipped once at the end. Images are taken one by one,
+    and none is kept.
     """
-    output = torch.empty(len(images), 3, height, width)
+    output = torch.empty(len(augmentation.crop), 3, height, width)
     step = max(1, CHUNK_PIXELS // (height * width))
-    for start in range(0, len(images), step):
+    images = iter(images)
+    for start in range(0, len(output), step):
         rows = slice(start, start + step)
-        output[rows] = _augment_chunk(images[rows], augmentation.select(rows), height, width)
+        output[rows] = _augment_chunk(images, augmentation.select(rows), height, width)
     return output
 
 
-def _augment_chunk(images: Sequence[Tensor], augmentation: Augmentation, height: int, width: int) -> Tensor:
-    crops = [
-        image[:, top : top + h, left : left + w]
-        for image, (top, left, h, w) in zip(images, augmentation.crop.tolist(), strict=True)
-    ]
-    batch = resize(crops, height, width).float()
+def _augment_chunk(images: Iterator[Tensor], augmentation: Augmentation, height: int, width: int) -> Tensor:
+    crops = augmentation.crop.tolist()
+    resized = torch.empty(len(crops), 3, height, width, dtype=torch.uint8)
+    for place, (top, left, h, w) in zip(resized, crops, strict=True):
+        _resize_into(place, next(images)[:, top : top + h, left : left + w])
+    batch = resized.float()
     batch = F.grid_sample(batch, _flip_rotation_grid(augmentation, height, width), align_corners=False)
     _jitter_(batch, augmentation)
     _normalize_(batch)
@@ -157,11 +159,16 @@ def resize(
 ) -> Tensor:
     """The images at one size, bilinear with antialiasing, uint8 [B, 3, height, width]."""
     batch = torch.empty(len(images), 3, height, width, dtype=torch.uint8)
-    for resized, image in zip(batch, images, strict=True):
-        if image.shape[1:] != resized.shape[1:]:
-            image = F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
-        resized.copy_(image)
+    for place, image in zip(batch, images, strict=True):
+        _resize_into(place, image)
     return batch
+
+
+def _resize_into(place: Tensor, image: Tensor) -> None:
+    size = place.shape[1:]
+    if image.shape[1:] != size:
+        image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    place.copy_(image)
 
 
 def _flip_rotation_grid(augmentation: Augmentation, height: int, width: int) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import re
 import signal
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-from snnet.data import DecodedImages, ImageSet, decode_images, extraction_loader, training_loader
+from snnet.data import (
+    DecodedImages,
+    ImageSet,
+    decode_images,
+    decoding,
+    extraction_loader,
+    loading,
+    training_loader,
+)
 from snnet.data.transforms import prepare
 from snnet.errors import UserError
 from tests.snnet.few_images import draw_images
@@ -200,6 +210,10 @@ def styled(images: ImageSet, tmp_path: Path) -> DecodedImages:
     return decode_images(ImageSet(images.paths, images.pids, images.cams, tuple(styles)))
 
 
+def camstyle_batch(styled: DecodedImages) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return list(training_loader(styled, height=20, width=10, batch_size=7, workers=0, seed=0, camstyle=True))
+
+
 def test_camstyle_takes_an_image_or_one_of_its_styles_with_equal_chances(styled: DecodedImages) -> None:
     originals, reds, greens = 0, 0, 0
     for epoch in range(30):
@@ -212,6 +226,36 @@ def test_camstyle_takes_an_image_or_one_of_its_styles_with_equal_chances(styled:
             if i < 6:
                 originals, reds, greens = originals + (not red and not green), reds + red, greens + green
     assert originals + reds + greens == 180 and min(originals, reds, greens) > 40
+
+
+def test_a_batch_holds_one_image_of_native_size_at_a_time(
+    styled: DecodedImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = camstyle_batch(styled)
+    most = 0
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    original = loading.load_image
+
+    def load_watched(path: str) -> torch.Tensor:
+        nonlocal most
+        image = original(path)
+        alive.add(image)
+        most = max(most, len(alive))
+        return image
+
+    for module in (loading, decoding):
+        monkeypatch.setattr(module, "load_image", load_watched)
+    from_disk = dataclasses.replace(styled, pixels=None)
+    assert equal(camstyle_batch(from_disk), expected)
+    assert most == 1
+
+
+def test_an_image_that_has_changed_its_size_is_named(images: ImageSet) -> None:
+    decoded = decode_images(images, cache=False)
+    Image.new("RGB", (5, 5)).save(images.paths[3])
+    with pytest.raises(UserError) as caught:
+        load(decoded, batch_size=7)
+    assert str(caught.value) == f"cannot read image {images.paths[3]!r}: it had another size before"
 
 
 def test_camstyle_off_leaves_the_styles_alone(styled: DecodedImages) -> None:
