@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -31,8 +30,8 @@ from snnet_kernels.memory_size import free_memory
 MEMORY_SHARE = 1 / 4
 # An image of more pixels is refused: frames of 8K cameras have half as many, and a crop a thousandth.
 MOST_PIXELS = 1 << 26
-# An image of more pixels is decoded alone: one on every core would take its memory many times over.
-LARGE_PIXELS = 1 << 24
+# An image of more pixels is decoded when there is room for it beside what other threads decode.
+LARGE_PIXELS = 1 << 20
 # The most that decoding holds at one time: the image as stored, as RGB and turned, and what the decoder keeps. WebP has
 # been measured to take 29, AVIF and JPEG 2000 25, PNG and JPEG 18.
 BYTES_PER_PIXEL = 32
@@ -51,7 +50,8 @@ _TURNS = {
 }
 _SWAP_SIDES = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
 
-_one_at_a_time = threading.Lock()
+_decoding = threading.Condition()
+_taken = 0  # bytes that large images take which are being decoded
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -215,26 +215,37 @@ def load_image(path: str) -> Tensor:
     """One image file, uint8 [3, height, width] RGB; raises :class:`UserError` naming it if it is damaged.
 
     An image of more than ``MOST_PIXELS`` pixels, or one that takes more memory to decode than is free, is an error too.
+    Threads that decode at the same time take at most half of the free memory together, or one of them all of it.
     """
     return torch.from_numpy(_decode(path)).permute(2, 0, 1)
 
 
 def _decode(path: str) -> np.ndarray:
     with _open(path) as image:
-        size = image.width * image.height
-        with _one_at_a_time if size > LARGE_PIXELS else contextlib.nullcontext():
-            return _naming(path, lambda: _upright_rgb(_with_room(image)))
+        if image.width * image.height <= LARGE_PIXELS:
+            return _naming(path, lambda: _upright_rgb(image))
+        return _naming(path, lambda: _in_turn(image))
 
 
-def _with_room(image: Image.Image) -> Image.Image:
-    """``image``, unless decoding it would take more memory than there is."""
+def _in_turn(image: Image.Image) -> np.ndarray:
+    """:func:`_upright_rgb` of a large image, once there is room; ValueError if it takes more memory than is free."""
+    global _taken
     pixels = image.width * image.height
     needed = BYTES_PER_PIXEL * pixels
-    if pixels > LARGE_PIXELS and needed > (free := free_memory(torch.device("cpu"))):
-        raise ValueError(
-            f"{pixels:,} pixels take {needed / 2**30:.1f} GiB to decode of the {free / 2**30:.1f} that are free"
-        )
-    return image
+    share = free_memory(torch.device("cpu")) // (2 * processes_here())
+    with _decoding:
+        _decoding.wait_for(lambda: _taken == 0 or _taken + needed <= share)
+        _taken += needed
+    try:
+        if needed > share and needed > (free := free_memory(torch.device("cpu"))):
+            raise ValueError(
+                f"{pixels:,} pixels take {needed / 2**30:.1f} GiB to decode of the {free / 2**30:.1f} that are free"
+            )
+        return _upright_rgb(image)
+    finally:
+        with _decoding:
+            _taken -= needed
+            _decoding.notify_all()
 
 
 def _upright_rgb(image: Image.Image) -> np.ndarray:

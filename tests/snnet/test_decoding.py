@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -273,6 +274,42 @@ def test_images_are_bounded_by_their_pixels(tmp_path: Path, monkeypatch: pytest.
     for read in (lambda path: decode_images(ImageSet((path,), None, None)), decoding.load_image):
         with pytest.raises(UserError, match=r"x.png': 11 x 3 pixels are more than the 32 that are read"):
             read(str(tmp_path / "x.png"))
+
+
+@pytest.mark.parametrize(("room", "at_once"), [(3, 3), (1, 1), (0.75, 1)])
+def test_large_images_are_decoded_while_half_of_the_free_memory_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: float, at_once: int
+) -> None:
+    """``room`` of images of 32 pixels in that half; one that does not fit is decoded alone."""
+    paths = [str(tmp_path / f"{index}.png") for index in range(6)]
+    for path in paths:
+        Image.new("L", (4, 8)).save(path)
+    monkeypatch.setattr(decoding, "LARGE_PIXELS", 31)
+    monkeypatch.setattr(decoding, "available_cpus", lambda: 6)
+    monkeypatch.setattr(decoding, "free_memory", lambda device: int(2 * room * 32 * 32))
+    together = threading.Barrier(at_once)
+    lock, begun = threading.Lock(), 0
+    seen: list[int] = []
+    original = decoding._upright_rgb
+
+    def watched(image: Image.Image) -> np.ndarray:
+        nonlocal begun
+        with lock:
+            begun += 1
+            seen.append(begun)
+        together.wait(30)
+        with lock:
+            begun -= 1
+        together.wait(30)
+        return original(image)
+
+    monkeypatch.setattr(decoding, "_upright_rgb", watched)
+    assert len(decode_images(ImageSet(tuple(paths), None, None))) == 6
+    assert max(seen) == at_once and len(seen) == 6
+    monkeypatch.setattr(decoding, "_upright_rgb", lambda image: 1 / 0)
+    with pytest.raises(UserError, match="division by zero"):
+        decoding.load_image(paths[0])
+    assert decoding._taken == 0  # an error gives its room back
 
 
 def test_a_large_image_needs_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
