@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from PIL import Image
@@ -114,28 +115,45 @@ def _draw_set(folder: Path, seed: int) -> None:
 
 
 def _draw_chunks(folder: Path, seed: int, chunks: list[list[Shot]]) -> Iterator[Digests]:
-    """Draw the chunks in as many processes as there are processors, in any order."""
+    """Draw the chunks in any order, in as many processes as there are processors; in this one if it gets no others."""
     processes = min(_processors(), _MAX_PROCESSES, len(chunks))
-    if processes < 2:
+    pool = None if processes < 2 else _pool(processes)
+    if pool is None:
         for chunk in chunks:
             yield _draw_chunk(folder, seed, chunk)
         return
+    try:
+        for done in as_completed([pool.submit(_draw_chunk, folder, seed, chunk) for chunk in chunks]):
+            yield done.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that draws the synthetic set has died, as for want of memory: try again"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _pool(processes: int) -> ProcessPoolExecutor | None:
+    """Processes that have started; None where the system gives none."""
+    others = set(multiprocessing.active_children())
     # Forked workers need no `if __name__ == "__main__"` in the calling script. They use numpy and pillow only, no
     # lock of the parent's other threads, which is what Python's warning about forking is for.
     with held(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-        pool = ProcessPoolExecutor(
-            processes,
-            multiprocessing.get_context("fork"),
-            initializer=_follow_parent,
-            initargs=(os.getpid(),),
-        )
-        pending = [pool.submit(_draw_chunk, folder, seed, chunk) for chunk in chunks]
-    try:
-        for done in as_completed(pending):
-            yield done.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        try:
+            pool = ProcessPoolExecutor(
+                processes,
+                multiprocessing.get_context("fork"),
+                initializer=_follow_parent,
+                initargs=(os.getpid(),),
+            )
+            pool.submit(os.getpid)  # starts them all
+        except (OSError, RuntimeError):  # no semaphore, as in a full /dev/shm, no process or no thread
+            for child in set(multiprocessing.active_children()) - others:
+                child.kill()
+                child.join()
+            return None
+    return pool
 
 
 def _draw_chunk(folder: Path, seed: int, shots: list[Shot]) -> Digests:

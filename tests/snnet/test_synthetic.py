@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -139,6 +140,49 @@ def test_an_error_while_drawing_leaves_nothing(
     monkeypatch.setattr(writing, "draw_image", fail_late)
     with pytest.raises(KeyboardInterrupt if processes == 1 else ValueError):
         generate(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux only")
+@pytest.mark.parametrize("lacking", ["semaphore", "process", "thread"])
+def test_the_set_is_drawn_where_no_processes_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_plan: list[Shot], lacking: str
+) -> None:
+    expected = _write(tmp_path / "one", monkeypatch, processes=1)
+    fork, forks = os.fork, []
+
+    def fork_once() -> int:
+        forks.append(None)
+        if len(forks) > 1:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return fork()
+
+    def refuse(*_: object, **__: object) -> None:
+        if lacking == "thread":
+            raise RuntimeError("can't start new thread")
+        raise OSError(28, "No space left on device")
+
+    if lacking == "process":
+        monkeypatch.setattr(os, "fork", fork_once)
+    else:
+        name = "multiprocessing.synchronize.SemLock" if lacking == "semaphore" else "threading.Thread.start"
+        monkeypatch.setattr(f"{name}{'.__init__' if lacking == 'semaphore' else ''}", refuse)
+    before = multiprocessing.active_children()
+    assert _write(tmp_path / "two", monkeypatch, processes=2) == expected
+    assert multiprocessing.active_children() == before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux only")
+def test_a_process_that_dies_while_it_draws_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_plan: list[Shot]
+) -> None:
+    monkeypatch.setattr(writing, "_processors", lambda: 2)
+    monkeypatch.setattr(writing, "draw_image", lambda *_: os._exit(9))
+    with pytest.raises(UserError) as caught:
+        generate(tmp_path)
+    assert str(caught.value) == (
+        "a process that draws the synthetic set has died, as for want of memory: try again"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
