@@ -149,9 +149,11 @@ def test_the_direct_transfer_ranks_with_the_features_of_its_table() -> None:
     assert [ranked(*" ".join(flags).split()) for flags in rows] == ["fc before", "fc after", "fc-relu after"]
 
 
-def test_the_bytes_of_a_step_are_the_sum_of_its_collectives() -> None:
+def test_the_bytes_of_a_step_are_the_sum_of_its_collectives_and_those_held_of_the_memories() -> None:
     page = (ROOT / "docs" / "scale.md").read_text("utf-8")
-    rows = re.findall(r"^\| ([\d,]+) \| (\d+) \| (\d+) \| (\d+) \| (\S+) MB \|", page, re.M)
+    rows = re.findall(
+        r"^\| ([\d,]+) \| (\d+) \| (\d+) \| (\d+) \| (\S+) MB \| (\d+) MB \| (\S+ [MG]B) \|", page, re.M
+    )
     lists, w, y, ratio = 256, 32, 10, 0.01
     for row in rows:
         n, d, size, b = (int(word.replace(",", "")) for word in row[:4])
@@ -160,6 +162,12 @@ def test_the_bytes_of_a_step_are_the_sum_of_its_collectives() -> None:
         to_all += (4 * d + 8) * b + (192 + (4 * d + 4 * lists + 8) * b) + 4 * batch
         sent = (to_all * (size - 1) + 9 * keys * (batch - b)) / 1e6
         assert row[4] == (f"{sent:.1f}" if sent < 10 else f"{sent:.0f}")
+        labels = 150 * n + 30 * y * n
+        held = (4 * n * d + 8 * n * lists + labels) / size + 16 * n
+        assert row[5] == f"{held / 1e6:.0f}"
+        alone = 4 * n * d + 12 * n * lists + labels
+        assert row[6] == (f"{alone / 1e9:.3g} GB" if alone > 1e9 else f"{alone / 1e6:.0f} MB")
+    assert "| about 150 n, and 30 for each positive label |" in page
     assert len(rows) == 4
 
 
