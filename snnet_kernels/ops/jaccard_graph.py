@@ -93,8 +93,8 @@ def jaccard_graph(
     above decides who is a neighbour. Other programs leave ties open, and then give other graphs.
 
     Besides the features it holds lists of ``searched`` entries per image, V twice, and the graph. Takes CPU and CUDA
-    features: the neighbours are searched on their device, the rest runs on the CPU. ``torch.compile`` cannot trace it,
-    because the size of the result depends on the values.
+    features: the neighbours are searched on their device, the rest runs on the CPU. With ``cameras``,
+    ``torch.compile`` cannot trace it whole, because sizes depend on the values.
 
     Args:
         features: [n, d], any floating type and strides, rows of length 1 (or zero).
