@@ -198,17 +198,21 @@ class PseudoLabelMemory(FixedTypeModule):
         bits, entries, counts = (state_dict.get(name) for name in names)
         rest = {name: value for name, value in state_dict.items() if name not in names}
         lists = (entries, counts) if isinstance(entries, Tensor) and isinstance(counts, Tensor) else None
-        if self.tables is None:
-            if lists is not None:
-                bits = _bits_of_lists(*lists, self.num_instances)
-            rest |= {} if bits is None else {names[0]: bits}
-        else:
-            if lists is None and isinstance(bits, Tensor):
-                lists = _lists_of_bits(bits, self.num_instances)
-            if lists is None:
-                args[2].extend(names[1:])  # missing
+        try:
+            if self.tables is None:
+                if lists is not None:
+                    bits = _bits_of_lists(*lists, self.num_instances)
+                rest |= {} if bits is None else {names[0]: bits}
             else:
-                self.tables.load_(*lists)
+                if lists is None and isinstance(bits, Tensor):
+                    lists = _lists_of_bits(bits, self.num_instances)
+                if lists is None:
+                    args[2].extend(names[1:])  # missing
+                else:
+                    self.tables.load_(*lists)
+        except (TypeError, ValueError) as error:
+            args[4].append(f"{prefix}{error}")  # of those that load_state_dict() raises as one
+            rest |= {} if self.row_bits is None else {names[0]: self.row_bits}
         super()._load_from_state_dict(rest, prefix, *args)
         self.mark_written_()
 

@@ -177,7 +177,10 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
         names = [prefix + name for name in SAVED]
         found = [state_dict.get(name) for name in names]
         if all(isinstance(tensor, Tensor) for tensor in found):
-            self.tables.load_(found[0], found[1], side="column")  # type: ignore[arg-type]
+            try:
+                self.tables.load_(found[0], found[1], side="column")  # type: ignore[arg-type]
+            except (TypeError, ValueError) as error:
+                args[4].append(f"{prefix}{error}")  # of those that load_state_dict() raises as one
         else:
             args[2].extend(names)  # missing
         rest = {name: value for name, value in state_dict.items() if name not in names}

@@ -106,9 +106,24 @@ def test_either_storage_loads_the_state_of_the_other(before, after):
     ],
 )  # fmt: skip
 def test_a_damaged_state_is_refused_and_nothing_is_lost(change, message):
-    memory = filled("lists")
-    with pytest.raises(ValueError, match=message):
-        memory.load_state_dict(memory.state_dict() | change)
+    state = filled("lists").state_dict() | change
+    for storage in ("lists", "bits"):
+        memory = filled(storage)
+        with pytest.raises(RuntimeError, match=message):
+            memory.load_state_dict(state)
+        same(filled("bits"), memory, torch.arange(130))
+
+
+@pytest.mark.parametrize("saved", ["bits", "lists"])
+@pytest.mark.parametrize("storage", ["bits", "lists"])
+def test_a_state_of_another_number_of_images_is_one_of_torchs_errors(storage, saved):
+    """load_state_dict() lists all errors of all modules in one."""
+    state = sk.PseudoLabelMemory(300, storage=saved).state_dict()
+    memory = filled(storage)
+    module = torch.nn.ModuleDict({"labels": memory, "layer": torch.nn.Linear(2, 2, bias=False)})
+    state = {f"labels.{name}": value for name, value in state.items()} | {"layer.weight": torch.ones(3, 3)}
+    with pytest.raises(RuntimeError, match=r"(?s)labels\.row_.*layer\.weight|layer\.weight.*labels\.row_"):
+        module.load_state_dict(state)
     same(filled("bits"), memory, torch.arange(130))
 
 
