@@ -11,7 +11,7 @@ from torch import Tensor
 from . import checks, ops
 from .derived import Source
 from .memory_lists import MemoryLists
-from .memory_module import FixedTypeModule, refuse_group
+from .memory_module import UnaveragedModule, refuse_group
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FLOOR = 0.3  # of the lists: with the usual threshold, 0.6, nearly all similarities that are read are above it
 
 
-class ExemplarMemory(FixedTypeModule):
+class ExemplarMemory(UnaveragedModule):
     """One feature of every image, M [n, d], updated with momentum, and its neighbour lists: the part of S = M Mᵀ that
     labels read.
 

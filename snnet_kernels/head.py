@@ -14,7 +14,7 @@ from .exemplar_memory import ExemplarMemory
 from .label_loss import MutualLabelLoss
 from .label_memory import PseudoLabelMemory
 from .layout import identity_labels
-from .memory_module import FixedTypeModule, refuse_group
+from .memory_module import UnaveragedModule, refuse_group
 from .tracing import has_values
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class _Forward(NamedTuple):
     similarity: Tensor
 
 
-class SNNetHead(FixedTypeModule):
+class SNNetHead(UnaveragedModule):
     """Exemplar memory M with its neighbour lists, pseudo label memory P and the loss, as one module::
 
         head = SNNetHead(num_instances=n, feature_dim=d)

@@ -11,7 +11,7 @@ from . import checks, ops
 from .derived import Source
 from .label_tables import LabelTables
 from .layout import identity_labels, label_entries
-from .memory_module import FixedTypeModule, refuse_group
+from .memory_module import UnaveragedModule, refuse_group
 from .memory_size import check_room
 from .ops.label_memory import _gather_labels, _write_labels_  # the rest is checked here
 
@@ -23,7 +23,7 @@ BYTES_OF_LIST = 250  # per image, while lists are made
 MOST_BITS = 2**30  # most bytes of both bit matrices with storage "auto": 65,536 images
 
 
-class PseudoLabelMemory(FixedTypeModule):
+class PseudoLabelMemory(UnaveragedModule):
     """The most recent main label of every image, P [n, n], with its transpose. It starts as the identity matrix.
 
     As bits, P and its transpose take n²/4 bytes; a column P[:, i] (Eq. 4) is a contiguous row of the transpose. As

@@ -12,7 +12,10 @@ OVERWRITES = "overwrites its memories before each forward pass"
 
 
 class MemoryModule(nn.Module):
-    """A module whose memories are its own: no wrapper may overwrite or replicate them."""
+    """A module whose memories are its own: no wrapper may overwrite or replicate them.
+
+    They move between devices but keep their types.
+    """
 
     def _refuse_replication(self) -> None:
         """Raise RuntimeError inside a wrapper that overwrites buffers before each forward pass."""
@@ -24,13 +27,31 @@ class MemoryModule(nn.Module):
         if wrapper is not None and any(part is self for part in wrapper.module.modules()):
             raise RuntimeError(_refusal(self, "DistributedDataParallel", OVERWRITES))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MemoryModule:
+        def move(tensor: Tensor) -> Tensor:
+            probe = fn(tensor.new_empty(0))
+            return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
+
+        with torch.inference_mode(False):  # a moved buffer counts its writes too
+            return super()._apply(move, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        types = {name: buffer.dtype for name, buffer in self._buffers.items() if buffer is not None}
+        super()._load_from_state_dict(*args, **kwargs)
+        for name, dtype in types.items():  # assign=True takes the types of the file
+            self._buffers[name] = self._buffers[name].to(dtype)  # type: ignore[union-attr]
+
+
+class UnaveragedModule(MemoryModule):
+    """One whose tensors change in number and size: copies of it cannot be averaged."""
+
 
 def _refuse_wrapped(wrapper: nn.Module, _: str, module: nn.Module | None) -> None:
     """Raise where memories are put into a wrapper, for programs that call them outside of its forward pass."""
     if isinstance(wrapper, nn.parallel.DistributedDataParallel):
         refused, does = MemoryModule, OVERWRITES
     elif isinstance(wrapper, torch.optim.swa_utils.AveragedModel):
-        refused, does = FixedTypeModule, "averages tensors of fixed number and size"
+        refused, does = UnaveragedModule, "averages tensors of fixed number and size"
     else:
         return
     for part in module.modules() if module is not None else ():
@@ -54,21 +75,3 @@ def _refusal(module: nn.Module, wrapper: str, does: str) -> str:
     name = type(module).__name__
     remedy = f"wrap the network alone and give its features to {name}"
     return f"{name} must stay outside of {wrapper}, which {does}: {remedy}"
-
-
-class FixedTypeModule(MemoryModule):
-    """One whose buffers move between devices but keep their types."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedTypeModule:
-        def move(tensor: Tensor) -> Tensor:
-            probe = fn(tensor.new_empty(0))
-            return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
-
-        with torch.inference_mode(False):  # a moved buffer counts its writes too
-            return super()._apply(move, recurse)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        types = {name: buffer.dtype for name, buffer in self._buffers.items() if buffer is not None}
-        super()._load_from_state_dict(*args, **kwargs)
-        for name, dtype in types.items():  # assign=True takes the types of the file
-            self._buffers[name] = self._buffers[name].to(dtype)  # type: ignore[union-attr]

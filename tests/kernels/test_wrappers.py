@@ -123,3 +123,29 @@ def test_memories_are_of_float32_whatever_the_default(make):
 def test_memories_stay_outside_too(module, call):
     with pytest.raises(RuntimeError, match=f"{type(module).__name__} must stay outside of DataParallel"):
         call(module._replicate_for_data_parallel())
+
+
+def compat_memories() -> list[torch.nn.Module]:
+    bank, images = mmcl.Memory(D, N), hybrid.HybridMemory(D, N)
+    centers, proxies = cluster_contrast.ClusterMemory(D, 20), hybrid.ClusterMemory(D, 10)
+    bank.mem.data.copy_(FIRST)
+    images.features, images.labels = FIRST.clone(), EVERY // 30
+    centers.features, proxies.features = FIRST[:20].clone(), FIRST[:20].clone()
+    return [bank, images, centers, proxies]
+
+
+@pytest.mark.parametrize("change", ["half", "bfloat16", "double"])
+def test_memories_of_public_code_keep_their_types_in_a_cast_model(change):
+    """``model.half()`` of a trainer that holds one in its model."""
+    cast, others = torch.nn.ModuleList(compat_memories()), compat_memories()
+    getattr(cast, change)()
+    index = torch.arange(8)
+    for memory, other in zip(cast, others, strict=True):
+        losses = []
+        for one in (memory, other):
+            inputs = getattr(SECOND[:8].clone(), change)().requires_grad_()
+            losses.append(one(inputs, index).float().square().mean())
+            losses[-1].backward()
+        assert torch.equal(*losses)
+        for ours, theirs in zip(memory.state_dict().values(), other.state_dict().values(), strict=True):
+            assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
