@@ -30,6 +30,12 @@ def test_example(name, comparisons):
         assert float(fused) == pytest.approx(float(unfused), rel=1e-5)
 
 
+def test_a_speed_up_of_a_single_step_is_told(capsys):
+    speed_up = runpy.run_path(str(ROOT / "examples" / "speed.py"))["speed_up"]
+    assert speed_up("one", lambda value: value, lambda value: value, [(2.0,)]) > 0
+    assert "the same results: 2.000000 and 2.000000" in capsys.readouterr().out
+
+
 def test_distributed_loop(tmp_path):
     """Two processes print what one prints, in its place, and leave the pieces of one head."""
     script = str(ROOT / "examples" / "distributed_loop.py")
