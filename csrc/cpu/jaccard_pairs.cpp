@@ -127,36 +127,36 @@ class NearRows {
 };
 
 // The symmetric matrix of which `upper` has each pair once, by images: row i of `upper` is that of images[i].
-SparseRows both_triangles(const SparseRows& upper, const std::vector<int32_t>& images) {
-  const ByColumn lower(upper, 0);
-  std::vector<int32_t> place_of(images.size());
-  for (std::size_t place = 0; place < images.size(); ++place) place_of[images[place]] = static_cast<int32_t>(place);
-  return SparseRows(upper.n(), 0, [&](int64_t image, int, std::vector<Entry>& row) {
-    const int32_t place = place_of[image];
-    const auto begin = static_cast<std::ptrdiff_t>(row.size());
-    for (const Entry& entry : lower.column(place)) {
-      if (entry.column != place) row.push_back({entry.value, images[entry.column]});
-    }
-    for (const Entry& entry : upper.row(place)) row.push_back({entry.value, images[entry.column]});
-    std::sort(row.begin() + begin, row.end(), [](const Entry& a, const Entry& b) { return a.column < b.column; });
-  });
-}
-
-SparseTensors as_tensors(const SparseRows& matrix, const Tensor& like) {
-  Tensor indptr = torch::stable::new_empty(like, {matrix.n() + 1}, ScalarType::Long);
+SparseTensors both_triangles(const SparseRows& upper, const std::vector<int32_t>& images, const Tensor& like) {
+  const int64_t n = upper.n();
+  const ByColumn by_column(upper, 0);
+  const auto below = [&](int64_t place) {  // without the entry on the diagonal, which is the last one
+    const std::span<const Entry> column = by_column.column(place);
+    return column.first(column.size() - (!column.empty() && column.back().column == place));
+  };
+  std::vector<int32_t> place_of(n);
+  for (int64_t place = 0; place < n; ++place) place_of[images[place]] = static_cast<int32_t>(place);
+  Tensor indptr = torch::stable::new_empty(like, {n + 1}, ScalarType::Long);
   int64_t* starts = indptr.mutable_data_ptr<int64_t>();
   starts[0] = 0;
-  for (int64_t i = 0; i < matrix.n(); ++i) starts[i + 1] = starts[i] + static_cast<int64_t>(matrix.row(i).size());
-  Tensor indices = torch::stable::new_empty(like, {starts[matrix.n()]}, ScalarType::Int);
-  Tensor values = torch::stable::new_empty(like, {starts[matrix.n()]}, ScalarType::Float);
+  for (int64_t image = 0; image < n; ++image) {
+    const int32_t place = place_of[image];
+    starts[image + 1] = starts[image] + std::ssize(below(place)) + std::ssize(upper.row(place));
+  }
+  Tensor indices = torch::stable::new_empty(like, {starts[n]}, ScalarType::Int);
+  Tensor values = torch::stable::new_empty(like, {starts[n]}, ScalarType::Float);
   int32_t* columns = indices.mutable_data_ptr<int32_t>();
   float* value = floats(values);
-  torch::stable::parallel_for(0, matrix.n(), grain(16), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      int64_t place = starts[i];
-      for (const Entry& entry : matrix.row(i)) {
-        columns[place] = entry.column;
-        value[place++] = entry.value;
+  torch::stable::parallel_for(0, n, grain(256), [&](int64_t begin, int64_t end) {
+    std::vector<Entry> row;
+    for (int64_t image = begin; image < end; ++image) {
+      row.clear();
+      for (const Entry& entry : below(place_of[image])) row.push_back({entry.value, images[entry.column]});
+      for (const Entry& entry : upper.row(place_of[image])) row.push_back({entry.value, images[entry.column]});
+      std::sort(row.begin(), row.end(), [](const Entry& a, const Entry& b) { return a.column < b.column; });
+      for (std::size_t e = 0; e < row.size(); ++e) {
+        columns[starts[image] + static_cast<int64_t>(e)] = row[e].column;
+        value[starts[image] + static_cast<int64_t>(e)] = row[e].value;
       }
     }
   });
@@ -173,7 +173,7 @@ SparseTensors near_pairs(const SparseRows& weights, float limit, const std::vect
   const SparseRows upper(weights.n(), fresh, [](int64_t row, NearRows& near, std::vector<Entry>& entries) {
     near.find(row, [&](int32_t other, float distance) { entries.push_back({distance, other}); });
   });
-  return as_tensors(both_triangles(upper, images), like);
+  return both_triangles(upper, images, like);
 }
 
 }  // namespace snnet

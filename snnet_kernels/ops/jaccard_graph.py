@@ -92,8 +92,8 @@ def jaccard_graph(
     (every cosine above 0.995, as after a collapse of the network), similarities differ only by rounding, and the order
     above decides who is a neighbour. Other programs leave ties open, and then give other graphs.
 
-    Besides the features it holds lists of ``searched`` entries per image, V twice, and the graph. Takes CPU and CUDA
-    features: the neighbours are searched on their device, the rest runs on the CPU. With ``cameras``,
+    Besides the features it holds lists of ``searched`` entries per image, V twice, and the graph twice. Takes CPU and
+    CUDA features: the neighbours are searched on their device, the rest runs on the CPU. With ``cameras``,
     ``torch.compile`` cannot trace it whole, because sizes depend on the values.
 
     Args:

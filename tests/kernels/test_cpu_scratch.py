@@ -130,6 +130,19 @@ def test_scratch_memory(process, measure):
     assert max(peaks.values()) > 0
 
 
+def peak_over_graph() -> float:
+    """Peak of a Jaccard graph with hundreds of pairs an image, over the size of the graph."""
+    features = clustered_features(3000, 16, identities=1)
+    sk.jaccard_graph(features[:500])
+    graphs: list[sk.SparseGraph] = []
+    peak = peak_of(lambda: graphs.append(sk.jaccard_graph(features, 60, 6, max_distance=1)))
+    return peak / (8 * graphs[0].values.numel())
+
+
+def test_a_jaccard_graph_is_held_twice(process):
+    assert 1 < process.apply(peak_over_graph) < 2.3
+
+
 def large_loss() -> tuple[int, float, float]:
     """Peak, the loss and by how much the gradient is off, of a batch whose s would take 1.09 GiB.
 
