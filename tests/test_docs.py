@@ -74,7 +74,7 @@ def test_the_api_reference_has_every_public_name_and_every_name_that_it_refers_t
         own = [
             name
             for name, thing in vars(module).items()
-            if getattr(thing, "__module__", "") == module.__name__
+            if getattr(thing, "__module__", "") == module.__name__ and not name.startswith("_")
         ]
         public += [name for name in getattr(module, "__all__", own) if callable(getattr(module, name))]
     assert [name for name in public if f"\n### {name}\n" not in API] == [] and len(public) >= 30
