@@ -92,8 +92,10 @@ def check_output(
 def check_disk(path: Path, size: int, what: str) -> None:
     """Raise :class:`~snnet.errors.UserError` where ``path``, --output, has no room for ``what``, of ``size`` bytes.
 
-    For a command to call before its work, not after it. A file that is there stays until the new one is whole.
+    For a command to call before its work, not after it. A file that is there stays until the new one is whole. Drafts
+    that a killed process left in the folder are deleted first.
     """
+    clear_abandoned(path.parent)
     disk = shutil.disk_usage(path.parent)
     if disk.total and disk.free < size:  # a file system that does not count says 0 of 0
         raise UserError(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO
 
 import numpy as np
@@ -19,7 +21,7 @@ from snnet.errors import UserError
 from snnet.files import drafts
 from snnet.files.drafts import clear_abandoned, draft_file, draft_folder
 from snnet.files.locks import hold, let_go, lock
-from snnet.files.outputs import check_output_folder, write_atomically, write_bytes
+from snnet.files.outputs import check_disk, check_output_folder, write_atomically, write_bytes
 from snnet.models import build_model
 from tests.snnet.command_lines import run_line
 
@@ -91,6 +93,21 @@ def test_drafts_of_the_dead_are_cleared_and_those_of_the_living_are_not(tmp_path
     write_atomically(tmp_path / "a.npz", write)
     assert sorted(os.listdir(tmp_path)) == sorted([ABANDONED + "x", "a.npz", "user.tmp"])
     clear_abandoned(tmp_path / "gone")
+
+
+def test_drafts_of_the_dead_take_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def usage(folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(total=8000, free=8000 - sum(path.stat().st_size for path in folder.iterdir()))
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    (tmp_path / ABANDONED).write_bytes(bytes(5000))
+    check_disk(tmp_path / "a.npz", 8000, "features")
+    assert os.listdir(tmp_path) == []
+    with draft_file(tmp_path) as (_, file):
+        file.write(bytes(5000))
+        file.flush()
+        with pytest.raises(UserError, match=r"a\.npz: features take 0\.0 GiB, and .* has 0\.0 free"):
+            check_disk(tmp_path / "a.npz", 8000, "features")
 
 
 def test_a_draft_that_is_cleared_before_its_lock_is_made_again(
