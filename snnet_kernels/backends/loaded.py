@@ -47,7 +47,8 @@ class BackendInfo:
 
         Of two names, such as ``cuda, triton``, the first runs calls that give the similarities, or need few, and the
         second all others. ``reference`` is plain PyTorch, but for one thing: in "tf32x3" precision Triton serves
-        ``memory_similarity``. To read this starts CUDA, if it is there.
+        ``memory_similarity``. To read this starts CUDA, if it is there. Where it does not
+        start, this is what the libraries would serve.
         """
         served = {device: servers_on(torch.device(device)) for device in ("cpu", "cuda")}
         return {
@@ -170,13 +171,21 @@ def cuda_library_serves(device: int) -> bool:
     return False
 
 
+def _current_device() -> int:
+    """The number of the current CUDA device; -1 where CUDA does not start."""
+    try:
+        return torch.cuda.current_device()
+    except RuntimeError:  # another process has the device to itself, or it has failed
+        return -1
+
+
 def servers_on(device: torch.device) -> dict[str, tuple[str, ...]]:
     """The backends that run each operation on a device: see :func:`.table.servers`."""
     from ..ops.operation import OPERATIONS  # it needs this package first
 
     number = -1
     if device.type == "cuda" and torch.cuda.is_available():
-        number = torch.cuda.current_device() if device.index is None else device.index
+        number = _current_device() if device.index is None else device.index
     has_code = cuda_library_serves(number)
     return {name: table.servers(name, device.type, has_code) for name in OPERATIONS}
 

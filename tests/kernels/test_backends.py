@@ -271,6 +271,21 @@ def test_what_is_told_is_what_runs(two_gpus, capsys):
     assert served == [("triton",), ("cuda", "triton"), ("triton",), table.servers("nearest_neighbors", "cpu")]
 
 
+def test_a_gpu_that_does_not_start_leaves_the_table(two_gpus, monkeypatch, capsys, recwarn):
+    """It shows what the libraries would serve; a call on such a device raises torch's own error."""
+
+    def refuse(*_):
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+
+    monkeypatch.setattr(torch.cuda, "current_device", refuse)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", refuse)
+    assert main() == 0 and not recwarn
+    assert re.search(r"pack_labels +\w+ +cuda\n", capsys.readouterr().out)
+    assert servers_on(torch.device("cuda"))["nearest_neighbors"] == ("cuda", "triton")
+    with pytest.raises(RuntimeError, match="busy or unavailable"):
+        servers_on(torch.device("cuda:0"))
+
+
 def test_triton_needs_what_it_compiles_with(monkeypatch, tmp_path):
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
