@@ -36,10 +36,17 @@ class MemoryModule(nn.Module):
             return super()._apply(move, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        types = {name: buffer.dtype for name, buffer in self._buffers.items() if buffer is not None}
+        own: tuple[dict[str, Any], ...] = (self._parameters, self._buffers)
+        types = [{name: t.dtype for name, t in tensors.items() if t is not None} for tensors in own]
         super()._load_from_state_dict(*args, **kwargs)
-        for name, dtype in types.items():  # assign=True takes the types of the file
-            self._buffers[name] = self._buffers[name].to(dtype)  # type: ignore[union-attr]
+        for tensors, kept in zip(own, types, strict=True):
+            for name, dtype in kept.items():
+                loaded = tensors[name]
+                if loaded.dtype == dtype:
+                    continue
+                tensors[name] = loaded.detach().to(dtype)  # assign=True takes the types of the file
+                if tensors is self._parameters:
+                    tensors[name] = nn.Parameter(tensors[name], requires_grad=loaded.requires_grad)
 
 
 class UnaveragedModule(MemoryModule):

@@ -147,5 +147,32 @@ def test_memories_of_public_code_keep_their_types_in_a_cast_model(change):
             losses.append(one(inputs, index).float().square().mean())
             losses[-1].backward()
         assert torch.equal(*losses)
-        for ours, theirs in zip(memory.state_dict().values(), other.state_dict().values(), strict=True):
-            assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+        assert_same_state(memory, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_memories_of_public_code_keep_their_types_when_a_state_of_others_is_assigned(dtype):
+    index = torch.arange(8)
+    for memory, other in zip(compat_memories(), compat_memories(), strict=True):
+        types = {name: tensor.dtype for name, tensor in memory.state_dict().items()}
+        state = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor.clone()
+            for name, tensor in memory.state_dict().items()
+        }
+        given = {name: tensor.dtype for name, tensor in state.items()}
+        trained = [name for name, parameter in memory.named_parameters() if parameter.requires_grad]
+        memory.load_state_dict(state, assign=True)
+        other.load_state_dict(state)
+        assert {name: tensor.dtype for name, tensor in memory.state_dict().items()} == types
+        assert {name: tensor.dtype for name, tensor in state.items()} == given
+        assert [name for name, parameter in memory.named_parameters() if parameter.requires_grad] == trained
+        assert dict(memory.named_parameters()).keys() == dict(other.named_parameters()).keys()
+        inputs = SECOND[:8].clone().requires_grad_()
+        for one in (memory, other):
+            one(inputs, index).square().mean().backward()
+        assert_same_state(memory, other)
+
+
+def assert_same_state(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    for ours, theirs in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
