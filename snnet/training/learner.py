@@ -19,6 +19,7 @@ from snnet.system.processes import ALONE, Processes
 from snnet.system.row_exchange import moved_rows
 from snnet.training.checkpoint import (
     LISTS,
+    has_same_images,
     image_fingerprint,
     load_optimizer,
     load_state,
@@ -43,7 +44,7 @@ class Learner(PlacedModel):
     optimizer: torch.optim.Optimizer
     fingerprint: int  # of the training images, whose order the rows of M and P follow
     style_fingerprint: int | None = None  # of the CamStyle files; None where CamStyle is off
-    picture_fingerprint: int | None = None  # of what the training images show
+    picture_fingerprint: int | None = None  # of what the training images show; None for the built-in set
 
     processes: Processes = ALONE
     group: dist.ProcessGroup | None = None  # of several processes
@@ -111,8 +112,7 @@ class Learner(PlacedModel):
 
     def load(self, checkpoint: dict[str, Any], path: Path) -> None:
         """Continue from what :meth:`save` of any number of processes wrote to ``path``, random state included."""
-        other = checkpoint.get("pictures", self.picture_fingerprint) != self.picture_fingerprint
-        if checkpoint["images"] != self.fingerprint or other:
+        if not has_same_images(checkpoint, self.fingerprint, self.picture_fingerprint):
             raise UserError(f"{path} was written for other training images than those that were found")
         if checkpoint.get("styles", self.style_fingerprint) != self.style_fingerprint:
             raise UserError(f"{path} was written for other CamStyle images than those that were found")
@@ -143,7 +143,7 @@ def build_learner(
     own = (
         image_fingerprint(images.paths),
         None if styles is None else image_fingerprint(styles),
-        picture_fingerprint(images.paths),
+        picture_fingerprint(config.data.dataset, images.paths),
     )
     if (ranks := processes.everywhere(own)) != [own] * processes.count:
         other = next(rank for rank, found in enumerate(ranks) if found != ranks[0])

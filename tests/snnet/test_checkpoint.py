@@ -199,13 +199,15 @@ def test_the_content_of_images_that_are_spread_over_all_is_compared(tmp_path: Pa
             )
         return [str(folder / f"{index}.bmp") for index in range(count)]
 
-    few = picture_fingerprint(written("few", 5))
-    assert few == picture_fingerprint(written("copied", 5))
-    assert few == picture_fingerprint(written("longer", 5, behind=b"more"))
-    assert few not in [picture_fingerprint(written(f"changed {index}", 5, index)) for index in range(5)]
-    assert picture_fingerprint([]) == 0
+    few = picture_fingerprint("folder", written("few", 5))
+    assert few == picture_fingerprint("folder", written("copied", 5))
+    assert few == picture_fingerprint("folder", written("longer", 5, behind=b"more"))
+    assert few not in [
+        picture_fingerprint("folder", written(f"changed {index}", 5, index)) for index in range(5)
+    ]
+    assert picture_fingerprint("folder", []) == 0
     with pytest.raises(UserError, match=r"cannot read image '.*gone.png': No such file"):
-        picture_fingerprint([str(tmp_path / "gone.png")])
+        picture_fingerprint("folder", [str(tmp_path / "gone.png")])
 
 
 def test_of_many_images_a_thousand_at_most_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +220,7 @@ def test_of_many_images_a_thousand_at_most_are_read(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("builtins.open", found)
     for count, read in ((1000, 1000), (1001, 501), (200_000, 1000)):
         opened.clear()
-        picture_fingerprint([str(index) for index in range(count)])
+        picture_fingerprint("folder", [str(index) for index in range(count)])
         assert len(opened) == read and int(opened[-1]) >= count - count // 1000 - 2
 
 

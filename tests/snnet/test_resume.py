@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from snnet import train as trainer
 from snnet.config.commands import TrainCommand
@@ -247,6 +248,22 @@ def test_a_run_goes_on_with_its_own_pictures_alone(options: dict[str, Any], tmp_
     one.write_bytes(kept)
     train(resume, resume=folder)
     assert len(load_checkpoint(folder)["metrics"]) == len(load_checkpoint(earlier)["metrics"]) == 2
+
+
+def test_a_run_of_the_built_in_set_goes_on_where_it_was_drawn_with_another_zlib(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each machine draws it; the pixels are the same, the bytes of the files need not be."""
+    data, folder = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(options["data_dir"], data)
+    monkeypatch.setattr("snnet.data.datasets.generate", lambda root: data)
+    stop({**options, "dataset": "synthetic", "data_dir": None, "epochs": 2, "eval_every": 0}, folder, 1)
+    for path in (data / "bounding_box_train").glob("*.png"):
+        before = path.read_bytes()
+        Image.open(path).save(path, compress_level=1)
+        assert path.read_bytes() != before
+    train(TrainCommand.parse(["--resume", str(folder)]).config, resume=folder)
+    assert len(load_checkpoint(folder)["metrics"]) == 2
 
 
 def without_lists(folder: Path) -> None:
