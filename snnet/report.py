@@ -36,11 +36,12 @@ from snnet.retrieval.trained import load_trained_model
 from snnet.runtime import choose_device, show_warnings_as_lines
 from snnet.system.progress import set_quiet
 from snnet.system.terminal import tell
-from snnet.training.checkpoint import image_fingerprint, label_state
+from snnet.training.checkpoint import has_same_images, image_fingerprint, label_state, picture_fingerprint
 from snnet.training.pieces import load_whole_checkpoint
 
 PAGE_FILE = "report.html"
 _PARTS = {"ranked": "ranked lists", "labels": "pseudo labels"}  # that need images
+_OTHER_IMAGES = "the training images that were found are not those of the run"
 _NOTHING_TO_RANK = "Not shown: the dataset has no queries and no gallery with identities."
 
 
@@ -137,17 +138,21 @@ def _add_labels(
 ) -> None:
     """Show the content of the label memory, without running the network. Only images that are shown are decoded."""
     images = dataset.train
-    if config.data.skip_bad_images and image_fingerprint(images.paths) != checkpoint["images"]:
+    if config.data.skip_bad_images and not has_same_images(checkpoint, image_fingerprint(images.paths)):
         images = decode_images(images, skip_bad=True, cache=False).images  # as the run did
-    if image_fingerprint(images.paths) != checkpoint["images"]:
-        raise UserError("the training images that were found are not those of the run")
+    names = image_fingerprint(images.paths)
+    if not has_same_images(checkpoint, names):
+        raise UserError(_OTHER_IMAGES)
     memory, labels = label_state(checkpoint, len(images), contents.run.checkpoint)
     if not has_labels(labels):
         if contents.checkpoint_epochs <= config.method.label_start_epoch:
             raise UserError("no labels have been predicted yet: the checkpoint is of the warm-up")
         raise UserError("no image has another as positive")
     lists = label_lists(memory, labels, images, lists=command.lists, length=command.top_k)
-    contents.lists["pseudo_labels"] = rows(lists, images, images, "image")
+    drawn = rows(lists, images, images, "image")  # names one that is damaged
+    if not has_same_images(checkpoint, names, picture_fingerprint(config.data.dataset, images.paths)):
+        raise UserError(_OTHER_IMAGES)
+    contents.lists["pseudo_labels"] = drawn
     contents.identities_known = images.pids is not None
 
 

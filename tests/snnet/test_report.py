@@ -226,6 +226,22 @@ def test_a_shown_training_image_that_has_been_damaged_is_named(
     assert f"Not shown: cannot read image &#39;{first}&#39;" in sections(text)["labels"]
 
 
+def test_labels_are_not_shown_with_other_pictures_of_the_same_names(
+    crops: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """As ``--resume`` refuses them; the copied picture need not be one that is shown."""
+    data = tmp_path / "data"
+    shutil.copytree(crops[1], data)
+    (data / "0003_broken.png").unlink()  # the rest are the images of the run
+    *_, one, other = sorted(data.rglob("*.png"))
+    shutil.copy(one, other)
+    reason = "the training images that were found are not those of the run"
+    with pytest.warns(UserWarning, match=f"^pseudo labels: not shown: {reason}$"):
+        _, text = write(crops[0], "--data-dir", data, "--output", tmp_path / "out")
+    assert f"Not shown: {reason}." in sections(text)["labels"]
+    assert not (tmp_path / "out" / "pseudo_labels.png").exists()
+
+
 @pytest.mark.parametrize(
     ("begin", "reason"),
     [
