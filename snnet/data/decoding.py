@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from snnet.data.image_formats import readable_formats
 from snnet.data.image_set import ImageSet
 from snnet.data.transparency import BACKGROUND, on_background, transparent_grey
 from snnet.errors import UserError
+from snnet.files.locks import turn
 from snnet.system.cpus import available_cpus
 from snnet.system.processes import processes_here
 from snnet.system.progress import progress
@@ -30,7 +32,7 @@ from snnet_kernels.memory_size import free_memory
 MEMORY_SHARE = 1 / 4
 # An image of more pixels is refused: frames of 8K cameras have half as many, and a crop a thousandth.
 MOST_PIXELS = 1 << 26
-# An image of more pixels is decoded when there is room for it beside what other threads decode.
+# An image of more pixels is decoded when there is room for it beside what other threads and processes decode.
 LARGE_PIXELS = 1 << 20
 # The most that decoding holds at one time: the image as stored, as RGB and turned, and what the decoder keeps. WebP has
 # been measured to take 29, AVIF and JPEG 2000 25, PNG and JPEG 18.
@@ -215,7 +217,9 @@ def load_image(path: str) -> Tensor:
     """One image file, uint8 [3, height, width] RGB; raises :class:`UserError` naming it if it is damaged.
 
     An image of more than ``MOST_PIXELS`` pixels, or one that takes more memory to decode than is free, is an error too.
-    Threads that decode at the same time take at most half of the free memory together, or one of them all of it.
+    Half of the free memory is shared by the processes of a command, those of a loader included. Threads of a process
+    that decode at the same time take at most its share together. An image that takes more is decoded alone; for such
+    images the processes take turns.
     """
     return torch.from_numpy(_decode(path)).permute(2, 0, 1)
 
@@ -232,16 +236,21 @@ def _in_turn(image: Image.Image) -> np.ndarray:
     global _taken
     pixels = image.width * image.height
     needed = BYTES_PER_PIXEL * pixels
-    share = free_memory(torch.device("cpu")) // (2 * processes_here())
+    loader = get_worker_info()
+    processes = processes_here() * (1 if loader is None else loader.num_workers)
+    share = free_memory(torch.device("cpu")) // (2 * processes)
     with _decoding:
         _decoding.wait_for(lambda: _taken == 0 or _taken + needed <= share)
         _taken += needed
     try:
-        if needed > share and needed > (free := free_memory(torch.device("cpu"))):
-            raise ValueError(
-                f"{pixels:,} pixels take {needed / 2**30:.1f} GiB to decode of the {free / 2**30:.1f} that are free"
-            )
-        return _upright_rgb(image)
+        if needed <= share:
+            return _upright_rgb(image)
+        with turn(__file__):  # any file that all processes can lock
+            if needed > (free := free_memory(torch.device("cpu"))):
+                raise ValueError(
+                    f"{pixels:,} pixels take {needed / 2**30:.1f} GiB to decode of the {free / 2**30:.1f} that are free"
+                )
+            return _upright_rgb(image)
     finally:
         with _decoding:
             _taken -= needed
