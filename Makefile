@@ -31,7 +31,8 @@ test: $(VENV)/.installed
 # Leaks are not looked for: Python and torch keep memory until the process ends.
 SANITIZED := build/sanitize
 test-sanitize: $(VENV)/.installed
-	SNNET_CUDA=0 SNNET_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-temp $(SANITIZED)/temp \
+	rm -rf $(SANITIZED)/lib
+	SNNET_CPU=1 SNNET_CUDA=0 SNNET_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-temp $(SANITIZED)/temp \
 	  --build-lib $(SANITIZED)/lib
 	cd $(SANITIZED)/lib && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(CURDIR)/$(BIN)/python -m pytest \
@@ -62,7 +63,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	scripts/install.sh $(VENV) torch torchvision 'setuptools>=77' ninja pybind11
 	@echo 'compiling the kernels; where nvcc is found also those for GPUs, some minutes (SNNET_CUDA=0 leaves them out)'
-	scripts/install.sh $(VENV) --no-build-isolation --editable '.[test,bench]'
+	SNNET_CPU=$${SNNET_CPU:-1} scripts/install.sh $(VENV) --no-build-isolation --editable '.[test,bench]'
 	touch $@
 
 $(VENV)/.lint-tools: $(VENV)/.installed

@@ -5,9 +5,10 @@
 ``snnet._rank_metrics``    counting of ranks, pybind11
 
 Environment: ``SNNET_CUDA=auto|1|0`` (auto: build the CUDA library where it can be, warn where it fails;
-1: a failure is fatal; 0: never), ``TORCH_CUDA_ARCH_LIST``, ``MAX_JOBS``, ``SNNET_SANITIZE=1`` (the CPU library
-with AddressSanitizer and UndefinedBehaviorSanitizer, for `make test-sanitize`). A library that cannot be
-compiled is left out with a warning, and the plain PyTorch implementation serves in its place.
+1: a failure is fatal; 0: never), ``SNNET_CPU=auto|1`` (the same for the other two), ``TORCH_CUDA_ARCH_LIST``,
+``MAX_JOBS``, ``SNNET_SANITIZE=1`` (the CPU library with AddressSanitizer and UndefinedBehaviorSanitizer, for
+`make test-sanitize`). A library that cannot be compiled is left out with a warning, and plain Python serves
+in its place.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ SANITIZE = (
 )
 if SANITIZE:
     CPU_FLAGS += [*SANITIZE, "-fno-omit-frame-pointer", "-O1", "-g1"]
+CPU_MODE = os.environ.get("SNNET_CPU", "auto")
+if CPU_MODE not in ("auto", "1"):
+    raise SystemExit(f"SNNET_CPU must be auto or 1, got {CPU_MODE!r}")
 CUDA_MODE = os.environ.get("SNNET_CUDA", "auto")
 if CUDA_MODE not in ("auto", "1", "0"):
     raise SystemExit(f"SNNET_CUDA must be auto, 1 or 0, got {CUDA_MODE!r}")
@@ -162,12 +166,13 @@ def extensions() -> list[Extension]:
 
 
 class OptionalBuild(cpp_extension.BuildExtension if torch is not None else build_ext):
-    """Builds what can be built: a library that fails is left out with one warning, unless SNNET_CUDA=1."""
+    """Builds what can be built: a library that fails is left out with one warning, unless its variable is 1."""
 
     def build_extensions(self) -> None:
         if torch is None:
-            if CUDA_MODE == "1":
-                raise SystemExit("SNNET_CUDA=1, but torch cannot be imported here")
+            for variable, mode in (("SNNET_CPU", CPU_MODE), ("SNNET_CUDA", CUDA_MODE)):
+                if mode == "1":
+                    raise SystemExit(f"{variable}=1, but torch cannot be imported here")
             warn("torch cannot be imported here: the compiled kernels are left out")
         built, failed = [], []
         for extension in list(self.extensions):
@@ -178,9 +183,13 @@ class OptionalBuild(cpp_extension.BuildExtension if torch is not None else build
                 super().build_extensions()
                 built.append(extension)
             except Exception as error:  # whatever a missing or failing compiler raises
-                if CUDA_MODE == "1" and extension.name.endswith("_C_cuda"):
-                    raise
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                cuda = extension.name.endswith("_C_cuda")
+                if (CUDA_MODE if cuda else CPU_MODE) == "1":
+                    variable = "SNNET_CUDA" if cuda else "SNNET_CPU"
+                    raise SystemExit(
+                        f"{variable}=1, but {extension.name} cannot be compiled: {reason}"
+                    ) from error
                 failed.append(f"{extension.name} ({reason})")
         self.extensions = built
         if failed:

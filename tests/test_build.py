@@ -4,6 +4,7 @@ import os
 import pathlib
 import runpy
 import shutil
+import subprocess
 import sys
 import zipfile
 from unittest import mock
@@ -18,6 +19,12 @@ from tests.forks import Answer, python
 from tests.paths import ROOT
 
 NOT_SOURCES = shutil.ignore_patterns(".venv", ".git", "runs", "build", "*.so", "tests")
+
+FAILS = """#!/bin/sh
+case "$*" in
+  *--editable*|*setup.py*) echo "built with SNNET_CPU=$SNNET_CPU"; exit 1 ;;
+esac
+"""
 
 
 def run_setup(*arguments: str, folder: pathlib.Path = ROOT, before: str = "", **environment: str) -> Answer:
@@ -34,6 +41,31 @@ def backend(monkeypatch):
     import snnet_build
 
     return snnet_build
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Calls make in a checkout that has only what its rules ask for, and where every build fails."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not here")
+    for name in (
+        *("csrc/cpu/loss.cpp", "build_backend/snnet_build.py", "pyproject.toml", "setup.py"),
+        *("constraints.txt", ".venv/.installed", ".venv/.lint-tools"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in (".venv/bin/python", "scripts/install.sh"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(FAILS)
+        (tmp_path / name).chmod(0o755)
+
+    def call(*words: str, **environment: str) -> subprocess.CompletedProcess:
+        here = {name: value for name, value in os.environ.items() if name not in ("SNNET_CPU", "MAKEFLAGS")}
+        command = ["make", *words]
+        return subprocess.run(command, env=here | environment, cwd=tmp_path, capture_output=True, text=True)
+
+    return call
 
 
 def fake_torch(folder: pathlib.Path, version: str) -> None:
@@ -68,6 +100,33 @@ def test_failing_compiler_leaves_pure_python_and_says_so(tmp_path):
     for name in ("snnet_kernels._C", "snnet._rank_metrics"):
         assert f"{name} (" in result.stderr
     assert not list(tmp_path.glob("out/**/*.so"))
+
+
+def test_a_failure_is_fatal_where_the_libraries_of_the_cpu_are_needed(tmp_path):
+    pytest.importorskip("setuptools")
+    words = ("build_ext", "--build-temp", str(tmp_path / "temp"), "--build-lib", str(tmp_path / "out"))
+    result = run_setup(*words, CC="false", CXX="false", SNNET_CPU="1", SNNET_CUDA="0")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("SNNET_CPU=1, but snnet_kernels._C cannot be compiled: ")
+
+
+def test_make_needs_the_libraries_of_the_cpu(make):
+    for words, given, got in (
+        (("--always-make", ".venv/.installed"), {}, "1"),
+        (("--always-make", ".venv/.installed"), {"SNNET_CPU": "auto"}, "auto"),
+        (("test-sanitize",), {"SNNET_CPU": "auto"}, "1"),
+    ):
+        answer = make(*words, "--silent", "PYTHON=true", **given)
+        assert answer.returncode == 2 and f"built with SNNET_CPU={got}\n" in answer.stdout
+
+
+def test_no_library_of_an_earlier_build_is_tested(make, tmp_path):
+    """Where the build fails none is left, and make ends."""
+    earlier = tmp_path / "build" / "sanitize" / "lib" / "snnet_kernels" / "_C.abi3.so"
+    earlier.parent.mkdir(parents=True)
+    earlier.touch()
+    assert make("test-sanitize").returncode == 2
+    assert not earlier.exists()
 
 
 def test_forced_cuda_is_fatal_where_it_cannot_be_built(tmp_path):
