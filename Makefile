@@ -6,12 +6,12 @@
 # make bench-check     the stated ratios of benchmarks/floors.yaml, in a short run that fails where one does not hold
 # make lint    format, lint and type checks
 # make docs    write docs/api.md from the docstrings
-# make clean   remove what was built (keeps .venv and runs)
+# make clean   remove what was built (keeps the packages in .venv, and runs)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := $(shell find csrc build_backend -type f)
+NATIVE := $(wildcard csrc/*/* build_backend/*.py)
 
 # The build sees the same versions as the environment, under build isolation too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -71,5 +71,5 @@ $(VENV)/.lint-tools: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf build dist *.egg-info snnet/*.so snnet_kernels/*.so
+	rm -rf build dist *.egg-info snnet/*.so snnet_kernels/*.so $(VENV)/.installed $(VENV)/.lint-tools
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -129,6 +129,29 @@ def test_no_library_of_an_earlier_build_is_tested(make, tmp_path):
     assert not earlier.exists()
 
 
+def test_make_builds_again_after_a_change_or_clean_but_not_for_bytecode(make, tmp_path):
+    marks = tmp_path / ".venv" / ".installed", tmp_path / ".venv" / ".lint-tools"
+
+    def up_to_date() -> bool:
+        return make("--question", *(str(mark.relative_to(tmp_path)) for mark in marks)).returncode == 0
+
+    bytecode = tmp_path / "build_backend" / "__pycache__" / "snnet_build.pyc"
+    source = tmp_path / "csrc" / "cpu" / "loss.cpp"
+    bytecode.parent.mkdir()
+    bytecode.touch()
+    newer = os.stat(marks[1]).st_mtime + 60
+    os.utime(bytecode, (newer, newer))
+    assert up_to_date()
+    os.utime(source, (newer, newer))
+    assert not up_to_date()
+    for mark in marks:
+        os.utime(mark, (newer, newer))
+    assert up_to_date()
+    assert make("clean").returncode == 0
+    assert not up_to_date() and not any(mark.exists() for mark in marks)
+    assert source.exists() and not bytecode.exists()
+
+
 def test_forced_cuda_is_fatal_where_it_cannot_be_built(tmp_path):
     pytest.importorskip("setuptools")
     result = run_setup("--version", CUDA_HOME=str(tmp_path), SNNET_CUDA="1")
