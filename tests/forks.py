@@ -34,6 +34,7 @@ import torch
 from tests.paths import ROOT
 
 TORCH = ("torch",)
+_PATHS = {"PYTHONPATH", "PYTHONSAFEPATH"}  # of the environment; a program gets its own
 TRAINING = ("torch", "torch._dynamo")  # every optimiser imports the second, which takes as long as the first
 
 
@@ -172,8 +173,8 @@ class _Server:
 
     def __init__(self, imports: Sequence[str]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tests.forks", *imports],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            [sys.executable, "-m", "tests.forks", *imports],
+            env={name: os.environ[name] for name in os.environ.keys() - _PATHS} | {"OMP_NUM_THREADS": "1"},
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         self._started: list[int] = []
@@ -295,7 +296,7 @@ def _be(
 def _run(words: list[str], path: str, hook: str) -> None:
     safe = words[0] == "-P"
     first, *arguments = words[safe:]
-    sys.path.remove(str(ROOT))  # as this process was started
+    del sys.path[0]  # this repository, where this process was started
     named = [place for place in path.split(os.pathsep) if place]
     sys.path[:0] = named if safe else [os.getcwd(), *named]
     for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
