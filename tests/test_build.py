@@ -18,7 +18,10 @@ from snnet.retrieval import compiled
 from tests.forks import Answer, python
 from tests.paths import ROOT
 
-NOT_SOURCES = shutil.ignore_patterns(".venv", ".git", "runs", "build", "*.so", "tests")
+SOURCES = (
+    *("csrc", "build_backend", "snnet", "snnet_kernels"),
+    *("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"),
+)
 
 FAILS = """#!/bin/sh
 case "$*" in
@@ -32,6 +35,16 @@ def run_setup(*arguments: str, folder: pathlib.Path = ROOT, before: str = "", **
     words = ["setup.py", *arguments]
     program = f"{before}\nimport runpy, sys\nsys.argv[:] = {words!r}\nrunpy.run_path('setup.py', run_name='__main__')"
     return python("-c", program, environment={**os.environ, **environment}, folder=folder)
+
+
+def copy_sources(folder: pathlib.Path) -> None:
+    """What is built from, and nothing else that lies in a checkout: data, environments, links to nowhere."""
+    folder.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        else:
+            shutil.copy2(ROOT / name, folder)
 
 
 @pytest.fixture
@@ -92,7 +105,7 @@ def test_torch_is_required_where_none_is(backend, monkeypatch, tmp_path):
 def test_failing_compiler_leaves_pure_python_and_says_so(tmp_path):
     pytest.importorskip("setuptools")
     source = tmp_path / "source"
-    shutil.copytree(ROOT, source, ignore=NOT_SOURCES)
+    copy_sources(source)
     words = ("build_ext", "--build-lib", str(tmp_path / "out"))
     result = run_setup(*words, folder=source, CC="false", CXX="false", SNNET_CUDA="0")
     assert result.returncode == 0, result.stderr
@@ -245,7 +258,7 @@ def test_wheel_holds_everything(tmp_path):
     instead.write_text(INSTEAD.format(kernels=kernels, metrics=metrics.__file__))
     instead.chmod(0o755)
     source = tmp_path / "source"
-    shutil.copytree(ROOT, source, ignore=NOT_SOURCES)
+    copy_sources(source)
     program = (
         "import os, sys; sys.path.insert(0, 'build_backend')\n"
         f"import snnet_build; print(os.path.basename(snnet_build.build_wheel({str(tmp_path)!r})))"
