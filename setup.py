@@ -13,6 +13,7 @@ in its place.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import runpy
@@ -179,6 +180,7 @@ class OptionalBuild(cpp_extension.BuildExtension if torch is not None else build
             self.extensions = [extension]
             self._mark(extension)
             self._unite(extension)
+            self._renew(extension)
             try:
                 super().build_extensions()
                 built.append(extension)
@@ -220,6 +222,20 @@ class OptionalBuild(cpp_extension.BuildExtension if torch is not None else build
             alone.append(str(_written(folder / f"unit{number}.cu", text)))
         extension.depends += extension.sources
         extension.sources = alone
+
+    def _renew(self, extension: Extension) -> None:
+        """Give a file that differs from what was compiled last a new time, since ninja goes by times.
+
+        A change may come with an older time: by `rsync -a`, `cp -p` or an archive.
+        """
+        record = Path(self.build_temp, "digest", extension.name, "files")
+        before = record.read_text().splitlines() if record.exists() else None
+        now = []
+        for file in sorted({*extension.sources, *extension.depends}):
+            now.append(f"{hashlib.sha256(Path(file).read_bytes()).hexdigest()} {file}")
+            if before is not None and now[-1] not in before:
+                os.utime(file)
+        _written(record, "\n".join(now))
 
 
 def _written(path: Path, text: str) -> Path:

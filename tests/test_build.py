@@ -223,16 +223,53 @@ def test_cuda_sources_are_compiled_in_as_many_units_as_jobs(jobs, units, monkeyp
 # by the compiler itself, as its version is.
 INSTEAD = """#!/bin/sh
 for word; do
-  case "$previous" in -o) output=$word ;; -MF) : > "$word" ;; esac
+  case "$previous" in -o) output=$word ;; -MF) depends=$word ;; esac
+  case "$word" in *.cpp) source=$word ;; esac
   previous=$word
 done
 case "$output" in
-  *.o) : > "$output" ;;
+  *.o) : > "$output"; echo "$output: $source" > "$depends"; echo "${{source##*/}}" >> '{log}' ;;
   *_C.*so) cp '{kernels}' "$output" ;;
   *_rank_metrics.*so) cp '{metrics}' "$output" ;;
   *) exec c++ "$@" ;;
 esac
 """
+
+
+@pytest.fixture
+def instead(tmp_path):
+    """The environment of a build by ``INSTEAD``; it names what it compiles in ``tmp_path/log``."""
+    kernels, metrics = sk.backend_info().libraries[0].path, compiled.native
+    if kernels is None or metrics is None or shutil.which("c++") is None:
+        pytest.skip("the compiled libraries are not here")
+    compiler, log = tmp_path / "instead", tmp_path / "log"
+    compiler.write_text(INSTEAD.format(kernels=kernels, metrics=metrics.__file__, log=log))
+    compiler.chmod(0o755)
+    return {"SNNET_CUDA": "0", "SNNET_CPU": "1", "CXX": str(compiler), "CC": str(compiler)}
+
+
+def test_a_changed_source_is_compiled_whatever_its_time(tmp_path, instead):
+    """Also one with an older time, as `rsync -a` leaves it."""
+    pytest.importorskip("setuptools")
+    pytest.importorskip("ninja")
+    folder, log = tmp_path / "source", tmp_path / "log"
+    copy_sources(folder)
+    loss = folder / "csrc" / "cpu" / "loss.cpp"
+    path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # of ninja
+
+    def compiled_now() -> set[str]:
+        log.write_text("")
+        words = ("build_ext", "--build-lib", str(tmp_path / "out"))
+        result = run_setup(*words, folder=folder, PATH=path, **instead)
+        assert result.returncode == 0, result.stderr
+        return set(log.read_text().split())
+
+    assert loss.name in compiled_now()
+    assert compiled_now() == set()
+    with loss.open("a") as file:
+        file.write("// changed\n")
+    os.utime(loss, (1.0e9, 1.0e9))
+    assert compiled_now() == {loss.name}
 
 
 OLD_SETUPTOOLS = """
@@ -249,22 +286,15 @@ def test_libraries_are_built_in_place_where_setuptools_is_old():
     assert result.returncode == 0 and result.stdout.split()[-1] == "snnet", result.stderr
 
 
-def test_wheel_holds_everything(tmp_path):
+def test_wheel_holds_everything(tmp_path, instead):
     """The wheel that `pip install .` has made, seen from another folder; its libraries are those of here."""
-    kernels, metrics = sk.backend_info().libraries[0].path, compiled.native
-    if kernels is None or metrics is None or shutil.which("c++") is None:
-        pytest.skip("the compiled libraries are not here")
-    instead = tmp_path / "instead"
-    instead.write_text(INSTEAD.format(kernels=kernels, metrics=metrics.__file__))
-    instead.chmod(0o755)
     source = tmp_path / "source"
     copy_sources(source)
     program = (
         "import os, sys; sys.path.insert(0, 'build_backend')\n"
         f"import snnet_build; print(os.path.basename(snnet_build.build_wheel({str(tmp_path)!r})))"
     )
-    environment = {**os.environ, "SNNET_CUDA": "0", "CXX": str(instead), "CC": str(instead)}
-    result = python("-c", program, environment=environment, folder=source)
+    result = python("-c", program, environment=os.environ | instead, folder=source)
     assert result.returncode == 0, result.stderr
     (wheel,) = tmp_path.glob("*.whl")
     assert result.stdout.splitlines()[-1] == wheel.name
