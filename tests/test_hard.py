@@ -6,6 +6,7 @@ import io
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -115,13 +116,37 @@ def test_a_try_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch
     assert [text for _, text, _ in found] == ["took more than 0.05 s of CPU time", "hung for 0.2 s", ""]
 
 
-def test_a_kill_and_a_signal(tmp_path: Path) -> None:
-    tally, unbroken = Tally(), Unbroken(tmp_path)
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    return Unbroken(tmp_path_factory.mktemp("unbroken"))
+
+
+def test_a_kill_and_a_signal(unbroken: Unbroken, tmp_path: Path) -> None:
+    tally = Tally()
     kills.at_operations(share(tmp_path, 1e-3), unbroken, tally)
     signals.while_training(
         tmp_path, unbroken, share(tmp_path, 1).random(7), signal.SIGINT, False, tally, "", 2
     )
     assert tally.tries == {"kill at a file operation": 1, "signal to a training with no workers": 1}
+    assert tally.failures == {}
+
+
+@pytest.mark.parametrize("command", ["training", "evaluation"])
+def test_a_command_that_is_deaf_to_a_signal_is_seen(
+    command: str, unbroken: Unbroken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that a signal meets after its end is none."""
+    attack = signals.while_training if command == "training" else signals.while_working
+    deaf = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    start = signals.start_command
+    monkeypatch.setattr(signals, "start_command", lambda *words: start(*words[:3], deaf + "".join(words[3:])))
+    for moment, (failures, notes) in {0.02: (1, 0), 1e3: (0, 1)}.items():
+        tally, random = Tally(), SimpleNamespace(uniform=lambda *_, moment=moment: moment)
+        attack(tmp_path, unbroken, random, signal.SIGINT, False, tally, "", 0)  # type: ignore[arg-type]
+        assert sum(tally.failures.values()) == failures and sum(tally.notes.values()) == notes
+        assert all(
+            problem.startswith("went on to its end") for said in tally.words.values() for problem in said
+        )
 
 
 def test_a_failure_is_told_when_it_happens_with_what_was_printed(monkeypatch: pytest.MonkeyPatch) -> None:

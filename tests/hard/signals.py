@@ -2,12 +2,11 @@
 
 Whenever one comes, also while the loader's workers run and while the command imports its modules, the command ends
 soon with one line, exit status 130 or 143, no traceback and no process left; the checkpoint is whole, and the run can
-be continued. A command that had come to its end before the signal reached it exits with 0.
+be continued. A command that had written its output before the signal reached it may exit with 0.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from snnet.files.run_files import RESULTS_FILE
 from tests.forks import Program, end_session, session_members
 from tests.hard.limits import TICKS, state_and_time
 from tests.hard.runs import (
@@ -40,7 +40,13 @@ WAYS = ((signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, False)) 
 IMPORTING = 5  # every so-manieth try is a process of its own, met in its imports
 RESUMED = 10  # every so-manieth run is continued to its end
 END_SECONDS = 30.0  # from the signal to the end; the machine may be busy
-WRITTEN = re.compile(r"f\.npz|m\.png|features-\w+\.npz|report\.html|[a-z_]+\.png")  # by the commands, whole
+WRITTEN = re.compile(
+    r"printed|f\.npz|m\.png|features-\w+\.npz|report\.html|[a-z_]+\.png"
+)  # by the commands, whole
+PRINTS = """
+import os
+os.dup2(os.open({file!r}, os.O_WRONLY | os.O_CREAT), 1)
+"""
 
 
 def attack(share: Share) -> Tally:
@@ -72,7 +78,7 @@ def while_training(
     started = start_command("snnet.train", arguments, log)
     wait = float(random.uniform(0.02, 1.2 + workers / 4))
     _wait_for_work(started.pid, wait)
-    problem = _signalled(started, chosen, group) or checkpoint_problem(run)
+    problem = _signalled(started, chosen, group, run / RESULTS_FILE, tally) or checkpoint_problem(run)
     left = files(run) - unbroken.files
     problem = problem or (f"left behind: {', '.join(sorted(left))}" if left else None)
     if problem is None and number % RESUMED == 0 and not (run / "results.json").exists():
@@ -99,11 +105,14 @@ def while_working(
         ],
         "snnet.report": [run, "--output", str(output / "report")],
     }  # fmt: skip
+    # What each writes at its end; evaluate prints it.
+    last = dict(zip(commands, ("printed", "f.npz", "m.png", "report/report.html"), strict=True))
     module = list(commands)[number // IMPORTING % len(commands)]
-    started = start_command(module, [*commands[module], "--quiet"], log)
+    hook = PRINTS.format(file=str(output / "printed")) if module == "snnet.evaluate" else ""
+    started = start_command(module, [*commands[module], "--quiet"], log, hook)
     wait = float(random.uniform(0.02, 0.5))
     _wait_for_work(started.pid, wait)
-    problem = _signalled(started, chosen, group)
+    problem = _signalled(started, chosen, group, output / last[module], tally)
     left = [path.name for path in output.rglob("*") if path.is_file() and not WRITTEN.fullmatch(path.name)]
     problem = problem or (f"left behind: {left}" if left else None)
     where = f"{where} after {wait:.3f} s of CPU: {shlex.join(commands[module])}"
@@ -130,12 +139,12 @@ def while_importing(
         )
     wait = first_line_seconds() + float(random.uniform(0, 3.5))
     _wait_for_work(process.pid, wait)
-    _send(process.pid, chosen, group)
+    late = _send(process.pid, chosen, group, run / RESULTS_FILE)
     try:
         code: int | None = process.wait(END_SECONDS)
     except subprocess.TimeoutExpired:
         code = None
-    problem = _end_problem(code, process.pid, log.read_text(errors="replace"), chosen)
+    problem = _end_problem(code, process.pid, log.read_text(errors="replace"), chosen, late, tally)
     end_session(process.pid)
     process.wait()
     where = f"{where} after {wait:.3f} s of CPU: {shlex.join(command)}"
@@ -166,28 +175,43 @@ def _wait_for_work(pid: int, seconds: float) -> None:
         time.sleep(0.001)
 
 
-def _send(pid: int, chosen: signal.Signals, group: bool) -> None:
-    with contextlib.suppress(ProcessLookupError):
+def _send(pid: int, chosen: signal.Signals, group: bool, output: Path) -> bool:
+    """Send the signal to a process that stands still, and say whether its output was there by then, or it had ended."""
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        while state_and_time(pid)[0] not in "TZ":
+            time.sleep(0.001)
+        late = output.exists() and output.stat().st_size > 0
         (os.killpg if group else os.kill)(pid, chosen)
+        os.kill(pid, signal.SIGCONT)
+    except ProcessLookupError:
+        return True
+    return late
 
 
-def _signalled(started: Program, chosen: signal.Signals, group: bool) -> str | None:
+def _signalled(
+    started: Program, chosen: signal.Signals, group: bool, output: Path, tally: Tally
+) -> str | None:
     """Send the signal and say what is wrong with the end."""
-    if started.wait(0) is None:
-        _send(started.pid, chosen, group)
+    late = started.wait(0) is not None or _send(started.pid, chosen, group, output)
     code = started.wait(END_SECONDS)
-    problem = _end_problem(code, started.pid, started.text(), chosen)
+    problem = _end_problem(code, started.pid, started.text(), chosen, late, tally)
     end_session(started.pid)
     return problem
 
 
-def _end_problem(code: int | None, session: int, text: str, chosen: signal.Signals) -> str | None:
+def _end_problem(
+    code: int | None, session: int, text: str, chosen: signal.Signals, late: bool, tally: Tally
+) -> str | None:
     if code is None:
         return f"still runs {END_SECONDS:.0f} s later: {last_line(text)}"
     left = _left(session)
     if left:
         return f"{left} processes are left; exit {code}"
     if code == 0:
+        if not late:
+            return f"went on to its end, exit 0: {last_line(text)}"
+        tally.noted("signal after the end of a command")
         return None if "Traceback" not in text else f"a traceback, exit 0: {last_line(text)}"
     wanted = 130 if chosen == signal.SIGINT else 143
     if code != wanted:
