@@ -46,6 +46,7 @@ def test_attacks_on_the_kernels(
 ) -> None:
     tally = attack(share(tmp_path, scale))
     assert calls <= sum(tally.tries.values()) < calls + STEPS
+    assert tally.failures == {}
 
 
 def test_valid_calls_are_right(tmp_path: Path) -> None:
@@ -73,6 +74,7 @@ def test_damaged_files_are_counted(tmp_path: Path) -> None:
     files.damage_all(share(tmp_path, 0.004), formats, tally)
     assert sum(tally.tries.values()) == 12
     assert set(tally.tries) == {f"damaged {format.name}" for format in formats}
+    assert tally.failures == {}
 
 
 def test_content_that_is_not_what_was_written_is_a_failure(tmp_path: Path) -> None:
@@ -163,6 +165,7 @@ def test_two_writers_of_one_checkpoint(tmp_path: Path) -> None:
     tally = Tally()
     two_runs.two_writers(share(tmp_path, 0.005), tally)
     assert tally.tries == {"checkpoint that two processes write": 10}
+    assert tally.failures == {}
 
 
 def test_every_way_of_damage_changes_the_content() -> None:
