@@ -43,7 +43,8 @@ def main() -> int:
 def keep(path: Path) -> Path:
     """Copy a run's JSON to the folder of its machine, under the name of the file.
 
-    Raises ValueError if a file of that name has results that this run does not have.
+    Raises ValueError if a file of that name has results that this run does not have, or if the others in the folder
+    are of other software; then nothing is written.
     """
     target = FOLDER / slug(read_run([path]).machine) / path.name
     if target.exists():
@@ -53,6 +54,7 @@ def keep(path: Path) -> Path:
                 f"{path}: {path.name} of this machine has {len(lost)} results that it lacks ({' '.join(lost[0])}): "
                 f"rename it, or delete {target.relative_to(ROOT)} first"
             )
+    read_run([path, *(other for other in target.parent.glob("*.json") if other != target)])
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(json.loads(path.read_text()), indent=1) + "\n")
     return target

@@ -383,6 +383,22 @@ def test_a_smaller_run_does_not_take_the_place_of_a_larger_one(tmp_path, monkeyp
     assert kept.read_text() == before
 
 
+def test_a_run_of_other_software_is_refused_before_it_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "FOLDER", tmp_path / "results")
+    results = {("label-step", "market-d512-b64", "snnet"): 5.0}
+    kept = report.keep(written(tmp_path / "run.json", "2031-01-01T00:00:00", results))
+    other = written(tmp_path / "other.json", "2032-01-01T00:00:00", results, torch="2.10.0")
+    with pytest.raises(
+        ValueError, match=r"run\.json: torch is 2\.14\.1, in the newer .*other\.json it is 2\.10\.0"
+    ):
+        report.keep(other)
+    assert list(kept.parent.iterdir()) == [kept]
+    renewed = written(tmp_path / "run.json", "2032-01-01T00:00:00", results, torch="2.10.0")
+    assert report.keep(renewed) == kept  # it takes the place of the only one
+    assert read_run([kept]).machine["torch"] == "2.10.0"
+
+
 def test_instructions_are_counted_in_the_library_alone():
     dump = (
         "desc: Trigger: Client Request: avx2/mplp\n"
