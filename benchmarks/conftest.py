@@ -15,7 +15,9 @@ from .machine import describe, pin_threads
 from .results import slim
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    if not pluginmanager.has_plugin("benchmark"):
+        raise pytest.UsageError("pytest-benchmark is not here: the benchmarks need pip install '.[bench]'")
     add = parser.getgroup("sizes and device of the benchmarks").addoption
     sizes = "comma-separated: tiny, market, duke, msmt17, large, million"
     default = (

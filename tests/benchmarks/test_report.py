@@ -447,6 +447,11 @@ def test_a_smoke_run_writes_results(tmp_path):
     assert "host" not in json.dumps(json.loads(Path(results).read_text())["machine_info"])
 
 
+def test_without_pytest_benchmark_the_error_says_what_is_needed():
+    _, output = run_pytest("benchmarks", "--benchmark-only", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    assert output == "ERROR: pytest-benchmark is not here: the benchmarks need pip install '.[bench]'\n\n"
+
+
 def test_plain_pytorch_does_not_race_against_itself(monkeypatch):
     from benchmarks.conftest import _refuse_plain
     from snnet_kernels import BackendInfo, LibraryInfo
