@@ -134,6 +134,15 @@ def cuda_extension() -> Extension | None:
     )
 
 
+def pybind11_headers() -> list[str]:
+    """The folder of pybind11's own, or torch's copy of them."""
+    try:
+        import pybind11
+    except ImportError:
+        return [] if torch is None else cpp_extension.include_paths()
+    return [pybind11.get_include()]
+
+
 def extensions() -> list[Extension]:
     found = []
     if (
@@ -150,14 +159,12 @@ def extensions() -> list[Extension]:
             )
         )
         found.append(cuda_extension())
-    import pybind11
-
     found.append(
         Extension(
             "snnet._rank_metrics",
             sources("csrc/metrics/*.cpp"),
             depends=headers("common", "metrics"),
-            include_dirs=[pybind11.get_include()],
+            include_dirs=pybind11_headers(),
             language="c++",
             extra_compile_args=["-O3", "-std=c++17", "-g0", "-fvisibility=hidden"],
             extra_link_args=["-pthread"],

@@ -286,6 +286,25 @@ def test_libraries_are_built_in_place_where_setuptools_is_old():
     assert result.returncode == 0 and result.stdout.split()[-1] == "snnet", result.stderr
 
 
+@pytest.mark.parametrize(("missing", "copies"), [("pybind11", 1), ("pybind11 torch", 0)])
+def test_without_pybind11_its_headers_are_those_of_torch(missing, copies, monkeypatch, tmp_path):
+    """Where torch is not there either, the library is one that cannot be compiled."""
+    pytest.importorskip("setuptools")
+    for name in missing.split():
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--name"])
+    monkeypatch.setenv("SNNET_CUDA", "0")
+    monkeypatch.chdir(ROOT)
+    *_, metrics = runpy.run_path("setup.py")["extensions"]()
+    assert metrics.name == "snnet._rank_metrics"
+    headers = [
+        folder
+        for folder in metrics.include_dirs
+        if (pathlib.Path(folder) / "pybind11" / "pybind11.h").exists()
+    ]
+    assert len(headers) == copies
+
+
 def test_wheel_holds_everything(tmp_path, instead):
     """The wheel that `pip install .` has made, seen from another folder; its libraries are those of here."""
     source = tmp_path / "source"
