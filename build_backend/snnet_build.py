@@ -8,15 +8,23 @@ use the stable ABI and load in torch 2.10 and later.
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import shutil
 import sys
 import sysconfig
+import zipfile
 
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
 TORCH = "torch>=2.10"
+NEEDED = "snnet_kernels/__init__.py"
 
 
 def target_site_packages() -> str | None:
@@ -62,14 +70,32 @@ def prepare_metadata_for_build_editable(metadata_directory, config_settings=None
     return build_meta.prepare_metadata_for_build_editable(metadata_directory, config_settings)
 
 
+@contextlib.contextmanager
+def _alone():
+    """One build of a checkout at a time, where files can be locked: all use its folder ``build``."""
+    folder = pathlib.Path("build")
+    folder.mkdir(exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     _add_target()
-    # setuptools packs all that lies there: also what an earlier build left and this one has no more.
-    for left in pathlib.Path("build").glob("lib*"):
-        shutil.rmtree(left)
-    return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
+    with _alone():
+        # setuptools packs all that lies there: also what an earlier build left and this one has no more.
+        for left in pathlib.Path("build").glob("lib*"):
+            shutil.rmtree(left)
+        wheel = build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
+    with zipfile.ZipFile(pathlib.Path(wheel_directory, wheel)) as archive:
+        if NEEDED not in archive.namelist():
+            raise SystemExit(f"{wheel} has no {NEEDED}: the folder build was changed meanwhile; build again")
+    return wheel
 
 
 def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
     _add_target()
-    return build_meta.build_editable(wheel_directory, config_settings, metadata_directory)
+    with _alone():
+        return build_meta.build_editable(wheel_directory, config_settings, metadata_directory)

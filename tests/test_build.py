@@ -102,6 +102,42 @@ def test_torch_is_required_where_none_is(backend, monkeypatch, tmp_path):
     assert "torch>=2.10" in backend.get_requires_for_build_editable()
 
 
+@pytest.mark.parametrize("hook", ["build_wheel", "build_editable"])
+def test_one_build_of_a_checkout_at_a_time(hook, backend, monkeypatch, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.chdir(tmp_path)
+
+    def is_locked() -> bool:
+        with open(tmp_path / "build" / ".lock") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    seen = []
+
+    def build(folder: str, *_: object) -> str:
+        seen.append(is_locked())
+        with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
+            archive.writestr("snnet_kernels/__init__.py", "")
+        return "a.whl"
+
+    monkeypatch.setattr(backend.build_meta, hook, build)
+    assert getattr(backend, hook)(str(tmp_path)) == "a.whl"
+    assert seen == [True] and not is_locked()
+
+
+def test_a_wheel_without_modules_is_an_error(backend, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    zipfile.ZipFile(tmp_path / "a.whl", "w").close()
+    monkeypatch.setattr(backend.build_meta, "build_wheel", lambda *_: "a.whl")
+    with pytest.raises(
+        SystemExit, match=r"^a\.whl has no snnet_kernels/__init__\.py: the folder build was changed"
+    ):
+        backend.build_wheel(str(tmp_path))
+
+
 def test_failing_compiler_leaves_pure_python_and_says_so(tmp_path):
     pytest.importorskip("setuptools")
     source = tmp_path / "source"
