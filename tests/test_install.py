@@ -27,13 +27,23 @@ esac
 @pytest.mark.parametrize(
     ("config", "no_uv", "uv_fails", "calls"),
     [
-        ("global.extra-index-url='x'", 0, 0, [*ASKED, BY_UV]),
+        ("global.timeout='60'", 0, 0, [*ASKED, BY_UV]),
         ("", 0, 2, [*ASKED, BY_UV, BY_PIP]),
         ("", 1, 0, [*ASKED, BY_PIP]),
         ("global.index-url='x'", 0, 0, [ASKED[0], BY_PIP]),
         (":env:.index-url='x'", 0, 0, [ASKED[0], BY_PIP]),
+        ("global.extra-index-url='x'", 0, 0, [ASKED[0], BY_PIP]),
+        ("install.find-links='x'", 0, 0, [ASKED[0], BY_PIP]),
     ],
-    ids=["uv", "uv fails", "no uv", "another index", "another index by its variable"],
+    ids=[
+        "uv",
+        "uv fails",
+        "no uv",
+        "another index",
+        "another index by its variable",
+        "one more index",
+        "a folder",
+    ],
 )
 def test_uv_installs_where_it_does_what_pip_would(
     config: str, no_uv: int, uv_fails: int, calls: list[str], tmp_path: Path
