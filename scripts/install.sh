@@ -6,7 +6,8 @@ bin=$1/bin
 shift
 export UV_CONSTRAINT="$PIP_CONSTRAINT" UV_BUILD_CONSTRAINT="$PIP_CONSTRAINT"
 export UV_SYSTEM_CERTS=true  # pip reads them too
-if ! "$bin/pip" config list | grep -Eq '[.](index-url|extra-index-url|find-links|no-index)=' && "$bin/pip" install --quiet --only-binary :all: uv; then
+elsewhere='[.](index-url|extra-index-url|find-links|no-index)='
+if ! "$bin/pip" config list | grep -Eq "$elsewhere" && "$bin/pip" install --quiet --only-binary :all: uv; then
   "$bin/uv" pip install --quiet --python "$bin/python" "$@" && exit
 fi
 exec "$bin/pip" install --quiet "$@"
