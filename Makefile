@@ -13,8 +13,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard csrc/*/* build_backend/*.py)
 
-# The build sees the same versions as the environment, under build isolation too.
-export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+# The build sees the same versions as the environment, under build isolation too. pip and uv split this at spaces,
+# which the path of this folder may have.
+export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -35,8 +36,8 @@ test-sanitize: $(VENV)/.installed
 	SNNET_CPU=1 SNNET_CUDA=0 SNNET_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-temp $(SANITIZED)/temp \
 	  --build-lib $(SANITIZED)/lib
 	cd $(SANITIZED)/lib && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(CURDIR)/$(BIN)/python -m pytest \
-	  --import-mode=append -p no:cacheprovider $(CURDIR)/tests/kernels $(ARGS)
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 "$(CURDIR)/$(BIN)/python" -m pytest \
+	  --import-mode=append -p no:cacheprovider "$(CURDIR)/tests/kernels" $(ARGS)
 
 test-hard: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hard $(ARGS)

@@ -23,9 +23,15 @@ SOURCES = (
     *("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"),
 )
 
-FAILS = """#!/bin/sh
-case "$*" in
-  *--editable*|*setup.py*) echo "built with SNNET_CPU=$SNNET_CPU"; exit 1 ;;
+# In place of the interpreter and of the installer that make calls, and of gcc, which it asks for libraries.
+BUILDS = """#!/bin/sh
+case "$0 $*" in
+  *gcc*) ;;
+  *setup.py*) echo "built with SNNET_CPU=$SNNET_CPU"; [ "$BUILDS" ] && mkdir -p build/sanitize/lib ;;
+  *install.sh*)
+    for file in $PIP_CONSTRAINT; do [ -e "$file" ] && echo "constraints: $file found"; done
+    case "$*" in *--editable*) echo "built with SNNET_CPU=$SNNET_CPU"; [ "$BUILDS" ] ;; esac ;;
+  *pytest*) shift 5; printf '[%s]' "$@" ;;
 esac
 """
 
@@ -57,28 +63,30 @@ def backend(monkeypatch):
 
 
 @pytest.fixture
-def make(tmp_path):
-    """Calls make in a checkout that has only what its rules ask for, and where every build fails."""
+def checkout(tmp_path):
+    """A folder that has only what make's rules ask for, and where no build succeeds but with BUILDS=1."""
     if shutil.which("make") is None:
         pytest.skip("make is not here")
+    folder = tmp_path / "a checkout"
     for name in (
         *("csrc/cpu/loss.cpp", "build_backend/snnet_build.py", "pyproject.toml", "setup.py"),
         *("constraints.txt", ".venv/.installed", ".venv/.lint-tools"),
     ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in (".venv/bin/python", "scripts/install.sh"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(FAILS)
-        (tmp_path / name).chmod(0o755)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    shutil.copy(ROOT / "Makefile", folder)
+    for name in (".venv/bin/python", ".venv/bin/gcc", "scripts/install.sh"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(BUILDS)
+        (folder / name).chmod(0o755)
+    return folder
 
-    def call(*words: str, **environment: str) -> subprocess.CompletedProcess:
-        here = {name: value for name, value in os.environ.items() if name not in ("SNNET_CPU", "MAKEFLAGS")}
-        command = ["make", *words]
-        return subprocess.run(command, env=here | environment, cwd=tmp_path, capture_output=True, text=True)
 
-    return call
+def make(folder: pathlib.Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
+    here = {name: value for name, value in os.environ.items() if name not in ("SNNET_CPU", "MAKEFLAGS")}
+    here["PATH"] = f"{folder}/.venv/bin{os.pathsep}{here['PATH']}"
+    command = ["make", *words]
+    return subprocess.run(command, env=here | environment, cwd=folder, capture_output=True, text=True)
 
 
 def fake_torch(folder: pathlib.Path, version: str) -> None:
@@ -159,33 +167,35 @@ def test_a_failure_is_fatal_where_the_libraries_of_the_cpu_are_needed(tmp_path):
     assert result.stderr.splitlines()[-1].startswith("SNNET_CPU=1, but snnet_kernels._C cannot be compiled: ")
 
 
-def test_make_needs_the_libraries_of_the_cpu(make):
+def test_make_needs_the_libraries_of_the_cpu(checkout):
     for words, given, got in (
         (("--always-make", ".venv/.installed"), {}, "1"),
         (("--always-make", ".venv/.installed"), {"SNNET_CPU": "auto"}, "auto"),
         (("test-sanitize",), {"SNNET_CPU": "auto"}, "1"),
     ):
-        answer = make(*words, "--silent", "PYTHON=true", **given)
+        answer = make(checkout, *words, "--silent", "PYTHON=true", **given)
         assert answer.returncode == 2 and f"built with SNNET_CPU={got}\n" in answer.stdout
 
 
-def test_no_library_of_an_earlier_build_is_tested(make, tmp_path):
+def test_no_library_of_an_earlier_build_is_tested(checkout):
     """Where the build fails none is left, and make ends."""
-    earlier = tmp_path / "build" / "sanitize" / "lib" / "snnet_kernels" / "_C.abi3.so"
+    earlier = checkout / "build" / "sanitize" / "lib" / "snnet_kernels" / "_C.abi3.so"
     earlier.parent.mkdir(parents=True)
     earlier.touch()
-    assert make("test-sanitize").returncode == 2
+    assert make(checkout, "test-sanitize").returncode == 2
     assert not earlier.exists()
 
 
-def test_make_builds_again_after_a_change_or_clean_but_not_for_bytecode(make, tmp_path):
-    marks = tmp_path / ".venv" / ".installed", tmp_path / ".venv" / ".lint-tools"
+def test_make_builds_again_after_a_change_or_clean_but_not_for_bytecode(checkout):
+    marks = checkout / ".venv" / ".installed", checkout / ".venv" / ".lint-tools"
 
     def up_to_date() -> bool:
-        return make("--question", *(str(mark.relative_to(tmp_path)) for mark in marks)).returncode == 0
+        return (
+            make(checkout, "--question", *(str(mark.relative_to(checkout)) for mark in marks)).returncode == 0
+        )
 
-    bytecode = tmp_path / "build_backend" / "__pycache__" / "snnet_build.pyc"
-    source = tmp_path / "csrc" / "cpu" / "loss.cpp"
+    bytecode = checkout / "build_backend" / "__pycache__" / "snnet_build.pyc"
+    source = checkout / "csrc" / "cpu" / "loss.cpp"
     bytecode.parent.mkdir()
     bytecode.touch()
     newer = os.stat(marks[1]).st_mtime + 60
@@ -196,9 +206,17 @@ def test_make_builds_again_after_a_change_or_clean_but_not_for_bytecode(make, tm
     for mark in marks:
         os.utime(mark, (newer, newer))
     assert up_to_date()
-    assert make("clean").returncode == 0
+    assert make(checkout, "clean").returncode == 0
     assert not up_to_date() and not any(mark.exists() for mark in marks)
     assert source.exists() and not bytecode.exists()
+
+
+def test_the_path_of_a_checkout_may_have_a_space(checkout):
+    answer = make(checkout, "--always-make", "--silent", "PYTHON=true", ".venv/.installed", BUILDS="1")
+    assert answer.returncode == 0 and answer.stdout.count("constraints: constraints.txt found\n") == 2, answer
+    answer = make(checkout, "--silent", "test-sanitize", BUILDS="1", ARGS="-k a")
+    assert answer.returncode == 0, answer
+    assert answer.stdout.splitlines()[-1] == f"[{checkout}/tests/kernels][-k][a]"
 
 
 def test_forced_cuda_is_fatal_where_it_cannot_be_built(tmp_path):
