@@ -41,7 +41,7 @@ class Run:
     """What was measured on one machine, possibly in several files."""
 
     machine: dict[str, Any]
-    dates: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)  # each file's name, date and commit, in words
     results: list[Result] = field(default_factory=list)
 
     def find(self, operation: str, contender: str, shape: str) -> Result | None:
@@ -72,10 +72,10 @@ def slim(output: dict[str, Any]) -> None:
 
 
 def read_run(paths: Iterable[Path]) -> Run:
-    """The results in ``paths``, each the whole of a run on one machine with the same software.
+    """The results in ``paths``, each the whole of a run on one machine with the same torch and compilers.
 
     Where several have an operation at one shape (or its growth), all of it is the newest file's: no ratio is of two
-    runs. Raises ValueError naming the file that is not the JSON of these benchmarks, or of other software.
+    runs. Raises ValueError naming the file that is not the JSON of these benchmarks, or of another torch or compiler.
     """
     whole = Run({})
     seen: set[tuple[str, str]] = set()
@@ -93,15 +93,22 @@ def read_run(paths: Iterable[Path]) -> Run:
         new = [result for result in results if _compared(result) not in seen]
         seen |= {*map(_compared, new)}
         whole.results += new
-        whole.dates += [content["datetime"][:10]] if new else []
+        whole.files += [_origin(path, content)] if new else []
     return whole
+
+
+def _origin(path: Path, content: dict[str, Any]) -> str:
+    commit = content.get("commit_info") or {}
+    changed = " with uncommitted changes" if commit.get("dirty") else ""
+    at = f"commit {commit['id'][:12]}{changed}" if "id" in commit else "an unknown commit"
+    return f"`{path.name}` on {content['datetime'][:10]}, {at}"
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Path, list[Result]]:
     try:
         content = json.loads(path.read_text())
         machine = content["machine_info"]
-        _ = content["datetime"][:10], machine["torch"], machine["libraries"]
+        _ = _origin(path, content), machine["torch"], machine["libraries"]
         return content, path, [_result(benchmark) for benchmark in content["benchmarks"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(

@@ -44,7 +44,7 @@ def run() -> Run:
     """Ours takes 1 ms, the loop 500 ms; ours grows linearly, the loop as n^1.5."""
     return Run(
         MACHINE,
-        dates=["2030-01-02"],
+        files=["`a.json` on 2030-01-02, commit abcdef012345"],
         results=[
             result("label-step", "snnet", 1e-3, warm_seconds=8e-4, peak_bytes=2_000_000),
             result("label-step", "pytorch", 30e-3),
@@ -265,6 +265,7 @@ def test_the_page_and_its_figures(run, tmp_path):
     assert sorted(paths) == ["memory", "time"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths.values())
     text = page({"test-cpu": run}, {"test-cpu": paths}, tmp_path)
+    assert "Measured: `a.json` on 2030-01-02, commit abcdef012345." in text
     assert "## Test CPU, 2 threads" in text and "](images/test-cpu-time.png)" in text
     assert OPERATIONS["iterations"].title not in text  # only growth was measured
 
@@ -304,7 +305,7 @@ def test_results_survive_the_file(run, tmp_path):
     info = {"operation": "mplp", "contender": "snnet", "shape": "s", "n": 1, "d": 2}
     output = {
         "machine_info": MACHINE,
-        "commit_info": {"id": "abcdef0123", "dirty": False, "branch": "b", "project": "p"},
+        "commit_info": {"id": "abcdef0123456789", "dirty": False, "branch": "b", "project": "p"},
         "datetime": "2030-01-02T03:04:05",
         "benchmarks": [
             {"name": "t", "fullname": "f", "params": {}, "stats": stats, "extra_info": info},
@@ -317,7 +318,10 @@ def test_results_survive_the_file(run, tmp_path):
     path.write_text(json.dumps(output))
     found = read_run([path])
     assert found.results == [Result(**info, seconds=0.5, iqr=0.1)]
-    assert found.dates == ["2030-01-02"]
+    assert found.files == ["`a.json` on 2030-01-02, commit abcdef012345"]
+    output["commit_info"]["dirty"] = True
+    path.write_text(json.dumps(output))
+    assert read_run([path]).files == ["`a.json` on 2030-01-02, commit abcdef012345 with uncommitted changes"]
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"a\.json is not the JSON"):
         read_run([path])
@@ -358,7 +362,8 @@ def test_the_newest_run_stands_and_no_ratio_is_of_two_runs(tmp_path):
     seconds = {(result.operation, result.shape, result.contender): result.seconds for result in found.results}
     assert seconds == new | {("l2-loss", "s", "loop"): 8.0}
     assert found.machine["cores"] == 4
-    assert found.dates == ["2032-01-01", "2031-01-01"]  # nothing is left of the third
+    kept = ["`a.json` on 2032-01-01, an unknown commit", "`b.json` on 2031-01-01, an unknown commit"]
+    assert found.files == kept  # nothing is left of the third
     written(paths[1], "2031-01-01T00:00:00", old, torch="2.10.0")
     message = r"b\.json: torch is 2\.10\.0, in the newer .*a\.json it is 2\.14\.1; keep one of them"
     with pytest.raises(ValueError, match=message):
