@@ -22,6 +22,7 @@ from typing import Any, overload
 
 from snnet.data import dataset_of
 from snnet.retrieval.features import (
+    check_same_images,
     decode_retrieval_set,
     expand_and_rank,
     known_identities,
@@ -79,8 +80,10 @@ def evaluate(command: EvaluateCommand, processes: Processes = ALONE) -> dict[str
     with processes.one_warns():
         trained = load_trained_model(command.checkpoint, command.preset, command.given)
     processes.check_device(trained.placement.device)
+    trained.check_same(processes)
     config, data = trained.config, trained.config.data
     dataset = processes.first_ahead(lambda: dataset_of(data))
+    check_same_images(dataset, processes)
     identities = known_identities(dataset)
     if identities is None:
         raise UserError(f"dataset {data.dataset} has no query and gallery: there is nothing to evaluate on")

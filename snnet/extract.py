@@ -25,7 +25,7 @@ from snnet.data import ImageSet, ReIDDataset, dataset_of
 from snnet.files.outputs import check_disk, check_output
 from snnet.files.paths import expand_home
 from snnet.retrieval.feature_files import SUFFIXES, FeatureSet, check_header, save_features
-from snnet.retrieval.features import decode_share
+from snnet.retrieval.features import check_same_images, decode_share
 from snnet.retrieval.trained import load_trained_model
 from snnet.runtime import show_warnings_as_lines
 from snnet.system.processes import ALONE, Processes, several_processes
@@ -62,8 +62,10 @@ def extract(command: ExtractCommand, processes: Processes = ALONE) -> FeatureSet
     with processes.one_warns():
         trained = load_trained_model(command.checkpoint, command.preset, command.given)
     processes.check_device(trained.placement.device)
+    trained.check_same(processes, {"--split": command.split})
     data = trained.config.data
     dataset = _numbered(processes.first_ahead(lambda: dataset_of(data)))
+    check_same_images(dataset, processes)
     folder = _folder(dataset, data.data_dir if data.dataset == "folder" else None)
     chosen = _chosen(dataset, command.split)
     if processes.is_first:

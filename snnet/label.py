@@ -41,7 +41,7 @@ from snnet.retrieval.sparse_labels import (
     predict_divided_labels,
     save_labels,
 )
-from snnet.runtime import choose_device, kernels_line, show_warnings_as_lines
+from snnet.runtime import check_same_options, choose_device, kernels_line, show_warnings_as_lines
 from snnet.system.processes import ALONE, Processes, several_processes
 from snnet.system.progress import say, set_quiet
 from snnet.system.row_exchange import rows_of_all
@@ -94,6 +94,8 @@ def label(command: LabelCommand, processes: Processes = ALONE) -> Labelled | Non
         require_extra(command.classes)
     config = config_from(command.given)
     device, method = choose_device(config.runtime.device), config.method
+    chosen = {"--classes": command.classes, "--group-pattern": command.group_pattern}
+    check_same_options(config, device, processes, chosen)
     group = processes.group(device, command.timeout)
     with processes.one_warns():
         content = load_features(command.features, command.key, rows=_own_part(processes))

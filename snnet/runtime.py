@@ -7,6 +7,7 @@ import platform
 import random
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,11 +22,14 @@ from snnet.config.options import OPTIONS, Config, RuntimeConfig, flatten
 from snnet.errors import UserError
 from snnet.models.embedding import ReIDModel, build_model
 from snnet.system.cpus import available_cpus
-from snnet.system.processes import take_own_gpu
+from snnet.system.processes import Processes, take_own_gpu
 from snnet.system.terminal import printable, speaker
 from snnet_kernels import backend_info
 from snnet_kernels.backends import instruction_set, servers_on
 from snnet_kernels.version import __version__
+
+# Options in which several processes may differ; "the device" stands for --device.
+_OF_A_MACHINE = ("data_dir", "output_dir", "weights", "image_cache", "workers", "device")
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,20 @@ def prepare(config: RuntimeConfig) -> Placement:
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     return Placement(device, config.amp, channels_last(config, device))
+
+
+def check_same_options(
+    config: Config, device: torch.device, processes: Processes, others: Mapping[str, Any] | None = None
+) -> None:
+    """Raise :class:`~snnet.errors.UserError` where ``processes`` have other options, devices or versions than rank 0.
+
+    Each may have its own files and way to read them. ``others`` are values by name that must be the same, too.
+    """
+    options = {
+        OPTIONS[name].flag: value for name, value in flatten(config).items() if name not in _OF_A_MACHINE
+    }
+    versions = {"the version of snnet": __version__, "the version of torch": str(torch.__version__)}
+    processes.check_alike({**options, "the device": device.type, **versions, **(others or {})})
 
 
 def channels_last(config: RuntimeConfig, device: torch.device) -> bool:

@@ -38,6 +38,7 @@ from snnet.files.run_files import CHECKPOINT_FILE, CONFIG_FILE
 from snnet.files.text import shown
 from snnet.retrieval.features import (
     RetrievalSet,
+    check_same_images,
     decode,
     decode_retrieval_set,
     extract_features,
@@ -52,6 +53,7 @@ from snnet.retrieval.rank_tables import rank_record, rank_table
 from snnet.runtime import (
     PlacedModel,
     Placement,
+    check_same_options,
     environment,
     kernels_line,
     network_of,
@@ -105,11 +107,13 @@ def _train(
         warn_of_no_labels(config)
     checkpoint = _checkpoint_to_resume(config, folder) if resumed else None
     placement = prepare(config.runtime)
-    group = processes.group(placement.device, timeout)
     config = with_choices_made(config, placement)
+    check_same_options(config, placement.device, processes, {"--resume": "given" if resumed else "not given"})
+    group = processes.group(placement.device, timeout)
     if checkpoint is None:
         config = with_groups(config, processes)
     dataset = processes.first_ahead(lambda: dataset_of(config.data, camstyle=config.data.camstyle))
+    check_same_images(dataset, processes)
     known_identities(dataset)  # raises where no ranking is possible
     # A resumed run has its weights in the checkpoint: the file that they began with is not needed again.
     weights = config.model.weights if checkpoint is None else None

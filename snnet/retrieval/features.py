@@ -27,6 +27,7 @@ from snnet.runtime import PlacedModel, Placement
 from snnet.system.processes import ALONE, Processes
 from snnet.system.progress import progress
 from snnet.system.row_exchange import rows_of_all
+from snnet.training.checkpoint import image_fingerprint
 from snnet_kernels.ops.similarity import float32_similarity
 
 # Query-gallery pairs whose similarity is held at a time: 1 GB in float32.
@@ -72,6 +73,18 @@ def decode(images: ImageSet, config: Config, *, tell_skipped: bool = True) -> De
     data = config.data
     cache = data.image_cache if data.image_cache == "auto" else data.image_cache == "on"
     return decode_images(images, skip_bad=data.skip_bad_images, cache=cache, tell_skipped=tell_skipped)
+
+
+def check_same_images(dataset: ReIDDataset, processes: Processes) -> None:
+    """Raise :class:`~snnet.errors.UserError` where ``processes`` have found other images than rank 0."""
+    if not processes.are_several:
+        return
+    facts: dict[str, int | None] = {}
+    for name, images in (("training", dataset.train), ("query", dataset.query), ("gallery", dataset.gallery)):
+        facts[f"the number of {name} images"] = None if images is None else len(images)
+        names = None if images is None else image_fingerprint(images.paths)
+        facts[f"the checksum of the names of the {name} images"] = names
+    processes.check_alike(facts)
 
 
 def known_identities(dataset: ReIDDataset) -> Identities | None:

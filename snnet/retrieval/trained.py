@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from snnet.data import DecodedImages
 from snnet.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from snnet.errors import UserError
 from snnet.retrieval.features import extract_features, retrieval_kind
-from snnet.runtime import PlacedModel, network_of, prepare
+from snnet.runtime import PlacedModel, check_same_options, network_of, prepare
 from snnet.system.processes import ALONE, Processes
 from snnet.system.progress import say
 from snnet.training.checkpoint import load_checkpoint, load_state
@@ -41,6 +42,15 @@ class TrainedModel(PlacedModel):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    def check_same(self, processes: Processes, others: Mapping[str, Any] | None = None) -> None:
+        """Raise :class:`~snnet.errors.UserError` where ``processes`` have another network or other options than rank 0.
+
+        ``others``: see :func:`~snnet.runtime.check_same_options`.
+        """
+        if processes.are_several:
+            others = {**(others or {}), "the checksum of the network": self.fingerprint()}
+            check_same_options(self.config, self.placement.device, processes, others)
 
     def features(self, images: DecodedImages, processes: Processes = ALONE) -> Tensor:
         """Retrieval features [n, d] of images in order, float32 on the network's device, rows of norm 1.

@@ -9,7 +9,7 @@ import os
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -95,6 +95,19 @@ class Processes:
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value)
         return values
+
+    def check_alike(self, facts: Mapping[str, Any]) -> None:
+        """Raise :class:`~snnet.errors.UserError` in all processes where one has another value than rank 0.
+
+        ``facts`` are values by the name that the error gives them; all processes give the same names.
+        """
+        first, *others = self.everywhere(facts)
+        for rank, found in enumerate(others, 1):
+            for name, value in first.items():
+                if found[name] != value:
+                    raise UserError(
+                        f"{name} is {value} on rank 0 and {found[name]} on rank {rank}: all processes need the same"
+                    )
 
     def meet(self) -> None:
         """Wait until all processes have come here, however long one of them works; signals are answered meanwhile."""

@@ -145,9 +145,10 @@ def build_learner(
         None if styles is None else image_fingerprint(styles),
         picture_fingerprint(config.data.dataset, images.paths),
     )
-    if (ranks := processes.everywhere(own)) != [own] * processes.count:
-        other = next(rank for rank, found in enumerate(ranks) if found != ranks[0])
-        raise UserError(f"rank {other} has found other training images than rank 0: all need the same files")
+    what = ("names of the training", "names of the CamStyle", "content of the training")
+    processes.check_alike(
+        {f"the checksum of the {part} images": found for part, found in zip(what, own, strict=True)}
+    )
     model = divide_batch_norm(placed.model, config, processes, placement.device, group)
     placement.place(model)
     try:

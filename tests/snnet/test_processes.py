@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from snnet.config.commands import EvaluateCommand, ExtractCommand, LabelCommand
-from snnet.config.options import config_from
+from snnet.config.options import OPTIONS, config_from
 from snnet.errors import ProcessesEnded, UserError
 from snnet.evaluate import evaluate
 from snnet.extract import extract
 from snnet.label import label, label_table
 from snnet.retrieval.classes import class_summary
 from snnet.retrieval.feature_files import FeatureSet, load_features, save_features
-from snnet.runtime import choose_device
+from snnet.runtime import check_same_options, choose_device
 from snnet.system.command import parse_early
 from snnet.system.meeting import _agreed_word
 from snnet.system.processes import Processes
-from snnet.train import _own_folder, seed_masks
+from snnet.train import _own_folder, seed_masks, train
 from snnet.training.learner import Learner
 from snnet_kernels.testing import clustered_features
 from tests.forks import run_processes, start_processes
-from tests.snnet.tiny_run import GONE, SILENT
+from tests.snnet.tiny_run import GONE, SILENT, command_line
 
 
 def words(data: Path, output: Path, *others: object) -> list[str]:
@@ -146,6 +148,100 @@ def test_an_error_of_one_is_told_by_it_and_ends_the_others(tiny_market: Path, tm
         "(repair or remove it, or skip such files with --skip-bad-images)\n"
     )
     assert not (tmp_path / "f.npz").exists()
+
+
+# Rank 1 is given another word than the others.
+OTHER_WORD = """
+if rank == 1:
+    from snnet.config.commands import {command} as command
+    parse = command.parse
+    command.parse = lambda words: parse([{new!r} if word == {old!r} else word for word in words])
+"""
+
+
+def test_processes_with_other_images_write_nothing(tiny_market: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_market, other)
+    next((other / "query").iterdir()).unlink()
+    hook = OTHER_WORD.format(command="ExtractCommand", old=str(tiny_market), new=str(other))
+    answers = run_processes(
+        2, "-m", "snnet.extract", *words(tiny_market, tmp_path / "f.npz", "--quiet"), hook=hook
+    )
+    told = "error: the number of query images is 16 on rank 0 and 15 on rank 1: all processes need the same\n"
+    assert sorted(answer.stderr.removeprefix("rank 1: ") for answer in answers) == ["", told]
+    assert [answer.returncode for answer in answers] == [2, 2]
+    assert not (tmp_path / "f.npz").exists()
+
+
+def test_processes_with_other_options_do_not_train(tiny_options: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    given = command_line({**tiny_options, "lr": 0.001, "output_dir": str(folder), "quiet": True})
+    hook = OTHER_WORD.format(command="TrainCommand", old="0.001", new="0.011")
+    answers = run_processes(2, "-m", "snnet.train", *given, hook=hook)
+    told = "error: --lr is 0.001 on rank 0 and 0.011 on rank 1: all processes need the same\n"
+    assert sorted(answer.stderr.removeprefix("rank 1: ") for answer in answers) == ["", told]
+    assert [answer.returncode for answer in answers] == [2, 2]
+    assert not folder.exists()
+
+
+class Differing(Processes):
+    """Rank 0 of two, of which the other one has another value of a name."""
+
+    differs: ClassVar[str]
+
+    def meet(self) -> None:
+        pass
+
+    def group(self, device: torch.device, timeout: float) -> None:
+        pass
+
+    def everywhere(self, value: Any) -> list[Any]:
+        differs = isinstance(value, dict) and self.differs in value
+        return [value, {**value, self.differs: "another"} if differs else value]
+
+
+@pytest.mark.parametrize(
+    ("call", "names"),
+    [
+        (
+            "extract",
+            ["--split", "--batch-size", "the device", "the checksum of the network", "the number of query images"],
+        ),
+        ("evaluate", ["--skip-bad-images", "the checksum of the network", "the number of gallery images"]),
+        ("label", ["--threshold", "--classes"]),
+        (
+            "train",
+            ["--lr", "--resume", "--channels-last", "the device", "the version of torch", "the version of snnet"],
+        ),
+        ("train", ["the number of gallery images", "the checksum of the names of the query images"]),
+    ],
+)  # fmt: skip
+def test_what_must_be_the_same_is_compared_in_each_command(
+    call: str, names: list[str], tiny_options: dict[str, Any], features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, output = Path(tiny_options["data_dir"]), features.with_name("output.npz")
+    run = config_from({**tiny_options, "output_dir": str(features.with_name("run"))})
+    calls: dict[str, Callable[[Processes], object]] = {
+        "extract": lambda processes: extract(ExtractCommand.parse(words(data, output)), processes),
+        "evaluate": lambda processes: evaluate(EvaluateCommand.parse(network(data)), processes),
+        "label": lambda processes: label(
+            LabelCommand.parse([str(features), "--device", "cpu", "--output", str(output)]), processes
+        ),
+        "train": lambda processes: train(run, processes=processes),
+    }
+    for name in names:
+        monkeypatch.setattr(Differing, "differs", name, raising=False)
+        with pytest.raises(UserError, match=f"^{name} is .* on rank 0 and another on rank 1: all processes"):
+            calls[call](Differing(0, 2))
+    assert not output.exists() and not features.with_name("run").exists()
+
+
+@pytest.mark.parametrize("name", ["data_dir", "weights", "workers", "image_cache", "output_dir"])
+def test_what_a_machine_has_for_itself_is_not_compared(name: str) -> None:
+    told: list[Any] = []
+    processes = SimpleNamespace(check_alike=told.append)
+    check_same_options(config_from({}), torch.device("cpu"), processes)  # type: ignore[arg-type]
+    assert OPTIONS[name].flag not in told[0] and "--lr" in told[0]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
