@@ -46,7 +46,7 @@ class TrainedModel(PlacedModel):
     def check_same(self, processes: Processes, others: Mapping[str, Any] | None = None) -> None:
         """Raise :class:`~snnet.errors.UserError` where ``processes`` have another network or other options than rank 0.
 
-        ``others``: see :func:`~snnet.runtime.check_same_options`.
+        ``others`` are values by name that must be the same, too.
         """
         if processes.are_several:
             others = {**(others or {}), "the checksum of the network": self.fingerprint()}

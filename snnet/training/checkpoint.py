@@ -112,7 +112,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 # Tensors of exemplar and label memory that may be absent, and may have another size.
 LISTS = (
     "memory.lists.", "row_entries", "row_counts", "pseudo_labels.row_entries", "pseudo_labels.row_counts",
-    "pseudo_labels.column_entries",
+    "pseudo_labels.column_entries", "memory.rows", "pseudo_labels.rows",
 )  # fmt: skip
 
 

@@ -36,7 +36,8 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
     each with its own samples, of the same number; the last of a repeated index counts, in order of ranks.
 
     ``own_rows`` are whole blocks of 512, as equal as may be: P[:, own_rows]. ``state_dict()`` has ``column_entries``
-    int32 [E], the rows of each own column in order, and ``column_counts`` int32 [len(own_rows)].
+    int32 [E], the rows of each own column in order, ``column_counts`` int32 [len(own_rows)], and ``rows`` int64 [2]:
+    the first own row and ``num_instances``.
     """
 
     tables: LabelTables
@@ -172,16 +173,18 @@ class ShardedPseudoLabelMemory(PseudoLabelMemory):
         super(PseudoLabelMemory, self)._save_to_state_dict(destination, prefix, keep_vars)
         for name, tensor in zip(SAVED, self.tables.saved("column"), strict=True):
             destination[prefix + name] = tensor
+        destination[f"{prefix}rows"] = self.division.saved(self.device)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         names = [prefix + name for name in SAVED]
         found = [state_dict.get(name) for name in names]
         if all(isinstance(tensor, Tensor) for tensor in found):
             try:
+                self.division.check_saved(state_dict.get(f"{prefix}rows"))
                 self.tables.load_(found[0], found[1], side="column")  # type: ignore[arg-type]
             except (TypeError, ValueError) as error:
                 args[4].append(f"{prefix}{error}")  # of those that load_state_dict() raises as one
         else:
             args[2].extend(names)  # missing
-        rest = {name: value for name, value in state_dict.items() if name not in names}
+        rest = {name: value for name, value in state_dict.items() if name not in (*names, f"{prefix}rows")}
         super(PseudoLabelMemory, self)._load_from_state_dict(rest, prefix, *args)

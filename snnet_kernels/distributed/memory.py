@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ class ShardedExemplarMemory(ExemplarMemory):
     one process that gets the samples of rank 0, then those of rank 1, and so on.
 
     ``own_rows`` are whole blocks of 512 rows, as equal as may be; ``features`` [len(own_rows), d] are these.
-    ``state_dict()`` has the own rows of M, and of its lists where they are built.
+    ``state_dict()`` has the own rows of M, and of its lists where they are built, and says in ``rows`` int64 [2] which
+    they are: the first one and ``num_instances``.
     """
 
     lists: ShardedLists
@@ -293,6 +295,18 @@ class ShardedExemplarMemory(ExemplarMemory):
             similarity = float32_similarity(features, self.features)
         lists.update_(self.features, samples, features, momentum, similarity, blended)
         self._vouch_for_lists(samples.rows)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}rows"] = self.division.saved(self.features.device)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        try:
+            self.division.check_saved(state_dict.pop(f"{prefix}rows", None))
+        except ValueError as error:
+            args[4].append(f"{prefix}{error}")  # of those that load_state_dict() raises as one
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _rebuild_loaded_(self) -> None:
         """Not here: lists are made afresh when all processes next need them."""

@@ -45,6 +45,19 @@ class Division(NamedTuple):
         """Where the rows of each rank end, int64 [R]."""
         return _ends(self, device)
 
+    def saved(self, device: torch.device) -> Tensor:
+        """How a state says which rows it has: int64 [2], the first one and n."""
+        return torch.tensor([self.first, self.n], device=device)
+
+    def check_saved(self, found: object) -> None:
+        """Raise ValueError unless ``found`` is :meth:`saved`; None, where an earlier version wrote it, can be any."""
+        own, told = [self.first, self.n], found.tolist() if isinstance(found, Tensor) else found
+        if told not in (own, None):
+            raise ValueError(
+                f"rows must be {own}, the first own row and num_instances, got {told}: this is the piece of another "
+                "process, or of another number of them"
+            )
+
 
 @lru_cache(maxsize=8)
 def _ends(division: Division, device: torch.device) -> Tensor:

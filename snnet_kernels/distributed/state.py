@@ -2,7 +2,8 @@
 
 A piece is the ``state_dict()`` of a head with a ``process_group``: ``_momentum``, the own rows of M
 (``memory.features``) and of its lists where they are built (``memory.lists.*``), and the own columns of P
-(``pseudo_labels.column_entries``, ``pseudo_labels.column_counts``). Pieces are given in order of the ranks.
+(``pseudo_labels.column_entries``, ``pseudo_labels.column_counts``). ``memory.rows`` and ``pseudo_labels.rows``, int64
+[2], are the first own row and n. Pieces are given in order of the ranks.
 """
 
 from __future__ import annotations
@@ -22,17 +23,26 @@ from .lists import ShardedLists
 
 FEATURES, LISTS, LABELS = "memory.features", "memory.lists.", "pseudo_labels."
 ENTRIES, COUNTS = LABELS + "column_entries", LABELS + "column_counts"
+ROWS = ("memory.rows", LABELS + "rows")
 BY_ROW = ("columns", "values", "counts", "floors", "checksums")
 
 
 def rows_of_pieces(pieces: Sequence[Mapping[str, Tensor]], rows: range) -> dict[str, Tensor]:
     """The piece of the process that owns ``rows``, of the pieces of any number of processes.
 
-    Tensors of the pieces may be memory-mapped: only what is needed of them is read.
+    Tensors of the pieces may be memory-mapped: only what is needed of them is read. Raises ValueError where a piece is
+    missing, or not at its place.
     """
     starts = [0]
     for piece in pieces:
         starts.append(starts[-1] + len(piece[FEATURES]))
+    for number, (piece, start) in enumerate(zip(pieces, starts[:-1], strict=True)):
+        for name in ROWS:
+            if name in piece and (told := piece[name].tolist()) != [start, starts[-1]]:
+                raise ValueError(
+                    f"pieces must be those of all ranks, in order: {name} of piece {number} must be "
+                    f"{[start, starts[-1]]}, got {told}"
+                )
     if rows.stop > starts[-1]:
         raise ValueError(f"rows must lie in the {starts[-1]} rows of the pieces, got {rows}")
     parts = [
@@ -51,13 +61,18 @@ def rows_of_pieces(pieces: Sequence[Mapping[str, Tensor]], rows: range) -> dict[
         entries.append(piece[ENTRIES][ends[first] : ends[last]])
     found[ENTRIES] = torch.cat(entries)
     found[COUNTS] = torch.cat([piece[COUNTS][first:last] for piece, first, last in parts])
-    return found | _rest(pieces[0])
+    return found | _told(rows, starts[-1], found[FEATURES].device) | _rest(pieces[0])
 
 
 def whole_state(pieces: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The state of a head of one process. Lists that are damaged are left out: they are made afresh."""
+    """The state of a head of one process. Lists that are damaged are left out: they are made afresh.
+
+    Raises ValueError where a piece is missing, or not at its place.
+    """
     n = sum(len(piece[FEATURES]) for piece in pieces)
     found = rows_of_pieces(pieces, range(n))
+    for name in ROWS:
+        del found[name]
     entries, counts = found.pop(ENTRIES), found.pop(COUNTS)
     tables = LabelTables(n, entries.device)
     tables.load_(entries, counts, side="column")
@@ -102,7 +117,12 @@ def rows_of_state(state: Mapping[str, Tensor], rows: range) -> dict[str, Tensor]
                 "checksums": list_checksums(features, made),
             }
             found |= {LISTS + name: tensor for name, tensor in lists.items()}
-    return found | _rest(state)
+    return found | _told(rows, n, features.device) | _rest(state)
+
+
+def _told(rows: range, n: int, device: torch.device) -> dict[str, Tensor]:
+    """What a piece says of its ``rows``."""
+    return {name: torch.tensor([rows.start, n], device=device) for name in ROWS}
 
 
 def _rest(state: Mapping[str, Any]) -> dict[str, Tensor]:

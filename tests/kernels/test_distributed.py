@@ -12,8 +12,16 @@ from filelock import FileLock
 
 import snnet_kernels as sk
 from snnet_kernels import distributed
-from snnet_kernels.distributed import own_rows, rows_of_pieces, whole_state
+from snnet_kernels.distributed import (
+    ShardedExemplarMemory,
+    ShardedPseudoLabelMemory,
+    own_rows,
+    rows_of_pieces,
+    rows_of_state,
+    whole_state,
+)
 from snnet_kernels.distributed.prediction import OwnRows
+from snnet_kernels.distributed.rows import Division
 from tests.forks import Answer, run_processes
 from tests.kernels.sharded_cases import made_features
 
@@ -206,6 +214,58 @@ def test_lists_that_were_damaged_are_not_taken(one_process_group):
     again.load_state_dict(piece)
     assert torch.equal(again.memory.lists.values, piece["memory.lists.values"])
     assert set(rows_of_pieces([piece], range(512, 700))) == set(piece)
+
+
+@pytest.mark.parametrize(("kind", "options"), [(ShardedExemplarMemory, (4,)), (ShardedPseudoLabelMemory, ())])
+def test_a_piece_of_another_process_is_refused(one_process_group, monkeypatch, kind, options):
+    def made(rank):
+        division = Division(1024, 2, rank)
+        monkeypatch.setattr(kind.__module__ + ".Division", lambda *_: division)
+        return kind(1024, *options, process_group=torch.distributed.group.WORLD)
+
+    first, second = made(0), made(1)
+    if kind is ShardedExemplarMemory:
+        first.features += 1
+    piece = first.state_dict()
+    assert piece["rows"].tolist() == [0, 1024] and second.state_dict()["rows"].tolist() == [512, 1024]
+    before = {name: tensor.clone() for name, tensor in second.state_dict().items()}
+    refused = r"rows must be \[512, 1024\], the first own row and num_instances, got \[0, 1024\]: this is the piece of"
+    with pytest.raises(RuntimeError, match=refused):
+        second.load_state_dict(piece)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in second.state_dict().items())
+    first.load_state_dict(piece)
+    with pytest.raises(RuntimeError, match=r"rows must be .*, got 3"):
+        first.load_state_dict({**piece, "rows": torch.tensor(3)})
+    del piece["rows"]  # as an earlier version wrote it
+    second.load_state_dict(piece)
+
+
+def test_pieces_in_another_order_or_too_few_are_refused():
+    head = sk.SNNetHead(1300, 4, neighbors=8)
+    pieces = [rows_of_state(head.state_dict(), own_rows(1300, rank, 3)) for rank in range(3)]
+    for own, rank in zip(pieces, range(3), strict=True):
+        for name in ("memory.rows", "pseudo_labels.rows"):
+            assert own[name].tolist() == [own_rows(1300, rank, 3).start, 1300]
+    assert whole_state(pieces).keys() == {
+        "_momentum", "memory.features", "pseudo_labels.row_entries", "pseudo_labels.row_counts"
+    }  # fmt: skip
+    wrong = r"pieces must be those of all ranks, in order: memory.rows of piece {} must be \[{}\], got \[{}\]"
+    for given, (piece, needed, found) in (
+        ([0, 2, 1], (1, "512, 1300", "1024, 1300")),
+        ([0, 0, 2], (1, "512, 1300", "0, 1300")),
+        ([0, 1], (0, "0, 1024", "0, 1300")),
+        ([1, 2], (0, "0, 788", "512, 1300")),
+    ):
+        message = wrong.format(piece, needed, found)
+        with pytest.raises(ValueError, match=message):
+            whole_state([pieces[number] for number in given])
+        with pytest.raises(ValueError, match=message):
+            rows_of_pieces([pieces[number] for number in given], range(512))
+    older = [
+        {name: tensor for name, tensor in piece.items() if not name.endswith(".rows")} for piece in pieces
+    ]
+    assert torch.equal(whole_state(older)["memory.features"], head.memory.features)
+    assert rows_of_pieces(older, range(512, 1300))["memory.rows"].tolist() == [512, 1300]
 
 
 def pair_of_heads(n, **options):
