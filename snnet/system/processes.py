@@ -24,7 +24,10 @@ from snnet.system.meeting import fresh_store
 from snnet.system.progress import set_quiet
 from snnet.system.terminal import speak_as
 
+MEETING = timedelta(minutes=10)  # how long one waits until all have started
 PATIENCE = timedelta(days=1)  # how long one waits while others work; the end of a process is noticed at once
+# Words of the errors of gloo, NCCL and their store where another process has ended.
+BROKEN = ("connect", "broken pipe", "socket closed", "remote process exited", "communicator was aborted")
 TURN = 0.002  # seconds between two looks whether all have come
 LINGER = timedelta(seconds=2)  # how long rank 0 waits for others that may have met the error that it met
 
@@ -151,7 +154,8 @@ def several_processes() -> Iterator[Processes]:
     """This process among those that torchrun started; behind the block all have come to its end.
 
     Rank 0 alone prints lines and bars; the others' errors and warnings begin with their rank, and an error that many
-    have is told once. Raises :class:`~snnet.errors.ProcessesEnded` where another one has ended before.
+    have is told once. Raises :class:`~snnet.errors.ProcessesEnded` where another one has ended before, and
+    :class:`~snnet.errors.UserError` where they cannot meet.
     """
     found = _found()
     if found.count == 1:
@@ -161,8 +165,7 @@ def several_processes() -> Iterator[Processes]:
     if not found.is_first:
         set_quiet(True)
     try:
-        store, rank, count = fresh_store(PATIENCE)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
+        _begin()
         yield found
         found.meet()
         dist.destroy_process_group()
@@ -171,13 +174,30 @@ def several_processes() -> Iterator[Processes]:
             raise SystemExit(2) from None
         raise
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        text = str(error).lower()
+        if not isinstance(error, dist.DistError) and "gloo" not in text:
             raise
-        if "imed out" in str(error) or "imeout" in str(error):
-            raise ProcessesEnded(
-                "another process of this command was silent for --timeout seconds: this one ends"
-            ) from None
-        raise ProcessesEnded("another process of this command has ended, and so does this one") from None
+        if "timed out" in text or "timeout" in text:
+            line = "another process of this command was silent for --timeout seconds: this one ends"
+        elif any(words in text for words in BROKEN):
+            line = "another process of this command has ended, and so does this one"
+        else:
+            raise
+        raise ProcessesEnded(f"{line} ({_cause(error)})") from None
+
+
+def _begin() -> None:
+    """Let all processes meet."""
+    try:
+        store, rank, count = fresh_store(MEETING)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes cannot meet: {_cause(error)}") from error
+
+
+def _cause(error: Exception) -> str:
+    """The first line of what torch says."""
+    return str(error).strip().partition("\n")[0]
 
 
 def take_own_gpu() -> None:

@@ -89,6 +89,7 @@ def _told(processes: list[Program]) -> str | None:
     for process in processes:
         lines = [line for line in process.text().splitlines() if "Warning" not in line and line[:1] != " "]
         told = [line.partition(": ")[2] if line[:5] == "rank " else line for line in lines]
+        told = [line.partition(" (")[0] for line in told]  # without the error of the connection
         if told not in ([], [GONE.strip()]):
             return f"the others say: {' / '.join(lines[-3:])}"
     return None

@@ -25,12 +25,12 @@ from snnet.retrieval.feature_files import FeatureSet, load_features, save_featur
 from snnet.runtime import check_same_options, choose_device
 from snnet.system.command import parse_early
 from snnet.system.meeting import _agreed_word
-from snnet.system.processes import Processes
+from snnet.system.processes import Processes, several_processes
 from snnet.train import _own_folder, seed_masks, train
 from snnet.training.learner import Learner
 from snnet_kernels.testing import clustered_features
 from tests.forks import run_processes, start_processes
-from tests.snnet.tiny_run import GONE, SILENT, command_line
+from tests.snnet.tiny_run import GONE, SILENT, command_line, without_cause
 
 
 def words(data: Path, output: Path, *others: object) -> list[str]:
@@ -129,7 +129,8 @@ def test_an_error_of_all_is_told_once(
         " processes._is_first_to_tell = lambda *of: time.sleep(0.3) or ask(*of)"
     )
     answers = run_processes(2, "-m", "snnet.extract", *given, *others, hook=late)
-    told = [answer.stderr for answer in answers if answer.stderr not in ("", GONE, f"rank 1: {GONE}")]
+    told = [without_cause(answer).stderr for answer in answers]
+    told = [text for text in told if text not in ("", GONE, f"rank 1: {GONE}")]
     assert len(told) == 1 and told[0].count("\n") == 1 and line in told[0]
     assert {answer.returncode for answer in answers} <= {1, 2}
     assert [answer.stdout for answer in answers] == ["", ""]
@@ -141,7 +142,7 @@ def test_an_error_of_one_is_told_by_it_and_ends_the_others(tiny_market: Path, tm
     last = data / "bounding_box_train" / "0008_c2s1_000002_00.png"
     last.write_bytes(b"")
     first, second = run_processes(2, "-m", "snnet.extract", *words(data, tmp_path / "f.npz", "--quiet"))
-    assert first == (1, "", GONE)
+    assert without_cause(first) == (1, "", GONE)
     assert (second.returncode, second.stdout) == (2, "")
     assert second.stderr == (
         f"rank 1: error: cannot read image '{last}': the file is empty "
@@ -254,7 +255,7 @@ def test_a_killed_process_ends_the_others(rank: int, tiny_market: Path, tmp_path
         2, "-m", "snnet.extract", *words(tiny_market, tmp_path / "f.npz", "--quiet"), hook=hook
     )
     assert answers[rank].returncode == -9
-    assert answers[1 - rank] == (1, "", GONE if rank else f"rank 1: {GONE}")
+    assert without_cause(answers[1 - rank]) == (1, "", GONE if rank else f"rank 1: {GONE}")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -287,6 +288,48 @@ def test_a_process_that_never_comes_is_not_awaited_for_ever(rank: int) -> None:
     store = torch.distributed.HashStore()
     with pytest.raises(ProcessesEnded, match="has not come"):
         _agreed_word(store, rank, 2, timedelta(seconds=0.1))
+
+
+def test_processes_that_cannot_meet_say_why() -> None:
+    hook = "import os; os.environ['GLOO_SOCKET_IFNAME'] = 'none0'"
+    answers = run_processes(2, "-m", "snnet.evaluate", *network(Path("data")), hook=hook)
+    for rank, answer in enumerate(answers):
+        assert (answer.returncode, answer.stdout) == (2, "")
+        (line,) = answer.stderr.removeprefix("rank 1: " if rank else "").splitlines()
+        assert line.startswith("error: the processes cannot meet: ") and "none0" in line
+
+
+def test_an_address_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snnet.system.processes.speak_as", lambda _: None)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UserError, match=r"^the processes cannot meet: .*MASTER_ADDR"), several_processes():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "line"),
+    [
+        (RuntimeError("[gloo/pair.cc:547] Connection closed by peer [10.0.0.2]"), ProcessesEnded, f"{GONE[:-1]} (E)"),
+        (torch.distributed.DistBackendError("NCCL error: remote process exited\nmore"), ProcessesEnded, GONE[:-1]),
+        (RuntimeError("[gloo/pair.cc:1] Timed out waiting 3000ms"), ProcessesEnded, f"{SILENT[:-1]} (E)"),
+        (RuntimeError("[enforce fail at gloo/device.cc:84] no memory"), RuntimeError, "E"),
+        (torch.distributed.DistBackendError("NCCL error: out of memory"), RuntimeError, "E"),
+        (RuntimeError("a connection of something else"), RuntimeError, "E"),
+    ],
+)  # fmt: skip
+def test_the_end_of_another_process_is_told_from_other_errors(
+    error: RuntimeError, kind: type[Exception], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snnet.system.processes._begin", lambda: None)
+    monkeypatch.setattr("snnet.system.processes.speak_as", lambda _: None)
+    monkeypatch.setattr("snnet.system.processes.own_place", lambda: (0, 2, 0))
+    first = str(error).splitlines()[0]
+    with pytest.raises(kind) as caught, several_processes():
+        raise error
+    wanted = line.replace("E", first) if "E" in line else f"{line} ({first})"
+    assert str(caught.value) == wanted and type(caught.value) in (kind, type(error))
 
 
 def test_gpus_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,7 +513,7 @@ def test_one_silent_process_ends_those_that_label(features: Path) -> None:
         str(features.with_name("y.npz")),
     ]
     first, second = run_processes(2, "-m", "snnet.label", *given, hook=hook)
-    assert first == (1, "", SILENT)
+    assert without_cause(first) == (1, "", SILENT)
     assert second.returncode == 1 and not features.with_name("y.npz").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,18 @@ import torch
 from PIL import Image
 
 from snnet.training.checkpoint import load_checkpoint, rng_state
+from tests.forks import Answer
 
 IDENTITIES, CAMERAS, IMAGES = 8, 2, 3  # of each split; images of an identity in a camera
-# What one of several processes says when it ends because of another.
+# What one of several processes says when it ends because of another, see `without_cause`.
 GONE = "another process of this command has ended, and so does this one\n"
 SILENT = "another process of this command was silent for --timeout seconds: this one ends\n"
+
+
+def without_cause(answer: Answer) -> Answer:
+    """How a process ended, without the error of a connection that told it of the end of another."""
+    text = re.sub(r"^(.*another process of this command .*) \(.+\)$", r"\1", answer.stderr, flags=re.M)
+    return answer._replace(stderr=text)
 
 
 def draw_market(root: Path, *, cameras: int = CAMERAS, identities: int = IDENTITIES) -> Path:
