@@ -8,6 +8,14 @@ from pathlib import Path
 
 import torch
 
+ENTRIES_AT_ONCE = 2**22  # of a matrix, where work on them takes some 70 bytes for each
+
+
+def row_parts(rows: int, width: int) -> list[slice]:
+    """All of so many rows of a matrix in order: as many at a time as have :data:`ENTRIES_AT_ONCE` entries, or one."""
+    step = max(1, ENTRIES_AT_ONCE // max(1, width))
+    return [slice(first, first + step) for first in range(0, rows, step)]
+
 
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on ``device``, those that torch's allocator holds unused included."""

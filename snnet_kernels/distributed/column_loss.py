@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..label_loss import MutualLabelLoss
+from ..memory_size import row_parts
 from ..ops.label_memory import unpack_labels
 from ..ops.shard_loss import hard_negative_bars, largest_negatives, own_columns_loss
 from ..precision import matmul
@@ -60,14 +61,13 @@ class ColumnLoss:
     def _l2(
         self, similarity: Tensor, memory: Tensor, labels: Sequence[Tensor], shares: Sequence[float]
     ) -> tuple[Tensor, Tensor]:
-        losses, slope = (
-            similarity.new_zeros(len(similarity), dtype=torch.float64),
-            torch.zeros_like(similarity),
-        )
-        for label, share in zip(labels, shares, strict=True):
-            difference = similarity - unpack_labels(label, len(memory)).float()
-            losses += share * difference.double().square().sum(1)
-            slope += 2 * share * difference
+        losses = similarity.new_zeros(len(similarity), dtype=torch.float64)
+        slope = torch.zeros_like(similarity)
+        for part in row_parts(*similarity.shape):
+            for label, share in zip(labels, shares, strict=True):
+                difference = similarity[part] - unpack_labels(label[part], len(memory)).float()
+                losses[part] += share * difference.double().square().sum(1)
+                slope[part] += 2 * share * difference
         return losses, matmul(slope, memory)
 
     def _mmcl(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..memory_size import row_parts
 from ..precision import matmul
 from ..selection_keys import HIGHEST_KEY, NO_KEY, keys_of
 from .label_memory import unpack_labels
@@ -17,6 +18,13 @@ def largest_negatives(
 ) -> Tensor:
     """The k largest entries that are negative in some label set, uint8 [B, 9 k] of row ``order[b]``: keys, and the sets
     in which."""
+    found = torch.empty(len(similarity), 9 * k, dtype=torch.uint8, device=similarity.device)
+    for part in row_parts(*similarity.shape):
+        found[part] = _largest_negatives(similarity[part], [label[part] for label in labels], first, k)
+    return found[order]
+
+
+def _largest_negatives(similarity: Tensor, labels: Sequence[Tensor], first: int, k: int) -> Tensor:
     batch_size, n = similarity.shape
     negative = [~unpack_labels(label, n) for label in labels]
     sets = torch.stack([flags.to(torch.uint8) << j for j, flags in enumerate(negative)]).sum(
@@ -27,7 +35,7 @@ def largest_negatives(
     found, at = keys.topk(min(k, n), dim=1)
     chosen, room = sets.gather(1, at), (0, k - found.shape[1])
     found = torch.nn.functional.pad(found, room, value=NO_KEY).view(torch.uint8).view(batch_size, 8 * k)
-    return torch.cat([found, torch.nn.functional.pad(chosen, room)], dim=1)[order]
+    return torch.cat([found, torch.nn.functional.pad(chosen, room)], dim=1)
 
 
 def hard_negative_bars(found: Tensor, positives: Tensor, n: int, ratio: float) -> Tensor:
@@ -70,11 +78,32 @@ def own_columns_loss(
     ratio: float,
 ) -> tuple[Tensor, Tensor]:
     """The own part of the loss of each row, float64 [B], and of its gradient [B, d]; finds all that is hard again."""
+    number = positives.clamp_min(1).double()
+    hard = _hard_negatives(positives, images, ratio).clamp_min(1).double()
+    losses = similarity.new_empty(len(similarity), dtype=torch.float64)
+    slope = torch.empty_like(similarity, dtype=memory.dtype)
+    for part in row_parts(*similarity.shape):
+        losses[part], slope[part] = _loss_and_slope(
+            similarity[part], [label[part] for label in labels], first, bars[part], number[part], hard[part], weights,
+            delta,
+        )  # fmt: skip
+    return losses, matmul(slope, memory)
+
+
+def _loss_and_slope(
+    similarity: Tensor,
+    labels: Sequence[Tensor],
+    first: int,
+    bars: Tensor,
+    number: Tensor,
+    hard: Tensor,
+    weights: Sequence[float],
+    delta: float,
+) -> tuple[Tensor, Tensor]:
+    """The loss of each row, and its derivative by each entry, in float64."""
     n = similarity.shape[1]
     keys = keys_of(similarity, first + torch.arange(n, device=similarity.device).expand_as(similarity))
     s = similarity.double()
-    number = positives.clamp_min(1).double()
-    hard = _hard_negatives(positives, images, ratio).clamp_min(1).double()
     near, far = torch.zeros_like(s), torch.zeros_like(s)
     is_near, is_far = torch.zeros_like(s, dtype=torch.bool), torch.zeros_like(s, dtype=torch.bool)
     for k, (label, weight) in enumerate(zip(labels, weights, strict=True)):
@@ -87,4 +116,4 @@ def own_columns_loss(
     # Where an entry is neither, it adds nothing, whatever s is there.
     up, down = (near * (s - 1)).masked_fill(~is_near, 0), (far * (s + 1)).masked_fill(~is_far, 0)
     loss = (up * (s - 1)).masked_fill(~is_near, 0) + (down * (s + 1)).masked_fill(~is_far, 0)
-    return loss.sum(1), matmul((2 * (up + down)).to(memory.dtype), memory)
+    return loss.sum(1), 2 * (up + down)

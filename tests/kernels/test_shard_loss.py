@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 import snnet_kernels as sk
+from snnet_kernels import memory_size
+from snnet_kernels.distributed.column_loss import ColumnLoss
 from snnet_kernels.ops.operation import OPERATIONS
 from snnet_kernels.selection_keys import NO_KEY, columns_of, keys_of, values_of
 from snnet_kernels.testing import clustered_features
 from tests.kernels.shard_checks import FIRST, D, N, both_forms
+from tests.memory import needs_proc, peak_of
 
 
 def unpacked(negatives: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,3 +157,44 @@ def test_the_loss_of_own_columns_is_a_part_of_the_whole(sets):
     loss.backward()
     torch.testing.assert_close(total.float(), loss.detach(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradient, live.grad, rtol=1e-5, atol=1e-6)
+
+
+def plain_losses(batch_size: int) -> dict[str, Callable[[], object]]:
+    """The plain forms of the loss of a batch with 2^12 own rows."""
+    n, generator = 2**12, torch.Generator().manual_seed(0)
+    similarity = torch.rand(batch_size, n, generator=generator) * 2 - 1
+    labels = [sk.pack_labels(torch.rand(batch_size, n, generator=generator) < 0.1) for _ in range(3)]
+    memory, order = torch.randn(n, 4, generator=generator), torch.randperm(batch_size, generator=generator)
+    negatives = OPERATIONS["largest_negatives"].plain(similarity, labels, order, 0, 9)
+    bars = keys_of(torch.full((batch_size, 3), 0.9), torch.zeros((), dtype=torch.int64))
+    positives, shares = torch.full((batch_size, 3), 400), [0.5, 0.3, 0.2]
+    loss = ColumnLoss.__new__(ColumnLoss)
+    return {
+        "largest_negatives": lambda: OPERATIONS["largest_negatives"].plain(similarity, labels, order, 0, 9),
+        "own_columns_loss": lambda: OPERATIONS["own_columns_loss"].plain(
+            similarity, memory, labels, order, negatives, 0, bars, positives, shares, 5.0, n, 0.01
+        ),
+        "l2": lambda: loss._l2(similarity, memory, labels, shares),
+    }
+
+
+@needs_proc
+@pytest.mark.parametrize("name", ["largest_negatives", "own_columns_loss", "l2"])
+def test_the_memory_of_plain_losses_hardly_grows_with_the_batch(name, monkeypatch):
+    monkeypatch.setattr(memory_size, "ENTRIES_AT_ONCE", 2**16)
+    few, many = plain_losses(64)[name], plain_losses(1088)[name]
+    few()
+    assert peak_of(many) - peak_of(few) < 6 * 1024 * 2**12  # the slope takes 4 bytes an entry
+
+
+@pytest.mark.parametrize("name", ["largest_negatives", "own_columns_loss", "l2"])
+def test_parts_of_the_batch_give_the_same_bits(name, monkeypatch):
+    call = plain_losses(37)[name]
+    whole = call()
+    for entries in (1, 5 * 2**12):
+        monkeypatch.setattr(memory_size, "ENTRIES_AT_ONCE", entries)
+        parts = call()
+        for one, other in zip(
+            *((found,) if isinstance(found, Tensor) else found for found in (whole, parts)), strict=True
+        ):
+            assert torch.equal(one, other)
