@@ -68,6 +68,7 @@ from snnet.training.divergence import LossWatch, check_weights
 from snnet.training.division import check_division, with_groups
 from snnet.training.label_quality import label_quality, label_symmetry
 from snnet.training.learner import Learner, build_learner
+from snnet.training.pieces import clear_pieces
 from snnet.training.run_folder import check_new, new_run_folder, run_folder
 from snnet.training.runlog import RANKS, RunLog, epoch_line, run_results, time_line
 from snnet.training.timing import Laps
@@ -132,6 +133,8 @@ def _train(
         del checkpoint
         unsaved = bool(records) and measure(learner, data, records[-1])
     else:
+        if processes.is_first:
+            clear_pieces(folder, [])
         before, records = ranks(learner, data), []
         if before:
             say(f"before training: rank-1 {100 * before['rank1']:.1f} mAP {100 * before['mAP']:.1f}")

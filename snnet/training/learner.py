@@ -111,7 +111,10 @@ class Learner(PlacedModel):
         clear_pieces(path.parent, pieces or [])
 
     def load(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """Continue from what :meth:`save` of any number of processes wrote to ``path``, random state included."""
+        """Continue from what :meth:`save` of any number of processes wrote to ``path``, random state included.
+
+        What a :meth:`save` that failed has left beside it is deleted.
+        """
         if not has_same_images(checkpoint, self.fingerprint, self.picture_fingerprint):
             raise UserError(f"{path} was written for other training images than those that were found")
         if checkpoint.get("styles", self.style_fingerprint) != self.style_fingerprint:
@@ -124,6 +127,8 @@ class Learner(PlacedModel):
             set_rng_state(checkpoint["rng"], every_gpu=not self.processes.are_several)
         except Exception as error:  # the generators check what they are given in ways of their own
             raise UserError(f"{path} is not a whole checkpoint: its random state is damaged") from error
+        if self.processes.is_first:
+            clear_pieces(path.parent, checkpoint.get("pieces") or [])
 
 
 def build_learner(

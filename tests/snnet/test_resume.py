@@ -368,3 +368,32 @@ def test_a_run_that_does_not_fit_its_checkpoint_is_refused(
     save_checkpoint(folder / "checkpoint.pt", **state)
     with pytest.raises(UserError, match="does not fit this exemplar and label memory"):
         train(TrainCommand.parse(["--resume", str(folder)]).config, resume=folder)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_a_failed_save_of_several_processes_left_is_deleted_before_training(
+    resumed: bool,
+    tiny_options: dict[str, Any],
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder) if resumed else folder.mkdir()
+    for name in (
+        "checkpoint-2-0-of-2.safetensors",
+        "checkpoint-2-0-of-2-2.safetensors",
+        "checkpoint-of-mine.safetensors",
+    ):
+        (folder / name).touch()
+
+    def told(*_: Any) -> None:
+        assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-of-mine.safetensors"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "kernels_line", told)
+    words = (
+        ["--resume", str(folder)] if resumed else command_line({**tiny_options, "output_dir": str(folder)})
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train(TrainCommand.parse(words).config, resume=folder if resumed else None)
