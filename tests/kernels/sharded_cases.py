@@ -408,7 +408,7 @@ def traffic(n: str, d: str, each: str, source: str) -> None:
         + 32 * most + 8 * b * size  # bars
         + b * (4 * int(d) + 8)  # gradients
         + 192 + most * 4 * (int(d) + k + 2)  # rows that have moved
-        + 8 * pairs + 4 * b * size  # pairs
+        + 8 * pairs + 4 * (b * size + 1)  # pairs
     )  # fmt: skip
     if source == "feature":
         formula += 4 * b * size * size * (size - 1) + 8 * int(candidates)
