@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -24,7 +25,7 @@ from snnet.data.decoding import DecodedImages, image_size, load_image
 from snnet.data.transforms import UNIFORMS, augment, draw_augmentation, prepare, resize
 from snnet.errors import UserError
 from snnet.system.cpus import available_cpus
-from snnet.system.signals import begin_worker, held
+from snnet.system.signals import begin_worker, follow_parent, held
 
 # The first word of every random stream's key, so that no two kinds of stream share one.
 PERMUTATION, AUGMENTATION = 1, 2
@@ -46,6 +47,7 @@ class BatchLoader:
         try:
             if self._loader.num_workers > 0:
                 multiprocessing.Lock()  # fails before DataLoader does, which would print a traceback
+            self._loader.worker_init_fn = functools.partial(_begin_worker, _parent())
             with held(), _no_news_of_deaths():
                 batches = iter(self._loader)
         except OSError as error:  # no process, or no semaphore in a full /dev/shm
@@ -211,9 +213,17 @@ def _as_it_is(batch: Any) -> Any:
 _can_share = False  # whether this process, a worker, can hand over a tensor in shared memory
 
 
-def _begin_worker(worker: int) -> None:
+def _parent() -> int | None:
+    """The process that the workers follow; None in a thread that may end before it."""
+    alone = sys.platform != "linux" or threading.current_thread() is not threading.main_thread()
+    return None if alone else os.getpid()
+
+
+def _begin_worker(parent: int | None, worker: int) -> None:
     global _can_share
     begin_worker()
+    if parent is not None:  # it holds the connections of several processes, which see its end by them
+        follow_parent(parent, signal.SIGTERM)
     with contextlib.suppress(OSError, RuntimeError):  # it takes a socket in the temporary folder, too
         ForkingPickler.dumps(torch.zeros(1))
         _can_share = True
@@ -225,7 +235,6 @@ def _data_loader(batches: Dataset[Any], sampler: Any, workers: int, pin_memory: 
         batch_size=None,  # an item of the dataset is a whole batch
         sampler=sampler,
         collate_fn=_as_it_is,
-        worker_init_fn=_begin_worker,
         num_workers=min(workers, available_cpus()),  # torch warns of more
         persistent_workers=workers > 0,
         pin_memory=pin_memory,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import multiprocessing
@@ -25,7 +24,7 @@ from snnet.synthetic.image import draw_image
 from snnet.synthetic.plan import GALLERY_FOLDER, QUERY_FOLDER, TRAIN_FOLDER, Shot, plan_shots
 from snnet.system.cpus import available_cpus
 from snnet.system.progress import progress
-from snnet.system.signals import begin_worker, held
+from snnet.system.signals import begin_worker, follow_parent, held
 
 VERSION = 1  # of the drawing: it rises whenever the same seed would give other pixels
 MANIFEST = "manifest.json"
@@ -176,10 +175,7 @@ def _processors() -> int:
 def _follow_parent(parent: int) -> None:
     """Leave Ctrl-C to the parent, and die with it where it is killed."""
     begin_worker()
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of Linux: a pool's idle workers would wait for ever
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:  # it was killed before
-        os._exit(1)
+    follow_parent(parent, signal.SIGKILL)  # a pool's idle workers would wait for ever
 
 
 def _check_finished(folder: Path) -> None:

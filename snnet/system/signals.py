@@ -78,6 +78,19 @@ def begin_worker() -> None:
     signal.signal(signal.SIGTERM, _end_worker)
 
 
+def follow_parent(parent: int, number: int) -> None:
+    """On Linux: let the signal ``number`` come when ``parent``, which has forked this process, is killed.
+
+    It also comes when the thread ends that has forked it.
+    """
+    import ctypes
+
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(set_parent_death_signal, number)
+    if os.getppid() != parent:  # it was killed before
+        os._exit(1)
+
+
 def _ignore() -> None:
     for name in _LINES:
         if hasattr(signal, name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import sys
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -338,3 +340,19 @@ def test_damaged_styles_are_found_before_training(styled: DecodedImages) -> None
     with pytest.warns(UserWarning, match="left out 1 of 12 CamStyle images"):
         kept = decode_images(images, skip_bad=True).images
     assert kept.styles[0] == images.styles[0][1:] and kept.styles[1:] == images.styles[1:]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux only")
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_a_worker_ends_with_the_process_but_not_with_a_thread(
+    in_thread: bool, decoded: DecodedImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def number(_: torch.Tensor) -> np.ndarray:
+        found, get_parent_death_signal = ctypes.c_int(), 2
+        ctypes.CDLL(None).prctl(get_parent_death_signal, ctypes.byref(found))
+        return np.array([found.value])
+
+    monkeypatch.setattr(loading, "_share", number)
+    with ThreadPoolExecutor() as threads:
+        batches = threads.submit(load, decoded, workers=1).result() if in_thread else load(decoded, workers=1)
+    assert [int(told) for told, _ in batches] == [0 if in_thread else signal.SIGTERM] * 2
