@@ -196,8 +196,9 @@ def _begin() -> None:
 
 
 def _cause(error: Exception) -> str:
-    """The first line of what torch says."""
-    return str(error).strip().partition("\n")[0]
+    """The first line of what torch says, without gloo's advice."""
+    line = str(error).strip().partition("\n")[0]
+    return line.partition(". This is typically caused by")[0]
 
 
 def take_own_gpu() -> None:

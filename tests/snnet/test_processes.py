@@ -25,7 +25,7 @@ from snnet.retrieval.feature_files import FeatureSet, load_features, save_featur
 from snnet.runtime import check_same_options, choose_device
 from snnet.system.command import parse_early
 from snnet.system.meeting import _agreed_word
-from snnet.system.processes import Processes, several_processes
+from snnet.system.processes import Processes, _cause, several_processes
 from snnet.train import _own_folder, seed_masks, train
 from snnet.training.learner import Learner
 from snnet_kernels.testing import clustered_features
@@ -330,6 +330,11 @@ def test_the_end_of_another_process_is_told_from_other_errors(
         raise error
     wanted = line.replace("E", first) if "E" in line else f"{line} ({first})"
     assert str(caught.value) == wanted and type(caught.value) in (kind, type(error))
+
+
+def test_the_advice_of_gloo_is_left_out() -> None:
+    error = RuntimeError("[pair.cc:1] Connection closed by peer [::1]:2. This is typically caused by a crash.\nat 3")
+    assert _cause(error) == "[pair.cc:1] Connection closed by peer [::1]:2"
 
 
 def test_gpus_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
