@@ -18,6 +18,8 @@ if on_gpu:
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 dist.init_process_group("nccl" if on_gpu else "gloo")
 rank, processes = dist.get_rank(), dist.get_world_size()
+if BATCH % processes:
+    raise SystemExit(f"the number of processes must divide the batch of {BATCH} images, got {processes}")
 each = BATCH // processes  # samples of a process: the same number in all
 
 

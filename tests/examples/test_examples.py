@@ -48,6 +48,18 @@ def test_distributed_loop(tmp_path):
     assert whole_state(pieces)["memory.features"].shape == (96, 128)
 
 
+def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused(monkeypatch):
+    script = ROOT / "examples" / "distributed_loop.py"
+    monkeypatch.syspath_prepend(str(script.parent))
+    monkeypatch.setattr("sys.argv", [str(script), "--device", "cpu"])
+    for name, value in (("init_process_group", None), ("get_rank", 0), ("get_world_size", 3)):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, value=value: value)
+    with pytest.raises(
+        SystemExit, match=r"^the number of processes must divide the batch of 32 images, got 3$"
+    ):
+        runpy.run_path(str(script))
+
+
 def test_cluster_contrast(tmp_path, capsys):
     """On 48 images of 8 identities, some epochs of a small network, with both forms of the memory."""
     pytest.importorskip("sklearn")

@@ -333,7 +333,9 @@ def test_the_end_of_another_process_is_told_from_other_errors(
 
 
 def test_the_advice_of_gloo_is_left_out() -> None:
-    error = RuntimeError("[pair.cc:1] Connection closed by peer [::1]:2. This is typically caused by a crash.\nat 3")
+    error = RuntimeError(
+        "[pair.cc:1] Connection closed by peer [::1]:2. This is typically caused by a crash.\nat 3"
+    )
     assert _cause(error) == "[pair.cc:1] Connection closed by peer [::1]:2"
 
 
