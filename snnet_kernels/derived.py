@@ -76,7 +76,7 @@ class Source:
             check_index_values("index", rows, len(tensor), lowest=-1)
             rows = rows[rows >= 0]
             return torch.equal(self._sums.index_select(0, rows), row_checksums(tensor, rows))
-        return bool(checksums_match(words, rows, _factors(words.shape[1], words.device), self._sums))
+        return bool(checksums_match(words, rows, _keys(words.shape[1], words.device), self._sums))
 
     def holds_all(self, tensor: Tensor) -> bool:
         """Whether nothing is known of a write since, and the checksums of all rows are the same."""
@@ -105,7 +105,7 @@ def row_checksums(tensor: Tensor, rows: Tensor | None = None) -> Tensor:
         part = tensor.detach() if rows is None else tensor.detach().index_select(0, rows)
         words, rows = _words(part.clone(memory_format=torch.contiguous_format)), None
         assert words is not None
-    return checksums(words, rows, _factors(words.shape[1], words.device))
+    return checksums(words, rows, _keys(words.shape[1], words.device))
 
 
 def _words(tensor: Tensor) -> Tensor | None:
@@ -124,8 +124,8 @@ def _words(tensor: Tensor) -> Tensor | None:
 
 
 @lru_cache(maxsize=8)
-def _factors(width: int, device: torch.device) -> Tensor:
+def _keys(width: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode(False):
-        factors = torch.empty(width, dtype=torch.int64, device="cpu")
-        return factors.random_(-(2**63), None, generator=generator).bitwise_or_(1).to(device)
+        keys = torch.empty(width, dtype=torch.int64, device="cpu")
+        return keys.random_(-(2**63), None, generator=generator).to(device)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import snnet_kernels as sk
 from snnet_kernels import reference
 from snnet_kernels.derived import Source, row_checksums
+from snnet_kernels.ops.checksums import checksums, checksums_match
 from snnet_kernels.testing import clustered_features
 from tests.kernels.list_checks import check_lists
 
@@ -228,6 +229,90 @@ def test_checksums_tell_rows_apart(dtype, width):
     assert torch.equal(row_checksums(rows.t().contiguous().t()), sums)
 
 
+@pytest.mark.parametrize("width", [16, 12, 6, 3], ids=["int64", "int32", "int16", "uint8"])
+def test_checksums_see_every_pair_of_changed_bits(width):
+    bits = 8 * width
+    one, other = torch.triu_indices(bits, bits)  # the diagonal: one bit
+    changes = torch.zeros(len(one) + 1, bits, dtype=torch.bool)
+    changes[torch.arange(len(one)), one] = changes[torch.arange(len(one)), other] = True
+    changes = sk.pack_labels(changes)[:, :width]
+    for row in (torch.zeros(width, dtype=torch.uint8), torch.arange(width) * 37 + 200):
+        sums = row_checksums(changes ^ row.to(torch.uint8))
+        assert not (sums[:-1] == sums[-1]).any()
+
+
+def test_checksums_tell_labels_apart():
+    """Of 256 images: no label, one, two; so also labels of which one is another."""
+    one, other = torch.triu_indices(256, 256)
+    labels = torch.zeros(len(one) + 1, 256, dtype=torch.bool)
+    labels[torch.arange(len(one)), one] = labels[torch.arange(len(one)), other] = True
+    assert len(row_checksums(sk.pack_labels(labels)).unique()) == len(labels)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
+def test_checksums_equal_their_definition(dtype, width):
+    kind = torch.iinfo(dtype)
+    edges = torch.tensor([kind.min, kind.max, 0, 1, kind.max // 2, kind.max - 5], dtype=dtype)
+    words = torch.stack([edges, edges.flip(0)], 1)[:, :width].contiguous()
+    keys = torch.tensor([-(2**63) + 2**31, 2**63 - 7])[:width]
+    expected = []
+    for row in words.tolist():
+        total = 0
+        for word, key in zip(row, keys.tolist(), strict=True):
+            total += (word + key) % 2**32 * (((word >> 32) + (key >> 32)) % 2**32)
+        expected.append(total % 2**64)
+    rows = torch.arange(len(words))
+    for sums in (checksums(words, None, keys), reference.checksums(words, None, keys)):
+        assert [s % 2**64 for s in sums.tolist()] == expected
+        assert checksums_match(words, rows, keys, sums)
+
+
+def odd_signs(features):
+    features[: N // 2, 1::2] *= -1
+
+
+def even_signs(features):
+    features[: N // 2, 0::2] *= -1
+
+
+def two_signs(features):
+    features[7, [1, 3]] *= -1
+
+
+@pytest.mark.parametrize("write", [odd_signs, even_signs, two_signs], ids=lambda write: write.__name__)
+def test_changed_signs_are_noticed(write):
+    memory = sk.ExemplarMemory(N, D)
+    memory.initialize_(FIRST)
+    memory.predict_labels(EVERY, 0.4)
+    state = {name: tensor.clone() for name, tensor in memory.state_dict().items()}
+    write(memory.features.numpy())
+    assert torch.equal(memory.predict_labels(EVERY, 0.4), sk.mplp(memory.features, EVERY, 0.4))
+    write(state["features"].numpy())
+    memory = sk.ExemplarMemory(N, D)
+    memory.load_state_dict(state)
+    assert memory.lists.columns is None  # lists of other features
+
+
+@pytest.mark.parametrize("pair", [(63, 127), (63, 255), (60, 100)], ids=str)
+def test_columns_follow_a_pair_of_changed_bits(pair):
+    bits = sk.PseudoLabelMemory(256, storage="bits")
+    columns = torch.tensor(pair)
+    bits.columns(columns)
+    row = torch.tensor([5])
+    labels = torch.zeros(1, 256, dtype=torch.bool)
+    labels[0, 5] = True
+    bits.write_(row, sk.pack_labels(labels))
+    for column in pair:
+        bits.row_bits.numpy()[5, column // 8] ^= 1 << (column % 8)
+    bits.rows(row)
+    found = sk.unpack_labels(bits.columns(torch.cat([columns, row])), 256)
+    assert torch.equal(found, bits.to_dense()[:, [*pair, 5]].t())
+    assert found[:, 5].all()
+    bits.write_(row, sk.pack_labels(labels))
+    assert torch.equal(sk.unpack_labels(bits.column_bits, 256), bits.to_dense().t())
+
+
 @pytest.mark.parametrize("plain", [True, False], ids=["plain", "strided"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.uint8])
 @pytest.mark.parametrize("width", [1, 3, 8])
@@ -245,7 +330,7 @@ def test_sums_of_chosen_rows_are_compared(dtype, width, plain):
     "rows", [torch.zeros(1, 1).expand(0, 4), torch.zeros(1, 1).expand(1, 4), torch.zeros(0, 4)]
 )
 def test_rows_with_odd_strides_have_checksums(rows):
-    assert torch.equal(row_checksums(rows), torch.zeros(len(rows), dtype=torch.int64))
+    assert torch.equal(row_checksums(rows), row_checksums(torch.zeros(len(rows), 4)))
 
 
 def test_a_source_tells_an_address_that_was_used_again():
