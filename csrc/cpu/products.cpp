@@ -23,14 +23,16 @@ struct Rows {
         values(const_floats(tensor)), count(tensor.size(0)), d(tensor.size(1)), stride(tensor.stride(0)) {}
 };
 
-// The rows of a matrix as panels [d, lanes], one after the other; lanes behind the last row are 0.
+// The rows of a matrix as panels [d, lanes], one after the other; lanes behind the last row are 0. Their size is that of
+// `kernels`, which multiply them: another thread may select other ones meanwhile.
 struct Panels {
+  const VectorKernels& kernels;
   int64_t vector, lanes;  // floats of a vector, and of a whole panel
   int64_t count, d, rows;
   std::unique_ptr<float[]> values;
 
   explicit Panels(const Rows& given)
-      : vector(vector_kernels().lanes_of_vector), lanes(vector * vector_kernels().most_vectors),
+      : kernels(vector_kernels()), vector(kernels.lanes_of_vector), lanes(vector * kernels.most_vectors),
         count((given.count + lanes - 1) / lanes), d(given.d), rows(given.count) {
     values.reset(new float[((rows + vector - 1) / vector) * vector * d]);
     const int64_t parts = (d + kPart - 1) / kPart;
@@ -102,8 +104,8 @@ Tensor inner_products(const Tensor& left, const Tensor& right) {
     for (int64_t part = begin; part < end; ++part) {
       const int64_t p = part % panels.count, first = part / panels.count * at_once, row = p * panels.lanes;
       const int64_t count = std::min(at_once, rows.count - first), vectors = panels.vectors_of(p);
-      vector_kernels().panel_products(panels.panel(p), vectors, rows.values + first * rows.stride, rows.stride, count,
-                                      d, true, products.data());
+      panels.kernels.panel_products(panels.panel(p), vectors, rows.values + first * rows.stride, rows.stride, count, d,
+                                    true, products.data());
       store(products.data(), count, vectors * panels.vector, panels.rows_of_panel(p), left_is_packed,
             left_is_packed ? out + row * columns + first : out + first * columns + row, columns);
     }
@@ -125,7 +127,8 @@ Tensor weighted_rows(const Tensor& weights, const Tensor& rows) {
     std::fill_n(out, result.numel(), 0.0f);
     return result;
   }
-  const int64_t vector = vector_kernels().lanes_of_vector, lanes = vector * vector_kernels().most_vectors;
+  const VectorKernels& kernels = vector_kernels();
+  const int64_t vector = kernels.lanes_of_vector, lanes = vector * kernels.most_vectors;
   const int64_t panels = (d + lanes - 1) / lanes, blocks = (left.count + kRows - 1) / kRows;
   torch::stable::parallel_for(0, blocks * panels, grain(kRows * count), [&](int64_t begin, int64_t end) {
     std::vector<float> panel(kAtOnce * lanes), products(kRows * lanes);
@@ -139,8 +142,8 @@ Tensor weighted_rows(const Tensor& weights, const Tensor& rows) {
         for (int64_t k = 0; k < depth; ++k) {
           std::copy_n(right.values + (q + k) * right.stride + column, used, panel.data() + k * width);
         }
-        vector_kernels().panel_products(panel.data(), vectors, left.values + first * left.stride + q, left.stride,
-                                        size, depth, q == 0, products.data());
+        kernels.panel_products(panel.data(), vectors, left.values + first * left.stride + q, left.stride, size, depth,
+                               q == 0, products.data());
       }
       store(products.data(), size, width, used, false, out + first * d + column, d);
     }

@@ -1,5 +1,6 @@
 """Results of the CPU library do not depend on threads, instruction set or the precision settings of torch."""
 
+import os
 import platform
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from torch.nn.functional import normalize
 import snnet_kernels as sk
 from snnet_kernels import backends, ops, reference
 from snnet_kernels.testing import clustered_features
+from tests.forks import python
 from tests.kernels.inputs import batch_of, exact_rows, needs_cpu_library
 
 pytestmark = needs_cpu_library
@@ -102,6 +104,46 @@ def test_results_do_not_depend_on_the_instruction_set(restored):
         first = next(iter(results.values()))
         for result in results.values():
             assert all(torch.equal(a, b) for a, b in zip(first, result, strict=True))
+
+
+# A product whose parts are made for one set and multiplied by another reads and writes past their ends.
+MULTIPLY_WHILE_SETS_CHANGE = """
+import itertools, threading, torch
+from snnet_kernels import backends, ops
+sets = []
+for name in backends.INSTRUCTION_SETS:
+    try:
+        backends.select_instruction_set(name)
+        sets.append(name)
+    except ValueError:
+        pass  # not on this processor
+rows, memory, ended = torch.randn(64, 512), torch.randn(3000, 512), threading.Event()
+
+def change_sets():
+    for name in itertools.cycle(sets):
+        backends.select_instruction_set(name)
+        if ended.is_set():
+            return
+
+changes = threading.Thread(target=change_sets)
+changes.start()
+try:
+    for _ in range(30):
+        similarity = ops.memory_similarity(rows, memory)
+        assert torch.allclose(similarity, rows @ memory.t(), atol=1e-3)
+        back = torch.ops.snnet.memory_similarity_backward.default(similarity, memory)
+        assert torch.allclose(back, similarity @ memory, rtol=1e-3, atol=1)
+finally:
+    ended.set()
+    changes.join()
+print(len(sets))
+"""
+
+
+def test_another_thread_may_select_an_instruction_set_during_a_product():
+    answer = python("-c", MULTIPLY_WHILE_SETS_CHANGE, environment={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert answer.returncode == 0, answer.stderr
+    assert int(answer.stdout) >= 1
 
 
 def hostile_rows(count: int, d: int, seed: int) -> torch.Tensor:
