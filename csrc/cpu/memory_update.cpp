@@ -2,6 +2,7 @@
 //
 // A pair that is listed follows the recurrence of the similarity matrix. A pair that is not is at or below the floors of
 // both rows, so that s = f Mᵀ tells which few may rise above one of them: for those a product of two rows decides.
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <unordered_map>
@@ -286,29 +287,33 @@ class ListUpdate {
 // s of each batch entry as the memory stands: copies only of those that meet rows moved by entries before them.
 class LiveSimilarity {
  public:
-  LiveSimilarity(const float* similarity, int64_t n, const std::vector<Round>& rounds, int64_t batch_size)
-      : rows_(batch_size) {
-    for (int64_t b = 0; b < batch_size; ++b) rows_[b] = similarity + b * n;
-    std::size_t later = 0;
-    for (std::size_t turn = 1; turn < rounds.size(); ++turn) later += rounds[turn].size();
-    copies_.resize(later * n);
-    float* next = copies_.data();
+  LiveSimilarity(const Tensor& similarity, const Tensor& features, const std::vector<Round>& rounds)
+      : rows_(similarity.size(0)) {
+    const int64_t n = similarity.size(1);
+    for (int64_t b = 0; b < std::ssize(rows_); ++b) rows_[b] = const_floats(similarity) + b * n;
     for (std::size_t turn = 1; turn < rounds.size(); ++turn) {
-      for (int64_t b : rounds[turn]) {
-        rows_[b] = std::copy_n(rows_[b], n, next) - n;
-        next += n;
-      }
+      waiting_.insert(waiting_.end(), rounds[turn].begin(), rounds[turn].end());
     }
+    copies_.resize(waiting_.size() * n);
+    float* next = copies_.data();
+    for (int64_t b : waiting_) {
+      rows_[b] = std::copy_n(rows_[b], n, next) - n;
+      next += n;
+    }
+    if (!waiting_.empty()) features_ = rows_at(features, waiting_);
   }
 
-  // Entries of later rounds meet the rows that `round` has moved.
-  void follow(const MemoryRows& rows, const Tensor& features, const Round& round, const Round& later) {
+  // The last `later` entries, which are those of later rounds, meet the rows that `round` has moved.
+  void follow(const MemoryRows& rows, const Round& round, int64_t later) {
+    if (later == 0) return;
     std::vector<int64_t> positions;
     for (int64_t b : round) positions.push_back(rows.index[b]);
-    const Tensor products = inner_products(rows_at(features, later), rows_at(rows.tensor, positions));
+    const int64_t first = std::ssize(waiting_) - later;
+    const Tensor features = torch::stable::narrow(*features_, 0, first, later);
+    const Tensor products = inner_products(features, rows_at(rows.tensor, positions));
     const float* product = const_floats(products);
-    for (int64_t e : later) {
-      for (int64_t i : positions) const_cast<float*>(rows_[e])[i] = *product++;
+    for (int64_t w = first; w < first + later; ++w) {
+      for (int64_t i : positions) const_cast<float*>(rows_[waiting_[w]])[i] = *product++;
     }
   }
 
@@ -319,7 +324,9 @@ class LiveSimilarity {
   }
 
  private:
-  std::vector<const float*> rows_;
+  std::vector<const float*> rows_;  // [B]
+  Round waiting_;                   // the entries of the second round, then of the third, ...
+  std::optional<Tensor> features_;  // theirs
   std::vector<float> copies_;
 };
 
@@ -347,12 +354,14 @@ void update_memory_lists_(const Tensor& memory, const Tensor& index, const Tenso
   for (int64_t b = 0; b < batch_size; ++b) lists.check_row(rows.index[b]);
   const Tensor s = similarity ? apart_from(*similarity, memory, columns, values, counts, floors, mirrors) : inner_products(update.live, memory);
   std::vector<Round> rounds = occurrence_rounds(rows.index, batch_size);
-  LiveSimilarity current(const_floats(s), n, rounds, batch_size);
-  for (std::size_t turn = 0; turn < rounds.size(); ++turn) {
-    const Blended moved = blend_rows(rows, rounds[turn]);
-    if (rounds[turn].empty()) continue;
-    ListUpdate(lists, rows, rounds[turn], moved, current.of(rounds[turn])).run();
-    for (std::size_t next = turn + 1; next < rounds.size(); ++next) current.follow(rows, update.live, rounds[turn], rounds[next]);
+  LiveSimilarity current(s, update.live, rounds);
+  int64_t later = batch_size;
+  for (Round& round : rounds) {
+    later -= std::ssize(round);
+    const Blended moved = blend_rows(rows, round);
+    if (round.empty()) continue;
+    ListUpdate(lists, rows, round, moved, current.of(round)).run();
+    current.follow(rows, round, later);
   }
 }
 

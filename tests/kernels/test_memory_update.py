@@ -180,6 +180,24 @@ def test_repeated_indices_are_applied_in_batch_order():
     assert (swapped - expected).abs().max() > 0.01  # the order matters
 
 
+@needs_cpu_library
+def test_an_index_that_comes_often_costs_few_products():
+    """Each repeat multiplies all entries behind it at once, so twice the repeats allocate twice as often."""
+    allocations = []
+    for batch in (30, 60):
+        memory = clustered_features(50, 16)
+        lists = symmetric_lists(memory, 50)
+        index, features = torch.zeros(batch, dtype=torch.int64), clustered_features(batch, 16, seed=1)
+        expected = memory.clone()
+        reference.loop.update_memory_(expected, index, features, 0.4)
+        with torch.autograd.profiler.profile() as profile:
+            sk.update_memory_(memory, index, features, 0.4, lists=lists)
+        allocations.append(sum(event.name == "aten::new_empty" for event in profile.function_events or ()))
+        torch.testing.assert_close(memory, expected, atol=1e-6, rtol=0)
+        check_lists(lists, exact(memory), 1e-6)
+    assert 0 < allocations[1] <= 2 * allocations[0]
+
+
 def test_bounds_of_the_momentum():
     memory = clustered_features(30, 8)
     features, index = clustered_features(4, 8, seed=9), torch.tensor([1, 2, 3, 4])
