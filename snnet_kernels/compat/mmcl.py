@@ -37,6 +37,7 @@ class MPLP:
     def predict(self, memory: Tensor, targets: Tensor) -> Tensor:
         """Multi-labels of the images ``targets`` int64 [B], from ``memory`` [n, d]: float32 [B, n] in {0, 1}."""
         memory = checks.check_matrix("memory", memory).detach()
+        targets = checks.check_index("targets", targets, memory.shape[0])
         rows = memory.float().contiguous()
         with _TURN:
             lists = _lists_of(memory)

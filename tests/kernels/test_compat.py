@@ -190,6 +190,16 @@ def test_lists_start_below_the_threshold(builds):
         assert memory._followed.lists.floor == pytest.approx(floor) and len(builds) == made
 
 
+@pytest.mark.parametrize("wrong", [-1, 80])
+def test_targets_are_checked_before_lists_are_built(wrong):
+    memory = Memory(8, 80)
+    memory.mem.data.copy_(clustered_features(80, 8))
+    for rows in (memory.mem, clustered_features(80, 8, seed=1)):  # with lists, and without
+        with pytest.raises(ValueError, match=rf"targets must lie in \[0, 80\), got {wrong}"):
+            MPLP(0.5).predict(rows, torch.tensor([3, wrong]))
+    assert memory._followed.lists.tables is None
+
+
 def test_a_threshold_below_many_similarities_is_told_to_the_caller(monkeypatch):
     monkeypatch.setattr(followed_lists, "PLACES", 4)
     monkeypatch.setattr(memory_lists, "FAR_TOO_MANY", 64)
