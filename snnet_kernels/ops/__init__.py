@@ -3,7 +3,8 @@
 the schema and the plain PyTorch form (:func:`.operation.operation`), the fake result for tracing, the gradient, and
 the public function, which checks its arguments. Backends only add implementations: see :mod:`snnet_kernels.backends`.
 
-Every function takes CPU and CUDA tensors. ``torch.compile(fullgraph=True)`` traces all public ones but jaccard_graph.
+Every function takes CPU and CUDA tensors. ``torch.compile(fullgraph=True)`` traces all public ones, jaccard_graph only
+without cameras.
 Products are float32 on a CPU; on CUDA :func:`snnet_kernels.set_matmul_precision` sets their precision. Autocast and
 torch's TF32 flag change neither. Shapes: B batch entries, n images, d feature dimensions, L = label_bytes(n). Types:
 similarities and memory are float32, indices int64, label bits uint8.

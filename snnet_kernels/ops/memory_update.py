@@ -67,8 +67,8 @@ def update_memory_(
         index: int64 [B].
         features: [B, d], any floating type and strides.
         momentum: α in [0, 1], a number or a 0-d tensor (a changed number recompiles a traced graph).
-        lists: symmetric neighbour lists of the memory before the update, written. Where lists that contradict
-            themselves raise an error, memory and lists may be half updated.
+        lists: symmetric neighbour lists of the memory before the update, written. If an error is raised while it runs
+            (lists that contradict themselves, no memory), memory and lists may be half updated: build the lists again.
         similarity: ``memory_similarity(features, memory)`` [B, n] before the update. If lists need it and it is not
             given, it is computed, for parts of the batch if it would be large.
     """
