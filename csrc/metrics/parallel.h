@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -33,8 +32,8 @@ void for_each_item(std::int64_t items, std::int64_t threads, const Work& work) {
   helpers.reserve(static_cast<std::size_t>(std::max<std::int64_t>(helping, 0)));
   try {
     for (std::int64_t i = 0; i < helping; ++i) helpers.emplace_back(run, i + 1);
-  } catch (const std::system_error&) {
-    // The system gives no more threads: those that started do all of it.
+  } catch (...) {
+    // The system gives no more threads, or no memory for them: those that started do all of it.
   }
   run(0);
   for (std::thread& helper : helpers) helper.join();
