@@ -1,5 +1,6 @@
 // Label prediction (MPLP) and nearest neighbours from neighbour lists; a product of a row where its list does not tell.
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -72,24 +73,24 @@ class ListPrediction {
     return largest_consistent_rank(sample.count(), options_.min_rank);
   }
 
-  void take(const float* row, int64_t n, Sample& sample) const {
-    thread_local std::vector<Entry> found;  // as long as a row, which few candidates are
-    if (found.size() < static_cast<std::size_t>(n)) found.resize(n);
-    const int64_t count = vector_kernels().collect_above(row, n, options_.threshold, 0, found.data());
-    sample.candidates.assign(found.begin(), found.begin() + count);
+  // `found` has room for n entries. Few are candidates: most of its pages are never touched.
+  void take(const float* row, int64_t n, Entry* found, Sample& sample) const {
+    const int64_t count = vector_kernels().collect_above(row, n, options_.threshold, 0, found);
+    sample.candidates.assign(found, found + count);
   }
 
   void find_candidates() {
     const int64_t size = static_cast<int64_t>(samples_.size());
     torch::stable::parallel_for(0, size, grain(query_rows_ != nullptr ? lists_.n : 2 * lists_.capacity),
                                 [&](int64_t begin, int64_t end) {
+      const std::unique_ptr<Entry[]> found(new Entry[query_rows_ != nullptr ? lists_.n : lists_.capacity]);
       for (int64_t s = begin; s < end; ++s) {
         Sample& sample = samples_[s];
         const int64_t i = index_[s];
         if (query_rows_ != nullptr) {
-          take(query_rows_ + s * lists_.n, lists_.n, sample);
+          take(query_rows_ + s * lists_.n, lists_.n, found.get(), sample);
         } else if (!(lists_.floors[i] > options_.threshold)) {
-          take(lists_.values_of(i), lists_.counts[i], sample);
+          take(lists_.values_of(i), lists_.counts[i], found.get(), sample);
           for (Entry& entry : sample.candidates) entry.column = lists_.columns_of(i)[entry.column];
         }
       }
@@ -111,7 +112,10 @@ class ListPrediction {
       rows.push_back(index_[s]);
     }
     products_ += static_cast<int64_t>(rows.size());
-    multiply_rows(memory_, rows, [&](int64_t r, const float* row) { take(row, lists_.n, samples_[which[r]]); });
+    multiply_rows(memory_, rows, [&](int64_t r, const float* row) {
+      const std::unique_ptr<Entry[]> found(new Entry[lists_.n]);
+      take(row, lists_.n, found.get(), samples_[which[r]]);
+    });
   }
 
   // Checks the candidates of each sample while lists decide, then one more by a product. Returns the samples that are

@@ -16,7 +16,7 @@ from snnet_kernels.memory_size import free_memory
 from snnet_kernels.testing import clustered_features
 from tests.kernels.inputs import needs_cpu_library
 from tests.kernels.list_checks import symmetric_lists
-from tests.memory import needs_proc, peak_of
+from tests.memory import needs_proc, peak_of, resident_bytes
 
 pytestmark = [
     needs_cpu_library,
@@ -128,6 +128,24 @@ def test_scratch_memory(process, measure):
     peaks = process.apply(measure)
     assert {name: peak for name, peak in peaks.items() if not peak <= MOST} == {}
     assert max(peaks.values()) > 0
+
+
+def kept_after_labels() -> int:
+    n = 2_000_000
+    alone = (torch.arange(n, dtype=torch.int32)[:, None], torch.ones(n, 1), torch.ones(n, dtype=torch.int32))
+    lists = sk.NeighborLists(*alone, torch.full((n,), -1.0))
+    memory, index, rows = torch.ones(n, 1), torch.tensor([5]), torch.zeros(1, n)
+    rows[0, 5] = 1.0
+    sk.mplp(memory[:100], index, query_rows=rows[:, :100])  # what a first call keeps
+    before = resident_bytes("VmRSS")
+    labels = sk.mplp(memory, index, query_rows=rows, lists=lists)
+    assert labels.nonzero().tolist() == [[0, 0]] and labels[0, 0] == 1 << 5
+    del labels
+    return resident_bytes("VmRSS") - before
+
+
+def test_labels_leave_no_scratch_behind(process):
+    assert process.apply(kept_after_labels) < 4e6  # 8 n bytes are 16 MB
 
 
 def peak_over_graph() -> float:
