@@ -3,7 +3,6 @@
 #include "neighbor_lists.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <functional>
 #include <tuple>
@@ -21,19 +20,12 @@ constexpr int64_t kLine = NeighborLists::kLine;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 using Keys = std::vector<uint64_t>;
-using Tables = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-// Empty lists [n, capacity]: columns, values, counts, floors.
-Tables empty_tables(const Tensor& like, int64_t n, int64_t capacity, float floor) {
-  Tensor columns = torch::stable::new_empty(like, {n, capacity}, ScalarType::Int);
-  Tensor values = torch::stable::new_empty(like, {n, capacity}, ScalarType::Float);
-  Tensor counts = torch::stable::new_empty(like, {n}, ScalarType::Int);
-  Tensor floors = torch::stable::new_empty(like, {n}, ScalarType::Float);
-  std::fill_n(columns.mutable_data_ptr<int32_t>(), n * capacity, -1);
-  std::fill_n(floats(values), n * capacity, -kInfinity);
-  std::fill_n(counts.mutable_data_ptr<int32_t>(), n, 0);
-  std::fill_n(floats(floors), n, floor);
-  return {columns, values, counts, floors};
+void empty(const NeighborLists& lists, float floor) {
+  std::fill_n(lists.columns, lists.n * lists.capacity, -1);
+  std::fill_n(lists.values, lists.n * lists.capacity, -kInfinity);
+  std::fill_n(lists.counts, lists.n, 0);
+  std::fill_n(lists.floors, lists.n, floor);
 }
 
 // Places [0, keys) of row i; the places behind are empty already.
@@ -102,37 +94,32 @@ void take_tile(const NeighborLists& lists, float* lowest, const Tensor& product,
   });
 }
 
-// An operation in Python, where handlers of signals run: a million images take minutes.
-void let_python_run(const Tensor& like) {
-  std::array<StableIValue, 1> stack{torch::stable::detail::from(like)};
-  SNNET_CHECK(torch_call_dispatcher("snnet::pause", "", stack.data(), TORCH_ABI_VERSION) == 0,
-              "the building of neighbour lists was interrupted");
-  torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-// features float32 [n, d] -> columns int32 [n, k], values [n, k], counts int32 [n], floors [n], and the lowest
-// similarities [n]
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> neighbor_lists(const Tensor& features, int64_t k, double floor) {
+// The lists [n, k] of features [n, d] and the lowest similarities [n], a band of rows a call: its products with these
+// rows and all behind them, taken by the lists of both. First 0 empties the tables. The lists of the band are then whole,
+// and sorted. Returns the first row of the next band.
+int64_t take_band_(const Tensor& features, int64_t first, double floor, const Tensor& columns, const Tensor& values,
+                   const Tensor& counts, const Tensor& floors, const Tensor& lowest) {
   const int64_t n = rows_of(features, "features"), d = features.size(1);
   check_matrix(features, "features", ScalarType::Float, n, d);
-  SNNET_CHECK(k >= 1, "k must be at least 1, got ", k);
+  SNNET_CHECK(first >= 0 && first < n, "first must lie in [0, ", n, "), got ", first);
   SNNET_CHECK(!std::isnan(floor), "floor must be a number");
-  const int64_t capacity = std::min(k, n);
-  Tables tables = empty_tables(features, n, capacity, static_cast<float>(floor));
-  const NeighborLists lists(std::get<0>(tables), std::get<1>(tables), std::get<2>(tables), std::get<3>(tables), n);
-  Tensor lowest = torch::stable::new_empty(features, {n}, ScalarType::Float);
-  std::fill_n(floats(lowest), n, kInfinity);
+  const NeighborLists lists(columns, values, counts, floors, n);
+  SNNET_CHECK(lists.capacity >= 1, "lists.columns must have at least one place a row");
+  float* lows = checked_vector<float>(lowest, "lowest", n);
+  if (first == 0) {
+    empty(lists, static_cast<float>(floor));
+    std::fill_n(lows, n, kInfinity);
+  }
+  lists.check_counts();
   Tensor all = torch::stable::contiguous(features);
   const int64_t tile = std::clamp<int64_t>(kTileFloats / std::max<int64_t>(d, 1), 64, kTileRows);
-  for (int64_t top = 0; top < n; top += tile) {
-    let_python_run(features);
-    const Tensor rows = torch::stable::narrow(all, 0, top, std::min(tile, n - top));
-    for (int64_t left = top; left < n; left += tile) {
-      const Tensor product = inner_products(rows, torch::stable::narrow(all, 0, left, std::min(tile, n - left)));
-      take_tile(lists, floats(lowest), product, top, left);
-    }
+  const int64_t size = std::min(tile, n - first);
+  const Tensor rows = torch::stable::narrow(all, 0, first, size);
+  for (int64_t left = first; left < n; left += tile) {
+    const Tensor product = inner_products(rows, torch::stable::narrow(all, 0, left, std::min(tile, n - left)));
+    take_tile(lists, lows, product, first, left);
   }
-  torch::stable::parallel_for(0, n, grain(8 * capacity), [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(first, first + size, grain(8 * lists.capacity), [&](int64_t begin, int64_t end) {
     Keys keys;
     for (int64_t i = begin; i < end; ++i) {
       keys.clear();
@@ -141,7 +128,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> neighbor_lists(const Tensor& 
       write_row(lists, i, keys);
     }
   });
-  return std::tuple_cat(tables, std::make_tuple(lowest));
+  return first + size;
 }
 
 // Who lists each row: rows[starts[i], starts[i + 1]) list i, with these values.
@@ -186,9 +173,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> symmetric_lists(const Tensor&
   const NeighborLists lists = checked_lists(columns, values, counts, floors);
   const int64_t n = lists.n;
   const Listers listers(lists);
-  Tables tables = empty_tables(values, n, capacity, -kInfinity);
-  const NeighborLists made(std::get<0>(tables), std::get<1>(tables), std::get<2>(tables), std::get<3>(tables), n);
+  Tensor own_columns = torch::stable::new_empty(values, {n, capacity}, ScalarType::Int);
+  Tensor own_values = torch::stable::new_empty(values, {n, capacity}, ScalarType::Float);
+  Tensor own_counts = torch::stable::new_empty(values, {n}, ScalarType::Int);
+  Tensor own_floors = torch::stable::new_empty(values, {n}, ScalarType::Float);
   Tensor mirrors = torch::stable::new_empty(values, {n, capacity}, ScalarType::Int);
+  const NeighborLists made(own_columns, own_values, own_counts, own_floors, n);
+  empty(made, -kInfinity);
   int32_t* places = mirrors.mutable_data_ptr<int32_t>();
   std::fill_n(places, n * capacity, -1);
   std::vector<uint64_t> last(n, 0);  // the smallest key that a row has room for
@@ -237,13 +228,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> symmetric_lists(const Tensor&
       }
     }
   });
-  return {std::get<0>(tables), std::get<1>(tables), std::get<2>(tables), std::get<3>(tables), mirrors};
+  return {own_columns, own_values, own_counts, own_floors, mirrors};
 }
 
 }  // namespace
 }  // namespace snnet
 
 STABLE_TORCH_LIBRARY_IMPL(snnet, CPU, m) {
-  m.impl("neighbor_lists", TORCH_BOX(&snnet::neighbor_lists));
+  m.impl("take_band_", TORCH_BOX(&snnet::take_band_));
   m.impl("symmetric_lists", TORCH_BOX(&snnet::symmetric_lists));
 }

@@ -36,7 +36,6 @@ TABLE = {
     "checksums_match": _PLAIN,
     "memory_similarity": _PLAIN,
     "memory_similarity_backward": _PLAIN,
-    "pause": _PLAIN,
     "mplp": Servers(("triton",), ("triton",)),
     "nearest_neighbors": Servers(("cuda", "triton"), ("triton", "cuda")),
     "mutual_label_loss": _COMPILED,

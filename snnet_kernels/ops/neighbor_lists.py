@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import checks, reference
 from ..neighbor_list_layout import NeighborLists, mirrors_width
-from .operation import operation
+from .operation import LIBRARY, implement_on_cpu, operation
 
 
 def _empty_tables(like: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -24,11 +24,6 @@ def _empty_tables(like: Tensor, capacity: int) -> tuple[Tensor, Tensor, Tensor, 
     )
 
 
-@operation(lambda like: like.new_empty(0))
-def _pause(like: Tensor) -> Tensor:
-    return reference.pause(like)
-
-
 @operation(
     lambda features, k, floor: (
         *_empty_tables(features, min(k, features.shape[0])),
@@ -38,6 +33,27 @@ def _pause(like: Tensor) -> Tensor:
 def _neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     lists, lowest = reference.lists_and_lowest(features, k, floor)
     return (*lists[:4], lowest)
+
+
+# The CPU library makes lists a band of rows at a time. Between bands handlers of signals run, as a million images take
+# minutes. What they raise comes out, which it would not if compiled code called Python.
+LIBRARY.define(
+    "take_band_(Tensor features, int first, float floor, Tensor(a!) columns, Tensor(b!) values, Tensor(c!) counts, "
+    "Tensor(d!) floors, Tensor(e!) lowest) -> int"
+)
+
+
+def _lists_by_bands(features: Tensor, k: int, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    n = features.shape[0]
+    features = features.contiguous()
+    made = (*_empty_tables(features, min(k, n)), features.new_empty(n))
+    first = 0
+    while first < n:
+        first = torch.ops.snnet.take_band_.default(features, first, floor, *made)
+    return made
+
+
+implement_on_cpu("neighbor_lists", _lists_by_bands, compiled="take_band_")
 
 
 @operation(
@@ -60,15 +76,7 @@ def lists_and_lowest(features: Tensor, k: int, floor: float = -float("inf")) -> 
 
     One product of the features gives both. The lowest similarity is defined for finite features.
     """
-    try:
-        *lists, lowest = _neighbor_lists(features, k, floor)
-    except (
-        ValueError,
-        RuntimeError,
-    ) as error:  # no other exception of a signal's handler comes through a compiled operation
-        if "building of neighbour lists was interrupted" in str(error):
-            raise KeyboardInterrupt from None
-        raise
+    *lists, lowest = _neighbor_lists(features, k, floor)
     return NeighborLists(*lists), lowest
 
 

@@ -42,9 +42,7 @@ def operation(
         schema = own + torch.library.infer_schema(plain, mutates_args=writes)
         OPERATIONS[own] = Operation(schema, plain)
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        if torch._C._dispatch_has_kernel_for_dispatch_key(
-            f"snnet::{own}", "CPU"
-        ):  # what traces a call cannot ask this
+        if _is_compiled_for_cpu(own):  # what traces a call cannot ask this
             table.COMPILED_FOR_CPU.add(own)
         LIBRARY.impl(own, plain, "CompositeExplicitAutograd")
         torch.library.register_fake(f"snnet::{own}", fake, lib=LIBRARY)
@@ -60,6 +58,17 @@ def operation(
         return call
 
     return define
+
+
+def implement_on_cpu(name: str, function: Callable[..., Any], compiled: str) -> None:
+    """Let a function run the operation ``name`` on the CPU if the library has ``compiled``, which it calls."""
+    if _is_compiled_for_cpu(compiled):
+        LIBRARY.impl(name, function, "CPU")
+        table.COMPILED_FOR_CPU.add(name)
+
+
+def _is_compiled_for_cpu(name: str) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"snnet::{name}", "CPU"))
 
 
 def set_gradient(name: str, save: Callable[..., None], backward: Callable[..., Any]) -> None:

@@ -22,7 +22,7 @@ from .loss import (
     mutual_label_loss_with_grad,
 )
 from .memory_update import update_memory_, update_memory_lists_
-from .neighbor_lists import lists_and_lowest, neighbor_lists, pause, symmetric_lists
+from .neighbor_lists import lists_and_lowest, neighbor_lists, symmetric_lists
 from .neighbors import nearest_neighbors
 from .shard_lists import (
     blended_rows,
@@ -77,7 +77,6 @@ __all__ = [
     "own_columns_loss",
     "own_label_sets",
     "pack_labels",
-    "pause",
     "remove_pairs_",
     "symmetric_lists",
     "unpack_labels",

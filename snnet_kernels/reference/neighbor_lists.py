@@ -53,11 +53,6 @@ def lists_and_lowest(features: Tensor, k: int, floor: float = -torch.inf) -> tup
     return _within_floor(values, columns, width, floor), lowest
 
 
-def pause(like: Tensor) -> Tensor:
-    """Nothing. A compiled operation that takes long calls it now and then, so that handlers of signals run."""
-    return like.new_empty(0)
-
-
 def _keep_largest(
     values: Tensor, columns: Tensor, product: Tensor, first_column: int, most: int
 ) -> tuple[Tensor, Tensor]:

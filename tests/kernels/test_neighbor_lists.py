@@ -1,6 +1,6 @@
 """Neighbour lists: complete above their floors, and labels read from them."""
 
-import sys
+import signal
 
 import pytest
 import torch
@@ -311,26 +311,45 @@ def test_an_update_whose_similarities_would_be_large_is_made_in_parts(monkeypatc
     assert torch.equal(made[0][1].floors, made[1][1].floors)
 
 
-def test_an_interrupt_that_torch_calls_a_runtime_error(monkeypatch):
-    """From torch 2.15 on an error of a compiled operation is one."""
-
-    def interrupted(*_):
-        raise RuntimeError("the building of neighbour lists was interrupted")
-
-    monkeypatch.setattr(sys.modules["snnet_kernels.ops.neighbor_lists"], "_neighbor_lists", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        sk.neighbor_lists(clustered_features(30, 8), 5)
+class Stop(Exception):
+    """What a handler of the caller's raises."""
 
 
 @needs_cpu_library
-def test_a_build_can_be_interrupted(monkeypatch):
-    """Handlers of signals run while a compiled operation builds lists, and what they raise comes out."""
+@pytest.mark.parametrize("raised", [Stop("enough"), SystemExit(143), KeyboardInterrupt()], ids=repr)
+def test_what_a_signals_handler_raises_ends_a_build(raised):
+    """As it is: the handler runs between the bands of a build."""
+    features = clustered_features(3000, 8)
 
-    def handler(like: torch.Tensor) -> torch.Tensor:
-        raise KeyboardInterrupt
+    def handler(*_):
+        raise raised
 
-    monkeypatch.setattr(reference, "pause", handler)
-    with pytest.raises(KeyboardInterrupt):
-        sk.neighbor_lists(clustered_features(300, 8), 5)
-    monkeypatch.undo()
-    assert sk.neighbor_lists(clustered_features(300, 8), 5).counts.sum() == 1500
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with pytest.raises(type(raised)) as caught:
+            signal.setitimer(signal.ITIMER_REAL, 1e-3)
+            for _ in range(1000):
+                sk.neighbor_lists(features, 5)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert caught.value is raised
+    assert sk.neighbor_lists(features, 5).counts.sum() == 15_000
+
+
+@needs_cpu_library
+def test_a_build_runs_python_between_bands(monkeypatch):
+    """A band is the work between two looks at signals, so few rows; what is raised there comes out as it is."""
+    firsts = []
+
+    def band(*arguments):
+        firsts.append(arguments[1])
+        if len(firsts) == 3:
+            raise Stop
+        return take_band(*arguments)
+
+    take_band = torch.ops.snnet.take_band_.default
+    monkeypatch.setattr(torch.ops.snnet.take_band_, "default", band)
+    with pytest.raises(Stop):
+        sk.neighbor_lists(clustered_features(5000, 8), 5)
+    assert firsts == [0, 1024, 2048]

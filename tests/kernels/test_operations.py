@@ -51,7 +51,6 @@ def arguments() -> dict[str, tuple]:
         "checksums_match": (memory.view(torch.int64), index, torch.arange(D // 2), torch.arange(N)),
         "memory_similarity": (differentiable, memory),
         "memory_similarity_backward": (similarity.clone().requires_grad_(), memory),
-        "pause": (memory,),
         "mplp": (memory, index, similarity, 0.6, 10),
         "nearest_neighbors": (memory, index, similarity, 3),
         "mutual_label_loss": (similarity.clone().requires_grad_(), *loss),
