@@ -82,7 +82,8 @@ Tensor listed_candidates(const Tensor& columns, const Tensor& values, const Tens
       }
       std::sort(keys.begin(), keys.end(), std::greater<>());
       int32_t* out = told + e * width;
-      std::fill(std::transform(keys.begin(), keys.end(), out + kTold, column_of_key), out + width, -1);
+      const auto column = [](uint64_t key) { return column_of_key(key); };  // a pointer to it is not always inlined
+      std::fill(std::transform(keys.begin(), keys.end(), out + kTold, column), out + width, -1);
       constexpr float kNothing = -std::numeric_limits<float>::infinity();
       const float largest = nearest == 0 ? kNothing : value_of_key(nearest), floor = lists.floors[i];
       out[0] = static_cast<int32_t>(keys.size());
