@@ -44,6 +44,8 @@ LIBRARY.define(
 
 
 def _lists_by_bands(features: Tensor, k: int, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
     n = features.shape[0]
     features = features.contiguous()
     made = (*_empty_tables(features, min(k, n)), features.new_empty(n))
