@@ -252,6 +252,7 @@ def test_tensors_by_name_that_are_not_one_an_image(tmp_path: Path, monkeypatch: 
         ({"pids": torch.arange(4), "camids": torch.arange(4)}, "has 0 arrays that may be features"),
         ({"features": one, "b": one}, "'features' must be real numbers"),
         ({"a": one, "b": torch.ones(1).expand(4)}, "has 0 arrays that may be features"),
+        ({"a": one, "b": one}, "has tensors of 32 bytes together, of which the file holds 16"),
         ({"a": {"b": one}}, "has no tensor by name: of its 1 entries the keys are str, the values dict$"),
         (
             {("a", 1): one, 2: torch.eye(2)},
@@ -261,10 +262,9 @@ def test_tensors_by_name_that_are_not_one_an_image(tmp_path: Path, monkeypatch: 
         torch.save(content, path)
         with pytest.raises(UserError, match=message):
             load_features(path)
-    shared = torch.ones(1000)
-    torch.save({f"{i}.jpg": shared for i in range(100)}, path)
-    assert path.stat().st_size < 100_000
-    monkeypatch.setattr("snnet.files.archive.free_memory", lambda _: 399_999)
+    torch.save({f"{i}.jpg": torch.ones(1000) for i in range(100)}, path)
+    free = iter([10**6, 399_999])  # before the file is read, and after that
+    monkeypatch.setattr("snnet.files.archive.free_memory", lambda _: next(free))
     with pytest.raises(UserError, match="is not read: one array of its tensors takes"):
         load_features(path)
 
