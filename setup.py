@@ -183,11 +183,12 @@ class OptionalBuild(cpp_extension.BuildExtension if torch is not None else build
                     raise SystemExit(f"{variable}=1, but torch cannot be imported here")
             warn("torch cannot be imported here: the compiled kernels are left out")
         built, failed = [], []
+        last = max((file.stat().st_mtime for file in Path(self.build_temp).rglob("*.o")), default=0.0)
         for extension in list(self.extensions):
             self.extensions = [extension]
             self._mark(extension)
             self._unite(extension)
-            self._renew(extension)
+            self._renew(extension, last)
             try:
                 super().build_extensions()
                 built.append(extension)
@@ -230,17 +231,18 @@ class OptionalBuild(cpp_extension.BuildExtension if torch is not None else build
         extension.depends += extension.sources
         extension.sources = alone
 
-    def _renew(self, extension: Extension) -> None:
-        """Give a file that differs from what was compiled last a new time, since ninja goes by times.
+    def _renew(self, extension: Extension, last: float) -> None:
+        """Give changed files a new time if theirs is older than ``last``, that of the last object: ninja goes by times.
 
-        A change may come with an older time: by `rsync -a`, `cp -p` or an archive.
+        A change comes with an older time by `rsync -a`, `cp -p` or an archive.
         """
         record = Path(self.build_temp, "digest", extension.name, "files")
         before = record.read_text().splitlines() if record.exists() else None
         now = []
         for file in sorted({*extension.sources, *extension.depends}):
             now.append(f"{hashlib.sha256(Path(file).read_bytes()).hexdigest()} {file}")
-            if before is not None and now[-1] not in before:
+            known = before is None or now[-1] in before
+            if not known and os.stat(file).st_mtime <= last:
                 os.utime(file)
         _written(record, "\n".join(now))
 

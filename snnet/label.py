@@ -94,7 +94,11 @@ def label(command: LabelCommand, processes: Processes = ALONE) -> Labelled | Non
         require_extra(command.classes)
     config = config_from(command.given)
     device, method = choose_device(config.runtime.device), config.method
-    chosen = {"--classes": command.classes, "--group-pattern": command.group_pattern}
+    chosen = {
+        "--key": command.key,
+        "--classes": command.classes,
+        "--group-pattern": command.group_pattern,
+    }
     check_same_options(config, device, processes, chosen)
     group = processes.group(device, command.timeout)
     with processes.one_warns():

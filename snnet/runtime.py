@@ -200,7 +200,8 @@ def check_same_options(
         OPTIONS[name].flag: value for name, value in flatten(config).items() if name not in _OF_A_MACHINE
     }
     versions = {"the version of snnet": __version__, "the version of torch": str(torch.__version__)}
-    processes.check_alike({**options, "the device": device.type, **versions, **(others or {})})
+    # Of another version other options are compared.
+    processes.check_alike({**versions, **options, "the device": device.type, **(others or {})})
 
 
 def channels_last(config: RuntimeConfig, device: torch.device) -> bool:

@@ -324,6 +324,13 @@ def test_a_changed_source_is_compiled_whatever_its_time(tmp_path, instead):
         file.write("// changed\n")
     os.utime(loss, (1.0e9, 1.0e9))
     assert compiled_now() == {loss.name}
+    assert compiled_now() == set()
+    header = folder / "csrc" / "common" / "bits.h"  # of two libraries
+    with header.open("a") as file:
+        file.write("// changed\n")
+    edited = header.stat().st_mtime_ns
+    compiled_now()
+    assert header.stat().st_mtime_ns == edited
 
 
 OLD_SETUPTOOLS = """

@@ -22,7 +22,6 @@ from snnet.data.image_formats import readable_formats
 from snnet.data.image_set import ImageSet
 from snnet.data.transparency import BACKGROUND, on_background, transparent_grey
 from snnet.errors import UserError
-from snnet.files.locks import turn
 from snnet.system.cpus import available_cpus
 from snnet.system.processes import processes_here
 from snnet.system.progress import progress
@@ -218,8 +217,8 @@ def load_image(path: str) -> Tensor:
 
     An image of more than ``MOST_PIXELS`` pixels, or one that takes more memory to decode than is free, is an error too.
     Half of the free memory is shared by the processes of a command, those of a loader included. Threads of a process
-    that decode at the same time take at most its share together. An image that takes more is decoded alone; for such
-    images the processes take turns.
+    that decode at the same time take at most its share together. A process decodes an image that takes more while none
+    of its other threads decodes a large one.
     """
     return torch.from_numpy(_decode(path)).permute(2, 0, 1)
 
@@ -243,14 +242,11 @@ def _in_turn(image: Image.Image) -> np.ndarray:
         _decoding.wait_for(lambda: _taken == 0 or _taken + needed <= share)
         _taken += needed
     try:
-        if needed <= share:
-            return _upright_rgb(image)
-        with turn(__file__):  # any file that all processes can lock
-            if needed > (free := free_memory(torch.device("cpu"))):
-                raise ValueError(
-                    f"{pixels:,} pixels take {needed / 2**30:.1f} GiB to decode of the {free / 2**30:.1f} that are free"
-                )
-            return _upright_rgb(image)
+        if needed > share and needed > (free := free_memory(torch.device("cpu"))):
+            raise ValueError(
+                f"{pixels:,} pixels take {needed / 2**30:.1f} GiB to decode of the {free / 2**30:.1f} that are free"
+            )
+        return _upright_rgb(image)
     finally:
         with _decoding:
             _taken -= needed

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-from collections.abc import Iterator
 
 try:
     import fcntl
@@ -24,22 +22,6 @@ def lock(descriptor: int) -> bool | None:
     except OSError as error:
         return False if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES) else None
     return True
-
-
-@contextlib.contextmanager
-def turn(path: str) -> Iterator[None]:
-    """Wait for the lock of a file and have it within the block; without a lock where the file system has none."""
-    descriptor = None
-    try:
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY)
-            hold(descriptor)
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        if descriptor is not None:
-            let_go(descriptor)
 
 
 def hold(descriptor: int) -> None:

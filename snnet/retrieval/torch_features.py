@@ -39,7 +39,9 @@ class TorchFeatures:
             rows = list(content.values())
             say(f"features of {path}: {len(rows):,} tensors {_type_of(rows[0])}, one an image")
             taken = len(rows) * rows[0].numel() * rows[0].element_size()
-            held = sum({part.data_ptr(): part.nbytes() for part in map(Tensor.untyped_storage, rows)}.values())
+            held = sum(
+                {part.data_ptr(): part.nbytes() for part in map(Tensor.untyped_storage, rows)}.values()
+            )
             if taken > held:  # many may be views of the same few numbers
                 raise FileFault(f"has tensors of {taken:,} bytes together, of which the file holds {held:,}")
             check_room(taken, "one array of its tensors")

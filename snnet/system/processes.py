@@ -102,14 +102,15 @@ class Processes:
     def check_alike(self, facts: Mapping[str, Any]) -> None:
         """Raise :class:`~snnet.errors.UserError` in all processes where one has another value than rank 0.
 
-        ``facts`` are values by the name that the error gives them; all processes give the same names.
+        ``facts`` are values by the name that the error gives them. The error names the first one that differs.
         """
         first, *others = self.everywhere(facts)
         for rank, found in enumerate(others, 1):
             for name, value in first.items():
-                if found[name] != value:
+                other = found.get(name)
+                if other != value:
                     raise UserError(
-                        f"{name} is {value} on rank 0 and {found[name]} on rank {rank}: all processes need the same"
+                        f"{name} is {value} on rank 0 and {other} on rank {rank}: all processes need the same"
                     )
 
     def meet(self) -> None:
@@ -177,10 +178,10 @@ def several_processes() -> Iterator[Processes]:
         text = str(error).lower()
         if not isinstance(error, dist.DistError) and "gloo" not in text:
             raise
-        if "timed out" in text or "timeout" in text:
-            line = "another process of this command was silent for --timeout seconds: this one ends"
-        elif any(words in text for words in BROKEN):
+        if any(words in text for words in BROKEN):  # a connection times out by itself where a machine is gone
             line = "another process of this command has ended, and so does this one"
+        elif "timed out" in text or "timeout" in text:
+            line = "another process of this command was silent for --timeout seconds: this one ends"
         else:
             raise
         raise ProcessesEnded(f"{line} ({_cause(error)})") from None

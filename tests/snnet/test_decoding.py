@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import struct
 import sys
 import threading
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -316,31 +316,29 @@ def test_large_images_are_decoded_while_half_of_the_free_memory_has_room(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="workers are forked on Linux only")
-@pytest.mark.parametrize(("lacking", "met"), [(0, 2), (1, 0)])
-def test_processes_of_a_loader_share_that_half(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: int, met: int
-) -> None:
-    """It has room for both images. With a byte less each takes more than its process's share: they take turns."""
-    paths = [str(tmp_path / f"{index}.png") for index in range(2)]
+def test_processes_of_a_loader_share_that_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two workers may take a quarter: two images of 32 pixels at a time, and not a third."""
+    paths = [str(tmp_path / f"{index}.png") for index in range(6)]
     for path in paths:
         Image.new("L", (4, 8)).save(path)
     decoded = decode_images(ImageSet(tuple(paths), None, None), cache=False)
     monkeypatch.setattr(decoding, "LARGE_PIXELS", 31)
     monkeypatch.setattr(loading, "available_cpus", lambda: 2)
-    monkeypatch.setattr(decoding, "free_memory", lambda device: 2 * 2 * 32 * 32 - lacking)
-    together, meetings = multiprocessing.Barrier(2), multiprocessing.Value("i", 0)
-    original = decoding._upright_rgb
+    monkeypatch.setattr(decoding, "free_memory", lambda device: 2 * 2 * 2 * 32 * 32)
+    shares = multiprocessing.SimpleQueue()
+    original = decoding._decoding.wait_for
 
-    def watched(image: Image.Image) -> np.ndarray:
-        with contextlib.suppress(threading.BrokenBarrierError):
-            together.wait(30 if met else 0.5)
-            with meetings.get_lock():
-                meetings.value += 1
-        return original(image)
+    def watched(has_room: Callable[[], bool]) -> bool:
+        taken, decoding._taken = decoding._taken, 32 * 32
+        one_more = has_room()
+        decoding._taken = 2 * 32 * 32
+        shares.put((one_more, has_room()))
+        decoding._taken = taken
+        return original(has_room)
 
-    monkeypatch.setattr(decoding, "_upright_rgb", watched)
-    assert len(list(extraction_loader(decoded, height=8, width=4, batch_size=1, workers=2))) == 2
-    assert meetings.value == met
+    monkeypatch.setattr(decoding._decoding, "wait_for", watched)
+    assert len(list(extraction_loader(decoded, height=8, width=4, batch_size=1, workers=2))) == 6
+    assert {shares.get() for _ in paths} == {(True, False)}
 
 
 def test_a_large_image_needs_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

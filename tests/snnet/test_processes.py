@@ -209,7 +209,7 @@ class Differing(Processes):
             ["--split", "--batch-size", "the device", "the checksum of the network", "the number of query images"],
         ),
         ("evaluate", ["--skip-bad-images", "the checksum of the network", "the number of gallery images"]),
-        ("label", ["--threshold", "--classes"]),
+        ("label", ["--threshold", "--key", "--classes"]),
         (
             "train",
             ["--lr", "--resume", "--channels-last", "the device", "the version of torch", "the version of snnet"],
@@ -235,6 +235,21 @@ def test_what_must_be_the_same_is_compared_in_each_command(
         with pytest.raises(UserError, match=f"^{name} is .* on rank 0 and another on rank 1: all processes"):
             calls[call](Differing(0, 2))
     assert not output.exists() and not features.with_name("run").exists()
+
+
+class OtherVersion(Differing):
+    """Rank 0 of two, of which the other one has another version of this package, with fewer options."""
+
+    def everywhere(self, value: dict[str, Any]) -> list[dict[str, Any]]:
+        other = {name: found for name, found in value.items() if name != "--lr"}
+        return [value, {**other, "--epochs": 7, "the version of snnet": "0.9"}]
+
+
+def test_another_version_is_told_before_its_options() -> None:
+    with pytest.raises(
+        UserError, match=r"^the version of snnet is \S+ on rank 0 and 0\.9 on rank 1: all processes"
+    ):
+        check_same_options(config_from({}), torch.device("cpu"), OtherVersion(0, 2))
 
 
 @pytest.mark.parametrize("name", ["data_dir", "weights", "workers", "image_cache", "output_dir"])
@@ -314,6 +329,7 @@ def test_an_address_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) ->
         (RuntimeError("[gloo/pair.cc:547] Connection closed by peer [10.0.0.2]"), ProcessesEnded, f"{GONE[:-1]} (E)"),
         (torch.distributed.DistBackendError("NCCL error: remote process exited\nmore"), ProcessesEnded, GONE[:-1]),
         (RuntimeError("[gloo/pair.cc:1] Timed out waiting 3000ms"), ProcessesEnded, f"{SILENT[:-1]} (E)"),
+        (RuntimeError("[gloo/pair.cc:2] Read error: Connection timed out"), ProcessesEnded, f"{GONE[:-1]} (E)"),
         (RuntimeError("[enforce fail at gloo/device.cc:84] no memory"), RuntimeError, "E"),
         (torch.distributed.DistBackendError("NCCL error: out of memory"), RuntimeError, "E"),
         (RuntimeError("a connection of something else"), RuntimeError, "E"),
