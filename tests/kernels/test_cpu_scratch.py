@@ -5,7 +5,6 @@ Each call runs in a process of its own that gives freed memory back, and the pea
 
 import multiprocessing
 import multiprocessing.pool
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -16,14 +15,12 @@ from snnet_kernels.memory_size import free_memory
 from snnet_kernels.testing import clustered_features
 from tests.kernels.inputs import needs_cpu_library
 from tests.kernels.list_checks import symmetric_lists
-from tests.memory import needs_proc, peak_of, resident_bytes
+from tests.memory import needs_freed_memory, needs_proc, peak_of, resident_bytes
 
 pytestmark = [
     needs_cpu_library,
     needs_proc,
-    pytest.mark.skipif(
-        "asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer keeps freed memory"
-    ),
+    needs_freed_memory,
 ]
 MOST = 64e6
 N, B = 12936, 64  # Market-1501

@@ -13,6 +13,7 @@ from snnet_kernels.derived import Source, row_checksums
 from snnet_kernels.ops.checksums import checksums, checksums_match
 from snnet_kernels.testing import clustered_features
 from tests.kernels.list_checks import check_lists
+from tests.memory import needs_freed_memory
 
 N, D = 300, 32
 FIRST, SECOND = clustered_features(N, D), clustered_features(N, D, seed=1)
@@ -333,6 +334,7 @@ def test_rows_with_odd_strides_have_checksums(rows):
     assert torch.equal(row_checksums(rows), row_checksums(torch.zeros(len(rows), 4)))
 
 
+@needs_freed_memory
 def test_a_source_tells_an_address_that_was_used_again():
     source, seen = Source(), set()
     for _ in range(20):
