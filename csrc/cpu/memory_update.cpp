@@ -62,6 +62,14 @@ class SymmetricLists : public NeighborLists {
     __builtin_prefetch(mirrors + last, 1);
   }
 
+  void prefetch_all(int64_t i) const {
+    for (int32_t j = 0; j < counts[i]; j += kLine) {
+      __builtin_prefetch(columns_of(i) + j);
+      __builtin_prefetch(mirrors_of(i) + j);
+      __builtin_prefetch(values_of(i) + j, 1);
+    }
+  }
+
   // Where an entry of row i is mirrored is wanted soon.
   void prefetch_mirror(int64_t i, int32_t place) const {
     if (place < 0) return;  // the row is empty
@@ -135,12 +143,12 @@ class ListUpdate {
       std::vector<char> is_listed(lists_.n);
       const std::unique_ptr<Entry[]> rising(new Entry[lists_.n]);
       for (int64_t r = begin; r < end; ++r) {
-        follow_listed(r, is_listed);
+        look_ahead(r, r + 1 < end, is_listed);
         find_risen(r, is_listed, rising.get());
-        for (int32_t j = 0; j < lists_.counts[row_of(r)]; ++j) is_listed[lists_.columns_of(row_of(r))[j]] = 0;
+        follow_listed(r, is_listed);
+        take_moved(r);
       }
     });
-    for (int64_t r = 0; r < count_; ++r) take_moved(r);
     drop();
     insert_risen();
   }
@@ -157,20 +165,27 @@ class ListUpdate {
     return value > lists_.floors[i] || value > lists_.floors[l];
   }
 
-  // S'[i, l] of the pairs of a moved row with unmoved ones that it lists; marks all that it lists.
+  // Marks what row r lists, and fetches what is read after the look at s, which takes a while: the mirrored entries,
+  // which are anywhere in memory, and the next row.
+  void look_ahead(int64_t r, bool has_next, std::vector<char>& is_listed) const {
+    const int64_t i = row_of(r);
+    const int32_t *columns = lists_.columns_of(i), *mirrors = lists_.mirrors_of(i);
+    for (int32_t j = 0; j < lists_.counts[i]; ++j) {
+      is_listed[columns[j]] = 1;
+      __builtin_prefetch(lists_.values_of(columns[j]) + mirrors[j], 1);
+    }
+    if (has_next) lists_.prefetch_all(row_of(r + 1));
+  }
+
+  // S'[i, l] of the pairs of a moved row with unmoved ones that it lists; takes the marks off.
   void follow_listed(int64_t r, std::vector<char>& is_listed) {
     const int64_t i = row_of(r);
     const float* s = similarity_[r];
     const bool afresh = error_grows(lengths_[r], rows_.alpha);
-    const int32_t *columns = lists_.columns_of(i), *mirrors = lists_.mirrors_of(i);
+    const int32_t* columns = lists_.columns_of(i);
     for (int32_t j = 0; j < lists_.counts[i]; ++j) {
-      constexpr int32_t kAhead = 16;  // the mirrored entries are anywhere in memory
-      if (j + kAhead < lists_.counts[i]) {
-        __builtin_prefetch(lists_.values_of(columns[j + kAhead]) + mirrors[j + kAhead], 1);
-        __builtin_prefetch(s + columns[j + kAhead]);
-      }
       const int32_t l = columns[j];
-      is_listed[l] = 1;
+      is_listed[l] = 0;
       if (entry_of_[l] >= 0) {
         places_[r * count_ + entry_of_[l]] = j;
         continue;

@@ -2,6 +2,7 @@
 #include "products.h"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -36,7 +37,7 @@ struct Panels {
         count((given.count + lanes - 1) / lanes), d(given.d), rows(given.count) {
     values.reset(new float[((rows + vector - 1) / vector) * vector * d]);
     const int64_t parts = (d + kPart - 1) / kPart;
-    torch::stable::parallel_for(0, count * parts, grain(lanes * kPart), [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, count * parts, grain(2 * lanes * kPart), [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) pack(given, part / parts, part % parts * kPart);
     });
   }
@@ -48,6 +49,7 @@ struct Panels {
  private:
   static constexpr int64_t kPart = 64;    // dimensions that are packed at once: they stay in the first cache
   static constexpr int64_t kTogether = 4;  // rows that are packed together
+  typedef float Four __attribute__((vector_size(kTogether * sizeof(float))));
 
   void pack(const Rows& given, int64_t p, int64_t first) {
     const int64_t width = vectors_of(p) * vector, used = rows_of_panel(p), depth = std::min(kPart, d - first);
@@ -57,8 +59,8 @@ struct Panels {
     for (; lane + kTogether <= used; lane += kTogether) {
       const float *a = row(lane), *b = row(lane + 1), *c = row(lane + 2), *e = row(lane + 3);
       for (int64_t k = 0; k < depth; ++k) {
-        const float four[kTogether] = {a[k], b[k], c[k], e[k]};
-        std::copy_n(four, kTogether, target + k * width + lane);
+        const Four four = {a[k], b[k], c[k], e[k]};
+        std::memcpy(target + k * width + lane, &four, sizeof four);
       }
     }
     for (; lane < used; ++lane) {
@@ -97,7 +99,7 @@ Tensor inner_products(const Tensor& left, const Tensor& right) {
   const Rows rows(left_is_packed ? right : left);
   float* out = floats(result);
   // Few rows are split for the threads.
-  const int64_t at_once = rows.count * panels.count < 4 * kRows ? kRows / 4 : kRows;
+  const int64_t at_once = rows.count * panels.count < 4 * kRows ? kRows / 6 : kRows;
   const int64_t blocks = (rows.count + at_once - 1) / at_once;
   const auto multiply = [&](int64_t begin, int64_t end) {
     std::vector<float> products(at_once * panels.lanes);
