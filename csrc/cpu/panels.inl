@@ -6,6 +6,7 @@
 
 namespace {
 
+constexpr int64_t kLine = 16;  // floats of a cache line
 constexpr int64_t kChain = 128;
 constexpr int64_t kDepth = 4 * kChain;  // dimensions at once: this part of a panel stays in the second cache
 
@@ -19,6 +20,9 @@ SNNET_INLINE void add_chain(const float* panel, const float* rows, int64_t strid
     for (int v = 0; v < kVectors; ++v) sums[r][v] = Lanes::broadcast(0.0f);
   }
   for (int64_t k = 0; k < depth; ++k) {
+    if (k % kLine == 0) {
+      for (int r = 0; r < kRows; ++r) __builtin_prefetch(rows + (kRows + r) * stride + k);
+    }
     Lanes::Vector part[kVectors];
     for (int v = 0; v < kVectors; ++v) part[v] = Lanes::load(panel + k * lanes + v * Lanes::width);
     for (int r = 0; r < kRows; ++r) {

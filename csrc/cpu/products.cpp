@@ -24,6 +24,23 @@ struct Rows {
         values(const_floats(tensor)), count(tensor.size(0)), d(tensor.size(1)), stride(tensor.stride(0)) {}
 };
 
+// target[k, r] = source[r, k] for r < rows and k < columns.
+void transpose(const float* source, int64_t source_stride, int64_t rows, int64_t columns, float* target,
+               int64_t target_stride) {
+  typedef float Four __attribute__((vector_size(4 * sizeof(float))));
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    const float *a = source + r * source_stride, *b = a + source_stride, *c = b + source_stride, *d = c + source_stride;
+    for (int64_t k = 0; k < columns; ++k) {
+      const Four four = {a[k], b[k], c[k], d[k]};
+      std::memcpy(target + k * target_stride + r, &four, sizeof four);
+    }
+  }
+  for (; r < rows; ++r) {
+    for (int64_t k = 0; k < columns; ++k) target[k * target_stride + r] = source[r * source_stride + k];
+  }
+}
+
 // The rows of a matrix as panels [d, lanes], one after the other; lanes behind the last row are 0. Their size is that of
 // `kernels`, which multiply them: another thread may select other ones meanwhile.
 struct Panels {
@@ -47,25 +64,12 @@ struct Panels {
   const float* panel(int64_t p) const { return values.get() + p * lanes * d; }
 
  private:
-  static constexpr int64_t kPart = 64;    // dimensions that are packed at once: they stay in the first cache
-  static constexpr int64_t kTogether = 4;  // rows that are packed together
-  typedef float Four __attribute__((vector_size(kTogether * sizeof(float))));
+  static constexpr int64_t kPart = 64;  // dimensions that are packed at once: they stay in the first cache
 
   void pack(const Rows& given, int64_t p, int64_t first) {
     const int64_t width = vectors_of(p) * vector, used = rows_of_panel(p), depth = std::min(kPart, d - first);
     float* target = values.get() + p * lanes * d + first * width;
-    const auto row = [&](int64_t lane) { return given.values + (p * lanes + lane) * given.stride + first; };
-    int64_t lane = 0;
-    for (; lane + kTogether <= used; lane += kTogether) {
-      const float *a = row(lane), *b = row(lane + 1), *c = row(lane + 2), *e = row(lane + 3);
-      for (int64_t k = 0; k < depth; ++k) {
-        const Four four = {a[k], b[k], c[k], e[k]};
-        std::memcpy(target + k * width + lane, &four, sizeof four);
-      }
-    }
-    for (; lane < used; ++lane) {
-      for (int64_t k = 0; k < depth; ++k) target[k * width + lane] = row(lane)[k];
-    }
+    transpose(given.values + p * lanes * given.stride + first, given.stride, used, depth, target, width);
     for (int64_t k = 0; k < depth; ++k) std::fill_n(target + k * width + used, width - used, 0.0f);
   }
 };
@@ -77,9 +81,7 @@ void store(const float* products, int64_t rows, int64_t lanes, int64_t used, boo
     for (int64_t r = 0; r < rows; ++r) std::copy_n(products + r * lanes, used, out + r * stride);
     return;
   }
-  for (int64_t lane = 0; lane < used; ++lane) {
-    for (int64_t r = 0; r < rows; ++r) out[lane * stride + r] = products[r * lanes + lane];
-  }
+  transpose(products, lanes, rows, used, out, stride);
 }
 
 }  // namespace
