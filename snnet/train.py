@@ -69,7 +69,7 @@ from snnet.training.division import check_division, with_groups
 from snnet.training.label_quality import label_quality, label_symmetry
 from snnet.training.learner import Learner, build_learner
 from snnet.training.pieces import clear_pieces
-from snnet.training.run_folder import check_new, new_run_folder, run_folder
+from snnet.training.run_folder import check_new, check_untrained, has_checkpoint, new_run_folder, run_folder
 from snnet.training.runlog import RANKS, RunLog, epoch_line, run_results, time_line
 from snnet.training.timing import Laps
 
@@ -389,7 +389,8 @@ def _folder(config: Config, resume: Path | None) -> AbstractContextManager[Path]
 
 def _checkpoint_to_resume(config: Config, folder: Path) -> dict[str, Any] | None:
     """The checkpoint of the run in ``folder``; None if the run was stopped before its first one."""
-    if not (folder / CHECKPOINT_FILE).exists():
+    if not has_checkpoint(folder, "--resume"):
+        check_untrained(folder)
         say(f"{folder} has no checkpoint yet: starting at epoch 0")
         return None
     checkpoint = load_checkpoint(folder)

@@ -22,6 +22,7 @@ from snnet.files.outputs import make_folder, naming_folder, remove_empty
 from snnet.files.run_files import CHECKPOINT_FILE, CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FILE
 from snnet.files.text import FileFault, parse_json
 from snnet.system.signals import afterwards, held
+from snnet.training.runlog import read_starts
 
 LOCK_FILE = "run.lock"
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -33,7 +34,7 @@ def check_new(folder: Path) -> None:
 
     What a run has left there that was stopped before its first checkpoint may be replaced.
     """
-    if (folder / CHECKPOINT_FILE).exists():
+    if has_checkpoint(folder, "--output-dir"):
         raise UserError(
             f"{folder} has the checkpoint of a run: continue it with --resume {shlex.quote(str(folder))}, "
             "or choose another --output-dir"
@@ -44,6 +45,50 @@ def check_new(folder: Path) -> None:
         raise UserError(
             f"--output-dir {folder}: {found[0]} is in the way: no run wrote it; move it, or choose another folder"
         )
+    if found:
+        check_untrained(folder)
+
+
+def has_checkpoint(folder: Path, flag: str) -> bool:
+    """Whether ``folder``, of ``flag``, has a checkpoint. A link that leads to no file is one too: its disk may be away.
+
+    Raises :class:`~snnet.errors.UserError` where that cannot be told.
+    """
+    with naming_folder(folder, flag):
+        try:
+            os.lstat(folder / CHECKPOINT_FILE)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    return True
+
+
+def check_untrained(folder: Path) -> None:
+    """Raise :class:`~snnet.errors.UserError` where the run in ``folder`` must have had a checkpoint, which is gone.
+
+    A start from the beginning would replace what else the run has written.
+    """
+    try:
+        with open(folder / METRICS_FILE, "rb") as file:
+            epochs = sum(1 for _ in file)
+    except FileNotFoundError:
+        epochs = 0
+    except OSError as error:
+        raise UserError(f"cannot read {folder / METRICS_FILE}: {error.strerror}") from error
+    # What resumes a run is a checkpoint; and the line of an epoch is written after the checkpoint of that epoch.
+    saved = max([0, *(start["first_epoch"] for start in read_starts(folder / ENVIRONMENT_FILE))])
+    if epochs and epochs >= _first_checkpoint(folder):
+        saved = max(saved, epochs)
+    if saved or os.path.lexists(folder / RESULTS_FILE):
+        what = f"has trained {saved} epoch{'' if saved == 1 else 's'}" if saved else f"has {RESULTS_FILE}"
+        raise UserError(
+            f"{folder} has no {CHECKPOINT_FILE}, though it {what}: put it back, or choose another folder"
+        )
+
+
+def _first_checkpoint(folder: Path) -> int:
+    """After how many epochs the run in ``folder`` writes its first checkpoint."""
+    values = load_yaml(folder / CONFIG_FILE)
+    return min(values.get(name, OPTIONS[name].default) for name in ("checkpoint_every", "epochs"))
 
 
 def _has_configuration(folder: Path) -> bool:

@@ -16,9 +16,11 @@ from PIL import Image
 from snnet import train as trainer
 from snnet.config.commands import TrainCommand
 from snnet.config.options import config_from
+from snnet.config.resolve import to_yaml
 from snnet.errors import UserError
 from snnet.train import train
 from snnet.training.checkpoint import load_checkpoint, save_checkpoint
+from snnet.training.run_folder import check_new
 from tests.forks import TRAINING, python
 from tests.snnet.tiny_run import command_line, outcome
 
@@ -397,3 +399,49 @@ def test_what_a_failed_save_of_several_processes_left_is_deleted_before_training
     )
     with pytest.raises(KeyboardInterrupt):
         train(TrainCommand.parse(words).config, resume=folder if resumed else None)
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_run_whose_checkpoint_is_gone_is_not_begun_again(
+    is_link: bool, finished_run: Path, tiny_options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its metrics and results would be replaced."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    checkpoint = folder / "checkpoint.pt"
+    checkpoint.unlink()
+    if is_link:
+        checkpoint.symlink_to(tmp_path / "disk" / "checkpoint.pt")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    gone = (
+        f"{folder} has no checkpoint.pt, though it has trained 1 epoch: put it back, or choose another folder"
+    )
+    new = f"{folder} has the checkpoint of a run: continue it with --resume {folder}, or choose another --output-dir"
+    command = TrainCommand.parse(["--resume", str(folder)])
+    with pytest.raises(UserError) as resumed:
+        train(command.config, resume=command.resume)
+    with pytest.raises(UserError) as begun:
+        train(config_from({**tiny_options, "epochs": 1, "output_dir": str(folder)}))
+    told = f"no checkpoint at {checkpoint}"
+    assert (str(resumed.value), str(begun.value)) == ((told, new) if is_link else (gone, gone))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert checkpoint.is_symlink() == is_link
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "first", "trained"),
+    [(2, 3, 0, 0), (3, 3, 0, 3), (2, 9, 0, 0), (4, 9, 0, 4), (2, 3, 1, 1)],
+)
+def test_only_a_run_without_its_first_checkpoint_is_begun_again(
+    epochs: int, every: int, first: int, trained: int, tmp_path: Path
+) -> None:
+    """A resumed run, whose first epoch is not 0, had one, whatever its interval is now."""
+    config = to_yaml(config_from({"dataset": "synthetic", "epochs": 4, "checkpoint_every": every}))
+    (tmp_path / "config.yaml").write_text(config)
+    (tmp_path / "metrics.jsonl").write_text("{}\n" * epochs)
+    (tmp_path / "environment.json").write_text(json.dumps([{"first_epoch": first}]))
+    if not trained:
+        check_new(tmp_path)
+        return
+    with pytest.raises(UserError, match=f"though it has trained {trained} epochs?: put it back"):
+        check_new(tmp_path)
