@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -309,17 +309,19 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _open(path: str) -> Image.Image:
+def _open(path: str) -> ImageFile.ImageFile:
     return _naming(path, lambda: _bounded(Image.open(path, formats=readable_formats())))
 
 
-def _bounded(image: Image.Image) -> Image.Image:
+def _bounded(image: ImageFile.ImageFile) -> ImageFile.ImageFile:
     """``image``, unless its header says that it is larger than any that is read."""
     if image.width * image.height > MOST_PIXELS:
         with image:
             raise ValueError(
                 f"{image.width} x {image.height} pixels are more than the {MOST_PIXELS:,} that are read"
             )
+    # Pillow maps a file that it can name, and takes the rows of a turned TIFF for those of the upright image.
+    image.filename = ""
     return image
 
 

@@ -60,29 +60,44 @@ def test_numbers_without_a_white_are_refused(tmp_path: Path, values: np.ndarray,
         decode_images(ImageSet((str(tmp_path / "x.tif"),), None, None))
 
 
+# Four corners of four greys, which a lossy format keeps apart, as they are stored in a photo of each orientation.
+CORNERS = np.kron([[0, 80], [160, 240]], np.ones((16, 8))).astype(np.uint8)
+UPRIGHT = {
+    1: CORNERS,
+    2: CORNERS[:, ::-1],
+    3: CORNERS[::-1, ::-1],
+    4: CORNERS[::-1],
+    5: CORNERS.T,
+    6: CORNERS[::-1].T,  # the camera's top lies to the right: a quarter clockwise
+    7: CORNERS[::-1, ::-1].T,
+    8: CORNERS[:, ::-1].T,
+}
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp", "jpg"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_photos_are_turned_as_exif_says(tmp_path: Path, suffix: str, orientation: int) -> None:
-    # Four corners of four greys, which a lossy format keeps apart.
-    stored = np.kron([[0, 80], [160, 240]], np.ones((16, 8))).astype(np.uint8)
-    upright = {
-        1: stored,
-        2: stored[:, ::-1],
-        3: stored[::-1, ::-1],
-        4: stored[::-1],
-        5: stored.T,
-        6: stored[::-1].T,  # the camera's top lies to the right: a quarter clockwise
-        7: stored[::-1, ::-1].T,
-        8: stored[:, ::-1].T,
-    }[orientation]
     path = tmp_path / f"x.{suffix}"
-    image = Image.fromarray(np.repeat(stored[:, :, None], 3, axis=2))
+    image = Image.fromarray(np.repeat(CORNERS[:, :, None], 3, axis=2))
     exif = image.getexif()
     exif[0x0112] = orientation
     image.save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
-    found = load_one(path)
+    found, upright = load_one(path), UPRIGHT[orientation]
     assert found.shape == (*upright.shape, 3)
     assert np.abs(found[:, :, 1].astype(int) - upright).max() <= (16 if suffix == "jpg" else 0)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
+def test_tiffs_of_every_kind_of_pixels_are_turned(tmp_path: Path, mode: str, compression: str | None) -> None:
+    if mode == "I;16":
+        image = Image.fromarray(257 * CORNERS.astype(np.uint16))
+    else:
+        image = Image.fromarray(CORNERS).convert(mode)
+    for orientation, upright in UPRIGHT.items():
+        path = tmp_path / f"{orientation}.tif"
+        image.save(path, tiffinfo={0x0112: orientation}, compression=compression)
+        assert np.array_equal(load_one(path), np.repeat(upright[:, :, None], 3, axis=2))
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0not a table", b"Exif\0\0MM\0*\0\0\0\x08\0\x09"])
