@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -60,7 +61,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class DecodedImages:
-    """The readable images of a split at their native sizes, upright where EXIF data say how they were taken.
+    """The readable images of a split at their native sizes, upright where EXIF or XMP says how they were taken.
 
     Of an image with several frames the first is taken. Transparent parts are black.
 
@@ -254,11 +255,11 @@ def _in_turn(image: Image.Image) -> np.ndarray:
 
 
 def _upright_rgb(image: Image.Image) -> np.ndarray:
-    """The pixels, uint8 [height, width, 3], turned as the EXIF data say, on black where they are transparent.
+    """The pixels, uint8 [height, width, 3], turned as EXIF or XMP says, on black where they are transparent.
 
     Of several frames the first one.
     """
-    turn = _TURNS.get(_orientation(image))
+    turn = None if isinstance(image, TiffImageFile) else _TURNS.get(_orientation(image))  # Pillow turns TIFFs
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = _eight_bit(image)
     elif image.mode == "F":
@@ -290,20 +291,21 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 def image_size(path: str) -> tuple[int, int]:
     """Height and width of an image file, from its header, as :func:`load_image` turns it."""
     with _open(path) as image:
-        turn = _TURNS.get(_orientation(image))
-        return (image.width, image.height) if turn in _SWAP_SIDES else (image.height, image.width)
+        # Where a TIFF has the tag, Pillow has swapped its sides; where it has XMP alone, they are swapped later.
+        is_swapped = isinstance(image, TiffImageFile) and ExifTags.Base.Orientation in image.tag_v2
+        swap = not is_swapped and _TURNS.get(_orientation(image)) in _SWAP_SIDES
+        return (image.width, image.height) if swap else (image.height, image.width)
 
 
 def _orientation(image: Image.Image) -> int:
     """EXIF's number for how the camera was held, 1 (upright) where none can be read.
 
-    Only the header is read: a PNG may have EXIF data behind its pixels, but only decoding would reach them. Pillow
-    turns TIFFs itself.
+    It may stand in EXIF data or in XMP. Only the header is read: a PNG may have EXIF data behind its pixels, but only
+    decoding would reach them.
     """
-    if "exif" not in image.info:
-        return 1
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        # Not image.getexif: that of PNG decodes.
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     # Damage there can raise nearly anything, and takes nothing from the pixels.
     except Exception:
         return 1

@@ -69,7 +69,7 @@ class TrainedModel(PlacedModel):
             "retrieval_feature": config.model.retrieval_feature,
             "height": config.data.height,
             "width": config.data.width,
-            "orientation": "as EXIF says",
+            "orientation": "as EXIF or XMP says",
             "transparency": "on black",
             "resize": "bilinear, antialiased",
             "channels": "RGB",

@@ -10,11 +10,13 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from snnet.data import ImageSet, build_dataset, decode_images, decoding, extraction_loader, loading
 from snnet.data.image_formats import is_readable, readable_formats
@@ -82,6 +84,33 @@ def test_photos_are_turned_as_exif_says(tmp_path: Path, suffix: str, orientation
     exif = image.getexif()
     exif[0x0112] = orientation
     image.save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    found, upright = load_one(path), UPRIGHT[orientation]
+    assert found.shape == (*upright.shape, 3)
+    assert np.abs(found[:, :, 1].astype(int) - upright).max() <= (16 if suffix == "jpg" else 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("place", ["png profile", "png XMP", "jpg XMP", "tif XMP"])
+def test_the_orientation_may_stand_elsewhere(tmp_path: Path, place: str, orientation: int) -> None:
+    """In a text of a PNG, where ImageMagick puts EXIF data, or in XMP."""
+    suffix, kind = place.split()
+    path, image, texts = tmp_path / f"x.{suffix}", Image.fromarray(CORNERS), PngInfo()
+    exif, xmp = (
+        image.getexif(),
+        f'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{orientation}"/>',
+    )
+    exif[0x0112] = orientation
+    profile = exif.tobytes()
+    if kind == "profile":
+        texts.add_text("Raw profile type exif", f"\nexif\n{len(profile):8d}\n{profile.hex()}\n", zip=True)
+    else:
+        texts.add_itxt("XML:com.adobe.xmp", xmp)
+    options: dict[str, dict[str, Any]] = {
+        "png": {"pnginfo": texts},
+        "jpg": {"xmp": xmp.encode(), "quality": 95},
+        "tif": {"tiffinfo": {700: xmp.encode()}},
+    }
+    image.save(path, **options[suffix])
     found, upright = load_one(path), UPRIGHT[orientation]
     assert found.shape == (*upright.shape, 3)
     assert np.abs(found[:, :, 1].astype(int) - upright).max() <= (16 if suffix == "jpg" else 0)
