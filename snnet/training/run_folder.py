@@ -163,8 +163,12 @@ def _lock(path: Path, where: str) -> int:
                 "host": platform.node(),
                 "since": time.strftime("%Y-%m-%d %H:%M:%S"),
             }
-            os.write(descriptor, json.dumps(holder).encode())
             hold(descriptor)
+            try:
+                os.write(descriptor, json.dumps(holder).encode())
+            except BaseException:
+                _unlock(path, descriptor)
+                raise
             return descriptor
         os.close(descriptor)
     raise OSError(f"{LOCK_FILE} changes all the time")

@@ -58,6 +58,22 @@ def test_a_folder_in_which_nothing_was_written_is_gone(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_a_full_disk_leaves_no_lock_and_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = tmp_path / "a" / "b"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        found = refusal(folder)
+    assert (
+        found == f"--output-dir {folder}: must be a folder that can be written to (No space left on device)"
+    )
+    assert os.listdir(tmp_path) == []
+    with run_folder(folder, "--output-dir"):
+        assert os.listdir(folder) == [LOCK_FILE]
+
+
 @pytest.mark.parametrize("content", [b"", b'{"pid": 1, "host": "x", "since": "y"}'])
 def test_the_file_of_a_dead_run_is_in_nobodys_way(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
