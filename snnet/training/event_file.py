@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import platform
 import re
@@ -62,24 +64,35 @@ class EventFile:
         try:
             if os.fstat(self._file.fileno()).st_nlink == 0:
                 raise OSError("the file was deleted")
-            records = RecordWriter(self._file)
+            content = io.BytesIO()
+            records = RecordWriter(content)
             for event in events:
                 records.write(event.SerializeToString())
+            # On a disk that gets full, an unbuffered file takes a part and raises nothing.
+            if self._file.write(content.getvalue()) != content.tell():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             self._give_up(error)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        try:
+            if file is not None:
+                file.close()
+        except OSError as error:
+            self._give_up(error)
 
     def _delete_all_but(self, name: str) -> None:
-        for path in self._folder.iterdir():
-            if _OWN_NAME.fullmatch(path.name) and path.name != name:
-                with contextlib.suppress(OSError):  # the next start tries again
-                    path.unlink()
+        with contextlib.suppress(OSError):  # the next start tries again
+            for path in self._folder.iterdir():
+                if _OWN_NAME.fullmatch(path.name) and path.name != name:
+                    with contextlib.suppress(OSError):
+                        path.unlink()
 
     def _give_up(self, error: OSError) -> None:
-        self.close()
+        file, self._file = self._file, None
+        with contextlib.suppress(OSError):
+            if file is not None:
+                file.close()
         reason = error.strerror or error
         warnings.warn(f"TensorBoard's events are written no more, to {self._folder}: {reason}", stacklevel=4)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -97,3 +99,43 @@ def test_a_full_disk_is_a_warning(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="No space left on device$"):
         events.add(event(0, 1.0))
     events.close()
+
+
+class BadFile:
+    """A file on a disk over the network that is full: it takes ``most`` bytes at a time, and its close is an error."""
+
+    def __init__(self, file: BinaryIO, most: int) -> None:
+        self.file, self.most, self.fileno = file, most, file.fileno
+
+    def write(self, content: bytes) -> int:
+        return self.file.write(content[: self.most])
+
+    def close(self) -> None:
+        self.file.close()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize(("most", "reason"), [(10, "No space left on device"), (10**6, "Input/output error")])
+def test_short_writes_and_failures_of_close_are_one_warning(most: int, reason: str, tmp_path: Path) -> None:
+    log = RunLog(tmp_path, [{"epoch": 0, "loss": 1.0, "seconds": 1.0}])
+    log._events._file = BadFile(log._events._file, most)
+    with pytest.warns(UserWarning) as warned:
+        log.write_epoch()
+        log.write_epoch()
+        log.write_results({})
+    assert [str(warning.message) for warning in warned] == [
+        f"TensorBoard's events are written no more, to {tmp_path}/tensorboard: {reason}"
+    ]
+    assert (tmp_path / "results.json").read_text() == "{}\n"
+    assert len(values(tmp_path / "tensorboard", "training/loss")) == (1 if most == 10 else 3)
+
+
+def test_older_files_that_cannot_be_listed_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(path: Path) -> None:
+        raise FileNotFoundError(path)
+
+    EventFile(tmp_path).close()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", gone)
+        EventFile(tmp_path, [event(0, 1.0)]).close()
+    assert len(list(tmp_path.iterdir())) == 2 and values(tmp_path, "a") == [(0, 1.0, 100.0)]
