@@ -72,6 +72,8 @@ def write_torch(value: Any, file: IO[bytes]) -> None:
     try:
         torch.save(value, file)
     except RuntimeError as error:  # torch's zip writer reports a full disk in its own words
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
         raise OSError(f"the file could not be completed ({str(error).splitlines()[0]})") from error
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr(CHECKSUMS, json.dumps(member_checksums(archive, without=CHECKSUMS)))

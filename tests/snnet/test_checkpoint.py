@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -19,6 +20,7 @@ from torch import nn
 
 from snnet.errors import UserError
 from snnet.files.outputs import write_atomically, write_text
+from snnet.files.torch_files import write_torch
 from snnet.training.checkpoint import (
     image_fingerprint,
     load_checkpoint,
@@ -61,6 +63,18 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path: Path) -> None
         write_atomically(path, fail)
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
     assert load_checkpoint(path)["model"]["weight"].sum() == 6.0
+
+
+@pytest.mark.parametrize("room", [0, 1_000, 100_000])
+def test_a_disk_that_gets_full_is_told_in_its_own_words(room: int) -> None:
+    class Full(io.BytesIO):
+        def write(self, content: Any) -> int:
+            if self.tell() + len(content) > room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(content)
+
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
+        write_torch({"weight": torch.zeros(100_000)}, Full())
 
 
 def test_text_that_is_no_utf8_is_written_as_escapes(tmp_path: Path) -> None:
