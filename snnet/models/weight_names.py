@@ -153,6 +153,8 @@ def _osnet(state: dict[str, Tensor]) -> Recognised:
 def _resnet(state: dict[str, Tensor]) -> Recognised:
     if any(".IN." in name for name in state):
         return Recognised("a ResNet-IBN", None)
+    if any(name.startswith("attnpool.") for name in state):
+        return Recognised("the ResNet of CLIP", None)
     blocks = [
         len({name.split(".")[1] for name in state if name.startswith(f"layer{stage}.")})
         for stage in range(1, 5)

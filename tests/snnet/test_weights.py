@@ -311,9 +311,11 @@ def test_networks_are_told_by_names_and_shapes() -> None:
         resnet = ReIDModel("resnet50").backbone.state_dict()
         grouped = recognised({**resnet, "layer1.0.conv2.weight": torch.zeros(128, 4, 3, 3)})
         ibn = recognised({**resnet, "layer1.0.bn1.IN.weight": torch.zeros(32)})
-    assert grouped is not None and ibn is not None
+        clip = recognised({**resnet, "attnpool.positional_embedding": torch.zeros(50, 2048)})
+    assert grouped is not None and ibn is not None and clip is not None
     assert (grouped.title, grouped.advice) == ("a wide or grouped ResNet", "this package has none")
     assert (ibn.title, ibn.arch) == ("a ResNet-IBN", None)
+    assert (clip.title, clip.advice) == ("the ResNet of CLIP", "this package has none")
     assert recognised({"cls_token": torch.zeros(1)}).title == "a vision transformer"  # type: ignore[union-attr]
     patches = torch.zeros(384, 3, 16, 16, device="meta")
     parts = {f"part_token{i}": torch.zeros(1, 1, 384) for i in (1, 2, 3)}
