@@ -94,6 +94,8 @@ def require_forced_backend(operation: str, device_type: str) -> None:
 def choose(operation: str, at_hand: bool = True, has_code: bool = True) -> str:
     """The backend of a call with CUDA tensors: the best available, or the forced one, or NotImplementedError."""
     row = TABLE.get(operation, NOWHERE)
+    if row.plain:
+        return "reference"
     preferred = row.at_hand if at_hand else row.streaming
     for name in preferred:
         if _serves(name, has_code) and FORCED in (None, name):

@@ -101,6 +101,17 @@ def test_operation_outside_a_forced_backend_raises(monkeypatch, forced):
         sk.pack_labels(torch.zeros(1, 5, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("forced", ["cuda", "triton"])
+def test_a_forced_gpu_backend_leaves_to_torch_what_every_one_does(monkeypatch, forced):
+    monkeypatch.setattr(table, "FORCED", forced)
+    monkeypatch.setattr(table, "AVAILABLE", {"cuda": True, "triton": True})
+    plain = [name for name, row in table.TABLE.items() if row.plain]
+    assert {"symmetric_lists", "checksums"} <= set(plain)
+    for name in plain:
+        table.require_forced_backend(name, "cuda")
+        assert table.choose(name) == table.choose(name, at_hand=False, has_code=False) == "reference"
+
+
 @pytest.mark.parametrize("forced", ["reference", pytest.param("cpu", marks=needs_cpu_library)])
 def test_calls_of_a_forced_backend_are_traced(forced):
     code = """

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import snnet_kernels as sk
-from snnet_kernels.backends import gpu
+from snnet_kernels.backends import gpu, table
 from snnet_kernels.neighbor_list_layout import NeighborLists
 from snnet_kernels.testing import clustered_features
 from tests.kernels.gpu_checks import (
@@ -51,6 +51,16 @@ def new_head(n: int, d: int, **options) -> sk.SNNetHead:
     head.initialize_(clustered_features(n, d).to(DEVICE))
     head.momentum = 0.2
     return head
+
+
+def test_the_cuda_library_serves_a_head_alone(monkeypatch):
+    """With SNNET_BACKEND=cuda."""
+    n, d = (300, 24) if REAL else (90, 24)
+    expected = run_head(new_head(n, d), 2, n, d)
+    monkeypatch.setattr(table, "FORCED", "cuda")
+    monkeypatch.setattr(table, "require_forced_backend", lambda operation, device_type: None)  # emulated: cpu
+    for found, wanted in zip(run_head(new_head(n, d), 2, n, d), expected, strict=True):
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("neighbors", [20, 0])

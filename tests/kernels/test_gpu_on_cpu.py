@@ -10,7 +10,7 @@ from tests.kernels.cuda_on_cpu import compiler
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize(("chosen", "least"), [("labels_small", 14), ("not labels_small", 48)])
+@pytest.mark.parametrize(("chosen", "least"), [("labels_small", 14), ("not labels_small", 49)])
 def test_everything_that_serves_a_gpu(chosen, least):
     """In two parts of about the same length, which two processes share."""
     compiler()
