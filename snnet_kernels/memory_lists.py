@@ -24,7 +24,8 @@ class MemoryLists(nn.Module):
 
     Labels and neighbours are those of the whole matrix S. Where the list of a row does not tell, because it has more to
     list than places, the row is multiplied: ``products`` int64 [] counts these rows since :meth:`build_`. Lists start
-    from ``floor`` and are built at most half full, so that later updates find room.
+    from ``floor``. When they are built, each row selects at most half as many pairs as it has places, so that later
+    updates find room; a row that many others select may be full.
 
     One warning says that lists are too short: when more than n rows have been multiplied, and more than half as many as
     labels and neighbours were asked for (``asked`` int64 [] counts these since the lists were built or loaded). A
