@@ -142,6 +142,7 @@ class ExemplarMemory(UnaveragedModule):
         Lists that exist are rebuilt in place: a captured CUDA graph continues with the new values.
         """
         if self.lists is not None:
+            self._lists_follow = False  # until all tables are new: an interrupt may come between two of them
             self.lists.build_(self.features)
             self._notice()
             self._vouch_for_lists()
@@ -170,6 +171,7 @@ class ExemplarMemory(UnaveragedModule):
             self._notice(rows)
             if self._lists_at_hand() is None:
                 self.build_lists_()
+                return self.lists  # whatever another thread builds meanwhile
         return self._lists_at_hand()
 
     def _lists_at_hand(self) -> MemoryLists | None:

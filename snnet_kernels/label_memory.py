@@ -160,6 +160,7 @@ class PseudoLabelMemory(UnaveragedModule):
             return
         n, block, device = self.num_instances, 1024, self.row_bits.device
         checks.check_labels("row_bits", self.row_bits, n, n)
+        self._source.forget()  # until all columns are new
         if self.column_bits.device != device:
             with torch.inference_mode(False):
                 self.column_bits = torch.zeros(self.row_bits.shape, dtype=torch.uint8, device=device)

@@ -94,9 +94,9 @@ class MemoryLists(nn.Module):
             self.asked.zero_()
             return
         with torch.inference_mode(False):  # they may be written outside of that
-            for name, tensor in tensors.items():
+            self.asked = torch.zeros_like(products)  # no buffer: it goes nowhere with the module
+            for name, tensor in reversed(tensors.items()):  # columns last: who finds them finds everything
                 setattr(self, name, tensor.clone() if tensor.is_inference() else tensor)
-            self.asked = torch.zeros_like(self.products)  # no buffer: it goes nowhere with the module
 
     def drop_(self) -> None:
         """Free the lists."""

@@ -127,6 +127,33 @@ def test_what_no_sign_tells_can_be_said():
     assert head.memory.lists.columns.data_ptr() == place
 
 
+def test_interrupted_columns_are_made_again(monkeypatch):
+    n = 1100  # two blocks of rows
+    labels = sk.PseudoLabelMemory(n, storage="bits")
+    every = torch.arange(n)
+    labels.columns(every)
+    dense = torch.rand(n, n, generator=torch.Generator().manual_seed(0)) < 0.01
+    dense[-1] = torch.eye(n)[-1]  # a row that has not changed
+    labels.row_bits.numpy()[:] = sk.pack_labels(dense).numpy()
+    monkeypatch.setattr("snnet_kernels.label_memory.ops.pack_labels", interrupted_at(2, sk.pack_labels))
+    with pytest.raises(KeyboardInterrupt):
+        labels.mark_written_()
+    assert torch.equal(labels.columns(every[-1:]), sk.pack_labels(dense[:, -1:].t()))
+
+
+def interrupted_at(number, function):
+    """The function, which an interrupt comes in the place of at this call."""
+    calls = []
+
+    def call(*args):
+        calls.append(args)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return function(*args)
+
+    return call
+
+
 def test_the_similarity_of_a_forward_pass_follows_its_features_and_the_memory():
     for change in ("features", "memory", "nothing"):
         head = sk.SNNetHead(N, D)

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet_kernels import reference
+from snnet_kernels.memory_lists import MemoryLists
 from snnet_kernels.testing import clustered_features
 from tests.kernels.list_checks import check_lists
 
@@ -153,6 +154,51 @@ def test_labels_in_inference_mode():
     assert not any(buffer.is_inference() for buffer in memory.lists.buffers())
     memory.update_(EVERY[:9], SECOND[:9], 0.5)
     check_lists(memory.lists.tables, memory.features @ memory.features.t(), 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:neighbour lists of 20 places")
+@pytest.mark.parametrize("written", range(1, 7))
+def test_an_interrupted_build_leaves_no_half_new_lists(written, monkeypatch):
+    """The lists that it overwrites have come through updates: their places are others than those of new ones."""
+    memory = filled()
+    memory.build_lists_()
+    for index in EVERY.split(10):
+        memory.update_(index, COLLAPSED[index], 0.7)
+    places = [*memory.lists.tables, memory.lists.products]
+    copy_, seen = torch.Tensor.copy_, []
+
+    def interrupted(target: torch.Tensor, *given: object) -> torch.Tensor:
+        done = copy_(target, *given)
+        if any(target is place for place in places):
+            seen.append(target)
+            if len(seen) == written:
+                raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(torch.Tensor, "copy_", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        memory.build_lists_()
+    monkeypatch.undo()
+    assert "lists.columns" not in memory.state_dict()
+    assert torch.equal(memory.predict_labels(EVERY), expected_labels(memory.features))
+    check_lists(memory.lists.tables, memory.features @ memory.features.t(), 1e-6)
+    assert memory.lists.columns is places[0]
+
+
+def test_lists_are_seen_when_all_of_them_are_there(monkeypatch):
+    """By another thread, for instance, that asks for labels too."""
+    memory = filled()
+    lists, seen = memory.lists, []
+    set_attribute = MemoryLists.__setattr__
+
+    def watched(module: MemoryLists, name: str, value: object) -> None:
+        set_attribute(module, name, value)
+        seen.append(name)
+        assert (module.tables is None) is (name != "columns")
+
+    monkeypatch.setattr(MemoryLists, "__setattr__", watched)
+    memory.build_lists_()
+    assert {*lists.parts, "products", "asked"} <= set(seen) and seen[-1] == "columns"
 
 
 @pytest.mark.parametrize("floor", [-1.0, 0.0, 0.3, 0.59])
