@@ -23,6 +23,8 @@ class LabelTables(nn.Module):
         super().__init__()
         own = range(n) if own is None else own
         self.n, self.width = n, len(own)
+        for name in (f"{side}_{part}" for side in ("row", "column") for part in _PARTS):
+            self.register_buffer(name, None, persistent=False)
         row = torch.arange(own.start, own.stop, device=device)
         self.take_(row, row - own.start)
 
@@ -34,15 +36,15 @@ class LabelTables(nn.Module):
     def _table(self, side: str) -> list[Tensor]:
         return [self._buffers[f"{side}_{part}"] for part in _PARTS]  # type: ignore[misc]
 
-    def _take(self, side: str, which: Tensor, entry: Tensor, room: int = 0) -> None:
-        """Make the lists of the pairs (list, entry) afresh, with ``room`` places behind or as many as they take."""
+    def _made(self, side: str, which: Tensor, entry: Tensor, room: int = 0) -> dict[str, Tensor]:
+        """A table of the pairs (list, entry), with ``room`` places behind or as many as they take."""
         none = torch.zeros(self.n if side == "row" else self.width, dtype=torch.int32, device=which.device)
         with torch.inference_mode(False):
             entries, starts, counts, sizes = made_lists(which.clone(), entry.clone(), none)
             used = torch.tensor(len(entries), device=which.device)
             entries = torch.cat([entries, entries.new_zeros(max(room, len(entries)))])
-        for part, tensor in zip(_PARTS, (entries, starts, counts, sizes, used), strict=True):
-            self.register_buffer(f"{side}_{part}", tensor, persistent=False)
+        tensors = entries, starts, counts, sizes, used
+        return {f"{side}_{part}": tensor for part, tensor in zip(_PARTS, tensors, strict=True)}
 
     def write_(self, index: Tensor, labels: Tensor) -> None:
         """P[index] = labels; tables that are full are made afresh, with what they need behind."""
@@ -51,7 +53,7 @@ class LabelTables(nn.Module):
             if not any(needed):
                 return
             for side, room in zip(("row", "column"), needed, strict=True):
-                self._take(side, *list_entries(*self.lists(side)), room=room)
+                self._buffers.update(self._made(side, *list_entries(*self.lists(side)), room=room))
 
     def rows(self, index: Tensor) -> Tensor:
         """P[index], packed [B, label_bytes(width)]; empty at -1."""
@@ -104,5 +106,5 @@ class LabelTables(nn.Module):
 
     def take_(self, row: Tensor, column: Tensor) -> None:
         """Hold these distinct pairs and nothing else; columns are counted from the first own one."""
-        self._take("row", row, column)
-        self._take("column", column, row)
+        made = self._made("row", row, column) | self._made("column", column, row)
+        self._buffers.update(made)  # at once: an interrupt finds the old tables, or the new ones

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import snnet_kernels as sk
-from snnet_kernels import label_memory, reference
+from snnet_kernels import label_memory, label_tables, reference
 from snnet_kernels.label_list_layout import list_entries
 from snnet_kernels.label_tables import LabelTables
 from tests.kernels.inputs import memory_of
@@ -24,7 +24,7 @@ class PlainTables(LabelTables):
             ).tolist()
         ):
             for side, room in zip(("row", "column"), needed, strict=True):
-                self._take(side, *list_entries(*self._table(side)[:3]), room=room)
+                self._buffers.update(self._made(side, *list_entries(*self._table(side)[:3]), room=room))
 
 
 def same(bits: sk.PseudoLabelMemory, lists: sk.PseudoLabelMemory, index: torch.Tensor) -> None:
@@ -112,6 +112,27 @@ def test_a_damaged_state_is_refused_and_nothing_is_lost(change, message):
         with pytest.raises(RuntimeError, match=message):
             memory.load_state_dict(state)
         same(filled("bits"), memory, torch.arange(130))
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_what_ends_before_both_tables_are_made_leaves_the_old_ones(call, monkeypatch):
+    memory, other = filled("lists"), sk.PseudoLabelMemory(130, storage="lists")
+    made, calls = label_tables.made_lists, []
+
+    def refused(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        calls.append(given)
+        if len(calls) == call:
+            raise MemoryError
+        return made(*given)
+
+    state = other.state_dict()
+    monkeypatch.setattr(label_tables, "made_lists", refused)
+    with pytest.raises(MemoryError):
+        memory.load_state_dict(state)
+    monkeypatch.undo()
+    same(filled("bits"), memory, torch.arange(130))
+    memory.load_state_dict(state)
+    assert torch.equal(memory.to_dense(), torch.eye(130, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("saved", ["bits", "lists"])
