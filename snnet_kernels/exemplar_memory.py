@@ -305,11 +305,14 @@ class ExemplarMemory(UnaveragedModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
         if self.features.device != device:
             self.drop_lists_()
-        self._count_change()
+        # A state may have other features, or none; writes to inference tensors are not counted.
+        changed = self.features.is_inference() or not self._source.holds_all(self.features)
+        if changed:
+            self._count_change()
         if self.lists is not None:
             if self.lists.load_(found, own, self.features):
                 self._vouch_for_lists()
-            else:
+            elif changed:
                 self._rebuild_loaded_()
 
     def _rebuild_loaded_(self) -> None:

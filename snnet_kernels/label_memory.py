@@ -215,7 +215,9 @@ class PseudoLabelMemory(UnaveragedModule):
             args[4].append(f"{prefix}{error}")  # of those that load_state_dict() raises as one
             rest |= {} if self.row_bits is None else {names[0]: self.row_bits}
         super()._load_from_state_dict(rest, prefix, *args)
-        self.mark_written_()
+        bits = self.row_bits
+        if bits is not None and (bits.is_inference() or not self._source.holds_all(bits)):
+            self.mark_written_()
 
     def extra_repr(self) -> str:
         return f"{self.num_instances}, storage={self.storage!r}"

@@ -228,3 +228,50 @@ def test_keys_of_no_list_are_named(strict):
             memory.load_state_dict(state)
     else:
         assert set(memory.load_state_dict(state, strict=False).unexpected_keys) == {"lists", "lists.places"}
+
+
+def columns_made(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """An entry for each time that the transpose of label bits is made."""
+    made: list[None] = []
+    mark = sk.PseudoLabelMemory.mark_written_
+
+    def counted(memory: sk.PseudoLabelMemory) -> None:
+        made.append(None)
+        mark(memory)
+
+    monkeypatch.setattr(sk.PseudoLabelMemory, "mark_written_", counted)
+    return made
+
+
+def test_what_a_state_leaves_as_it_was_keeps_what_follows_it(builds, monkeypatch):
+    """A state of a network alone, or of another number of images, writes no memory."""
+    head = sk.SNNetHead(N, D, neighbors=20)
+    head.initialize_(FIRST)
+    head(FIRST[:5], EVERY[:5])
+    columns = columns_made(monkeypatch)
+    version, labels = head.memory.version, head.pseudo_labels.to_dense()
+    whole = torch.nn.ModuleDict({"net": torch.nn.Linear(2, 2, bias=False), "head": head})
+    whole.load_state_dict({"net.weight": torch.zeros(2, 2)}, strict=False)
+    head.memory.load_state_dict({}, strict=False)
+    with pytest.raises(RuntimeError, match=r"size mismatch for memory\.features"):
+        head.load_state_dict(sk.SNNetHead(N + 9, D, neighbors=20, label_storage="bits").state_dict())
+    assert (len(builds), columns, head.memory.version) == (1, [], version)
+    assert "lists.columns" in head.memory.state_dict()
+    assert torch.equal(head.memory.predict_labels(EVERY), expected_labels(FIRST))
+    assert torch.equal(sk.unpack_labels(head.pseudo_labels.columns(EVERY), N), labels.t())
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_what_is_loaded_into_inference_tensors_is_noticed(assign):
+    """They do not count their writes."""
+    head = sk.SNNetHead(N, D, neighbors=20)
+    head.initialize_(FIRST)
+    head(FIRST, EVERY)
+    state = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    with torch.inference_mode():
+        other = sk.SNNetHead(N, D, neighbors=20)
+        other.load_state_dict(sk.SNNetHead(N, D, neighbors=20).state_dict(), assign=True)
+        other.memory.current_lists(EVERY)
+        other.load_state_dict(state, assign=assign)
+    assert torch.equal(other.memory.predict_labels(EVERY), expected_labels(FIRST))
+    assert torch.equal(other.pseudo_labels.columns(EVERY), head.pseudo_labels.columns(EVERY))
