@@ -44,6 +44,7 @@ class FollowedLists:
         memory, index, _ = checks.check_query(memory, index, None, self.lists.tables)
         lists = self.lists
         if lists.tables is None or threshold < lists.floor or lists.are_worn():
+            lists.drop_()  # an interrupted build leaves none
             lists.floor = threshold - BELOW_THRESHOLD
             lists.build_(memory)
         return lists.mplp(memory, index, threshold, MIN_RANK, None)

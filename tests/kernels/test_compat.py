@@ -190,6 +190,21 @@ def test_lists_start_below_the_threshold(builds):
         assert memory._followed.lists.floor == pytest.approx(floor) and len(builds) == made
 
 
+def test_an_interrupted_build_leaves_no_lists(monkeypatch):
+    memory, index = Memory(8, 80), torch.arange(80)
+    memory.mem.data.copy_(clustered_features(80, 8))
+    MPLP(0.7).predict(memory.mem, index)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(memory_lists.MemoryLists, "_take", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        MPLP(0.3).predict(memory.mem, index)
+    monkeypatch.undo()
+    assert memory._followed.lists.tables is None
+
+
 @pytest.mark.parametrize("wrong", [-1, 80])
 def test_targets_are_checked_before_lists_are_built(wrong):
     memory = Memory(8, 80)
