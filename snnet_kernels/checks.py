@@ -319,6 +319,7 @@ def check_momentum(value: float | Tensor, device: torch.device) -> Tensor:
             )
         if value.is_meta and device.type != "meta":
             raise ValueError(f"momentum must have a value to be used on {device}, got a meta tensor")
+        value = value.detach()  # no gradient is defined for it
         if has_values(value):
             check_momentum_value(value)
         return value.to(device=device, dtype=torch.float32)

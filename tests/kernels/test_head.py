@@ -455,6 +455,17 @@ def test_products_are_those_of_the_last_batch():
     assert "products" not in head.label_statistics()
 
 
+def test_a_momentum_keeps_no_graph():
+    head = make_head()
+    momentum = torch.tensor(0.25, requires_grad=True)
+    head.momentum = momentum * 2
+    assert not head._momentum.requires_grad
+    one_step(head, 0)
+    assert torch.equal(copy.deepcopy(head).momentum, torch.tensor(0.5))
+    head.memory.update_(torch.arange(3), clustered_features(3, D), momentum)
+    assert not head.memory.features.requires_grad
+
+
 def test_a_momentum_that_is_refused_changes_nothing():
     head = make_head()
     head.momentum = 0.9
