@@ -163,8 +163,8 @@ class SNNetHead(UnaveragedModule):
         """The loss [] of live, L2-normalised ``features`` [B, d] of the images ``index`` int64 [B].
 
         Predicts the main labels, and reads the symmetric and the neighbour labels from P. In training it then writes
-        the main labels to P (Eq. 1-8). On the CPU the first batch is checked: ValueError if a finite row is neither of
-        length 1 nor zero.
+        the main labels to P (Eq. 1-8). On the CPU batches are checked up to the first with a row that is finite and not
+        zero: ValueError if the length of such a row is not 1.
         """
         index = self._checked(features, index)
         similarity = self.memory.similarity(features.detach()) if self._uses_similarity(len(index)) else None
@@ -203,12 +203,12 @@ class SNNetHead(UnaveragedModule):
         return index
 
     def _check_first_lengths(self, features: Tensor) -> None:
-        """Check only the first batch, and only on the CPU: a missing normalisation shows in every batch."""
+        """Check only the first batch that has lengths, and only on the CPU: a missing normalisation shows in each."""
         if torch.compiler.is_compiling() or self._saw_lengths:
             return
         if features.device.type == "cpu" and has_values(features):
             checks.check_lengths("features", features, finite=False)
-            self._saw_lengths = True
+            self._saw_lengths = bool((features.isfinite().all(1) & features.any(1)).any())
 
     def _label_sets_of(self, index: Tensor, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The main, symmetric and neighbor labels, packed."""

@@ -463,3 +463,14 @@ def test_features_that_are_not_normalized_are_noticed_once():
         head(3 * FIRST[:2], torch.arange(2))
     head(FIRST[:2], torch.arange(2))
     assert head(3 * FIRST[:2], torch.arange(2)).item() > 1  # nobody looks again
+
+
+@pytest.mark.parametrize("nothing", ["no rows", "rows that are not finite", "zero rows"])
+def test_a_batch_that_tells_no_length_is_not_the_last_that_is_looked_at(nothing):
+    head = sk.SNNetHead(N, D)
+    head.initialize_(FIRST)
+    batches = {"no rows": FIRST[:0], "rows that are not finite": FIRST[:2] / 0, "zero rows": 0 * FIRST[:2]}
+    features = batches[nothing]
+    head(features, torch.arange(len(features)))
+    with pytest.raises(ValueError, match=r"features must have rows of length 1 .*: row 0 has length 3"):
+        head(3 * FIRST[:2], torch.arange(2))
