@@ -35,6 +35,12 @@ struct LabelLists {
         counts(checked_vector<int32_t>(counts_tensor, "counts", n)) {}
 
   int32_t* list(int64_t i) const { return entries + starts[i]; }
+
+  // Before list i is read: tables that nothing has filled (to_empty()) hold any numbers.
+  void check_list(int64_t i) const {
+    SNNET_CHECK(starts[i] >= 0 && counts[i] >= 0 && counts[i] <= places - starts[i], "list ", i,
+                " must lie in the ", places, " entries of its table, got start ", starts[i], " and count ", counts[i]);
+  }
 };
 
 struct GrowingLists : LabelLists {
@@ -48,6 +54,16 @@ struct GrowingLists : LabelLists {
     SNNET_CHECK(used_tensor.is_cpu() && used_tensor.scalar_type() == ScalarType::Long && used_tensor.numel() == 1,
                 "used must be one int64 on the cpu");
     used = used_tensor.mutable_data_ptr<int64_t>();
+    SNNET_CHECK(*used >= 0 && *used <= places, "used must lie in [0, ", places, "], the entries of its table, got ",
+                *used);
+  }
+
+  // Before list i is written.
+  void check_list(int64_t i) const {
+    const int64_t start = starts[i];
+    const int32_t count = counts[i], size = sizes[i];
+    SNNET_CHECK(start >= 0 && count >= 0 && count <= size && size <= places - start, "list ", i, " must lie in the ",
+                places, " entries of its table, got start ", start, ", count ", count, " and size ", size);
   }
 
   // Places at the end that list i takes to hold `count` entries.
@@ -68,6 +84,12 @@ struct GrowingLists : LabelLists {
     list(i)[counts[i]++] = entry;
   }
 
+  void replace(int64_t i, const std::vector<int32_t>& wanted) const {
+    make_room(i, static_cast<int64_t>(wanted.size()));
+    std::copy(wanted.begin(), wanted.end(), list(i));
+    counts[i] = static_cast<int32_t>(wanted.size());
+  }
+
   void remove(int64_t i, int32_t entry) const {
     int32_t *begin = list(i), *end = begin + counts[i];
     int32_t* found = std::find(begin, end, entry);
@@ -80,8 +102,7 @@ struct GrowingLists : LabelLists {
 // What a write of row i changes.
 struct Change {
   int64_t row;
-  std::vector<int32_t> added, removed;
-  int64_t count;  // of the new row
+  std::vector<int32_t> wanted, added, removed;  // columns: of the new row, and what differs from the old one
 };
 
 std::vector<int32_t> set_columns(const uint8_t* labels, int64_t n) {
@@ -107,18 +128,18 @@ Tensor write_label_lists_(const Tensor& row_entries, const Tensor& row_starts, c
   check_matrix(labels, "labels", ScalarType::Byte, positions.size(0), label_bytes(n));
   const Tensor given = torch::stable::contiguous(labels);
   const auto entries = newest_entries(positions.const_data_ptr<int64_t>(), positions.size(0));
+  for (const auto& [row, entry] : entries) rows.check_list(row);
   std::vector<Change> changes(entries.size());
   torch::stable::parallel_for(0, static_cast<int64_t>(entries.size()), grain(label_bytes(n) / 8),
                               [&](int64_t begin, int64_t end) {
     for (int64_t e = begin; e < end; ++e) {
       const auto [row, entry] = entries[e];
-      const std::vector<int32_t> wanted =
-          set_columns(given.const_data_ptr<uint8_t>() + entry * label_bytes(n), n);
       std::vector<int32_t> before(rows.list(row), rows.list(row) + rows.counts[row]);
       std::sort(before.begin(), before.end());
       Change& change = changes[e];
       change.row = row;
-      change.count = static_cast<int64_t>(wanted.size());
+      change.wanted = set_columns(given.const_data_ptr<uint8_t>() + entry * label_bytes(n), n);
+      const std::vector<int32_t>& wanted = change.wanted;
       std::set_difference(wanted.begin(), wanted.end(), before.begin(), before.end(),
                           std::back_inserter(change.added));
       std::set_difference(before.begin(), before.end(), wanted.begin(), wanted.end(),
@@ -129,10 +150,16 @@ Tensor write_label_lists_(const Tensor& row_entries, const Tensor& row_starts, c
   int64_t* places = needed.mutable_data_ptr<int64_t>();
   std::unordered_map<int32_t, int64_t> most;  // upper bound per column: entries may come before others go
   for (const Change& change : changes) {
-    places[0] += rows.places_for(change.row, rows.counts[change.row] + static_cast<int64_t>(change.added.size()));
+    places[0] += rows.places_for(change.row, static_cast<int64_t>(change.wanted.size()));
     for (const int32_t column : change.added) ++most[column];
+    if (change.removed.empty()) continue;
+    const int32_t low = change.removed.front(), high = change.removed.back();
+    SNNET_CHECK(low >= 0 && high < n, "entries of row ", change.row, " must lie in [0, ", n, "), got ",
+                low < 0 ? low : high);
+    for (const int32_t column : change.removed) columns.check_list(column);
   }
   for (const auto& [column, added] : most) {
+    columns.check_list(column);
     // A list that moves more than once takes less than twice the last size.
     places[1] += 2 * columns.places_for(column, columns.counts[column] + added);
   }
@@ -141,15 +168,9 @@ Tensor write_label_lists_(const Tensor& row_entries, const Tensor& row_starts, c
   places[0] = places[1] = 0;
   for (const Change& change : changes) {
     const auto row = static_cast<int32_t>(change.row);
-    for (const int32_t column : change.removed) {
-      rows.remove(row, column);
-      columns.remove(column, row);
-    }
-    rows.make_room(row, change.count);
-    for (const int32_t column : change.added) {
-      rows.add(row, column);
-      columns.add(column, row);
-    }
+    for (const int32_t column : change.removed) columns.remove(column, row);
+    for (const int32_t column : change.added) columns.add(column, row);
+    rows.replace(row, change.wanted);
   }
   return needed;
 }
@@ -165,7 +186,13 @@ Tensor gather_label_lists(const Tensor& entries, const Tensor& starts, const Ten
   uint8_t* bits = gathered.mutable_data_ptr<uint8_t>();
   for (int64_t b = 0; b < positions.size(0); ++b) {
     if (at[b] < 0) continue;
-    for (int32_t j = 0; j < lists.counts[at[b]]; ++j) set_bit(bits + b * width, lists.list(at[b])[j]);
+    lists.check_list(at[b]);
+    const int32_t *entry = lists.list(at[b]), *end = entry + lists.counts[at[b]];
+    for (; entry < end; ++entry) {
+      const auto column = static_cast<uint32_t>(*entry);
+      SNNET_CHECK(column < n, "entries of list ", at[b], " must lie in [0, ", n, "), got ", *entry);
+      set_bit(bits + b * width, column);
+    }
   }
   return gathered;
 }
@@ -180,7 +207,10 @@ std::tuple<Tensor, Tensor> gather_list_entries(const Tensor& entries, const Tens
   Tensor sizes = torch::stable::new_empty(index, {size}, ScalarType::Int);
   int32_t* number = sizes.mutable_data_ptr<int32_t>();
   int64_t total = 0;
-  for (int64_t b = 0; b < size; ++b) total += number[b] = lists.counts[at[b]];
+  for (int64_t b = 0; b < size; ++b) {
+    lists.check_list(at[b]);
+    total += number[b] = lists.counts[at[b]];
+  }
   Tensor gathered = torch::stable::new_empty(index, {total}, ScalarType::Int);
   int32_t* out = gathered.mutable_data_ptr<int32_t>();
   for (int64_t b = 0; b < size; ++b) out = std::copy_n(lists.list(at[b]), number[b], out);

@@ -11,7 +11,7 @@ import snnet_kernels as sk
 from snnet_kernels import label_memory, label_tables, reference
 from snnet_kernels.label_list_layout import list_entries
 from snnet_kernels.label_tables import LabelTables
-from tests.kernels.inputs import memory_of
+from tests.kernels.inputs import memory_of, needs_cpu_library
 
 
 class PlainTables(LabelTables):
@@ -67,9 +67,57 @@ def test_entries_of_lists_come_one_list_after_the_other():
         assert entries.dtype == sizes.dtype == torch.int32 and len(entries) == int(sizes.sum())
         for own, labels in zip(entries.split(sizes.tolist()), wanted, strict=True):
             assert own.sort().values.tolist() == sk.unpack_labels(labels, 130).nonzero()[:, 1].tolist()
-    # From torch 2.15 on an error of the library is a RuntimeError.
-    with pytest.raises((ValueError, RuntimeError), match=r"index must lie in \[0, 130\), got -1"):
+    with pytest.raises(ERRORS, match=r"index must lie in \[0, 130\), got -1"):
         torch.ops.snnet.gather_list_entries(*tables.lists("row"), torch.tensor([-1]))
+
+
+ERRORS = (ValueError, RuntimeError)  # from torch 2.15 on an error of the library is one of the latter
+LARGE = 2**62
+
+
+@needs_cpu_library
+@pytest.mark.parametrize("part", ["starts", "counts", "entries"])
+@pytest.mark.parametrize("value", [-1, -LARGE, 10_000_000, LARGE])
+def test_lists_outside_of_their_table_are_not_read(part, value):
+    """Such as to_empty() leaves them."""
+    tables = filled("lists").tables
+    entries, starts, counts = (tensor.clone() for tensor in tables.lists("row"))
+    given = {"entries": entries, "starts": starts, "counts": counts}
+    kind = torch.iinfo(given[part].dtype)
+    given[part][int(starts[30]) if part == "entries" else 30] = max(kind.min, min(kind.max, value))
+    others, index = torch.tensor([29, 31, -1]), torch.tensor([31, 30])
+    told = r"entries of list 30 must lie in \[0, 130\)" if part == "entries" else "list 30 must lie in the"
+    assert torch.equal(torch.ops.snnet.gather_label_lists(*given.values(), others, 130), tables.rows(others))
+    with pytest.raises(ERRORS, match=told):
+        torch.ops.snnet.gather_label_lists(*given.values(), index, 130)
+    if part != "entries":
+        with pytest.raises(ERRORS, match=told):
+            torch.ops.snnet.gather_list_entries(*given.values(), index)
+
+
+PARTS = [(side, part) for side in ("row", "column") for part in ("starts", "counts", "sizes", "used")]
+
+
+@needs_cpu_library
+@pytest.mark.parametrize("value", [-1, -LARGE, 10_000_000, LARGE])
+@pytest.mark.parametrize(("side", "part"), [*PARTS, ("row", "entries")])
+@pytest.mark.parametrize("adds", [True, False])
+def test_lists_outside_of_their_table_are_not_written(side, part, adds, value):
+    """Row 30 loses column 30, and gets or loses column 40."""
+    memory, row = sk.PseudoLabelMemory(130, storage="lists"), torch.tensor([30])
+    tables, place = memory.tables, 30 if side == "row" else 40
+    without, with_40 = torch.zeros(1, 130, dtype=torch.bool), (torch.arange(130) == 40)[None]
+    if not adds:
+        memory.write_(row, sk.pack_labels(with_40 | (torch.arange(130) == 30)))
+    damaged = getattr(tables, f"{side}_{part}")
+    at = {"used": (), "entries": int(tables.row_starts[30])}.get(part, place)
+    damaged[at] = max(torch.iinfo(damaged.dtype).min, min(torch.iinfo(damaged.dtype).max, value))
+    before = {name: tensor.clone() for name, tensor in tables.named_buffers()}
+    told = {"used": "used must lie in", "entries": "entries of row 30 must lie in"}
+    with pytest.raises(ERRORS, match=told.get(part, f"list {place} must lie in the")):
+        memory.write_(row, sk.pack_labels(with_40 if adds else without))
+    for name, tensor in tables.named_buffers():
+        assert torch.equal(tensor, before[name]), name
 
 
 def filled(storage: str, n: int = 130) -> sk.PseudoLabelMemory:
