@@ -20,7 +20,7 @@ from snnet.system.processes import ALONE, Processes
 from snnet.system.progress import progress
 from snnet.system.row_exchange import rows_in_turn
 from snnet_kernels import memory_similarity
-from snnet_kernels.selection_keys import NO_KEY, keys_of
+from snnet_kernels.selection_keys import NO_KEY, columns_of, keys_of
 
 TILE_ENTRIES = 1 << 22  # similarities that are held at a time
 BLOCK_ROWS = 1 << 14  # images that the own ones are compared with at a time; of several processes an eighth
@@ -253,7 +253,13 @@ class _CycleChecks:
         begin = part.indptr[:-1]
         most = np.maximum.reduceat(keys, begin)
         second = np.maximum.reduceat(np.where(keys == most[row], NO_KEY, keys), begin)
-        bars = np.minimum(self.first[part.first : part.first + len(begin)] + 1, second)
+        first = self.first[part.first : part.first + len(begin)]
+        # Its key has the similarity in the candidate's row; where products are not symmetric, the image's row has
+        # another one.
+        column = columns_of(torch.from_numpy(first)).numpy()
+        own = np.where(part.columns == column[row], keys, NO_KEY)
+        first = np.maximum(first, np.maximum.reduceat(own, begin))
+        bars = np.minimum(first + 1, second)
         chosen = (keys != NO_KEY) & (keys >= bars[row]) | (part.columns == row + part.first)
         return np.add.reduceat(chosen, begin, dtype=np.int64), part.columns[chosen]
 
@@ -271,7 +277,7 @@ def _ranks(part: Part, row: np.ndarray) -> np.ndarray:
 
 
 def _keys(values: np.ndarray, columns: np.ndarray | int) -> np.ndarray:
-    at = torch.as_tensor(columns, dtype=torch.int64)
+    at = torch.as_tensor(columns, dtype=torch.int64, device="cpu")
     return keys_of(torch.from_numpy(values), at).numpy()
 
 

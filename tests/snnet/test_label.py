@@ -98,6 +98,30 @@ def test_ranks_of_anchors_that_are_no_candidates_are_counted_in_whole_rows(
     check_against_reference(features, {"min_rank": 4})
 
 
+def test_inconsistent_candidates_are_no_positives_where_products_are_not_symmetric(
+    features: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the similarity of p in i's row is another float than that of i in p's row."""
+    generator, by_products = torch.Generator().manual_seed(0), candidates.memory_similarity
+
+    def rounded_anew(rows: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+        product = by_products(rows, block)
+        return product * (1 + torch.randint(-1, 2, product.shape, generator=generator) * 2.0**-23)
+
+    monkeypatch.setattr(candidates, "memory_similarity", rounded_anew)
+    labels = predict_sparse_labels(features)
+    exact = (features.double() @ features.double().t()).numpy()
+    positives = 0
+    for i in range(N):
+        nearer = labels.y.row(i)
+        nearer = nearer[np.argsort(-exact[i, nearer])]
+        for p in nearer[2:]:
+            ahead = (exact[p] > exact[p, exact[i].argmax()] + 2e-6).sum()
+            assert p == i or ahead <= max((exact[i] > 0.6 - 2e-6).sum(), 10), (i, p)
+        positives += len(nearer)
+    assert positives > 4 * N
+
+
 def collapsed(n: int, exact: bool) -> torch.Tensor:
     """Features that hardly tell images apart: cosines above 0.9, where ``exact`` of few values, with duplicates."""
     generator = torch.Generator().manual_seed(3)
