@@ -136,7 +136,7 @@ class _Largest:
     """The column of the largest value of each row, the lowest of equals; -1 until one is above -inf."""
 
     def __init__(self, rows: int, device: torch.device) -> None:
-        self.values = torch.full((rows,), -torch.inf, device=device)
+        self.values = torch.full((rows,), -torch.inf, dtype=torch.float32, device=device)
         self.columns = torch.full((rows,), -1, dtype=torch.int64, device=device)
 
     def take(self, rows: slice, block: Tensor, first: int) -> None:
@@ -300,7 +300,7 @@ def _are_behind(
     behind = np.zeros(len(candidate), bool)
     for first in range(0, max(rows.processes.everywhere(len(distinct))), step):
         asked = torch.from_numpy(distinct[first : first + step] - rows.own.start).to(device)
-        products = torch.empty(len(asked), images, device=device)
+        products = torch.empty(len(asked), images, dtype=torch.float32, device=device)
         for start, block in rows.blocks():
             products[:, start : start + len(block)] = memory_similarity(rows.features[asked], block)
         pairs = np.flatnonzero((place >= first) & (place < first + step))

@@ -229,13 +229,15 @@ def _extracted(
                 found = forward(placement.images(images))
                 if features is None:
                     with torch.inference_mode(False):  # what reads them may need gradients
-                        features = torch.empty(count, found.shape[1], device=placement.device)
+                        features = torch.empty(
+                            count, found.shape[1], dtype=torch.float32, device=placement.device
+                        )
                 features[int(index[0]) : int(index[0]) + len(index)] = found
     finally:
         for part, training in modes:
             part.training = training
     if features is None:
-        features = torch.empty(0, dim, device=placement.device)
+        features = torch.empty(0, dim, dtype=torch.float32, device=placement.device)
     bad = int((~torch.isfinite(features)).any(dim=1).sum())
     counts = processes.everywhere((bad, count))
     bad, images = (sum(numbers) for numbers in zip(*counts, strict=True))

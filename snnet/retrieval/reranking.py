@@ -66,7 +66,7 @@ def rerank(
     forward, half, averaged = (min(k, len(features)) for k in (k1 + 1, round(k1 / 2) + 1, k2))
     lists, lowest = ops.lists_and_lowest(features, max(forward, averaged))
     nearest, largest = lists.columns.cpu(), 2 - 2 * lowest.cpu()
-    similarity = torch.empty(len(query), len(gallery))
+    similarity = torch.empty(len(query), len(gallery), dtype=torch.float32, device="cpu")
     for first in range(0, len(query), ROWS_AT_ONCE):
         rows = features[first : min(first + ROWS_AT_ONCE, len(query))]
         similarity[first : first + len(rows)] = float32_similarity(rows, features[len(query) :])  # as ranked

@@ -25,7 +25,9 @@ def update_memory_by_hardest_(
     hardest = torch.full_like(lowest, last, dtype=torch.int64).scatter_reduce(0, index, candidates, "amin")
     # α = 0: the old row does not count, whatever it holds.
     kept = torch.where(
-        torch.as_tensor(momentum, device=rows.device) == 0, torch.zeros_like(rows), momentum * rows
+        torch.as_tensor(momentum, dtype=rows.dtype, device=rows.device) == 0,
+        torch.zeros_like(rows),
+        momentum * rows,
     )
     blend = kept + (1 - momentum) * features[hardest[index]]
     length = torch.linalg.vector_norm(blend, dim=1, keepdim=True, dtype=torch.float64).to(blend.dtype)

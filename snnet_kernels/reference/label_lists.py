@@ -48,6 +48,8 @@ def write_label_lists_(rows: Table, columns: Table, index: Tensor, labels: Tenso
         )
     for table, (entries, starts, counts, sizes), need in zip((rows, columns), made, needed, strict=True):
         table[0][:need] = entries
-        for old, new in zip(table[1:], (starts, counts, sizes, torch.tensor(need)), strict=True):
+        for old, new in zip(
+            table[1:], (starts, counts, sizes, torch.tensor(need, device=index.device)), strict=True
+        ):
             old.copy_(new)
     return torch.zeros(2, dtype=torch.int64, device=index.device)

@@ -22,7 +22,7 @@ def select_candidates(rows: Tensor, threshold: float) -> tuple[Tensor, Tensor, T
     entries past a row's count stand for nothing. NaN is above no threshold and comes last.
     """
     # In float32 0.6 is a little more than 0.6: rounded first, it is the same bar for rows of any type.
-    bar = torch.tensor(threshold, dtype=torch.float32).item()
+    bar = torch.tensor(threshold, dtype=torch.float32, device="cpu").item()
     counts = (rows > bar).sum(1)
     width = max(int(counts.max()), 1) if counts.numel() else 1
     similarity, columns = ordered_topk(rows, width)

@@ -81,7 +81,11 @@ def _candidates(
     listed, values = _in_order_of_columns(lists, index, n)
     places, _, counts = select_candidates(values, threshold)
     columns = listed.gather(1, places)
-    incomplete = (lists.floors[index] > torch.tensor(threshold, dtype=torch.float32)).nonzero().flatten()
+    incomplete = (
+        (lists.floors[index] > torch.tensor(threshold, dtype=torch.float32, device=index.device))
+        .nonzero()
+        .flatten()
+    )
     if incomplete.numel():
         products = matmul(memory[index[incomplete]], memory.t())
         found, _, counts[incomplete] = select_candidates(products, threshold)

@@ -28,7 +28,7 @@ def mplp(
 ) -> Tensor:
     n = memory.shape[0]
     labels = torch.zeros(index.shape[0], n, dtype=torch.bool, device=memory.device)
-    bar = torch.tensor(threshold, dtype=torch.float32).to(memory.dtype)
+    bar = torch.tensor(threshold, dtype=torch.float32, device=memory.device).to(memory.dtype)
 
     def rows_of(which: Tensor) -> Tensor:
         return cache[which] if cache is not None else matmul(memory[which], memory.t())

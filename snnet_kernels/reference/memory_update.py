@@ -81,7 +81,9 @@ def _blended_rounds_(
 
 def _scaled(weight: Tensor | float, values: Tensor) -> Tensor:
     """weight · values, and 0 for a weight of 0 whatever the values."""
-    return torch.where(torch.as_tensor(weight, device=values.device) == 0, 0.0, weight * values)
+    return torch.where(
+        torch.as_tensor(weight, dtype=values.dtype, device=values.device) == 0, 0.0, weight * values
+    )
 
 
 def _blend_rows_(

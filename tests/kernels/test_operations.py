@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from torch.nn.functional import normalize
+from torch.utils._pytree import tree_leaves
 
 import snnet_kernels as sk
 from snnet_kernels import ops, reference
@@ -185,6 +186,28 @@ def test_opcheck_of_any_strides(name):
     results = operation(*strided(name)), OPERATIONS[name].plain(*strided(name))
     served, plain = ((made,) if isinstance(made, torch.Tensor) else made or () for made in results)
     assert [made.stride() for made in served] == [made.stride() for made in plain]
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("form", ["plain", "served"])
+def test_defaults_of_torch_change_nothing(name, form):
+    """Neither the default dtype nor the default device: results, and what is written."""
+    call = OPERATIONS[name].plain if form == "plain" else getattr(torch.ops.snnet, name).default
+
+    def tensors(dtype: torch.dtype, device: str) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        given = arguments()[name]
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device):
+                made = call(*given)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        return [leaf for leaf in tree_leaves((given, made)) if isinstance(leaf, torch.Tensor)]
+
+    expected = tensors(torch.float32, "cpu")
+    for dtype, device in ((torch.float64, "cpu"), (torch.float32, "meta")):
+        torch.testing.assert_close(tensors(dtype, device), expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_first_derivatives_of_the_similarity():

@@ -201,6 +201,19 @@ def test_features_of_another_type_and_layout_are_taken_to_float32(features: torc
         np.testing.assert_array_equal(found.neighbors, wanted.neighbors)
 
 
+@pytest.mark.parametrize(("dtype", "device"), [(torch.float64, "cpu"), (torch.float32, "meta")])
+def test_defaults_of_torch_change_nothing(features: torch.Tensor, dtype: torch.dtype, device: str) -> None:
+    wanted = predict_sparse_labels(features)
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            found = predict_sparse_labels(features)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(dense(found.y), dense(wanted.y))
+    np.testing.assert_array_equal(found.neighbors, wanted.neighbors)
+
+
 def test_arguments_that_cannot_be_labelled_are_named(features: torch.Tensor) -> None:
     nan, long = features.clone(), features.clone()
     nan[7, 3], long[5] = torch.nan, 2 * long[5]

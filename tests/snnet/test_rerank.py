@@ -73,6 +73,20 @@ def test_equals_the_definition(form, k1, k2, weight):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("dtype", "device"), [(torch.float64, "cpu"), (torch.float32, "meta")])
+def test_defaults_of_torch_change_nothing(form, dtype, device):
+    features = clustered(70)
+    expected = rerank(features[:12], features[12:])
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            found = rerank(features[:12], features[12:])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_ties_go_by_index(form):
     """Products of these are exact whatever the order of summation, and take 17 values: most neighbours tie."""
     rng = np.random.default_rng(0)
