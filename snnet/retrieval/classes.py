@@ -37,11 +37,16 @@ def component_classes(y: SparseMatrix) -> np.ndarray:
 def dbscan_classes(features: Tensor, *, k1: int, k2: int, eps: float, min_samples: int) -> np.ndarray:
     """Clusters of DBSCAN on the Jaccard distances of ``features`` [n, d], rows of norm 1; outliers are -1: int64 [n].
 
+    Rows of zeros (images without a feature) are outliers, and no image's neighbours.
     See :func:`snnet_kernels.jaccard_graph`; ``eps`` below 1 and ``min_samples`` are DBSCAN's.
     """
     cluster = _load("sklearn.cluster").DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed")
-    graph = jaccard_graph(features, k1, k2, max_distance=eps).to_scipy()
-    return cluster.fit_predict(graph).astype(np.int64)
+    known = (features != 0).any(1).cpu()
+    classes = np.full(len(features), -1, np.int64)
+    if known.any():
+        graph = jaccard_graph(features[known.to(features.device)], k1, k2, max_distance=eps).to_scipy()
+        classes[known.numpy()] = cluster.fit_predict(graph)
+    return classes
 
 
 def groups_from_names(names: Sequence[str], pattern: str) -> np.ndarray:

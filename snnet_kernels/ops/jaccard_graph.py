@@ -87,14 +87,18 @@ def jaccard_graph(
     5. distance = 1 − m / (2 − m) with m = Σ_l min(V[i, l], V[j, l]), at least 0.
 
     Equals ``compute_jaccard_distance(features, k1, k2)`` of cluster-contrast and SpCL, for distances of at most
-    ``max_distance``. A pair that shares no column (distance 1) is never listed. Each image is listed with itself if
-    its row of V is not empty. With well-spread features ties do not affect the result. If all features are nearly equal
-    (every cosine above 0.995, as after a collapse of the network), similarities differ only by rounding, and the order
-    above decides who is a neighbour. Other programs leave ties open, and then give other graphs.
+    ``max_distance``. A pair that shares no column (distance 1) is never listed. With a ``max_distance`` of at least
+    1e-5 each image is listed with itself if its row of V is not empty; below that, rounding decides. With well-spread
+    features ties do not affect the result. If all features are nearly equal (every cosine above 0.995, as after a
+    collapse of the network), similarities differ only by rounding, and the order above decides who is a neighbour.
+    Other programs leave ties open, and then give other graphs. A row of zeros is equally similar to all images, so its
+    nearest are the first ones: with k2 above 1, all such rows are near one another. Leave rows without a feature out
+    before clustering.
 
-    Besides the features it holds lists of ``searched`` entries per image, V twice, and the graph twice. Takes CPU and
-    CUDA features: the neighbours are searched on their device, the rest runs on the CPU. With ``cameras``,
-    ``torch.compile`` cannot trace it whole, because sizes depend on the values.
+    Besides the features it holds lists of ``searched`` entries per image, V twice, and the graph twice. m images that
+    are equal (blank crops, for instance) have up to m² entries in the graph. Takes CPU and CUDA features: the
+    neighbours are searched on their device, the rest runs on the CPU. With ``cameras``, ``torch.compile`` cannot trace
+    it whole, because sizes depend on the values.
 
     Args:
         features: [n, d], any floating type and strides, rows of length 1 (or zero).

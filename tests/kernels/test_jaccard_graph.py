@@ -150,6 +150,14 @@ def test_a_bound_lists_what_is_within_it(form, kind):
         np.testing.assert_array_equal(distances(graph), np.where(every <= np.float32(bound), every, 1))
 
 
+def test_what_the_docstring_says_of_equal_rows_and_of_rows_of_zeros(form):
+    """Each image is listed with itself, equal images with each other, and rows of zeros are near one another."""
+    features = torch.cat([features_of("clustered", 150), features_of("same", 40), torch.zeros(5, 16)])
+    near = distances(sk.jaccard_graph(features, 12, 4, max_distance=1e-5)) <= 1e-5
+    assert near.diagonal()[:150].all() and near[150:190, 150:190].all()
+    assert (distances(sk.jaccard_graph(features, 12, 4))[190:, 190:] < 0.6).all()
+
+
 def test_forms_of_a_graph():
     graph = sk.jaccard_graph(features_of("exact", 60), 10, 3)
     assert [part.dtype for part in graph] == [torch.int64, torch.int32, torch.float32]

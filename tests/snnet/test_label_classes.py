@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet.errors import UserError
-from snnet.retrieval.classes import class_summary
+from snnet.retrieval.classes import class_summary, dbscan_classes
 from snnet.retrieval.feature_files import FeatureSet, save_features
 from snnet.retrieval.sparse_labels import load_labels, predict_sparse_labels, save_labels
 from snnet_kernels.testing import clustered_features
@@ -70,6 +70,20 @@ def test_dbscan_classes_are_those_of_the_dense_distances(tmp_path: Path) -> None
     np.testing.assert_array_equal(found.classes, expected)
     metadata = load_labels(tmp_path / "y.npz").metadata
     assert [metadata[name] for name in ("k1", "k2", "eps", "min_samples")] == [10, 3, 0.5, 5]
+
+
+@pytest.mark.parametrize("zeros", [[3, 100, 101, 102, 239], range(240), []])
+def test_images_without_a_feature_are_in_no_class(zeros: list[int], tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    features = clustered_features(240, 16)
+    known = np.setdiff1d(np.arange(240), zeros)
+    features[list(zeros)] = 0
+    options = {"k1": 10, "k2": 3, "eps": 0.5, "min_samples": 4}
+    found = dbscan_classes(features, **options)
+    assert found.dtype == np.int64 and (found[list(zeros)] == -1).all()
+    if len(known):
+        assert found.max() >= 2
+        np.testing.assert_array_equal(found[known], dbscan_classes(features[known], **options))
 
 
 def test_a_class_with_most_of_the_images_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
