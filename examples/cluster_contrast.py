@@ -102,14 +102,14 @@ class PKBatches(Dataset):
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     names = {"dataset": "synthetic", "data-dir": None, "arch": "osnet_x0_25", "weights": None}
     sizes = {"height": 64, "width": 32, "batch": 64, "instances": 4, "iterations": 40, "epochs": 10}
     more = {"embedding": "pool", "workers": 0, "k1": 30, "k2": 6, "eps": 0.6, "lr": 3.5e-4, "seed": 0}
     for name, default in (names | {"device": device} | sizes | more).items():
         kind = str if default is None else type(default)
-        parser.add_argument(f"--{name}", type=kind, default=default, help=" ")
+        parser.add_argument(f"--{name}", type=kind, default=default, help="default: %(default)s")
     parser.add_argument("--hard", action="store_true", help="a centre takes up its hardest image alone")
     return parser.parse_args(words)
 

@@ -25,7 +25,10 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=6, help="passes over them (default: 6)")
     parser.add_argument("--warm-up", type=int, default=4, help="epochs without groups or labels (default: 4)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+    flags = parser.parse_args()
+    if flags.images < BATCH:
+        parser.error(f"--images must be at least {BATCH}, a batch, got {flags.images}")
+    return flags
 
 
 class Pedestrians(NamedTuple):

@@ -30,6 +30,16 @@ def test_example(name, comparisons):
         assert float(fused) == pytest.approx(float(unfused), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["mmcl_trainer", "snnet_loop", "cluster_trainer", "distributed_loop"])
+def test_fewer_images_than_a_batch_are_refused(name, monkeypatch, capsys):
+    script = ROOT / "examples" / f"{name}.py"
+    monkeypatch.syspath_prepend(str(script.parent))
+    monkeypatch.setattr("sys.argv", [str(script), "--images", "31", "--device", "cpu"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(script), run_name="__main__")
+    assert capsys.readouterr().err.endswith("error: --images must be at least 32, a batch, got 31\n")
+
+
 def test_a_speed_up_of_a_single_step_is_told(capsys):
     speed_up = runpy.run_path(str(ROOT / "examples" / "speed.py"))["speed_up"]
     assert speed_up("one", lambda value: value, lambda value: value, [(2.0,)]) > 0
@@ -58,6 +68,15 @@ def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused(monkeyp
         SystemExit, match=r"^the number of processes must divide the batch of 32 images, got 3$"
     ):
         runpy.run_path(str(script))
+
+
+def test_the_help_of_cluster_contrast_has_every_default(capsys):
+    pytest.importorskip("sklearn")
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "examples" / "cluster_contrast.py"))["main"](["--help"])
+    told = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "--arch ARCH default: osnet_x0_25" in told and "--lr LR default: 0.00035" in told
+    assert told.count("default: ") == 18
 
 
 def test_cluster_contrast(tmp_path, capsys):
