@@ -12,6 +12,9 @@ from ..memory_lists import MemoryLists
 
 PLACES = 256
 MIN_RANK = 10  # of the original
+LABELS_OF_A_BUILD = (
+    1 / 12
+)  # of n images: so many labels without lists take as long as a build (measured on a CPU)
 
 
 class FollowedLists:
@@ -23,6 +26,9 @@ class FollowedLists:
     def __init__(self) -> None:
         self.lists = MemoryLists(PLACES, 0.0)  # a build sets the floor
         self._sums: Tensor | None = None
+        self._were_built = False
+        self._spare = 0.0  # labels that are still predicted without lists before these are built
+        self.updates = 0  # of the memory, by a module
 
     def are_of(self, sums: Tensor) -> bool:
         """Whether these lists belong to a memory whose rows have the checksums ``sums`` int64 [n]."""
@@ -30,23 +36,33 @@ class FollowedLists:
         return own is not None and own.device == sums.device and torch.equal(own, sums)
 
     def follow_(self, sums: Tensor) -> None:
-        """Belong to a memory whose rows have the checksums ``sums``, which are kept; lists are built for labels."""
+        """Belong to a memory whose rows have the checksums ``sums``, which are kept; lists are built for labels.
+
+        They are built at once the first time. Later another has written the memory, and may do so at every step.
+        """
         self.lists.drop_()
         self._sums = sums
+        self._spare = LABELS_OF_A_BUILD * len(sums) if self._were_built else 0.0
 
     def mplp(self, memory: Tensor, index: Tensor, threshold: float) -> Tensor:
         """:func:`snnet_kernels.mplp` of the ``memory`` that these lists belong to.
 
         There is no call once an epoch: lists are built again as soon as their products have cost as much as a build,
-        and where they start above the threshold.
+        and where they start above the threshold. After a write from outside they are built once labels without them
+        have cost as much.
         """
         threshold, _ = checks.check_prediction_options(threshold, MIN_RANK)
         memory, index, _ = checks.check_query(memory, index, None, self.lists.tables)
         lists = self.lists
+        if self._spare >= len(index):
+            self._spare -= len(index)
+            return ops.mplp(memory, index, threshold, MIN_RANK)
+        self._spare = 0.0
         if lists.tables is None or threshold < lists.floor or lists.are_worn():
             lists.drop_()  # an interrupted build leaves none
             lists.floor = threshold - BELOW_THRESHOLD
             lists.build_(memory)
+            self._were_built = True
         return lists.mplp(memory, index, threshold, MIN_RANK, None)
 
     def update_(

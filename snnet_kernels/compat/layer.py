@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import checks, ops
+from ..derived import row_checksums
 from ..memory_module import MemoryModule
+from ..tracing import has_values
 
 
 class SampleMemory(MemoryModule):
@@ -42,7 +44,8 @@ class MemoryLayer(torch.autograd.Function):
     """Logits of the inputs with the current memory; the backward pass updates the memory with the inputs.
 
     ``update(memory, targets, inputs, similarity)`` writes the memory. ``similarity`` are the logits, or None if they
-    were changed in place.
+    were changed in place. With ``checked`` checksums tell this, outside of traced code: writes through ``.data``
+    leave no other trace, and ``torch.use_deterministic_algorithms`` has new tensors written once.
     """
 
     @staticmethod
@@ -52,21 +55,24 @@ class MemoryLayer(torch.autograd.Function):
         targets: Tensor,
         memory: Tensor,
         update: Callable[[Tensor, Tensor, Tensor, Tensor | None], None],
+        checked: bool = False,
     ) -> Tensor:
         ctx.save_for_backward(inputs, targets)
         ctx.memory, ctx.update = memory, update
         logits = ops.memory_similarity(inputs, memory)
         ctx.logits = logits.detach()
+        ctx.sums = row_checksums(ctx.logits) if checked and has_values(logits) else None
         return logits
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         inputs, targets = ctx.saved_tensors
         gradient = None
         if ctx.needs_input_grad[0]:
             gradient = torch.ops.snnet.memory_similarity_backward.default(grad.contiguous(), ctx.memory)
             gradient = gradient.to(inputs.dtype)
-        as_they_were = ctx.logits if ctx.logits._version == 0 else None
-        ctx.update(ctx.memory, targets, inputs, as_they_were)
-        return gradient, None, None, None
+        logits, sums = ctx.logits, ctx.sums
+        unchanged = logits._version == 0 if sums is None else torch.equal(sums, row_checksums(logits))
+        ctx.update(ctx.memory, targets, inputs, logits if unchanged else None)
+        return gradient, None, None, None, None

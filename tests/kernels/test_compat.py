@@ -1,5 +1,6 @@
 """A trainer in the style of the MMCL authors', on the package: their classes, their call order, their numbers."""
 
+import copy
 import pickle
 import threading
 
@@ -131,6 +132,36 @@ def test_whatever_writes_the_memory_is_noticed(builds, row):
     assert len(builds) == 2
 
 
+def test_lists_are_not_built_at_every_step_where_a_trainer_writes_the_memory_itself(builds):
+    n, d = 1200, 12
+    memory, labelpred, features = Memory(d, n), MPLP(0.5), clustered_features(n, d)
+    memory.mem.data.copy_(features)
+    for step in range(10):
+        index = torch.randint(n, (40,), generator=torch.Generator().manual_seed(step))
+        memory.mem.data[index] = features[index].flip(0)
+        expected = sk.unpack_labels(sk.mplp(memory.mem.detach(), index, 0.5), n).float()
+        assert torch.equal(labelpred.predict(memory.mem.clone(), index), expected)
+    assert len(builds) == 1
+    for _ in range(10):  # nothing writes it any more: labels of 100 images cost as much as lists
+        assert torch.equal(labelpred.predict(memory.mem.clone(), index), expected)
+    assert len(builds) == 2
+
+
+def test_shallow_copies_share_the_memory_and_its_lists():
+    n, d = 80, 12
+    features, index = clustered_features(n, d), torch.arange(20)
+    memory, labelpred = Memory(d, n), MPLP(0.5)
+    memory.mem.data.copy_(features)
+    labelpred.predict(memory.mem, index)
+    other = copy.copy(memory)
+    one, two = (features[index + k].flip(0).requires_grad_() for k in (0, 30))
+    losses = [memory(one, index, epoch=20).sum(), other(two, index + 30, epoch=20).sum()]
+    for loss in reversed(losses):
+        loss.backward()
+    expected = sk.unpack_labels(sk.mplp(memory.mem.detach(), torch.arange(n), 0.5), n).float()
+    assert torch.equal(labelpred.predict(memory.mem.clone(), torch.arange(n)), expected)
+
+
 def test_a_copied_module_keeps_lists_of_its_own(builds):
     _, memory = steps()
     other = pickle.loads(pickle.dumps(memory))
@@ -140,7 +171,8 @@ def test_a_copied_module_keeps_lists_of_its_own(builds):
     assert len(builds) == 1
 
 
-def test_logits_that_were_changed_are_not_taken_for_similarities(builds):
+@pytest.mark.parametrize("through_data", [False, True])
+def test_logits_that_were_changed_are_not_taken_for_similarities(builds, through_data):
     n, d = 60, 8
     memory = Memory(d, n)
     memory.mem.data.copy_(memory_of("clustered", n, d, seed=0))
@@ -148,7 +180,10 @@ def test_logits_that_were_changed_are_not_taken_for_similarities(builds):
     labelpred.predict(memory.mem, index)
     inputs = memory_of("clustered", n, d, seed=1)[index].requires_grad_()
     logits = memory(inputs, index, epoch=20)
-    logits /= 0.05
+    if through_data:
+        logits.data /= 0.05
+    else:
+        logits /= 0.05
     logits.sum().backward()
     expected = sk.unpack_labels(sk.mplp(memory.mem.detach(), index, 0.5), n).float()
     assert torch.equal(labelpred.predict(memory.mem, index), expected)
@@ -229,7 +264,9 @@ def test_lists_that_are_too_short_are_told(monkeypatch):
     monkeypatch.setattr(followed_lists, "PLACES", 4)
     memory = Memory(8, 80)
     memory.mem.data.copy_(clustered_features(80, 8))
-    with pytest.warns(UserWarning, match="neighbour lists of 4 places are too short .* a higher threshold"):
+    with pytest.warns(
+        UserWarning, match="neighbour lists of 4 places are too short .* a higher threshold"
+    ):
         MPLP(0.2).predict(memory.mem, torch.arange(80))
 
 
