@@ -37,6 +37,10 @@ class MemoryLists(nn.Module):
     """
 
     parts: tuple[str, ...] = NeighborLists._fields  # tables that are kept, and saved
+    remedy = (  # what helps where lists are too short
+        "Give more places (neighbors=... of a head or memory), or a higher threshold; renew_lists_() once an "
+        "epoch lowers floors that have risen"
+    )
 
     columns: Tensor | None
     values: Tensor
@@ -186,10 +190,7 @@ class MemoryLists(nn.Module):
             )
         else:
             lists = f"neighbour lists of {self.capacity} places are too short for many rows"
-            remedy = (
-                "Give more places (neighbors=... of a head or memory), or a higher threshold; renew_lists_() once an "
-                "epoch lowers floors that have risen"
-            )
+            remedy = self.remedy
         _warn_caller(
             f"{lists}: {made} products of a row were made beside them for {int(self.asked)} labels and neighbours, "
             f"which is right but slow. {remedy}"

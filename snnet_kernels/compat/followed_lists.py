@@ -25,6 +25,7 @@ class FollowedLists:
 
     def __init__(self) -> None:
         self.lists = MemoryLists(PLACES, 0.0)  # a build sets the floor
+        self.lists.remedy = "Raise the threshold t of MPLP"
         self._sums: Tensor | None = None
         self._were_built = False
         self._spare = 0.0  # labels that are still predicted without lists before these are built

@@ -265,7 +265,7 @@ def test_lists_that_are_too_short_are_told(monkeypatch):
     memory = Memory(8, 80)
     memory.mem.data.copy_(clustered_features(80, 8))
     with pytest.warns(
-        UserWarning, match="neighbour lists of 4 places are too short .* a higher threshold"
+        UserWarning, match="neighbour lists of 4 places are too short .*slow. Raise the threshold t"
     ):
         MPLP(0.2).predict(memory.mem, torch.arange(80))
 
