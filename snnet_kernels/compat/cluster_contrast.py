@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from .. import checks, ops
-from .layer import MemoryLayer, SampleMemory
+from .layer import MemoryLayer, SampleMemory, check_inputs
 
 
 def compute_jaccard_distance(
@@ -71,7 +71,7 @@ class ClusterMemory(SampleMemory):
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss [] of ``inputs`` [B, num_features], which are normalised here, and ``targets`` int64 [B]."""
         self._refuse_replication()
-        inputs = normalize(checks.check_matrix("inputs", inputs, "B", "d"), dim=1)
+        inputs = normalize(check_inputs(inputs, self.features), dim=1)
         targets = checks.check_index("targets", targets, len(self.features), len(inputs))
         update = ops.update_memory_by_hardest_ if self.use_hard else ops.update_memory_
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, nll_loss, normalize
 
 from .. import checks, ops
-from .layer import MemoryLayer, SampleMemory
+from .layer import MemoryLayer, SampleMemory, check_inputs
 
 EPSILON = 1e-6  # in both places of SpCL's softmax
 MARGIN = 0.2  # only the part of the loss of DCMIP's first proxies above it counts
@@ -37,7 +37,7 @@ class HybridMemory(SampleMemory):
     def forward(self, inputs: Tensor, indexes: Tensor) -> Tensor:
         """The loss [] of ``inputs`` [B, num_features], rows of length 1, for the images ``indexes`` int64 [B]."""
         self._refuse_replication()
-        inputs = checks.check_matrix("inputs", inputs, "B", "d")
+        inputs = check_inputs(inputs, self.features)
         indexes = checks.check_index("indexes", indexes, len(self.features), len(inputs))
 
         def learn(memory: Tensor, index: Tensor, inputs: Tensor, _: Tensor | None) -> None:
@@ -45,7 +45,7 @@ class HybridMemory(SampleMemory):
 
         similarity = MemoryLayer.apply(inputs, indexes, self.features, learn) / self.temp
         labels = checks.check_index("labels", self.labels, 2**31, len(self.features))
-        classes = int(labels.max()) + 1
+        classes = int(labels.max()) + 1 if len(labels) else 0
         images = labels.bincount(minlength=classes)
         means = similarity.new_zeros(len(inputs), classes).index_add(1, labels, similarity)
         weights = torch.exp(means / images.clamp_min(1)) * (images > 0)
@@ -95,7 +95,7 @@ class ClusterMemory(SampleMemory):
         ``model_name`` is not read: in the original it counts in the second stage alone.
         """
         self._refuse_replication()
-        inputs = normalize(checks.check_matrix("inputs", inputs, "B", "d"), dim=1)
+        inputs = normalize(check_inputs(inputs, self.features), dim=1)
         targets = checks.check_index("targets", targets, len(self.features) // 2, len(inputs))
         outputs = MemoryLayer.apply(inputs, targets, self.features, self._learn) / self.temp
         first, second = outputs.chunk(2, dim=1)

@@ -40,6 +40,14 @@ class SampleMemory(MemoryModule):
         self.register_buffer("features", torch.zeros(rows, self.num_features, dtype=torch.float32))
 
 
+def check_inputs(inputs: object, memory: Tensor) -> Tensor:
+    """Inputs [B, d] of any floating type, d that of the ``memory`` [n, d]."""
+    tensor = checks.check_matrix("inputs", inputs, "B", "d")
+    checks.check_floating("inputs", tensor)
+    checks.check_shape("inputs", tensor, "B", memory.shape[-1])
+    return tensor
+
+
 class MemoryLayer(torch.autograd.Function):
     """Logits of the inputs with the current memory; the backward pass updates the memory with the inputs.
 

@@ -19,7 +19,7 @@ from ..derived import row_checksums
 from ..memory_module import MemoryModule
 from ..tracing import has_values
 from .followed_lists import MIN_RANK, FollowedLists
-from .layer import MemoryLayer
+from .layer import MemoryLayer, check_inputs
 
 EPOCHS = 60  # divisor of the memory momentum in the original, for any length of the run
 
@@ -38,14 +38,15 @@ class MPLP:
 
     def predict(self, memory: Tensor, targets: Tensor) -> Tensor:
         """Multi-labels of the images ``targets`` int64 [B], from ``memory`` [n, d]: float32 [B, n] in {0, 1}."""
+        threshold = checks.check_finite("t", self.t)
         memory = checks.check_matrix("memory", memory).detach()
         targets = checks.check_index("targets", targets, memory.shape[0])
         rows = memory.float().contiguous()
         with _TURN:
             lists = _lists_of(memory)
-            labels = None if lists is None else lists.mplp(rows, targets, self.t)
+            labels = None if lists is None else lists.mplp(rows, targets, threshold)
         if labels is None:
-            labels = ops.mplp(rows, targets, self.t, MIN_RANK)
+            labels = ops.mplp(rows, targets, threshold, MIN_RANK)
         return ops.unpack_labels(labels, memory.shape[0]).float()
 
 
@@ -62,7 +63,11 @@ class MMCL(nn.Module):
 
         Labels above 0.5 are positive, the others negative. (In the original one of exactly 0.5 is neither.)
         """
+        inputs = checks.check_matrix("inputs", inputs, "B", "n")
+        checks.check_floating("inputs", inputs)
+        ratio = checks.check_share("r", checks.check_number("r", self.r))
         if is_vec:
+            targets = checks.check_tensor("targets", targets, "[B, n]")
             if targets.shape != inputs.shape:
                 raise ValueError(
                     f"targets must have the shape of inputs {tuple(inputs.shape)}, got {tuple(targets.shape)}"
@@ -73,7 +78,7 @@ class MMCL(nn.Module):
             labels = torch.zeros(inputs.shape, dtype=torch.bool, device=inputs.device)
             labels.scatter_(1, targets[:, None], True)
         return ops.mutual_label_loss(
-            inputs, [ops.pack_labels(labels)], [1.0], delta=self.delta, hard_negative_ratio=self.r
+            inputs, [ops.pack_labels(labels)], [1.0], delta=self.delta, hard_negative_ratio=ratio
         )
 
 
@@ -84,11 +89,11 @@ class Memory(MemoryModule):
 
     def __init__(self, num_features: int, num_classes: int, alpha: float = 0.01) -> None:
         super().__init__()
-        self.num_features = num_features
-        self.num_classes = num_classes
-        self.alpha = alpha
+        self.num_features = checks.check_count("num_features", num_features)
+        self.num_classes = checks.check_count("num_classes", num_classes, lowest=0)
+        self.alpha = checks.check_share("alpha", checks.check_number("alpha", alpha))
         self.mem = nn.Parameter(
-            torch.zeros(num_classes, num_features, dtype=torch.float32), requires_grad=False
+            torch.zeros(self.num_classes, self.num_features, dtype=torch.float32), requires_grad=False
         )
         self._followed = FollowedLists()  # not part of the state
         _enlist(self)
@@ -100,8 +105,9 @@ class Memory(MemoryModule):
     def forward(self, inputs: Tensor, targets: Tensor, epoch: float | None = None) -> Tensor:
         """Logits [B, num_classes] of ``inputs`` [B, num_features]; α is 0.5·epoch/60 (at most 1) if epoch is given."""
         self._refuse_replication()
-        if epoch is not None and epoch < 0:
-            raise ValueError(f"epoch must not be negative, got {epoch}")
+        inputs = check_inputs(inputs, self.mem)
+        if epoch is not None and not checks.check_number("epoch", epoch) >= 0:
+            raise ValueError(f"epoch must be at least 0, got {epoch}")
         targets = checks.check_index("targets", targets, self.num_classes, inputs.shape[0])
         alpha = self.alpha if epoch is None else min(0.5 * epoch / EPOCHS, 1.0)
         update = functools.partial(self._learn, alpha, self._followed.updates)

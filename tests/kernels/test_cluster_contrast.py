@@ -119,7 +119,7 @@ def test_inputs_whose_squares_overflow_are_of_length_1(scale):
         (torch.rand(3, 10), torch.tensor([0, 1]), ValueError, "targets must have 3 entries, got 2"),
         (torch.rand(3, 10), torch.rand(3), TypeError, "targets must be torch.int64, got torch.float32"),
         (torch.rand(10), torch.tensor([0]), ValueError, r"inputs must have 2 dimensions \[B, d\]"),
-        (torch.rand(3, 11), torch.tensor([0, 1, 2]), ValueError, r"features must have shape \[B, 10\]"),
+        (torch.rand(3, 11), torch.tensor([0, 1, 2]), ValueError, r"inputs must have shape \[B, 10\]"),
     ],
 )
 def test_wrong_arguments_are_named(inputs, targets, error, message):

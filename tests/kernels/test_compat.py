@@ -87,8 +87,53 @@ def test_wrong_arguments_are_named():
     memory = Memory(8, 20)
     with pytest.raises(ValueError, match=r"targets must lie in \[0, 20\), got 24"):
         memory(torch.rand(6, 8), targets + 19)
-    with pytest.raises(ValueError, match="epoch must not be negative, got -5"):
+    with pytest.raises(ValueError, match="epoch must be at least 0, got -5"):
         memory(torch.rand(6, 8), targets, epoch=-5)
+
+
+INPUTS, TARGETS = torch.rand(4, 8), torch.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: Memory(-1, 5), ValueError, "num_features must be an integer of at least 1, got -1"),
+        (lambda: Memory(8.0, 5), TypeError, "num_features must be an integer, got float"),
+        (lambda: Memory(8, -2), ValueError, "num_classes must be an integer of at least 0, got -2"),
+        (lambda: Memory(8, 20, alpha=2), ValueError, r"alpha must lie in \[0, 1\], got 2"),
+        (lambda: Memory(8, 20, alpha="a"), TypeError, "alpha must be a number, got str"),
+        (
+            lambda: Memory(8, 20)(INPUTS, TARGETS, float("nan")),
+            ValueError,
+            "epoch must be at least 0, got nan",
+        ),
+        (lambda: Memory(8, 20)(INPUTS, TARGETS, "3"), TypeError, "epoch must be a number, got str"),
+        (lambda: Memory(8, 20)([1], TARGETS), TypeError, r"inputs must be a tensor \[B, d\], got list"),
+        (lambda: Memory(8, 20)(INPUTS[0], TARGETS), ValueError, r"inputs must have 2 dimensions \[B, d\]"),
+        (
+            lambda: Memory(7, 20)(INPUTS, TARGETS),
+            ValueError,
+            r"inputs must have shape \[B, 7\], got \(4, 8\)",
+        ),
+        (lambda: Memory(8, 20)(INPUTS.int(), TARGETS), TypeError, "inputs must be a floating point tensor"),
+        (lambda: MMCL()(INPUTS[0], TARGETS), ValueError, r"inputs must have 2 dimensions \[B, n\]"),
+        (lambda: MMCL()([[0.1]], TARGETS), TypeError, r"inputs must be a tensor \[B, n\], got list"),
+        (lambda: MMCL()(INPUTS.int(), TARGETS), TypeError, "inputs must be a floating point tensor"),
+        (lambda: MMCL(r=2)(INPUTS, TARGETS), ValueError, r"r must lie in \[0, 1\], got 2"),
+        (lambda: MMCL(delta=-1)(INPUTS, TARGETS), ValueError, "delta must be finite and not negative"),
+        (lambda: MMCL()(INPUTS, [[1]], True), TypeError, r"targets must be a tensor \[B, n\], got list"),
+        (
+            lambda: MMCL()(INPUTS, torch.eye(8)[:4].to_sparse(), True),
+            TypeError,
+            r"targets must be a dense tensor \[B, n\], got a torch\.sparse_coo one",
+        ),
+        (lambda: MPLP(float("nan")).predict(INPUTS, TARGETS), ValueError, "t must be finite, got nan"),
+        (lambda: MPLP("0.6").predict(INPUTS, TARGETS), TypeError, "t must be a number, got str"),
+    ],
+)
+def test_each_wrong_argument_is_named_as_the_class_names_it(call, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        call()
 
 
 def steps(changes=lambda step, memory: None):

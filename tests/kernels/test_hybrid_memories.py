@@ -56,6 +56,13 @@ def test_two_steps_are_theirs(name):
         torch.testing.assert_close(memory.features, expected["features"], rtol=0, atol=1e-6)
 
 
+def test_a_memory_of_no_images_takes_no_inputs():
+    memory = HybridMemory(8, 0)
+    assert memory(torch.zeros(0, 8), torch.zeros(0, dtype=torch.int64)).isnan()  # a mean of nothing
+    with pytest.raises(ValueError, match=r"indexes must lie in \[0, 0\), got 0"):
+        memory(torch.zeros(1, 8), torch.zeros(1, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_without_gradient_nothing_is_learnt(name):
     make, inputs_key, targets_key = CASES[name]
