@@ -23,6 +23,7 @@ from snnet.errors import UserError
 from snnet.retrieval.query_expansion import expand_queries
 from snnet.retrieval.rank_metrics import RankMetrics, have_match, rank_metrics, why_no_match
 from snnet.retrieval.reranking import rerank
+from snnet.retrieval.single_shot import shot_generator
 from snnet.runtime import PlacedModel, Placement
 from snnet.system.processes import ALONE, Processes
 from snnet.system.progress import progress
@@ -285,7 +286,7 @@ def rank_gallery(
     """
     for name, features in (("query", query), ("gallery", gallery)):
         check_unit_rows(name, features, "ranking compares directions")
-    generator = None if single_gallery_shot is None else np.random.default_rng(single_gallery_shot)
+    generator = shot_generator(single_gallery_shot)
     matched = np.flatnonzero(have_match(*identities.arrays()))
     if len(matched) == 0:
         raise UserError(why_no_match(*identities.arrays()))

@@ -11,7 +11,7 @@ from snnet.checks import positive
 from snnet.config.options import AveragePrecision
 from snnet.errors import UserError
 from snnet.retrieval.compiled import native as _native
-from snnet.retrieval.single_shot import single_shot_ranks
+from snnet.retrieval.single_shot import shot_generator, single_shot_ranks
 from snnet.system.cpus import available_cpus
 
 AVERAGE_PRECISIONS: tuple[str, ...] = get_args(AveragePrecision)
@@ -89,14 +89,16 @@ def rank_metrics(
         query_cams, gallery_cams: integers; where either is None, cameras are unknown and nothing is ignored.
         threads: at most this many threads; None: the CPUs this process may use, up to 16. The result does not
             depend on it.
-        single_gallery_shot: a seed, or a generator: CMC is the mean of 10 repeats for each query, in which the
-            gallery holds one image of each identity, drawn anew; those of the query's own camera cannot be its
-            match. That is the protocol of CUHK03's 100 test identities. mAP and mINP are as without it.
+        single_gallery_shot: a seed (at least 0), or a generator: CMC is the mean of 10 repeats for each query, in
+            which the gallery holds one image of each identity, drawn anew; those of the query's own camera cannot
+            be its match. That is the protocol of CUHK03's 100 test identities. mAP and mINP are as without it.
+            None or False: CMC is of the whole gallery.
 
     Raises:
         UserError: an argument of a wrong shape, dtype or value; NaN in ``similarity``; no query has a match.
     """
     max_rank = positive(max_rank, "max_rank")
+    generator = shot_generator(single_gallery_shot)
     scores = score_queries(
         similarity, query_pids, gallery_pids, query_cams, gallery_cams, average_precision, threads=threads
     )
@@ -106,8 +108,7 @@ def rank_metrics(
     if not counts.any():
         raise UserError(why_no_match(*identities, *cameras))
     ranks = scores.first_rank[counts]
-    if single_gallery_shot is not None:
-        generator = np.random.default_rng(single_gallery_shot)
+    if generator is not None:
         ranks = single_shot_ranks(np.asarray(similarity), *identities, *cameras, generator)[counts].ravel()
     first_at = np.bincount(np.minimum(ranks, max_rank + 1), minlength=max_rank + 2)
     num_queries = int(counts.sum())
@@ -118,7 +119,7 @@ def rank_metrics(
         num_queries=num_queries,
         num_without_match=len(counts) - num_queries,
         average_precision=average_precision,
-        single_gallery_shot=single_gallery_shot is not None,
+        single_gallery_shot=generator is not None,
     )
 
 

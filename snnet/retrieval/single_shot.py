@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import numpy as np
+
+from snnet.errors import UserError
 
 REPEATS = 10  # galleries of a query
 _ENTRIES = 1 << 20  # draws that are held at a time, 8 bytes each; four arrays of this size
+
+
+def shot_generator(single_gallery_shot: object) -> np.random.Generator | None:
+    """What draws the galleries: the generator that was given, or one of the given seed; None where none are drawn."""
+    given = single_gallery_shot
+    if given is None or isinstance(given, np.random.Generator):
+        return given
+    if isinstance(given, (bool, np.bool_)) and not given:
+        return None  # as the field of the configuration says it
+    if isinstance(given, bool) or not isinstance(given, Integral) or given < 0:
+        raise UserError(
+            f"single_gallery_shot must be a seed (an integer of at least 0), a generator, None or False, got {given!r}"
+        )
+    return np.random.default_rng(int(given))
 
 
 def single_shot_ranks(

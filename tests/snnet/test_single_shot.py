@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,25 @@ def test_parts_of_a_large_set_draw_one_after_the_other(monkeypatch: pytest.Monke
     assert found.rank1 == pytest.approx(
         np.average([half.rank1 for half in halves], weights=counts), abs=1e-12
     )
+
+
+@pytest.mark.parametrize("off", [None, False, np.False_])
+def test_false_is_off(off: Any) -> None:
+    found, usual = rank_metrics(*GIVEN, single_gallery_shot=off), rank_metrics(*GIVEN)
+    assert not found.single_gallery_shot and found.cmc.tolist() == usual.cmc.tolist()
+    retrieval = Identities(PIDS[:Q], PIDS[Q:], CAMS[:Q], CAMS[Q:])
+    ranked = rank_gallery(FEATURES[:Q], FEATURES[Q:], retrieval, "step", off)
+    assert not ranked.single_gallery_shot
+
+
+@pytest.mark.parametrize("wrong", [True, np.True_, -1, 1.5, "1", [1]])
+def test_what_is_no_seed_is_named(wrong: Any) -> None:
+    message = rf"^single_gallery_shot must be a seed .*, got {re.escape(repr(wrong))}$"
+    with pytest.raises(UserError, match=message):
+        rank_metrics(*GIVEN, single_gallery_shot=wrong)
+    retrieval = Identities(PIDS[:Q], PIDS[Q:], CAMS[:Q], CAMS[Q:])
+    with pytest.raises(UserError, match=message):
+        rank_gallery(FEATURES[:Q], FEATURES[Q:], retrieval, "step", wrong)
 
 
 def test_no_match_is_an_error_as_ever() -> None:
