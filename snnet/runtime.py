@@ -174,12 +174,17 @@ def _processor() -> str:
 
 
 def prepare(config: RuntimeConfig) -> Placement:
-    """Seed every global generator, set determinism for this process, and choose the device."""
+    """Seed every global generator, and choose the device.
+
+    What stays set in this process: the generators' states, cuDNN's choice of the fastest algorithm (off where results
+    are to be deterministic), and with ``deterministic`` torch's deterministic mode. That mode is never switched off.
+    """
     device = choose_device(config.device)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it before cuBLAS starts
-    torch.use_deterministic_algorithms(config.deterministic)
-    torch.backends.cudnn.benchmark = not config.deterministic  # the input size never changes
+        torch.use_deterministic_algorithms(True)
+    # The input size never changes.
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)

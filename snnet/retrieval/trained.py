@@ -89,8 +89,11 @@ def load_trained_model(
 
     What is not in ``given`` (values by flat name) comes from the checkpoint's configuration; without one,
     from the preset or the defaults. ``contents`` is what the checkpoint holds, where it has been read already. Seeds
-    the process as the configuration says. Raises :class:`~snnet.errors.UserError` for a checkpoint or weights that
-    cannot be used, and where ``given`` has an unknown name or a value of a wrong type, or contradicts the checkpoint.
+    the process as the configuration says. Its ``deterministic`` switches torch's deterministic mode on; nothing
+    switches it off. cuDNN may choose the fastest algorithms unless that mode is on.
+
+    Raises :class:`~snnet.errors.UserError` for a checkpoint or weights that cannot be used, and where ``given`` has an
+    unknown name or a value of a wrong type, or contradicts the checkpoint.
     """
     texts = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     given = with_whole_paths(checked_values(texts, "given"))

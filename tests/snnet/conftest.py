@@ -31,6 +31,13 @@ def not_quiet() -> Iterator[None]:
     set_quiet(False)
 
 
+@pytest.fixture(autouse=True)
+def determinism_ends() -> Iterator[None]:
+    """What a command with --deterministic leaves set ends with its test."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(scope="session")
 def tiny_market(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 training images of 8 identities in 2 cameras, 16 queries, a gallery of 48."""

@@ -102,6 +102,19 @@ def test_a_run_that_begins_drops_the_results_of_another(tmp_path: Path) -> None:
         RunLog(tmp_path, [])
 
 
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("on", [False, True])
+def test_the_callers_deterministic_mode_stays_on(
+    on: bool, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", on)  # the opposite of what is to be
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(on)
+    prepare(RuntimeConfig(device="cpu", deterministic=asked))
+    assert torch.are_deterministic_algorithms_enabled() is (on or asked)
+    assert torch.backends.cudnn.benchmark is not (on or asked)
+
+
 @pytest.mark.parametrize(("name", "chosen"), [("auto", []), ("cuda", []), ("cuda:0", [0]), ("cuda:1", [1])])
 def test_a_gpu_without_a_number_is_the_current_one(
     name: str, chosen: list[int], monkeypatch: pytest.MonkeyPatch
