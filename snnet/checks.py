@@ -21,6 +21,20 @@ def positive(value: object, name: str) -> int:
     return int(value)
 
 
+def check_query_and_gallery(query: Tensor, gallery: Tensor, why: str) -> None:
+    """Raise :class:`~snnet.errors.UserError` unless both are [images, d] of one d, with rows of norm 1 or 0."""
+    for name, features in (("query", query), ("gallery", gallery)):
+        if features.dim() != 2 or features.shape[1] == 0 or not features.is_floating_point():
+            raise UserError(
+                f"{name} must be real numbers [images, d], got {features.dtype} {list(features.shape)}"
+            )
+        check_unit_rows(name, features, why)
+    if query.shape[1] != gallery.shape[1]:
+        raise UserError(
+            f"query and gallery must have the same number of features, got {query.shape[1]} and {gallery.shape[1]}"
+        )
+
+
 def check_unit_rows(name: str, features: Tensor, why: str) -> None:
     """Raise :class:`~snnet.errors.UserError` unless each row of ``features`` [n, d] has norm 1 or 0."""
     slack = HALF_UNIT_SLACK if features.dtype in (torch.float16, torch.bfloat16) else UNIT_SLACK

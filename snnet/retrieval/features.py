@@ -15,13 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from snnet.checks import check_unit_rows
+from snnet.checks import check_query_and_gallery
 from snnet.config.options import AveragePrecision, Config
 from snnet.data import BatchLoader, DecodedImages, ImageSet, ReIDDataset, decode_images, extraction_loader
 from snnet.data.decoding import warn_of_skipped
 from snnet.errors import UserError
 from snnet.retrieval.query_expansion import expand_queries
-from snnet.retrieval.rank_metrics import RankMetrics, have_match, rank_metrics, why_no_match
+from snnet.retrieval.rank_metrics import (
+    RankMetrics,
+    checked_identities,
+    have_match,
+    rank_metrics,
+    why_no_match,
+)
 from snnet.retrieval.reranking import rerank
 from snnet.retrieval.single_shot import shot_generator
 from snnet.runtime import PlacedModel, Placement
@@ -56,6 +62,10 @@ class Identities:
             self.query_cams[queries],
             self.gallery_cams[gallery],
         )
+
+    def checked(self, queries: int, gallery: int) -> Identities:
+        """The same as int64; raises :class:`~snnet.errors.UserError` unless they are of that many images."""
+        return Identities(*checked_identities(*self.arrays(), queries, gallery))
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,10 +292,11 @@ def rank_gallery(
 ) -> RankMetrics:
     """CMC and mAP of features by cosine similarity, in float32; the last two as in :func:`rank_metrics`.
 
-    Raises :class:`~snnet.errors.UserError` for a row that is not of norm 1, and where no query has a match.
+    Raises :class:`~snnet.errors.UserError` for a row that is not of norm 1, for identities that are not of as many
+    images, and where no query has a match.
     """
-    for name, features in (("query", query), ("gallery", gallery)):
-        check_unit_rows(name, features, "ranking compares directions")
+    check_query_and_gallery(query, gallery, "ranking compares directions")
+    identities = identities.checked(len(query), len(gallery))
     generator = shot_generator(single_gallery_shot)
     matched = np.flatnonzero(have_match(*identities.arrays()))
     if len(matched) == 0:
@@ -308,6 +319,7 @@ def _without_junk(
     query: Tensor, gallery: Tensor, identities: Identities
 ) -> tuple[Tensor, Tensor, Identities, int]:
     """The features and identities but those of pid -1, which no ranking counts; and how many queries are left out."""
+    identities = identities.checked(len(query), len(gallery))
     asked, ranked = (np.flatnonzero(pids != -1) for pids in (identities.query_pids, identities.gallery_pids))
     kept = identities.select(asked, ranked)
     if not have_match(*kept.arrays()).any():

@@ -103,13 +103,12 @@ def rank_metrics(
         similarity, query_pids, gallery_pids, query_cams, gallery_cams, average_precision, threads=threads
     )
     counts = scores.matches > 0
-    identities = np.asarray(query_pids).astype(np.int64), np.asarray(gallery_pids).astype(np.int64)
-    cameras = _cameras(query_cams, gallery_cams, *map(len, identities))
+    identities = checked_identities(query_pids, gallery_pids, query_cams, gallery_cams, *np.shape(similarity))
     if not counts.any():
-        raise UserError(why_no_match(*identities, *cameras))
+        raise UserError(why_no_match(*identities))
     ranks = scores.first_rank[counts]
     if generator is not None:
-        ranks = single_shot_ranks(np.asarray(similarity), *identities, *cameras, generator)[counts].ravel()
+        ranks = single_shot_ranks(np.asarray(similarity), *identities, generator)[counts].ravel()
     first_at = np.bincount(np.minimum(ranks, max_rank + 1), minlength=max_rank + 2)
     num_queries = int(counts.sum())
     return RankMetrics(
@@ -167,9 +166,9 @@ def score_queries(
     threads = default_threads() if threads is None else positive(threads, "threads")
     matrix = _similarity_matrix(similarity)
     queries, gallery = matrix.shape
-    query_ids = _numbers(query_pids, "query_pids", queries, "query")
-    gallery_ids = _numbers(gallery_pids, "gallery_pids", gallery, "gallery image")
-    query_cameras, gallery_cameras = _cameras(query_cams, gallery_cams, queries, gallery)
+    query_ids, gallery_ids, query_cameras, gallery_cameras = checked_identities(
+        query_pids, gallery_pids, query_cams, gallery_cams, queries, gallery
+    )
     index = _IdentityIndex(gallery_ids, gallery_cameras)
     return _score_queries(matrix, query_ids, query_cameras, index, average_precision, threads)
 
@@ -310,6 +309,26 @@ def why_no_match(
             f"{way_out}"
         )
     return f"none of the {len(query_pids)} queries has a match in the gallery: {why}"
+
+
+def checked_identities(
+    query_pids: Any,  # [queries]
+    gallery_pids: Any,  # [gallery]
+    query_cams: Any | None,  # [queries]
+    gallery_cams: Any | None,  # [gallery]
+    queries: int,
+    gallery: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The four as int64 arrays, unknown cameras too.
+
+    Raises :class:`~snnet.errors.UserError` where one does not hold an integer for each of the ``queries`` or the
+    ``gallery`` images.
+    """
+    return (
+        _numbers(query_pids, "query_pids", queries, "query"),
+        _numbers(gallery_pids, "gallery_pids", gallery, "gallery image"),
+        *_cameras(query_cams, gallery_cams, queries, gallery),
+    )
 
 
 def _similarity_matrix(similarity: Any) -> np.ndarray:

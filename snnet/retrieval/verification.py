@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from snnet.checks import check_unit_rows
+from snnet.checks import check_query_and_gallery
 from snnet.errors import UserError
-from snnet.retrieval.rank_metrics import have_match
+from snnet.retrieval.rank_metrics import checked_identities, have_match
 from snnet_kernels.ops.similarity import float32_similarity
 
 RATES = (1e-4, 1e-3, 1e-2)
@@ -32,12 +32,15 @@ def true_positive_rates(
     lowest that keeps to it.
 
     Raises:
-        UserError: a row that is not of norm 1, no true or no false pair, or a rate outside of [0, 1).
+        UserError: features that do not fit together, a row that is not of norm 1, identities or cameras of another
+            number or dtype, no true or no false pair, or a rate outside of [0, 1).
     """
     if not all(0 <= rate < 1 for rate in rates):
         raise UserError(f"rates must be from 0 to below 1, got {list(rates)}")
-    for name, features in (("query", query), ("gallery", gallery)):
-        check_unit_rows(name, features, "ranking compares directions")
+    check_query_and_gallery(query, gallery, "ranking compares directions")
+    query_pids, gallery_pids, query_cams, gallery_cams = checked_identities(
+        query_pids, gallery_pids, query_cams, gallery_cams, len(query), len(gallery)
+    )
     false = false_pairs(query_pids, gallery_pids, query_cams, gallery_cams)
     kept = np.flatnonzero(gallery_pids != -1)
     asked = np.flatnonzero(have_match(query_pids, gallery_pids, query_cams, gallery_cams))

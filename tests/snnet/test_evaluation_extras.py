@@ -152,6 +152,40 @@ def test_rows_that_are_not_of_norm_1_are_not_ranked(rank: Any, factor: float, no
         rank(FEATURES[:Q], scaled[Q:], *rest)
 
 
+@pytest.mark.parametrize("rank", [rank_gallery, rerank_gallery, expand_and_rank, true_positive_rates])
+@pytest.mark.parametrize("queries", [Q - 1, Q + 1])
+@pytest.mark.parametrize("field", ["query_pids", "gallery_pids", "query_cams", "gallery_cams"])
+def test_identities_of_other_images_are_named(rank: Any, queries: int, field: str) -> None:
+    arrays = {
+        "query_pids": PIDS[:Q], "gallery_pids": PIDS[Q:], "query_cams": CAMS[:Q], "gallery_cams": CAMS[Q:],
+    }  # fmt: skip
+    per = "gallery image" if field.startswith("gallery") else "query"
+    size = len(arrays[field])
+    arrays[field] = np.resize(arrays[field], size + queries - Q)
+    identities = Identities(**arrays)
+    rest = {rank_gallery: ("step",), rerank_gallery: ("step",), expand_and_rank: ("step", 5)}
+    given = (identities, *rest[rank]) if rank in rest else identities.arrays()
+    message = (
+        rf"^{field} must hold one number per {per}, shape \({size},\), got shape \({size + queries - Q},\)$"
+    )
+    with pytest.raises(UserError, match=message):
+        rank(FEATURES[:Q], FEATURES[Q:], *given)
+
+
+@pytest.mark.parametrize("rank", [rank_gallery, true_positive_rates])
+def test_features_that_do_not_fit_together_are_named(rank: Any) -> None:
+    identities = Identities(PIDS[:Q], PIDS[Q:], CAMS[:Q], CAMS[Q:])
+    rest = (identities, "step") if rank is rank_gallery else identities.arrays()
+    with pytest.raises(
+        UserError, match=r"^query and gallery must have the same number of features, got 16 and 8"
+    ):
+        rank(FEATURES[:Q], clustered_features(G, 8), *rest)
+    with pytest.raises(
+        UserError, match=r"^query must be real numbers \[images, d\], got torch.float32 \[16\]"
+    ):
+        rank(FEATURES[0], FEATURES[Q:], *rest)
+
+
 def test_what_cannot_be_computed_is_named() -> None:
     one = torch.tensor([[1.0, 0.0]])
     pid, cam = np.array([1]), np.array([0])
