@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from snnet.checks import check_unit_rows, positive
+from snnet.checks import check_query_and_gallery, positive
+from snnet.errors import UserError
 from snnet_kernels import neighbor_lists
 from snnet_kernels.precision import exact_float32
 
@@ -27,11 +31,15 @@ def expand_queries(
     ``qe_k=neighbors``, ``alpha=power`` and the Radenović et al. weights; ``power=0`` is the plain mean.
 
     Raises:
-        UserError: a row that is not of norm 1, or a number below 1.
+        UserError: an argument of a wrong shape, dtype or value.
     """
     positive(neighbors, "neighbors")
+    if isinstance(power, bool) or not isinstance(power, Real) or not 0 <= power < math.inf:
+        raise UserError(f"power must be a number of at least 0, and finite, got {power!r}")
     for name, features in (("query", query), ("gallery", gallery)):
-        check_unit_rows(name, features, "query expansion compares directions")
+        if features.dtype != torch.float32:
+            raise UserError(f"{name} must be float32, got {features.dtype}")
+    check_query_and_gallery(query, gallery, "query expansion compares directions")
     features = torch.cat([query, gallery])
     lists = neighbor_lists(features, neighbors)
     weights = lists.values.clamp(min=0) ** power

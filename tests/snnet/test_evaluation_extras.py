@@ -203,6 +203,28 @@ def test_what_cannot_be_computed_is_named() -> None:
         EvaluateCommand.parse(["--checkpoint", "x", "--query-expansion", "0"])
 
 
+@pytest.mark.parametrize("power", [float("nan"), float("inf"), -1, -0.5, True, "3", None])
+def test_a_power_that_cannot_be_is_named(power: Any) -> None:
+    with pytest.raises(UserError, match=f"^power must be a number of at least 0, and finite, got {power!r}$"):
+        expand_queries(FEATURES[:Q], FEATURES[Q:], 3, power)
+
+
+def test_features_that_cannot_be_expanded_are_named() -> None:
+    query, gallery = FEATURES[:Q], FEATURES[Q:]
+    for given, message in (
+        ((query.double(), gallery), "^query must be float32, got torch.float64$"),
+        ((query, gallery.half()), "^gallery must be float32, got torch.float16$"),
+        (
+            (query, clustered_features(G, 8)),
+            "^query and gallery must have the same number of features, got 16 and 8$",
+        ),
+        ((query, gallery[0]), r"^gallery must be real numbers \[images, d\], got torch.float32 \[16\]$"),
+        ((query[:, :0], gallery), r"^query must be real numbers \[images, d\], got torch.float32 \[20, 0\]$"),
+    ):
+        with pytest.raises(UserError, match=message):
+            expand_queries(*given)
+
+
 def test_what_no_ranking_can_give_is_said_before_an_image_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
