@@ -82,14 +82,17 @@ def save_features(path: Path | str, content: FeatureSet) -> None:
 
     In a ``.npz`` every field is an array of its name, ``metadata`` being JSON text; none needs pickle. In a
     ``.safetensors`` file text is JSON in the header's metadata. Both hold checksums, which :func:`load_features`
-    compares. Raises :class:`~snnet.errors.UserError` for
-    another ending, or where the file cannot be written.
+    compares.
+
+    Raises:
+        UserError: another ending; features that are not real numbers, or not finite as float32, or that have no row or
+            no column; identities or cameras that are not integers [n] of int64's range; the file cannot be written.
     """
     path = Path(path)
     check_output(path, SUFFIXES)
-    arrays: dict[str, Any] = {"features": content.features.astype(np.float32, copy=False)}
+    arrays: dict[str, Any] = {"features": _features_to_write(content.features)}
     arrays |= {
-        name: np.asarray(values, np.int64)
+        name: _numbers_to_write(values, name)
         for name in _NUMBERS
         if (values := getattr(content, name)) is not None
     }
@@ -110,6 +113,30 @@ def save_features(path: Path | str, content: FeatureSet) -> None:
             write_with_checksum(tensors, file, header)
 
     write_atomically(path, write)
+
+
+def _features_to_write(features: np.ndarray) -> np.ndarray:
+    """As float32; raises where :func:`load_features` would refuse them."""
+    if features.dtype.kind not in "fiu" or min(features.shape) < 1:
+        raise UserError(
+            f"features must be real numbers [images, dimensions], got {features.dtype} {list(features.shape)}"
+        )
+    with np.errstate(over="ignore"):  # what is too large becomes infinite
+        features = features.astype(np.float32, copy=False)
+    if len(bad := _not_finite(features)):
+        raise UserError(
+            f"features must be finite as float32, {len(bad)} of {len(features)} are not, first row {bad[0]}"
+        )
+    return features
+
+
+def _numbers_to_write(values: np.ndarray, name: str) -> np.ndarray:
+    """As int64; raises where that would be other identities or cameras."""
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise UserError(f"{name} must be integers [n], got {values.dtype} {list(values.shape)}")
+    if values.max(initial=0) > np.iinfo(np.int64).max:
+        raise UserError(f"{name} must fit into int64, got {values.max()}")
+    return values.astype(np.int64, copy=False)
 
 
 def check_header(path: Path, names: Sequence[str], splits: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -438,6 +439,48 @@ def test_the_command_says_what_it_wrote(
     words = ["--checkpoint", str(finished_run), "--output", str(tmp_path / "f.npz"), "--split", "query"]
     command.main(ExtractCommand.parse([*words, "--device", "cpu", "--quiet"]))
     assert capsys.readouterr().out == f"{tmp_path / 'f.npz'}: 16 features of 128 dimensions\n"
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"features": np.full((3, 2), np.nan)}, "features must be finite as float32, 3 of 3 are not, first row 0"),
+        (
+            {"features": np.array([[0.0], [1e39], [0.0]])},
+            "features must be finite as float32, 1 of 3 are not, first row 1",
+        ),
+        ({"features": np.eye(3) + 1j}, "features must be real numbers .*, got complex128 [3, 3]"),
+        ({"features": np.eye(3) > 0}, "features must be real numbers .*, got bool [3, 3]"),
+        ({"features": np.full((3, 2), "1")}, "features must be real numbers .*, got <U1 [3, 2]"),
+        ({"features": np.zeros((0, 4)), "pids": None}, "features must be real numbers .*, got float64 [0, 4]"),
+        ({"features": np.zeros((3, 0))}, "features must be real numbers .*, got float64 [3, 0]"),
+        ({"pids": np.array([0.5, 1.9, -0.9])}, "pids must be integers [n], got float64 [3]"),
+        ({"pids": np.array([True, False, True])}, "pids must be integers [n], got bool [3]"),
+        ({"pids": np.array(["1", "2", "3"])}, "pids must be integers [n], got <U1 [3]"),
+        ({"pids": np.array([1, 2, None])}, "pids must be integers [n], got object [3]"),
+        ({"pids": np.array([[1], [2], [3]])}, "pids must be integers [n], got int64 [3, 1]"),
+        ({"camids": np.array([1, 2, 2**63], np.uint64)}, "camids must fit into int64, got 9223372036854775808"),
+        ({"camids": np.array([1, np.nan, 2])}, "camids must be integers [n], got float64 [3]"),
+    ],
+)  # fmt: skip
+def test_what_could_not_be_read_again_is_not_written(
+    fields: dict[str, Any], message: str, suffix: str, tmp_path: Path
+) -> None:
+    content = FeatureSet(**{"features": np.eye(3), "pids": np.arange(3, dtype=np.uint8), **fields})
+    pattern = ".*".join(map(re.escape, message.split(".*")))
+    with pytest.raises(UserError, match=f"^{pattern}$"):
+        save_features(tmp_path / f"f{suffix}", content)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_numbers_of_any_width_are_written(suffix: str, tmp_path: Path) -> None:
+    pids, camids = np.array([3, 2**63 - 1], np.uint64), np.array([-1, 4], np.int8)
+    save_features(tmp_path / f"f{suffix}", FeatureSet(np.array([[1, 2], [3, 4]]), pids=pids, camids=camids))
+    found = load_features(tmp_path / f"f{suffix}")
+    assert (found.pids.tolist(), found.camids.tolist()) == (pids.tolist(), [-1, 4])  # type: ignore[union-attr]
+    assert found.features.tolist() == [[1, 2], [3, 4]]
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
