@@ -20,6 +20,7 @@ import io
 import logging
 import shlex
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from snnet.files.outputs import check_output, write_atomically
 from snnet.files.safetensors_files import write_with_checksum
+from snnet.files.text import first_line, shown
 from snnet.retrieval.trained import TrainedModel, load_trained_model
 from snnet.runtime import show_warnings_as_lines
 from snnet.system.progress import progress, say, set_quiet
@@ -36,6 +38,7 @@ from snnet.system.terminal import tell
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")  # the extra "onnx"
 TOLERANCE = 1e-4  # largest difference of a component of a feature from PyTorch's; rows have length 1
 TRACED_BATCH = 2
+_MOST_REASON = 300  # characters of what other software says
 CHECKED_BATCHES = (1, 3)  # batch sizes other than the traced one
 
 
@@ -48,8 +51,9 @@ def main(command: ExportCommand) -> None:
 def export(command: ExportCommand) -> list[str]:
     """Write the file that ``command`` asks for; returns a description of it as lines of text.
 
-    Raises :class:`~snnet.errors.UserError` for a checkpoint or weights that cannot be used, for missing packages, and
-    if onnxruntime's features differ from PyTorch's. Then no file is written.
+    Raises :class:`~snnet.errors.UserError` for a checkpoint or weights that cannot be used, for missing packages, if
+    torch, onnx or onnxruntime refuses the network, and if onnxruntime's features differ from PyTorch's. Then no file is
+    written.
     """
     check_output(command.output, (".onnx", ".safetensors"), read=command.network_files)
     as_onnx = command.output.suffix == ".onnx"
@@ -99,10 +103,17 @@ def _write_onnx(trained: TrainedModel, path: Path, opset: int) -> list[str]:
 
     data = trained.config.data
     retrieval = _Retrieval(trained).eval()
+    for part in retrieval.modules():
+        if hasattr(part, "fused_attn"):  # of timm: torch writes the fused operation only for some shapes
+            part.fused_attn = False  # type: ignore[assignment]
     retrieval(torch.zeros(1, 3, data.height, data.width))  # raises for a size that cannot be
     say(f"exporting {trained.config.model.arch} for images of {data.height} x {data.width} pixels")
-    content = _to_onnx(retrieval, (3, data.height, data.width), _metadata(trained), opset)
-    difference = _largest_difference(retrieval, content, (3, data.height, data.width))
+    shape, what = (3, data.height, data.width), f"{trained.config.model.arch} with --opset {opset}"
+    with _refusal(path, f"torch {torch.__version__} and onnx {onnx.__version__} cannot write {what}"):
+        content = _to_onnx(retrieval, shape, _metadata(trained), opset)
+    remedy = "; give a lower --opset, or install a later onnxruntime"
+    with _refusal(path, f"onnxruntime {onnxruntime.__version__} cannot run {what}", remedy):
+        difference = _largest_difference(retrieval, content, shape)
     if not difference <= TOLERANCE:
         raise UserError(
             f"{path} is not written: onnxruntime's features differ from PyTorch's by {difference:.1e}, "
@@ -202,6 +213,23 @@ def _require_onnx() -> None:
             f"--output .onnx needs {', '.join(missing)}, which is not installed: "
             "pip install '.[onnx]' in the checkout"
         )
+
+
+@contextlib.contextmanager
+def _refusal(path: Path, fault: str, remedy: str = "") -> Iterator[None]:
+    """Turn whatever other software raises into one line, with the first cause that it names."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        Exception
+    ) as error:  # of the exporter, the checker and the runtime, each of which has its own kinds
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = shown(first_line(cause), _MOST_REASON)  # type: ignore[arg-type]
+        raise UserError(f"{path} is not written: {fault} ({reason}){remedy}") from error
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +98,56 @@ def test_a_network_that_differs_is_not_written(tmp_path: Path, monkeypatch: pyte
             exported("--arch", "resnet18", *MODEL, "--output", tmp_path / "m.onnx")
     monkeypatch.setattr(command, "_largest_difference", lambda *_: 9e-5)
     exported("--arch", "resnet18", *MODEL, "--output", tmp_path / "m.onnx")
+    assert os.listdir(tmp_path) == ["m.onnx"]
+
+
+def raising(error: Exception, cause: Exception | None = None) -> Any:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error from cause
+
+    return fail
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ("function", "fail", "message"),
+    [
+        (
+            "torch.export.export",
+            raising(RuntimeError("wrapped\nin lines"), ValueError("a size that varies\nmore")),
+            r"torch \S+ and onnx \S+ cannot write resnet18 with --opset 18 \(ValueError: a size that varies\)",
+        ),
+        (
+            "torch.onnx.export",
+            raising(KeyError("aten::op")),
+            r"torch .* cannot write .* \(KeyError: 'aten::op'\)",
+        ),
+        ("torch.onnx.export", lambda *_, **__: None, r"\(RuntimeError: torch.onnx.export returned nothing\)"),
+        ("onnx.checker.check_model", raising(TypeError("bad\x1b[0m")), r"\(TypeError: bad\\x1b\[0m\)"),
+        (
+            "onnxruntime.InferenceSession",
+            raising(RuntimeError("opset 18 is under development\nmore")),
+            r"onnxruntime \S+ cannot run resnet18 with --opset 18 \(RuntimeError: opset 18 is under development\); "
+            "give a lower --opset, or install a later onnxruntime",
+        ),
+    ],
+)
+def test_what_others_refuse_is_one_line(
+    function: str, fail: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(function, fail)
+    path = tmp_path / "m.onnx"
+    with pytest.raises(UserError, match=f"^{path} is not written: .*{message}$") as caught:
+        exported("--arch", "resnet18", *MODEL, "--output", path)
+    assert "\n" not in str(caught.value) and os.listdir(tmp_path) == []
+
+
+@needs_onnx
+def test_attention_that_torch_cannot_write_fused_is_written_in_parts(tmp_path: Path) -> None:
+    """The fused operation with queries of five dimensions is none that torch writes as ONNX."""
+    pytest.importorskip("timm")
+    lines = exported("--arch", "timm:nest_tiny", "--weights", "none", "--output", tmp_path / "m.onnx")
+    assert lines[0].startswith(f"{tmp_path / 'm.onnx'}: timm:nest_tiny, ") and "differ by at most" in lines[0]
     assert os.listdir(tmp_path) == ["m.onnx"]
 
 
