@@ -22,6 +22,7 @@ from snnet.report import PAGE_FILE, report
 from snnet.reporting.curves import curves
 from snnet.reporting.page import Contents, page, visible
 from snnet.reporting.pictures import Tile
+from snnet.reporting.ranked import RankedGallery
 from snnet.reporting.run import load_run
 
 RANKS = {"rank1": 0.5, "rank5": 0.625, "rank10": 1.0, "mAP": 0.375, "mINP": 0.25}
@@ -270,3 +271,19 @@ def test_the_page_says_what_galleries_cmc_is_of(run: Path, single: bool) -> None
     assert text.count(f"{about} CMC is of galleries with one image an identity.") == single * text.count(
         about
     )
+
+
+@pytest.mark.parametrize("whole", ["", " in the whole gallery"])
+def test_the_page_says_what_is_of_the_whole_gallery(run: Path, whole: str) -> None:
+    (run / "config.yaml").write_text(f"epochs: 3\nsingle_gallery_shot: {str(bool(whole)).lower()}\n")
+    cameras = [(1, 8, 0.5, 0.25), (2, 8, 1.0, 0.75)]
+    for failed, words in (
+        (3, f"the queries whose first right image comes last{whole}; where"),
+        (0, f"None: every query with a match has a right image at its first rank{whole}."),
+    ):
+        contents = Contents(load_run(run), retrieval=RankedGallery([], [], failed, 16, cameras))
+        contents.lists = {"ranked_lists": [], "failures": [("a query", [])] * bool(failed)}
+        text = " ".join(page(contents).split())
+        assert f"by the camera of the query; rank-1 and mAP{whole} in percent." in text
+        assert f"of 16 queries with a match the first rank{whole} is right for {16 - failed}." in text
+        assert words in text
