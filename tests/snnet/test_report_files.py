@@ -273,6 +273,34 @@ def test_the_page_says_what_galleries_cmc_is_of(run: Path, single: bool) -> None
     )
 
 
+@pytest.mark.parametrize(
+    ("epochs", "options", "words"),
+    [
+        (
+            2,
+            "epochs: 3\n",
+            "No ranks are recorded yet: no epoch has any. Those before training are taken from the checkpoint (not "
+            "with --no-images), or from the results of a finished run.",
+        ),
+        (3, "epochs: 3\n", "No ranks are recorded in the metrics and the results of the run."),
+        (
+            2,
+            "epochs: 3\ndataset: folder\ndata_dir: x\n",
+            "Nothing was evaluated: a folder of crops has no queries and no identities.",
+        ),
+    ],
+)
+def test_a_run_without_ranks_says_where_they_come_from(
+    epochs: int, options: str, words: str, run: Path
+) -> None:
+    (run / "config.yaml").write_text(options)
+    (run / "results.json").unlink()
+    lines = [json.dumps({"epoch": epoch, "loss": 2.5, "seconds": 1.0}) for epoch in range(epochs)]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    for text in (shown(run), (write(run) / PAGE_FILE).read_text("utf-8")):
+        assert f'<p class="note">{words}</p>' in unescape(text)
+
+
 @pytest.mark.parametrize("whole", ["", " in the whole gallery"])
 def test_the_page_says_what_is_of_the_whole_gallery(run: Path, whole: str) -> None:
     (run / "config.yaml").write_text(f"epochs: 3\nsingle_gallery_shot: {str(bool(whole)).lower()}\n")
