@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snnet.checks import check_unit_rows, positive
+from snnet.checks import check_query_and_gallery, positive
 from snnet.errors import UserError
 from snnet_kernels import ops
 from snnet_kernels.ops.similarity import float32_similarity
@@ -83,10 +83,6 @@ def _check(query: Tensor, gallery: Tensor, original_weight: float) -> None:
                 f"{name} must be float32 [images, d] with at least one image, got {features.dtype} "
                 f"{list(features.shape)}"
             )
-        check_unit_rows(name, features, "re-ranking compares directions")
-    if query.shape[1] != gallery.shape[1]:
-        raise UserError(
-            f"query and gallery must have the same number of features, got {query.shape[1]} and {gallery.shape[1]}"
-        )
+    check_query_and_gallery(query, gallery, "re-ranking compares directions")
     if not 0 <= original_weight <= 1:
         raise UserError(f"original_weight must be from 0 to 1, got {original_weight}")
