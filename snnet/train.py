@@ -32,6 +32,7 @@ from torch import Tensor
 
 from snnet.config.options import OPTIONS, Config, flatten
 from snnet.data import DecodedImages, ReIDDataset, TrainingLoader, dataset_of, training_loader
+from snnet.files.drafts import draft_file
 from snnet.files.outputs import write_text
 from snnet.files.paths import expand_home
 from snnet.files.run_files import CHECKPOINT_FILE, CONFIG_FILE
@@ -366,13 +367,16 @@ def _own_folder(config: Config, resume: Path | None, processes: Processes) -> It
             yield folder
         return
     with _folder(config, resume) if processes.is_first else contextlib.nullcontext(Path()) as own:
-        folder = processes.everywhere(own.absolute())[0]
-        there = processes.everywhere(folder.is_dir())  # before rank 0 may fail and delete it
+        # Machines may have folders of the same path that are not shared: only a new file tells them apart.
+        mark = draft_file(own.absolute()) if processes.is_first else contextlib.nullcontext((Path(), None))
+        with mark as (marked, _):
+            marked = processes.everywhere(marked)[0]
+            there = processes.everywhere(marked.is_file())  # before rank 0 may fail and delete the folder
         if not there[processes.rank]:
             raise UserError(
-                f"{folder} is not there: all processes need the folder of the run that rank 0 has"
+                f"{marked.parent} is not the folder that rank 0 writes to: it must be shared by all machines"
             )
-        yield folder
+        yield marked.parent
 
 
 def _folder(config: Config, resume: Path | None) -> AbstractContextManager[Path]:

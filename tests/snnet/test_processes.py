@@ -419,25 +419,41 @@ def test_rank_0_alone_gets_the_labels_of_all() -> None:
 @pytest.mark.parametrize("there", [True, False])
 def test_the_folder_of_the_run_is_looked_for_before_rank_0_may_delete_it(tmp_path: Path, there: bool) -> None:
     folder = tmp_path / "run"
+    folder.mkdir()  # where it lacks the file of rank 0, it is another machine's
+    mark = folder / "mark"
 
     def everywhere(value: object) -> list[object]:
         if isinstance(value, Path):
-            return [folder, value]
-        folder.rmdir()  # where rank 0 fails once all have come here
+            return [mark, value]
+        shutil.rmtree(folder)  # where rank 0 fails once all have come here
         return [True, value]
 
     processes = SimpleNamespace(rank=1, is_first=False, are_several=True, everywhere=everywhere)
     if there:
-        folder.mkdir()
+        mark.touch()
         with _own_folder(config_from({}), None, processes) as own:  # type: ignore[arg-type]
             assert own == folder and not folder.exists()
     else:
-        processes.everywhere = lambda value: [folder if isinstance(value, Path) else True, value]
         with (
-            pytest.raises(UserError, match="is not there: all processes need the folder"),
+            pytest.raises(UserError, match=f"{folder} is not the folder that rank 0 writes to: it must be"),
             _own_folder(config_from({}), None, processes),  # type: ignore[arg-type]
         ):
             pass
+
+
+def test_rank_0_marks_the_folder_of_the_run_only_while_all_look_for_it(tmp_path: Path) -> None:
+    told: list[object] = []
+
+    def everywhere(value: object) -> list[object]:
+        told.append(value)
+        return [value, value]
+
+    processes = SimpleNamespace(rank=0, is_first=True, are_several=True, everywhere=everywhere)
+    config = config_from({"output_dir": str(tmp_path / "run")})
+    with _own_folder(config, None, processes) as own:  # type: ignore[arg-type]
+        mark, there = told
+        assert own == tmp_path / "run" and there is True
+        assert isinstance(mark, Path) and mark.parent == own and not mark.exists()
 
 
 LABELLED = 600  # in three processes none, 512 and 88
