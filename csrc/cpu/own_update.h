@@ -199,11 +199,12 @@ class OwnUpdate {
                      [&](int32_t l, float product) { risen_[r].push_back({r, first_ + l, product}); });
   }
 
-  // Pairs of moved rows, of which the column is an own one: products.
+  // Pairs of moved rows: products. The owner of the lower image decides for both rows: another process may round the
+  // product otherwise, and a pair in one of two lists is an error.
   void take_moved(int64_t r) {
     const float* products = const_floats(products_);
     for (int64_t c = 0; c < count_; ++c) {
-      if (!is_own(moved_.index[c])) continue;
+      if (!is_own(std::min(moved_.index[r], moved_.index[c]))) continue;
       const float value = products[r * count_ + c];
       if (value > moved_.floors[r] || value > moved_.floors[c]) pairs_[r].push_back({r, moved_.index[c], value});
     }

@@ -81,8 +81,8 @@ def follow_moved_rows_(
 
     Writes the own ones of the rows. Brings what unmoved own rows list of the moved ones up to date, drops what has
     fallen below both floors, and lists what has risen above one of them while there is room; empties the lists of
-    own rows that moved. Every pair of a moved row and an own one above one of their floors goes to the owner of the
-    moved row.
+    own rows that moved. Every pair of a moved row and an unmoved own one above one of their floors goes to the owner of
+    the moved row. Of two moved rows the owner of the lower image decides, and tells the owners of both.
 
     Args:
         similarity: of the features with the own rows before the update, [m, n].

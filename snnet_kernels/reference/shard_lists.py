@@ -128,7 +128,7 @@ def _followed(
     moved_columns: Tensor,
     momentum: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pairs of a moved row and an own one above one of their floors, and which are new to a row that did not move."""
+    """The pairs of moved rows that are decided here, and which of them are new to a row that did not move."""
     n, count, device = memory.shape[0], len(moved_index), memory.device
     place = moved_index - first
     own = (place >= 0) & (place < n)
@@ -162,10 +162,12 @@ def _followed(
     products = (moved[b] * memory[at]).sum(1)
     above = (products > moved_floors[b]) | (products > lists.floors[at])
     risen = b[above], at[above] + first, products[above]
-    # Pairs of moved rows, of which the column is an own one.
+    # Pairs of moved rows: the owner of the lower image decides for both, as another may round the product otherwise.
     among = matmul(moved, moved.t()).tril()
     among = among + among.tril(-1).t()
-    both = ((among > moved_floors[:, None]) | (among > moved_floors[None, :])) & own[None, :]
+    lower = torch.minimum(moved_index[:, None], moved_index[None, :])
+    both = (among > moved_floors[:, None]) | (among > moved_floors[None, :])
+    both &= (lower >= first) & (lower < first + n)
     r, c = both.nonzero().unbind(1)
     parts = old, risen, (r, moved_index[c], among[r, c])
     fresh = torch.cat([torch.full_like(part[0], k == 1, dtype=torch.bool) for k, part in enumerate(parts)])

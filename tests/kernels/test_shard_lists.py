@@ -79,12 +79,15 @@ def test_lists_follow_rows_that_have_moved(capacity, momentum, room):
         {column for column, _ in row} for row in listed(plainly_written[1:5])
     ]
     assert [row[:2] for row in triples(left)] == [row[:2] for row in triples(plain[2:])]
-    # Every pair above one of its floors is told, with its value.
+    # Every pair above one of its floors is told, with its value. Process 0 decides those of its moved rows with others.
     whole = sk.memory_similarity(after[index], after[FIRST:])
     told = torch.zeros_like(whole, dtype=torch.bool)
     sample = torch.tensor(by_owner).repeat_interleave(numbers[by_owner])
     told[sample, pairs[:, 0].long() - FIRST] = True
     wanted = (whole > lists.floors[index, None] + 1e-5) | (whole > lists.floors[None, FIRST:] + 1e-5)
+    elsewhere = torch.tensor([[0], [3]]), index[[1, 2, 4]] - FIRST
+    assert not told[elsewhere].any()
+    wanted[elsewhere] = False
     assert bool((told | ~wanted).all())
     torch.testing.assert_close(values, whole[sample, pairs[:, 0].long() - FIRST], rtol=0, atol=1e-5)
     # And listed by the own row, but for those that moved, whose lists are to come, and those without room.
@@ -94,6 +97,50 @@ def test_lists_follow_rows_that_have_moved(capacity, momentum, room):
     for s, row in told.nonzero().tolist():
         is_there = int(index[s]) in rows[row]
         assert is_there == (bool(still[row]) and (row, int(index[s])) not in missing)
+
+
+@pytest.mark.parametrize("forms", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_lists_stay_symmetric_where_a_process_rounds_otherwise(forms):
+    memory = clustered_features(N, D)
+    index, owner = torch.tensor([3, 70, 64, 20, 159]), torch.tensor([0, 1, 1, 0, 1])
+    features = torch.nn.functional.normalize(memory[index] + 0.3 * clustered_features(5, D, seed=3), dim=1)
+    after = memory.clone()
+    sk.update_memory_(after, index, features, 0.5)
+    among = sk.memory_similarity(after[index], after[index])
+    lists = symmetric_lists(memory, N, 0.2)
+    # Just at the product with 3: it is above the floors only where it is rounded up.
+    lists.floors[index[1:]] = among[0, 1:]
+    lists.floors[3] = 1
+    halves = slice(0, FIRST), slice(FIRST, N)
+    parts = torch.stack([
+        OPERATIONS["blended_rows"].plain(
+            memory[own], own.start, lists.columns[own], lists.floors[own], index, features, torch.tensor(0.5), 3
+        )
+        for own in halves
+    ])  # fmt: skip
+    written, blocks = [], []
+    for rank, own in enumerate(halves):
+        given = parts.clone()
+        given[:, :, :D] *= 1 + rank * 1e-6
+        (sent, *_), (_, *tables) = both_forms(
+            "follow_moved_rows_", memory[own], *(table[own] for table in lists[:4]), own.start,
+            sk.memory_similarity(features, memory[own]), given, index, owner, torch.tensor(0.5), 500,
+        )[forms[rank]]  # fmt: skip
+        written.append(tables[:4])
+        blocks.append(sent)
+    whole = torch.full((N, N), torch.nan)
+    for rank, own in enumerate(halves):
+        came, nothing = torch.stack([block[rank] for block in blocks]), blocks[0].new_empty(0, 2)
+        row, column, value, told = torch.ops.snnet.moved_pairs(
+            came, nothing, index, owner, rank, own.start, N
+        )
+        assert not told[1]
+        torch.ops.snnet.insert_pairs_(*written[rank], row, column, value)
+        for r, entries in enumerate(listed(written[rank])):
+            for c, v in entries:
+                whole[own.start + r, c] = v
+    assert torch.equal(whole.nan_to_num(9), whole.nan_to_num(9).t())
+    assert bool((whole[index[:, None], index] > 0).any())
 
 
 def test_moved_pairs_come_in_blocks_and_behind_them():
