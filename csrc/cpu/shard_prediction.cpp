@@ -56,8 +56,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> divided_samples(const Tensor& index, 
 }
 
 // What the lists of own rows [m] tell of their images, int32 [m, 4 + places]: how many candidates are above the
-// threshold; the nearest other image, -1 without one; 1 where the list does not tell both, else 0; 0; and the candidates
-// in falling order, -1 behind the last.
+// threshold; the nearest other image, -1 without one; what the list does not tell, 1 for the candidates and 2 for the
+// nearest; 0; and the candidates in falling order, -1 behind the last.
 Tensor listed_candidates(const Tensor& columns, const Tensor& values, const Tensor& counts, const Tensor& floors,
                          const Tensor& row, int64_t first, double threshold, int64_t places) {
   const NeighborLists lists = checked_lists(columns, values, counts, floors);
@@ -89,7 +89,7 @@ Tensor listed_candidates(const Tensor& columns, const Tensor& values, const Tens
       out[0] = static_cast<int32_t>(keys.size());
       out[1] = largest == kNothing ? -1 : column_of_key(nearest);
       // What is not listed may be as large as the floor, and come first by its column.
-      out[2] = floor > bar || !(largest > floor || floor == kNothing);
+      out[2] = (floor > bar) + 2 * !(largest > floor || floor == kNothing);
       out[3] = 0;
     }
   });

@@ -26,7 +26,8 @@ MOST_AT_ONCE = 128
 PRODUCTS_AT_ONCE = 2**24  # where lists do not tell
 WHOLE_ROWS_AT_ONCE = 2**22  # entries of whole rows of a process, of some 60 bytes each
 CONSISTENT, INCONSISTENT, UNTOLD, ELSEWHERE = 0, 1, 2, 3
-INCOMPLETE, STALE = 1, 2  # what stands at MISSING: the list does not tell, or the lists are not those of M
+# What stands at MISSING: the sum of what the list does not tell, or that the lists are not those of M.
+NO_CANDIDATES, NO_NEIGHBOR, STALE = 1, 2, 4
 NUMBER, NEIGHBOR, MISSING, SIZE, TOLD = range(5)  # what a process tells of a sample before its candidates
 
 
@@ -142,12 +143,12 @@ class OwnRows:
             if missing == STALE:
                 return None
             rows = samples.of_owners(blocks)
-            if missing != INCOMPLETE:
+            if not missing:
                 # What this batch would have taken at once.
                 needed = -(-number // CANDIDATES_AT_ONCE) * CANDIDATES_AT_ONCE
                 self.exchange.candidates_told = min(max(needed, CANDIDATES_AT_ONCE), MOST_AT_ONCE)
                 return found, rows, number, 0 if inquiry is None else int(heads[..., SIZE].sum(1).max())
-            counts = (heads[..., MISSING] == INCOMPLETE).sum(1).tolist()
+            counts = (heads[..., MISSING] > 0).sum(1).tolist()
             self.products += sum(counts)
             which = found[:, MISSING].nonzero().flatten()
             for part, products in self._whole_rows(samples.rows[which], counts):
@@ -159,7 +160,7 @@ class OwnRows:
                     torch.nn.functional.pad(table, (0, max(more, 0)), value=-1)
                     for table, more in ((found, wider), (made, -wider))
                 )
-                found[which[part]] = made
+                found[which[part]] = _completed(found[which[part]], made)
 
     def nearest(self, samples: Samples, k: int, query_rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """The k nearest other images of the own samples, int64 [b, k], and their similarities [b, k].
@@ -381,6 +382,18 @@ def _row_candidates(own: Tensor, keys: Tensor, threshold: float, width: int) -> 
     head = torch.stack([above.sum(1), neighbor, nothing, nothing], dim=1)
     candidates = torch.nn.functional.pad(columns.masked_fill(~above, -1), (0, width), value=-1)
     return torch.cat([head, candidates], dim=1).to(torch.int32)
+
+
+def _completed(told: Tensor, made: Tensor) -> Tensor:
+    """What lists have ``told`` [m, 4 + K], and in place of what they have not what products have ``made`` [m, 4 + K].
+
+    Products may differ in their last bits from what a list has followed: as in one process, what it tells counts.
+    """
+    missing = told[:, MISSING]
+    found = torch.where(((missing & NO_CANDIDATES) > 0)[:, None], made, told)
+    found[:, NEIGHBOR] = torch.where((missing & NO_NEIGHBOR) > 0, made[:, NEIGHBOR], told[:, NEIGHBOR])
+    found[:, MISSING] = 0
+    return found
 
 
 def _next_ones(found: Tensor, ends: Tensor, position: Tensor, width: int) -> Tensor:

@@ -47,9 +47,9 @@ def listed_candidates(
 ) -> Tensor:
     """What the lists of own rows ``row`` int64 [m] tell of their images, int32 [m, 4 + places].
 
-    How many columns are above ``threshold``; the nearest other image, -1 without one; 1 where the list does not tell
-    both; 0; and these columns by falling value, ties by lower column, -1 behind the last. ``first`` is the image of
-    row 0, ``places`` at least K.
+    How many columns are above ``threshold``; the nearest other image, -1 without one; what the list does not tell, the
+    sum of 1 for these columns and 2 for the nearest image; 0; and these columns by falling value, ties by lower column,
+    -1 behind the last. ``first`` is the image of row 0, ``places`` at least K.
     """
     check_index_values("row", row, columns.shape[0])
     lists = NeighborLists(columns, values, counts, floors)

@@ -27,7 +27,7 @@ def divided_samples(index: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def listed_candidates(lists: NeighborLists, row: Tensor, first: int, threshold: float, places: int) -> Tensor:
-    """How many candidates, the nearest other image, whether the list does not tell, 0, and the candidates in order."""
+    """How many candidates, the nearest other image, what the list does not tell, 0, and the candidates in order."""
     listed, values, floors = lists.columns[row].long(), lists.values[row], lists.floors[row]
     keys = keys_of(values, listed).masked_fill(listed < 0, NO_KEY)
     bar = torch.tensor(threshold, dtype=torch.float32, device=floors.device)
@@ -36,8 +36,8 @@ def listed_candidates(lists: NeighborLists, row: Tensor, first: int, threshold: 
     nearest = keys.masked_fill(listed == (row + first)[:, None], NO_KEY).amax(1)
     largest = values_of(nearest).masked_fill(nearest == NO_KEY, -torch.inf)
     neighbor = columns_of(nearest).masked_fill(largest == -torch.inf, -1)
-    untold = (floors > bar) | ~((largest > floors) | (floors == -torch.inf))
-    head = torch.stack([(above > NO_KEY).sum(1), neighbor, untold.long(), torch.zeros_like(row)], dim=1)
+    untold = (floors > bar).long() + 2 * (~((largest > floors) | (floors == -torch.inf))).long()
+    head = torch.stack([(above > NO_KEY).sum(1), neighbor, untold, torch.zeros_like(row)], dim=1)
     wide = torch.nn.functional.pad(candidates, (0, places - candidates.shape[1]), value=-1)
     return torch.cat([head, wide], dim=1).to(torch.int32)
 

@@ -7,6 +7,9 @@ import torch
 
 import snnet_kernels as sk
 from snnet_kernels.distributed import prediction
+from snnet_kernels.distributed.exchange import Exchange
+from snnet_kernels.distributed.rows import Division, Samples
+from snnet_kernels.layout import packed_entries
 from snnet_kernels.selection_keys import columns_of, keys_of, values_of
 from snnet_kernels.testing import clustered_features
 from tests.kernels.list_checks import symmetric_lists
@@ -50,14 +53,42 @@ def test_candidates_and_the_neighbour_are_those_of_the_whole_row(capacity, thres
     (compiled, _), (plain, _) = both_forms("listed_candidates", *shard(lists), row, FIRST, threshold, places)
     assert torch.equal(compiled, plain) and compiled.dtype == torch.int32
     counts, neighbor, untold, nothing = compiled[:, :4].unbind(1)
+    assert torch.equal(untold % 2 == 1, lists.floors[FIRST:] > threshold)
     assert bool((untold == 0).all()) == (capacity == N) and not nothing.any()
     similarity = sk.memory_similarity(memory, memory)[FIRST:]
     ordered = keys_of(similarity, torch.arange(N).expand_as(similarity)).sort(dim=1, descending=True).values
     columns = columns_of(ordered)
-    for r in row[untold == 0].tolist():
+    for r in row[untold % 2 == 0].tolist():
         above = columns[r][values_of(ordered[r]) > threshold].tolist()
         assert compiled[r, 4:].tolist() == above + [-1] * (places - len(above)) and counts[r] == len(above)
+    for r in row[untold < 2].tolist():
         assert neighbor[r] == columns[r][columns[r] != r + FIRST][0]
+
+
+@pytest.mark.parametrize(("threshold", "missing"), [(0.0, {1, 3}), (0.5, {0, 2})])
+@pytest.mark.parametrize("step", [1, 2**22])
+def test_what_a_list_tells_counts_beside_what_it_does_not(
+    one_process_group, monkeypatch, threshold, missing, step
+):
+    monkeypatch.setattr(prediction, "WHOLE_ROWS_AT_ONCE", step)
+    memory, index = clustered_features(N, D), torch.arange(0, N, 3)
+    lists = symmetric_lists(memory, 6, 0.2)
+    # Lists and products differ, by far more than rounding: the two nearest others have changed places, and row 3 lists
+    # none above its floor.
+    others = lists.values.masked_fill(lists.columns == torch.arange(N)[:, None], -torch.inf)
+    two = others.topk(2, dim=1).indices
+    lists.values.scatter_(1, two, lists.values.gather(1, two.flip(1)))
+    lists.values[3, lists.columns[3] != 3] = 0.1
+    lists.floors[3] = 0.2
+    division = Division(N, 1, 0)
+    own = prediction.OwnRows(memory, lists, Exchange(torch.distributed.group.WORLD), division)
+    found = own.predict(Samples(index, division), threshold, 4, None, stale=False, look=lambda _: None)
+    labels, _ = torch.ops.snnet.mplp_from_lists(memory, index, *lists[:4], None, threshold, 4)
+    neighbors, _, _ = torch.ops.snnet.nearest_from_lists(memory, index, *lists[:4], 1)
+    assert torch.equal(packed_entries(found.sample, found.column, len(index), N), labels)
+    assert torch.equal(found.neighbor, neighbors.flatten())
+    untold = torch.ops.snnet.listed_candidates(*lists[:4], index, 0, threshold, 6)[:, 2]
+    assert missing <= set(untold.tolist())
 
 
 def test_a_walk_ends_at_what_is_inconsistent_and_stops_at_what_is_untold():
