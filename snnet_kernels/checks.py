@@ -97,8 +97,11 @@ def check_features(name: str, value: object, feature_dim: int) -> Tensor:
     return features.float()
 
 
-def check_lengths(name: str, features: Tensor, finite: bool = True) -> None:
-    """Rows [n, d] are of length 1, or zero, and finite unless that is not asked; reads them where they have values."""
+def check_lengths(name: str, features: Tensor, finite: bool = True, first: int = 0) -> None:
+    """Rows [n, d] are of length 1, or zero, and finite unless that is not asked; reads them where they have values.
+
+    The error counts rows from ``first`` on.
+    """
     if not has_values(features) or features.numel() == 0:
         return
     lengths = torch.linalg.vector_norm(features.detach().float(), dim=1)
@@ -109,7 +112,7 @@ def check_lengths(name: str, features: Tensor, finite: bool = True) -> None:
         row = int(wrong.nonzero()[0])
         raise ValueError(
             f"{name} must have rows of length 1 (or zero), as torch.nn.functional.normalize makes them: "
-            f"row {row} has length {float(lengths[row]):.4g}"
+            f"row {first + row} has length {float(lengths[row]):.4g}"
         )
 
 

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..checks import check_number
+
 T = TypeVar("T")
 Facts = dict[str, float]  # integers below 2^53 and numbers: name and value
 
@@ -210,7 +212,7 @@ class Exchange:
         room = self.room
         try:
             checked = check()
-            own = facts(checked)
+            own = {name: float(check_number(name, value)) for name, value in facts(checked).items()}
             flag, tensors = carry(checked)
             pieces = [_bytes(tensor.contiguous()) for tensor in tensors]
         except Exception:

@@ -67,15 +67,16 @@ class ShardedExemplarMemory(ExemplarMemory):
         self.mark_written_()
 
     def _own_part(self, features: Tensor) -> Tensor:
-        features = checks.check_features("features", features, self.feature_dim)
+        features, first = checks.check_features("features", features, self.feature_dim), 0
         if len(features) == self.num_instances:
-            features = features[self.own_rows.start : self.own_rows.stop]
+            first = self.own_rows.start
+            features = features[first : self.own_rows.stop]
         elif len(features) != len(self.own_rows):
             raise ValueError(
                 f"features must have shape {[self.num_instances, self.feature_dim]}, or that of the own rows, "
                 f"{list(self.features.shape)}, got {list(features.shape)}"
             )
-        checks.check_lengths("features", features)
+        checks.check_lengths("features", features, first=first)
         (features,) = checks.apart([self.features], features)
         return features.to(self.features.device)
 
@@ -228,7 +229,7 @@ class ShardedExemplarMemory(ExemplarMemory):
             check,
             lambda found: {
                 "the number of samples": len(found[0]),
-                "whether query_rows are given": found[1] is not None,
+                "whether query_rows are given": int(found[1] is not None),
                 **found[2],
                 **self._facts(),
             },

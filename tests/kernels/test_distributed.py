@@ -175,7 +175,11 @@ def test_what_differs_is_one_error_on_all(printed):
     assert first[20] == second[20] == differs.format("to", "0, 1]")
     assert first[21] == refused.format(1, "gather")
     assert second[21] == "ValueError: to must be a rank of the group, 0 to 1, got 2"
-    assert first[22] == second[22] and "must stay outside of DistributedDataParallel" in first[22]
+    assert first[22] == refused.format(1, "forward")
+    assert second[22] == "TypeError: threshold must be a number, got NoneType"
+    assert first[23] == refused.format(1, "initialize_")
+    assert second[23].endswith("as torch.nn.functional.normalize makes them: row 1200 has length 3")
+    assert first[24] == second[24] and "must stay outside of DistributedDataParallel" in first[24]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
