@@ -41,9 +41,10 @@ class ShardedHead(SNNetHead):
 
     All processes of the group call :meth:`forward` and :meth:`update_` in the same order, each with its own samples, of
     the same number. They are one global batch, rank 0's samples first: labels, lists, M and P are those of one process
-    that gets it. The loss is the mean over the own samples, so that the mean of gradients over the processes, as
-    DistributedDataParallel takes it round the network, is that of the global batch. No collective runs in backward.
-    What differs between processes is an error on all of them.
+    that gets it, but for when lists are renewed: see :meth:`ShardedExemplarMemory.renew_lists_`. The loss is the mean
+    over the own samples, so that the mean of gradients over the processes, as DistributedDataParallel takes it round
+    the network, is that of the global batch. No collective runs in backward. What differs between processes is an error
+    on all of them.
 
     ``state_dict()`` is the piece of this process: see :func:`.whole_state`.
     """

@@ -26,7 +26,8 @@ class ShardedExemplarMemory(ExemplarMemory):
 
     All processes of the group call its methods in the same order, each with its own samples, of the same number: they
     are collective, but for :meth:`similarity` and what saves and loads. M, lists, labels and neighbours are those of
-    one process that gets the samples of rank 0, then those of rank 1, and so on.
+    one process that gets the samples of rank 0, then those of rank 1, and so on, but for when :meth:`renew_lists_`
+    makes lists afresh.
 
     ``own_rows`` are whole blocks of 512 rows, as equal as may be; ``features`` [len(own_rows), d] are these.
     ``state_dict()`` has the own rows of M, and of its lists where they are built, and says in ``rows`` int64 [2] which
@@ -89,7 +90,11 @@ class ShardedExemplarMemory(ExemplarMemory):
             self.build_lists_()
 
     def renew_lists_(self) -> None:
-        """Make the lists afresh where that is cheaper than to go on; see :meth:`ExemplarMemory.renew_lists_`."""
+        """Make the lists afresh where that is cheaper than to go on; see :meth:`ExemplarMemory.renew_lists_`.
+
+        Rows that are multiplied beside the lists are counted otherwise than in one process, so this may happen at
+        another call than there. Similarities in new lists may differ in their last bits from those that have followed.
+        """
         device = self.features.device
         worn = self.exchange.agreed("renew_lists_", device, self.lists.are_worn, lambda _: self._facts())
         if self.exchange.any(worn, device):

@@ -3,7 +3,8 @@
 A piece is the ``state_dict()`` of a head with a ``process_group``: ``_momentum``, the own rows of M
 (``memory.features``) and of its lists where they are built (``memory.lists.*``), and the own columns of P
 (``pseudo_labels.column_entries``, ``pseudo_labels.column_counts``). ``memory.rows`` and ``pseudo_labels.rows``, int64
-[2], are the first own row and n. Pieces are given in order of the ranks.
+[2], are the first own row and n. Pieces are given in order of the ranks. They must be of the same step, which nothing
+checks.
 """
 
 from __future__ import annotations
