@@ -81,7 +81,10 @@ void store(const float* products, int64_t rows, int64_t lanes, int64_t used, boo
     for (int64_t r = 0; r < rows; ++r) std::copy_n(products + r * lanes, used, out + r * stride);
     return;
   }
-  transpose(products, lanes, rows, used, out, stride);
+  constexpr int64_t kTogether = 8;  // rows of the result: many more may share a set of the first cache, and evict another
+  for (int64_t k = 0; k < used; k += kTogether) {
+    transpose(products + k, lanes, rows, std::min(kTogether, used - k), out + k * stride, stride);
+  }
 }
 
 }  // namespace
@@ -100,8 +103,8 @@ Tensor inner_products(const Tensor& left, const Tensor& right) {
   const Panels panels{Rows(left_is_packed ? left : right)};
   const Rows rows(left_is_packed ? right : left);
   float* out = floats(result);
-  // Few rows are split for the threads.
-  const int64_t at_once = rows.count * panels.count < 4 * kRows ? kRows / 6 : kRows;
+  // Few rows are split for the threads, by a multiple of those that a kernel takes.
+  const int64_t at_once = rows.count * panels.count < 4 * kRows ? kRows / 8 : kRows;
   const int64_t blocks = (rows.count + at_once - 1) / at_once;
   const auto multiply = [&](int64_t begin, int64_t end) {
     std::vector<float> products(at_once * panels.lanes);
