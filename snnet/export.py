@@ -21,6 +21,7 @@ import logging
 import shlex
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +104,16 @@ def _write_onnx(trained: TrainedModel, path: Path, opset: int) -> list[str]:
 
     data = trained.config.data
     retrieval = _Retrieval(trained).eval()
+    shape, what = (3, data.height, data.width), f"{trained.config.model.arch} with --opset {opset}"
+    wanted = _features_of_noise(retrieval, shape)  # raises for a size that cannot be
     for part in retrieval.modules():
         if hasattr(part, "fused_attn"):  # of timm: torch writes the fused operation only for some shapes
             part.fused_attn = False  # type: ignore[assignment]
-    retrieval(torch.zeros(1, 3, data.height, data.width))  # raises for a size that cannot be
     say(f"exporting {trained.config.model.arch} for images of {data.height} x {data.width} pixels")
-    shape, what = (3, data.height, data.width), f"{trained.config.model.arch} with --opset {opset}"
-    with _refusal(path, f"torch {torch.__version__} and onnx {onnx.__version__} cannot write {what}"):
-        content = _to_onnx(retrieval, shape, _metadata(trained), opset)
-    remedy = "; give a lower --opset, or install a later onnxruntime"
-    with _refusal(path, f"onnxruntime {onnxruntime.__version__} cannot run {what}", remedy):
-        difference = _largest_difference(retrieval, content, shape)
+    content = _to_onnx(retrieval, shape, _metadata(trained), opset, path)
+    remedy = "; give a lower --opset, or install a later onnxruntime" if opset > ExportCommand.opset else ""
+    refusal = _refusal(path, f"onnxruntime {onnxruntime.__version__} cannot run {what}", remedy)
+    difference = _largest_difference(wanted, content, refusal)
     if not difference <= TOLERANCE:
         raise UserError(
             f"{path} is not written: onnxruntime's features differ from PyTorch's by {difference:.1e}, "
@@ -133,7 +133,7 @@ def _write_onnx(trained: TrainedModel, path: Path, opset: int) -> list[str]:
 
 
 def _to_onnx(
-    retrieval: nn.Module, shape: tuple[int, int, int], metadata: dict[str, str], opset: int
+    retrieval: nn.Module, shape: tuple[int, int, int], metadata: dict[str, str], opset: int, path: Path
 ) -> bytes:
     """The network as a serialised ONNX model for any batch size, weights inside.
 
@@ -142,27 +142,31 @@ def _to_onnx(
     import onnx
 
     dynamic = {"images": {0: torch.export.Dim("batch")}}
+    arch, version = metadata["arch"], f"torch {torch.__version__}"
+    fault = f"{version} and onnx {onnx.__version__} cannot write {arch} with --opset {opset}"
     with _silence(), progress(None, "exporting", total=3, unit="step") as bar:
-        captured = torch.export.export(
-            retrieval, (torch.zeros(TRACED_BATCH, *shape),), dynamic_shapes=dynamic
-        )
+        with _refusal(path, f"{version} cannot trace {arch}"):
+            captured = torch.export.export(
+                retrieval, (torch.zeros(TRACED_BATCH, *shape),), dynamic_shapes=dynamic
+            )
         bar.update()
-        program = torch.onnx.export(
-            captured,
-            dynamo=True,
-            input_names=["images"],
-            output_names=["features"],
-            dynamic_shapes=dynamic,
-            optimize=False,
-            verbose=False,
-            opset_version=opset,
-        )
-        if program is None:
-            raise RuntimeError("torch.onnx.export returned nothing")
-        bar.update()
-        program.optimize()
-        bar.update()
-        model = program.model_proto
+        with _refusal(path, fault):
+            program = torch.onnx.export(
+                captured,
+                dynamo=True,
+                input_names=["images"],
+                output_names=["features"],
+                dynamic_shapes=dynamic,
+                optimize=False,
+                verbose=False,
+                opset_version=opset,
+            )
+            if program is None:
+                raise RuntimeError("torch.onnx.export returned nothing")
+            bar.update()
+            program.optimize()
+            bar.update()
+            model = program.model_proto
     graph = model.graph
     # The exporter's notes for its own debugging: a third of the file, paths on this machine among them.
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
@@ -173,24 +177,30 @@ def _to_onnx(
     model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
     onnx.helper.set_model_props(model, metadata)
     graph.doc_string = metadata["description"]
-    onnx.checker.check_model(model, full_check=True)
+    with _refusal(path, fault):
+        onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
 
 
-def _largest_difference(retrieval: nn.Module, content: bytes, shape: tuple[int, int, int]) -> float:
-    """Largest difference of a component between PyTorch's features and onnxruntime's of the same images."""
+def _features_of_noise(retrieval: nn.Module, shape: tuple[int, int, int]) -> list[tuple[Tensor, Tensor]]:
+    """Random images in batches of several sizes, and PyTorch's features of them."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(batch, *shape, generator=generator) for batch in CHECKED_BATCHES]
+    with torch.no_grad():
+        return [(images, retrieval(images)) for images in batches]
+
+
+def _largest_difference(
+    wanted: list[tuple[Tensor, Tensor]], content: bytes, refusal: AbstractContextManager[None]
+) -> float:
+    """Largest difference of a component between PyTorch's features and onnxruntime's; NaN where one is NaN."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    generator = torch.Generator().manual_seed(0)
-    worst = 0.0
-    for batch in CHECKED_BATCHES:
-        images = torch.randn(batch, *shape, generator=generator)
-        with torch.inference_mode():
-            wanted = retrieval(images)
-        (found,) = session.run(["features"], {"images": images.numpy()})
-        worst = max(worst, float((torch.from_numpy(found) - wanted).abs().max()))
-    return worst
+    with refusal:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        found = [session.run(["features"], {"images": images.numpy()})[0] for images, _ in wanted]
+    differences = [torch.from_numpy(ours) - theirs for ours, (_, theirs) in zip(found, wanted, strict=True)]
+    return float(torch.cat(differences).abs().max())
 
 
 def _metadata(trained: TrainedModel) -> dict[str, str]:
@@ -220,7 +230,7 @@ def _refusal(path: Path, fault: str, remedy: str = "") -> Iterator[None]:
     """Turn whatever other software raises into one line, with the first cause that it names."""
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except (
         Exception

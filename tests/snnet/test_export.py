@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -115,20 +116,19 @@ def raising(error: Exception, cause: Exception | None = None) -> Any:
         (
             "torch.export.export",
             raising(RuntimeError("wrapped\nin lines"), ValueError("a size that varies\nmore")),
-            r"torch \S+ and onnx \S+ cannot write resnet18 with --opset 18 \(ValueError: a size that varies\)",
+            r"torch \S+ cannot trace resnet18 \(ValueError: a size that varies\)",
         ),
         (
             "torch.onnx.export",
             raising(KeyError("aten::op")),
-            r"torch .* cannot write .* \(KeyError: 'aten::op'\)",
+            r"torch \S+ and onnx \S+ cannot write resnet18 with --opset 18 \(KeyError: 'aten::op'\)",
         ),
         ("torch.onnx.export", lambda *_, **__: None, r"\(RuntimeError: torch.onnx.export returned nothing\)"),
         ("onnx.checker.check_model", raising(TypeError("bad\x1b[0m")), r"\(TypeError: bad\\x1b\[0m\)"),
         (
             "onnxruntime.InferenceSession",
             raising(RuntimeError("opset 18 is under development\nmore")),
-            r"onnxruntime \S+ cannot run resnet18 with --opset 18 \(RuntimeError: opset 18 is under development\); "
-            "give a lower --opset, or install a later onnxruntime",
+            r"onnxruntime \S+ cannot run resnet18 with --opset 18 \(RuntimeError: opset 18 is under development\)",
         ),
     ],
 )
@@ -140,6 +140,65 @@ def test_what_others_refuse_is_one_line(
     with pytest.raises(UserError, match=f"^{path} is not written: .*{message}$") as caught:
         exported("--arch", "resnet18", *MODEL, "--output", path)
     assert "\n" not in str(caught.value) and os.listdir(tmp_path) == []
+
+
+@needs_onnx
+def test_a_later_opset_that_cannot_be_run_may_be_lowered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_to_onnx", lambda *_: b"")
+    message = (
+        r"cannot run resnet18 with --opset 20 \(.*\); give a lower --opset, or install a later onnxruntime$"
+    )
+    with pytest.raises(UserError, match=message):
+        exported("--arch", "resnet18", *MODEL, "--opset", 20, "--output", tmp_path / "m.onnx")
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        ("snnet.export._metadata", AttributeError("'NoneType' object has no attribute 'after_neck'")),
+        ("onnx.helper.set_model_props", AttributeError("'NoneType' object has no attribute 'props'")),
+        ("torch.onnx.export", MemoryError("Unable to allocate 9.1 GiB")),
+        ("onnxruntime.InferenceSession", MemoryError("Unable to allocate 9.1 GiB")),
+    ],
+)
+def test_what_is_not_of_others_is_no_refusal(
+    function: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(function, raising(error))
+    with pytest.raises(type(error)) as caught:
+        exported("--arch", "resnet18", *MODEL, "--output", tmp_path / "m.onnx")
+    assert caught.value is error and os.listdir(tmp_path) == []
+
+
+@needs_onnx
+def test_the_difference_is_to_the_network_as_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the fused attention that the file does not have; and one that is no number is no small one."""
+    features = torch.nn.functional.normalize(torch.ones(1, 512))
+    monkeypatch.setattr(torch.nn.Module, "fused_attn", True, raising=False)
+    monkeypatch.setattr(
+        command._Retrieval,
+        "forward",
+        lambda self, images: features.expand(len(images), -1) * (1.0 if self.fused_attn else 0.5),
+    )
+    found = features.numpy()
+
+    def run(names: list[str], given: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [np.repeat(found, len(given["images"]), axis=0)]
+
+    monkeypatch.setattr(command, "_to_onnx", lambda *_: b"")
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *_, **__: SimpleNamespace(run=run))
+    lines = exported("--arch", "resnet18", *MODEL, "--output", tmp_path / "m.onnx")
+    assert lines[0].endswith("and PyTorch differ by at most 0.0e+00")
+    found = found * np.nan
+    with pytest.raises(
+        UserError, match="onnxruntime's features differ from PyTorch's by nan, more than 1e-04"
+    ):
+        exported("--arch", "resnet18", *MODEL, "--output", tmp_path / "n.onnx")
 
 
 @needs_onnx
