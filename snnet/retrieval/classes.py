@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from snnet.errors import UserError
 from snnet.retrieval.sparse_labels import SparseMatrix
@@ -28,7 +30,10 @@ def component_classes(y: SparseMatrix) -> np.ndarray:
     sparse, csgraph = (_load(f"scipy.{name}") for name in ("sparse", "sparse.csgraph"))
     n = len(y)
     ones = np.ones(len(y.indices), dtype=bool)
-    positive = sparse.csr_array((ones, y.indices, y.indptr), shape=(n, n))
+    # scipy 1.11.0 and 1.11.1 take indices of int64 for others.
+    kind = np.int32 if len(ones) < 2**31 else np.int64
+    indices, indptr = (index.astype(kind, copy=False) for index in (y.indices, y.indptr))
+    positive = sparse.csr_array((ones, indices, indptr), shape=(n, n))
     mutual = positive.multiply(positive.T)
     component = csgraph.connected_components(mutual, directed=False)[1].astype(np.int64)
     return _counted(np.where(np.bincount(component)[component] > 1, component, -1))
@@ -41,10 +46,11 @@ def dbscan_classes(features: Tensor, *, k1: int, k2: int, eps: float, min_sample
     See :func:`snnet_kernels.jaccard_graph`; ``eps`` below 1 and ``min_samples`` are DBSCAN's.
     """
     cluster = _load("sklearn.cluster").DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed")
-    known = (features != 0).any(1).cpu()
+    known = (vector_norm(features, ord=math.inf, dim=1) != 0).cpu()  # makes no truth value of each number
     classes = np.full(len(features), -1, np.int64)
     if known.any():
-        graph = jaccard_graph(features[known.to(features.device)], k1, k2, max_distance=eps).to_scipy()
+        rows = features if known.all() else features[known.to(features.device)]
+        graph = jaccard_graph(rows, k1, k2, max_distance=eps).to_scipy()
         classes[known.numpy()] = cluster.fit_predict(graph)
     return classes
 

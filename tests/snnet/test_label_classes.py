@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet.errors import UserError
-from snnet.retrieval.classes import class_summary, dbscan_classes
+from snnet.retrieval.classes import class_summary, component_classes, dbscan_classes
 from snnet.retrieval.feature_files import FeatureSet, save_features
 from snnet.retrieval.sparse_labels import load_labels, predict_sparse_labels, save_labels
 from snnet_kernels.testing import clustered_features
@@ -56,6 +57,20 @@ def test_components_are_images_joined_by_mutual_positives(
     assert load_labels(tmp_path / "y.npz").classes is None
 
 
+def test_components_get_indices_of_32_bits(features: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    csgraph = pytest.importorskip("scipy.sparse.csgraph")
+    kinds = []
+
+    def watched(graph: Any, **options: Any) -> Any:
+        kinds.extend([graph.indices.dtype, graph.indptr.dtype])
+        return by_scipy(graph, **options)
+
+    by_scipy = csgraph.connected_components
+    monkeypatch.setattr(csgraph, "connected_components", watched)
+    assert component_classes(predict_sparse_labels(features, threshold=0.75).y).max() > 5
+    assert kinds == [np.int32, np.int32]
+
+
 def test_dbscan_classes_are_those_of_the_dense_distances(tmp_path: Path) -> None:
     cluster = pytest.importorskip("sklearn.cluster")
     features = clustered_features(240, 16)
@@ -84,6 +99,24 @@ def test_images_without_a_feature_are_in_no_class(zeros: list[int], tmp_path: Pa
     if len(known):
         assert found.max() >= 2
         np.testing.assert_array_equal(found[known], dbscan_classes(features[known], **options))
+
+
+@pytest.mark.parametrize("zeros", [0, 1])
+def test_features_are_copied_only_where_some_are_left_out(
+    zeros: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+    features = clustered_features(60, 16)
+    features[:zeros] = 0
+    taken = []
+
+    def watched(rows: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        taken.append((len(rows), rows.data_ptr() == features.data_ptr()))
+        return sk.jaccard_graph(rows, *arguments, **options)
+
+    monkeypatch.setattr("snnet.retrieval.classes.jaccard_graph", watched)
+    dbscan_classes(features, k1=5, k2=2, eps=0.5, min_samples=2)
+    assert taken == [(60 - zeros, not zeros)]
 
 
 def test_a_class_with_most_of_the_images_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
