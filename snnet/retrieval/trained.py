@@ -88,9 +88,11 @@ def load_trained_model(
     """The network of ``checkpoint`` (a file, or the folder of a run); without one, that of ``--weights``.
 
     What is not in ``given`` (values by flat name) comes from the checkpoint's configuration; without one,
-    from the preset or the defaults. ``contents`` is what the checkpoint holds, where it has been read already. Seeds
-    the process as the configuration says. Its ``deterministic`` switches torch's deterministic mode on; nothing
-    switches it off. cuDNN may choose the fastest algorithms unless that mode is on.
+    from the preset or the defaults. From a checkpoint, ``device``, ``deterministic``, ``channels_last``,
+    ``image_cache`` and ``workers`` are not taken: these have their defaults unless they are given. ``contents`` is what
+    the checkpoint holds, where it has been read already. Seeds the process by ``seed``. ``deterministic`` switches
+    torch's deterministic mode on; nothing switches it off. cuDNN may choose the fastest algorithms unless that mode is
+    on.
 
     Raises :class:`~snnet.errors.UserError` for a checkpoint or weights that cannot be used, and where ``given`` has an
     unknown name or a value of a wrong type, or contradicts the checkpoint.

@@ -96,6 +96,8 @@ def test_a_program_names_paths_as_text_or_path_and_is_told_what_it_gave_wrongly(
 ) -> None:
     save_file = tmp_path / "w.safetensors"
     one = load_trained_model(str(run[0]), None, {"device": "cpu"})
+    assert load_checkpoint(run[0])["config"]["deterministic"] is True  # which is of the run's machine
+    assert one.config.runtime.deterministic is False
     safetensors.torch.save_file(one.model.state_dict(), save_file)
     size = {"height": 32, "width": 16, "device": "cpu", "arch": "osnet_x0_25"}
     two = load_trained_model(None, None, {**size, "weights": save_file})
