@@ -86,7 +86,8 @@ def save_features(path: Path | str, content: FeatureSet) -> None:
 
     Raises:
         UserError: another ending; features that are not real numbers, or not finite as float32, or that have no row or
-            no column; identities or cameras that are not integers [n] of int64's range; the file cannot be written.
+            no column; identities or cameras that are not integers [n] of int64's range; metadata that JSON cannot hold;
+            in a ``.npz``, a name or split of more than 16,384 characters; the file cannot be written.
     """
     path = Path(path)
     check_output(path, SUFFIXES)
@@ -99,20 +100,34 @@ def save_features(path: Path | str, content: FeatureSet) -> None:
     # Rows one after the other, which every reader takes; torch warns of what cannot be written to.
     arrays = {name: np.require(values, None, ("C", "W")) for name, values in arrays.items()}
     texts = {name: list(values) for name in _TEXT if (values := getattr(content, name)) is not None}
+    metadata = metadata_text(content.metadata)
+    if path.suffix == ".npz":
+        texts_as_arrays = {name: np.array(values, dtype=np.str_) for name, values in texts.items()}
+        for name, values in texts_as_arrays.items():  # load_features would leave them out
+            if values.itemsize > _MOST_ENTRY_BYTES:
+                most, found = _MOST_ENTRY_BYTES // 4, values.itemsize // 4
+                raise UserError(
+                    f"{name} in a .npz must have {most:,} characters or fewer each, got {found:,}: use .safetensors"
+                )
 
     def write(file: IO[bytes]) -> None:
         if path.suffix == ".npz":
-            texts_as_arrays: dict[str, Any] = {
-                name: np.array(values, dtype=np.str_) for name, values in texts.items()
-            }
-            write_arrays(file, {**arrays, **texts_as_arrays, "metadata": json.dumps(content.metadata)})
+            write_arrays(file, {**arrays, **texts_as_arrays, "metadata": metadata})
         else:
             header = {name: json.dumps(values) for name, values in texts.items()}
-            header["metadata"] = json.dumps(content.metadata)
+            header["metadata"] = metadata
             tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
             write_with_checksum(tensors, file, header)
 
     write_atomically(path, write)
+
+
+def metadata_text(metadata: dict[str, Any]) -> str:
+    """``metadata`` as JSON; raises :class:`~snnet.errors.UserError` for what JSON cannot hold."""
+    try:
+        return json.dumps(metadata)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"metadata must be values that JSON can hold: {error}") from error
 
 
 def _features_to_write(features: np.ndarray) -> np.ndarray:

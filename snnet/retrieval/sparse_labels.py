@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from snnet.retrieval.candidates import (
     slices_of,
     starts,
 )
+from snnet.retrieval.feature_files import metadata_text
 from snnet.system.processes import ALONE, Processes
 from snnet.system.row_exchange import rows_of_all
 from snnet_kernels.checks import check_features, check_matrix, check_prediction_options
@@ -227,10 +228,8 @@ def save_labels(path: Path | str, labels: SparseLabels) -> None:
     if labels.classes is not None:
         arrays["classes"] = labels.classes
 
-    def write(file: IO[bytes]) -> None:
-        write_arrays(file, {**arrays, "neighbors": labels.neighbors, "metadata": json.dumps(labels.metadata)})
-
-    write_atomically(path, write)
+    arrays |= {"neighbors": labels.neighbors, "metadata": metadata_text(labels.metadata)}
+    write_atomically(path, lambda file: write_arrays(file, arrays))
 
 
 def load_labels(path: Path | str) -> SparseLabels:

@@ -505,3 +505,27 @@ def test_names_that_are_bytes_are_read(tmp_path: Path) -> None:
     np.savez(tmp_path / "f.npz", features=features, names=np.array([b"\xff", b"b.jpg"]))
     with pytest.warns(UserWarning, match="'names'.*UTF-8"):
         assert load_features(tmp_path / "f.npz").names is None
+
+
+def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
+    features = np.eye(2, dtype=np.float32)
+    for suffix in (".npz", ".safetensors"):
+        path = tmp_path / f"f{suffix}"
+        for metadata, reason in (
+            ({"a": np.float32(1)}, "Object of type float32 is not JSON serializable"),
+            ({"a": {1, 2}}, "Object of type set is not JSON serializable"),
+        ):
+            with pytest.raises(UserError, match=f"^metadata must be values that JSON can hold: {reason}$"):
+                save_features(path, FeatureSet(features, metadata=metadata))
+    for name in ("names", "splits"):
+        content = FeatureSet(features, **{name: ("a" * 16_385, "b")})  # type: ignore[arg-type]
+        message = f"{name} in a .npz must have 16,384 characters or fewer each, got 16,385: use .safetensors"
+        with pytest.raises(UserError, match=f"^{message}$"):
+            save_features(tmp_path / "f.npz", content)
+        assert os.listdir(tmp_path) == []
+        save_features(tmp_path / "f.safetensors", content)
+        assert getattr(load_features(tmp_path / "f.safetensors"), name) == ("a" * 16_385, "b")
+        save_features(tmp_path / "f.npz", replace(content, **{name: ("a" * 16_384, "b")}))
+        assert getattr(load_features(tmp_path / "f.npz"), name) == ("a" * 16_384, "b")
+        for suffix in (".npz", ".safetensors"):
+            (tmp_path / f"f{suffix}").unlink()
