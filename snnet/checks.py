@@ -21,12 +21,19 @@ def positive(value: object, name: str) -> int:
     return int(value)
 
 
-def check_query_and_gallery(query: Tensor, gallery: Tensor, why: str) -> None:
-    """Raise :class:`~snnet.errors.UserError` unless both are [images, d] of one d, with rows of norm 1 or 0."""
+def check_query_and_gallery(
+    query: Tensor, gallery: Tensor, why: str, dtype: torch.dtype | None = None
+) -> None:
+    """Raise :class:`~snnet.errors.UserError` unless both are [images, d] of one d, with rows of norm 1 or 0.
+
+    They must be of ``dtype``; None: any one of real numbers.
+    """
     for name, features in (("query", query), ("gallery", gallery)):
-        if features.dim() != 2 or features.shape[1] == 0 or not features.is_floating_point():
+        fits = features.is_floating_point() if dtype is None else features.dtype == dtype
+        if features.dim() != 2 or features.shape[1] == 0 or not fits:
+            wanted = "real numbers" if dtype is None else str(dtype).removeprefix("torch.")
             raise UserError(
-                f"{name} must be real numbers [images, d], got {features.dtype} {list(features.shape)}"
+                f"{name} must be {wanted} [images, d], got {features.dtype} {list(features.shape)}"
             )
         check_unit_rows(name, features, why)
     if query.shape[1] != gallery.shape[1]:

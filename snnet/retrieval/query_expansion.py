@@ -36,10 +36,7 @@ def expand_queries(
     positive(neighbors, "neighbors")
     if isinstance(power, bool) or not isinstance(power, Real) or not 0 <= power < math.inf:
         raise UserError(f"power must be a number of at least 0, and finite, got {power!r}")
-    for name, features in (("query", query), ("gallery", gallery)):
-        if features.dtype != torch.float32:
-            raise UserError(f"{name} must be float32, got {features.dtype}")
-    check_query_and_gallery(query, gallery, "query expansion compares directions")
+    check_query_and_gallery(query, gallery, "query expansion compares directions", torch.float32)
     features = torch.cat([query, gallery])
     lists = neighbor_lists(features, neighbors)
     weights = lists.values.clamp(min=0) ** power

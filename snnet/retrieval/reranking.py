@@ -58,7 +58,13 @@ def rerank(
     Raises:
         UserError: an argument of a wrong shape or value.
     """
-    _check(query, gallery, original_weight)
+    check_query_and_gallery(query, gallery, "re-ranking compares directions", torch.float32)
+    if not (len(query) and len(gallery)):
+        raise UserError(
+            f"query and gallery must have at least one image each, got {len(query)} and {len(gallery)}"
+        )
+    if not 0 <= original_weight <= 1:
+        raise UserError(f"original_weight must be from 0 to 1, got {original_weight}")
     k1, k2 = positive(k1, "k1"), positive(k2, "k2")
     query, gallery = query.detach(), gallery.detach()
     features = torch.cat([query, gallery])
@@ -74,15 +80,3 @@ def rerank(
     compared = nearest[:, :forward], half, largest, means
     ops.blend_jaccard_(similarity, features.cpu(), *compared, float(original_weight))
     return similarity.numpy()
-
-
-def _check(query: Tensor, gallery: Tensor, original_weight: float) -> None:
-    for name, features in (("query", query), ("gallery", gallery)):
-        if features.dim() != 2 or len(features) == 0 or features.dtype != torch.float32:
-            raise UserError(
-                f"{name} must be float32 [images, d] with at least one image, got {features.dtype} "
-                f"{list(features.shape)}"
-            )
-    check_query_and_gallery(query, gallery, "re-ranking compares directions")
-    if not 0 <= original_weight <= 1:
-        raise UserError(f"original_weight must be from 0 to 1, got {original_weight}")

@@ -212,14 +212,14 @@ def test_a_power_that_cannot_be_is_named(power: Any) -> None:
 def test_features_that_cannot_be_expanded_are_named() -> None:
     query, gallery = FEATURES[:Q], FEATURES[Q:]
     for given, message in (
-        ((query.double(), gallery), "^query must be float32, got torch.float64$"),
-        ((query, gallery.half()), "^gallery must be float32, got torch.float16$"),
+        ((query.double(), gallery), r"^query must be float32 \[images, d\], got torch.float64 \[20, 16\]$"),
+        ((query, gallery.half()), r"^gallery must be float32 \[images, d\], got torch.float16 \["),
         (
             (query, clustered_features(G, 8)),
             "^query and gallery must have the same number of features, got 16 and 8$",
         ),
-        ((query, gallery[0]), r"^gallery must be real numbers \[images, d\], got torch.float32 \[16\]$"),
-        ((query[:, :0], gallery), r"^query must be real numbers \[images, d\], got torch.float32 \[20, 0\]$"),
+        ((query, gallery[0]), r"^gallery must be float32 \[images, d\], got torch.float32 \[16\]$"),
+        ((query[:, :0], gallery), r"^query must be float32 \[images, d\], got torch.float32 \[20, 0\]$"),
     ):
         with pytest.raises(UserError, match=message):
             expand_queries(*given)
