@@ -255,7 +255,8 @@ class _CycleChecks:
         second = np.maximum.reduceat(np.where(keys == most[row], NO_KEY, keys), begin)
         first = self.first[part.first : part.first + len(begin)]
         # Its key has the similarity in the candidate's row; where products are not symmetric, the image's row has
-        # another one.
+        # another one. Positives come before both. So may another inconsistent candidate that is as similar but for
+        # rounding.
         column = columns_of(torch.from_numpy(first)).numpy()
         own = np.where(part.columns == column[row], keys, NO_KEY)
         first = np.maximum(first, np.maximum.reduceat(own, begin))

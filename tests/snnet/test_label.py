@@ -98,10 +98,13 @@ def test_ranks_of_anchors_that_are_no_candidates_are_counted_in_whole_rows(
     check_against_reference(features, {"min_rank": 4})
 
 
-def test_inconsistent_candidates_are_no_positives_where_products_are_not_symmetric(
+def test_the_first_inconsistent_candidate_is_no_positive_where_products_are_not_symmetric(
     features: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU: the similarity of p in i's row is another float than that of i in p's row."""
+    """As on a GPU: the similarity of p in i's row is another float than that of i in p's row.
+
+    Here no two inconsistent candidates of an image are as similar but for rounding: so none is a positive.
+    """
     generator, by_products = torch.Generator().manual_seed(0), candidates.memory_similarity
 
     def rounded_anew(rows: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
