@@ -18,6 +18,7 @@ if __name__ == "__main__":
 import contextlib
 import dataclasses
 import math
+import shlex
 import time
 import warnings
 from collections.abc import Iterator
@@ -33,9 +34,9 @@ from torch import Tensor
 from snnet.config.options import OPTIONS, Config, flatten
 from snnet.data import DecodedImages, ReIDDataset, TrainingLoader, dataset_of, training_loader
 from snnet.files.drafts import draft_file
-from snnet.files.outputs import write_text
+from snnet.files.outputs import delete, write_text
 from snnet.files.paths import expand_home
-from snnet.files.run_files import CHECKPOINT_FILE, CONFIG_FILE
+from snnet.files.run_files import CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE
 from snnet.files.text import shown
 from snnet.retrieval.features import (
     RetrievalSet,
@@ -144,6 +145,8 @@ def _train(
     epochs = config.training.epochs
     log: RunLog | None = None  # rank 0 alone writes
     if processes.is_first:
+        if not records:  # those of a run without a checkpoint: by the new interval it might have had one
+            delete(folder / METRICS_FILE)
         write_text(folder / CONFIG_FILE, to_yaml(config))
         log = RunLog(folder, records)
         if len(records) < epochs:
@@ -394,7 +397,8 @@ def _folder(config: Config, resume: Path | None) -> AbstractContextManager[Path]
 def _checkpoint_to_resume(config: Config, folder: Path) -> dict[str, Any] | None:
     """The checkpoint of the run in ``folder``; None if the run was stopped before its first one."""
     if not has_checkpoint(folder, "--resume"):
-        check_untrained(folder)
+        anew = shlex.join(["--config", str(folder / CONFIG_FILE), "--output-dir", "NEW"])
+        check_untrained(folder, f"train anew with {anew}")
         say(f"{folder} has no checkpoint yet: starting at epoch 0")
         return None
     checkpoint = load_checkpoint(folder)

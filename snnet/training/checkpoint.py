@@ -74,6 +74,8 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     if path.is_dir():
         path = path / CHECKPOINT_FILE
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path} is a link to {os.readlink(path)}, which is not there")
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":

@@ -46,7 +46,7 @@ def check_new(folder: Path) -> None:
             f"--output-dir {folder}: {found[0]} is in the way: no run wrote it; move it, or choose another folder"
         )
     if found:
-        check_untrained(folder)
+        check_untrained(folder, "choose another --output-dir")
 
 
 def has_checkpoint(folder: Path, flag: str) -> bool:
@@ -62,10 +62,11 @@ def has_checkpoint(folder: Path, flag: str) -> bool:
     return True
 
 
-def check_untrained(folder: Path) -> None:
+def check_untrained(folder: Path, otherwise: str) -> None:
     """Raise :class:`~snnet.errors.UserError` where the run in ``folder`` must have had a checkpoint, which is gone.
 
-    A start from the beginning would replace what else the run has written.
+    The error tells to put it back, or to do ``otherwise``. A start from the beginning would replace what else the run
+    has written.
     """
     try:
         with open(folder / METRICS_FILE, "rb") as file:
@@ -80,9 +81,7 @@ def check_untrained(folder: Path) -> None:
         saved = max(saved, epochs)
     if saved or os.path.lexists(folder / RESULTS_FILE):
         what = f"has trained {saved} epoch{'' if saved == 1 else 's'}" if saved else f"has {RESULTS_FILE}"
-        raise UserError(
-            f"{folder} has no {CHECKPOINT_FILE}, though it {what}: put it back, or choose another folder"
-        )
+        raise UserError(f"{folder} has no {CHECKPOINT_FILE}, though it {what}: put it back, or {otherwise}")
 
 
 def _first_checkpoint(folder: Path) -> int:

@@ -69,7 +69,7 @@ def read_starts(path: Path) -> list[dict[str, Any]]:
     """What :meth:`RunLog.write_start` wrote for each start of a run; empty where there is no such file."""
     try:
         starts = parse_json(read_bytes(path, most_bytes=_MOST_ENVIRONMENT_BYTES))
-        return [start for start in starts if isinstance(start["first_epoch"], int)]
+        return [start for start in starts if type(start["first_epoch"]) is int]
     except (OSError, ValueError, TypeError, KeyError):  # it is for reading only: no run fails of it
         return []
 

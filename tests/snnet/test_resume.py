@@ -413,17 +413,20 @@ def test_a_run_whose_checkpoint_is_gone_is_not_begun_again(
     if is_link:
         checkpoint.symlink_to(tmp_path / "disk" / "checkpoint.pt")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    gone = (
-        f"{folder} has no checkpoint.pt, though it has trained 1 epoch: put it back, or choose another folder"
-    )
+    gone = f"{folder} has no checkpoint.pt, though it has trained 1 epoch: put it back, or "
+    anew = f"--config {folder}/config.yaml --output-dir NEW"
     new = f"{folder} has the checkpoint of a run: continue it with --resume {folder}, or choose another --output-dir"
     command = TrainCommand.parse(["--resume", str(folder)])
     with pytest.raises(UserError) as resumed:
         train(command.config, resume=command.resume)
     with pytest.raises(UserError) as begun:
         train(config_from({**tiny_options, "epochs": 1, "output_dir": str(folder)}))
-    told = f"no checkpoint at {checkpoint}"
-    assert (str(resumed.value), str(begun.value)) == ((told, new) if is_link else (gone, gone))
+    told = f"{checkpoint} is a link to {tmp_path}/disk/checkpoint.pt, which is not there"
+    if not is_link:
+        told, new = f"{gone}train anew with {anew}", f"{gone}choose another --output-dir"
+    assert (str(resumed.value), str(begun.value)) == (told, new)
+    again = TrainCommand.parse(anew.split()).config
+    assert to_yaml(again) == (folder / "config.yaml").read_text() and again.output.output_dir == "NEW"
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert checkpoint.is_symlink() == is_link
 
@@ -445,3 +448,24 @@ def test_only_a_run_without_its_first_checkpoint_is_begun_again(
         return
     with pytest.raises(UserError, match=f"though it has trained {trained} epochs?: put it back"):
         check_new(tmp_path)
+
+
+def test_a_run_begun_again_with_another_interval_may_be_stopped_at_once(
+    tiny_options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the run before there are two epochs in the metrics, and no checkpoint."""
+    old, new = (
+        config_from({**tiny_options, "epochs": 4, "checkpoint_every": every, "output_dir": str(tmp_path)})
+        for every in (3, 1)
+    )
+    (tmp_path / "config.yaml").write_text(to_yaml(old))
+    (tmp_path / "metrics.jsonl").write_text("{}\n" * 2)
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "RunLog", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(new)
+    assert "checkpoint_every: 1\n" in (tmp_path / "config.yaml").read_text()
+    check_new(tmp_path)

@@ -86,6 +86,10 @@ def test_each_start_of_a_run_is_on_record(tmp_path: Path) -> None:
     starts = read_starts(tmp_path / "environment.json")
     assert [(start["first_epoch"], start["threads"]) for start in starts[1:]] == [(3, 3), (5, 5)]
     assert starts[0] == {"first_epoch": 0, **json.loads(json.dumps(here))}
+    (tmp_path / "environment.json").write_text(
+        '[{"first_epoch": true}, {"first_epoch": 3}, {"first_epoch": 3.0}]'
+    )
+    assert read_starts(tmp_path / "environment.json") == [{"first_epoch": 3}]
     (tmp_path / "environment.json").write_text('{"damaged": ')
     assert read_starts(tmp_path / "environment.json") == []
     os.truncate(tmp_path / "environment.json", 2**41)  # which takes no place on the disk
