@@ -34,7 +34,7 @@ from torch import Tensor
 from snnet.config.options import OPTIONS, Config, flatten
 from snnet.data import DecodedImages, ReIDDataset, TrainingLoader, dataset_of, training_loader
 from snnet.files.drafts import draft_file
-from snnet.files.outputs import delete, write_text
+from snnet.files.outputs import delete, naming_folder, write_text
 from snnet.files.paths import expand_home
 from snnet.files.run_files import CHECKPOINT_FILE, CONFIG_FILE, METRICS_FILE
 from snnet.files.text import shown
@@ -372,14 +372,25 @@ def _own_folder(config: Config, resume: Path | None, processes: Processes) -> It
     with _folder(config, resume) if processes.is_first else contextlib.nullcontext(Path()) as own:
         # Machines may have folders of the same path that are not shared: only a new file tells them apart.
         mark = draft_file(own.absolute()) if processes.is_first else contextlib.nullcontext((Path(), None))
-        with mark as (marked, _):
+        with mark as (marked, file):
+            if file is not None:
+                with naming_folder(own, "the folder of the run"), file:  # closed: others may see it only then
+                    file.write(marked.name.encode())
             marked = processes.everywhere(marked)[0]
-            there = processes.everywhere(marked.is_file())  # before rank 0 may fail and delete the folder
+            there = processes.everywhere(_is_mark(marked))  # before rank 0 may fail and delete the folder
         if not there[processes.rank]:
             raise UserError(
                 f"{marked.parent} is not the folder that rank 0 writes to: it must be shared by all machines"
             )
         yield marked.parent
+
+
+def _is_mark(path: Path) -> bool:
+    """Whether ``path`` is the file of rank 0, which holds its own name."""
+    try:
+        return path.read_bytes() == path.name.encode()
+    except OSError:
+        return False
 
 
 def _folder(config: Config, resume: Path | None) -> AbstractContextManager[Path]:

@@ -416,8 +416,10 @@ def test_rank_0_alone_gets_the_labels_of_all() -> None:
         assert Learner.labels(learner) == 0  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_the_folder_of_the_run_is_looked_for_before_rank_0_may_delete_it(tmp_path: Path, there: bool) -> None:
+@pytest.mark.parametrize("content", ["mark", "", "another", None])
+def test_the_folder_of_the_run_is_looked_for_before_rank_0_may_delete_it(
+    tmp_path: Path, content: str | None
+) -> None:
     folder = tmp_path / "run"
     folder.mkdir()  # where it lacks the file of rank 0, it is another machine's
     mark = folder / "mark"
@@ -429,8 +431,9 @@ def test_the_folder_of_the_run_is_looked_for_before_rank_0_may_delete_it(tmp_pat
         return [True, value]
 
     processes = SimpleNamespace(rank=1, is_first=False, are_several=True, everywhere=everywhere)
-    if there:
-        mark.touch()
+    if content is not None:
+        mark.write_text(content)
+    if content == "mark":
         with _own_folder(config_from({}), None, processes) as own:  # type: ignore[arg-type]
             assert own == folder and not folder.exists()
     else:
@@ -446,6 +449,8 @@ def test_rank_0_marks_the_folder_of_the_run_only_while_all_look_for_it(tmp_path:
 
     def everywhere(value: object) -> list[object]:
         told.append(value)
+        if isinstance(value, Path):
+            assert value.read_text() == value.name
         return [value, value]
 
     processes = SimpleNamespace(rank=0, is_first=True, are_several=True, everywhere=everywhere)
