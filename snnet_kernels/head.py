@@ -93,10 +93,7 @@ class SNNetHead(UnaveragedModule):
         super().__init__()
         self._check_group(process_group)
         threshold, min_rank = checks.check_prediction_options(threshold, min_rank)
-        if len(checks.check_weights(weights)) != 3:
-            raise ValueError(
-                f"weights must be 3 numbers (main, symmetric, neighbor label), got {len(weights)}"
-            )
+        check_three_weights(weights)
         if label_source not in ("memory", "feature"):
             raise ValueError(f"label_source must be 'memory' or 'feature', got {label_source!r}")
         self.threshold = threshold
@@ -167,6 +164,7 @@ class SNNetHead(UnaveragedModule):
         zero: ValueError if the length of such a row is not 1.
         """
         index = self._checked(features, index)
+        weights = [1.0] if self.warmup else check_three_weights(self.loss.weights)
         similarity = self.memory.similarity(features.detach()) if self._uses_similarity(len(index)) else None
         if self.warmup:
             label_sets: tuple[Tensor, ...] = (identity_labels(index, self.num_instances),)
@@ -178,7 +176,6 @@ class SNNetHead(UnaveragedModule):
                 self.pseudo_labels.write_(*labels_to_write(features.detach(), index, label_sets[0], old))
             elif self.training:
                 self.pseudo_labels.write_(index, label_sets[0])
-        weights = (1.0,) if self.warmup else self.loss.weights
         loss = ops.fused_mutual_label_loss(
             features,
             self.memory.features,
@@ -276,6 +273,14 @@ class SNNetHead(UnaveragedModule):
         main, *others = self._label_sets
         positives = [_count(labels) for labels in self._label_sets]
         return statistics(positives, [_count(main & labels) for labels in others], self._products)
+
+
+def check_three_weights(weights: Sequence[float]) -> list[float]:
+    """λ of the three label sets of a head."""
+    numbers = checks.check_weights(weights)
+    if len(numbers) != 3:
+        raise ValueError(f"weights must be 3 numbers (main, symmetric, neighbor label), got {len(numbers)}")
+    return numbers
 
 
 def labels_to_write(features: Tensor, index: Tensor, labels: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 
 from .. import checks
 from ..derived import Source
-from ..head import SNNetHead, labels_to_write, statistics
+from ..head import SNNetHead, check_three_weights, labels_to_write, statistics
 from ..layout import packed_entries
 from ..ops.similarity import memory_similarity
 from .column_loss import ColumnLoss
@@ -77,18 +77,20 @@ class ShardedHead(SNNetHead):
         return _Loss.apply(features, loss, gradient)
 
     def _facts(self, index: Tensor) -> Facts:
-        loss = self.loss
+        threshold, min_rank = checks.check_prediction_options(self.threshold, self.min_rank)
+        kind, delta, ratio = checks.check_loss_options(**self.loss.options())
+        weights = check_three_weights(self.loss.weights)
         return {
             "the number of samples": len(index),
             "training": int(self.training),
             "warmup": int(self.warmup),
-            "threshold": self.threshold,
-            "min_rank": self.min_rank,
-            "whether label_source is 'feature'": int(self.label_source == "feature"),
-            "whether loss_kind is 'l2'": int(loss.kind == "l2"),
-            **{f"weights[{k}]": weight for k, weight in enumerate(loss.weights)},
-            "delta": loss.delta,
-            "hard_negative_ratio": loss.hard_negative_ratio,
+            "threshold": threshold,
+            "min_rank": min_rank,
+            "whether label_source is 'feature'": self.label_source == "feature",
+            "whether loss_kind is 'l2'": kind == "l2",
+            **{f"weights[{k}]": weight for k, weight in enumerate(weights)},
+            "delta": delta,
+            "hard_negative_ratio": ratio,
             **self.memory._facts(),
         }
 

@@ -54,7 +54,7 @@ class ShardedExemplarMemory(ExemplarMemory):
             "num_instances": self.num_instances,
             "feature_dim": self.feature_dim,
             "neighbors": self.lists.capacity,
-            "floor": self.lists.floor,
+            "floor": checks.check_finite("floor", self.lists.floor),
         }
 
     def initialize_(self, features: Tensor) -> None:
@@ -234,7 +234,7 @@ class ShardedExemplarMemory(ExemplarMemory):
             check,
             lambda found: {
                 "the number of samples": len(found[0]),
-                "whether query_rows are given": int(found[1] is not None),
+                "whether query_rows are given": found[1] is not None,
                 **found[2],
                 **self._facts(),
             },

@@ -364,8 +364,9 @@ def refusals(n: str) -> None:
     tell(lambda: head.update_(index, None if rank else features[:4]))
     tell(lambda: labels.gather(to=rank))
     tell(lambda: labels.gather(to=2 * rank))
-    strict.threshold = None if rank else 0.6  # type: ignore[assignment]
-    tell(lambda: strict(features[:4], index))
+    for wrong in (None, math.nan):
+        strict.threshold = wrong if rank else 0.6  # type: ignore[assignment]
+        tell(lambda: strict(features[:4], index))
     longer = features.clone()
     longer[1200] *= 3
     tell(lambda: head.initialize_(longer))

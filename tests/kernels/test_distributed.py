@@ -175,11 +175,12 @@ def test_what_differs_is_one_error_on_all(printed):
     assert first[20] == second[20] == differs.format("to", "0, 1]")
     assert first[21] == refused.format(1, "gather")
     assert second[21] == "ValueError: to must be a rank of the group, 0 to 1, got 2"
-    assert first[22] == refused.format(1, "forward")
+    assert first[22] == first[23] == refused.format(1, "forward")
     assert second[22] == "TypeError: threshold must be a number, got NoneType"
-    assert first[23] == refused.format(1, "initialize_")
-    assert second[23].endswith("as torch.nn.functional.normalize makes them: row 1200 has length 3")
-    assert first[24] == second[24] and "must stay outside of DistributedDataParallel" in first[24]
+    assert second[23] == "ValueError: threshold must be finite, got nan"
+    assert first[24] == refused.format(1, "initialize_")
+    assert second[24].endswith("as torch.nn.functional.normalize makes them: row 1200 has length 3")
+    assert first[25] == second[25] and "must stay outside of DistributedDataParallel" in first[25]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
@@ -289,6 +290,31 @@ def test_what_equals_the_threshold_is_no_candidate(one_process_group):
     for head in pair_of_heads(30):
         labels = head.memory.predict_labels(torch.tensor([3]), 0.7, query_rows=rows)
         assert sk.unpack_labels(labels, 30).nonzero()[:, 1].tolist() == [3, 8]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("threshold", float("nan"), "threshold must be finite, got nan"),
+        ("threshold", float("inf"), "threshold must be finite, got inf"),
+        ("min_rank", -2, "min_rank must be an integer of at least 0, got -2"),
+        ("min_rank", 3.5, "min_rank must be an integer, got float"),
+        ("loss.delta", -1, "delta must be finite and not negative as a float32, got -1"),
+        ("loss.hard_negative_ratio", 2, r"hard_negative_ratio must lie in \[0, 1\], got 2"),
+        ("loss.weights", (-1.0, 1.0, 1.0), r"weights must be finite, .* none negative .*, got \[-1.0, 1.0, 1.0\]"),
+        ("loss.weights", (float("nan"), 1.0, 1.0), r"weights must be finite, .*, got \[nan, 1.0, 1.0\]"),
+        ("loss.weights", (1.0, 0.5), r"weights must be 3 numbers \(main, symmetric, neighbor label\), got 2"),
+        ("loss.weights", (1.0,) * 4, "weights must be 1 to 3 numbers, got 4"),
+        ("loss.kind", "L2", "kind must be 'mmcl' or 'l2', got 'L2'"),
+    ],
+)  # fmt: skip
+def test_a_head_refuses_a_setting_that_was_changed_to_a_wrong_one(one_process_group, name, value, message):
+    features, index = made_features(4, 16, 5, 2, exact=False), torch.arange(4)
+    for head in pair_of_heads(60):
+        *where, last = name.split(".")
+        setattr(head.loss if where else head, last, value)
+        with pytest.raises((TypeError, ValueError), match=f"^{message}$"):
+            head(features, index)
 
 
 def test_a_row_written_between_forward_and_update_is_noticed(one_process_group):
