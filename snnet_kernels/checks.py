@@ -97,13 +97,13 @@ def check_features(name: str, value: object, feature_dim: int) -> Tensor:
     return features.float()
 
 
-def check_lengths(name: str, features: Tensor, finite: bool = True, first: int = 0) -> None:
-    """Rows [n, d] are of length 1, or zero, and finite unless that is not asked; reads them where they have values.
+def check_lengths(name: str, features: Tensor, finite: bool = True, first: int = 0) -> Tensor:
+    """The lengths [n] of rows [n, d]; none where there are no values to read.
 
-    The error counts rows from ``first`` on.
+    Rows are of length 1, or zero, and finite unless that is not asked. The error counts rows from ``first`` on.
     """
     if not has_values(features) or features.numel() == 0:
-        return
+        return features.new_zeros(0, dtype=torch.float32)
     lengths = torch.linalg.vector_norm(features.detach().float(), dim=1)
     wrong = ~((lengths - 1).abs() <= LENGTH_TOLERANCE) & (lengths != 0)
     if not finite:
@@ -114,6 +114,7 @@ def check_lengths(name: str, features: Tensor, finite: bool = True, first: int =
             f"{name} must have rows of length 1 (or zero), as torch.nn.functional.normalize makes them: "
             f"row {first + row} has length {float(lengths[row]):.4g}"
         )
+    return lengths
 
 
 def check_index(

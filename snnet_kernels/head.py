@@ -160,8 +160,8 @@ class SNNetHead(UnaveragedModule):
         """The loss [] of live, L2-normalised ``features`` [B, d] of the images ``index`` int64 [B].
 
         Predicts the main labels, and reads the symmetric and the neighbour labels from P. In training it then writes
-        the main labels to P (Eq. 1-8). On the CPU batches are checked up to the first with a row that is finite and not
-        zero: ValueError if the length of such a row is not 1.
+        the main labels to P (Eq. 1-8). On the CPU batches are checked up to the first with a row whose length is finite
+        and not zero: ValueError if the length of such a row is not 1.
         """
         index = self._checked(features, index)
         weights = [1.0] if self.warmup else check_three_weights(self.loss.weights)
@@ -204,8 +204,8 @@ class SNNetHead(UnaveragedModule):
         if torch.compiler.is_compiling() or self._saw_lengths:
             return
         if features.device.type == "cpu" and has_values(features):
-            checks.check_lengths("features", features, finite=False)
-            self._saw_lengths = bool((features.isfinite().all(1) & features.any(1)).any())
+            lengths = checks.check_lengths("features", features, finite=False)
+            self._saw_lengths = bool((lengths.isfinite() & (lengths != 0)).any())
 
     def _label_sets_of(self, index: Tensor, similarity: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The main, symmetric and neighbor labels, packed."""

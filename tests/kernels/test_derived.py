@@ -465,12 +465,30 @@ def test_features_that_are_not_normalized_are_noticed_once():
     assert head(3 * FIRST[:2], torch.arange(2)).item() > 1  # nobody looks again
 
 
-@pytest.mark.parametrize("nothing", ["no rows", "rows that are not finite", "zero rows"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float64])
+def test_lengths_of_any_floating_type_are_looked_at(dtype):
+    losses = []
+    for features in (torch.eye(2, D), torch.eye(2, D).to(dtype)):
+        head = sk.SNNetHead(N, D)
+        head.initialize_(FIRST)
+        losses.append(head(features, torch.arange(2)))
+        assert head._saw_lengths
+    assert torch.equal(*losses)
+
+
+NOTHING = {
+    "no rows": FIRST[:0],
+    "rows that are not finite": FIRST[:2] / 0,
+    "zero rows": 0 * FIRST[:2],
+    "rows whose length overflows": 1e25 * FIRST[:2],
+}
+
+
+@pytest.mark.parametrize("nothing", NOTHING)
 def test_a_batch_that_tells_no_length_is_not_the_last_that_is_looked_at(nothing):
     head = sk.SNNetHead(N, D)
     head.initialize_(FIRST)
-    batches = {"no rows": FIRST[:0], "rows that are not finite": FIRST[:2] / 0, "zero rows": 0 * FIRST[:2]}
-    features = batches[nothing]
+    features = NOTHING[nothing]
     head(features, torch.arange(len(features)))
     with pytest.raises(ValueError, match=r"features must have rows of length 1 .*: row 0 has length 3"):
         head(3 * FIRST[:2], torch.arange(2))
