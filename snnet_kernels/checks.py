@@ -336,10 +336,11 @@ def check_momentum_value(momentum: Tensor) -> None:
         check_share("momentum", float(momentum))
 
 
-def check_share(name: str, value: float) -> float:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}")
-    return value
+def check_share(name: str, value: object) -> float:
+    number = check_number(name, value)
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(f"{name} must lie in [0, 1], got {number}")
+    return number
 
 
 def check_loss_options(kind: str, delta: float, hard_negative_ratio: float) -> tuple[str, float, float]:
@@ -348,7 +349,7 @@ def check_loss_options(kind: str, delta: float, hard_negative_ratio: float) -> t
     delta = check_number("delta", delta)
     if not 0.0 <= delta <= torch.finfo(torch.float32).max:
         raise ValueError(f"delta must be finite and not negative as a float32, got {delta}")
-    ratio = check_share("hard_negative_ratio", check_number("hard_negative_ratio", hard_negative_ratio))
+    ratio = check_share("hard_negative_ratio", hard_negative_ratio)
     return kind, delta, ratio
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from .. import checks, ops
-from .layer import MemoryLayer, SampleMemory, check_inputs
+from .layer import MemoryLayer, SampleMemory, check_inputs, check_settings
 
 
 def compute_jaccard_distance(
@@ -71,6 +71,7 @@ class ClusterMemory(SampleMemory):
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss [] of ``inputs`` [B, num_features], which are normalised here, and ``targets`` int64 [B]."""
         self._refuse_replication()
+        _, temp = check_settings(self.momentum, self.temp)
         inputs = normalize(check_inputs(inputs, self.features), dim=1)
         targets = checks.check_index("targets", targets, len(self.features), len(inputs))
         update = ops.update_memory_by_hardest_ if self.use_hard else ops.update_memory_
@@ -79,4 +80,4 @@ class ClusterMemory(SampleMemory):
             update(memory, targets, inputs, momentum=self.momentum)
 
         outputs = MemoryLayer.apply(inputs, targets, self.features, learn)
-        return cross_entropy(outputs / self.temp, targets)
+        return cross_entropy(outputs / temp, targets)

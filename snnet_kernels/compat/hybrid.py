@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, nll_loss, normalize
 
 from .. import checks, ops
-from .layer import MemoryLayer, SampleMemory, check_inputs
+from .layer import MemoryLayer, SampleMemory, check_inputs, check_settings
 
 EPSILON = 1e-6  # in both places of SpCL's softmax
 MARGIN = 0.2  # only the part of the loss of DCMIP's first proxies above it counts
@@ -37,13 +37,14 @@ class HybridMemory(SampleMemory):
     def forward(self, inputs: Tensor, indexes: Tensor) -> Tensor:
         """The loss [] of ``inputs`` [B, num_features], rows of length 1, for the images ``indexes`` int64 [B]."""
         self._refuse_replication()
+        _, temp = check_settings(self.momentum, self.temp)
         inputs = check_inputs(inputs, self.features)
         indexes = checks.check_index("indexes", indexes, len(self.features), len(inputs))
 
         def learn(memory: Tensor, index: Tensor, inputs: Tensor, _: Tensor | None) -> None:
             ops.update_memory_(memory, index, inputs, self.momentum)
 
-        similarity = MemoryLayer.apply(inputs, indexes, self.features, learn) / self.temp
+        similarity = MemoryLayer.apply(inputs, indexes, self.features, learn) / temp
         labels = checks.check_index("labels", self.labels, 2**31, len(self.features))
         classes = int(labels.max()) + 1 if len(labels) else 0
         images = labels.bincount(minlength=classes)
@@ -95,9 +96,10 @@ class ClusterMemory(SampleMemory):
         ``model_name`` is not read: in the original it counts in the second stage alone.
         """
         self._refuse_replication()
+        _, temp = check_settings(self.momentum, self.temp)
         inputs = normalize(check_inputs(inputs, self.features), dim=1)
         targets = checks.check_index("targets", targets, len(self.features) // 2, len(inputs))
-        outputs = MemoryLayer.apply(inputs, targets, self.features, self._learn) / self.temp
+        outputs = MemoryLayer.apply(inputs, targets, self.features, self._learn) / temp
         first, second = outputs.chunk(2, dim=1)
         return 0.5 * (cross_entropy(second, targets) + torch.relu(cross_entropy(first, targets) - MARGIN))
 

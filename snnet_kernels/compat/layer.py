@@ -17,7 +17,7 @@ from ..tracing import has_values
 class SampleMemory(MemoryModule):
     """A memory ``features`` [rows, num_features] of ``num_samples`` images or clusters, zeros until they are assigned.
 
-    The arguments are attributes, and may be changed later.
+    The arguments are attributes. ``temp`` and ``momentum`` may be changed later: a forward pass checks them.
 
     Raises:
         TypeError, ValueError: unless ``num_features`` is an integer of at least 1, ``num_samples`` an integer of at
@@ -32,12 +32,17 @@ class SampleMemory(MemoryModule):
         super().__init__()
         self.num_features = checks.check_count("num_features", num_features)
         self.num_samples = checks.check_count("num_samples", num_samples, lowest=0)
-        self.momentum = checks.check_share("momentum", checks.check_number("momentum", momentum))
-        self.temp = checks.check_finite("temp", temp)
-        if self.temp <= 0:
-            raise ValueError(f"temp must be above 0, got {temp}")
+        self.momentum, self.temp = check_settings(momentum, temp)
         rows = rows_of_each * self.num_samples
         self.register_buffer("features", torch.zeros(rows, self.num_features, dtype=torch.float32))
+
+
+def check_settings(momentum: object, temp: object) -> tuple[float, float]:
+    """A momentum in [0, 1] and a temperature above 0."""
+    share, temperature = checks.check_share("momentum", momentum), checks.check_finite("temp", temp)
+    if temperature <= 0:
+        raise ValueError(f"temp must be above 0, got {temperature}")
+    return share, temperature
 
 
 def check_inputs(inputs: object, memory: Tensor) -> Tensor:

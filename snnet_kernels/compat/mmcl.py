@@ -65,7 +65,7 @@ class MMCL(nn.Module):
         """
         inputs = checks.check_matrix("inputs", inputs, "B", "n")
         checks.check_floating("inputs", inputs)
-        ratio = checks.check_share("r", checks.check_number("r", self.r))
+        ratio = checks.check_share("r", self.r)
         if is_vec:
             targets = checks.check_tensor("targets", targets, "[B, n]")
             if targets.shape != inputs.shape:
@@ -91,7 +91,7 @@ class Memory(MemoryModule):
         super().__init__()
         self.num_features = checks.check_count("num_features", num_features)
         self.num_classes = checks.check_count("num_classes", num_classes, lowest=0)
-        self.alpha = checks.check_share("alpha", checks.check_number("alpha", alpha))
+        self.alpha = checks.check_share("alpha", alpha)
         self.mem = nn.Parameter(
             torch.zeros(self.num_classes, self.num_features, dtype=torch.float32), requires_grad=False
         )
@@ -109,7 +109,7 @@ class Memory(MemoryModule):
         if epoch is not None and not checks.check_number("epoch", epoch) >= 0:
             raise ValueError(f"epoch must be at least 0, got {epoch}")
         targets = checks.check_index("targets", targets, self.num_classes, inputs.shape[0])
-        alpha = self.alpha if epoch is None else min(0.5 * epoch / EPOCHS, 1.0)
+        alpha = checks.check_share("alpha", self.alpha) if epoch is None else min(0.5 * epoch / EPOCHS, 1.0)
         update = functools.partial(self._learn, alpha, self._followed.updates)
         return MemoryLayer.apply(inputs, targets, self.mem.detach(), update, True)
 

@@ -129,7 +129,7 @@ def jaccard_graph(
     checks.check_lengths("features", features)
     n = features.shape[0]
     k1, k2 = checks.check_count("k1", k1), checks.check_count("k2", k2)
-    limit = checks.check_share("max_distance", checks.check_number("max_distance", max_distance))
+    limit = checks.check_share("max_distance", max_distance)
     if weights not in ("softmax", "relative"):
         raise ValueError(f"weights must be 'softmax' or 'relative', got {weights!r}")
     if searched is not None:

@@ -136,6 +136,21 @@ def test_each_wrong_argument_is_named_as_the_class_names_it(call, error, message
         call()
 
 
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (2, ValueError, r"alpha must lie in \[0, 1\], got 2"),
+        ("a", TypeError, "alpha must be a number, got str"),
+    ],
+)
+def test_an_alpha_that_is_set_later_is_checked_in_the_forward_pass(value, error, message):
+    memory = Memory(8, 20)
+    memory.alpha = value
+    with pytest.raises(error, match=f"^{message}$"):
+        memory(INPUTS, TARGETS)
+    memory(INPUTS, TARGETS, epoch=3)  # which gives the alpha
+
+
 def steps(changes=lambda step, memory: None):
     """Six steps of a trainer with the authors' calls: multilabels, and the memory in the end."""
     n, d = 80, 12

@@ -115,7 +115,13 @@ def test_wrong_arguments_are_named():
         ({"momentum": "0.2"}, TypeError, "momentum must be a number, got str"),
     ],
 )
-def test_a_memory_that_cannot_be_is_named(made, change, error, message):
+def test_a_memory_that_cannot_be_is_named_when_it_is_made_and_when_it_is_used(made, change, error, message):
     with pytest.raises(error, match=f"^{message}$"):
         made(**{"num_features": 3, "num_samples": 4, **change})
     assert made(3, np.int64(0)).features.shape == (0, 3)
+    if "temp" in change or "momentum" in change:
+        memory = made(3, 4)
+        for name, value in change.items():
+            setattr(memory, name, value)
+        with pytest.raises(error, match=f"^{message}$"):
+            memory(torch.eye(3), torch.arange(3))
