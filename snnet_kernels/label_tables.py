@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .label_list_layout import list_entries, made_lists
-from .ops.label_lists import gather_label_lists, write_label_lists_
+from .label_list_layout import made_lists
+from .ops.label_lists import gather_label_lists, gather_list_entries, write_label_lists_
 
 _PARTS = ("entries", "starts", "counts", "sizes", "used")
 
@@ -53,7 +53,7 @@ class LabelTables(nn.Module):
             if not any(needed):
                 return
             for side, room in zip(("row", "column"), needed, strict=True):
-                self._buffers.update(self._made(side, *list_entries(*self.lists(side)), room=room))
+                self._buffers.update(self._made(side, *self._listed(side), room=room))
 
     def rows(self, index: Tensor) -> Tensor:
         """P[index], packed [B, label_bytes(width)]; empty at -1."""
@@ -73,10 +73,17 @@ class LabelTables(nn.Module):
         return self._pairs("row", first, last)
 
     def _pairs(self, side: str, first: int, last: int) -> tuple[Tensor, Tensor]:
-        entries, starts, counts = self.lists(side)
-        which, entry = list_entries(entries, starts[first:last], counts[first:last])
+        which, entry = self._listed(side, first, last)
         order = (which * self.n + entry).argsort()
-        return which[order] + first, entry[order]
+        return which[order], entry[order].long()
+
+    def _listed(self, side: str, first: int = 0, last: int | None = None) -> tuple[Tensor, Tensor]:
+        """(list int64 [E], entry int32 [E]) of the lists [first, last) of a side, list by list."""
+        entries, starts, counts = self.lists(side)
+        part = range(len(starts))[first:last]
+        index = torch.arange(part.start, part.start + len(part), device=starts.device)
+        entry, sizes = gather_list_entries(entries, starts, counts, index)
+        return index.repeat_interleave(sizes), entry
 
     def saved(self, side: str = "row") -> tuple[Tensor, Tensor]:
         """Entries int32 [E] of each list of a side in order, and their counts int32."""

@@ -93,6 +93,27 @@ def test_lists_outside_of_their_table_are_not_read(part, value):
     if part != "entries":
         with pytest.raises(ERRORS, match=told):
             torch.ops.snnet.gather_list_entries(*given.values(), index)
+        memory = filled("lists")
+        getattr(memory.tables, f"row_{part}").copy_(given[part])
+        for read in (memory.pairs, lambda: memory.pairs(25, 35), memory.state_dict):
+            with pytest.raises(ERRORS, match=told):
+                read()
+        assert len(memory.pairs(31, 35)[0]) == int(counts[31:35].sum())
+
+
+@needs_cpu_library
+@pytest.mark.parametrize("part", ["starts", "counts"])
+@pytest.mark.parametrize("side", ["row", "column"])
+def test_lists_outside_of_their_table_are_not_made_afresh(side, part):
+    """100 rows of 40 positives have no room in either table."""
+    memory, columns = sk.PseudoLabelMemory(130, storage="lists"), torch.arange(130)
+    label = sk.pack_labels(((columns >= 60) & (columns < 100))[None].expand(100, -1).contiguous())
+    getattr(memory.tables, f"{side}_{part}")[120] = 10_000_000
+    before = {name: tensor.clone() for name, tensor in memory.tables.named_buffers()}
+    with pytest.raises(ERRORS, match="list 120 must lie in the"):
+        memory.write_(torch.arange(100), label)
+    for name, tensor in memory.tables.named_buffers():
+        assert not name.startswith(side) or torch.equal(tensor, before[name]), name
 
 
 PARTS = [(side, part) for side in ("row", "column") for part in ("starts", "counts", "sizes", "used")]
