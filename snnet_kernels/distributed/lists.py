@@ -80,7 +80,7 @@ class ShardedLists(MemoryLists):
                 part = self.exchange.broadcast(part, (count, features.shape[1]), rank)
                 _take_largest(values, columns, features, part, rows.start + first)
         lowest = -torch.inf if width == n else self.floor
-        floors = torch.full((len(features),), lowest, dtype=torch.float64).to(values)
+        floors = torch.full((len(features),), lowest, dtype=torch.float64, device=device).to(values)
         listed = values[:, :filled] > floors[:, None]
         floors = floors.maximum(values[:, filled]) if filled < n else floors
         made = NeighborLists(

@@ -417,6 +417,21 @@ def test_updates_build_no_lists(one_process_group, builds):
     assert torch.equal(*found)
 
 
+def test_a_device_that_is_the_default_is_not_that_of_the_lists(one_process_group):
+    tables = []
+    for head in pair_of_heads(60, neighbors=8):
+        with torch.device("meta"):
+            head.memory.build_lists_()
+        tables.append(head.memory.lists.tables)
+    assert torch.equal(tables[0].counts, tables[1].counts)
+    assert torch.equal(tables[0].floors, tables[1].floors)
+    for k in range(60):
+        listed, wanted = (
+            dict(zip(part.columns[k].tolist(), part.values[k].tolist(), strict=True)) for part in tables
+        )
+        assert listed == wanted
+
+
 @pytest.mark.parametrize("loss_kind", ["mmcl", "l2"])
 def test_a_memory_with_nan_makes_the_loss_nan(one_process_group, loss_kind):
     features, index = made_features(4, 16, 5, 2, exact=False), torch.arange(4)
