@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import checks, ops
+from .. import ops
 from ..derived import row_checksums
 from ..head import BELOW_THRESHOLD
 from ..memory_lists import MemoryLists
@@ -46,14 +46,12 @@ class FollowedLists:
         self._spare = LABELS_OF_A_BUILD * len(sums) if self._were_built else 0.0
 
     def mplp(self, memory: Tensor, index: Tensor, threshold: float) -> Tensor:
-        """:func:`snnet_kernels.mplp` of the ``memory`` that these lists belong to.
+        """:func:`snnet_kernels.mplp` of the ``memory`` that these lists belong to; the caller has checked all.
 
         There is no call once an epoch: lists are built again as soon as their products have cost as much as a build,
         and where they start above the threshold. After a write from outside they are built once labels without them
         have cost as much.
         """
-        threshold, _ = checks.check_prediction_options(threshold, MIN_RANK)
-        memory, index, _ = checks.check_query(memory, index, None, self.lists.tables)
         lists = self.lists
         if self._spare >= len(index):
             self._spare -= len(index)
@@ -67,9 +65,21 @@ class FollowedLists:
         return lists.mplp(memory, index, threshold, MIN_RANK, None)
 
     def update_(
-        self, memory: Tensor, index: Tensor, features: Tensor, momentum: float, similarity: Tensor | None
+        self,
+        memory: Tensor,
+        index: Tensor,
+        features: Tensor,
+        momentum: float,
+        similarity: Tensor | None,
+        updates: int,
     ) -> None:
-        """:func:`snnet_kernels.update_memory_` of the memory, and of the lists if they belong to it."""
+        """:func:`snnet_kernels.update_memory_` of the memory, and of the lists if they belong to it.
+
+        ``similarity`` was made when there were so many ``updates``, and is not read if there are more by now.
+        """
+        if self.updates != updates:
+            similarity = None
+        self.updates += 1
         own = self._sums
         if own is None or own.device != memory.device:
             ops.update_memory_(memory, index, features, momentum)

@@ -56,9 +56,10 @@ def check_inputs(inputs: object, memory: Tensor) -> Tensor:
 class MemoryLayer(torch.autograd.Function):
     """Logits of the inputs with the current memory; the backward pass updates the memory with the inputs.
 
-    ``update(memory, targets, inputs, similarity)`` writes the memory. ``similarity`` are the logits, or None if they
-    were changed in place. With ``checked`` checksums tell this, outside of traced code: writes through ``.data``
-    leave no other trace, and ``torch.use_deterministic_algorithms`` has new tensors written once.
+    ``update(memory, targets, inputs, similarity)`` writes the memory. ``similarity`` are the logits if
+    ``reads_similarity`` asks for them and they were not changed in place, else None. Outside of traced code checksums
+    tell this: writes through ``.data`` leave no other trace, and ``torch.use_deterministic_algorithms`` has new tensors
+    written once.
     """
 
     @staticmethod
@@ -68,13 +69,13 @@ class MemoryLayer(torch.autograd.Function):
         targets: Tensor,
         memory: Tensor,
         update: Callable[[Tensor, Tensor, Tensor, Tensor | None], None],
-        checked: bool = False,
+        reads_similarity: bool = False,
     ) -> Tensor:
         ctx.save_for_backward(inputs, targets)
         ctx.memory, ctx.update = memory, update
         logits = ops.memory_similarity(inputs, memory)
-        ctx.logits = logits.detach()
-        ctx.sums = row_checksums(ctx.logits) if checked and has_values(logits) else None
+        ctx.logits = logits.detach() if reads_similarity else None
+        ctx.sums = row_checksums(ctx.logits) if reads_similarity and has_values(logits) else None
         return logits
 
     @staticmethod
@@ -86,6 +87,8 @@ class MemoryLayer(torch.autograd.Function):
             gradient = torch.ops.snnet.memory_similarity_backward.default(grad.contiguous(), ctx.memory)
             gradient = gradient.to(inputs.dtype)
         logits, sums = ctx.logits, ctx.sums
-        unchanged = logits._version == 0 if sums is None else torch.equal(sums, row_checksums(logits))
-        ctx.update(ctx.memory, targets, inputs, logits if unchanged else None)
+        if logits is not None:
+            unchanged = logits._version == 0 if sums is None else torch.equal(sums, row_checksums(logits))
+            logits = logits if unchanged else None
+        ctx.update(ctx.memory, targets, inputs, logits)
         return gradient, None, None, None, None

@@ -41,6 +41,7 @@ class MPLP:
         threshold = checks.check_finite("t", self.t)
         memory = checks.check_matrix("memory", memory).detach()
         targets = checks.check_index("targets", targets, memory.shape[0])
+        checks.check_same_device(memory=memory, targets=targets)
         rows = memory.float().contiguous()
         with _TURN:
             lists = _lists_of(memory)
@@ -123,10 +124,7 @@ class Memory(MemoryModule):
         logits: Tensor | None,
     ) -> None:
         with _TURN:
-            lists = self._followed
-            similarity = logits if lists.updates == updates else None  # None if the memory has changed since
-            lists.update_(memory, targets, inputs, alpha, similarity)
-            lists.updates += 1
+            self._followed.update_(memory, targets, inputs, alpha, logits, updates)
 
 
 _MEMORIES: weakref.WeakSet[Memory] = weakref.WeakSet()

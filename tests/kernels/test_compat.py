@@ -128,6 +128,11 @@ INPUTS, TARGETS = torch.rand(4, 8), torch.arange(4)
             r"targets must be a dense tensor \[B, n\], got a torch\.sparse_coo one",
         ),
         (lambda: MPLP(float("nan")).predict(INPUTS, TARGETS), ValueError, "t must be finite, got nan"),
+        (
+            lambda: MPLP().predict(INPUTS, TARGETS.to("meta")),
+            ValueError,
+            r"targets must be on the device of memory \(cpu\), got meta",
+        ),
         (lambda: MPLP("0.6").predict(INPUTS, TARGETS), TypeError, "t must be a number, got str"),
     ],
 )
