@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "checks.h"
+#include "prefetch.h"
 
 namespace snnet {
 namespace {
@@ -37,6 +38,7 @@ class RowSums {
     n = words.size(0), width = words.size(1);
     words_ = words.const_data_ptr();
     keys_ = checked_vector<const int64_t>(keys, "keys", width);
+    row_bytes_ = width * words.element_size();
     switch (words.scalar_type()) {
       case ScalarType::Long: sum_ = sum_of_row<int64_t>; break;
       case ScalarType::Int: sum_ = sum_of_row<int32_t>; break;
@@ -48,10 +50,15 @@ class RowSums {
 
   int64_t operator()(int64_t row) const { return static_cast<int64_t>(sum_(words_, keys_, row, width)); }
 
+  void prefetch_row(int64_t row) const {
+    if (row >= 0) prefetch(static_cast<const char*>(words_) + row * row_bytes_, row_bytes_);
+  }
+
   int64_t n, width;
 
  private:
   const void* words_;
+  int64_t row_bytes_;
   const int64_t* keys_;
   uint64_t (*sum_)(const void* words, const int64_t* keys, int64_t row, int64_t width);
 };
@@ -65,7 +72,10 @@ Tensor checksums(const Tensor& words, const std::optional<Tensor>& rows, const T
   const int64_t* chosen = rows ? positions.const_data_ptr<int64_t>() : nullptr;
   int64_t* out = sums.mutable_data_ptr<int64_t>();
   torch::stable::parallel_for(0, count, grain(2 * sum_of.width), [=, &sum_of](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) out[r] = sum_of(chosen == nullptr ? r : chosen[r]);
+    for (int64_t r = begin; r < end; ++r) {
+      if (chosen != nullptr && r + 1 < end) sum_of.prefetch_row(chosen[r + 1]);
+      out[r] = sum_of(chosen == nullptr ? r : chosen[r]);
+    }
   });
   return sums;
 }
@@ -79,6 +89,7 @@ Tensor checksums_match(const Tensor& words, const Tensor& rows, const Tensor& ke
   std::atomic<bool> all_match = true;
   torch::stable::parallel_for(0, positions.size(0), grain(2 * sum_of.width), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
+      if (r + 1 < end) sum_of.prefetch_row(chosen[r + 1]);
       if (chosen[r] >= 0 && sum_of(chosen[r]) != expected[chosen[r]]) all_match = false;
     }
   });

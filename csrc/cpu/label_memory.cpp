@@ -4,6 +4,7 @@
 #include "../common/apart.h"
 #include "checks.h"
 #include "label_entries.h"
+#include "prefetch.h"
 
 namespace snnet {
 namespace {
@@ -69,7 +70,9 @@ void write_labels_(const Tensor& row_bits, const Tensor& column_bits, const Tens
   const uint8_t* source = given.const_data_ptr<uint8_t>();
   // Each task has a range of columns of P, so rows of the transpose, to itself.
   torch::stable::parallel_for(0, width / 8, grain(4 * batch_size), [&](int64_t begin, int64_t end) {
-    for (const auto& [row, entry] : entries) {
+    for (std::size_t e = 0; e < entries.size(); ++e) {
+      const auto [row, entry] = entries[e];
+      if (e + 1 < entries.size()) prefetch(rows + entries[e + 1].first * width + 8 * begin, 8 * (end - begin));
       uint8_t* own = rows + row * width;
       const uint8_t* wanted = source + entry * width;
       for (int64_t word = begin; word < end; ++word) {
@@ -97,6 +100,7 @@ Tensor gather_labels(const Tensor& bits, const Tensor& index) {
   uint8_t* target = gathered.mutable_data_ptr<uint8_t>();
   torch::stable::parallel_for(0, batch_size, grain(width / 8), [=](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
+      if (b + 1 < end && at[b + 1] >= 0) prefetch(source + at[b + 1] * width, width);
       if (at[b] < 0) {
         std::fill_n(target + b * width, width, uint8_t{0});
       } else {

@@ -9,6 +9,7 @@
 #include "../common/apart.h"
 #include "../common/recurrence.h"
 #include "checks.h"
+#include "prefetch.h"
 #include "products.h"
 #include "vector.h"
 
@@ -48,11 +49,6 @@ inline float blend_row(const VectorKernels& kernels, const float* before, const 
   return length;
 }
 
-inline void prefetch_floats(const float* row, int64_t count) {
-  constexpr int64_t kLine = 16;  // of a cache line
-  for (int64_t k = 0; k < count; k += kLine) __builtin_prefetch(row + k);
-}
-
 // The rows of a round that have moved [r, d], and their lengths before the division.
 struct Blended {
   Tensor rows;
@@ -69,8 +65,8 @@ inline Blended blend_rows(const MemoryRows& rows, Round& round) {
   const VectorKernels& kernels = vector_kernels();
   torch::stable::parallel_for(0, count, grain(8 * d), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      if (r + 1 < end) prefetch_floats(rows.memory + rows.index[round[r + 1]] * d, d);
-      if (r + 1 < end) prefetch_floats(rows.features + round[r + 1] * d, d);
+      if (r + 1 < end) prefetch(rows.memory + rows.index[round[r + 1]] * d, d * sizeof(float));
+      if (r + 1 < end) prefetch(rows.features + round[r + 1] * d, d * sizeof(float));
       lengths[r] = blend_row(kernels, rows.memory + rows.index[round[r]] * d, rows.features + round[r] * d, rows.alpha,
                              rows.beta, d, blended + r * d);
       if (is_finite(lengths[r])) std::copy_n(blended + r * d, d, rows.memory + rows.index[round[r]] * d);
