@@ -136,8 +136,8 @@ iteration.yardstick("bare-product", lambda case: BareProduct(case).iteration)
 def same_labels_at_the_end(case: Case, batch: Batch, form: Head) -> None:
     """Labels from the lists after all updates are those of direct products with the memory as it is then."""
     generator = torch.Generator().manual_seed(1)
-    rows = torch.randperm(case.shape.n, generator=generator)[: CHECKED - batch.size].to(case.device)
-    for index in torch.cat([batch.index, rows]).split(64):
+    rows = torch.randperm(case.shape.n, generator=generator)[: max(0, CHECKED - batch.size)]
+    for index in torch.cat([batch.index, rows.to(case.device)])[:CHECKED].split(64):
         expected = reference.mplp(form.memory, index, THRESHOLD, MIN_RANK)
         same_predictions(form.memory, index, form.labels(index)[0], expected)
 

@@ -8,6 +8,7 @@ import sys
 import time
 from importlib import import_module
 from operator import attrgetter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from benchmarks.equality import (
 )
 from benchmarks.forms import FORMS
 from benchmarks.operation import Operation
-from benchmarks.operations import jaccard_graph, label_memory
+from benchmarks.operations import iteration, jaccard_graph, label_memory
 from benchmarks.operations.iteration import BareProduct, same_step
 from benchmarks.ours import CapturedIteration, Head, Ours
 from benchmarks.peak_memory import Watch
@@ -375,6 +376,23 @@ def test_the_inputs_are_made_to_defeat_thresholding(case):
 def test_a_bare_product_is_the_product_alone(case):
     batch = case.batches[1]
     torch.testing.assert_close(BareProduct(case).iteration(batch), batch.similarity)
+
+
+@pytest.mark.parametrize("size", [8, 200, 300])
+def test_labels_after_twenty_iterations_are_checked_for_200_rows(case, size, monkeypatch):
+    """The batch comes first; of a larger one only a part is checked."""
+    checked = []
+
+    def labels(memory, index, *options):
+        checked.extend(index.tolist())
+        return index
+
+    monkeypatch.setattr(iteration, "reference", SimpleNamespace(mplp=labels))
+    monkeypatch.setattr(iteration, "same_predictions", lambda memory, index, expected, found: None)
+    form = SimpleNamespace(memory=case.memory, labels=lambda index: [index])
+    iteration.same_labels_at_the_end(case, SimpleNamespace(index=torch.arange(size), size=size), form)
+    assert len(checked) == 200
+    assert checked[:size] == list(range(min(size, 200)))
 
 
 def test_the_fastest_of_several_ways_is_found_by_the_clock(case, monkeypatch):
