@@ -24,6 +24,8 @@ from snnet_kernels.triton.similarity import memory_similarity
 from snnet_kernels.triton.square_loss import square_loss
 from tests.kernels import triton_ahead as ahead
 
+pytestmark = pytest.mark.filterwarnings("error")  # as of a default of Triton's that is going to change
+
 EVERYTHING = os.environ.get("SNNET_ALL_CONFIGURATIONS") == "1"
 
 

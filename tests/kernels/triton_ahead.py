@@ -162,6 +162,8 @@ def check(kernel: Compiled, is_default: bool) -> None:
     )
     by_default = MOST_SPILLED_BY_DEFAULT_ON.get(kernel.architecture, MOST_SPILLED_BY_DEFAULT)
     assert kernel.spilled <= (by_default if is_default else MOST_SPILLED), kernel
+    # Said at the launch: Triton's default is going to change.
+    assert kernel.options["enable_fp_fusion"], kernel
     precision = kernel.options.get("PRECISION", "tf32x3" if kernel.name == "similarity_kernel" else "ieee")
     multiplies = "BLOCK_K" in kernel.options and not kernel.options.get("GIVEN", False)
     assert bool(_TENSOR_CORES.search(kernel.ptx)) == (multiplies and precision != "ieee"), kernel

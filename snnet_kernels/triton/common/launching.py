@@ -62,7 +62,8 @@ _CYCLES = 1_000_000  # that the device waits before a call is measured: else it 
 def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
     """Run ``programs`` programs of a kernel on the device of its first argument."""
     with torch.cuda.device_of(arguments[0]):
-        kernel[(programs,)](*arguments, **options)
+        # Multiply-adds are fused whatever TRITON_DEFAULT_FP_FUSION says: "ieee" products are chains of them.
+        kernel[(programs,)](*arguments, enable_fp_fusion=True, **options)
 
 
 def with_fastest_tile(
