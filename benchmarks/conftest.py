@@ -53,7 +53,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _refuse_plain(device: str) -> None:
     """Refuse to measure where plain PyTorch would race against itself; a forced backend is a choice."""
+    import torch
+
     from snnet_kernels import backend_info
+    from snnet_kernels.backends.loaded import without_code
 
     info = backend_info()
     library = info.libraries[0 if device == "cpu" else 1]
@@ -61,6 +64,11 @@ def _refuse_plain(device: str) -> None:
         raise pytest.UsageError(
             f"the compiled library {library.name} is {library.detail}: "
             "without it plain PyTorch races against itself (SNNET_BACKEND=reference runs all the same)"
+        )
+    if info.forced is None and device == "cuda" and "cuda" in without_code(torch.cuda.current_device()):
+        raise pytest.UsageError(
+            f"the compiled library {library.name} has no code for this device ({library.detail}): "
+            "plain PyTorch races against itself (SNNET_BACKEND=reference runs all the same)"
         )
 
 

@@ -21,7 +21,7 @@ SCRIPT = str(ROOT / "scripts" / "gpu_check.sh")
 PYTHON = """#!/bin/bash
 # $CASE: what goes wrong
 case "$CASE $*" in
-  "no-library -c import snnet_kernels") echo "undefined symbol: x" >&2; exit 1 ;;
+  "no-library -c "*snnet_kernels*) echo "undefined symbol: x" >&2; exit 1 ;;
   *" -c "*capability*) echo 9.0 ;;
   "probe-fails "*gpu_probe.py*) echo "the probe's last words"; exit 5 ;;
   "hangs "*"--size market"*) echo $$ >began.tmp; mv began.tmp "$BEGAN"; exec sleep 300 ;;

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from ..ops.operation import LIBRARY, OPERATIONS
 from ..precision import exact_float32, get_matmul_precision, tf32_product
 from . import cuda_library, table
-from .loaded import cuda_library_serves
+from .loaded import without_code
 from .usable import triton_problem
 
 _compiled = torch.ops.snnet_cuda
@@ -32,12 +32,13 @@ _SPARSE_UP_TO = {"ieee": 0.05, "bf16": 0.05, "tf32x3": 0.05, "tf32": 0.01}
 
 def choose(operation: str, first: Tensor, at_hand: bool = True) -> str:
     """The backend of a call with this first argument: see :func:`.table.choose`."""
-    return table.choose(operation, at_hand, cuda_library_serves(first.get_device()))
+    return table.choose(operation, at_hand, without_code(first.get_device()))
 
 
 def similarity_of(features: Tensor, memory: Tensor) -> Tensor:
     """``features memoryᵀ`` [B, n] in the chosen precision."""
-    if get_matmul_precision() == "tf32x3" and table.AVAILABLE["triton"]:
+    triton_serves = table.AVAILABLE["triton"] and "triton" not in without_code(features.get_device())
+    if get_matmul_precision() == "tf32x3" and triton_serves:
         from ..triton.similarity import memory_similarity
 
         return memory_similarity(features, memory)

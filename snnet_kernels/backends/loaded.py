@@ -17,7 +17,7 @@ import torch
 
 from ..libraries import load_library
 from . import table
-from .usable import LOWEST_CAPABILITY, has_code_for, triton_problem
+from .usable import LOWEST_CAPABILITY, LOWEST_FOR_TRITON, has_code_for, triton_problem
 
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
@@ -152,23 +152,28 @@ if table.FORCED is None and (_missing := [library for library in _LOADED if _lac
 
 
 @functools.cache
-def cuda_library_serves(device: int) -> bool:
-    """Whether the loaded CUDA library has code for this device, -1 for none; says so if not."""
+def without_code(device: int) -> frozenset[str]:
+    """The GPU backends that are there but have no code for this device, -1 for none; warns of each."""
+    if device < 0:
+        return frozenset()
     (library,) = (library for library in _LOADED if library.name == "_C_cuda")
-    if device < 0 or not library.loaded:
-        return True
     architectures = library.detail.partition(" for ")[2].partition(",")[0]
     capability = torch.cuda.get_device_capability(device)
-    if has_code_for(capability, architectures):
-        return True
     number = f"{capability[0]}.{capability[1]}"
     advice = f" (install with {number} in TORCH_CUDA_ARCH_LIST to compile for it)"
-    warnings.warn(
-        f"snnet_kernels: the CUDA library is compiled for {architectures}, and cuda:{device} has compute capability "
-        f"{number}: other kernels serve{advice if capability >= LOWEST_CAPABILITY else ''}",
-        stacklevel=2,
-    )
-    return False
+    found = {}
+    if library.loaded and not has_code_for(capability, architectures):
+        can_be_compiled = capability >= LOWEST_CAPABILITY
+        found["cuda"] = f"the CUDA library is compiled for {architectures}", advice if can_be_compiled else ""
+    if table.AVAILABLE["triton"] and capability < LOWEST_FOR_TRITON:
+        lowest = ".".join(map(str, LOWEST_FOR_TRITON))
+        found["triton"] = f"Triton compiles for compute capability {lowest} and later", ""
+    for reason, advice in found.values():
+        warnings.warn(
+            f"snnet_kernels: {reason}, and cuda:{device} has compute capability {number}: other kernels serve{advice}",
+            stacklevel=2,
+        )
+    return frozenset(found)
 
 
 def _current_device() -> int:
@@ -186,8 +191,8 @@ def servers_on(device: torch.device) -> dict[str, tuple[str, ...]]:
     number = -1
     if device.type == "cuda" and torch.cuda.is_available():
         number = _current_device() if device.index is None else device.index
-    has_code = cuda_library_serves(number)
-    return {name: table.servers(name, device.type, has_code) for name in OPERATIONS}
+    lacking = without_code(number)
+    return {name: table.servers(name, device.type, lacking) for name in OPERATIONS}
 
 
 def backend_info() -> BackendInfo:

@@ -10,6 +10,7 @@ If it does not implement an operation, or a form of it, the call raises.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import NamedTuple
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
@@ -47,7 +48,7 @@ TABLE = {
     "nearest_from_lists": _COMPILED,
     "update_memory_lists_": _COMPILED,
 }
-# For CUDA tensors, set as libraries load; the compiled library may still have no code for one of the devices.
+# For CUDA tensors, set as libraries load; either may still have no code for one of the devices.
 AVAILABLE = {"cuda": False, "triton": False}
 COMPILED_FOR_CPU: set[str] = set()  # the operations of the CPU library; each is added as it is defined
 
@@ -63,20 +64,20 @@ def forced_backend() -> str | None:
 FORCED = forced_backend()
 
 
-def _serves(name: str, has_code: bool) -> bool:
-    return AVAILABLE[name] and (has_code or name != "cuda")
+def _serves(name: str, without_code: Collection[str]) -> bool:
+    return AVAILABLE[name] and name not in without_code
 
 
-def servers(operation: str, device_type: str, has_code: bool = True) -> tuple[str, ...]:
+def servers(operation: str, device_type: str, without_code: Collection[str] = ()) -> tuple[str, ...]:
     """The backends that run ``operation`` for tensors on ``device_type``; two where it depends on the call.
 
-    ``has_code``: whether the compiled CUDA library has code for the device.
+    ``without_code``: the backends that have no code for the device.
     """
     if device_type == "cpu":
         return ("cpu",) if operation in COMPILED_FOR_CPU else ("reference",)
     row = TABLE.get(operation, NOWHERE)
     could = row.at_hand + row.streaming if device_type == "cuda" else ()
-    return tuple(dict.fromkeys(name for name in could if _serves(name, has_code))) or ("reference",)
+    return tuple(dict.fromkeys(name for name in could if _serves(name, without_code))) or ("reference",)
 
 
 def require_forced_backend(operation: str, device_type: str) -> None:
@@ -91,17 +92,17 @@ def require_forced_backend(operation: str, device_type: str) -> None:
         )
 
 
-def choose(operation: str, at_hand: bool = True, has_code: bool = True) -> str:
+def choose(operation: str, at_hand: bool = True, without_code: Collection[str] = ()) -> str:
     """The backend of a call with CUDA tensors: the best available, or the forced one, or NotImplementedError."""
     row = TABLE.get(operation, NOWHERE)
     if row.plain:
         return "reference"
     preferred = row.at_hand if at_hand else row.streaming
     for name in preferred:
-        if _serves(name, has_code) and FORCED in (None, name):
+        if _serves(name, without_code) and FORCED in (None, name):
             return name
     if FORCED is not None:
-        there = [name for name in ("cuda", "triton") if _serves(name, has_code)]
+        there = [name for name in ("cuda", "triton") if _serves(name, without_code)]
         raise NotImplementedError(
             f"SNNET_BACKEND={FORCED} does not serve this call of {operation} (of the backends that could, "
             f"{', '.join(preferred)}, there are: {', '.join(there) or 'none'})"

@@ -10,6 +10,7 @@ import shutil
 import sysconfig
 
 LOWEST_CAPABILITY = 7, 5  # that the CUDA library is tested to compile for
+LOWEST_FOR_TRITON = 7, 0
 
 
 def triton_problem() -> str | None:

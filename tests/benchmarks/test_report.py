@@ -463,7 +463,12 @@ def test_plain_pytorch_does_not_race_against_itself(monkeypatch):
 
     libraries = (LibraryInfo("_C", False, "not built"), LibraryInfo("_C_cuda", True, "CUDA 13.0"))
     monkeypatch.setattr("snnet_kernels.backend_info", lambda: BackendInfo(None, libraries))
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("snnet_kernels.backends.loaded.without_code", lambda device: {"triton"})
     _refuse_plain("cuda")
+    monkeypatch.setattr("snnet_kernels.backends.loaded.without_code", lambda device: {"cuda"})
+    with pytest.raises(pytest.UsageError, match=r"^the compiled library _C_cuda has no code for this device"):
+        _refuse_plain("cuda")
     message = (
         "^the compiled library _C is not built: without it plain PyTorch races against itself "
         r"\(SNNET_BACKEND=reference runs all the same\)$"

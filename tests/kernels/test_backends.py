@@ -109,7 +109,7 @@ def test_a_forced_gpu_backend_leaves_to_torch_what_every_one_does(monkeypatch, f
     assert {"symmetric_lists", "checksums"} <= set(plain)
     for name in plain:
         table.require_forced_backend(name, "cuda")
-        assert table.choose(name) == table.choose(name, at_hand=False, has_code=False) == "reference"
+        assert table.choose(name) == table.choose(name, at_hand=False, without_code={"cuda"}) == "reference"
 
 
 @pytest.mark.parametrize("forced", ["reference", pytest.param("cpu", marks=needs_cpu_library)])
@@ -234,16 +234,16 @@ def test_devices_that_the_cuda_library_has_code_for(capability, compiled, runs):
 
 @pytest.fixture
 def two_gpus(monkeypatch):
-    """A library for 8.0 and 9.0, and devices of 8.9 and 6.1, the second of which is the current one."""
+    """A library for 8.0 and 9.0, and devices of 8.9 and 7.0, the second of which is the current one."""
     library = sk.LibraryInfo("_C_cuda", True, "CUDA 13.0 for 8.0 9.0, nvcc, torch 2.14")
     monkeypatch.setattr(loaded, "_LOADED", (library,))
     monkeypatch.setattr(table, "AVAILABLE", {"cuda": True, "triton": True})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: ((8, 9), (6, 1))[device])
-    loaded.cuda_library_serves.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: ((8, 9), (7, 0))[device])
+    loaded.without_code.cache_clear()
     yield
-    loaded.cuda_library_serves.cache_clear()
+    loaded.without_code.cache_clear()
 
 
 ON_FIRST, ON_SECOND = (types.SimpleNamespace(get_device=lambda own=device: own) for device in (0, 1))
@@ -251,12 +251,26 @@ ON_FIRST, ON_SECOND = (types.SimpleNamespace(get_device=lambda own=device: own) 
 
 def test_each_device_is_served_by_what_has_code_for_it(two_gpus, recwarn):
     assert gpu.choose("pack_labels", ON_FIRST) == "cuda" and not recwarn
-    told = "compiled for 8.0 9.0, and cuda:1 has compute capability 6.1: other kernels serve"
+    told = "compiled for 8.0 9.0, and cuda:1 has compute capability 7.0: other kernels serve"
     with pytest.warns(UserWarning, match=f"{re.escape(told)}$"):
         assert gpu.choose("pack_labels", ON_SECOND) == "reference"
     assert gpu.choose("nearest_neighbors", ON_SECOND) == "triton"
     assert gpu.choose("nearest_neighbors", ON_FIRST) == "cuda"
     assert not recwarn
+
+
+def test_triton_has_no_code_for_old_devices(two_gpus, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    own = "Triton compiles for compute capability 7.0 and later"
+    with (
+        pytest.warns(UserWarning, match="the CUDA library is compiled for 8.0 9.0, and cuda:1 has"),
+        pytest.warns(UserWarning, match=f"{own}, and cuda:1 has compute capability 6.1: other kernels"),
+    ):
+        assert gpu.choose("nearest_neighbors", ON_SECOND) == "reference"
+    assert servers_on(torch.device("cuda:1"))["mplp"] == ("reference",)
+    monkeypatch.setattr(table, "FORCED", "triton")
+    with pytest.raises(NotImplementedError, match=r"there are: none\)"):
+        gpu.choose("mplp", ON_SECOND)
 
 
 def test_a_forced_library_without_code_for_a_device_raises(two_gpus, monkeypatch):
@@ -273,7 +287,7 @@ def test_a_device_that_the_library_can_be_compiled_for(two_gpus, monkeypatch):
 
 def test_what_is_told_is_what_runs(two_gpus, capsys):
     """Nothing has been looked at before; the table is that of the current device."""
-    with pytest.warns(UserWarning, match="cuda:1 has compute capability 6.1"):
+    with pytest.warns(UserWarning, match="cuda:1 has compute capability 7.0"):
         assert main() == 0
     assert re.search(r"pack_labels +\w+ +reference\n", capsys.readouterr().out)
     assert sk.backend_info().operations["nearest_neighbors"]["cuda"] == "triton"

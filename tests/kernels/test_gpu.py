@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 import snnet_kernels as sk
 from snnet_kernels import reference
-from snnet_kernels.backends import gpu, table
+from snnet_kernels.backends import gpu, servers_on
 from snnet_kernels.neighbor_list_layout import NeighborLists
 from snnet_kernels.ops.neighbor_lists import lists_and_lowest, symmetric_lists
 from snnet_kernels.testing import clustered_features
@@ -46,7 +46,8 @@ def test_small_jaccard_graph_is_that_of_the_cpu(by_camera):
 
 @on_gpu_only
 def test_both_kinds_of_kernels_are_there():
-    assert table.AVAILABLE["cuda"] and table.AVAILABLE["triton"]
+    """With code for the device."""
+    assert servers_on(torch.device("cuda"))["nearest_neighbors"] == ("cuda", "triton")
 
 
 @pytest.mark.parametrize(("n", "d"), SIZES)
