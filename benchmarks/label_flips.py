@@ -1,9 +1,11 @@
 """How many pseudo labels change when the products behind them are rounded: python -m benchmarks.label_flips
 
-Makes operands TF32 (10 bits of mantissa) and sums in float32, on any machine, and compares the labels of all images
-with those of float32 products: the share of rows with a changed label, and of the label bits that changed. S = M Mᵀ is
-made of such products (``SNNET_MATMUL_PRECISION``). "tf32" and "tf32x3" round to nearest, as the Triton
-kernels do; "tf32, cut off" is what tensor cores make of float32 operands that nobody has rounded.
+Makes operands TF32 (10 bits of mantissa) and cuts sums off to float32 after every eight products, as tensor cores do,
+on any machine, and compares the labels of all images with those of float32 products: the share of rows with a changed
+label, and of the label bits that changed. S = M Mᵀ is made of such products (``SNNET_MATMUL_PRECISION``). "tf32" and
+"tf32x3" round to nearest, as the Triton kernels do; "tf32, cut off" is what tensor cores make of float32 operands that
+nobody has rounded. "tf32x3" adds up the sums of 128 dimensions in float32, as the kernel of ``memory_similarity`` does.
+Takes some minutes.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ import snnet_kernels as sk
 from snnet_kernels import reference
 from snnet_kernels.testing import clustered_features
 
+AT_ONCE = 8  # products that a tensor core adds to a sum
+SUMMED_BY_TENSOR_CORES = 128  # dimensions, of "tf32x3"
+
 
 def round_to_tf32(x: Tensor) -> Tensor:
     """float32 with the last 13 bits of the mantissa rounded away, ties away from zero as the hardware converts."""
@@ -28,13 +33,32 @@ def cut_to_tf32(x: Tensor) -> Tensor:
     return (x.view(torch.int32) & ~0x1FFF).view(torch.float32)
 
 
+def cut_sums(a: Tensor, b: Tensor, dimensions: int) -> Tensor:
+    """a bᵀ float32 [p, q] of sums of so many dimensions that tensor cores cut off; these are added up in float32.
+
+    a float32 [p, d], b float32 [q, d], both of few enough bits that a product of two entries is exact in float64.
+    """
+    product = a.new_zeros(len(a), len(b))
+    transposed = b.double().t().contiguous()
+    for rows, result in zip(a.double().split(64), product.split(64), strict=True):  # what caches hold
+        for start in range(0, a.shape[1], dimensions):
+            end = min(start + dimensions, a.shape[1])
+            total = torch.zeros(result.shape, dtype=torch.float64)
+            for first in range(start, end, AT_ONCE):
+                part = slice(first, min(first + AT_ONCE, end))
+                total.addmm_(rows[:, part], transposed[part])
+                total.view(torch.int64).bitwise_and_(-1 << 29)  # the bits that float32 has not
+            result += total.float()
+    return product
+
+
 def similarity(memory: Tensor, precision: str) -> Tensor:
     """M Mᵀ [n, n] as the tensor cores would make it."""
     high = (cut_to_tf32 if precision == "tf32, cut off" else round_to_tf32)(memory)
-    product = high @ high.t()
+    product = cut_sums(high, high, SUMMED_BY_TENSOR_CORES if precision == "tf32x3" else memory.shape[1])
     if precision == "tf32x3":
         low = round_to_tf32(memory - high)
-        cross = low @ high.t()
+        cross = low @ high.t()  # so small that it does not matter how it is summed
         product += cross
         product += cross.t()
     return product

@@ -45,7 +45,7 @@ def set_matmul_precision(precision: str) -> None:
     Products that neighbour lists need are float32 in any precision. With ``"tf32"`` an update of lists does not use the
     ``similarity`` that it is given: it computes it again in float32.
 
-    With products of ``"tf32"``, 0.10 % of the rows of a similarity matrix got another label at d 512, and 0.05 % at d
+    With products of ``"tf32"``, 0.11 % of the rows of a similarity matrix got another label at d 512, and 0.05 % at d
     2048, if operands are rounded to nearest, as the Triton kernels do. At d 512 it was 2.4 % if operands are truncated,
     as a plain library product may do. With ``"tf32x3"`` there was none (n 12,936, emulated on a CPU by ``python -m
     benchmarks.label_flips``).

@@ -21,6 +21,9 @@ TILES = (Tile(128, 64, 16, 8, 4), Tile(64, 64, 16, 4, 4))
 # Tiles of features that pass over the memory together, so that both operands are found in the L2 cache.
 TILES_TOGETHER = 8
 SPLIT_AT_ONCE = 1024
+# Tensor cores cut their sums off, so that those of many terms are too small. Sums of so many dimensions, a multiple of
+# every tile's depth, are added up in float32.
+SUMMED_BY_TENSOR_CORES = 128
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -46,6 +49,7 @@ def similarity_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
     TILES_TOGETHER: tl.constexpr,
+    SUMMED_BY_TENSOR_CORES: tl.constexpr,
 ):
     feature_tiles = tl.cdiv(batch_size, BLOCK_B)
     memory_tiles = tl.cdiv(n, BLOCK_A)
@@ -58,6 +62,7 @@ def similarity_kernel(
     feature = tl.minimum(sample, batch_size - 1).to(tl.int64)
     remainders = parts + batch_size.to(tl.int64) * d
     both_big = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
+    part = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
     memory_small = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
     feature_small = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
     for k in range(0, d, BLOCK_K):
@@ -67,10 +72,14 @@ def similarity_kernel(
         left_small = round_number_to_tf32(left - left_big)
         right_big = tl.trans(load_rows(parts, d, feature, k, d, BLOCK_K))
         right_small = tl.trans(load_rows(remainders, d, feature, k, d, BLOCK_K))
+        # First of the three: behind the others it would spill.
+        part = tl.dot(left_big, right_big, part, input_precision="tf32")
+        if (k + BLOCK_K) % SUMMED_BY_TENSOR_CORES == 0:
+            both_big += part
+            part = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
         memory_small = tl.dot(left_small, right_big, memory_small, input_precision="tf32")
         feature_small = tl.dot(left_big, right_small, feature_small, input_precision="tf32")
-        both_big = tl.dot(left_big, right_big, both_big, input_precision="tf32")
-    products = both_big + (memory_small + feature_small)
+    products = (both_big + part) + (memory_small + feature_small)
     place = sample.to(tl.int64)[None, :] * n + column[:, None]
     tl.store(similarity + place, products, mask=(sample < batch_size)[None, :] & (column < n)[:, None])
 
@@ -114,6 +123,7 @@ def memory_similarity(features: Tensor, memory: Tensor) -> Tensor:
             d,
             memory.stride(0),
             TILES_TOGETHER=TILES_TOGETHER,
+            SUMMED_BY_TENSOR_CORES=SUMMED_BY_TENSOR_CORES,
             **tile.options(),
         )
         return similarity

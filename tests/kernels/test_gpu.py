@@ -281,6 +281,22 @@ def test_precision_of_products(precision, bound):
 
 
 @on_gpu_only
+def test_three_tf32_products_of_many_dimensions_are_as_good_as_float32():
+    """Also large ones, here up to 0.96: tensor cores cut off, so that one long sum would be 5e-6 too small."""
+    memory = clustered_features(5000, 2048)
+    noise = normalize(torch.randn(70, 2048, generator=torch.Generator().manual_seed(0)), dim=1)
+    features = normalize(memory[:70] + 0.3 * noise, dim=1)
+    sk.set_matmul_precision("tf32x3")
+    try:
+        ours = sk.memory_similarity(*on_device(features, memory))
+    finally:
+        sk.set_matmul_precision("ieee")
+    exact = features.double() @ memory.double().t()
+    assert exact.max() > 0.95
+    assert (ours.cpu() - exact).abs().max() < 1e-6
+
+
+@on_gpu_only
 def test_bf16_streaming_labels_are_those_of_float32():
     memory, index = clustered_features(5000, 256).to(DEVICE), torch.arange(0, 5000, 29, device=DEVICE)
     labels = sk.mplp(memory, index)

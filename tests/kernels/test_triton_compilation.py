@@ -8,6 +8,7 @@ too. "bf16" is "ieee" in the losses.
 """
 
 import os
+import re
 from typing import Any
 
 import pytest
@@ -117,6 +118,15 @@ def test_rows_of_odd_length(call, kernels):
     assert len(compiled) >= kernels
     for kernel in compiled:
         ahead.check(kernel, is_default=True)
+
+
+def test_three_tf32_products_are_added_up_in_float32():
+    """In one sum of the tensor cores, which cut off, those of many dimensions would be too small."""
+    with ahead.compiling(90, "tf32x3", 0) as compiled:
+        call_labels("tf32x3", given=False)
+    (kernel,) = [kernel for kernel in compiled if kernel.name == "candidate_kernel"]
+    entries = kernel.options["BLOCK_A"] * kernel.options["BLOCK_B"] // (32 * kernel.options["num_warps"])
+    assert len(re.findall(r"\badd\.(?:rn\.)?f32\b", kernel.ptx)) == entries
 
 
 def test_every_kernel_is_compiled_by_one_of_these_tests():

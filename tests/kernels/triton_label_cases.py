@@ -9,6 +9,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.runtime import interpreter
 
 from benchmarks import label_flips
 from snnet_kernels import reference
@@ -76,6 +77,27 @@ def test_similarity_is_symmetric_to_the_bit_and_as_good_as_float32():
     assert (ours - exact).abs().max() < 3e-7
     big = label_flips.round_to_tf32(memory)
     assert (big @ big.t() - exact).abs().max() > 1e-5
+
+
+def test_similarity_of_many_dimensions_where_sums_are_cut_off(monkeypatch):
+    """As tensor cores do. Similarities are up to 1, where float32 has steps of 6e-8."""
+
+    def cut_dot(self, a, b, d, *options):
+        total = torch.from_numpy(d.data).double()
+        for part in (slice(first, first + 8) for first in range(0, a.data.shape[1], 8)):
+            total += torch.from_numpy(a.data[:, part]).double() @ torch.from_numpy(b.data[part]).double()
+            total.view(torch.int64).bitwise_and_(-1 << 29)
+        return interpreter.TensorHandle(total.float().numpy(), d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", cut_dot)
+    memory = clustered_features(60, 2048)
+    ours = memory_similarity(memory, memory)
+    exact = memory.double() @ memory.double().t()
+    assert (ours - exact).abs().max() < 1e-6 and torch.equal(ours, ours.t())
+    assert (ours - label_flips.similarity(memory, "tf32x3")).abs().max() < 2e-7
+    high = label_flips.round_to_tf32(memory)
+    error = label_flips.cut_sums(high, high, 2048) - high.double() @ high.double().t()
+    assert error.max() <= 0 and error.min() < -5e-6  # of one sum
 
 
 @triton.jit

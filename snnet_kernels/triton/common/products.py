@@ -4,6 +4,10 @@ In "ieee" precision every product is the chain ``fma(a[k], b[k], ...)`` with k r
 and wherever in a tile the entry stands. So tiles of any configuration, single pairs and both orders of the
 operands agree to the bit. In the other precisions this holds between tiles of one shape, in "tf32x3" with the
 operands in one order.
+
+Tensor cores cut their sums off, so that those of many terms are too small. In "tf32x3" Triton adds the products of
+every BLOCK_K dimensions to the others in float32. In "tf32" and "bf16" there is one sum: there operands are rounded,
+which weighs more.
 """
 
 # mypy: allow-untyped-defs
