@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..ops.memory_update import PART_ROWS, parts_of_batch
 from ..ops.operation import LIBRARY, OPERATIONS
 from ..precision import exact_float32, get_matmul_precision, tf32_product
 from . import cuda_library, table
@@ -21,7 +22,8 @@ from .usable import triton_problem
 
 _compiled = torch.ops.snnet_cuda
 # Bytes of similarities [B, n] up to which a loss from features makes them all: about what the L2 cache holds. That is
-# one product of torch's and a sparse one, or two of torch's, where Triton makes three or two. Counted, not measured.
+# one product of torch's and a sparse one, or two of torch's, where Triton makes three or two. More are made for parts
+# of the batch if a sparse product follows. Counted, not measured.
 HELD_SIMILARITIES = 64 * 2**20
 # Rows and columns of a product that neighbour lists are built from at once, and rows of them that are sorted at once.
 TILE, SORTED_ROWS = 4096, 65_536
@@ -99,11 +101,14 @@ def _fused_mutual_label_loss(
 ) -> tuple[Tensor, Tensor]:
     few = 4 * len(features) * len(memory) <= HELD_SIMILARITIES
     features = features.contiguous()
-    match choose("fused_mutual_label_loss", features, at_hand=similarity is not None or few):
+    _, hard_negative_ratio = options
+    sparse = kind == "mmcl" and hard_negative_ratio <= _SPARSE_UP_TO[get_matmul_precision()]
+    match choose("fused_mutual_label_loss", features, at_hand=similarity is not None or few or sparse):
         case "cuda":
+            if sparse and similarity is None and not few:
+                return _sparse_loss_of_parts(features, memory, labels, weights, *options)
             s = similarity_of(features, memory) if similarity is None else similarity
-            _, hard_negative_ratio = options
-            if kind == "mmcl" and hard_negative_ratio <= _SPARSE_UP_TO[get_matmul_precision()]:
+            if sparse:
                 return _compiled.sparse_label_loss.default(s, memory, labels, weights, *options)
             loss, grad = _compiled.mutual_label_loss.default(s, labels, weights, kind, *options)
             return loss, product(grad, memory)
@@ -113,6 +118,20 @@ def _fused_mutual_label_loss(
             return fused_mutual_label_loss(features, memory, similarity, labels, weights, kind, *options)
     plain = OPERATIONS["fused_mutual_label_loss"].plain
     return plain(features, memory, similarity, labels, weights, kind, *options)
+
+
+def _sparse_loss_of_parts(
+    features: Tensor, memory: Tensor, labels: list[Tensor], weights: list[float], *options: float
+) -> tuple[Tensor, Tensor]:
+    """The mean of the losses of parts of the batch, and its gradient."""
+    loss, grad = features.new_zeros(()), torch.empty_like(features)
+    for part in parts_of_batch(len(features), len(memory), PART_ROWS):
+        s, own = similarity_of(features[part], memory), [label[part] for label in labels]
+        part_loss, part_grad = _compiled.sparse_label_loss.default(s, memory, own, weights, *options)
+        share = len(s) / len(features)
+        loss += share * part_loss
+        torch.mul(part_grad, share, out=grad[part])
+    return loss, grad
 
 
 def _neighbor_lists(features: Tensor, k: int, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -45,10 +45,10 @@ class BackendInfo:
     def operations(self) -> dict[str, dict[str, str]]:
         """The backend of each operation for ``cpu`` and for ``cuda`` tensors, those on the current device.
 
-        Of two names, such as ``cuda, triton``, the first runs calls that give the similarities, or need few, and the
-        second all others. ``reference`` is plain PyTorch, but for one thing: in "tf32x3" precision Triton serves
-        ``memory_similarity``. To read this starts CUDA, if it is there. Where it does not
-        start, this is what the libraries would serve.
+        Of two names, such as ``cuda, triton``, the first runs calls that give the similarities, or need few, and losses
+        of few hard negatives; the second runs all others. ``reference`` is plain PyTorch, but for one thing: in
+        "tf32x3" precision Triton serves ``memory_similarity``. To read this starts CUDA, if it is there. Where it does
+        not start, this is what the libraries would serve.
         """
         served = {device: servers_on(torch.device(device)) for device in ("cpu", "cuda")}
         return {

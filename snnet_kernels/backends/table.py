@@ -20,7 +20,9 @@ _DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
 class Servers(NamedTuple):
     """The backends that implement an operation for CUDA tensors, best first; without them plain PyTorch runs."""
 
-    at_hand: tuple[str, ...] = ()  # if similarities are given, or few are to compute
+    at_hand: tuple[
+        str, ...
+    ] = ()  # if similarities are given, or few are to compute, or parts of the batch do
     streaming: tuple[str, ...] = ()  # otherwise: products are computed as needed
     plain: bool = False  # every GPU backend leaves it to torch: a single product, or sorting
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from .. import checks, reference
@@ -10,6 +12,15 @@ from ..neighbor_list_layout import NeighborLists
 from .operation import operation
 
 SIMILARITIES_AT_ONCE = 2**26  # entries of s that are computed at once if s is not given
+PART_ROWS = 64  # of a part on a GPU, or a multiple: products are made in tiles
+
+
+def parts_of_batch(batch_size: int, n: int, multiple: int = 1) -> Iterator[slice]:
+    """Parts of a batch, of which s [rows, n] is computed at once; of a multiple of rows if one is not too large."""
+    step = max(1, SIMILARITIES_AT_ONCE // max(n, 1))
+    if step > multiple:
+        step -= step % multiple
+    return (slice(start, start + step) for start in range(0, batch_size, step))
 
 
 @operation(lambda *_: None, writes=("memory",))
@@ -87,9 +98,8 @@ def update_memory_(
     checks.check_apart({"memory": memory, **tables})
     if similarity is not None:
         return update_memory_lists_(memory, index, features, momentum, *lists, similarity)
-    step = max(1, SIMILARITIES_AT_ONCE // max(n, 1))
-    if step < features.shape[0]:  # a part may write what the next one reads
+    parts = list(parts_of_batch(features.shape[0], n, PART_ROWS if memory.is_cuda else 1))
+    if len(parts) > 1:  # a part may write what the next one reads
         index, features, momentum = index.clone(), features.clone(), momentum.clone()
-    for start in range(0, features.shape[0], step):
-        part = slice(start, start + step)
+    for part in parts:
         update_memory_lists_(memory, index[part], features[part], momentum, *lists, similarity)

@@ -285,6 +285,33 @@ def test_a_device_that_the_library_can_be_compiled_for(two_gpus, monkeypatch):
         assert gpu.choose("pack_labels", ON_FIRST) == "reference"
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "n", "rows"), [(1024, 1_000_000, 64), (1000, 300_000, 192), (100, 2**23, 8)]
+)
+def test_a_sparse_loss_makes_each_similarity_once(two_gpus, monkeypatch, batch_size, n, rows):
+    """In one product of each part; the dense gradient takes two products, and Triton three."""
+    made = []
+
+    def similarity(features, memory):
+        made.append(len(features))
+        return torch.empty(1).expand(len(features), len(memory))
+
+    def loss(s, memory, labels, weights, delta, ratio):
+        assert len(labels[0]) == len(s)
+        return torch.tensor(float(len(made))), torch.full((len(s), 2), float(len(made)))
+
+    compiled = types.SimpleNamespace(sparse_label_loss=types.SimpleNamespace(default=loss))
+    monkeypatch.setattr(gpu, "similarity_of", similarity)
+    monkeypatch.setattr(gpu, "_compiled", compiled)
+    features, memory = torch.empty(batch_size, 2), torch.empty(1, 2).expand(n, 2)
+    labels = torch.empty(batch_size, 1)
+    value, grad = gpu._fused_mutual_label_loss(features, memory, None, [labels], [1.0], "mmcl", 5.0, 0.01)
+    assert sum(made) == batch_size and set(made[:-1]) == {rows} and rows * n <= 2**26
+    number = torch.arange(batch_size) // rows + 1.0  # of its part
+    torch.testing.assert_close(value, number.mean())
+    torch.testing.assert_close(grad[:, 0], number * torch.tensor(made)[number.long() - 1] / batch_size)
+
+
 def test_what_is_told_is_what_runs(two_gpus, capsys):
     """Nothing has been looked at before; the table is that of the current device."""
     with pytest.warns(UserWarning, match="cuda:1 has compute capability 7.0"):

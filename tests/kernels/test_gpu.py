@@ -169,8 +169,11 @@ def test_loss_small(n, d, kind, monkeypatch):
     s = similarity.double() + (exact - exact.detach()) @ memory.double().t()
     loss = reference.mutual_label_loss(s, labels, WEIGHTS, **options)
     loss.backward()
-    for form in ("given", "features", "streaming", "similarity"):
-        monkeypatch.setattr(gpu, "HELD_SIMILARITIES", 0 if form == "streaming" else 2**30)
+    monkeypatch.setattr("snnet_kernels.ops.memory_update.SIMILARITIES_AT_ONCE", 4 * n)  # 4 rows of 11
+    sparse = gpu._SPARSE_UP_TO
+    for form in ("given", "features", "parts", "streaming", "similarity"):
+        monkeypatch.setattr(gpu, "HELD_SIMILARITIES", 0 if form in ("parts", "streaming") else 2**30)
+        monkeypatch.setattr(gpu, "_SPARSE_UP_TO", dict.fromkeys(sparse, 0) if form == "streaming" else sparse)
         live = features.to(DEVICE).clone().requires_grad_()
         m, at_hand, *sets = on_device(memory, similarity, *labels)
         if form == "similarity":

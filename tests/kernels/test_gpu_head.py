@@ -109,7 +109,9 @@ def test_nothing_waits_for_the_gpu(kind, source):
 @pytest.mark.parametrize("neighbors", [20, 0])
 @pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
 def test_an_iteration_in_a_cuda_graph(neighbors, precision, monkeypatch):
-    monkeypatch.setattr(gpu, "HELD_SIMILARITIES", 0)  # the loss without similarities is the streaming one
+    # The loss without similarities is the streaming one.
+    monkeypatch.setattr(gpu, "HELD_SIMILARITIES", 0)
+    monkeypatch.setattr(gpu, "_SPARSE_UP_TO", dict.fromkeys(gpu._SPARSE_UP_TO, 0))
     n, d, batch = 700, 64, 32
     sk.set_matmul_precision(precision)
     try:
