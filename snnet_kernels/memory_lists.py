@@ -29,8 +29,9 @@ class MemoryLists(nn.Module):
 
     One warning says that lists are too short: when more than n rows have been multiplied, and more than half as many as
     labels and neighbours were asked for (``asked`` int64 [] counts these since the lists were built or loaded). A
-    training step asks for 2 B, so its limit is B rows, as many as f Mᵀ has. If images have thousands of candidates, a
-    step may take minutes: then a warning comes before the first labels are predicted.
+    training step asks for 2 B, so its limit is B rows, as many as f Mᵀ has. On a GPU it comes from :meth:`are_worn`. If
+    images have thousands of candidates, a step may take minutes: then on a CPU a warning comes before the first labels
+    are predicted.
 
     Buffers (None until they are built): ``columns``, ``values``, ``counts``, ``floors``, ``mirrors``, see
     :class:`snnet_kernels.NeighborLists`; ``products``.

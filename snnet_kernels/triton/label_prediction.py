@@ -1,6 +1,6 @@
 """MPLP without lists: select candidates, count ranks, decide, with products made tile by tile.
 
-Scratch is bits and what counts them off, at most B label_bytes(n) (6.75) bytes, and some kilobytes for each
+Scratch is bits and what counts them off, at most B label_bytes(n) (7.1) bytes, and some kilobytes for each
 multiprocessor, however many candidates there are.
 """
 
