@@ -232,9 +232,7 @@ def _refusal(path: Path, fault: str, remedy: str = "") -> Iterator[None]:
         yield
     except (UserError, MemoryError):
         raise
-    except (
-        Exception
-    ) as error:  # of the exporter, the checker and the runtime, each of which has its own kinds
+    except Exception as error:  # exporter, checker and runtime have kinds of their own
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__

@@ -12,9 +12,8 @@ from ..memory_lists import MemoryLists
 
 PLACES = 256
 MIN_RANK = 10  # of the original
-LABELS_OF_A_BUILD = (
-    1 / 12
-)  # of n images: so many labels without lists take as long as a build (measured on a CPU)
+# Of n images: so many labels without lists take as long as a build (measured on a CPU).
+LABELS_OF_A_BUILD = 1 / 12
 
 
 class FollowedLists:
